@@ -1,1 +1,34 @@
+//! The words of a mesh, as types: names, identities, addresses, rules, snapshots, and the topology
+//! language with its checks.
+//!
+//! Everything that two parts of Isthmus must agree on and that is not a message on the wire lives
+//! here. It is pure: no clock, no sockets, no runtime. Parse, don't validate: a value of these types
+//! is already right.
+//!
+//! The central idea is that *the address is the tag*: every workload has an overlay address of its
+//! own, so that a packet carries the identities of both services ([`address`]).
+
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod address;
+#[cfg(feature = "proto")]
+mod convert;
+pub mod directory;
+pub mod identity;
+pub mod key;
+pub mod name;
+pub mod rules;
+pub mod snapshot;
+pub mod token;
+pub mod topology;
+
+pub use address::{Ipv4Net, MeshPrefix};
+#[cfg(feature = "proto")]
+pub use convert::ConvertError;
+pub use directory::{Directory, Place};
+pub use identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
+pub use key::PublicKey;
+pub use name::Name;
+pub use rules::{Action, Layer4, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
+pub use snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};

@@ -1,0 +1,233 @@
+//! A snapshot: what one host knows of the mesh at one revision. The controller slices it, the agent
+//! keeps it on disk and works by it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::address::{Ipv4Net, MeshPrefix};
+use crate::identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
+use crate::key::PublicKey;
+use crate::name::Name;
+use crate::rules::{Layer4, Rules};
+
+/// The number of an immutable snapshot of the mesh's configuration. 0 is "none yet".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub u64);
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What one host knows of the mesh.
+///
+/// INVARIANT (kept by whoever builds it): every id that a part names is a key of the table it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Which one this is.
+    pub revision: Revision,
+    /// What holds for the whole mesh.
+    pub mesh: Mesh,
+    /// The host that this snapshot is for; a key of `hosts`.
+    pub local: HostId,
+    /// This host, and those it may exchange traffic with.
+    pub hosts: BTreeMap<HostId, Host>,
+    /// All services of the mesh (so that denials can be named); placements only where they matter.
+    pub services: BTreeMap<ServiceId, Service>,
+    /// The devices that this host may exchange traffic with.
+    pub devices: BTreeMap<DeviceId, Device>,
+    /// The rules that can decide about this host's traffic.
+    pub rules: Rules,
+}
+
+/// What holds for the whole mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    /// The mesh's name.
+    pub name: Name,
+    /// The root of its identities.
+    pub trust_domain: TrustDomain,
+    /// Its IPv6 prefix.
+    pub prefix: MeshPrefix,
+    /// All its IPv4 addresses.
+    pub ipv4: Ipv4Net,
+    /// The part of `ipv4` that holds virtual addresses. Its first address is the IPv4 twin of the
+    /// mesh's anycast address.
+    pub virtual_ipv4: Ipv4Net,
+}
+
+/// A host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Its name.
+    pub name: Name,
+    /// Where it stands.
+    pub site: Option<Name>,
+    /// What its operators say of it.
+    pub labels: BTreeMap<String, String>,
+    /// Its tunnel key.
+    pub public_key: PublicKey,
+    /// Where its tunnels can be reached; may be empty (then it must speak first).
+    pub endpoints: Vec<SocketAddr>,
+    /// Its IPv4 addresses; the first is the host's own.
+    pub ipv4_block: Ipv4Net,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: Name,
+    /// Its namespace.
+    pub namespace: Name,
+    /// The port that it listens on, on every workload and on the virtual addresses.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Its virtual IPv4 address; the IPv6 one follows from its number.
+    pub virtual_ipv4: Ipv4Addr,
+    /// The hosts with a workload of it, and the workload's IPv4 address there.
+    pub placements: BTreeMap<HostId, Ipv4Addr>,
+    /// How its processes are known on a host.
+    pub selectors: Vec<Selector>,
+}
+
+/// What a service speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP, judged by connection.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// HTTP/1.1 or HTTP/2, judged by request.
+    Http,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Http => "http",
+        })
+    }
+}
+
+/// How a process is known to be a workload of a service. All selectors of a service must match.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Selector {
+    /// The systemd unit that the process runs in.
+    Systemd(Arc<str>),
+    /// The user, by name or number.
+    User(Arc<str>),
+    /// The program's path.
+    Exe(PathBuf),
+    /// The cgroup (v2) that the process is in, or one above it.
+    Cgroup(PathBuf),
+}
+
+/// A machine without an agent that runs plain WireGuard, reached through its gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: Name,
+    /// Its tunnel key.
+    pub public_key: PublicKey,
+    /// The host that ends its tunnel.
+    pub via: HostId,
+    /// Its address, from the block of `via`; the IPv6 one is (`via`, its number).
+    pub ipv4: Ipv4Addr,
+}
+
+impl Mesh {
+    /// The address that stands for the host itself on flows that stay on one host.
+    #[must_use]
+    pub fn anycast_ipv4(&self) -> Ipv4Addr {
+        self.virtual_ipv4.network()
+    }
+}
+
+impl Host {
+    /// The host's own IPv4 address.
+    #[must_use]
+    pub fn ipv4(&self) -> Ipv4Addr {
+        self.ipv4_block.network()
+    }
+}
+
+impl Service {
+    /// The service as an identity.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity::Service { namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+
+    /// What a client of this service sends: its port, over TCP or UDP.
+    #[must_use]
+    pub const fn layer4(&self) -> Layer4 {
+        match self.protocol {
+            Protocol::Tcp | Protocol::Http => Layer4::Tcp(self.port),
+            Protocol::Udp => Layer4::Udp(self.port),
+        }
+    }
+}
+
+impl Snapshot {
+    /// This host.
+    ///
+    /// # Panics
+    ///
+    /// If the invariant is broken: `local` is a key of `hosts`.
+    #[must_use]
+    pub fn local_host(&self) -> &Host {
+        self.hosts.get(&self.local).expect("INVARIANT: `local` is a key of `hosts`")
+    }
+
+    /// The IPv6 address of a workload.
+    #[must_use]
+    pub fn workload_ipv6(&self, host: HostId, service: ServiceId) -> Ipv6Addr {
+        self.mesh.prefix.address(host, service)
+    }
+
+    /// The virtual IPv6 address of a service.
+    #[must_use]
+    pub fn virtual_ipv6(&self, service: ServiceId) -> Ipv6Addr {
+        self.mesh.prefix.address(HostId(0), service)
+    }
+
+    /// The name behind a number, if this snapshot knows it.
+    #[must_use]
+    pub fn identity(&self, principal: Principal) -> Option<Identity> {
+        match principal {
+            Principal::Host(id) => {
+                self.hosts.get(&id).map(|host| Identity::Host(host.name.clone()))
+            }
+            Principal::Service(id) => self.services.get(&id).map(Service::identity),
+            Principal::Device(id) => {
+                self.devices.get(&id).map(|device| Identity::Device(device.name.clone()))
+            }
+        }
+    }
+
+    /// The services that have a workload on this host.
+    pub fn local_services(&self) -> impl Iterator<Item = (ServiceId, &Service, Ipv4Addr)> {
+        self.services.iter().filter_map(|(id, service)| {
+            service.placements.get(&self.local).map(|ipv4| (*id, service, *ipv4))
+        })
+    }
+
+    /// The addresses that belong on this host's TUN device: its own, then those of its workloads.
+    pub fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let own = [
+            IpAddr::V4(self.local_host().ipv4()),
+            IpAddr::V6(self.workload_ipv6(self.local, ServiceId(0))),
+        ];
+        own.into_iter().chain(self.local_services().flat_map(|(id, _, ipv4)| {
+            [IpAddr::V4(ipv4), IpAddr::V6(self.workload_ipv6(self.local, id))]
+        }))
+    }
+}

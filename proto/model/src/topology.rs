@@ -1,0 +1,142 @@
+//! The topology language: what operators write.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::address::Ipv4Net;
+use crate::identity::TrustDomain;
+use crate::key::PublicKey;
+use crate::name::Name;
+use crate::rules::{Action, Layer4, Origin, Rules, Subject};
+use crate::snapshot::{Protocol, Selector};
+
+/// A file of a topology.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Its name, as the operator gave it.
+    pub name: Arc<str>,
+    /// What it says.
+    pub text: String,
+}
+
+/// A topology without contradictions: every name that it uses is declared in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// `[mesh]`
+    pub mesh: MeshDecl,
+    /// `[host.NAME]`
+    pub hosts: BTreeMap<Name, HostDecl>,
+    /// `[service.NAME]`
+    pub services: BTreeMap<Name, ServiceDecl>,
+    /// `[device.NAME]`
+    pub devices: BTreeMap<Name, DeviceDecl>,
+    /// `[policy]`, `[[allow]]`, `[[deny]]`
+    pub rules: Rules,
+    /// `[[test]]`
+    pub tests: Vec<TestDecl>,
+}
+
+/// `[mesh]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshDecl {
+    /// `name`; none where the topology leaves it to the controller.
+    pub name: Option<Name>,
+    /// `trust_domain`; none likewise. Must be the controller's.
+    pub trust_domain: Option<TrustDomain>,
+    /// `ipv4`: all IPv4 addresses of the mesh; by default 100.64.0.0/10.
+    pub ipv4: Ipv4Net,
+    /// `virtual_ipv4`: the part of it for virtual addresses; by default the last /16 of `ipv4`
+    /// (or its last quarter where it is smaller than a /14).
+    pub virtual_ipv4: Ipv4Net,
+    /// `host_block`: the length of a host's block; by default 28.
+    pub host_block: u8,
+}
+
+/// `[host.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostDecl {
+    /// `site`
+    pub site: Option<Name>,
+    /// `labels`
+    pub labels: BTreeMap<String, String>,
+    /// `endpoints`: where its tunnels can be reached, if that isn't what the agent sees.
+    pub endpoints: Vec<SocketAddr>,
+    /// `ipv4_block`: fixed rather than allocated.
+    pub ipv4_block: Option<Ipv4Net>,
+    /// Where it is declared.
+    pub origin: Origin,
+}
+
+/// `[service.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceDecl {
+    /// `namespace`; `default` unless given.
+    pub namespace: Name,
+    /// `port`
+    pub port: u16,
+    /// `protocol`; `tcp` unless given.
+    pub protocol: Protocol,
+    /// `hosts`
+    pub hosts: Placement,
+    /// `workload`
+    pub selectors: Vec<Selector>,
+    /// Where it is declared.
+    pub origin: Origin,
+}
+
+/// Where a service's workloads are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// On these hosts.
+    Names(Vec<Name>),
+    /// On every host that has all these labels.
+    Labels(BTreeMap<String, String>),
+}
+
+/// `[device.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceDecl {
+    /// `wireguard.public_key`
+    pub public_key: PublicKey,
+    /// `via`: the host that ends its tunnel.
+    pub via: Name,
+    /// Where it is declared.
+    pub origin: Origin,
+}
+
+/// `[[test]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestDecl {
+    /// `name`
+    pub name: Arc<str>,
+    /// `from`: a service, host or device.
+    pub from: Subject,
+    /// `to`: a service, host or device.
+    pub to: Subject,
+    /// `port`, as in rules (`tcp/22`); the service's own unless given.
+    pub layer4: Option<Layer4>,
+    /// `method` and `path`.
+    pub request: Option<(Arc<str>, Arc<str>)>,
+    /// `expect`
+    pub expect: Action,
+    /// Where it stands.
+    pub origin: Origin,
+}
+
+/// What is wrong with a topology, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// The file.
+    pub file: Arc<str>,
+    /// The line, from 1.
+    pub line: u32,
+    /// The column, from 1, in characters.
+    pub column: u32,
+    /// The text that is wrong: byte offsets into the file.
+    pub span: std::ops::Range<usize>,
+    /// What is wrong, with the offending value.
+    pub message: String,
+    /// What to do about it.
+    pub help: String,
+}
