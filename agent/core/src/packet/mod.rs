@@ -11,21 +11,42 @@
 //!    the policy behind extension headers or fragments.
 //! 2. The flow table answers with a verdict and a [`Rewrite`], whose checksum deltas were
 //!    computed once per flow; [`Rewrite::apply`] changes addresses and ports in place.
-//! 3. What can't be forwarded is answered by [`icmp::error`] or [`reset::tcp_reset`], built into
-//!    the caller's buffer. ICMP errors about rewritten flows go through [`quote`].
+//! 3. What can't be forwarded is answered by [`icmp_error`] or [`tcp_reset`], built into the
+//!    caller's buffer. ICMP errors about rewritten flows go through [`quoted`] and
+//!    [`rewrite_icmp_error`]; fragments find their flow's decision in a [`FragmentTable`].
 //!
 //! Checksums are updated incrementally (RFC 1624), so that a packet that was corrupt before a
 //! rewrite is still corrupt after it, and so that super-packets with a partial checksum can be
 //! rewritten before the kernel or the splitter completes them.
 
+#![warn(missing_docs)]
+
 mod address;
+mod build;
 pub mod checksum;
+mod fragment;
+mod hops;
+mod icmp;
+mod mss;
 mod parse;
+mod quote;
+mod reset;
 mod rewrite;
+mod split;
+#[cfg(test)]
+mod tests;
 
 pub use address::{Address, FlowKey};
+pub use build::{Echo, echo, echo_reply, udp_datagram};
+pub use fragment::{FragmentKey, FragmentLimits, FragmentTable};
+pub use hops::decrement_hops;
+pub use icmp::{REPLY_BUFFER, Reason, icmp_error};
+pub use mss::{clamp_mss, clamp_mss_partial};
 pub use parse::{Fragment, Headers, ParseError, TcpFlags, Transport};
+pub use quote::{Quoted, quoted, rewrite_icmp_error};
+pub use reset::tcp_reset;
 pub use rewrite::{Rewrite, RewriteError};
+pub use split::{SplitError, fragment_ipv4};
 
 /// IP protocol numbers that this module knows (IANA "Protocol Numbers").
 pub mod protocol {

@@ -21,7 +21,7 @@ const DESTINATION_OPTIONS: u8 = 60;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
     /// The flow that the packet belongs to. Later fragments have no ports: see
-    /// [`FragmentTable`](super::fragment::FragmentTable).
+    /// [`FragmentTable`](super::FragmentTable).
     pub key: FlowKey,
     /// The transport header's kind and what else the data plane wants from it.
     pub transport: Transport,

@@ -1,0 +1,8 @@
+//! Tests of the packet module against etherparse, an implementation that shares nothing with it.
+
+mod fragments;
+mod oracle;
+mod parsing;
+mod replies;
+mod rewriting;
+mod translation;
