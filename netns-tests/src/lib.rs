@@ -1,1 +1,22 @@
+//! A laboratory for meshes on one machine: hosts are network namespaces, programs are processes.
+//!
+//! A [`Lab`] owns namespaces with unique names and removes them when it is dropped, also when a
+//! test fails; what a killed test run left behind goes with the next one's start. [`Mesh`] is the
+//! usual set-up on top of it: a switch, a controller and agents that have joined.
+//!
+//! Nothing here sleeps for a result: [`wait_for`] polls a condition under a deadline and says what it
+//! waited for.
+
 #![forbid(unsafe_code)]
+
+mod capture;
+mod lab;
+mod mesh;
+mod process;
+mod wait;
+
+pub use capture::Capture;
+pub use lab::{Lab, Link, Node};
+pub use mesh::{Host, Joined, Mesh, MeshOptions};
+pub use process::{Output, Process, binary};
+pub use wait::{wait_for, wait_for_value};

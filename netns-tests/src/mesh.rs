@@ -1,0 +1,454 @@
+//! The usual mesh: a switch, a controller, and hosts whose agents have joined.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::lab::{Lab, Node};
+use crate::process::{Output, Process, binary};
+use crate::wait::{wait_for, wait_for_value};
+
+const START: Duration = Duration::from_secs(10);
+
+/// How a [`Mesh`] differs from the usual.
+#[derive(Clone, Debug)]
+pub struct MeshOptions {
+    /// Of the underlay, in bytes.
+    pub mtu: u32,
+    /// Whether the hosts reach each other (not the controller) over IPv6 only.
+    pub ipv6_underlay: bool,
+    /// How long certificates live, as the controller's settings write it.
+    pub certificate_lifetime: Option<&'static str>,
+}
+
+impl Default for MeshOptions {
+    fn default() -> Self {
+        Self { mtu: 1500, ipv6_underlay: false, certificate_lifetime: None }
+    }
+}
+
+/// A mesh that runs.
+#[derive(Debug)]
+pub struct Mesh {
+    /// Programs end before the lab goes.
+    controller: Option<Process>,
+    /// By name.
+    pub hosts: BTreeMap<String, Host>,
+    /// Where the controller runs; `agentctl`'s admin calls run here too.
+    pub controller_node: Node,
+    /// All hosts' `eth0` are plugged in here.
+    pub switch: Node,
+    options: MeshOptions,
+    /// Last: it removes the namespaces.
+    pub lab: Lab,
+}
+
+/// A host with an agent.
+#[derive(Debug)]
+pub struct Host {
+    /// Its namespace.
+    pub node: Node,
+    agent: Option<Process>,
+    settings: PathBuf,
+    socket: PathBuf,
+}
+
+impl Mesh {
+    /// A controller and these hosts, all joined.
+    #[must_use]
+    pub fn new(hosts: &[&str]) -> Self {
+        Self::with(hosts, MeshOptions::default())
+    }
+
+    /// Likewise, with options.
+    #[must_use]
+    pub fn with(hosts: &[&str], options: MeshOptions) -> Self {
+        let mut mesh = Self::empty(options);
+        for host in hosts {
+            mesh.add_host(host);
+            mesh.join(host).expect_success_line();
+        }
+        mesh
+    }
+
+    /// A controller alone.
+    ///
+    /// # Panics
+    ///
+    /// If it doesn't start.
+    #[must_use]
+    pub fn empty(options: MeshOptions) -> Self {
+        let lab = Lab::new();
+        let switch = lab.switch("switch");
+        let controller_node = lab.node("ctl");
+        lab.plug(
+            &controller_node,
+            &switch,
+            &["10.9.0.1/24".into(), "fd09::1/64".into()],
+            options.mtu,
+        );
+        let state = controller_node.folder().join("controller");
+        let mut init = controller_node.command(binary("isthmus-controller"));
+        init.args([
+            "init",
+            "--name",
+            "corp",
+            "--trust-domain",
+            "corp.example",
+            "--address",
+            "10.9.0.1:7443",
+        ]);
+        init.arg("--state-dir").arg(&state);
+        let _ = Output::of(init).expect_success();
+        let mut mesh = Self {
+            controller: None,
+            hosts: BTreeMap::new(),
+            controller_node,
+            switch,
+            options,
+            lab,
+        };
+        mesh.start_controller();
+        mesh
+    }
+
+    /// The controller's state directory.
+    #[must_use]
+    pub fn controller_state(&self) -> PathBuf {
+        self.controller_node.folder().join("controller")
+    }
+
+    /// Starts the controller (again) and waits until it answers.
+    pub fn start_controller(&mut self) {
+        let mut run = self.controller_node.command(binary("isthmus-controller"));
+        run.arg("run").arg("--state-dir").arg(self.controller_state());
+        if let Some(lifetime) = self.options.certificate_lifetime {
+            let settings = self.controller_node.folder().join("controller.toml");
+            std::fs::write(&settings, format!("certificate_lifetime = \"{lifetime}\"\n"))
+                .expect("the lab's folder can be written");
+            run.arg("--settings").arg(settings);
+        }
+        self.controller = Some(self.controller_node.spawn("controller", run));
+        wait_for("the controller answers", START, || self.agentctl(&["status"]).success());
+    }
+
+    /// The controller's process.
+    ///
+    /// # Panics
+    ///
+    /// If it doesn't run.
+    pub fn controller(&mut self) -> &mut Process {
+        self.controller.as_mut().expect("the controller was started")
+    }
+
+    /// Adds a host with a running agent that hasn't joined.
+    ///
+    /// # Panics
+    ///
+    /// If the agent doesn't start.
+    pub fn add_host(&mut self, name: &str) -> &Host {
+        let number = 11 + self.hosts.len();
+        let node = self.lab.node(name);
+        let mut addresses = vec![format!("10.9.0.{number}/24"), format!("fd09::{number}/64")];
+        if self.options.ipv6_underlay {
+            // IPv4 only to the controller.
+            addresses[0] = format!("10.9.0.{number}/32");
+        }
+        self.lab.plug(&node, &self.switch, &addresses, self.options.mtu);
+        let mut settings = String::new();
+        let folder = node.folder().to_owned();
+        let socket = folder.join("agent.sock");
+        let _ = writeln!(settings, "state_dir = {:?}", folder.join("state"));
+        let _ = writeln!(settings, "socket = {socket:?}");
+        let _ = writeln!(settings, "log = \"info,isthmus=debug\"");
+        if self.options.ipv6_underlay {
+            node.sh("ip route add 10.9.0.1 dev eth0");
+            self.controller_node.sh(&format!("ip route replace 10.9.0.{number} dev eth0"));
+            let _ = writeln!(settings, "endpoints = [\"[fd09::{number}]:51820\"]");
+        }
+        let path = folder.join("agent.toml");
+        std::fs::write(&path, settings).expect("the lab's folder can be written");
+        let mut host = Host { node, agent: None, settings: path, socket };
+        host.start_agent();
+        self.hosts.entry(name.to_owned()).or_insert(host)
+    }
+
+    /// A new join token.
+    #[must_use]
+    pub fn token(&self, options: &[&str]) -> String {
+        let arguments: Vec<&str> =
+            ["token", "create", "-o", "json"].iter().chain(options).copied().collect();
+        let created = self.agentctl(&arguments).json();
+        created["token"].as_str().expect("`token create` gives a token").to_owned()
+    }
+
+    /// Joins a host and waits until its data plane is up; tells how long that took.
+    #[must_use]
+    pub fn join(&self, name: &str) -> Joined {
+        let token = self.token(&[]);
+        let started = Instant::now();
+        let output = self.host(name).join(&token, name);
+        Joined { took: started.elapsed(), output }
+    }
+
+    /// A host by name.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    #[must_use]
+    pub fn host(&self, name: &str) -> &Host {
+        self.hosts.get(name).unwrap_or_else(|| panic!("no host {name}"))
+    }
+
+    /// A host by name.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn host_mut(&mut self, name: &str) -> &mut Host {
+        self.hosts.get_mut(name).unwrap_or_else(|| panic!("no host {name}"))
+    }
+
+    /// `agentctl` as the operator.
+    #[must_use]
+    pub fn agentctl(&self, arguments: &[&str]) -> Output {
+        let mut command = self.controller_node.command(binary("agentctl"));
+        command.args(arguments);
+        command.arg("--credentials").arg(self.controller_state().join("operator/operator.toml"));
+        Output::of(command)
+    }
+
+    /// `agentctl apply` of one file.
+    ///
+    /// # Panics
+    ///
+    /// If the file can't be written.
+    #[must_use]
+    pub fn try_apply(&self, topology: &str) -> Output {
+        let file = self.controller_node.folder().join("topology.toml");
+        std::fs::write(&file, topology).expect("the lab's folder can be written");
+        self.agentctl(&["apply", "-f", &file.to_string_lossy()])
+    }
+
+    /// Likewise, and it must succeed: all agents have accepted it then.
+    #[track_caller]
+    pub fn apply(&self, topology: &str) -> String {
+        self.try_apply(topology).expect_success()
+    }
+
+    /// The mesh's status as the controller tells it.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        self.agentctl(&["status", "-o", "json"]).json()
+    }
+
+    /// The revision that runs.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.status()["revision"].as_u64().expect("status has a revision")
+    }
+
+    /// The virtual addresses of a service.
+    ///
+    /// # Panics
+    ///
+    /// If the mesh doesn't have it.
+    #[must_use]
+    pub fn virtual_addresses(&self, service: &str) -> (Ipv4Addr, Ipv6Addr) {
+        let services = self.agentctl(&["service", "list", "-o", "json"]).json();
+        let found =
+            services.as_array().and_then(|all| all.iter().find(|one| one["name"] == service));
+        let Some(found) = found else { panic!("no service {service} in {services}") };
+        let address = |key: &str| found[key].as_str().expect("an address is text").to_owned();
+        (
+            address("virtual_ipv4").parse().expect("IPv4"),
+            address("virtual_ipv6").parse().expect("IPv6"),
+        )
+    }
+}
+
+/// How a join went.
+#[derive(Debug)]
+pub struct Joined {
+    /// From the call to the answer: the data plane is up then.
+    pub took: Duration,
+    /// What `agentctl join` said.
+    pub output: Output,
+}
+
+impl Joined {
+    /// The host has joined.
+    ///
+    /// # Panics
+    ///
+    /// If it hasn't.
+    #[track_caller]
+    pub fn expect_success_line(self) {
+        let _ = self.output.expect_success();
+    }
+}
+
+impl Host {
+    /// Starts the agent (again) and waits until its socket answers.
+    pub fn start_agent(&mut self) {
+        let mut command = self.node.command(binary("isthmus-agent"));
+        command.arg("run").arg("--settings").arg(&self.settings);
+        self.agent = Some(self.node.spawn("agent", command));
+        wait_for("the agent answers", START, || self.agentctl(&["status"]).success());
+    }
+
+    /// The agent's process.
+    ///
+    /// # Panics
+    ///
+    /// If it doesn't run.
+    pub fn agent(&mut self) -> &mut Process {
+        self.agent.as_mut().expect("the agent was started")
+    }
+
+    /// The agent's log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.agent.as_ref().map(Process::output).unwrap_or_default()
+    }
+
+    /// `agentctl` on this host.
+    #[must_use]
+    pub fn agentctl(&self, arguments: &[&str]) -> Output {
+        let mut command = self.node.command(binary("agentctl"));
+        command.args(arguments).arg("--socket").arg(&self.socket);
+        Output::of(command)
+    }
+
+    /// The path of the agent's socket.
+    #[must_use]
+    pub fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
+    /// `agentctl join`, the token on standard input.
+    #[must_use]
+    pub fn join(&self, token: &str, name: &str) -> Output {
+        let mut command = self.node.command(binary("agentctl"));
+        command.args(["join", "-", "--name", name, "--socket"]).arg(&self.socket);
+        Process::run_with_input(command, token.as_bytes())
+    }
+
+    /// What the agent tells of itself.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        self.agentctl(&["status", "-o", "json"]).json()
+    }
+
+    /// The host's own overlay addresses.
+    ///
+    /// # Panics
+    ///
+    /// If it hasn't joined.
+    #[must_use]
+    pub fn addresses(&self) -> (Ipv4Addr, Ipv6Addr) {
+        let status = self.status();
+        let all: Vec<IpAddr> = status["addresses"]
+            .as_array()
+            .expect("status lists addresses")
+            .iter()
+            .filter_map(|address| address.as_str()?.parse().ok())
+            .collect();
+        let v4 = all.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+        let v6 = all.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
+        (v4.expect("the host has an IPv4 address"), v6.expect("the host has an IPv6 address"))
+    }
+
+    /// One of the agent's counters: the sum of all series of a metric whose labels contain `labels`.
+    ///
+    /// # Panics
+    ///
+    /// If the agent's metrics can't be read.
+    #[must_use]
+    pub fn metric(&self, name: &str, labels: &str) -> f64 {
+        let text = self.node.sh("curl -sS --fail http://127.0.0.1:9464/metrics");
+        text.lines()
+            .filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(labels))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// A command as a user (by number), who asks the mesh's DNS.
+    #[must_use]
+    pub fn command_as(&self, user: u32, program: &str) -> Command {
+        self.node.command_as(user, Some(IpAddr::V4(self.addresses().0)), program)
+    }
+
+    /// `curl` as a user, with a limit of five seconds.
+    #[must_use]
+    pub fn curl(&self, user: u32, arguments: &[&str]) -> Output {
+        let mut command = self.command_as(user, "curl");
+        command.args(["-sS", "--max-time", "5"]).args(arguments);
+        Output::of(command)
+    }
+
+    /// Starts nginx as a user: `port` on all addresses, `config` inside its `server` block.
+    ///
+    /// # Panics
+    ///
+    /// If it doesn't listen.
+    #[must_use]
+    pub fn nginx(&self, user: u32, port: u16, config: &str) -> Process {
+        let folder = self.node.folder().join(format!("nginx-{port}"));
+        std::fs::create_dir_all(&folder).expect("the lab's folder can be written");
+        std::os::unix::fs::chown(&folder, Some(user), Some(user)).expect("root may chown");
+        let path = |name: &str| folder.join(name).display().to_string();
+        let text = format!(
+            "daemon off; master_process off; pid {pid}; error_log stderr;\n\
+             events {{ worker_connections 512; }}\n\
+             http {{\n\
+               access_log {log};\n\
+               client_body_temp_path {tmp}; proxy_temp_path {tmp}; fastcgi_temp_path {tmp};\n\
+               uwsgi_temp_path {tmp}; scgi_temp_path {tmp};\n\
+               keepalive_timeout 600s; keepalive_requests 1000000; client_max_body_size 100m;\n\
+               server {{ listen 0.0.0.0:{port}; listen [::]:{port}; root {root};\n{config}\n}}\n\
+             }}\n",
+            pid = path("pid"),
+            log = path("access.log"),
+            tmp = path("tmp"),
+            root = folder.display(),
+        );
+        let file = folder.join("nginx.conf");
+        std::fs::write(&file, text).expect("the lab's folder can be written");
+        let mut command = self.node.command_as(user, None, "nginx");
+        command.arg("-c").arg(file).arg("-p").arg(&folder).args(["-e", "stderr"]);
+        let process = self.node.spawn(&format!("nginx-{port}"), command);
+        wait_for("nginx listens", START, || {
+            !self.node.sh(&format!("ss -Hltn 'sport = :{port}'")).is_empty()
+        });
+        process
+    }
+
+    /// nginx's access log.
+    #[must_use]
+    pub fn nginx_log(&self, port: u16) -> String {
+        let file = self.node.folder().join(format!("nginx-{port}/access.log"));
+        std::fs::read_to_string(file).unwrap_or_default()
+    }
+
+    /// The folder that [`Host::nginx`] serves.
+    #[must_use]
+    pub fn web_root(&self, port: u16) -> PathBuf {
+        self.node.folder().join(format!("nginx-{port}"))
+    }
+
+    /// Waits until `agentctl flows` shows a flow that fits.
+    #[track_caller]
+    pub fn wait_for_flow(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        wait_for_value(what, Duration::from_secs(5), || {
+            let flows = self.agentctl(&["flows", "-o", "json"]).json();
+            flows["flows"].as_array()?.iter().find(|flow| fits(flow)).cloned()
+        })
+    }
+}

@@ -1,0 +1,246 @@
+//! What travels between hosts: encrypted, tagged, allowed or not.
+
+use std::time::Duration;
+
+use isthmus_netns_tests::{Capture, Mesh, MeshOptions, Output, wait_for};
+
+const CANARY: &str = "canary-4f1d0c7e-of-the-body";
+const WEB: u32 = 40_001;
+const CLIENT: u32 = 40_002;
+const OTHER: u32 = 40_003;
+
+const TOPOLOGY: &str = r#"
+[host.app-1]
+[host.web-1]
+
+[service.web]
+namespace = "prod"
+port = 8080
+hosts = ["web-1"]
+workload = { user = "40001" }
+
+[service.client]
+namespace = "prod"
+port = 9000
+hosts = ["app-1"]
+workload = { user = "40002" }
+
+[service.other]
+namespace = "prod"
+port = 9001
+hosts = ["app-1"]
+workload = { user = "40003" }
+
+[[allow]]
+name = "client reads web"
+from = "service:client"
+to = "service:web"
+"#;
+
+#[test]
+fn a_page_comes_by_name_over_both_families_and_no_byte_in_plaintext() {
+    let mesh = Mesh::new(&["app-1", "web-1"]);
+    a_page_comes_encrypted(&mesh);
+}
+
+#[test]
+fn a_page_comes_over_an_ipv6_underlay() {
+    let mesh = Mesh::with(
+        &["app-1", "web-1"],
+        MeshOptions { ipv6_underlay: true, ..MeshOptions::default() },
+    );
+    a_page_comes_encrypted(&mesh);
+    let peers = mesh.host("app-1").agentctl(&["peers", "-o", "json"]).json();
+    let endpoint = peers.as_array().and_then(|all| all[0]["endpoint"].as_str()).expect("a peer");
+    assert!(endpoint.starts_with("[fd09::"), "{endpoint}");
+}
+
+fn a_page_comes_encrypted(mesh: &Mesh) {
+    mesh.apply(TOPOLOGY);
+    let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
+    let _nginx = web.nginx(WEB, 8080, "");
+    std::fs::write(web.web_root(8080).join("index.html"), CANARY)
+        .expect("the lab's folder can be written");
+    let capture = Capture::start(&web.node, "eth0");
+
+    for family in ["-4", "-6"] {
+        let page =
+            app.curl(CLIENT, &[family, "http://web.prod.mesh.internal:8080/"]).expect_success();
+        assert_eq!(page, CANARY);
+    }
+
+    let recording = capture.finish();
+    assert!(recording.len() > 1_000, "the capture saw the tunnel: {} bytes", recording.len());
+    assert!(!Capture::contains(&recording, CANARY.as_bytes()), "the body was on the wire");
+    assert!(!Capture::contains(&recording, b"GET / HTTP"), "the request was on the wire");
+}
+
+#[test]
+fn two_users_of_one_host_are_two_services() {
+    let mesh = Mesh::new(&["app-1", "web-1"]);
+    mesh.apply(TOPOLOGY);
+    let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
+    let _nginx = web.nginx(WEB, 8080, "return 200 ok;");
+    let url = "http://web.prod.mesh.internal:8080/";
+
+    assert_eq!(app.curl(CLIENT, &["-4", url]).expect_success(), "ok");
+    let refused = app.curl(OTHER, &["-4", url]);
+    assert_eq!(refused.code(), Some(7), "a RST refuses it at once: {refused}");
+    let flow = app.wait_for_flow("the denied flow", |flow| flow["verdict"] == "deny");
+    assert_eq!(
+        (flow["from"].as_str(), flow["rule"].as_str()),
+        (Some("service:other"), Some("default"))
+    );
+
+    // Allowed too, it has an address of its own.
+    mesh.apply(
+        &TOPOLOGY
+            .replace("from = \"service:client\"", "from = [\"service:client\", \"service:other\"]"),
+    );
+    assert_eq!(app.curl(OTHER, &["-4", url]).expect_success(), "ok");
+    let log = web.nginx_log(8080);
+    let mut sources: Vec<&str> = log.lines().filter_map(|line| line.split(' ').next()).collect();
+    sources.sort_unstable();
+    sources.dedup();
+    assert_eq!(sources.len(), 2, "{log}");
+
+    // A process that is no service speaks as its host, which nothing allows.
+    assert!(!app.curl(40_099, &["-4", url]).success());
+    let flow = app.wait_for_flow("the host's flow", |flow| flow["from"] == "host:app-1");
+    assert_eq!(flow["verdict"], "deny");
+}
+
+#[test]
+fn virtual_addresses_are_balanced_over_the_workloads() {
+    let mesh = Mesh::new(&["app-1", "web-1", "web-2"]);
+    mesh.apply(
+        &TOPOLOGY
+            .replace("[host.web-1]", "[host.web-1]\n[host.web-2]")
+            .replace("hosts = [\"web-1\"]", "hosts = [\"web-1\", \"web-2\", \"app-1\"]"),
+    );
+    let mut servers = Vec::new();
+    for name in ["web-1", "web-2", "app-1"] {
+        servers.push(mesh.host(name).nginx(WEB, 8080, &format!("return 200 '{name} ';")));
+    }
+    let app = mesh.host("app-1");
+    for family in ["-4", "-6"] {
+        let mut answers = String::new();
+        for _ in 0..40 {
+            answers += &app
+                .curl(CLIENT, &[family, "http://web.prod.mesh.internal:8080/"])
+                .expect_success();
+        }
+        for name in ["web-1", "web-2", "app-1"] {
+            assert!(answers.contains(name), "{name} never answered ({family}): {answers}");
+        }
+    }
+}
+
+#[test]
+fn dns_answers_both_ways_and_passes_on_the_rest() {
+    let mesh = Mesh::new(&["app-1", "web-1"]);
+    mesh.apply(TOPOLOGY);
+    let app = mesh.host("app-1");
+    let server = app.addresses().0;
+    let dig =
+        |question: &str| app.node.sh(&format!("dig +short +time=2 +tries=1 @{server} {question}"));
+    let (v4, v6) = mesh.virtual_addresses("web");
+    assert_eq!(dig("web.prod.mesh.internal A").trim(), v4.to_string());
+    assert_eq!(dig("web.prod.mesh.internal AAAA").trim(), v6.to_string());
+    assert_eq!(dig(&format!("-x {v4}")).trim(), "web.prod.mesh.internal.");
+    assert_eq!(dig(&format!("-x {v6}")).trim(), "web.prod.mesh.internal.");
+    let missing = app.node.sh(&format!("dig @{server} nothing.prod.mesh.internal"));
+    assert!(missing.contains("NXDOMAIN"), "{missing}");
+    assert!(
+        std::fs::read_to_string("/etc/resolv.conf")
+            .is_ok_and(|text| !text.contains(&server.to_string()))
+    );
+}
+
+#[test]
+fn ping_and_explain_say_why() {
+    let mesh = Mesh::new(&["app-1", "web-1"]);
+    mesh.apply(TOPOLOGY);
+    let app = mesh.host("app-1");
+    let ping = app.agentctl(&["ping", "web-1", "-c", "2"]).expect_success();
+    assert!(ping.contains("web-1"), "{ping}");
+
+    let allowed = app.agentctl(&["explain", "service:client", "service:web"]).expect_success();
+    assert!(
+        allowed.contains("client reads web") && allowed.contains("topology.toml:"),
+        "{allowed}"
+    );
+    let denied = app.agentctl(&["explain", "service:other", "service:web"]);
+    assert_eq!(denied.code(), Some(1), "{denied}");
+    assert!(denied.stdout.contains("default"), "{denied}");
+}
+
+#[test]
+fn a_small_underlay_carries_a_large_transfer_and_answers_too_big() {
+    let mesh = Mesh::with(&["app-1", "web-1"], MeshOptions { mtu: 1280, ..MeshOptions::default() });
+    // The agents' own links look fine; only the path between them is small.
+    for name in ["app-1", "web-1"] {
+        mesh.host(name).node.sh("ip link set eth0 mtu 1500");
+        mesh.switch.sh(&format!("ip link set p-{name} mtu 1280"));
+    }
+    mesh.apply(TOPOLOGY);
+    let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
+    let _nginx = web.nginx(WEB, 8080, "");
+    let body = "0123456789abcdef".repeat(10 * 65_536);
+    std::fs::write(web.web_root(8080).join("large"), &body)
+        .expect("the lab's folder can be written");
+    for family in ["-4", "-6"] {
+        let sum = app
+            .curl(CLIENT, &[family, "--max-time", "20", "http://web.prod.mesh.internal:8080/large"])
+            .expect_success();
+        assert!(sum == body, "{} of {} bytes arrived", sum.len(), body.len());
+    }
+    datagram_too_large_is_answered(&mesh);
+}
+
+fn datagram_too_large_is_answered(mesh: &Mesh) {
+    let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
+    // Hosts may ping hosts: an echo of 1,300 bytes with DF doesn't fit a path of 1,280.
+    let target = web.addresses().0;
+    wait_for("the path's size is known", Duration::from_secs(10), || {
+        let peers = app.agentctl(&["peers", "-o", "json"]).json();
+        peers.as_array().is_some_and(|all| all.iter().any(|peer| peer["path_mtu"] == 1280))
+    });
+    let ping = app.node.try_sh(&format!("ping -M do -c 1 -W 2 -s 1300 {target}"));
+    let said = format!("{}{}", ping.stdout, ping.stderr);
+    assert!(said.contains("Frag needed") || said.contains("message too long"), "{said}");
+    // One whose sender allows fragments gets through.
+    app.node.sh(&format!("ping -M dont -c 1 -W 2 -s 1300 {target}"));
+    let output: Output = udp_send_errors(mesh);
+    assert!(output.stdout.contains("EMSGSIZE"), "{output}");
+}
+
+/// Sends connected UDP datagrams with DF until the kernel has learnt the path's size.
+fn udp_send_errors(mesh: &Mesh) -> Output {
+    let app = mesh.host("app-1");
+    let program = r#"
+import errno, socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER = DO
+sock.connect((sys.argv[1], 8080))
+deadline = time.monotonic() + 5
+while time.monotonic() < deadline:
+    try:
+        sock.send(b"x" * 1300)
+    except OSError as error:
+        if error.errno == errno.EMSGSIZE:
+            print("EMSGSIZE")
+            break
+        if error.errno != errno.ECONNREFUSED:
+            raise
+"#;
+    let udp = TOPOLOGY.replace(
+        "[service.client]",
+        "[service.sink]\nnamespace = \"prod\"\nport = 8080\nprotocol = \"udp\"\nhosts = [\"web-1\"]\n\n[service.client]",
+    ) + "\n[[allow]]\nname = \"client feeds sink\"\nfrom = \"service:client\"\nto = \"service:sink\"\n";
+    mesh.apply(&udp);
+    let sink = mesh.virtual_addresses("sink").0;
+    let mut command = app.command_as(CLIENT, "python3");
+    command.args(["-c", program, &sink.to_string()]);
+    Output::of(command)
+}
