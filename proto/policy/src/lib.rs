@@ -1,1 +1,47 @@
+//! Who may speak to whom: the one engine that decides it.
+//!
+//! The agent enforces with it, the controller slices with it, `agentctl` explains and simulates with
+//! it. It is pure: no clock, no input or output, no state that changes.
+//!
+//! A [`Query`] names both ends, what the packet carries and, for a service that speaks HTTP, perhaps
+//! a request. The answer is a [`Verdict`]: an [`Outcome`] and what decided it. The order is
+//!
+//! 1. the *deny* rules, in order of the files,
+//! 2. the [built-in](BuiltIn) allowances that a mesh can't do without,
+//! 3. the *allow* rules, in order of the files,
+//! 4. the policy's default.
+//!
+//! The first that matches decides. What a rule covers depends on the destination:
+//!
+//! - Towards a service, a rule without `ports` covers the service's own port and protocol, and ping.
+//!   Towards a host or device it covers everything. With `ports` it covers exactly those.
+//! - A rule with `http` covers only requests: traffic to the own port of a service that speaks HTTP,
+//!   and there only the requests that one of its entries matches.
+//!
+//! Traffic to the own port of an HTTP service can't be decided by its first packet. Asked without a
+//! request, the engine answers [`Outcome::Inspect`] where some request could be allowed, and
+//! [`Outcome::Deny`] where none could: then the flow needn't reach the proxy at all.
+//!
+//! A request's path is compared in a canonical form ([`path`]). A path that two programs could
+//! read in two ways is refused wherever a rule about paths would have to decide it.
+//!
+//! **Audit.** Where the policy audits, what would be denied passes; where a deny rule audits, that
+//! rule doesn't deny and the search goes on. Either way [`Verdict::would_deny`] names the denier.
+
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod changes;
+mod check;
+mod engine;
+mod explain;
+mod index;
+pub mod path;
+mod policy;
+mod verdict;
+
+pub use changes::{Access, Changes, Reach, changes};
+pub use check::{TestResult, run_tests};
+pub use explain::{Explanation, Step};
+pub use policy::Policy;
+pub use verdict::{BuiltIn, DecidedBy, Decision, Outcome, Query, Request, RuleId, Verdict};

@@ -1,0 +1,88 @@
+//! The tests that a topology brings along.
+
+use std::sync::Arc;
+
+use isthmus_model::topology::{TestDecl, Topology};
+use isthmus_model::{Action, Identity, Layer4, Origin, Subject};
+
+use crate::policy::Policy;
+use crate::verdict::{Outcome, Query, Request};
+
+/// What became of one `[[test]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestResult {
+    /// The test's name.
+    pub name: Arc<str>,
+    /// Whether the policy does what the test expects.
+    pub passed: bool,
+    /// What the policy does, and why.
+    pub detail: String,
+    /// Where the test stands.
+    pub origin: Origin,
+}
+
+/// Runs the tests of a topology against its policy. They tell what the rules mean, so they are
+/// judged as if the policy enforced, even where it only audits.
+#[must_use]
+pub fn run_tests(topology: &Topology) -> Vec<TestResult> {
+    let mut policy = Policy::for_topology(topology);
+    policy.audit = false;
+    topology.tests.iter().map(|test| run(&policy, topology, test)).collect()
+}
+
+fn run(policy: &Policy, topology: &Topology, test: &TestDecl) -> TestResult {
+    let (passed, detail) = match judge(policy, topology, test) {
+        Ok(judged) => judged,
+        Err(problem) => (false, problem),
+    };
+    TestResult { name: test.name.clone(), passed, detail, origin: test.origin.clone() }
+}
+
+fn judge(policy: &Policy, topology: &Topology, test: &TestDecl) -> Result<(bool, String), String> {
+    let from = identity(topology, &test.from)?;
+    let to = identity(topology, &test.to)?;
+    let layer4 = test.layer4.map_or_else(|| own_port(policy, &to), Ok)?;
+    let request = test.request.as_ref().map(|(method, path)| Request { method, path });
+    let query = Query { from: &from, to: &to, layer4, request };
+    let explanation = policy.explain(&query);
+    let decision = policy.describe(&explanation.verdict);
+    let at = decision.origin.map(|origin| format!(" ({origin})")).unwrap_or_default();
+    let (action, what) = match explanation.verdict.outcome {
+        Outcome::Deny => (Action::Deny, "denied"),
+        Outcome::Allow => (Action::Allow, "allowed"),
+        Outcome::Inspect => (Action::Allow, "allowed for some requests"),
+    };
+    let hint = explanation.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+    let detail = format!("{from} to {to}, {layer4}: {what} by {:?}{at}{hint}", decision.name);
+    Ok((action == test.expect, detail))
+}
+
+fn own_port(policy: &Policy, to: &Identity) -> Result<Layer4, String> {
+    match to {
+        Identity::Service { name, .. } => {
+            policy.served(name).map(|served| served.layer4).ok_or_else(|| format!("no {to}"))
+        }
+        Identity::Host(_) | Identity::Device(_) => {
+            Err(format!("{to} has no port of its own: give the test a `port`, such as \"tcp/22\""))
+        }
+    }
+}
+
+fn identity(topology: &Topology, subject: &Subject) -> Result<Identity, String> {
+    let found = match subject {
+        Subject::Service(name) => topology
+            .services
+            .get(name)
+            .map(|s| Identity::Service { namespace: s.namespace.clone(), name: name.clone() }),
+        Subject::Host(name) => topology.hosts.get(name).map(|_| Identity::Host(name.clone())),
+        Subject::Device(name) => topology.devices.get(name).map(|_| Identity::Device(name.clone())),
+        Subject::Any
+        | Subject::AnyService
+        | Subject::Namespace(_)
+        | Subject::AnyHost
+        | Subject::AnyDevice => {
+            return Err(format!("{subject} is many: a test names one service, host or device"));
+        }
+    };
+    found.ok_or_else(|| format!("{subject} isn't declared"))
+}

@@ -1,0 +1,219 @@
+//! The decision. `evaluate` and `explain` both run this code, so that they can't drift apart.
+
+use std::borrow::Cow;
+
+use isthmus_model::{Action, Identity, Layer4, Rule};
+
+use crate::path::{Ambiguity, canonical};
+use crate::policy::{Policy, RequestPattern, Served};
+use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, RuleId, Verdict};
+
+/// Is told of every step.
+pub(crate) trait Recorder {
+    fn rule(&mut self, policy: &Policy, id: RuleId, fit: Fit, case: &Case<'_>);
+    fn built_in(&mut self, built_in: BuiltIn);
+}
+
+/// Costs nothing.
+pub(crate) struct Silent;
+
+impl Recorder for Silent {
+    fn rule(&mut self, _: &Policy, _: RuleId, _: Fit, _: &Case<'_>) {}
+    fn built_in(&mut self, _: BuiltIn) {}
+}
+
+/// A query, with what the policy knows of its destination.
+#[derive(Debug)]
+pub(crate) struct Case<'a> {
+    pub(crate) layer4: Layer4,
+    pub(crate) target: Target,
+    pub(crate) traffic: Traffic<'a>,
+}
+
+/// The destination.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// A service.
+    Service(Served),
+    /// A service that the policy hasn't heard of: it has no port of its own.
+    UnknownService,
+    /// A host or device: it has every port.
+    Machine,
+}
+
+/// What flows.
+#[derive(Debug)]
+pub(crate) enum Traffic<'a> {
+    /// Anything but HTTP to an HTTP service's own port.
+    Plain,
+    /// Requests that aren't known yet.
+    Requests,
+    /// This one.
+    Request { method: &'a str, path: Result<Cow<'a, str>, Ambiguity> },
+}
+
+/// How a rule suits a case whose ends it relates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// It matches.
+    Yes,
+    /// It may match, depending on the request.
+    Maybe,
+    /// It would have to compare a path that can't be compared.
+    Ambiguous(Ambiguity),
+    /// It covers other ports.
+    OtherPort,
+    /// It covers only requests, and this is none.
+    NoRequest,
+    /// None of its entries matches the request.
+    OtherRequest,
+}
+
+impl Policy {
+    pub(crate) fn judge<R: Recorder>(&self, query: &Query<'_>, recorder: &mut R) -> Verdict {
+        let case = self.case(query);
+        let (from, to) = (self.subjects.of(query.from), self.subjects.of(query.to));
+        let mut would_deny = None;
+        for id in self.denies.related(from, to).map(RuleId) {
+            let fit = self.fit(id, &case);
+            recorder.rule(self, id, fit, &case);
+            let by = match fit {
+                Fit::Yes => DecidedBy::Rule(id),
+                Fit::Ambiguous(_) => DecidedBy::BuiltIn(BuiltIn::AmbiguousPath),
+                Fit::Maybe | Fit::OtherPort | Fit::NoRequest | Fit::OtherRequest => continue,
+            };
+            if !self.rule(id).audit {
+                return self.refuse(&case, by);
+            }
+            would_deny = would_deny.or(Some(by));
+        }
+        let (by, action) = self.permit(query, &case, recorder);
+        match action {
+            Action::Allow => pass(&case, by, would_deny),
+            Action::Deny => self.refuse(&case, by),
+        }
+    }
+
+    /// What is left to decide where no deny rule does.
+    fn permit<R: Recorder>(
+        &self,
+        query: &Query<'_>,
+        case: &Case<'_>,
+        recorder: &mut R,
+    ) -> (DecidedBy, Action) {
+        if let Some(built_in) = built_in(query) {
+            recorder.built_in(built_in);
+            return (DecidedBy::BuiltIn(built_in), Action::Allow);
+        }
+        let (from, to) = (self.subjects.of(query.from), self.subjects.of(query.to));
+        let mut ambiguous = false;
+        for id in self.allows.related(from, to).map(RuleId) {
+            let fit = self.fit(id, case);
+            recorder.rule(self, id, fit, case);
+            match fit {
+                Fit::Yes | Fit::Maybe => return (DecidedBy::Rule(id), Action::Allow),
+                Fit::Ambiguous(_) => ambiguous = true,
+                Fit::OtherPort | Fit::NoRequest | Fit::OtherRequest => {}
+            }
+        }
+        if ambiguous && self.default == Action::Deny {
+            return (DecidedBy::BuiltIn(BuiltIn::AmbiguousPath), Action::Deny);
+        }
+        (DecidedBy::Default, self.default)
+    }
+
+    fn refuse(&self, case: &Case<'_>, by: DecidedBy) -> Verdict {
+        if self.audit {
+            pass(case, by, Some(by))
+        } else {
+            Verdict { outcome: Outcome::Deny, decided_by: by, would_deny: None }
+        }
+    }
+
+    pub(crate) fn case<'a>(&self, query: &Query<'a>) -> Case<'a> {
+        let target = match query.to {
+            Identity::Service { name, .. } => {
+                self.served(name).map_or(Target::UnknownService, Target::Service)
+            }
+            Identity::Host(_) | Identity::Device(_) => Target::Machine,
+        };
+        let traffic = match (target, query.request) {
+            (Target::Service(served), request) if served.http && served.layer4 == query.layer4 => {
+                request.map_or(Traffic::Requests, |request| Traffic::Request {
+                    method: request.method,
+                    path: canonical(request.path),
+                })
+            }
+            (Target::Service(_) | Target::UnknownService | Target::Machine, _) => Traffic::Plain,
+        };
+        Case { layer4: query.layer4, target, traffic }
+    }
+
+    fn fit(&self, id: RuleId, case: &Case<'_>) -> Fit {
+        let rule = self.rule(id);
+        if !covers(rule, case) {
+            return Fit::OtherPort;
+        }
+        let patterns = &self.requests[id.0 as usize];
+        if patterns.is_empty() {
+            return Fit::Yes;
+        }
+        match &case.traffic {
+            Traffic::Plain => Fit::NoRequest,
+            Traffic::Requests if patterns.iter().any(RequestPattern::is_open) => Fit::Yes,
+            Traffic::Requests => Fit::Maybe,
+            Traffic::Request { method, path } => fit_request(patterns, method, path),
+        }
+    }
+}
+
+/// Whether a rule is about what the packet carries.
+pub(crate) fn covers(rule: &Rule, case: &Case<'_>) -> bool {
+    if !rule.ports.is_empty() {
+        return rule.ports.iter().any(|port| port.matches(case.layer4));
+    }
+    match case.target {
+        Target::Service(served) => case.layer4 == served.layer4 || case.layer4 == Layer4::Icmp,
+        Target::UnknownService => false,
+        Target::Machine => true,
+    }
+}
+
+fn fit_request(
+    patterns: &[RequestPattern],
+    method: &str,
+    path: &Result<Cow<'_, str>, Ambiguity>,
+) -> Fit {
+    let mut fit = Fit::OtherRequest;
+    for pattern in patterns {
+        if pattern.method.as_deref().is_some_and(|wanted| wanted != method) {
+            continue;
+        }
+        match (&pattern.path, path) {
+            (None, _) => return Fit::Yes,
+            (Some(wanted), Ok(path)) if wanted.matches(path) => return Fit::Yes,
+            (Some(_), Ok(_)) => {}
+            (Some(_), Err(ambiguity)) => fit = Fit::Ambiguous(*ambiguity),
+        }
+    }
+    fit
+}
+
+/// Lets pass: requests that aren't known yet are left to the proxy.
+const fn pass(case: &Case<'_>, decided_by: DecidedBy, would_deny: Option<DecidedBy>) -> Verdict {
+    let outcome = match case.traffic {
+        Traffic::Requests => Outcome::Inspect,
+        Traffic::Plain | Traffic::Request { .. } => Outcome::Allow,
+    };
+    Verdict { outcome, decided_by, would_deny }
+}
+
+fn built_in(query: &Query<'_>) -> Option<BuiltIn> {
+    match (query.from, query.to, query.layer4) {
+        (Identity::Host(_), Identity::Host(_), Layer4::Icmp) => Some(BuiltIn::HostPing),
+        (Identity::Device(_), Identity::Host(_), Layer4::Udp(53) | Layer4::Tcp(53)) => {
+            Some(BuiltIn::DeviceDns)
+        }
+        (Identity::Host(_) | Identity::Service { .. } | Identity::Device(_), _, _) => None,
+    }
+}

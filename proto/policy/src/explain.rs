@@ -1,0 +1,134 @@
+//! A decision, step by step.
+
+use std::sync::Arc;
+
+use isthmus_model::{Action, Origin};
+
+use crate::engine::{Case, Fit, Recorder, Target, Traffic};
+use crate::policy::Policy;
+use crate::verdict::{BuiltIn, Query, RuleId, Verdict};
+
+/// More steps than this only hide the one that matters.
+const MAX_STEPS: usize = 50;
+
+/// A verdict, and how it came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// What was decided; exactly what [`Policy::evaluate`] says.
+    pub verdict: Verdict,
+    /// The rules that relate the two, in the order they were tried, up to the one that decided. At
+    /// most 50.
+    pub steps: Vec<Step>,
+    /// How many steps were left out: those before the last ones.
+    pub omitted: usize,
+    /// What might be wrong, where nothing allowed it.
+    pub hint: Option<String>,
+}
+
+/// A rule that was tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Its name.
+    pub rule: Arc<str>,
+    /// What it does when it matches.
+    pub action: Action,
+    /// Where it stands; none for what is built in.
+    pub origin: Option<Origin>,
+    /// Whether it matched.
+    pub matched: bool,
+    /// Why it did or didn't.
+    pub reason: String,
+}
+
+/// Takes notes.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    steps: Vec<Step>,
+    omitted: usize,
+}
+
+impl Recorder for Log {
+    fn rule(&mut self, policy: &Policy, id: RuleId, fit: Fit, case: &Case<'_>) {
+        let rule = policy.rule(id);
+        self.push(Step {
+            rule: rule.name.clone(),
+            action: rule.action,
+            origin: Some(rule.origin.clone()),
+            matched: fit == Fit::Yes || (fit == Fit::Maybe && rule.action == Action::Allow),
+            reason: reason(policy, id, fit, case),
+        });
+    }
+
+    fn built_in(&mut self, built_in: BuiltIn) {
+        self.push(Step {
+            rule: built_in.name().into(),
+            action: Action::Allow,
+            origin: None,
+            matched: true,
+            reason: "every mesh allows it".to_owned(),
+        });
+    }
+}
+
+impl Log {
+    /// Keeps the last steps: the last one decided.
+    fn push(&mut self, step: Step) {
+        if self.steps.len() == MAX_STEPS {
+            self.steps.remove(0);
+            self.omitted += 1;
+        }
+        self.steps.push(step);
+    }
+
+    pub(crate) fn finish(
+        self,
+        policy: &Policy,
+        query: &Query<'_>,
+        verdict: Verdict,
+    ) -> Explanation {
+        let Self { steps, omitted } = self;
+        Explanation { verdict, steps, omitted, hint: hint(policy, query, &verdict) }
+    }
+}
+
+fn reason(policy: &Policy, id: RuleId, fit: Fit, case: &Case<'_>) -> String {
+    let audit = if policy.rule(id).audit { ", but it only logs" } else { "" };
+    match fit {
+        Fit::Yes => format!("it covers {}{audit}", case.layer4),
+        Fit::Maybe => "it depends on the request".to_owned(),
+        Fit::Ambiguous(why) => format!("it can't judge this path: {why}{audit}"),
+        Fit::OtherPort => other_port(policy, id, case),
+        Fit::NoRequest => "it covers HTTP requests only".to_owned(),
+        Fit::OtherRequest => other_request(policy, id, case),
+    }
+}
+
+fn other_port(policy: &Policy, id: RuleId, case: &Case<'_>) -> String {
+    let ports = &policy.rule(id).ports;
+    let covered = match case.target {
+        Target::Service(served) if ports.is_empty() => served.layer4.to_string(),
+        Target::UnknownService if ports.is_empty() => "a port that isn't known".to_owned(),
+        Target::Service(_) | Target::UnknownService | Target::Machine => {
+            ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        }
+    };
+    format!("it covers {covered}, not {}", case.layer4)
+}
+
+fn other_request(policy: &Policy, id: RuleId, case: &Case<'_>) -> String {
+    let Traffic::Request { method, path } = &case.traffic else {
+        return "it covers other requests".to_owned();
+    };
+    let path = path.as_deref().unwrap_or("?");
+    match &*policy.rule(id).http {
+        [only] if only.method.as_deref().is_some_and(|wanted| wanted != *method) => {
+            format!("method {method} is not {}", only.method.as_deref().unwrap_or("*"))
+        }
+        [only] => format!("path {path} doesn't match {}", only.path.as_deref().unwrap_or("*")),
+        _ => format!("none of its `http` entries matches {method} {path}"),
+    }
+}
+
+fn hint(_policy: &Policy, _query: &Query<'_>, _verdict: &Verdict) -> Option<String> {
+    None
+}

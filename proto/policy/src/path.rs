@@ -1,0 +1,220 @@
+//! Request paths: one canonical form, and the patterns that rules compare with it.
+//!
+//! A proxy that reads a path differently from the program behind it can be talked past: `/public/..
+//! /admin`, `/%61dmin`, `//admin`. So a path is brought into one form first ([`canonical`]), and
+//! refused where programs are known to disagree on what it means ([`Ambiguity`]).
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// Why a path can't be judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum Ambiguity {
+    /// It doesn't begin with a slash.
+    #[error("it doesn't begin with '/'")]
+    Relative,
+    /// `//`: some programs merge them.
+    #[error("it has an empty segment, '//'")]
+    EmptySegment,
+    /// `.` or `..`, also encoded.
+    #[error("it has a segment '.' or '..'")]
+    DotSegment,
+    /// `%2F`, `%5C` or `\`: a slash to some.
+    #[error("it has an encoded slash or a backslash")]
+    HiddenSlash,
+    /// `;`: the begin of parameters to some, which they cut off.
+    #[error("it has a ';'")]
+    Parameter,
+    /// `%` without two hexadecimal digits, or `%25` with them behind it.
+    #[error("it has a '%' that isn't an encoding, or is encoded twice")]
+    BadEncoding,
+    /// NUL, control characters, spaces; `?` and `#`, which end a path.
+    #[error("it has a character that no path may have")]
+    BadCharacter,
+    /// Its encodings aren't UTF-8; overlong ones have been read as slashes.
+    #[error("its encodings aren't UTF-8")]
+    NotUtf8,
+}
+
+/// The canonical form of a path: what needs no encoding is decoded, what remains encoded is written
+/// in upper case, and a slash at the end is dropped (to rules, `/a` and `/a/` are the same). Borrows
+/// where nothing changes, which is the usual case.
+///
+/// # Errors
+///
+/// If programs disagree on what the path means.
+pub fn canonical(path: &str) -> Result<Cow<'_, str>, Ambiguity> {
+    let Some(inner) = path.strip_prefix('/') else { return Err(Ambiguity::Relative) };
+    let plain = inner.bytes().all(|byte| is_plain(byte) || byte == b'/');
+    let form = if plain { Cow::Borrowed(path) } else { Cow::Owned(recode(path)?) };
+    check_segments(&form)?;
+    Ok(without_last_slash(form))
+}
+
+/// Characters that stand for themselves in a segment (RFC 3986, `pchar`), but for `;`.
+const fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'-' | b'.' | b'_' | b'~')
+        || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=')
+        || matches!(byte, b':' | b'@')
+}
+
+fn recode(path: &str) -> Result<String, Ambiguity> {
+    let mut form = String::with_capacity(path.len() + 16);
+    let mut meaning = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let (byte, tail) = match first {
+            b'%' => decode(tail)?,
+            b'/' => {
+                form.push('/');
+                meaning.push(b'/');
+                rest = tail;
+                continue;
+            }
+            b'?' | b'#' => return Err(Ambiguity::BadCharacter),
+            _ => (*first, tail),
+        };
+        push(&mut form, byte)?;
+        meaning.push(byte);
+        rest = tail;
+    }
+    std::str::from_utf8(&meaning).map_err(|_| Ambiguity::NotUtf8)?;
+    Ok(form)
+}
+
+fn decode(after_percent: &[u8]) -> Result<(u8, &[u8]), Ambiguity> {
+    let [high, low, tail @ ..] = after_percent else { return Err(Ambiguity::BadEncoding) };
+    let (Some(high), Some(low)) = (hex(*high), hex(*low)) else {
+        return Err(Ambiguity::BadEncoding);
+    };
+    let byte = high << 4 | low;
+    let twice =
+        byte == b'%' && matches!(tail, [a, b, ..] if hex(*a).is_some() && hex(*b).is_some());
+    if twice { Err(Ambiguity::BadEncoding) } else { Ok((byte, tail)) }
+}
+
+const fn hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+fn push(form: &mut String, byte: u8) -> Result<(), Ambiguity> {
+    match byte {
+        b'/' | b'\\' => return Err(Ambiguity::HiddenSlash),
+        b';' => return Err(Ambiguity::Parameter),
+        0..=b' ' | 0x7f if byte != b' ' => return Err(Ambiguity::BadCharacter),
+        _ if is_plain(byte) => form.push(char::from(byte)),
+        _ => {
+            const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+            form.push('%');
+            form.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            form.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+    }
+    Ok(())
+}
+
+fn check_segments(form: &str) -> Result<(), Ambiguity> {
+    let mut segments = form[1..].split('/').peekable();
+    while let Some(segment) = segments.next() {
+        match segment {
+            "." | ".." => return Err(Ambiguity::DotSegment),
+            "" if segments.peek().is_some() => return Err(Ambiguity::EmptySegment),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn without_last_slash(form: Cow<'_, str>) -> Cow<'_, str> {
+    if form.len() == 1 || !form.ends_with('/') {
+        return form;
+    }
+    match form {
+        Cow::Borrowed(text) => Cow::Borrowed(&text[..text.len() - 1]),
+        Cow::Owned(mut text) => {
+            text.pop();
+            Cow::Owned(text)
+        }
+    }
+}
+
+/// A rule's `path`, ready to be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pattern {
+    segments: Vec<Segment>,
+    /// The pattern ends in `*`: one or more segments may follow.
+    open: bool,
+    /// The pattern has no canonical form, so no path matches it.
+    never: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    Literal(Box<str>),
+    Any,
+}
+
+impl Pattern {
+    pub(crate) fn new(text: &str) -> Self {
+        let Ok(form) = canonical(text) else {
+            return Self { segments: Vec::new(), open: false, never: true };
+        };
+        let mut segments: Vec<Segment> = segments(&form).map(Segment::new).collect();
+        let open = segments.last() == Some(&Segment::Any);
+        if open {
+            segments.pop();
+        }
+        Self { segments, open, never: false }
+    }
+
+    /// Whether a canonical path matches.
+    pub(crate) fn matches(&self, path: &str) -> bool {
+        let mut rest = segments(path);
+        let all = self.segments.iter().all(|segment| rest.next().is_some_and(|s| segment.is(s)));
+        !self.never && all && rest.next().is_some() == self.open
+    }
+}
+
+impl Segment {
+    fn new(text: &str) -> Self {
+        if text == "*" { Self::Any } else { Self::Literal(text.into()) }
+    }
+
+    fn is(&self, text: &str) -> bool {
+        match self {
+            Self::Literal(literal) => **literal == *text,
+            Self::Any => true,
+        }
+    }
+}
+
+/// The segments of a canonical path; `/` has none.
+fn segments(form: &str) -> impl Iterator<Item = &str> {
+    let inner = form.strip_prefix('/').unwrap_or(form);
+    inner.split('/').filter(move |_| !inner.is_empty())
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for segment in &self.segments {
+            match segment {
+                Segment::Literal(text) => write!(f, "/{text}")?,
+                Segment::Any => f.write_str("/*")?,
+            }
+        }
+        let end = if self.open {
+            "/*"
+        } else if self.segments.is_empty() {
+            "/"
+        } else {
+            ""
+        };
+        f.write_str(end)
+    }
+}

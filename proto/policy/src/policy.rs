@@ -1,0 +1,175 @@
+//! A policy, compiled.
+
+use std::collections::HashMap;
+
+use isthmus_model::topology::Topology;
+use isthmus_model::{
+    Action, Identity, Layer4, Name, Protocol, RequestMatch, Rule, Rules, Snapshot,
+};
+
+use crate::engine::Silent;
+use crate::explain::{Explanation, Log};
+use crate::index::{Index, Subjects};
+use crate::path::Pattern;
+use crate::verdict::{DecidedBy, Decision, Query, RuleId, Verdict};
+
+/// A policy, ready to be asked. Immutable; shared between threads.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pub(crate) default: Action,
+    pub(crate) audit: bool,
+    pub(crate) rules: Vec<Rule>,
+    /// Of each rule, its `http` in comparable form.
+    pub(crate) requests: Vec<Vec<RequestPattern>>,
+    pub(crate) subjects: Subjects,
+    pub(crate) denies: Index,
+    pub(crate) allows: Index,
+    services: HashMap<Name, Served>,
+}
+
+/// What a service offers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Served {
+    pub(crate) layer4: Layer4,
+    pub(crate) http: bool,
+}
+
+/// An entry of a rule's `http`.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestPattern {
+    pub(crate) method: Option<std::sync::Arc<str>>,
+    pub(crate) path: Option<Pattern>,
+}
+
+impl RequestPattern {
+    fn new(entry: &RequestMatch) -> Self {
+        Self { method: entry.method.clone(), path: entry.path.as_deref().map(Pattern::new) }
+    }
+
+    /// Whether every request matches.
+    pub(crate) const fn is_open(&self) -> bool {
+        self.method.is_none() && self.path.is_none()
+    }
+}
+
+impl Policy {
+    /// Compiles what a host was sent.
+    #[must_use]
+    pub fn for_snapshot(snapshot: &Snapshot) -> Self {
+        let services = snapshot.services.values();
+        let served = services.map(|s| (s.name.clone(), Served::new(s.port, s.protocol)));
+        Self::new(&snapshot.rules, served.collect())
+    }
+
+    /// Compiles what operators wrote.
+    #[must_use]
+    pub fn for_topology(topology: &Topology) -> Self {
+        let services = topology.services.iter();
+        let served = services.map(|(name, s)| (name.clone(), Served::new(s.port, s.protocol)));
+        Self::new(&topology.rules, served.collect())
+    }
+
+    fn new(rules: &Rules, services: HashMap<Name, Served>) -> Self {
+        let mut policy = Self {
+            default: rules.default,
+            audit: rules.audit,
+            rules: rules.rules.clone(),
+            requests: Vec::with_capacity(rules.rules.len()),
+            subjects: Subjects::default(),
+            denies: Index::default(),
+            allows: Index::default(),
+            services,
+        };
+        for (position, rule) in (0..).zip(&rules.rules) {
+            policy.requests.push(rule.http.iter().map(RequestPattern::new).collect());
+            let index = match rule.action {
+                Action::Deny => &mut policy.denies,
+                Action::Allow => &mut policy.allows,
+            };
+            index.insert(&mut policy.subjects, position, rule);
+        }
+        policy
+    }
+
+    /// Decides.
+    #[must_use]
+    pub fn evaluate(&self, query: &Query<'_>) -> Verdict {
+        self.judge(query, &mut Silent)
+    }
+
+    /// Decides, and tells how.
+    #[must_use]
+    pub fn explain(&self, query: &Query<'_>) -> Explanation {
+        let mut log = Log::default();
+        let verdict = self.judge(query, &mut log);
+        log.finish(self, query, verdict)
+    }
+
+    /// A rule of this policy.
+    ///
+    /// # Panics
+    ///
+    /// If the id comes from another policy that has more rules.
+    #[must_use]
+    pub fn rule(&self, id: RuleId) -> &Rule {
+        &self.rules[position(id)]
+    }
+
+    /// All rules, in order; the position is the [`RuleId`].
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// What decided, in words. Doesn't panic on a verdict of another policy, but names the wrong
+    /// rule, or none.
+    #[must_use]
+    pub fn describe(&self, verdict: &Verdict) -> Decision<'_> {
+        self.describe_decider(verdict.decided_by)
+    }
+
+    /// A decider in words: also for [`Verdict::would_deny`].
+    #[must_use]
+    pub fn describe_decider(&self, by: DecidedBy) -> Decision<'_> {
+        match by {
+            DecidedBy::Rule(id) => self
+                .rules
+                .get(position(id))
+                .map_or(Decision { name: "a rule of another revision", origin: None }, |rule| {
+                    Decision { name: &rule.name, origin: Some(&rule.origin) }
+                }),
+            DecidedBy::BuiltIn(built_in) => Decision { name: built_in.name(), origin: None },
+            DecidedBy::Default => Decision { name: "default", origin: None },
+        }
+    }
+
+    /// Whether any traffic between the two could ever be allowed, host ping aside. Errs on the side
+    /// of yes: a rule that another one overrules still relates.
+    #[must_use]
+    pub fn relates(&self, from: &Identity, to: &Identity) -> bool {
+        let device_dns = matches!((from, to), (Identity::Device(_), Identity::Host(_)));
+        if self.default == Action::Allow || self.audit || device_dns {
+            return true;
+        }
+        let (from, to) = (self.subjects.of(from), self.subjects.of(to));
+        self.allows.related(from, to).next().is_some()
+    }
+
+    pub(crate) fn served(&self, service: &Name) -> Option<Served> {
+        self.services.get(service).copied()
+    }
+}
+
+impl Served {
+    const fn new(port: u16, protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self { layer4: Layer4::Tcp(port), http: false },
+            Protocol::Udp => Self { layer4: Layer4::Udp(port), http: false },
+            Protocol::Http => Self { layer4: Layer4::Tcp(port), http: true },
+        }
+    }
+}
+
+const fn position(id: RuleId) -> usize {
+    id.0 as usize
+}

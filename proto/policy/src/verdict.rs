@@ -1,0 +1,122 @@
+//! Questions and answers.
+
+use std::fmt;
+
+use isthmus_model::{Identity, Layer4, Origin};
+
+/// What is asked: may this pass?
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// Who opens the flow.
+    pub from: &'a Identity,
+    /// Whom it is for.
+    pub to: &'a Identity,
+    /// What its first packet carries.
+    pub layer4: Layer4,
+    /// The request, where the flow carries HTTP to a service that speaks it. Ignored elsewhere.
+    pub request: Option<Request<'a>>,
+}
+
+/// An HTTP request, as far as rules care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// The method, as on the wire.
+    pub method: &'a str,
+    /// The path as on the wire, without the query.
+    pub path: &'a str,
+}
+
+/// What policy decided, and what made it so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Verdict {
+    /// What is to happen.
+    pub outcome: Outcome,
+    /// What decided. Where the whole policy audits, the denier that was overruled.
+    pub decided_by: DecidedBy,
+    /// What would have denied, were it not for audit. The outcome is never `Deny` then.
+    pub would_deny: Option<DecidedBy>,
+}
+
+impl Verdict {
+    /// Whether this passes only because something audits rather than denies.
+    #[must_use]
+    pub const fn audited(&self) -> bool {
+        self.would_deny.is_some()
+    }
+
+    /// Whether this is refused.
+    #[must_use]
+    pub const fn denies(&self) -> bool {
+        matches!(self.outcome, Outcome::Deny)
+    }
+}
+
+/// What is to happen to a flow or request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// Refuse it.
+    Deny,
+    /// Let it pass.
+    Allow,
+    /// Let the proxy decide on each request.
+    Inspect,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deny => "deny",
+            Self::Allow => "allow",
+            Self::Inspect => "inspect",
+        })
+    }
+}
+
+/// What a decision rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DecidedBy {
+    /// A rule of the policy that was asked.
+    Rule(RuleId),
+    /// What every mesh has.
+    BuiltIn(BuiltIn),
+    /// No rule matched.
+    Default,
+}
+
+/// A rule, by its position among the rules of its [`Policy`](crate::Policy). Means nothing to
+/// another policy, nor to the next revision's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleId(pub u32);
+
+/// What every mesh allows or refuses, whatever its rules say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BuiltIn {
+    /// Hosts may ping hosts: reachability is the first thing that anyone checks.
+    HostPing,
+    /// Devices may ask the mesh DNS of a host: else names would be useless to them.
+    DeviceDns,
+    /// A request whose path two programs could read in two ways is refused where a rule about paths
+    /// would have to decide.
+    AmbiguousPath,
+}
+
+impl BuiltIn {
+    /// How logs and people see it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HostPing => "built-in: hosts may ping hosts",
+            Self::DeviceDns => "built-in: devices may ask the mesh DNS",
+            Self::AmbiguousPath => "built-in: ambiguous paths are refused",
+        }
+    }
+}
+
+/// A [`DecidedBy`] in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision<'a> {
+    /// The rule's name, `default`, or `built-in: …`.
+    pub name: &'a str,
+    /// Where the rule stands.
+    pub origin: Option<&'a Origin>,
+}
