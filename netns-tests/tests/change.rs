@@ -1,0 +1,268 @@
+//! What happens when the mesh's configuration or its parts change under traffic.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use isthmus_netns_tests::{Host, Mesh, Process, wait_for};
+
+const WEB: u32 = 40_001;
+const CLIENT: u32 = 40_002;
+const SECOND: Duration = Duration::from_secs(1);
+
+const TOPOLOGY: &str = r#"
+[host.app-1]
+[host.web-1]
+
+[service.web]
+namespace = "prod"
+port = 8080
+hosts = ["web-1"]
+workload = { user = "40001" }
+
+[service.client]
+namespace = "prod"
+port = 9000
+hosts = ["app-1"]
+workload = { user = "40002" }
+"#;
+
+const ALLOW: &str = r#"
+[[allow]]
+name = "client reads web"
+from = "service:client"
+to = "service:web"
+"#;
+
+/// Sends a line every 10 ms over one TCP connection and prints when its echo comes back.
+const CLIENT_PROGRAM: &str = r#"
+import socket, sys, time
+sock = socket.create_connection((sys.argv[1], 8080), timeout=20)
+number = 0
+while True:
+    line = f"{number}\n".encode()
+    sock.sendall(line)
+    got = b""
+    while len(got) < len(line):
+        part = sock.recv(len(line) - len(got))
+        if not part:
+            sys.exit("closed")
+        got += part
+    print(number, flush=True)
+    number += 1
+    time.sleep(0.01)
+"#;
+
+const ECHO_PROGRAM: &str = r#"
+import socketserver
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        while data := self.request.recv(65536):
+            self.request.sendall(data)
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+Server(("0.0.0.0", 8080), Echo).serve_forever()
+"#;
+
+struct Conversation {
+    client: Process,
+    _server: Process,
+}
+
+impl Conversation {
+    fn start(mesh: &Mesh) -> Self {
+        let web = mesh.host("web-1");
+        let server = web.node.spawn("echo", python(web, WEB, ECHO_PROGRAM, &[]));
+        wait_for("the echo server listens", Duration::from_secs(5), || {
+            !web.node.sh("ss -Hltn 'sport = :8080'").is_empty()
+        });
+        let client = Self::client(mesh, mesh.virtual_addresses("web").0);
+        let conversation = Self { client, _server: server };
+        conversation.goes_on("lines are echoed");
+        conversation
+    }
+
+    fn client(mesh: &Mesh, address: Ipv4Addr) -> Process {
+        let app = mesh.host("app-1");
+        app.node.spawn("client", python(app, CLIENT, CLIENT_PROGRAM, &[&address.to_string()]))
+    }
+
+    fn lines(&self) -> usize {
+        self.client.output().lines().count()
+    }
+
+    #[track_caller]
+    fn goes_on(&self, what: &str) {
+        let before = self.lines();
+        wait_for(what, Duration::from_secs(10), || self.lines() >= before + 20);
+    }
+}
+
+fn python(host: &Host, user: u32, program: &str, arguments: &[&str]) -> Command {
+    let mut command = host.node.command_as(user, None, "python3");
+    command.args(["-u", "-c", program]).args(arguments);
+    command
+}
+
+fn mesh_with_conversation() -> (Mesh, Conversation) {
+    let mesh = Mesh::new(&["app-1", "web-1"]);
+    mesh.apply(&format!("{TOPOLOGY}{ALLOW}"));
+    let conversation = Conversation::start(&mesh);
+    (mesh, conversation)
+}
+
+#[test]
+fn taking_an_allow_away_cuts_a_live_flow_and_an_equal_file_changes_nothing() {
+    let (mesh, mut conversation) = mesh_with_conversation();
+    let revision = mesh.revision();
+    let said = mesh.apply(&format!("{TOPOLOGY}{ALLOW}"));
+    assert!(said.contains("nothing to change") || said.contains("unchanged"), "{said}");
+    assert_eq!(mesh.revision(), revision);
+    conversation.goes_on("lines are echoed after an equal file");
+
+    mesh.apply(TOPOLOGY);
+    let cut = Instant::now();
+    conversation.client.wait(Duration::from_secs(5));
+    assert!(cut.elapsed() < SECOND, "cut after {:?}", cut.elapsed());
+}
+
+#[test]
+fn the_controller_may_die_and_return() {
+    let (mut mesh, mut conversation) = mesh_with_conversation();
+    mesh.controller().kill();
+    conversation.goes_on("lines are echoed without a controller");
+    wait_for("the agent notices", Duration::from_secs(30), || {
+        mesh.host("web-1").status()["connected"] == false
+    });
+
+    // An agent that restarts meanwhile comes back from its disk.
+    let revision = mesh.host("app-1").status()["revision"].clone();
+    mesh.host_mut("app-1").agent().terminate(Duration::from_secs(10));
+    mesh.host_mut("app-1").start_agent();
+    let status = mesh.host("app-1").status();
+    assert_eq!((&status["revision"], &status["connected"]), (&revision, &false.into()));
+    conversation.goes_on("the same connection goes on after the agent's restart");
+    assert!(conversation.client.is_running());
+
+    mesh.start_controller();
+    for name in ["app-1", "web-1"] {
+        wait_for("agents come back by themselves", Duration::from_secs(15), || {
+            mesh.host(name).status()["connected"] == true
+        });
+    }
+    conversation.goes_on("lines are echoed with the controller back");
+    mesh.apply(TOPOLOGY);
+    conversation.client.wait(Duration::from_secs(3));
+}
+
+#[test]
+fn no_packet_is_lost_when_the_controller_dies() {
+    let (mut mesh, _conversation) = mesh_with_conversation();
+    let target = mesh.host("web-1").addresses().0;
+    let app = mesh.host("app-1").node.clone();
+    app.sh(&format!("ping -c 1 -W 2 {target}"));
+    let mut ping = app.spawn_sh("ping", &format!("exec ping -i 0.01 -c 300 -W 1 {target}"));
+    wait_for("pings pass", Duration::from_secs(5), || ping.output().lines().count() > 50);
+    mesh.controller().kill();
+    ping.wait(Duration::from_secs(20));
+    let said = ping.output();
+    assert!(said.contains("300 received, 0% packet loss"), "{said}");
+}
+
+#[test]
+fn an_agent_may_die_and_leaves_nothing_behind_when_it_stops() {
+    let (mut mesh, mut conversation) = mesh_with_conversation();
+    let clean = |mesh: &Mesh| {
+        let node = &mesh.host("web-1").node;
+        let links = node.sh("ip -o link show | grep isth0 || true");
+        let addresses = node.sh("ip -o addr show | grep -e isth0 -e 100.64 || true");
+        let routes = node.sh("ip route show table all | grep -e isth0 -e 100.64 || true");
+        let rules = node.sh(
+            "ip rule show | grep -v -e 'lookup local' -e 'lookup main' -e 'lookup default' || true",
+        );
+        let filters = node.sh("nft list ruleset");
+        format!("{links}{addresses}{routes}{rules}{filters}")
+    };
+    mesh.host_mut("web-1").agent().kill();
+    let died = Instant::now();
+    mesh.host_mut("web-1").start_agent();
+    conversation.goes_on("the same connection goes on");
+    assert!(died.elapsed() < Duration::from_secs(5), "healed after {:?}", died.elapsed());
+    assert!(conversation.client.is_running());
+    assert!(
+        mesh.host("app-1")
+            .curl(CLIENT, &["-m", "1", "telnet://web.prod.mesh.internal:8080"])
+            .code()
+            == Some(28)
+    );
+
+    let status = mesh.host_mut("web-1").agent().terminate(Duration::from_secs(10));
+    assert!(status.success(), "{status}");
+    assert_eq!(clean(&mesh), "");
+}
+
+#[test]
+fn a_removed_host_is_cut_off_at_once() {
+    let (mut mesh, mut conversation) = mesh_with_conversation();
+    let (web, app) = (mesh.host("web-1").addresses().0, mesh.host("app-1").addresses().0);
+    // A host that keeps its keys and doesn't listen to the controller any more.
+    let switch = mesh.switch.clone();
+    switch.sh("nft add table bridge t && nft add chain bridge t c '{ type filter hook forward priority 0; }'");
+    switch.sh("nft add rule bridge t c iifname p-app-1 ip daddr 10.9.0.1 drop");
+
+    let _ = mesh.agentctl(&["host", "remove", "app-1"]).expect_success();
+    let removed = Instant::now();
+    wait_for("it can't be reached", SECOND, || {
+        !mesh.host("web-1").node.try_sh(&format!("ping -c 1 -W 0.2 {app}")).success()
+    });
+    wait_for("it can't send", SECOND, || {
+        !mesh.host("app-1").node.try_sh(&format!("ping -c 1 -W 0.2 {web}")).success()
+    });
+    assert!(removed.elapsed() < 2 * SECOND);
+    let lines = conversation.lines();
+    assert!(!mesh.host("app-1").node.try_sh(&format!("ping -c 2 -W 1 {web}")).success());
+    assert!(conversation.lines() <= lines + 1, "the old connection still moves");
+
+    // With the controller in reach again it learns what happened, and can't sneak back in.
+    switch.sh("nft delete table bridge t");
+    wait_for("the agent forgets the mesh", Duration::from_secs(30), || {
+        mesh.host("app-1").status()["joined"] == false
+    });
+    conversation.client.kill();
+    mesh.host_mut("app-1").agent().terminate(Duration::from_secs(10));
+}
+
+#[test]
+fn a_transfer_survives_loss_and_a_new_address() {
+    let mesh = Mesh::new(&["app-1", "web-1"]);
+    mesh.apply(&format!("{TOPOLOGY}{ALLOW}"));
+    let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
+    let _nginx = web.nginx(WEB, 8080, "limit_rate 1m;");
+    let body = "0123456789abcdef".repeat(4 * 65_536);
+    std::fs::write(web.web_root(8080).join("large"), &body)
+        .expect("the lab's folder can be written");
+    let file = app.node.folder().join("got");
+    app.node.sh(&format!("touch {0} && chmod 666 {0}", file.display()));
+    let size = || std::fs::metadata(&file).map_or(0, |data| data.len());
+
+    let mut command = app.command_as(CLIENT, "curl");
+    command.args(["-sS", "--max-time", "90", "-o"]).arg(&file);
+    command.arg("http://web.prod.mesh.internal:8080/large");
+    let mut curl = app.node.spawn("curl", command);
+    wait_for("the transfer runs", Duration::from_secs(10), || size() > 200_000);
+
+    app.node.lose("eth0", 20);
+    let before = size();
+    wait_for("it goes on with 20 % loss", Duration::from_secs(30), || size() > before + 100_000);
+    app.node.sh("ip addr add 10.9.0.77/24 dev eth0 && ip addr del 10.9.0.11/24 dev eth0");
+    let before = size();
+    wait_for("it goes on from a new address", Duration::from_secs(40), || {
+        size() > before + 100_000
+    });
+    app.node.lose_nothing();
+
+    let status = curl.wait(Duration::from_secs(90));
+    assert!(status.success(), "{}", curl.output());
+    assert!(std::fs::read_to_string(&file).is_ok_and(|got| got == body), "the file arrived whole");
+}
