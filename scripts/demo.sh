@@ -16,7 +16,7 @@ wait_until() { # what, then a command
     shift
     for _ in $(seq 200); do
         if "$@" >/dev/null 2>&1; then return; fi
-        read -rt 0.05 <> <(:) || true
+        sleep 0.05
     done
     echo "Waited in vain: $what" >&2
     return 1
@@ -108,7 +108,7 @@ Go on:
     as_operator status                                     # agentctl with the operator's credentials
     as_client curl http://web.prod.mesh.internal:8080/     # a process of the service "client" on app-1
     on_host web-1 flows                                    # who talks to web-1, and which rule decided
-    as_operator apply -f configs/topology.toml             # after you changed it
+    as_operator apply -f configs/demo.toml             # after you changed it
     scripts/down                                           # ends it all
 TXT
 }
