@@ -1,0 +1,86 @@
+//! Listeners on overlay addresses that the host may not have yet.
+//!
+//! DNS and the proxy start before the controller has told the host its addresses, and addresses
+//! come and go while they run; `IP_FREEBIND` lets them bind regardless.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+const BACKLOG: i32 = 1024;
+
+/// A non-blocking listener on `address`, whether or not the host has it.
+///
+/// # Errors
+/// `AddrInUse` when something listens there already.
+pub fn bind_freebind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = bindable(address, Type::STREAM, Protocol::TCP)?;
+    // A restarted agent mustn't wait for the old connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A non-blocking UDP socket on `address`, whether or not the host has it.
+///
+/// # Errors
+/// `AddrInUse` when something is bound there already.
+pub fn bind_freebind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = bindable(address, Type::DGRAM, Protocol::UDP)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn bindable(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => {
+            socket.set_only_v6(true)?;
+            socket.set_freebind_v6(true)?;
+        }
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::testing::{LOOPBACK, block_on, eventually, in_netns, netlink};
+
+    #[test]
+    fn a_listener_waits_for_its_address_and_then_serves_on_it() {
+        in_netns(|| {
+            for ip in ["100.64.9.1".parse().unwrap(), "fd12:3456:789a::1".parse().unwrap()] {
+                let listener = bind_freebind_tcp((ip, 5353).into()).unwrap();
+                let datagrams = bind_freebind_udp((ip, 5353).into()).unwrap();
+                assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+
+                block_on(async { netlink().add_address(LOOPBACK, ip).await.unwrap() });
+                let client = eventually(|| TcpStream::connect((ip, 5353)));
+                let accepted = listener.accept().unwrap().1;
+                assert_eq!(accepted, client.local_addr().unwrap());
+                let sender = UdpSocket::bind((ip, 0)).unwrap();
+                sender.send_to(b"query", (ip, 5353)).unwrap();
+                assert_eq!(datagrams.recv(&mut [0; 16]).unwrap(), 5);
+            }
+        });
+    }
+
+    #[test]
+    fn a_taken_port_is_refused() {
+        in_netns(|| {
+            let address = "100.64.9.1:53".parse().unwrap();
+            let _first = bind_freebind_udp(address).unwrap();
+            assert_eq!(bind_freebind_udp(address).unwrap_err().kind(), ErrorKind::AddrInUse);
+            let _first = bind_freebind_tcp(address).unwrap();
+            assert_eq!(bind_freebind_tcp(address).unwrap_err().kind(), ErrorKind::AddrInUse);
+        });
+    }
+}

@@ -1,0 +1,195 @@
+//! Processes behind sockets, and users behind names.
+//!
+//! The kernel doesn't say which process holds a socket: it is found by reading what the processes
+//! have open. That costs microseconds per process, so it is done once per flow, only where a
+//! workload is selected by its program, and within a bound. Who looks first in the right cgroup
+//! finds it among a handful.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What a look-up may cost a flow's first packet.
+const BUDGET: Duration = Duration::from_millis(20);
+/// `/etc/passwd` entries are short; directories of companies less so.
+const PASSWD_BYTES_MAX: usize = 1 << 20;
+
+/// The program of the process that holds the socket `inode`.
+///
+/// It is looked for among the processes of `cgroup` (a directory, see
+/// [`crate::cgroup::Cgroups::directory`]) and then among those of the user `uid`. `None` when it
+/// isn't found in 20 ms, or isn't this process's to see (needs CAP_SYS_PTRACE). A socket that
+/// several processes share gets the first one's program; a program replaced on disk since it was
+/// started has the path it was started from.
+pub fn exe_of(inode: u32, uid: u32, cgroup: Option<&Path>) -> Option<PathBuf> {
+    let deadline = Instant::now() + BUDGET;
+    let target = format!("socket:[{inode}]");
+    let holds = |pid: &u32| holds(*pid, OsStr::new(&target), deadline);
+    let members = cgroup.map(members).unwrap_or_default();
+    let pid = members.into_iter().find(holds).or_else(|| of_user(uid, deadline).find(holds))?;
+    exe(pid)
+}
+
+/// The program that process `pid` runs.
+pub fn exe(pid: u32) -> Option<PathBuf> {
+    let mut path = fs::read_link(format!("/proc/{pid}/exe")).ok()?.into_os_string().into_vec();
+    const DELETED: &[u8] = b" (deleted)";
+    if path.ends_with(DELETED) {
+        path.truncate(path.len() - DELETED.len());
+    }
+    Some(std::ffi::OsString::from_vec(path).into())
+}
+
+/// The number of the user `name`, from wherever the host keeps its users.
+pub fn user_id(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    let mut buffer = vec![0; 1024];
+    while buffer.len() <= PASSWD_BYTES_MAX {
+        match lookup_user(&name, &mut buffer) {
+            Ok(uid) => return uid,
+            Err(libc::ERANGE) => buffer.resize(buffer.len() * 2, 0),
+            Err(libc::EINTR) => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+fn lookup_user(name: &CStr, buffer: &mut [libc::c_char]) -> Result<Option<u32>, libc::c_int> {
+    // SAFETY: an all-zero `passwd` (null pointers and zeros) is a valid value of it.
+    let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
+    let mut found: *mut libc::passwd = std::ptr::null_mut();
+    // SAFETY: all pointers are valid for the call, `buffer` for the length given with it. Of the
+    // entry only the number is read afterwards, none of its pointers into `buffer`.
+    let error = unsafe {
+        libc::getpwnam_r(
+            name.as_ptr(),
+            &raw mut entry,
+            buffer.as_mut_ptr(),
+            buffer.len(),
+            &raw mut found,
+        )
+    };
+    if error != 0 {
+        return Err(error);
+    }
+    Ok((!found.is_null()).then_some(entry.pw_uid))
+}
+
+fn members(cgroup: &Path) -> Vec<u32> {
+    let procs = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    // A process of another PID namespace is listed as 0.
+    procs.lines().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid != 0).collect()
+}
+
+fn of_user(uid: u32, deadline: Instant) -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .take_while(move |_| Instant::now() < deadline)
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(move |pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|it| it.uid() == uid))
+}
+
+fn holds(pid: u32, target: &OsStr, deadline: Instant) -> bool {
+    fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .take_while(|_| Instant::now() < deadline)
+        .filter_map(Result::ok)
+        .any(|entry| {
+            fs::read_link(entry.path())
+                .is_ok_and(|link| link.as_os_str().as_bytes() == target.as_bytes())
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::os::unix::process::CommandExt;
+
+    use super::*;
+    use crate::cgroup::Cgroups;
+    use crate::sock_diag::{Lookup, Protocol, SocketDiag, SocketOwner};
+    use crate::testing::{Shell, in_netns};
+
+    const NOBODY: u32 = 65_534;
+
+    #[test]
+    fn a_flow_leads_to_the_cgroup_and_the_program_that_opened_it() {
+        in_netns(|| {
+            let mut cgroups = Cgroups::open().unwrap();
+            let path = format!("/isthmus-test-{}-flow", std::process::id());
+            let directory = cgroups.directory(&path);
+            fs::create_dir(&directory).unwrap();
+            let mut shell = Shell::spawn(|_| {});
+            fs::write(directory.join("cgroup.procs"), shell.pid().to_string()).unwrap();
+
+            let owner = connect(&mut shell);
+            let found = cgroups.path_of(owner.cgroup_id.unwrap()).unwrap();
+            // Not the user's: only the cgroup can lead to it.
+            let exe = exe_of(owner.inode, NOBODY, Some(&directory));
+            shell.end();
+            fs::remove_dir(&directory).unwrap();
+            assert_eq!(found.as_deref(), Some(path.as_str()));
+            assert_eq!(exe, Some(bash()));
+            assert_eq!(cgroups.path_of(owner.cgroup_id.unwrap()).unwrap(), None);
+        });
+    }
+
+    #[test]
+    fn without_a_cgroup_the_users_processes_are_searched() {
+        in_netns(|| {
+            let mut shell = Shell::spawn(|command| {
+                command.uid(NOBODY).gid(NOBODY);
+            });
+            let owner = connect(&mut shell);
+            assert_eq!(owner.uid, NOBODY);
+            assert_eq!(exe_of(owner.inode, NOBODY, None), Some(bash()));
+            assert_eq!(exe_of(owner.inode, 54_321, None), None, "no process of that user");
+            shell.end();
+            assert_eq!(exe_of(owner.inode, NOBODY, None), None);
+        });
+    }
+
+    #[test]
+    fn a_program_replaced_while_it_runs_keeps_its_path() {
+        let copy = std::env::temp_dir().join(format!("isthmus-test-{}-sleep", std::process::id()));
+        // By a child: a descriptor of ours, inherited by another test's child, would be "text busy".
+        std::process::Command::new("cp").arg("/bin/sleep").arg(&copy).status().unwrap();
+        let mut child = std::process::Command::new(&copy).arg("60").spawn().unwrap();
+        let before = exe(child.id());
+        fs::remove_file(&copy).unwrap();
+        let after = exe(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(before.as_ref(), Some(&copy));
+        assert_eq!(after, before);
+    }
+
+    #[test]
+    fn users_have_numbers() {
+        assert_eq!(user_id("root"), Some(0));
+        assert_eq!(user_id("nobody"), Some(NOBODY));
+        assert_eq!(user_id("no-such-user-here"), None);
+        assert_eq!(user_id("nul\0inside"), None);
+    }
+
+    /// Makes the shell connect to us, and asks whose socket that is.
+    fn connect(shell: &mut Shell) -> SocketOwner {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let remote = listener.local_addr().unwrap();
+        shell.run(&format!("exec 3<>/dev/tcp/127.0.0.1/{}", remote.port()));
+        let (_stream, local) = listener.accept().unwrap();
+        let flow = Lookup { protocol: Protocol::Tcp, local, remote };
+        SocketDiag::open().unwrap().lookup(&flow).unwrap().unwrap()
+    }
+
+    fn bash() -> PathBuf {
+        fs::canonicalize("/bin/bash").unwrap()
+    }
+}

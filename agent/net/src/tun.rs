@@ -1,0 +1,257 @@
+//! The TUN device: where the host's IP packets enter and leave the overlay.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use tun_rs::{DeviceBuilder, Layer, SyncDevice};
+
+/// A layer 3 device of our own, gone when this value is dropped or the process dies.
+///
+/// Packets carry no header of any kind (`IFF_NO_PI`, no vnet header): one read is one IP packet.
+/// Reads and writes never block.
+pub struct Tun {
+    device: SyncDevice,
+    name: String,
+    index: u32,
+}
+
+impl Tun {
+    /// Creates the device `name`; it has no addresses and is down.
+    ///
+    /// # Errors
+    /// A device of that name must not exist: adopting one would mean to delete, on exit,
+    /// something that the agent didn't make.
+    pub fn create(name: &str, mtu: u32) -> Result<Self, TunError> {
+        check_name(name)?;
+        let mtu = u16::try_from(mtu).map_err(|_| TunError::BadMtu(mtu))?;
+        if interface_index(name).is_some() {
+            return Err(TunError::Exists(name.to_owned()));
+        }
+        let device = DeviceBuilder::new()
+            .name(name)
+            .mtu(mtu)
+            .layer(Layer::L3)
+            .packet_information(false)
+            .enable(false)
+            .build_sync()
+            .map_err(|error| TunError::from_create(name, error))?;
+        device.set_nonblocking(true).map_err(|source| TunError::os("make non-blocking", source))?;
+        let index =
+            device.if_index().map_err(|source| TunError::os("read the index of", source))?;
+        Ok(Self { device, name: name.to_owned(), index })
+    }
+
+    /// Reads one packet; a packet longer than `buffer` is cut, so give it at least the MTU.
+    ///
+    /// # Errors
+    /// `WouldBlock` when no packet waits.
+    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.device.recv(buffer)
+    }
+
+    /// Hands one IP packet to the host's stack.
+    ///
+    /// # Errors
+    /// `EINVAL` for bytes that aren't an IP packet, `EIO` while the device is down.
+    pub fn send(&self, packet: &[u8]) -> io::Result<()> {
+        self.device.send(packet).map(drop)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
+impl std::fmt::Debug for Tun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tun").field("name", &self.name).field("index", &self.index).finish()
+    }
+}
+
+/// Why the TUN device couldn't be made; each message says what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    #[error("'{0}' isn't a device name: use 1 to 15 characters, no '/', ':' or blank")]
+    BadName(String),
+    #[error("an MTU of {0} is out of range: a TUN device takes up to 65535")]
+    BadMtu(u32),
+    #[error(
+        "a device named {0} exists already: stop the agent that owns it, remove it with \
+         'ip link delete {0}', or choose another name"
+    )]
+    Exists(String),
+    #[error(
+        "/dev/net/tun is missing: load the kernel's 'tun' module, or give the container \
+         '--device /dev/net/tun'"
+    )]
+    NoTunDriver,
+    #[error(
+        "creating {0} isn't permitted: needs CAP_NET_ADMIN and access to /dev/net/tun (run as \
+         root, or set AmbientCapabilities=CAP_NET_ADMIN in the unit)"
+    )]
+    NotPermitted(String),
+    #[error("the kernel refused to {step} the TUN device")]
+    Os { step: &'static str, source: io::Error },
+}
+
+impl TunError {
+    fn from_create(name: &str, error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted(name.to_owned()),
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Self::NoTunDriver,
+            Some(libc::EBUSY | libc::EEXIST) => Self::Exists(name.to_owned()),
+            _ => Self::os("create", error),
+        }
+    }
+
+    fn os(step: &'static str, source: io::Error) -> Self {
+        Self::Os { step, source }
+    }
+}
+
+/// The index of an interface of this thread's network namespace.
+pub fn interface_index(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: `name` is a valid C string for the whole call, and the kernel only reads it.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
+}
+
+/// The kernel's own rule (`dev_valid_name`), minus '%', which it would expand to a number.
+pub(crate) fn valid_interface_name(name: &str) -> bool {
+    (1..libc::IFNAMSIZ).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| "/:%\0".contains(c) || c.is_whitespace())
+}
+
+fn check_name(name: &str) -> Result<(), TunError> {
+    if valid_interface_name(name) { Ok(()) } else { Err(TunError::BadName(name.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::time::Duration;
+
+    use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+    use super::*;
+    use crate::poll::{Events, Interest, Poller};
+    use crate::routes::Route;
+    use crate::testing::{block_on, in_netns, netlink};
+
+    const OURS: Ipv4Addr = Ipv4Addr::new(100, 64, 9, 1);
+    const PEER: Ipv4Addr = Ipv4Addr::new(100, 65, 0, 7);
+
+    #[test]
+    fn a_ping_is_read_as_a_packet_and_its_answer_reaches_the_socket() {
+        in_netns(|| {
+            let tun = up_with_address("isth-t0");
+            let ping = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
+            ping.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let request = [8, 0, 0xf7, 0xfd, 0, 1, 0, 1];
+            ping.send_to(&request, &SockAddr::from(std::net::SocketAddr::from((PEER, 0)))).unwrap();
+
+            let mut packet = next_ipv4(&tun);
+            assert_eq!(packet[9], 1, "not ICMP: {packet:?}");
+            assert_eq!(packet[12..16], OURS.octets(), "the route's source is our address");
+            assert_eq!(packet[16..20], PEER.octets());
+            assert_eq!(packet[20..28], request);
+
+            // Turned round: swapping the addresses leaves the header's checksum right.
+            packet[12..16].copy_from_slice(&PEER.octets());
+            packet[16..20].copy_from_slice(&OURS.octets());
+            packet[20] = 0;
+            packet[22..24].copy_from_slice(&[0xff, 0xfd]);
+            tun.send(&packet).unwrap();
+            let mut answer = [0; 128];
+            let len = io::Read::read(&mut &ping, &mut answer).unwrap();
+            assert_eq!(answer[12..16], PEER.octets());
+            assert_eq!(answer[20..len], [0, 0, 0xff, 0xfd, 0, 1, 0, 1]);
+        });
+    }
+
+    #[test]
+    fn an_empty_device_would_block() {
+        in_netns(|| {
+            let tun = Tun::create("isth-t1", 1400).unwrap();
+            let error = tun.recv(&mut [0; 1500]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(Some(tun.index()), interface_index("isth-t1"));
+        });
+    }
+
+    #[test]
+    fn the_device_vanishes_with_its_owner() {
+        in_netns(|| {
+            drop(Tun::create("isth-t2", 1400).unwrap());
+            assert_eq!(interface_index("isth-t2"), None);
+        });
+    }
+
+    #[test]
+    fn an_existing_device_is_refused_by_name() {
+        in_netns(|| {
+            let _first = Tun::create("isth-t3", 1400).unwrap();
+            let error = Tun::create("isth-t3", 1400).unwrap_err();
+            assert!(matches!(&error, TunError::Exists(name) if name == "isth-t3"), "{error:?}");
+            assert!(error.to_string().contains("ip link delete isth-t3"), "{error}");
+        });
+    }
+
+    #[test]
+    fn names_that_the_kernel_would_twist_are_refused() {
+        for name in ["", "a/b", "isth%d", "a b", "..", "sixteen-letters!"] {
+            assert!(matches!(Tun::create(name, 1400), Err(TunError::BadName(_))), "{name:?}");
+        }
+        assert!(matches!(Tun::create("isth", 70_000), Err(TunError::BadMtu(70_000))));
+    }
+
+    #[test]
+    fn a_refusal_names_the_missing_capability() {
+        let error = TunError::from_create("isth0", io::Error::from_raw_os_error(libc::EPERM));
+        assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    }
+
+    fn up_with_address(name: &str) -> Tun {
+        let tun = Tun::create(name, 1400).unwrap();
+        block_on(async {
+            let netlink = netlink();
+            netlink.set_up(tun.index()).await.unwrap();
+            netlink.add_address(tun.index(), OURS.into()).await.unwrap();
+            let route = Route::via_device("100.64.0.0/10".parse().unwrap(), tun.index())
+                .with_source(IpAddr::from(OURS));
+            netlink.replace_route(&route).await.unwrap();
+        });
+        tun
+    }
+
+    /// Skips what IPv6 says on a new link (router solicitations, multicast reports).
+    fn next_ipv4(tun: &Tun) -> Vec<u8> {
+        let poller = Poller::new().unwrap();
+        poller.add(tun, 1, Interest::READ).unwrap();
+        let mut events = Events::with_capacity(1);
+        let mut buffer = [0; 2048];
+        loop {
+            poller.wait(&mut events, Some(Duration::from_secs(5))).unwrap();
+            assert!(!events.is_empty(), "no packet came");
+            while let Ok(len) = tun.recv(&mut buffer) {
+                if buffer[0] >> 4 == 4 {
+                    return buffer[..len].to_vec();
+                }
+            }
+        }
+    }
+}

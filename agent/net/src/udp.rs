@@ -1,0 +1,576 @@
+//! The underlay: UDP sockets that carry sealed packets, in batches.
+//!
+//! One socket speaks IPv4 and another IPv6; each belongs to one thread. Reading takes up to 32
+//! kernel messages at once, each of which GRO may have made of many datagrams; sending hands the
+//! kernel up to 64 equal segments in one call (GSO). Where GSO isn't available, or a driver
+//! refuses it, the same calls send the segments one by one.
+//!
+//! Sending never fails in a way that could stop the data plane: what became of the datagrams is a
+//! [`SendOutcome`], and a datagram that wasn't sent is a lost one.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+pub use quinn_udp::EcnCodepoint as Ecn;
+use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+use tracing::debug;
+
+/// Large enough for a burst of 40 ms at 1 Gbit/s.
+const BUFFER_BYTES: usize = 4 << 20;
+
+/// A GRO message is an IP packet as far as its length goes.
+const MESSAGE_BYTES: usize = 1 << 16;
+
+/// What one GSO call may hold: the payload of the largest IPv4 packet, less some headroom.
+const GSO_BYTES: usize = 65_000;
+
+/// One underlay socket. It never blocks.
+#[derive(Debug)]
+pub struct UdpSocket {
+    socket: Socket,
+    /// Replaced where it drew the wrong conclusion, see [`UdpSocket::restore_offload`].
+    state: RwLock<UdpSocketState>,
+    local: SocketAddr,
+    fragments: AtomicBool,
+}
+
+impl UdpSocket {
+    /// Binds to `address`, whose family decides the socket's; IPv6 sockets don't speak IPv4.
+    ///
+    /// The port isn't shared: an error is better than two agents stealing each other's packets.
+    ///
+    /// # Errors
+    /// `AddrInUse` when another program has the port, `Unsupported`-like errors on a host without
+    /// that family.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        grow_buffers(&socket);
+        socket.bind(&address.into())?;
+        let local = socket
+            .local_addr()?
+            .as_socket()
+            .ok_or_else(|| io::Error::other("bound to something that isn't an IP address"))?;
+        let state = configure(&socket)?;
+        Ok(Self { socket, state: RwLock::new(state), local, fragments: AtomicBool::new(false) })
+    }
+
+    /// Where it is bound, with the port that the kernel chose for port 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Whether segments are still sent in one call. A driver's refusal turns that off.
+    pub fn gso_enabled(&self) -> bool {
+        self.state().max_gso_segments() > 1
+    }
+
+    /// Refills `batch` with what has arrived and returns how many datagrams that is.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing waits; `batch` is empty after any error.
+    pub fn recv(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+        batch.filled = 0;
+        let mut chunks = batch.buffer.chunks_exact_mut(MESSAGE_BYTES);
+        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        batch.filled =
+            self.state().recv((&self.socket).into(), &mut slices, &mut batch.messages)?;
+        Ok(batch.messages[..batch.filled].iter().map(datagrams_in).sum())
+    }
+
+    /// Sends `transmit` and says what became of it.
+    ///
+    /// After anything but [`SendOutcome::Sent`] some of its segments may still have left.
+    pub fn send(&self, transmit: &Transmit<'_>) -> SendOutcome {
+        let result =
+            self.allow_fragments(!transmit.dont_fragment).and_then(|()| self.try_send(transmit));
+        let Err(error) = result else { return SendOutcome::Sent };
+        if is_gso_refusal(&error) {
+            self.restore_offload();
+            if transmit.from.is_some() {
+                // What the kernel answers to a source address that the host lost.
+                return SendOutcome::Unreachable;
+            }
+        }
+        SendOutcome::of(&error)
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let segment = match transmit.segment_size {
+            Some(size) if (1..transmit.contents.len()).contains(&size) => size,
+            Some(_) | None => return self.send_message(transmit, transmit.contents, None),
+        };
+        if transmit.dont_fragment {
+            // Older kernels answer EINVAL to a segment above the MTU, which would turn GSO off:
+            // hence no GSO when fragments are wanted.
+            match self.send_segmented(transmit, segment) {
+                Err(error) if is_gso_refusal(&error) => {
+                    debug!(%error, "a send of segments failed; sending them one by one");
+                }
+                result => return result,
+            }
+        }
+        transmit
+            .contents
+            .chunks(segment)
+            .try_for_each(|datagram| self.send_message(transmit, datagram, None))
+    }
+
+    fn send_segmented(&self, transmit: &Transmit<'_>, segment: usize) -> io::Result<()> {
+        let segments = self.state().max_gso_segments().min(GSO_BYTES / segment).max(1);
+        transmit
+            .contents
+            .chunks(segment * segments)
+            .try_for_each(|message| self.send_message(transmit, message, Some(segment)))
+    }
+
+    fn send_message(
+        &self,
+        transmit: &Transmit<'_>,
+        contents: &[u8],
+        segment_size: Option<usize>,
+    ) -> io::Result<()> {
+        let message = quinn_udp::Transmit {
+            destination: transmit.to,
+            ecn: transmit.ecn,
+            contents,
+            segment_size,
+            src_ip: transmit.from,
+        };
+        self.state().try_send((&self.socket).into(), &message)
+    }
+
+    /// quinn-udp takes any EINVAL or EIO for a driver that can't do GSO, and stops using it (and
+    /// the ECN mark). When a single datagram fails as well, it was something else: a stale source
+    /// address, an impossible destination. One bad packet mustn't slow down all others for good.
+    fn restore_offload(&self) {
+        if self.gso_enabled() {
+            return;
+        }
+        if let Ok(fresh) = configure(&self.socket) {
+            *self.state.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+            // A fresh state forbids fragments.
+            self.fragments.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, UdpSocketState> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A system call only when the wish changes: nearly all traffic is sent unfragmented.
+    fn allow_fragments(&self, allow: bool) -> io::Result<()> {
+        if self.fragments.load(Ordering::Relaxed) == allow {
+            return Ok(());
+        }
+        if self.local.is_ipv4() {
+            let mode = if allow { libc::IP_PMTUDISC_DONT } else { libc::IP_PMTUDISC_PROBE };
+            set_option(&self.socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode)?;
+        } else {
+            let mode = if allow { libc::IPV6_PMTUDISC_DONT } else { libc::IPV6_PMTUDISC_PROBE };
+            set_option(&self.socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, mode)?;
+            let dont = libc::c_int::from(!allow);
+            set_option(&self.socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, dont)?;
+        }
+        self.fragments.store(allow, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// What to send: one datagram, or several of `segment_size` (the last may be shorter) in a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Transmit<'a> {
+    pub to: SocketAddr,
+    /// The address to send from, where the host has several; `None` leaves it to the routes.
+    pub from: Option<IpAddr>,
+    pub contents: &'a [u8],
+    pub segment_size: Option<usize>,
+    pub ecn: Option<Ecn>,
+    /// Whether a path that can't carry a datagram whole must drop it.
+    pub dont_fragment: bool,
+}
+
+impl<'a> Transmit<'a> {
+    /// One datagram that isn't to be fragmented.
+    pub fn datagram(to: SocketAddr, contents: &'a [u8]) -> Self {
+        Self { to, from: None, contents, segment_size: None, ecn: None, dont_fragment: true }
+    }
+}
+
+/// What became of a [`Transmit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendOutcome {
+    Sent,
+    /// Larger than the interface or the path carries unfragmented.
+    TooBig,
+    /// No route, no neighbour, no source address, or the interface is down.
+    Unreachable,
+    /// The kernel's buffers are full: wait for the socket to be writable, or drop.
+    Busy,
+    /// A firewall, or a security module, forbids it.
+    Blocked,
+    /// Anything else; the number is the system's `errno`.
+    Failed(i32),
+}
+
+impl SendOutcome {
+    fn of(error: &io::Error) -> Self {
+        match error.raw_os_error().unwrap_or(0) {
+            libc::EMSGSIZE => Self::TooBig,
+            libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM => Self::Busy,
+            libc::EPERM | libc::EACCES => Self::Blocked,
+            libc::ECONNREFUSED
+            | libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::EHOSTDOWN
+            | libc::ENODEV
+            | libc::EADDRNOTAVAIL => Self::Unreachable,
+            errno => Self::Failed(errno),
+        }
+    }
+}
+
+/// Room for what one [`UdpSocket::recv`] reads, reused from call to call (2 MiB).
+pub struct RecvBatch {
+    buffer: Vec<u8>,
+    messages: [RecvMeta; BATCH_SIZE],
+    filled: usize,
+}
+
+impl RecvBatch {
+    pub fn new() -> Self {
+        Self {
+            buffer: vec![0; BATCH_SIZE * MESSAGE_BYTES],
+            messages: [RecvMeta::default(); BATCH_SIZE],
+            filled: 0,
+        }
+    }
+
+    /// The datagrams in the order of arrival; each may be decrypted where it lies.
+    pub fn datagrams(&mut self) -> impl Iterator<Item = Datagram<'_>> {
+        self.buffer.chunks_exact_mut(MESSAGE_BYTES).zip(&self.messages[..self.filled]).flat_map(
+            |(chunk, message)| {
+                let len = message.len.min(chunk.len());
+                chunk[..len].chunks_mut(message.stride.max(1)).map(|contents| Datagram {
+                    from: message.addr,
+                    to: message.dst_ip,
+                    ecn: message.ecn,
+                    contents,
+                })
+            },
+        )
+    }
+}
+
+impl Default for RecvBatch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for RecvBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RecvBatch").field("messages", &self.filled).finish_non_exhaustive()
+    }
+}
+
+/// One datagram that has arrived.
+#[derive(Debug)]
+pub struct Datagram<'a> {
+    pub from: SocketAddr,
+    /// Our address that it was sent to.
+    pub to: Option<IpAddr>,
+    pub ecn: Option<Ecn>,
+    pub contents: &'a mut [u8],
+}
+
+/// The MTU that the kernel believes the path to `remote` has.
+///
+/// The kernel learns it from the interface and from ICMP errors that match a packet it sent, so it
+/// is a fact where [`SendOutcome::TooBig`] can't be had: with a narrow link beyond the first hop.
+///
+/// # Errors
+/// Fails when there is no route.
+pub fn path_mtu(remote: SocketAddr) -> io::Result<usize> {
+    let socket = Socket::new(Domain::for_address(remote), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.connect(&remote.into())?;
+    let (level, name) = match remote {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+    };
+    let mtu = int_option(&socket, level, name)?;
+    usize::try_from(mtu).map_err(|_| io::Error::other("the kernel gave a negative MTU"))
+}
+
+/// Sets non-blocking, "don't fragment", GRO and the control messages that we read.
+fn configure(socket: &Socket) -> io::Result<UdpSocketState> {
+    let state = UdpSocketState::new(socket.into())?;
+    // quinn-udp asks for time stamps too, but has no room for them next to a GRO size: the kernel
+    // would cut off the address and the ECN mark (seen with 0.6.3).
+    set_option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0)?;
+    Ok(state)
+}
+
+fn datagrams_in(message: &RecvMeta) -> usize {
+    message.len.div_ceil(message.stride.max(1))
+}
+
+fn is_gso_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
+}
+
+/// `SO_*BUFFORCE` passes the limit of `net.core.*mem_max`, with CAP_NET_ADMIN; without, the limit
+/// holds and the kernel gives what it allows.
+fn grow_buffers(socket: &Socket) {
+    const BYTES: libc::c_int = BUFFER_BYTES as libc::c_int;
+    if set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BYTES).is_err() {
+        drop(socket.set_recv_buffer_size(BUFFER_BYTES));
+    }
+    if set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BYTES).is_err() {
+        drop(socket.set_send_buffer_size(BUFFER_BYTES));
+    }
+}
+
+fn set_option(
+    socket: &Socket,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    const LEN: libc::socklen_t = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `value` is a live `c_int` of `LEN` bytes, and the descriptor is open.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), LEN)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn int_option(socket: &Socket, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `value` is writable for `len` bytes, and the descriptor is open.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::poll::{Events, Interest, Poller};
+    use crate::testing::{LOOPBACK, block_on, in_netns, netlink};
+
+    const BOTH: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+    #[test]
+    fn segments_arrive_as_the_datagrams_they_were() {
+        for ip in BOTH {
+            in_netns(move || {
+                let (sender, receiver) = pair(ip);
+                let mut contents = vec![0; 20 * 1000 + 300];
+                for (index, datagram) in contents.chunks_mut(1000).enumerate() {
+                    datagram.fill(index as u8);
+                }
+                let transmit = Transmit {
+                    segment_size: Some(1000),
+                    ecn: Some(Ecn::Ect0),
+                    ..Transmit::datagram(receiver.local_addr(), &contents)
+                };
+                assert_eq!(sender.send(&transmit), SendOutcome::Sent);
+                assert!(sender.gso_enabled());
+
+                let received = receive(&receiver, 21);
+                let expected: Vec<Vec<u8>> = contents.chunks(1000).map(<[u8]>::to_vec).collect();
+                assert_eq!(received, expected);
+            });
+        }
+    }
+
+    #[test]
+    fn more_segments_than_one_call_takes_are_split() {
+        let (sender, receiver) = pair(BOTH[0]);
+        let contents = vec![7; 200 * 100];
+        let transmit = Transmit {
+            segment_size: Some(100),
+            ..Transmit::datagram(receiver.local_addr(), &contents)
+        };
+        assert_eq!(sender.send(&transmit), SendOutcome::Sent);
+        assert_eq!(receive(&receiver, 200).len(), 200);
+        assert!(sender.gso_enabled());
+    }
+
+    #[test]
+    fn a_datagram_tells_whence_it_came_and_with_what_mark() {
+        let (sender, receiver) = pair(BOTH[1]);
+        let transmit =
+            Transmit { ecn: Some(Ecn::Ce), ..Transmit::datagram(receiver.local_addr(), b"marked") };
+        assert_eq!(sender.send(&transmit), SendOutcome::Sent);
+        wait_readable(&receiver);
+        let mut batch = RecvBatch::new();
+        assert_eq!(receiver.recv(&mut batch).unwrap(), 1);
+        let datagram = batch.datagrams().next().unwrap();
+        assert_eq!(datagram.from, sender.local_addr());
+        assert_eq!(datagram.to, Some(BOTH[1]));
+        assert_eq!(datagram.ecn, Some(Ecn::Ce));
+        assert_eq!(datagram.contents, b"marked");
+        assert_eq!(receiver.recv(&mut batch).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(batch.datagrams().count(), 0, "what was read before is gone");
+    }
+
+    #[test]
+    fn only_a_datagram_that_may_be_fragmented_passes_a_narrow_link() {
+        for ip in BOTH {
+            in_netns(move || {
+                block_on(async { netlink().set_mtu(LOOPBACK, 1280).await.unwrap() });
+                let (sender, receiver) = pair(ip);
+                let contents: Vec<u8> = (0..1400).map(|i| i as u8).collect();
+                let whole = Transmit::datagram(receiver.local_addr(), &contents);
+                let cut = Transmit { dont_fragment: false, ..whole };
+                assert_eq!(sender.send(&whole), SendOutcome::TooBig);
+                assert_eq!(sender.send(&cut), SendOutcome::Sent);
+                assert_eq!(receive(&receiver, 1).concat(), contents);
+                assert_eq!(sender.send(&whole), SendOutcome::TooBig);
+                assert!(sender.gso_enabled());
+            });
+        }
+    }
+
+    #[test]
+    fn segments_above_the_mtu_are_fragmented_one_by_one() {
+        in_netns(|| {
+            block_on(async { netlink().set_mtu(LOOPBACK, 1280).await.unwrap() });
+            let (sender, receiver) = pair(BOTH[0]);
+            let contents = vec![1; 3 * 1400];
+            let transmit = Transmit {
+                segment_size: Some(1400),
+                dont_fragment: false,
+                ..Transmit::datagram(receiver.local_addr(), &contents)
+            };
+            assert_eq!(sender.send(&transmit), SendOutcome::Sent);
+            assert_eq!(receive(&receiver, 3), vec![vec![1; 1400]; 3]);
+            assert!(sender.gso_enabled(), "fragmenting doesn't cost the socket its GSO");
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_an_outcome() {
+        in_netns(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+            let nowhere = Transmit::datagram(([192, 0, 2, 1], 9).into(), b"x");
+            assert_eq!(socket.send(&nowhere), SendOutcome::Unreachable);
+            let closed = Transmit::datagram(([127, 0, 0, 1], 9).into(), b"x");
+            for _ in 0..3 {
+                assert_eq!(socket.send(&closed), SendOutcome::Sent, "a refusal isn't ours to see");
+            }
+            let huge = vec![0; 70_000];
+            let huge = Transmit::datagram(([127, 0, 0, 1], 9).into(), &huge);
+            assert_eq!(socket.send(&huge), SendOutcome::TooBig);
+            let other_family = Transmit::datagram((Ipv6Addr::LOCALHOST, 9).into(), b"x");
+            assert!(matches!(socket.send(&other_family), SendOutcome::Failed(_)));
+        });
+    }
+
+    #[test]
+    fn an_impossible_packet_does_not_slow_down_the_others() {
+        in_netns(|| {
+            for ip in BOTH {
+                let (sender, receiver) = pair(ip);
+                let contents = [5; 3000];
+                let good = Transmit {
+                    segment_size: Some(1000),
+                    ecn: Some(Ecn::Ect1),
+                    ..Transmit::datagram(receiver.local_addr(), &contents)
+                };
+                let lost: IpAddr = if ip.is_ipv4() {
+                    Ipv4Addr::new(192, 0, 2, 1).into()
+                } else {
+                    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
+                };
+                let stale = Transmit { from: Some(lost), ..good };
+                let to_nowhere = Transmit { to: (ip, 0).into(), ..good };
+                assert_eq!(sender.send(&stale), SendOutcome::Unreachable);
+                assert_eq!(sender.send(&to_nowhere), SendOutcome::Failed(libc::EINVAL));
+                assert!(sender.gso_enabled());
+                assert_eq!(sender.send(&good), SendOutcome::Sent);
+                wait_readable(&receiver);
+                let mut batch = RecvBatch::new();
+                assert_eq!(receiver.recv(&mut batch).unwrap(), 3);
+                let marks: Vec<_> = batch.datagrams().map(|datagram| datagram.ecn).collect();
+                assert_eq!(marks, [Some(Ecn::Ect1); 3], "{ip}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_taken_port_is_refused() {
+        let first = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let error = UdpSocket::bind(first.local_addr()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn both_families_share_a_port_number_and_have_large_buffers() {
+        in_netns(|| {
+            let v4 = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 51820).into()).unwrap();
+            let v6 = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 51820).into()).unwrap();
+            for socket in [v4, v6] {
+                assert!(socket.socket.recv_buffer_size().unwrap() >= BUFFER_BYTES);
+                assert!(socket.socket.send_buffer_size().unwrap() >= BUFFER_BYTES);
+            }
+        });
+    }
+
+    #[test]
+    fn the_path_mtu_is_the_narrowest_that_the_kernel_knows() {
+        in_netns(|| {
+            block_on(async { netlink().set_mtu(LOOPBACK, 1300).await.unwrap() });
+            for ip in BOTH {
+                assert_eq!(path_mtu((ip, 9).into()).unwrap(), 1300);
+            }
+        });
+    }
+
+    fn pair(ip: IpAddr) -> (UdpSocket, UdpSocket) {
+        let bind = || UdpSocket::bind((ip, 0).into()).unwrap();
+        (bind(), bind())
+    }
+
+    fn receive(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+        let mut batch = RecvBatch::new();
+        let mut received = Vec::new();
+        while received.len() < count {
+            wait_readable(socket);
+            let announced = socket.recv(&mut batch).unwrap();
+            let before = received.len();
+            received.extend(batch.datagrams().map(|datagram| datagram.contents.to_vec()));
+            assert_eq!(received.len() - before, announced);
+        }
+        received
+    }
+
+    fn wait_readable(socket: &UdpSocket) {
+        let poller = Poller::new().unwrap();
+        poller.add(socket, 0, Interest::READ).unwrap();
+        let mut events = Events::with_capacity(1);
+        poller.wait(&mut events, Some(Duration::from_secs(5))).unwrap();
+        assert!(!events.is_empty(), "nothing arrived");
+    }
+}
