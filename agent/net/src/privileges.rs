@@ -5,7 +5,8 @@
 
 use std::io;
 
-use caps::{CapSet, Capability, CapsHashSet};
+pub use caps::Capability;
+use caps::{CapSet, CapsHashSet};
 
 /// What the agent keeps while it runs:
 ///
