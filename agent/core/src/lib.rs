@@ -1,3 +1,51 @@
+//! The data plane of a host, without any input or output of its own.
+//!
+//! A [`Node`] is one host's end of the mesh. The shell feeds it packets from the TUN device,
+//! datagrams from the UDP socket, revisions and the time (`handle_*`), and takes from it what is to
+//! be done (`poll_*`). It reads no clock, no socket and no random numbers, so that a whole mesh runs
+//! in one thread under a simulated clock (`sim.rs`). One file is excused: `tunnel.rs` wraps
+//! boringtun, which reads the clock for its sessions and makes its own keys.
+//!
+//! # Life of a packet
+//!
+//! ```text
+//!  TUN ─▶ parse ─▶ flow? ──hit──▶ rewrite ─▶ seal ─▶ UDP ════▶ UDP ─▶ open ─▶ flow? ─▶ rewrite ─▶ TUN
+//!                   │miss                                                      │miss
+//!                   ▼                                                          ▼
+//!        whose socket? which backend?                              does the peer own the source?
+//!        policy ─▶ flow, or RST / ICMP                             policy ─▶ flow, or drop
+//! ```
+//!
+//! Everything that a packet needs is found by one look-up in the flow table (`flows.rs`). A flow has
+//! two *legs*, one per direction; a leg is known by the 5-tuple *and the port it comes in by* (the
+//! TUN device or a certain peer's tunnel), so that a packet never finds a flow that it has no
+//! business with. What comes in by one leg leaves by the port of the other: the same structure
+//! carries outbound, inbound, forwarded and hairpin flows.
+//!
+//! A flow remembers the revision that it was judged under. When the revision moves it is judged
+//! again: at its next packet, or by a sweep that finds idle ones (`rejudge.rs`).
+//!
+//! # Files, in the order a packet meets them
+//!
+//! `node.rs` the calling contract · `outbound.rs`, `inbound.rs` the two ways in · `forward.rs` what
+//! they share · `decide.rs` a new flow's fate · `balance.rs` which backend · `adopt.rs` flows older
+//! than this process · `refuse.rs` RST and ICMP · `translate.rs` ICMP errors · `peers.rs`,
+//! `tunnel.rs`, `admission.rs` the tunnels · `mtu.rs`, `control.rs` what agents say to each other
+
 #![forbid(unsafe_code)]
 
 pub mod packet;
+
+mod config;
+mod counters;
+mod event;
+mod node;
+mod state;
+mod view;
+
+pub use config::{Config, Limits};
+pub use counters::{Counters, DropReason, Traffic};
+pub use event::{Denial, Event};
+pub use node::{Node, Owner, Owners, PeerName, SendError, Transmit};
+pub use state::State;
+pub use view::{FlowState, FlowView, PeerView};

@@ -1,0 +1,104 @@
+//! What the shell should tell somebody about.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use isthmus_model::{HostId, Layer4, Principal, Revision};
+use isthmus_policy::Verdict;
+
+use crate::node::PeerName;
+
+/// Events that wait for the shell; what comes on top is lost and counted.
+const CAPACITY: usize = 256;
+
+/// What the shell should tell somebody about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A peer sent packets from an address that isn't its to use. Aggregated: the first at once,
+    /// then at most one event per peer and address in ten seconds.
+    Forged {
+        /// Whose tunnel they came by.
+        from: PeerName,
+        /// The address they claimed.
+        source: IpAddr,
+        /// How many since the last event.
+        packets: u64,
+    },
+    /// A flow was denied: once per flow, not per packet.
+    Denied(Denial),
+    /// A flow passed only because something audits rather than denies.
+    Audited(Denial),
+    /// A tunnel has a new session.
+    Connected {
+        /// With whom.
+        peer: PeerName,
+    },
+    /// A peer speaks from a new place.
+    Roamed {
+        /// Who.
+        peer: PeerName,
+        /// Where it was.
+        from: Option<SocketAddr>,
+        /// Where it is.
+        to: SocketAddr,
+    },
+    /// The size of datagrams that the path to a host carries has been measured anew.
+    PathMtu {
+        /// Whose path.
+        host: HostId,
+        /// Bytes of the outer IP packet.
+        bytes: u16,
+    },
+    /// The answer to a [`ping`](crate::Node::ping).
+    Pong {
+        /// The host whose agent answered.
+        from: HostId,
+        /// As given to `ping`.
+        target: IpAddr,
+        /// As given to `ping`.
+        identifier: u16,
+        /// As given to `ping`.
+        sequence: u16,
+        /// How long it took.
+        round_trip: Duration,
+    },
+}
+
+/// A flow that the policy would not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// Who opened it.
+    pub from: Principal,
+    /// Whom it is for.
+    pub to: Principal,
+    /// What it carries.
+    pub layer4: Layer4,
+    /// What the policy of the state in force said.
+    pub verdict: Verdict,
+    /// The revision of that state: rule ids mean nothing to another.
+    pub revision: Revision,
+    /// Whether this host is where the flow begins (the sender's side), or where it ends.
+    pub outbound: bool,
+}
+
+/// A bounded queue.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    queue: VecDeque<Event>,
+}
+
+impl Events {
+    /// Returns whether there was room.
+    pub(crate) fn push(&mut self, event: Event) -> bool {
+        let has_room = self.queue.len() < CAPACITY;
+        if has_room {
+            self.queue.push_back(event);
+        }
+        has_room
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Event> {
+        self.queue.pop_front()
+    }
+}

@@ -1,0 +1,132 @@
+//! A revision, made ready for judging: the snapshot and what is derived from it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use isthmus_model::{
+    Directory, HostId, Identity, Layer4, Place, Principal, Revision, ServiceId, Snapshot,
+};
+use isthmus_policy::{DecidedBy, Outcome, Policy, Query, Verdict};
+
+use crate::packet::Address;
+
+/// A revision, made ready for judging.
+pub struct State {
+    /// What the controller sent.
+    pub snapshot: Arc<Snapshot>,
+    /// Its rules, compiled.
+    pub policy: Arc<Policy>,
+    /// Its addresses, indexed.
+    pub directory: Directory,
+    identities: HashMap<Principal, Identity>,
+}
+
+impl State {
+    /// Compiles and indexes a snapshot.
+    pub fn new(snapshot: Snapshot) -> Self {
+        let hosts = snapshot.hosts.keys().map(|id| Principal::Host(*id));
+        let services = snapshot.services.keys().map(|id| Principal::Service(*id));
+        let devices = snapshot.devices.keys().map(|id| Principal::Device(*id));
+        let identities = hosts
+            .chain(services)
+            .chain(devices)
+            .filter_map(|principal| Some((principal, snapshot.identity(principal)?)))
+            .collect();
+        Self {
+            policy: Arc::new(Policy::for_snapshot(&snapshot)),
+            directory: Directory::new(&snapshot),
+            identities,
+            snapshot: Arc::new(snapshot),
+        }
+    }
+
+    /// Which revision this is.
+    pub fn revision(&self) -> Revision {
+        self.snapshot.revision
+    }
+
+    /// The name behind a number, if this revision knows it.
+    pub fn identity(&self, principal: Principal) -> Option<&Identity> {
+        self.identities.get(&principal)
+    }
+
+    /// Judges a flow by its first packet. Who isn't known has no rights, whatever the default.
+    pub fn judge(&self, from: Principal, to: Principal, layer4: Layer4) -> Verdict {
+        match (self.identity(from), self.identity(to)) {
+            (Some(from), Some(to)) => {
+                self.policy.evaluate(&Query { from, to, layer4, request: None })
+            }
+            (None, _) | (_, None) => {
+                Verdict { outcome: Outcome::Deny, decided_by: DecidedBy::Default, would_deny: None }
+            }
+        }
+    }
+
+    /// The host that this state is for.
+    pub(crate) fn local(&self) -> HostId {
+        self.snapshot.local
+    }
+
+    pub(crate) fn place(&self, address: Address) -> Option<Place> {
+        self.directory.place(address.ip())
+    }
+
+    /// The host's own address.
+    pub(crate) fn own_address(&self, v4: bool) -> Address {
+        if v4 {
+            self.snapshot.local_host().ipv4().into()
+        } else {
+            self.snapshot.workload_ipv6(self.local(), ServiceId(0)).into()
+        }
+    }
+
+    /// A host's own IPv6 address, by which agents speak to each other.
+    pub(crate) fn host_ipv6(&self, host: HostId) -> Address {
+        self.snapshot.workload_ipv6(host, ServiceId(0)).into()
+    }
+
+    /// The address that stands for this host on flows that stay on it, and that the node itself
+    /// speaks with to local sockets: the kernel refuses packets from the host's own addresses.
+    pub(crate) fn anycast_address(&self, v4: bool) -> Address {
+        if v4 {
+            self.snapshot.mesh.anycast_ipv4().into()
+        } else {
+            self.snapshot.virtual_ipv6(ServiceId(0)).into()
+        }
+    }
+
+    /// A service's virtual address.
+    pub(crate) fn virtual_address(&self, service: ServiceId, v4: bool) -> Option<Address> {
+        if v4 {
+            Some(self.snapshot.services.get(&service)?.virtual_ipv4.into())
+        } else {
+            Some(self.snapshot.virtual_ipv6(service).into())
+        }
+    }
+
+    /// The address of a service's workload on a host, if it is placed there.
+    pub(crate) fn workload_address(
+        &self,
+        host: HostId,
+        service: ServiceId,
+        v4: bool,
+    ) -> Option<Address> {
+        let ipv4 = self.snapshot.services.get(&service)?.placements.get(&host)?;
+        Some(if v4 { (*ipv4).into() } else { self.snapshot.workload_ipv6(host, service).into() })
+    }
+
+    /// Whether an address lies in the mesh's ranges, placed or not: tunnels can't end there.
+    pub(crate) fn is_overlay(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.snapshot.mesh.ipv4.contains(&address),
+            IpAddr::V6(address) => address.octets()[..6] == self.snapshot.mesh.prefix.bytes(),
+        }
+    }
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("revision", &self.snapshot.revision).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,83 @@
+//! Flows and tunnels as `agentctl` shows them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use isthmus_model::{Layer4, Principal, PublicKey};
+use isthmus_policy::{Outcome, Verdict};
+
+use crate::node::PeerName;
+use crate::packet::FlowKey;
+
+/// A flow.
+#[derive(Clone, Debug)]
+pub struct FlowView {
+    /// Who opened it.
+    pub from: Principal,
+    /// Whom it is for.
+    pub to: Principal,
+    /// What the policy looked at.
+    pub layer4: Layer4,
+    /// As the originator's packets came in.
+    pub original: FlowKey,
+    /// As they went out.
+    pub translated: FlowKey,
+    /// The tunnel that the originator's packets came by; none: from this host.
+    pub ingress: Option<PeerName>,
+    /// The tunnel that they leave by; none: to this host.
+    pub egress: Option<PeerName>,
+    /// What was decided.
+    pub outcome: Outcome,
+    /// In full; its rule ids are those of the current state.
+    pub verdict: Verdict,
+    /// The name of the rule that decided.
+    pub rule: String,
+    /// How far it is.
+    pub state: FlowState,
+    /// Packets and bytes from the originator.
+    pub forward: (u64, u64),
+    /// Packets and bytes to the originator.
+    pub backward: (u64, u64),
+    /// Since its first packet.
+    pub age: Duration,
+    /// Since its last packet.
+    pub idle: Duration,
+}
+
+/// How far a flow is, as far as its timeout is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlowState {
+    /// Refused; remembered so that the policy needn't be asked for each retry.
+    Denied,
+    /// One side has spoken.
+    Opening,
+    /// Both sides have.
+    Established,
+    /// One side has said that it is done.
+    HalfClosed,
+    /// Both have, or the connection was reset.
+    Closing,
+}
+
+/// A tunnel.
+#[derive(Clone, Debug)]
+pub struct PeerView {
+    /// To whom.
+    pub peer: PeerName,
+    /// Its key.
+    pub public_key: PublicKey,
+    /// Where it was last heard, or is being tried.
+    pub endpoint: Option<SocketAddr>,
+    /// Since the last handshake that ended well.
+    pub last_handshake: Option<Duration>,
+    /// Since anything authentic came from it.
+    pub last_heard: Option<Duration>,
+    /// Bytes of datagrams received.
+    pub received_bytes: u64,
+    /// Bytes of datagrams sent.
+    pub sent_bytes: u64,
+    /// Bytes of the outer IP packet that the path carries.
+    pub path_mtu: u16,
+    /// Of the last ping or path probe.
+    pub round_trip: Option<Duration>,
+}
