@@ -2,9 +2,10 @@
 //! is `isthmus-policy`.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::name::Name;
+use crate::name::{Name, NameError};
 
 /// All rules of a mesh, or those of them that one host needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +91,59 @@ impl fmt::Display for Subject {
     }
 }
 
+/// Why a text is not a [`Subject`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubjectError {
+    /// It names no kind.
+    #[error(
+        "{0:?} is not a subject: write \"any\", or a kind and a name such as \"service:web\", \
+         \"host:*\", \"namespace:prod\" or \"device:press\""
+    )]
+    NoKind(String),
+    /// It names a kind that doesn't exist.
+    #[error("{0:?} is not a kind of subject: the kinds are service, namespace, host and device")]
+    UnknownKind(String),
+    /// A wildcard where none may be.
+    #[error(
+        "\"namespace:*\" is not a subject: write \"service:*\" for the services of all namespaces"
+    )]
+    AnyNamespace,
+    /// The name isn't one.
+    #[error("{name:?} is not a name: {cause}")]
+    BadName {
+        /// What stands behind the colon.
+        name: String,
+        /// What is wrong with it.
+        cause: NameError,
+    },
+}
+
+impl FromStr for Subject {
+    type Err = SubjectError;
+
+    fn from_str(text: &str) -> Result<Self, SubjectError> {
+        if text == "any" {
+            return Ok(Self::Any);
+        }
+        let Some((kind, name)) = text.split_once(':') else {
+            return Err(SubjectError::NoKind(text.to_owned()));
+        };
+        let named: fn(Name) -> Self = match (kind, name) {
+            ("service", "*") => return Ok(Self::AnyService),
+            ("host", "*") => return Ok(Self::AnyHost),
+            ("device", "*") => return Ok(Self::AnyDevice),
+            ("namespace", "*") => return Err(SubjectError::AnyNamespace),
+            ("service", _) => Self::Service,
+            ("namespace", _) => Self::Namespace,
+            ("host", _) => Self::Host,
+            ("device", _) => Self::Device,
+            _ => return Err(SubjectError::UnknownKind(kind.to_owned())),
+        };
+        let bad = |cause| SubjectError::BadName { name: name.to_owned(), cause };
+        name.parse().map(named).map_err(bad)
+    }
+}
+
 /// What a packet carries, as far as rules care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Layer4 {
@@ -153,6 +207,71 @@ impl fmt::Display for PortRule {
     }
 }
 
+/// Why a text is not a [`PortRule`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortRuleError {
+    /// It names no protocol that rules know.
+    #[error(
+        "{0:?} is not a port: write \"tcp/22\", \"udp/5000-5999\", \"tcp\", \"udp\" or \"icmp\""
+    )]
+    UnknownProtocol(String),
+    /// What stands behind the slash isn't a port.
+    #[error("{0:?} is not a port number: ports are 1 to 65535")]
+    BadNumber(String),
+    /// The range ends before it begins.
+    #[error("the range {0}-{1} is backwards: write {1}-{0}")]
+    Backwards(u16, u16),
+    /// There are several, where one is asked for.
+    #[error("{0:?} is more than one port: write one, such as \"tcp/22\"")]
+    SeveralPorts(String),
+}
+
+impl FromStr for PortRule {
+    type Err = PortRuleError;
+
+    fn from_str(text: &str) -> Result<Self, PortRuleError> {
+        let (protocol, ports) = match text.split_once('/') {
+            Some((protocol, ports)) => (protocol, Some(ports)),
+            None => (text, None),
+        };
+        let rule: fn(u16, u16) -> Self = match (protocol, ports) {
+            ("tcp", _) => Self::Tcp,
+            ("udp", _) => Self::Udp,
+            ("icmp", None) => return Ok(Self::Icmp),
+            _ => return Err(PortRuleError::UnknownProtocol(text.to_owned())),
+        };
+        let Some(ports) = ports else { return Ok(rule(0, u16::MAX)) };
+        let (low, high) = ports.split_once('-').unwrap_or((ports, ports));
+        let (low, high) = (port(low)?, port(high)?);
+        if low <= high { Ok(rule(low, high)) } else { Err(PortRuleError::Backwards(low, high)) }
+    }
+}
+
+fn port(text: &str) -> Result<u16, PortRuleError> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = if digits { text.parse().ok() } else { None };
+    number.filter(|port| *port != 0).ok_or_else(|| PortRuleError::BadNumber(text.to_owned()))
+}
+
+/// One port, as a test or a question names it: `tcp/22`, `udp/53`, `icmp`, `ip/47`.
+impl FromStr for Layer4 {
+    type Err = PortRuleError;
+
+    fn from_str(text: &str) -> Result<Self, PortRuleError> {
+        if let Some(number) = text.strip_prefix("ip/").and_then(|number| number.parse().ok()) {
+            return Ok(Self::Other(number));
+        }
+        match text.parse()? {
+            PortRule::Tcp(low, high) if low == high => Ok(Self::Tcp(low)),
+            PortRule::Udp(low, high) if low == high => Ok(Self::Udp(low)),
+            PortRule::Icmp => Ok(Self::Icmp),
+            PortRule::Tcp(..) | PortRule::Udp(..) => {
+                Err(PortRuleError::SeveralPorts(text.to_owned()))
+            }
+        }
+    }
+}
+
 /// One entry of `http`: what a request must be. An absent field matches everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestMatch {
@@ -175,5 +294,65 @@ pub struct Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_read_back_as_written() {
+        for text in [
+            "any",
+            "service:web",
+            "service:*",
+            "namespace:prod",
+            "host:a-1",
+            "host:*",
+            "device:press",
+            "device:*",
+        ] {
+            assert_eq!(text.parse::<Subject>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_subject_is_told_why() {
+        let error = |text: &str| text.parse::<Subject>().unwrap_err();
+        assert_eq!(error("web"), SubjectError::NoKind("web".to_owned()));
+        assert_eq!(error("svc:web"), SubjectError::UnknownKind("svc".to_owned()));
+        assert_eq!(error("namespace:*"), SubjectError::AnyNamespace);
+        assert!(matches!(error("service:Web"), SubjectError::BadName { .. }));
+        assert!(matches!(error("host:"), SubjectError::BadName { .. }));
+    }
+
+    #[test]
+    fn ports_read_back_as_written() {
+        for text in ["tcp", "udp", "icmp", "tcp/22", "udp/5000-5999", "tcp/1-65535"] {
+            assert_eq!(text.parse::<PortRule>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_port_is_told_why() {
+        let error = |text: &str| text.parse::<PortRule>().unwrap_err();
+        for text in ["22", "", "sctp/1", "icmp/8", "TCP/22"] {
+            assert_eq!(error(text), PortRuleError::UnknownProtocol(text.to_owned()));
+        }
+        for (text, bad) in [("tcp/0", "0"), ("tcp/", ""), ("tcp/65536", "65536"), ("udp/+1", "+1")]
+        {
+            assert_eq!(error(text), PortRuleError::BadNumber(bad.to_owned()));
+        }
+        assert_eq!(error("tcp/9-1"), PortRuleError::Backwards(9, 1));
+    }
+
+    #[test]
+    fn a_question_is_about_one_port() {
+        assert_eq!("udp/53".parse(), Ok(Layer4::Udp(53)));
+        assert_eq!("icmp".parse(), Ok(Layer4::Icmp));
+        assert_eq!("ip/47".parse(), Ok(Layer4::Other(47)));
+        let several = PortRuleError::SeveralPorts("tcp/1-2".to_owned());
+        assert_eq!("tcp/1-2".parse::<Layer4>(), Err(several));
     }
 }
