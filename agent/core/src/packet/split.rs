@@ -64,7 +64,7 @@ fn emit(
     while position < packet.len() {
         let header = if count == 0 { first } else { later };
         // The last fragment need not end on eight bytes.
-        let rest_fits = packet.len() - position + header.length <= mtu && count > 0;
+        let rest_fits = packet.len() - position + header.length <= mtu;
         let end = if rest_fits { packet.len() } else { position + header.room(mtu) };
         let offset = usize::from(base) + position - headers.l4_offset;
         let more = more_after || end < packet.len();

@@ -160,6 +160,15 @@ impl Recipe {
         Self { ip: Ip::V6 { source, destination, extensions: Box::default() }, ..self }
     }
 
+    /// The same with addresses that may be answered.
+    pub(super) fn between_single_hosts(mut self) -> Self {
+        match &mut self.ip {
+            Ip::V4 { source, destination, .. } => (source[0], destination[0]) = (10, 10),
+            Ip::V6 { source, destination, .. } => (source[0], destination[0]) = (0xfd, 0xfd),
+        }
+        self
+    }
+
     pub(super) fn build(&self) -> Vec<u8> {
         let step = PacketBuilder::ip(self.ip.headers());
         let is_v4 = matches!(self.ip, Ip::V4 { .. });
@@ -306,14 +315,14 @@ pub(super) fn parse(packet: &[u8]) -> Headers {
     Headers::parse(packet).expect("an honest packet")
 }
 
-/// A key of the same family and protocol, with ports changed only where a rewrite can.
+/// A single host's key of the same family and protocol, with ports changed only where a rewrite can.
 pub(super) fn other_key(from: FlowKey, to: [u8; 32], ports: (u16, u16)) -> FlowKey {
     let (first, second) = to.split_at(16);
     let address = |bytes: &[u8]| {
         let mut octets: [u8; 16] = bytes.try_into().expect("half of it");
         if from.source.is_v4() {
-            let [a, b, c, d, ..] = octets;
-            return Address::v4([a, b, c, d]);
+            let [_, b, c, d, ..] = octets;
+            return Address::v4([100, b, c, d]);
         }
         octets[0] = 0xfd;
         Address::v6(octets)

@@ -3,8 +3,8 @@ use proptest::prelude::*;
 
 use super::oracle::{Recipe, any_recipe, checksums_hold, parse};
 use crate::packet::{
-    Fragment, Headers, ParseError, Reason, Rewrite, Transport, checksum, clamp_mss, decrement_hops,
-    echo_reply, fragment_ipv4, icmp_error, quoted, rewrite_icmp_error, tcp_reset,
+    FlowKey, Fragment, Headers, ParseError, Reason, Rewrite, Transport, checksum, clamp_mss,
+    decrement_hops, echo_reply, fragment_ipv4, icmp_error, quoted, rewrite_icmp_error, tcp_reset,
 };
 
 proptest! {
@@ -215,6 +215,7 @@ fn refuses_source_routes_and_broken_options() {
     assert_eq!(refused(&with_options([1, 137, 3, 4])), ParseError::SourceRoute);
     assert_eq!(refused(&with_options([7, 5, 0, 0])), ParseError::BadOptions);
     assert_eq!(refused(&with_options([7, 0, 0, 0])), ParseError::BadOptions);
+    assert_eq!(refused(&with_options([7, 1, 1, 1])), ParseError::BadOptions);
     assert_eq!(refused(&with_options([1, 1, 1, 7])), ParseError::BadOptions);
 }
 
@@ -339,6 +340,11 @@ fn impossible_fragments_are_refused() {
     assert!(Headers::parse(&with([0, 3], 4)).is_ok());
     // More fragments follow, but this one doesn't end on eight bytes.
     assert_eq!(refused(&with([0x20, 3], 5)), ParseError::BadFragment);
+    // Holds nothing.
+    let mut empty = with([0, 9], 0);
+    empty.truncate(20);
+    empty[3] = 20;
+    assert_eq!(refused(&empty), ParseError::BadFragment);
     // Ends beyond 65,535 bytes.
     assert_eq!(refused(&with([0x1f, 0xff], 4)), ParseError::BadFragment);
 }
@@ -364,5 +370,61 @@ fn congestion_bits_are_read_from_both_versions() {
     for packet in [v4, v6] {
         assert_eq!(parse(&packet).traffic_class, 0b1011_1010);
         assert_eq!(parse(&packet).ecn(), 0b10);
+    }
+}
+
+#[test]
+fn sctp_and_udp_lite_have_ports() {
+    for protocol in [132, 136] {
+        let mut packet = Recipe::udp(4).build();
+        packet[9] = protocol;
+        assert_eq!(parse(&packet).key, FlowKey { protocol, ..Recipe::udp(4).key() });
+    }
+    let mut short_sctp = Recipe::udp(3).build();
+    short_sctp[9] = 132;
+    assert_eq!(refused(&short_sctp), ParseError::TruncatedTransport);
+    let mut lite = Recipe::udp(4).build();
+    lite[9] = 136;
+    for coverage in [1, 7, 13] {
+        lite[25] = coverage;
+        assert_eq!(refused(&lite), ParseError::BadTransport);
+    }
+}
+
+#[test]
+fn other_protocols_have_no_ports() {
+    let mut packet = Recipe::udp(4).build();
+    packet[9] = 47;
+    let headers = parse(&packet);
+    assert_eq!(headers.transport, Transport::Other);
+    assert_eq!((headers.key.source_port, headers.key.destination_port), (0, 0));
+    assert_eq!(headers.payload(&packet).len(), 12);
+}
+
+#[test]
+fn icmp_messages_are_told_apart() {
+    let read = |v4: bool, kind: u8| {
+        let recipe = if v4 { Recipe::udp(8) } else { Recipe::udp(8).over_v6() };
+        let mut packet = recipe.build();
+        packet[if v4 { 9 } else { 6 }] = if v4 { 1 } else { 58 };
+        let at = if v4 { 20 } else { 40 };
+        packet[at..at + 8].copy_from_slice(&[kind, 9, 0, 0, 0x12, 0x34, 0, 0]);
+        let headers = parse(&packet);
+        (headers.transport, headers.key.source_port, headers.key.destination_port)
+    };
+    for (v4, errors) in [(true, &[3, 4, 5, 11, 12][..]), (false, &[1, 2, 3, 4, 100, 127])] {
+        for kind in 0..=255 {
+            let both = u16::from_be_bytes([kind, 9]);
+            let identifier = 0x1234;
+            let expected = match (v4, kind) {
+                (true, 8) | (false, 128) => (Transport::EchoRequest { identifier }, identifier, 0),
+                (true, 0) | (false, 129) => (Transport::EchoReply { identifier }, 0, identifier),
+                _ if errors.contains(&kind) || (!v4 && kind < 128) => {
+                    (Transport::IcmpError { kind, code: 9 }, both, both)
+                }
+                _ => (Transport::Icmp { kind, code: 9 }, both, both),
+            };
+            assert_eq!(read(v4, kind), expected);
+        }
     }
 }

@@ -268,3 +268,11 @@ fn a_datagram_that_does_not_fit_is_not_built() {
     let mixed = FlowKey { source: FROM_V6, ..key };
     assert_eq!(udp_datagram(&mixed, &[], &mut large), None);
 }
+
+#[test]
+fn a_ping_to_a_group_is_not_answered() {
+    let ping = Recipe { transport: Kind::Request { identifier: 1, sequence: 1 }, ..Recipe::udp(8) };
+    let mut packet = ping.build();
+    packet[16..20].copy_from_slice(&[224, 0, 0, 1]);
+    assert_eq!(echo_reply(&packet, &parse(&packet), &mut [0; 200]), None);
+}

@@ -181,7 +181,9 @@ fn a_segment_that_is_no_syn_keeps_its_mss_bytes() {
 
 #[test]
 fn malformed_tcp_options_leave_the_segment_alone() {
-    let hopeless: [&[u8]; 6] = [
+    let hopeless: [&[u8]; 8] = [
+        &[3, 0, 2, 4],
+        &[8, 1, 2, 4, 5, 0xb4, 0, 0],
         &[2, 0, 5, 0xb4],
         &[2, 3, 5, 0xb4],
         &[3, 1, 2, 4],
@@ -195,4 +197,44 @@ fn malformed_tcp_options_leave_the_segment_alone() {
         assert!(!clamp_mss(&mut packet, &parse(&original), 500), "{options:?}");
         assert_eq!(packet, original);
     }
+}
+
+#[test]
+fn an_mss_at_the_limit_is_left_alone() {
+    let mut packet = Recipe::tcp(TcpFlags::SYN, &[2, 4, 5, 0xb4], &[]).build();
+    let headers = parse(&packet);
+    assert!(!clamp_mss(&mut packet, &headers, 1460));
+    assert!(clamp_mss(&mut packet, &headers, 1459));
+}
+
+#[test]
+fn udp_lite_is_rewritten_whatever_it_covers() {
+    for coverage in [0, 8, 12] {
+        let mut packet = Recipe::udp(20).build();
+        packet[9] = 136;
+        packet[25] = coverage;
+        let headers = parse(&packet);
+        assert_eq!(headers.transport, Transport::UdpLite);
+        assert!(checksum::fill(&mut packet, &headers));
+        // What RFC 3828 section 3.1 covers, under a pseudo-header with the whole length.
+        let covered = if coverage == 0 { 28 } else { usize::from(coverage) };
+        let key = headers.key;
+        let pseudo = checksum::pseudo_header(key.source, key.destination, 136, 28);
+        assert_eq!(checksum::add(pseudo, checksum::sum(&packet[20..20 + covered])), 0xffff);
+
+        let to = other_key(key, [9; 32], (1, 2));
+        between(&key, &to).apply(&mut packet, &headers);
+        let after = parse(&packet);
+        assert_eq!(after.key, to);
+        assert!(checksum::verify(&packet, &after));
+        packet[26..28].fill(0);
+        assert!(!checksum::verify(&packet, &after), "UDP-Lite must have a checksum");
+    }
+}
+
+#[test]
+fn udp_over_ipv6_must_have_a_checksum() {
+    let mut packet = Recipe::udp(4).over_v6().build();
+    packet[46..48].fill(0);
+    assert!(!checksum::verify(&packet, &parse(&packet)));
 }
