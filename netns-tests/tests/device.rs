@@ -1,7 +1,7 @@
 //! Machines that run plain WireGuard, and hosts that lie.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use isthmus_netns_tests::{Mesh, Node, Output, Process, wait_for};
@@ -64,7 +64,7 @@ to = "service:ledger"
 }
 
 /// wireguard-go with what `wg-quick` would do with a file; the interface is `wg0`.
-fn wireguard(node: &Node, config: &str, private: &PathBuf) -> Process {
+fn wireguard(node: &Node, config: &str, private: &Path) -> Process {
     let process =
         node.spawn_sh("wireguard-go", "exec env WG_PROCESS_FOREGROUND=1 wireguard-go -f wg0");
     wait_for("wireguard-go makes its device", Duration::from_secs(5), || {

@@ -85,8 +85,8 @@ fn certificates_renew_themselves() {
 fn with_other_secret(token: &str) -> String {
     let (prefix, body) = token.trim().split_once('.').expect("a token has a prefix");
     let mut characters: Vec<char> = body.chars().collect();
-    for at in 20..30 {
-        characters[at] = if characters[at] == 'A' { 'B' } else { 'A' };
+    for character in &mut characters[20..30] {
+        *character = if *character == 'A' { 'B' } else { 'A' };
     }
     format!("{prefix}.{}", characters.into_iter().collect::<String>())
 }
