@@ -1,1 +1,36 @@
+//! The proxy: judges requests to services that speak HTTP.
+//!
+//! It stands at the server's side. The flow table gives a workload's HTTP port to the proxy, so that
+//! the two addresses of an accepted connection say everything: the local one is the workload that
+//! was called, the remote one is who calls, already verified by the tunnel. The proxy never guesses
+//! an identity, and it believes no header about one.
+//!
+//! ```text
+//!  caller ── tunnel ── flow table ──▶ WORKLOAD:15001 (proxy) ──▶ WORKLOAD:8080 (application)
+//! ```
+//!
+//! Every request is judged by the newest [`View`]. When the view changes, each open connection is
+//! judged again: one whose caller may no longer reach the service at all is cut at once, idle or
+//! not; the others don't notice. What a refusal was decided by is in the access log (target
+//! `isthmus::access`), never in the answer.
+
 #![forbid(unsafe_code)]
+
+mod access;
+mod activity;
+mod backend;
+mod body;
+mod connection;
+mod headers;
+mod io;
+mod limits;
+mod metrics;
+mod request;
+mod server;
+mod tunnel;
+mod upgrade;
+mod view;
+
+pub use metrics::{Metrics, MetricsSnapshot, RequestLabels, Ruling, StatusClass};
+pub use server::serve;
+pub use view::View;

@@ -1,0 +1,247 @@
+//! The way to the applications: connections, pooled for each of their addresses.
+//!
+//! hyper-util's ready-made client pools by the request's authority, which is the caller's to choose
+//! and must reach the application unchanged. So the pool is ours, on hyper's connections.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::body::Upload;
+use crate::limits::{MAX_HEAD_BYTES, MAX_HEADER_LIST_BYTES, MAX_HEADERS};
+
+/// Unused connections kept for each application.
+const MAX_IDLE: usize = 64;
+/// Shorter than what common servers keep theirs for, so that they rarely close one under our hands.
+const IDLE_TIME: Duration = Duration::from_secs(30);
+
+/// All applications of this host.
+#[derive(Debug)]
+pub(crate) struct Backends {
+    connect_timeout: Duration,
+    applications: Mutex<HashMap<SocketAddr, Arc<Application>>>,
+}
+
+/// How to speak to an application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Http1,
+    /// HTTP/2 with prior knowledge, which gRPC needs.
+    Http2,
+}
+
+/// Why an application gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BackendError {
+    #[error("the application doesn't accept connections: {0}")]
+    Refused(#[source] io::Error),
+    #[error("the application didn't accept a connection in time")]
+    TimedOut,
+    #[error("the application broke off: {0}")]
+    Broken(#[source] hyper::Error),
+}
+
+/// Connections to one application.
+#[derive(Debug)]
+struct Application {
+    address: SocketAddr,
+    connect_timeout: Duration,
+    idle: Mutex<Vec<Idle>>,
+    /// One connection carries all; the lock is held while it is being made.
+    multiplexed: tokio::sync::Mutex<Option<http2::SendRequest<Upload>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<Upload>,
+    since: Instant,
+}
+
+impl Backends {
+    pub(crate) fn new(connect_timeout: Duration) -> Self {
+        Self { connect_timeout, applications: Mutex::default() }
+    }
+
+    /// Sends a request to the application at `address`, and gives its answer's head.
+    pub(crate) async fn send(
+        &self,
+        address: SocketAddr,
+        wire: Wire,
+        request: Request<Upload>,
+    ) -> Result<Response<Incoming>, BackendError> {
+        let application = self.application(address);
+        match wire {
+            Wire::Http1 => application.send_http1(request).await,
+            Wire::Http2 => application.send_http2(request).await,
+        }
+    }
+
+    /// Closes what nobody used for a while.
+    pub(crate) fn sweep(&self) {
+        self.lock().retain(|_, application| {
+            let mut idle = application.lock_idle();
+            idle.retain(Idle::is_usable);
+            // Whoever is sending holds another reference.
+            !idle.is_empty() || Arc::strong_count(application) > 1
+        });
+    }
+
+    fn application(&self, address: SocketAddr) -> Arc<Application> {
+        let make = || {
+            Arc::new(Application {
+                address,
+                connect_timeout: self.connect_timeout,
+                idle: Mutex::default(),
+                multiplexed: tokio::sync::Mutex::default(),
+            })
+        };
+        Arc::clone(self.lock().entry(address).or_insert_with(make))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Arc<Application>>> {
+        self.applications.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Application {
+    async fn send_http1(
+        self: &Arc<Self>,
+        mut request: Request<Upload>,
+    ) -> Result<Response<Incoming>, BackendError> {
+        loop {
+            let idle = self.take_idle();
+            let reused = idle.is_some();
+            let mut sender = match idle {
+                Some(sender) => sender,
+                None => self.connect_http1().await?,
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    self.keep_when_ready(sender);
+                    return Ok(response);
+                }
+                Err(mut error) => match error.take_message() {
+                    // The application closed it meanwhile, and nothing was sent.
+                    Some(unsent) if reused => request = unsent,
+                    Some(_) | None => return Err(BackendError::Broken(error.into_error())),
+                },
+            }
+        }
+    }
+
+    async fn send_http2(
+        &self,
+        request: Request<Upload>,
+    ) -> Result<Response<Incoming>, BackendError> {
+        let mut sender = {
+            let mut multiplexed = self.multiplexed.lock().await;
+            match multiplexed.as_ref().filter(|sender| sender.is_ready()) {
+                Some(sender) => sender.clone(),
+                None => multiplexed.insert(self.connect_http2().await?).clone(),
+            }
+        };
+        sender.send_request(request).await.map_err(BackendError::Broken)
+    }
+
+    fn take_idle(&self) -> Option<http1::SendRequest<Upload>> {
+        let mut idle = self.lock_idle();
+        while let Some(candidate) = idle.pop() {
+            if candidate.is_usable() {
+                return Some(candidate.sender);
+            }
+        }
+        None
+    }
+
+    /// Takes a connection back once its answer is read to the end.
+    fn keep_when_ready(self: &Arc<Self>, mut sender: http1::SendRequest<Upload>) {
+        let application = Arc::clone(self);
+        tokio::spawn(async move {
+            if sender.ready().await.is_err() {
+                return;
+            }
+            let mut idle = application.lock_idle();
+            if idle.len() < MAX_IDLE {
+                idle.push(Idle { sender, since: Instant::now() });
+            }
+        });
+    }
+
+    async fn connect_http1(&self) -> Result<http1::SendRequest<Upload>, BackendError> {
+        let io = TokioIo::new(self.connect().await?);
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(MAX_HEAD_BYTES)
+            .max_headers(MAX_HEADERS)
+            .handshake(io)
+            .await
+            .map_err(BackendError::Broken)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "A connection to an application failed");
+            }
+        });
+        Ok(sender)
+    }
+
+    async fn connect_http2(&self) -> Result<http2::SendRequest<Upload>, BackendError> {
+        let io = TokioIo::new(self.connect().await?);
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .handshake(io)
+            .await
+            .map_err(BackendError::Broken)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "A connection to an application failed");
+            }
+        });
+        Ok(sender)
+    }
+
+    /// Connects to the workload's address; then, for applications that listen on loopback only, to
+    /// that.
+    async fn connect(&self) -> Result<TcpStream, BackendError> {
+        let port = self.address.port();
+        let addresses =
+            [self.address, (Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
+        let mut first_refusal = None;
+        for address in addresses {
+            match timeout(self.connect_timeout, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    // If it fails requests are merely slower.
+                    let _ = stream.set_nodelay(true);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    first_refusal.get_or_insert(error);
+                }
+                Ok(Err(error)) => {
+                    return Err(BackendError::Refused(first_refusal.unwrap_or(error)));
+                }
+                Err(_) => return Err(BackendError::TimedOut),
+            }
+        }
+        let refusal = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        Err(BackendError::Refused(first_refusal.unwrap_or_else(refusal)))
+    }
+
+    fn lock_idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Idle {
+    fn is_usable(&self) -> bool {
+        self.sender.is_ready() && self.since.elapsed() < IDLE_TIME
+    }
+}

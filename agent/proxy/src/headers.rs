@@ -1,0 +1,98 @@
+//! Which header fields pass, which are for this connection only, and which nobody may claim.
+
+use std::net::IpAddr;
+
+use http::header::{
+    self, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
+
+/// Who calls, as a SPIFFE ID: set by the proxy, so the application can believe it.
+pub(crate) const IDENTITY: HeaderName = HeaderName::from_static("x-isthmus-identity");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// What only the proxy may say about a caller. The second is what Envoy says it in.
+const IDENTITIES: [&str; 2] = ["x-isthmus-identity", "x-forwarded-client-cert"];
+
+/// Meant for the next hop even where `Connection` doesn't list them (RFC 9110, section 7.6.1).
+/// `Trailer` isn't: it announces what arrives with the body.
+const HOP_BY_HOP: [HeaderName; 6] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Prepares a request's header fields for the application.
+pub(crate) fn to_application(headers: &mut HeaderMap, host: HeaderValue, from: &str, peer: IpAddr) {
+    let wants_trailers = list(headers, &TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
+    remove_hop_by_hop(headers);
+    remove_identities(headers);
+    // hyper's server has promised `100 Continue` already, and its client wouldn't wait.
+    headers.remove(EXPECT);
+    join_cookies(headers);
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    headers.insert(HOST, host);
+    // A SPIFFE ID consists of letters that a header may hold.
+    if let Ok(from) = HeaderValue::from_str(from) {
+        headers.insert(IDENTITY, from);
+    }
+    append_forwarded_for(headers, peer);
+}
+
+/// Prepares an answer's header fields for the caller.
+pub(crate) fn to_caller(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+}
+
+/// The elements of a comma-separated field, over all its lines.
+pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|element| !element.is_empty())
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let listed: Vec<HeaderName> =
+        list(headers, &CONNECTION).filter_map(|name| name.parse().ok()).collect();
+    for name in listed.iter().chain(&HOP_BY_HOP) {
+        // Listing these would only make the two sides disagree on where a message ends.
+        if *name != CONTENT_LENGTH && *name != header::TRAILER {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Removes what claims to be an identity, in each spelling: applications behind CGI or WSGI see `-`
+/// and `_` as the same.
+fn remove_identities(headers: &mut HeaderMap) {
+    let claims: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| IDENTITIES.contains(&name.as_str().replace('_', "-").as_str()))
+        .cloned()
+        .collect();
+    for name in claims {
+        headers.remove(name);
+    }
+}
+
+/// HTTP/2 may split a cookie over lines, HTTP/1.1 may not (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+fn append_forwarded_for(headers: &mut HeaderMap, peer: IpAddr) {
+    let mut hops: Vec<String> = list(headers, &FORWARDED_FOR).map(str::to_owned).collect();
+    hops.push(peer.to_string());
+    if let Ok(value) = HeaderValue::from_str(&hops.join(", ")) {
+        headers.insert(FORWARDED_FOR, value);
+    }
+}

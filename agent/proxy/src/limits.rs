@@ -1,0 +1,46 @@
+//! How long the proxy waits, and how much it takes on.
+
+use std::time::Duration;
+
+/// Bounds of one proxy. The defaults are what runs; tests shorten the times.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// For a request's head, from its first byte (for the first request: from the connection's
+    /// beginning).
+    pub(crate) head: Duration,
+    /// For the next request on a connection without any.
+    pub(crate) idle: Duration,
+    /// For a connection to the application.
+    pub(crate) connect: Duration,
+    /// For requests under way when the proxy stops.
+    pub(crate) drain: Duration,
+    pub(crate) connections: usize,
+    /// Requests under way, over all connections: HTTP/2 multiplies them.
+    pub(crate) requests: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            connect: Duration::from_secs(5),
+            drain: Duration::from_secs(5),
+            connections: 4096,
+            requests: 8192,
+        }
+    }
+}
+
+/// HTTP/1 heads: all lines together.
+pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// HTTP/1 heads: number of lines.
+pub(crate) const MAX_HEADERS: usize = 128;
+/// HTTP/2 heads, decompressed.
+pub(crate) const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
+/// HTTP/2 streams of one connection at a time.
+pub(crate) const MAX_STREAMS: u32 = 256;
+/// HTTP/2 streams that a peer reset before they were looked at ("rapid reset", CVE-2023-44487).
+pub(crate) const MAX_PENDING_RESETS: usize = 20;
+/// HTTP/2 streams that we had to reset because the peer broke the rules ("made you reset").
+pub(crate) const MAX_LOCAL_RESETS: usize = 256;

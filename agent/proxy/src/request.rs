@@ -1,0 +1,259 @@
+//! One request: is it proper, may it pass, and where does it go?
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use isthmus_policy::{Outcome, Request as Asked};
+
+use crate::access::Record;
+use crate::backend::{BackendError, Wire};
+use crate::body::{Answer, Upload};
+use crate::connection::Connection;
+use crate::headers::{self, list};
+use crate::metrics::Ruling;
+use crate::tunnel::Tunnel;
+use crate::upgrade;
+use crate::view::View;
+
+/// Serves one request. There is always an answer.
+pub(crate) async fn handle(
+    connection: Arc<Connection>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Answer>, Infallible> {
+    let under_way = connection.activity.on_request(request.version() == Version::HTTP_2);
+    let on_upgrade = hyper::upgrade::on(&mut request);
+    let (head, body) = request.into_parts();
+    let metrics = Arc::clone(&connection.shared.metrics);
+    let mut record = Record::new(metrics, connection.parties.clone(), &head, under_way);
+
+    let host = match proper_host(&head).and_then(|host| proper(&head).map(|()| host)) {
+        Ok(host) => host,
+        Err(Improper(reason)) => return Ok(refusal(StatusCode::BAD_REQUEST, reason, record)),
+    };
+    let view = connection.view();
+    if !may_pass(&connection, &view, &head, &mut record) {
+        return Ok(refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record));
+    }
+    let Ok(place) = Arc::clone(&connection.shared.requests).try_acquire_owned() else {
+        let reason = "the mesh proxy has too many requests under way";
+        return Ok(refusal(StatusCode::SERVICE_UNAVAILABLE, reason, record));
+    };
+    record.occupy(place);
+    Ok(forward(&connection, &view, head, body, host, on_upgrade, record).await)
+}
+
+/// What is wrong with a request, in words for its sender.
+struct Improper(&'static str);
+
+/// The host that a request is for, as the application shall see it.
+fn proper_host(head: &Parts) -> Result<HeaderValue, Improper> {
+    let mut lines = head.headers.get_all(HOST).iter();
+    let (line, another) = (lines.next(), lines.next());
+    if another.is_some() {
+        return Err(Improper("more than one Host"));
+    }
+    let target = head.uri.authority().map(Authority::as_str);
+    let line = match line.map(HeaderValue::to_str) {
+        Some(Ok(line)) => Some(line),
+        Some(Err(_)) => return Err(Improper("a Host that isn't text")),
+        None => None,
+    };
+    // HTTP/1.1 with a whole URI as target: the line is to be ignored (RFC 9112, section 3.2.2).
+    // HTTP/2 has both only if they agree (RFC 9113, section 8.3.1).
+    let host = match (target, line) {
+        (Some(target), Some(line)) if head.version == Version::HTTP_2 && target != line => {
+            return Err(Improper("a Host that isn't the authority"));
+        }
+        (Some(host), _) | (None, Some(host)) => host,
+        (None, None) if head.version == Version::HTTP_10 => "localhost",
+        (None, None) => return Err(Improper("no Host")),
+    };
+    match host.parse::<Authority>() {
+        Ok(authority) if !authority.as_str().contains('@') => {
+            HeaderValue::from_str(host).map_err(|_| Improper("a Host that isn't text"))
+        }
+        Ok(_) | Err(_) => Err(Improper("a Host that isn't a host and port")),
+    }
+}
+
+/// What hyper lets pass and the proxy doesn't: each could be read in two ways.
+///
+/// hyper itself refuses differing lengths, codings that don't end in `chunked`, and malformed heads
+/// and chunks. Of a request with both a length and a coding it takes the coding, drops the length
+/// and closes the connection after the answer (RFC 9112, section 6.3), so that the application sees
+/// one framing, and nothing that came behind it.
+fn proper(head: &Parts) -> Result<(), Improper> {
+    let mut codings = list(&head.headers, &TRANSFER_ENCODING);
+    if codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case("chunked")) {
+        return Err(Improper("a Transfer-Encoding other than chunked"));
+    }
+    if codings.next().is_some() {
+        return Err(Improper("more than one Transfer-Encoding"));
+    }
+    if head.method == Method::CONNECT {
+        return Err(Improper("CONNECT, which is not for services"));
+    }
+    let path = head.uri.path();
+    if path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS) {
+        Ok(())
+    } else {
+        Err(Improper("a target that isn't a path"))
+    }
+}
+
+fn may_pass(connection: &Connection, view: &View, head: &Parts, record: &mut Record) -> bool {
+    let Some(parties) = connection.parties_in(view) else {
+        record.decide(Ruling::Deny, "no longer who they were", None);
+        return false;
+    };
+    let asked = Asked { method: head.method.as_str(), path: head.uri.path() };
+    let verdict = view.judge(&parties, Some(asked));
+    let ruling = match verdict.outcome {
+        // `Inspect` answers only questions without a request.
+        Outcome::Deny | Outcome::Inspect => Ruling::Deny,
+        Outcome::Allow if verdict.audited() => Ruling::Audit,
+        Outcome::Allow => Ruling::Allow,
+    };
+    // Of an audited request the log names who would have refused it.
+    let decided_by = verdict.would_deny.unwrap_or(verdict.decided_by);
+    let decision = view.policy.describe_decider(decided_by);
+    record.decide(ruling, decision.name, decision.origin.map(ToString::to_string));
+    ruling != Ruling::Deny
+}
+
+async fn forward(
+    connection: &Connection,
+    view: &View,
+    mut head: Parts,
+    body: Incoming,
+    host: HeaderValue,
+    on_upgrade: OnUpgrade,
+    record: Record,
+) -> Response<Answer> {
+    let wire = wire(&head);
+    let wanted = upgrade::wanted(head.version, &head.headers);
+    let (method, path) = (head.method.to_string(), head.uri.path().to_owned());
+
+    let Some(uri) = target(&head.uri, &host, wire) else {
+        return refusal(StatusCode::BAD_REQUEST, "a target that isn't a path", record);
+    };
+    let from = connection.parties.from.spiffe(&view.snapshot.mesh.trust_domain);
+    headers::to_application(&mut head.headers, host, &from, connection.peer);
+    if let Some(protocol) = &wanted {
+        head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        head.headers.insert(UPGRADE, protocol.clone());
+    }
+    let mut request = Request::new(Upload::new(body, record.request_bytes()));
+    *request.method_mut() = head.method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = head.headers;
+    *request.version_mut() = match wire {
+        Wire::Http1 => Version::HTTP_11,
+        Wire::Http2 => Version::HTTP_2,
+    };
+
+    let address = SocketAddr::new(connection.local, connection.parties.port);
+    let response = match connection.shared.backends.send(address, wire, request).await {
+        Ok(response) => response,
+        Err(error) => return failure(&error, record),
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return pass(response, record);
+    }
+    match wanted {
+        Some(protocol) if upgrade::agrees(&protocol, response.headers()) => {
+            switch(connection, response, &protocol, on_upgrade, (method, path), record)
+        }
+        Some(_) | None => {
+            let reason = "the application switched to a protocol that nobody asked for";
+            refusal(StatusCode::BAD_GATEWAY, reason, record)
+        }
+    }
+}
+
+fn wire(head: &Parts) -> Wire {
+    let content_type = head.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    if head.version == Version::HTTP_2 && content_type.starts_with(b"application/grpc") {
+        Wire::Http2
+    } else {
+        Wire::Http1
+    }
+}
+
+/// The target as the application gets it: a path by HTTP/1, a whole URI by HTTP/2.
+fn target(uri: &Uri, host: &HeaderValue, wire: Wire) -> Option<Uri> {
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let builder = Uri::builder().path_and_query(path);
+    let builder = match wire {
+        Wire::Http1 => builder,
+        Wire::Http2 => builder.scheme("http").authority(host.as_bytes()),
+    };
+    builder.build().ok()
+}
+
+/// Gives the application's answer to the caller.
+fn pass(response: Response<Incoming>, mut record: Record) -> Response<Answer> {
+    let (head, body) = response.into_parts();
+    record.answer(head.status);
+    let mut answer = Response::new(Answer::application(body, record));
+    *answer.status_mut() = head.status;
+    *answer.headers_mut() = head.headers;
+    headers::to_caller(answer.headers_mut());
+    answer
+}
+
+/// Agrees to an upgrade, now that the application has. The connection's task carries the bytes.
+fn switch(
+    connection: &Connection,
+    mut response: Response<Incoming>,
+    protocol: &HeaderValue,
+    caller: OnUpgrade,
+    (method, path): (String, String),
+    mut record: Record,
+) -> Response<Answer> {
+    record.answer(StatusCode::SWITCHING_PROTOCOLS);
+    let application = hyper::upgrade::on(&mut response);
+    let mut headers = std::mem::take(response.headers_mut());
+    headers::to_caller(&mut headers);
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, protocol.clone());
+    connection.leave_tunnel(Tunnel { caller, application, method, path, record });
+
+    let mut answer = Response::new(Answer::nothing());
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *answer.headers_mut() = headers;
+    answer
+}
+
+fn failure(error: &BackendError, record: Record) -> Response<Answer> {
+    tracing::debug!(%error, request_id = %record.id, "No answer from an application");
+    let (status, reason) = match error {
+        BackendError::Refused(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the application doesn't accept connections")
+        }
+        BackendError::TimedOut => {
+            (StatusCode::GATEWAY_TIMEOUT, "the application didn't accept a connection in time")
+        }
+        BackendError::Broken(_) => (StatusCode::BAD_GATEWAY, "the application gave no answer"),
+    };
+    refusal(status, reason, record)
+}
+
+/// An answer in the proxy's own words. They never name a rule: whom the mesh lets in is not the
+/// caller's to learn. The number leads to the line in the access log.
+fn refusal(status: StatusCode, reason: &str, mut record: Record) -> Response<Answer> {
+    record.answer(status);
+    let text = format!("{reason} (request {})\n", record.id);
+    let mut answer = Response::new(Answer::own(text, record));
+    *answer.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, plain);
+    answer
+}

@@ -1,0 +1,51 @@
+//! What a connection becomes after `101 Switching Protocols`: bytes, both ways.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use isthmus_policy::Request;
+use tokio::io::copy_bidirectional;
+
+use crate::access::Record;
+use crate::connection::Connection;
+
+/// A tunnel that both sides have agreed to. Its request stays under way until its end.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) caller: OnUpgrade,
+    pub(crate) application: OnUpgrade,
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) record: Record,
+}
+
+impl Tunnel {
+    /// Carries bytes until both sides have ended, or until policy denies the request that made the
+    /// tunnel.
+    pub(crate) async fn run(self, connection: &Connection, cut: &AtomicBool) {
+        let Self { caller, application, method, path, mut record } = self;
+        let request = Request { method: &method, path: &path };
+        // Pinned out here, so that the sockets outlive the decision to reset them.
+        let mut carried = pin!(async {
+            let (caller, application) = tokio::try_join!(caller, application)?;
+            let (mut caller, mut application) = (TokioIo::new(caller), TokioIo::new(application));
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
+                copy_bidirectional(&mut caller, &mut application).await?,
+            )
+        });
+        tokio::select! {
+            biased;
+            () = connection.revoked(Some(request)) => connection.on_revoked(cut),
+            ended = &mut carried => match ended {
+                Ok((up, down)) => {
+                    record.request_bytes().fetch_add(up, Ordering::Relaxed);
+                    record.add_answer_bytes(down);
+                    record.complete();
+                }
+                Err(error) => tracing::debug!(%error, request_id = %record.id, "A tunnel broke"),
+            }
+        }
+    }
+}
