@@ -1,6 +1,34 @@
 //! The topology language: what operators write.
+//!
+//! [`parse`] reads any number of files as one topology and either gives a [`Topology`] without
+//! contradictions, or says everything that is wrong with it, each thing with its place, its cause
+//! and what to write instead ([`Diagnostic`]). [`diff`] tells two topologies apart in an operator's
+//! words.
+//!
+//! Reading has three steps, each in modules of its own:
+//!
+//! ```text
+//!  text ──syntax──▶ TOML tree ──parse, declare, policy──▶ draft ──check──▶ Topology
+//!                   with spans    one table at a time               between tables
+//! ```
+
+mod addresses;
+mod check;
+mod declare;
+mod diff;
+mod mesh;
+mod parse;
+mod policy;
+mod reader;
+mod suggest;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod values;
+mod words;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,6 +38,9 @@ use crate::key::PublicKey;
 use crate::name::Name;
 use crate::rules::{Action, Layer4, Origin, Rules, Subject};
 use crate::snapshot::{Protocol, Selector};
+
+pub use diff::{Change, ChangeKind, diff};
+pub use parse::parse;
 
 /// A file of a topology.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,4 +170,48 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do about it.
     pub help: String,
+}
+
+/// One line: `file:line:column: message; help`.
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, line, column, span: _, message, help } = self;
+        write!(f, "{file}:{line}:{column}: {message}; {help}")
+    }
+}
+
+impl Topology {
+    /// Whether two topologies say the same, wherever in the files they say it. The order of the
+    /// rules counts.
+    #[must_use]
+    pub fn same_meaning(&self, other: &Self) -> bool {
+        diff(Some(self), other).is_empty()
+    }
+}
+
+/// A topology that says nothing: no hosts, deny by default.
+impl Default for Topology {
+    fn default() -> Self {
+        Self {
+            mesh: MeshDecl::default(),
+            hosts: BTreeMap::new(),
+            services: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            rules: Rules::default(),
+            tests: Vec::new(),
+        }
+    }
+}
+
+impl Placement {
+    /// Whether a host of this name and with these labels has the service.
+    #[must_use]
+    pub fn covers(&self, host: &Name, labels: &BTreeMap<String, String>) -> bool {
+        match self {
+            Self::Names(names) => names.contains(host),
+            Self::Labels(wanted) => {
+                wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+            }
+        }
+    }
 }

@@ -1,0 +1,260 @@
+//! `[host.NAME]`, `[service.NAME]` and `[device.NAME]`, each by itself.
+
+use std::collections::BTreeMap;
+
+use super::mesh::{HOST_BLOCKS, bad_block_length};
+use super::reader::{
+    At, Context, Entry, Located, Pair, Read, Report, Schema, Table, instead, quote,
+};
+use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, values};
+use crate::address::Ipv4Net;
+use crate::key::PublicKey;
+use crate::name::Name;
+use crate::snapshot::{Protocol, Selector};
+
+pub(super) const HOST: Schema = &[
+    ("site", "site = \"dc1\""),
+    ("labels", "labels = { role = \"app\" }"),
+    ("endpoints", "endpoints = [\"192.0.2.1:51820\"]"),
+    ("ipv4_block", "ipv4_block = \"100.64.0.16/28\""),
+];
+
+pub(super) const SERVICE: Schema = &[
+    ("namespace", "namespace = \"prod\""),
+    ("port", "port = 8080"),
+    ("protocol", "protocol = \"tcp\""),
+    ("hosts", "hosts = [\"app-1\"]"),
+    ("workload", "workload = { systemd = \"web.service\" }"),
+];
+
+pub(super) const DEVICE: Schema =
+    &[("wireguard", "wireguard = { public_key = \"…\" }"), ("via", "via = \"gw-1\"")];
+
+const WORKLOAD: Schema = &[
+    ("systemd", "systemd = \"web.service\""),
+    ("user", "user = \"www-data\""),
+    ("exe", "exe = \"/usr/sbin/nginx\""),
+    ("cgroup", "cgroup = \"/system.slice/web.service\""),
+];
+
+const WIREGUARD: Schema = &[("public_key", "public_key = \"…\"")];
+
+/// A host, and the places that checks between tables point at.
+#[derive(Debug)]
+pub(super) struct HostDraft {
+    pub(super) decl: HostDecl,
+    pub(super) block: Option<At>,
+}
+
+#[derive(Debug)]
+pub(super) struct ServiceDraft {
+    pub(super) decl: ServiceDecl,
+    /// One place for each name in `hosts`; none for labels.
+    pub(super) hosts: Vec<At>,
+    pub(super) workload: At,
+}
+
+#[derive(Debug)]
+pub(super) struct DeviceDraft {
+    pub(super) decl: DeviceDecl,
+    pub(super) key: At,
+    pub(super) via: At,
+}
+
+pub(super) fn host(table: &Table<'_>, report: &mut Report<'_>) -> Read<HostDraft> {
+    let site = table.optional("site", |entry| values::name(entry.string(report)?, report));
+    let labels = table.optional("labels", |entry| {
+        entry
+            .pairs(report)
+            .unwrap_or_else(|| Err(entry.wrong_type("a table", report)))
+            .and_then(|pairs| labels(&pairs, report))
+    });
+    let endpoints = table.optional("endpoints", |entry| {
+        all(entry.strings(report)?, |text| values::endpoint(text, report))
+    });
+    let block = table.optional("ipv4_block", |entry| block(entry, report));
+    let decl = HostDecl {
+        site: site?,
+        labels: labels?.unwrap_or_default(),
+        endpoints: endpoints?.unwrap_or_default(),
+        ipv4_block: block?,
+        origin: report.origin(table.at),
+    };
+    Ok(HostDraft { decl, block: table.get("ipv4_block").map(|entry| entry.at) })
+}
+
+fn block(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Ipv4Net> {
+    let net = values::ipv4_net(entry.string(report)?, report)?;
+    if !HOST_BLOCKS.contains(&net.prefix_len()) {
+        let example = format!("ipv4_block = \"{}/28\"", net.network());
+        return Err(bad_block_length(net.prefix_len(), entry.at, &example, report));
+    }
+    Ok(net)
+}
+
+pub(super) fn service<'a>(
+    name: &'a str,
+    table: &Table<'a>,
+    report: &mut Report<'_>,
+) -> Read<ServiceDraft> {
+    let namespace =
+        table.optional("namespace", |entry| values::name(entry.string(report)?, report));
+    let port = table.required("port", report).and_then(|entry| port(entry, report));
+    let protocol = table.optional("protocol", |entry| protocol(entry.string(report)?, report));
+    let hosts = table.required("hosts", report).and_then(|entry| placement(entry, report));
+    let selectors = table.optional("workload", |entry| {
+        selectors(
+            &entry.table(Context::Within("workload", "service", name), WORKLOAD, report)?,
+            entry,
+            report,
+        )
+    });
+    let (placement, hosts) = hosts?;
+    let decl = ServiceDecl {
+        namespace: match namespace? {
+            Some(namespace) => namespace,
+            None => default_namespace(),
+        },
+        port: port?,
+        protocol: protocol?.unwrap_or(Protocol::Tcp),
+        hosts: placement,
+        selectors: selectors?.unwrap_or_default(),
+        origin: report.origin(table.at),
+    };
+    Ok(ServiceDraft {
+        decl,
+        hosts,
+        workload: table.get("workload").map_or(table.at, |entry| entry.at),
+    })
+}
+
+fn default_namespace() -> Name {
+    "default".parse().expect("INVARIANT: \"default\" is a name")
+}
+
+fn port(entry: Entry<'_>, report: &mut Report<'_>) -> Read<u16> {
+    let number = entry.integer(report)?;
+    u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| {
+        let message = format!("there is no port {number}");
+        report.error(entry.at, message, "write a number from 1 to 65535, such as `port = 8080`")
+    })
+}
+
+fn protocol(text: Located<&str>, report: &mut Report<'_>) -> Read<Protocol> {
+    match text.value {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        "http" => Ok(Protocol::Http),
+        other => {
+            let help = match other.to_ascii_lowercase().as_str() {
+                "http/1.1" | "http/2" | "http2" | "h2" | "h2c" | "grpc" => {
+                    "write \"http\": it covers HTTP/1.1 and HTTP/2".to_owned()
+                }
+                "https" | "tls" | "ssl" => {
+                    "write \"tcp\": what is encrypted can't be judged by request".to_owned()
+                }
+                lower => match instead(lower, ["tcp", "udp", "http"].into_iter(), "write one of") {
+                    help if help.starts_with("did") => help,
+                    _ => "write \"tcp\", \"udp\" or \"http\"".to_owned(),
+                },
+            };
+            Err(report.error(text.at, format!("there is no protocol {}", quote(other)), help))
+        }
+    }
+}
+
+fn placement(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(Placement, Vec<At>)> {
+    if let Some(pairs) = entry.pairs(report) {
+        let pairs = pairs?;
+        if pairs.is_empty() {
+            return Err(entry.empty(report));
+        }
+        return Ok((Placement::Labels(labels(&pairs, report)?), Vec::new()));
+    }
+    let names = all(entry.strings(report)?, |text| {
+        Ok(Located { value: values::name(text, report)?, at: text.at })
+    })?;
+    let mut seen = BTreeMap::new();
+    for name in &names {
+        if seen.insert(&name.value, name.at).is_some() {
+            let message = format!("host {:?} stands twice in `hosts`", name.value);
+            return Err(report.error(name.at, message, "name each host once"));
+        }
+    }
+    let places = names.iter().map(|name| name.at).collect();
+    Ok((Placement::Names(names.into_iter().map(|name| name.value).collect()), places))
+}
+
+fn labels(pairs: &[Pair<'_>], report: &mut Report<'_>) -> Read<BTreeMap<String, String>> {
+    let checked = all(pairs.iter().copied(), |(key, value)| values::label(key, value, report));
+    checked?;
+    Ok(pairs.iter().map(|(key, value)| (key.value.to_owned(), value.value.to_owned())).collect())
+}
+
+fn selectors(table: &Table<'_>, entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Selector>> {
+    let systemd = table.optional("systemd", |entry| {
+        let text = entry.string(report)?;
+        values::systemd_unit(text, report)?;
+        Ok(Selector::Systemd(text.value.into()))
+    });
+    let user = table.optional("user", |entry| {
+        let text = entry.string(report)?;
+        values::user(text, report)?;
+        Ok(Selector::User(text.value.into()))
+    });
+    let exe = table.optional("exe", |entry| {
+        let text = entry.string(report)?;
+        values::file_path("exe", "/usr/sbin/nginx", text, report)?;
+        Ok(Selector::Exe(text.value.into()))
+    });
+    let cgroup = table.optional("cgroup", |entry| {
+        let text = entry.string(report)?;
+        values::file_path("cgroup", "/system.slice/web.service", text, report)?;
+        Ok(Selector::Cgroup(text.value.into()))
+    });
+    let found: Vec<Selector> = [systemd?, user?, exe?, cgroup?].into_iter().flatten().collect();
+    if found.is_empty() && table.is_empty() { Err(entry.empty(report)) } else { Ok(found) }
+}
+
+pub(super) fn device<'a>(
+    name: &'a str,
+    table: &Table<'a>,
+    report: &mut Report<'_>,
+) -> Read<DeviceDraft> {
+    let key = table.required("wireguard", report).and_then(|entry| {
+        let table = entry.table(Context::Within("wireguard", "device", name), WIREGUARD, report)?;
+        let text = table.required("public_key", report)?.string(report)?;
+        Ok(Located { value: public_key(text, report)?, at: text.at })
+    });
+    let via = table.required("via", report).and_then(|entry| {
+        let text = entry.string(report)?;
+        Ok(Located { value: values::name(text, report)?, at: text.at })
+    });
+    let (key, via) = (key?, via?);
+    let origin = report.origin(table.at);
+    let decl = DeviceDecl { public_key: key.value, via: via.value, origin };
+    Ok(DeviceDraft { decl, key: key.at, via: via.at })
+}
+
+fn public_key(text: Located<&str>, report: &mut Report<'_>) -> Read<PublicKey> {
+    let help = "write the 44 characters that `wg pubkey` prints on the device";
+    match text.value.parse::<PublicKey>() {
+        Ok(key) if key.0 == [0; 32] => {
+            Err(report.error(text.at, "a key of zeros belongs to nobody", help))
+        }
+        Ok(key) => Ok(key),
+        Err(_) => {
+            let message = format!("{} is not a WireGuard public key", quote(text.value));
+            Err(report.error(text.at, message, help))
+        }
+    }
+}
+
+/// Reads every element, so that each bad one is reported.
+pub(super) fn all<T, U>(
+    elements: impl IntoIterator<Item = T>,
+    read: impl FnMut(T) -> Read<U>,
+) -> Read<Vec<U>> {
+    let read: Vec<Read<U>> = elements.into_iter().map(read).collect();
+    read.into_iter().collect()
+}

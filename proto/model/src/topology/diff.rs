@@ -1,0 +1,280 @@
+//! What is different between two topologies, in an operator's words.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use super::{DeviceDecl, HostDecl, MeshDecl, Placement, ServiceDecl, TestDecl, Topology};
+use crate::name::Name;
+use crate::rules::{Action, RequestMatch, Rule};
+use crate::snapshot::Selector;
+
+/// One difference. Shown as `+ service web`, `~ service web: port 80 -> 8080`, `- host app-3`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What happened to it.
+    pub kind: ChangeKind,
+    /// What is different, such as `service web`.
+    pub subject: String,
+    /// How, such as `port 80 -> 8080`; empty where it is all there or all gone.
+    pub detail: String,
+}
+
+/// What happened to something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It is new.
+    Added,
+    /// It says something else.
+    Changed,
+    /// It is gone.
+    Removed,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = match self.kind {
+            ChangeKind::Added => '+',
+            ChangeKind::Changed => '~',
+            ChangeKind::Removed => '-',
+        };
+        write!(f, "{sign} {}", self.subject)?;
+        if self.detail.is_empty() { Ok(()) } else { write!(f, ": {}", self.detail) }
+    }
+}
+
+/// What `new` says and `old` doesn't, and the other way round. Where things stand in the files makes
+/// no difference, but the order of the rules does. Without an old topology everything is new.
+#[must_use]
+pub fn diff(old: Option<&Topology>, new: &Topology) -> Vec<Change> {
+    let nothing = Topology::default();
+    let old = old.unwrap_or(&nothing);
+    let mut changes = Changes::default();
+    changes.changed("mesh", mesh(&old.mesh, &new.mesh));
+    changes.tables("host", &old.hosts, &new.hosts, host);
+    changes.tables("service", &old.services, &new.services, service);
+    changes.tables("device", &old.devices, &new.devices, device);
+    let mut policy = Details::default();
+    policy.note("default", action(old.rules.default), action(new.rules.default));
+    policy.note("audit", old.rules.audit, new.rules.audit);
+    changes.changed("policy", policy);
+    changes.rules(&old.rules.rules, &new.rules.rules);
+    changes.tests(&old.tests, &new.tests);
+    changes.list
+}
+
+#[derive(Default)]
+struct Changes {
+    list: Vec<Change>,
+}
+
+impl Changes {
+    fn push(&mut self, kind: ChangeKind, subject: String, detail: String) {
+        self.list.push(Change { kind, subject, detail });
+    }
+
+    fn changed(&mut self, subject: impl Into<String>, details: Details) {
+        if !details.0.is_empty() {
+            self.push(ChangeKind::Changed, subject.into(), details.0.join("; "));
+        }
+    }
+
+    fn tables<D>(
+        &mut self,
+        kind: &str,
+        old: &BTreeMap<Name, D>,
+        new: &BTreeMap<Name, D>,
+        differences: impl Fn(&D, &D) -> Details,
+    ) {
+        for (name, decl) in new {
+            match old.get(name) {
+                Some(old) => self.changed(format!("{kind} {name}"), differences(old, decl)),
+                None => self.push(ChangeKind::Added, format!("{kind} {name}"), String::new()),
+            }
+        }
+        for name in old.keys().filter(|name| !new.contains_key(*name)) {
+            self.push(ChangeKind::Removed, format!("{kind} {name}"), String::new());
+        }
+    }
+
+    fn rules(&mut self, old: &[Rule], new: &[Rule]) {
+        let before: HashMap<&Arc<str>, &Rule> = old.iter().map(|rule| (&rule.name, rule)).collect();
+        let after: HashMap<&Arc<str>, &Rule> = new.iter().map(|rule| (&rule.name, rule)).collect();
+        for new in new {
+            let subject = format!("rule {}", new.name);
+            match before.get(&new.name) {
+                Some(old) => self.changed(subject, rule(old, new)),
+                None => self.push(ChangeKind::Added, subject, String::new()),
+            }
+        }
+        for old in old.iter().filter(|rule| !after.contains_key(&rule.name)) {
+            self.push(ChangeKind::Removed, format!("rule {}", old.name), String::new());
+        }
+        let kept_before = old.iter().filter(|rule| after.contains_key(&rule.name));
+        let kept_after = new.iter().filter(|rule| before.contains_key(&rule.name));
+        let moved = kept_before.zip(kept_after).find(|(old, new)| old.name != new.name);
+        if let Some((old, new)) = moved {
+            let detail = format!("order: {:?} now comes before {:?}", &*new.name, &*old.name);
+            self.push(ChangeKind::Changed, "rules".to_owned(), detail);
+        }
+    }
+
+    fn tests(&mut self, old: &[TestDecl], new: &[TestDecl]) {
+        fn named(tests: &[TestDecl]) -> BTreeMap<&Arc<str>, &TestDecl> {
+            tests.iter().map(|test| (&test.name, test)).collect()
+        }
+        let (before, after) = (named(old), named(new));
+        for (name, new) in &after {
+            match before.get(name) {
+                Some(old) => self.changed(format!("test {name}"), test(old, new)),
+                None => self.push(ChangeKind::Added, format!("test {name}"), String::new()),
+            }
+        }
+        for name in before.keys().filter(|name| !after.contains_key(*name)) {
+            self.push(ChangeKind::Removed, format!("test {name}"), String::new());
+        }
+    }
+}
+
+/// Differences within one table.
+#[derive(Default)]
+struct Details(Vec<String>);
+
+impl Details {
+    fn note(&mut self, key: &str, old: impl fmt::Display, new: impl fmt::Display) {
+        let (old, new) = (old.to_string(), new.to_string());
+        if old != new {
+            self.0.push(format!("{key} {old} -> {new}"));
+        }
+    }
+
+    fn note_optional<T: fmt::Display>(&mut self, key: &str, old: Option<&T>, new: Option<&T>) {
+        let show = |value: Option<&T>| value.map_or_else(|| "none".to_owned(), T::to_string);
+        self.note(key, show(old), show(new));
+    }
+
+    fn note_list<T: PartialEq>(
+        &mut self,
+        key: &str,
+        old: &[T],
+        new: &[T],
+        show: impl Fn(&T) -> String,
+    ) {
+        if old != new {
+            self.0.push(format!("{key} {} -> {}", list(old, &show), list(new, &show)));
+        }
+    }
+}
+
+// Each declaration is taken apart, so that a new field can't be forgotten here.
+
+fn mesh(old: &MeshDecl, new: &MeshDecl) -> Details {
+    let MeshDecl { name, trust_domain, ipv4, virtual_ipv4, host_block } = old;
+    let mut details = Details::default();
+    details.note_optional("name", name.as_ref(), new.name.as_ref());
+    details.note_optional("trust_domain", trust_domain.as_ref(), new.trust_domain.as_ref());
+    details.note("ipv4", ipv4, new.ipv4);
+    details.note("virtual_ipv4", virtual_ipv4, new.virtual_ipv4);
+    details.note("host_block", host_block, new.host_block);
+    details
+}
+
+fn host(old: &HostDecl, new: &HostDecl) -> Details {
+    let HostDecl { site, labels, endpoints, ipv4_block, origin: _ } = old;
+    let mut details = Details::default();
+    details.note_optional("site", site.as_ref(), new.site.as_ref());
+    details.note("labels", show_labels(labels), show_labels(&new.labels));
+    details.note_list("endpoints", endpoints, &new.endpoints, ToString::to_string);
+    details.note_optional("ipv4_block", ipv4_block.as_ref(), new.ipv4_block.as_ref());
+    details
+}
+
+fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
+    let ServiceDecl { namespace, port, protocol, hosts, selectors, origin: _ } = old;
+    let mut details = Details::default();
+    details.note("namespace", namespace, &new.namespace);
+    details.note("port", port, new.port);
+    details.note("protocol", protocol, new.protocol);
+    details.note("hosts", show_placement(hosts), show_placement(&new.hosts));
+    details.note_list("workload", selectors, &new.selectors, show_selector);
+    details
+}
+
+fn device(old: &DeviceDecl, new: &DeviceDecl) -> Details {
+    let DeviceDecl { public_key, via, origin: _ } = old;
+    let mut details = Details::default();
+    details.note("public_key", public_key, new.public_key);
+    details.note("via", via, &new.via);
+    details
+}
+
+fn rule(old: &Rule, new: &Rule) -> Details {
+    let Rule { name: _, action: old_action, from, to, ports, http, audit, origin: _ } = old;
+    let mut details = Details::default();
+    if *old_action != new.action {
+        details.0.push(format!("{} -> {}", action(*old_action), action(new.action)));
+    }
+    details.note_list("from", from, &new.from, ToString::to_string);
+    details.note_list("to", to, &new.to, ToString::to_string);
+    details.note_list("ports", ports, &new.ports, ToString::to_string);
+    details.note_list("http", http, &new.http, show_request);
+    details.note("audit", audit, new.audit);
+    details
+}
+
+fn test(old: &TestDecl, new: &TestDecl) -> Details {
+    let TestDecl { name: _, from, to, layer4, request, expect, origin: _ } = old;
+    let mut details = Details::default();
+    let show = |request: &(Arc<str>, Arc<str>)| format!("{} {}", request.0, request.1);
+    details.note("from", from, &new.from);
+    details.note("to", to, &new.to);
+    details.note_optional("port", layer4.as_ref(), new.layer4.as_ref());
+    details.note_optional(
+        "request",
+        request.as_ref().map(show).as_ref(),
+        new.request.as_ref().map(show).as_ref(),
+    );
+    details.note("expect", action(*expect), action(new.expect));
+    details
+}
+
+fn action(action: Action) -> &'static str {
+    match action {
+        Action::Deny => "deny",
+        Action::Allow => "allow",
+    }
+}
+
+fn list<T>(values: &[T], show: impl Fn(&T) -> String) -> String {
+    if values.is_empty() {
+        return "none".to_owned();
+    }
+    values.iter().map(show).collect::<Vec<_>>().join(", ")
+}
+
+fn show_labels(labels: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<_> = labels.iter().collect();
+    list(&pairs, |(key, value)| format!("{key}={value:?}"))
+}
+
+fn show_placement(hosts: &Placement) -> String {
+    match hosts {
+        Placement::Names(names) => list(names, ToString::to_string),
+        Placement::Labels(labels) => format!("with {}", show_labels(labels)),
+    }
+}
+
+fn show_selector(selector: &Selector) -> String {
+    match selector {
+        Selector::Systemd(unit) => format!("systemd {unit}"),
+        Selector::User(user) => format!("user {user}"),
+        Selector::Exe(path) => format!("exe {}", path.display()),
+        Selector::Cgroup(path) => format!("cgroup {}", path.display()),
+    }
+}
+
+fn show_request(request: &RequestMatch) -> String {
+    let method = request.method.as_deref().unwrap_or("any method");
+    let path = request.path.as_deref().unwrap_or("any path");
+    format!("{method} {path}")
+}

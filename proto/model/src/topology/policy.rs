@@ -1,0 +1,260 @@
+//! `[policy]`, `[[allow]]`, `[[deny]]` and `[[test]]`, each by itself.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::declare::all;
+use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
+use super::{TestDecl, values, words};
+use crate::rules::{Action, Layer4, PortRule, PortRuleError, RequestMatch, Rule, Subject};
+
+pub(super) const POLICY: Schema = &[("default", "default = \"deny\""), ("audit", "audit = true")];
+
+pub(super) const RULE: Schema = &[
+    ("name", "name = \"web reads accounts\""),
+    ("from", "from = \"service:web\""),
+    ("to", "to = \"service:accounts\""),
+    ("ports", "ports = [\"tcp/22\"]"),
+    ("http", "http = [{ method = \"GET\", path = \"/accounts/*\" }]"),
+    ("audit", "audit = true"),
+];
+
+pub(super) const TEST: Schema = &[
+    ("name", "name = \"web can't reach the ledger\""),
+    ("from", "from = \"service:web\""),
+    ("to", "to = \"service:ledger\""),
+    ("port", "port = \"tcp/22\""),
+    ("method", "method = \"GET\""),
+    ("path", "path = \"/accounts/1\""),
+    ("expect", "expect = \"deny\""),
+];
+
+const HTTP: Schema = &[("method", "method = \"GET\""), ("path", "path = \"/accounts/*\"")];
+
+#[derive(Debug)]
+pub(super) struct PolicyDraft {
+    pub(super) default: Action,
+    pub(super) audit: bool,
+}
+
+/// A rule, and the places that checks between tables point at.
+#[derive(Debug)]
+pub(super) struct RuleDraft {
+    pub(super) rule: Rule,
+    pub(super) name: At,
+    pub(super) from: Vec<At>,
+    pub(super) to: Vec<At>,
+    pub(super) http: At,
+}
+
+#[derive(Debug)]
+pub(super) struct TestDraft {
+    pub(super) decl: TestDecl,
+    pub(super) name: At,
+    pub(super) from: At,
+    pub(super) to: At,
+    pub(super) request: At,
+}
+
+pub(super) fn policy(table: &Table<'_>, report: &mut Report<'_>) -> Read<PolicyDraft> {
+    let default = table.optional("default", |entry| action(entry, report));
+    let audit = table.optional("audit", |entry| entry.boolean(report));
+    Ok(PolicyDraft { default: default?.unwrap_or(Action::Deny), audit: audit?.unwrap_or(false) })
+}
+
+fn action(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Action> {
+    let text = entry.string(report)?;
+    match text.value {
+        "deny" => Ok(Action::Deny),
+        "allow" => Ok(Action::Allow),
+        other => {
+            let message = format!("`{}` can't be {}", entry.key, quote(other));
+            Err(report.error(text.at, message, "write \"deny\" or \"allow\""))
+        }
+    }
+}
+
+pub(super) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -> Read<RuleDraft> {
+    let name = table.required("name", report).and_then(|entry| title("rule", entry, report));
+    let from = table.required("from", report).and_then(|entry| subjects(entry, report));
+    let to = table.required("to", report).and_then(|entry| subjects(entry, report));
+    let ports = table.optional("ports", |entry| {
+        all(entry.strings(report)?, |text| ports::<PortRule>(text, report))
+    });
+    let http = table.optional("http", |entry| requests(action, entry, report));
+    let audit = table.optional("audit", |entry| audit(action, entry, report));
+    let both = separate(table, report);
+    let (name, from, to, http) = (name?, from?, to?, http?);
+    both?;
+    let rule = Rule {
+        name: name.value,
+        action,
+        from: from.iter().map(|subject| subject.value.clone()).collect(),
+        to: to.iter().map(|subject| subject.value.clone()).collect(),
+        ports: ports?.unwrap_or_default(),
+        http: http.unwrap_or_default(),
+        audit: audit?.unwrap_or(false),
+        origin: report.origin(table.at),
+    };
+    Ok(RuleDraft {
+        rule,
+        name: name.at,
+        from: from.iter().map(|subject| subject.at).collect(),
+        to: to.iter().map(|subject| subject.at).collect(),
+        http: table.get("http").map_or(table.at, |entry| entry.key_at),
+    })
+}
+
+/// A rule about requests has no ports: requests come to the service's own.
+fn separate(table: &Table<'_>, report: &mut Report<'_>) -> Read<()> {
+    let (Some(_), Some(ports)) = (table.get("http"), table.get("ports")) else {
+        return Ok(());
+    };
+    let help = "leave `ports` out, or write two rules";
+    Err(report.error(
+        ports.key_at,
+        "a rule with `http` is about the service's own port, it can't have `ports`",
+        help,
+    ))
+}
+
+fn title(what: &str, entry: Entry<'_>, report: &mut Report<'_>) -> Read<Located<Arc<str>>> {
+    let text = entry.string(report)?;
+    values::title(what, text, report)?;
+    Ok(Located { value: text.value.into(), at: text.at })
+}
+
+fn subjects(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Located<Subject>>> {
+    all(entry.one_or_more(report)?, |text| subject(text, report))
+}
+
+fn subject(text: Located<&str>, report: &mut Report<'_>) -> Read<Located<Subject>> {
+    match text.value.parse() {
+        Ok(value) => Ok(Located { value, at: text.at }),
+        Err(error) => {
+            let (cause, help) = words::subject_error(text.value, &error);
+            Err(report.error(text.at, cause, help))
+        }
+    }
+}
+
+fn ports<P: FromStr<Err = PortRuleError>>(text: Located<&str>, report: &mut Report<'_>) -> Read<P> {
+    text.value.parse().map_err(|error| {
+        let (cause, help) = words::port_error(text.value, &error);
+        report.error(text.at, cause, help)
+    })
+}
+
+fn requests(action: Action, entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<RequestMatch>> {
+    let kind = kind_of(action);
+    let tables = entry.tables(Context::Element("http", kind), HTTP, report)?;
+    all(&tables, |table| {
+        if table.is_empty() {
+            let help = "name a method or a path; to match every request leave `http` out";
+            return Err(report.error(
+                table.at,
+                "an empty entry of `http` matches every request",
+                help,
+            ));
+        }
+        let method = table.optional("method", |entry| {
+            let text = entry.string(report)?;
+            values::method(text, report).map(|()| Arc::from(text.value))
+        });
+        let path = table.optional("path", |entry| {
+            let text = entry.string(report)?;
+            values::path(text, true, report).map(|()| Arc::from(text.value))
+        });
+        Ok(RequestMatch { method: method?, path: path? })
+    })
+}
+
+pub(super) fn kind_of(action: Action) -> &'static str {
+    match action {
+        Action::Allow => "allow",
+        Action::Deny => "deny",
+    }
+}
+
+fn audit(action: Action, entry: Entry<'_>, report: &mut Report<'_>) -> Read<bool> {
+    let audit = entry.boolean(report)?;
+    match action {
+        Action::Deny => Ok(audit),
+        Action::Allow => {
+            let help = "remove it: only a [[deny]] can log instead of refusing; for the whole mesh write `audit = true` in [policy]";
+            Err(report.error(entry.key_at, "an [[allow]] has nothing to audit", help))
+        }
+    }
+}
+
+pub(super) fn test(table: &Table<'_>, report: &mut Report<'_>) -> Read<TestDraft> {
+    let name = table.required("name", report).and_then(|entry| title("test", entry, report));
+    let from = table.required("from", report).and_then(|entry| one(entry, report));
+    let to = table.required("to", report).and_then(|entry| one(entry, report));
+    let layer4 = table.optional("port", |entry| {
+        let text = entry.string(report)?;
+        ports::<Layer4>(text, report)
+    });
+    let request = request(table, report);
+    let expect = table.required("expect", report).and_then(|entry| action(entry, report));
+    let (name, from, to) = (name?, from?, to?);
+    let decl = TestDecl {
+        name: name.value,
+        from: from.value,
+        to: to.value,
+        layer4: layer4?,
+        request: request?,
+        expect: expect?,
+        origin: report.origin(table.at),
+    };
+    let request =
+        table.get("path").or_else(|| table.get("method")).map_or(table.at, |entry| entry.key_at);
+    Ok(TestDraft { decl, name: name.at, from: from.at, to: to.at, request })
+}
+
+/// One service, host or device: a test asks about a single flow.
+fn one(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Located<Subject>> {
+    let subject = subject(entry.string(report)?, report)?;
+    match subject.value {
+        Subject::Service(_) | Subject::Host(_) | Subject::Device(_) => Ok(subject),
+        Subject::Any
+        | Subject::AnyService
+        | Subject::Namespace(_)
+        | Subject::AnyHost
+        | Subject::AnyDevice => {
+            let message =
+                format!("a test can't ask about \"{}\": it is more than one", subject.value);
+            let help = "name one, such as \"service:web\", \"host:app-1\" or \"device:press\"";
+            Err(report.error(subject.at, message, help))
+        }
+    }
+}
+
+fn request(table: &Table<'_>, report: &mut Report<'_>) -> Read<Option<(Arc<str>, Arc<str>)>> {
+    let method = table.optional("method", |entry| {
+        let text = entry.string(report)?;
+        values::method(text, report).map(|()| Arc::from(text.value))
+    });
+    let path = table.optional("path", |entry| {
+        let text = entry.string(report)?;
+        values::path(text, false, report).map(|()| Arc::from(text.value))
+    });
+    match (method?, path?) {
+        (Some(method), Some(path)) => Ok(Some((method, path))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(half_request("method", "path", "path = \"/\"", table, report)),
+        (None, Some(_)) => Err(half_request("path", "method", "method = \"GET\"", table, report)),
+    }
+}
+
+fn half_request(
+    has: &'static str,
+    lacks: &str,
+    example: &str,
+    table: &Table<'_>,
+    report: &mut Report<'_>,
+) -> super::reader::Reported {
+    let at = table.get(has).map_or(table.at, |entry| entry.key_at);
+    let message = format!("a test with `{has}` needs `{lacks}` too");
+    report.error(at, message, format!("add `{example}`"))
+}

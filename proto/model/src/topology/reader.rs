@@ -1,0 +1,415 @@
+//! Tables of TOML, read key by key: what isn't as it should be is reported with its place, and
+//! reading goes on.
+
+use std::fmt;
+use std::sync::Arc;
+
+use toml::de::{DeArray, DeInteger, DeTable, DeValue};
+
+use super::suggest::nearest;
+use super::{Diagnostic, SourceFile};
+use crate::rules::Origin;
+
+/// More would be noise: the rest shows once these are gone.
+const MOST_DIAGNOSTICS: usize = 100;
+
+/// A piece of one of the files. 32 bits do, for a topology is smaller than that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct At {
+    file: u32,
+    start: u32,
+    end: u32,
+}
+
+impl At {
+    pub(super) fn new(file: usize, span: std::ops::Range<usize>) -> Self {
+        let narrow = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Self { file: narrow(file), start: narrow(span.start), end: narrow(span.end) }
+    }
+
+    fn within(self, span: std::ops::Range<usize>) -> Self {
+        Self::new(self.file as usize, span)
+    }
+}
+
+/// A value and where it stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Located<T> {
+    pub(super) value: T,
+    pub(super) at: At,
+}
+
+/// A key that may be anything, and the string that it has.
+pub(super) type Pair<'a> = (Located<&'a str>, Located<&'a str>);
+
+/// Instead of a value: what is wrong has been reported.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reported;
+
+pub(super) type Read<T> = Result<T, Reported>;
+
+/// Collects what is wrong, and knows lines and columns.
+#[derive(Debug)]
+pub(super) struct Report<'a> {
+    files: &'a [SourceFile],
+    /// For each file, where its lines begin.
+    lines: Vec<Vec<usize>>,
+    found: Vec<(At, Diagnostic)>,
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn new(files: &'a [SourceFile]) -> Self {
+        Self {
+            files,
+            lines: files.iter().map(|file| line_starts(&file.text)).collect(),
+            found: Vec::new(),
+        }
+    }
+
+    /// Whether so much is wrong that there is no sense in looking further.
+    pub(super) fn is_full(&self) -> bool {
+        self.found.len() >= MOST_DIAGNOSTICS
+    }
+
+    pub(super) fn error(
+        &mut self,
+        at: At,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Reported {
+        if let Some(file) = self.files.get(at.file as usize).filter(|_| !self.is_full()) {
+            let text = &file.text;
+            let start = text.floor_char_boundary((at.start as usize).min(text.len()));
+            let end = text.ceil_char_boundary((at.end as usize).min(text.len())).max(start);
+            let (line, line_start) = self.line(at.file as usize, start);
+            let column = text[line_start..start].chars().count() + 1;
+            let diagnostic = Diagnostic {
+                file: Arc::clone(&file.name),
+                line,
+                column: u32::try_from(column).unwrap_or(u32::MAX),
+                span: start..end,
+                message: message.into(),
+                help: help.into(),
+            };
+            self.found.push((at, diagnostic));
+        }
+        Reported
+    }
+
+    pub(super) fn origin(&self, at: At) -> Origin {
+        let file = at.file as usize;
+        Origin {
+            file: self.files.get(file).map_or_else(|| "".into(), |file| Arc::clone(&file.name)),
+            line: self.line(file, at.start as usize).0,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Everything that is wrong, in the order of the files.
+    pub(super) fn finish(mut self) -> Vec<Diagnostic> {
+        self.found.sort_by_key(|(at, _)| *at);
+        self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
+    }
+
+    /// The number of the line that an offset is in, from 1, and where it begins.
+    fn line(&self, file: usize, offset: usize) -> (u32, usize) {
+        let starts = self.lines.get(file).map_or(&[][..], Vec::as_slice);
+        let number = starts.partition_point(|start| *start <= offset).max(1);
+        let start = starts.get(number - 1).copied().unwrap_or(0);
+        (u32::try_from(number).unwrap_or(u32::MAX), start)
+    }
+}
+
+fn line_starts(text: &str) -> Vec<usize> {
+    let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+    std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect()
+}
+
+/// The keys of a kind of table, each with an example of its use.
+pub(super) type Schema = &'static [(&'static str, &'static str)];
+
+/// Which table a message is about.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Context<'a> {
+    /// `[mesh]`
+    Plain(&'static str),
+    /// `[host.NAME]`
+    Named(&'static str, &'a str),
+    /// `[[allow]]`
+    Item(&'static str),
+    /// A table within `[service.NAME]`.
+    Within(&'static str, &'static str, &'a str),
+    /// An element of a list within `[[allow]]`.
+    Element(&'static str, &'static str),
+}
+
+impl fmt::Display for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(table) => write!(f, "[{table}]"),
+            Self::Named(kind, name) => write!(f, "[{kind}.{}]", clip(name)),
+            Self::Item(kind) => write!(f, "[[{kind}]]"),
+            Self::Within(key, kind, name) => write!(f, "`{key}` of [{kind}.{}]", clip(name)),
+            Self::Element(key, kind) => write!(f, "`{key}` of [[{kind}]]"),
+        }
+    }
+}
+
+/// A table whose keys are all known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Table<'a> {
+    context: Context<'a>,
+    pub(super) at: At,
+    items: &'a DeTable<'a>,
+    schema: Schema,
+}
+
+impl<'a> Table<'a> {
+    /// Reports the keys that aren't in the schema.
+    pub(super) fn new(
+        context: Context<'a>,
+        at: At,
+        items: &'a DeTable<'a>,
+        schema: Schema,
+        report: &mut Report<'_>,
+    ) -> Self {
+        for key in items.keys() {
+            let word: &str = key.get_ref();
+            if !schema.iter().any(|(known, _)| *known == word) {
+                let message = format!("unknown key `{}` in {context}", clip(word));
+                let help =
+                    instead(word, schema.iter().map(|(known, _)| *known), "the keys here are");
+                report.error(at.within(key.span()), message, help);
+            }
+        }
+        Self { context, at, items, schema }
+    }
+
+    pub(super) fn get(&self, key: &'static str) -> Option<Entry<'a>> {
+        let (written, value) = self.items.get_key_value(key)?;
+        Some(Entry {
+            context: self.context,
+            key,
+            example: self.example(key),
+            key_at: self.at.within(written.span()),
+            at: self.at.within(value.span()),
+            value: value.get_ref(),
+        })
+    }
+
+    pub(super) fn required(&self, key: &'static str, report: &mut Report<'_>) -> Read<Entry<'a>> {
+        self.get(key).ok_or_else(|| {
+            let message = format!("{} has no `{key}`", self.context);
+            report.error(self.at, message, format!("add `{}`", self.example(key)))
+        })
+    }
+
+    /// Reads a key that may be absent.
+    pub(super) fn optional<T>(
+        &self,
+        key: &'static str,
+        read: impl FnOnce(Entry<'a>) -> Read<T>,
+    ) -> Read<Option<T>> {
+        self.get(key).map(read).transpose()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    fn example(&self, key: &str) -> &'static str {
+        self.schema.iter().find(|(known, _)| *known == key).map_or("", |(_, example)| example)
+    }
+}
+
+/// A key and its value.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry<'a> {
+    pub(super) context: Context<'a>,
+    pub(super) key: &'static str,
+    example: &'static str,
+    pub(super) key_at: At,
+    pub(super) at: At,
+    value: &'a DeValue<'a>,
+}
+
+impl<'a> Entry<'a> {
+    pub(super) fn string(&self, report: &mut Report<'_>) -> Read<Located<&'a str>> {
+        let text = self.value.as_str().ok_or_else(|| self.wrong_type("a string", report))?;
+        Ok(Located { value: text, at: self.at })
+    }
+
+    pub(super) fn boolean(&self, report: &mut Report<'_>) -> Read<bool> {
+        self.value.as_bool().ok_or_else(|| self.wrong_type("true or false", report))
+    }
+
+    pub(super) fn integer(&self, report: &mut Report<'_>) -> Read<i64> {
+        let number = self.value.as_integer().ok_or_else(|| self.wrong_type("a number", report))?;
+        number_of(number).ok_or_else(|| {
+            let message = format!("`{}` is too large: {}", self.key, clip(number.as_str()));
+            report.error(self.at, message, format!("write `{}`", self.example))
+        })
+    }
+
+    /// A list of strings that isn't empty.
+    pub(super) fn strings(&self, report: &mut Report<'_>) -> Read<Vec<Located<&'a str>>> {
+        let list = self.value.as_array();
+        self.elements(list.ok_or_else(|| self.wrong_type("a list", report))?, report)
+    }
+
+    /// A string, or a list of them that isn't empty.
+    pub(super) fn one_or_more(&self, report: &mut Report<'_>) -> Read<Vec<Located<&'a str>>> {
+        if let Some(text) = self.value.as_str() {
+            return Ok(vec![Located { value: text, at: self.at }]);
+        }
+        let list = self.value.as_array();
+        self.elements(list.ok_or_else(|| self.wrong_type("a string or a list", report))?, report)
+    }
+
+    fn elements(
+        &self,
+        list: &'a DeArray<'a>,
+        report: &mut Report<'_>,
+    ) -> Read<Vec<Located<&'a str>>> {
+        if list.is_empty() {
+            return Err(self.empty(report));
+        }
+        let read: Vec<Read<_>> = list
+            .iter()
+            .map(|element| {
+                let entry =
+                    Self { at: self.at.within(element.span()), value: element.get_ref(), ..*self };
+                let text = entry.value.as_str();
+                let value = text.ok_or_else(|| entry.wrong_type("a list of strings", report))?;
+                Ok(Located { value, at: entry.at })
+            })
+            .collect();
+        read.into_iter().collect()
+    }
+
+    pub(super) fn table(
+        &self,
+        context: Context<'a>,
+        schema: Schema,
+        report: &mut Report<'_>,
+    ) -> Read<Table<'a>> {
+        let items = self.value.as_table().ok_or_else(|| self.wrong_type("a table", report))?;
+        Ok(Table::new(context, self.at, items, schema, report))
+    }
+
+    /// A list of tables that isn't empty.
+    pub(super) fn tables(
+        &self,
+        context: Context<'a>,
+        schema: Schema,
+        report: &mut Report<'_>,
+    ) -> Read<Vec<Table<'a>>> {
+        let list = self.value.as_array();
+        let list = list.ok_or_else(|| self.wrong_type("a list of tables", report))?;
+        if list.is_empty() {
+            return Err(self.empty(report));
+        }
+        let read: Vec<Read<_>> = list
+            .iter()
+            .map(|element| {
+                let entry =
+                    Self { at: self.at.within(element.span()), value: element.get_ref(), ..*self };
+                let items = entry.value.as_table();
+                let items = items.ok_or_else(|| entry.wrong_type("a list of tables", report))?;
+                Ok(Table::new(context, entry.at, items, schema, report))
+            })
+            .collect();
+        read.into_iter().collect()
+    }
+
+    /// The pairs of a table with free keys and strings as values; none if it is no table.
+    pub(super) fn pairs(&self, report: &mut Report<'_>) -> Option<Read<Vec<Pair<'a>>>> {
+        let items = self.value.as_table()?;
+        let read: Vec<Read<_>> = items
+            .iter()
+            .map(|(key, value)| {
+                let at = self.at.within(value.span());
+                let text = value.get_ref().as_str().ok_or_else(|| {
+                    let found = describe(value.get_ref());
+                    let name = clip(key.get_ref());
+                    let message =
+                        format!("label `{name}` in {} must be a string, not {found}", self.context);
+                    report.error(at, message, format!("write `{}`", self.example))
+                })?;
+                let key = Located { value: &**key.get_ref(), at: self.at.within(key.span()) };
+                Ok((key, Located { value: text, at }))
+            })
+            .collect();
+        Some(read.into_iter().collect())
+    }
+
+    pub(super) fn wrong_type(&self, wanted: &str, report: &mut Report<'_>) -> Reported {
+        let (key, found) = (self.key, describe(self.value));
+        let message = format!("`{key}` in {} must be {wanted}, not {found}", self.context);
+        report.error(self.at, message, format!("write `{}`", self.example))
+    }
+
+    pub(super) fn empty(&self, report: &mut Report<'_>) -> Reported {
+        let message = format!("`{}` in {} is empty", self.key, self.context);
+        report.error(self.at, message, format!("write `{}`", self.example))
+    }
+}
+
+/// What to write instead of an unknown word.
+pub(super) fn instead<'c>(
+    word: &str,
+    known: impl Iterator<Item = &'c str> + Clone,
+    intro: &str,
+) -> String {
+    match nearest(word, known.clone()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => {
+            let all: Vec<String> = known.map(|word| format!("`{word}`")).collect();
+            format!("{intro} {}", all.join(", "))
+        }
+    }
+}
+
+/// A value as a message shows it.
+fn describe(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("the string {}", quote(text)),
+        DeValue::Integer(number) => format!("the number {}", clip(&number.to_string())),
+        DeValue::Float(number) => format!("the number {}", clip(number.as_str())),
+        DeValue::Boolean(truth) => format!("{truth}"),
+        DeValue::Datetime(time) => format!("the date or time {time}"),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    }
+}
+
+fn number_of(number: &DeInteger<'_>) -> Option<i64> {
+    i64::from_str_radix(number.as_str(), number.radix()).ok()
+}
+
+/// A text that a message can hold, in quotes.
+pub(super) fn quote(text: &str) -> String {
+    let clipped: String = text.chars().take(80).collect();
+    let more = if clipped.len() < text.len() { "…" } else { "" };
+    format!("{clipped:?}{more}")
+}
+
+/// The beginning of a text, on one line.
+pub(super) fn clip(text: &str) -> String {
+    const LONGEST: usize = 80;
+    let mut clipped = String::new();
+    for (index, letter) in text.chars().enumerate() {
+        if index == LONGEST {
+            clipped.push('…');
+            break;
+        }
+        match letter {
+            _ if letter.is_control() => clipped.extend(letter.escape_default()),
+            _ => clipped.push(letter),
+        }
+    }
+    clipped
+}

@@ -1,0 +1,83 @@
+//! "Did you mean": the word that somebody who wrote another one probably wanted.
+
+/// Longer words aren't compared: nobody mistypes them letter by letter.
+const LONGEST: usize = 64;
+
+/// The candidate that `word` most resembles, if any does.
+pub(super) fn nearest<'c>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'c str>,
+) -> Option<&'c str> {
+    if word.is_empty() || word.len() > LONGEST {
+        return None;
+    }
+    let tolerance = (word.chars().count() / 3).clamp(1, 3);
+    candidates
+        .into_iter()
+        .filter(|candidate| candidate.len() <= LONGEST)
+        .filter_map(|candidate| Some((rank(word, candidate, tolerance)?, candidate)))
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// How far apart two words are; none if too far. An abbreviation is nearer than any misspelling.
+fn rank(word: &str, candidate: &str, tolerance: usize) -> Option<usize> {
+    let abbreviates = word.len() >= 3 && candidate.starts_with(word);
+    let extends = candidate.len() >= 3 && word.starts_with(candidate);
+    if abbreviates || extends {
+        return Some(0);
+    }
+    if word.len().abs_diff(candidate.len()) > 4 * tolerance {
+        return None;
+    }
+    Some(distance(word, candidate)).filter(|distance| *distance <= tolerance)
+}
+
+/// The edits from one word to the other, where two swapped neighbours are one edit.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut before_last: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=to.len()).collect();
+    let mut previous = None;
+    for (row, letter) in from.chars().enumerate() {
+        let mut current = Vec::with_capacity(to.len() + 1);
+        current.push(row + 1);
+        for (column, other) in to.iter().enumerate() {
+            let replaced = last[column] + usize::from(letter != *other);
+            let mut best = replaced.min(last[column + 1] + 1).min(current[column] + 1);
+            let swapped = column > 0 && previous == Some(*other) && to[column - 1] == letter;
+            if swapped && let Some(before) = before_last.get(column - 1) {
+                best = best.min(before + 1);
+            }
+            current.push(best);
+        }
+        before_last = std::mem::replace(&mut last, current);
+        previous = Some(letter);
+    }
+    last[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_abbreviations_and_misspellings() {
+        let keys = ["hosts", "namespace", "port", "protocol"];
+        assert_eq!(nearest("prot", keys), Some("protocol"));
+        assert_eq!(nearest("porrt", keys), Some("port"));
+        assert_eq!(nearest("ports", keys), Some("port"));
+        assert_eq!(nearest("namspace", keys), Some("namespace"));
+        assert_eq!(nearest("weight", keys), None);
+        assert_eq!(nearest("", keys), None);
+    }
+
+    #[test]
+    fn counts_edits() {
+        assert_eq!(distance("app-1", "app-1"), 0);
+        assert_eq!(distance("app-1", "app-2"), 1);
+        assert_eq!(distance("prot", "port"), 1);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+}

@@ -1,0 +1,129 @@
+//! From text to a tree of TOML; what isn't TOML is explained.
+
+use toml::de::{DeTable, Error};
+
+use super::reader::{At, Read, Report, Reported, clip, quote};
+
+/// In longer files only the first error is looked for: the rest follow from it, and there could be
+/// millions.
+const RECOVERABLE: usize = 64 << 10;
+
+/// Reads a file as TOML, and reports each line that isn't.
+pub(super) fn read<'a>(file: usize, text: &'a str, report: &mut Report<'_>) -> Read<DeTable<'a>> {
+    let first = match DeTable::parse(text) {
+        Ok(tree) => return Ok(tree.into_inner()),
+        Err(first) => first,
+    };
+    let mut errors = match text.len() > RECOVERABLE {
+        true => vec![first],
+        false => DeTable::parse_recoverable(text).1,
+    };
+    errors.sort_by_key(start);
+    let mut last_line = 0;
+    for error in &errors {
+        let span = error.span().unwrap_or(0..0);
+        let at = At::new(file, span.clone());
+        // One slip makes several errors on its line; the first one names it best.
+        let line = report.origin(at).line;
+        if line != last_line {
+            last_line = line;
+            let (message, help) = explain(error.message(), text.get(span).unwrap_or_default());
+            report.error(at, message, help);
+        }
+    }
+    Err(Reported)
+}
+
+fn start(error: &Error) -> usize {
+    error.span().map_or(0, |span| span.start)
+}
+
+/// The parser's messages in an operator's words, with what to write.
+fn explain(message: &str, found: &str) -> (String, String) {
+    let found = found.trim();
+    let shown = quote(found);
+    let says = |start: &str| message.starts_with(start);
+    let (cause, help) = if says("string values must be quoted") {
+        return no_value(found);
+    } else if says("duplicate key") || says("cannot extend") {
+        let cause = format!("`{}` is already defined in this file", clip(found));
+        return (
+            cause,
+            "keep one of the two; lists of tables have two brackets: `[[allow]]`".to_owned(),
+        );
+    } else if says("invalid unquoted key") {
+        let help = match found {
+            "//" | "/*" | "--" | ";" => "a comment begins with `#`",
+            ":" => "write `=` between key and value",
+            _ => "write keys with a-z, 0-9, '-' and '_', or in quotes",
+        };
+        return (format!("{shown} can't be in a key"), help.to_owned());
+    } else if says("invalid boolean") {
+        (format!("{shown} is not a value"), "write `true` or `false`, in lower case")
+    } else if says("unclosed table") {
+        ("this header isn't closed".to_owned(), "write `]` at its end, as in `[mesh]`")
+    } else if says("unclosed array table") {
+        ("this header isn't closed".to_owned(), "write `]]` at its end, as in `[[allow]]`")
+    } else if says("unclosed array") {
+        ("this list isn't closed".to_owned(), "write `]` at its end")
+    } else if says("unclosed inline table") {
+        ("this table isn't closed".to_owned(), "write `}` at its end")
+    } else if says("missing comma") {
+        (
+            "a comma is missing here".to_owned(),
+            "put `,` between the elements, and close the list with `]` or the table with `}`",
+        )
+    } else if says("extra comma") {
+        ("this comma has nothing before it".to_owned(), "remove it")
+    } else if says("invalid basic string")
+        || says("invalid literal string")
+        || says("invalid multi-line")
+    {
+        (
+            "this string isn't closed, or has a control character".to_owned(),
+            "end it with the quote that it begins with, on the same line",
+        )
+    } else if says("missing escaped value") {
+        (
+            "a `\\` in a string begins an escape, and this is none".to_owned(),
+            "write `\\\\`, or put the string in single quotes",
+        )
+    } else if says("key with no value") {
+        (
+            "this key has no value".to_owned(),
+            "write `key = value`, `[table]`, or `#` before a comment",
+        )
+    } else if says("unquoted keys cannot be empty") {
+        ("a key is missing here".to_owned(), "write `key = value` or `[table]`")
+    } else if says("unexpected key or value") {
+        (
+            "this line goes on where it should end".to_owned(),
+            "begin a new line, or a comment with `#`",
+        )
+    } else if says("extra `=`") {
+        ("there is one `=` too many".to_owned(), "write `key = value`")
+    } else if says("unexpected leading zero") || says("`_` may only") {
+        (format!("{shown} can't stand here in a number"), "write the number in plain digits")
+    } else if says("invalid") {
+        (format!("{shown}: {message}"), "put addresses, prefixes and times in quotes")
+    } else if message.contains("recur") {
+        ("tables and lists are nested too deeply".to_owned(), "a topology needs three levels")
+    } else {
+        (format!("this isn't TOML: {message}"), "write it as https://toml.io describes")
+    };
+    (cause, help.to_owned())
+}
+
+fn no_value(found: &str) -> (String, String) {
+    if found.is_empty() {
+        return ("there is no value after `=`".to_owned(), "write `key = value`".to_owned());
+    }
+    let help = if found.contains("//") {
+        "a comment begins with `#`".to_owned()
+    } else if found.starts_with(|letter: char| letter.is_ascii_digit()) && found.contains(' ') {
+        "write one value, or separate several by commas".to_owned()
+    } else {
+        format!("put strings in quotes: {}", quote(found))
+    };
+    (format!("{} is not a value", clip(found)), help)
+}

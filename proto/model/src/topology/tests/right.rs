@@ -1,0 +1,164 @@
+//! Right topologies mean what they say.
+
+use super::*;
+use crate::rules::PortRule;
+
+const CONFIGS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs");
+
+#[test]
+fn every_example_topology_is_right() {
+    let mut examples = 0;
+    for entry in std::fs::read_dir(CONFIGS).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if name.starts_with("topolog") && name.ends_with(".toml") {
+            examples += 1;
+            let text = std::fs::read_to_string(&path).unwrap();
+            let topology = parse(&[named(&name, &text)]);
+            let topology = topology.unwrap_or_else(|errors| panic!("{}", show(&errors)));
+            assert!(!topology.rules.rules.is_empty(), "{name}");
+        }
+    }
+    assert!(examples > 0);
+}
+
+#[test]
+fn nothing_is_a_topology() {
+    assert_eq!(parse(&[]), Ok(Topology::default()));
+    assert_eq!(read("# nothing\n"), Topology::default());
+}
+
+#[test]
+fn what_is_not_said_has_its_default() {
+    let topology = read(
+        "[host.a]\n[service.web]\nport = 80\nhosts = [\"a\"]\n[[allow]]\nname = \"r\"\nfrom = \"any\"\nto = \"any\"",
+    );
+    assert_eq!(topology.mesh.ipv4.to_string(), "100.64.0.0/10");
+    assert_eq!(topology.mesh.virtual_ipv4.to_string(), "100.127.0.0/16");
+    assert_eq!(topology.mesh.host_block, 28);
+    let web = &topology.services["web"];
+    assert_eq!(web.namespace.as_str(), "default");
+    assert_eq!(web.protocol, Protocol::Tcp);
+    assert_eq!(web.selectors, []);
+    assert_eq!(topology.rules.default, Action::Deny);
+    assert!(!topology.rules.audit);
+    assert_eq!(topology.rules.rules[0].ports, []);
+}
+
+#[test]
+fn virtual_addresses_are_the_end_of_the_range_by_default() {
+    let by_default = |ipv4: &str| read(&format!("[mesh]\nipv4 = \"{ipv4}\"")).mesh.virtual_ipv4;
+    assert_eq!(by_default("10.0.0.0/8").to_string(), "10.255.0.0/16");
+    assert_eq!(by_default("100.64.0.0/14").to_string(), "100.67.0.0/16");
+    assert_eq!(by_default("10.0.0.0/16").to_string(), "10.0.192.0/18");
+    assert_eq!(by_default("192.168.7.0/24").to_string(), "192.168.7.192/26");
+}
+
+#[test]
+fn every_key_is_read() {
+    let topology = read(
+        r#"
+[mesh]
+name = "corp"
+trust_domain = "corp.example"
+ipv4 = "10.0.0.0/8"
+virtual_ipv4 = "10.9.0.0/16"
+host_block = 26
+[host.gw]
+site = "dc1"
+labels = { role = "gw" }
+endpoints = ["192.0.2.1:51820", "[2001:db8::1]:1"]
+ipv4_block = "10.1.0.0/24"
+[service.api]
+namespace = "prod"
+port = 53
+protocol = "udp"
+hosts = { role = "gw" }
+workload = { systemd = "api.service", user = "33", exe = "/bin/api", cgroup = "/a.slice" }
+[device.press]
+wireguard = { public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=" }
+via = "gw"
+[policy]
+default = "allow"
+audit = true
+[[deny]]
+name = "no"
+from = ["device:press", "host:*"]
+to = "namespace:prod"
+ports = ["tcp/22", "udp/5-9", "icmp"]
+audit = true
+[[test]]
+name = "t"
+from = "host:gw"
+to = "device:press"
+port = "icmp"
+expect = "allow"
+"#,
+    );
+    let MeshDecl { name, trust_domain, ipv4, virtual_ipv4, host_block } = &topology.mesh;
+    assert_eq!(name.as_ref().unwrap().as_str(), "corp");
+    assert_eq!(trust_domain.as_ref().unwrap().as_str(), "corp.example");
+    assert_eq!(
+        (ipv4.to_string(), virtual_ipv4.to_string(), *host_block),
+        ("10.0.0.0/8".into(), "10.9.0.0/16".into(), 26)
+    );
+    let gw = &topology.hosts["gw"];
+    assert_eq!(gw.site.as_ref().unwrap().as_str(), "dc1");
+    assert_eq!(gw.labels["role"], "gw");
+    assert_eq!(
+        gw.endpoints,
+        ["192.0.2.1:51820".parse().unwrap(), "[2001:db8::1]:1".parse().unwrap()]
+    );
+    assert_eq!(gw.ipv4_block.unwrap().to_string(), "10.1.0.0/24");
+    assert_eq!(gw.origin, Origin { file: "mesh.toml".into(), line: 8 });
+    let api = &topology.services["api"];
+    assert_eq!((api.port, api.protocol), (53, Protocol::Udp));
+    assert_eq!(api.hosts, Placement::Labels([("role".to_owned(), "gw".to_owned())].into()));
+    assert_eq!(
+        api.selectors,
+        [
+            Selector::Systemd("api.service".into()),
+            Selector::User("33".into()),
+            Selector::Exe("/bin/api".into()),
+            Selector::Cgroup("/a.slice".into())
+        ]
+    );
+    assert_eq!(topology.devices["press"].via.as_str(), "gw");
+    assert_eq!(topology.rules.default, Action::Allow);
+    assert!(topology.rules.audit);
+    let rule = &topology.rules.rules[0];
+    assert_eq!(rule.action, Action::Deny);
+    assert_eq!(rule.from, ["device:press".parse().unwrap(), Subject::AnyHost]);
+    assert_eq!(rule.ports, [PortRule::Tcp(22, 22), PortRule::Udp(5, 9), PortRule::Icmp]);
+    assert!(rule.audit);
+    assert_eq!(topology.tests[0].layer4, Some(Layer4::Icmp));
+}
+
+#[test]
+fn several_files_make_one_topology_in_their_order() {
+    let files = [
+        named("hosts.toml", "[host.a]\n[[deny]]\nname = \"2\"\nfrom = \"any\"\nto = \"any\""),
+        named(
+            "rules.toml",
+            "\n[[allow]]\nname = \"1\"\nfrom = \"host:a\"\nto = \"any\"\n[[deny]]\nname = \"0\"\nfrom = \"any\"\nto = \"host:a\"\n[[allow]]\nname = \"3\"\nfrom = \"any\"\nto = \"any\"",
+        ),
+    ];
+    let topology = parse(&files).unwrap();
+    let names: Vec<_> = topology.rules.rules.iter().map(|rule| &*rule.name).collect();
+    assert_eq!(names, ["2", "1", "0", "3"]);
+    assert_eq!(topology.rules.rules[1].origin.to_string(), "rules.toml:2");
+}
+
+#[test]
+fn a_service_and_a_device_may_share_a_name() {
+    read(
+        "[host.a]\n[service.x]\nport = 1\nhosts = [\"a\"]\n[device.x]\nvia = \"a\"\nwireguard.public_key = \"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\"",
+    );
+}
+
+#[test]
+fn services_on_one_host_may_share_a_port_but_not_a_workload() {
+    read(
+        "[host.a]\n[service.x]\nport = 1\nhosts = [\"a\"]\nworkload = { user = \"x\" }\n[service.y]\nport = 1\nhosts = [\"a\"]\nworkload = { user = \"y\" }",
+    );
+}
