@@ -13,7 +13,7 @@
 
 pub mod address;
 #[cfg(feature = "proto")]
-mod convert;
+pub mod convert;
 pub mod directory;
 pub mod identity;
 pub mod key;

@@ -1,0 +1,337 @@
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use isthmus_proto::v1;
+use proptest::prelude::*;
+use v1::resource::Body;
+
+use super::{resources, snapshot};
+use crate::address::{Ipv4Net, MeshPrefix};
+use crate::identity::{DeviceId, HostId, ServiceId};
+use crate::key::PublicKey;
+use crate::name::Name;
+use crate::rules::{Action, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
+use crate::snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};
+
+proptest! {
+    #[test]
+    fn a_snapshot_survives_the_wire(
+        given in a_snapshot(),
+        shuffle in any::<prop::sample::Index>(),
+    ) {
+        let mut wire = resources(&given);
+        let by = shuffle.index(wire.len());
+        wire.rotate_left(by);
+        prop_assert_eq!(snapshot(given.revision, &wire), Ok(given));
+    }
+
+    #[test]
+    fn damaged_resources_never_panic(
+        given in a_snapshot(),
+        which in any::<prop::sample::Index>(),
+        damage in any::<(u8, u32, String)>(),
+    ) {
+        let mut wire = resources(&given);
+        let at = which.index(wire.len());
+        inflict(&mut wire[at], damage);
+        if let Ok(read) = snapshot(given.revision, &wire) {
+            let again = resources(&read);
+            prop_assert_eq!(snapshot(read.revision, &again), Ok(read));
+        }
+    }
+}
+
+#[test]
+fn what_contradicts_itself_is_refused_by_name() {
+    type Damage = fn(&mut Vec<v1::Resource>);
+    let cases: &[(&str, &str, Damage)] = &[
+        ("mesh", "missing", |r| r.retain(|r| r.key != "mesh")),
+        ("policy", "missing", |r| r.retain(|r| r.key != "policy")),
+        ("mesh", "no host/2", |r| mesh(r).local = 2),
+        ("mesh", "count from 1", |r| mesh(r).local = 0),
+        ("mesh", "7 bytes", |r| mesh(r).prefix.push(0)),
+        ("mesh", "begins with fd", |r| mesh(r).prefix[0] = 0xfe),
+        ("mesh", "isn't inside", |r| mesh(r).virtual_ipv4 = "10.0.0.0/16".into()),
+        ("mesh", "beyond its length", |r| mesh(r).ipv4 = "100.64.0.1/10".into()),
+        ("mesh", "trust_domain", |r| mesh(r).trust_domain = "Corp".into()),
+        ("host/1", "there twice", |r| r.push(r[2].clone())),
+        ("host/9", "belongs to \"host/1\"", |r| r[2].key = "host/9".into()),
+        ("host/1", "it is empty", |r| r[2].body = None),
+        ("host/1", "31 bytes", |r| host(r).public_key.truncate(31)),
+        ("host/1", "isn't inside", |r| host(r).ipv4_block = "10.0.0.0/28".into()),
+        ("host/1", "overlaps virtual_ipv4", |r| host(r).ipv4_block = "100.127.1.0/28".into()),
+        ("host/1", "endpoints", |r| host(r).endpoints = vec!["app-1:51820".into()]),
+        ("host/1", "name", |r| host(r).name = "App".into()),
+        ("host/3", "overlaps", |r| host(r).ipv4_block = "100.64.0.32/27".into()),
+        ("host/3", "belongs to host/1", |r| host(r).name = "h3".into()),
+        ("host/3", "public key belongs to host/1", |r| host(r).public_key = vec![3; 32]),
+        ("service/4", "port: 65536", |r| service(r).port = 65536),
+        ("service/4", "port: 0", |r| service(r).port = 0),
+        ("service/4", "protocol: 0", |r| service(r).protocol = 0),
+        ("service/4", "protocol: 77", |r| service(r).protocol = 77),
+        ("service/4", "isn't inside", |r| service(r).virtual_ipv4 = "100.64.0.9".into()),
+        ("service/4", "belongs to mesh", |r| service(r).virtual_ipv4 = "100.127.0.0".into()),
+        ("service/4", "no host/2", |r| place(r, 2, "100.64.0.40")),
+        ("service/4", "isn't in the block of host/1", |r| place(r, 1, "100.64.0.49")),
+        ("service/4", "belongs to host/1", |r| place(r, 1, "100.64.0.16")),
+        ("service/4", "isn't absolute", |r| {
+            let by = Some(v1::selector::By::Exe("nginx".into()));
+            service(r).selectors = vec![v1::Selector { by }];
+        }),
+        ("service/4", "selectors: one is empty", |r| {
+            service(r).selectors = vec![v1::Selector { by: None }];
+        }),
+        ("device/5", "no host/2", |r| device(r).via = 2),
+        ("device/5", "isn't in the block", |r| device(r).ipv4 = "100.64.0.60".into()),
+        ("device/5", "belongs to service/4", |r| device(r).ipv4 = "100.64.0.17".into()),
+        ("device/5", "public key belongs to host/1", |r| device(r).public_key = vec![1; 32]),
+        ("device/4", "that of service/4", |r| {
+            device(r).id = 4;
+            let last = r.iter_mut().find(|r| r.key == "device/5").unwrap();
+            last.key = "device/4".into();
+        }),
+        ("rule/may", "from", |r| rule(r).from = vec!["svc:web".into()]),
+        ("rule/may", "needs both", |r| rule(r).to.clear()),
+        ("rule/may", "ports", |r| rule(r).ports = vec!["tcp/0".into()]),
+        ("rule/may", "only a rule that denies", |r| rule(r).audit = true),
+        ("rule/may", "doesn't begin with '/'", |r| {
+            rule(r).http = vec![v1::RequestMatch { method: String::new(), path: "a".into() }];
+        }),
+        ("rule/twin", "same order", |r| {
+            let mut twin = rule(r).clone();
+            twin.name = "twin".into();
+            r.push(v1::Resource { key: "rule/twin".into(), body: Some(Body::Rule(twin)) });
+        }),
+    ];
+    for (key, reason, damage) in cases {
+        let mut wire = resources(&sample());
+        damage(&mut wire);
+        let error = snapshot(Revision(1), &wire).expect_err(reason);
+        assert_eq!(error.key, *key, "{error}");
+        assert!(error.reason.contains(reason), "{error} should say {reason:?}");
+    }
+}
+
+#[test]
+fn rules_come_back_in_their_order() {
+    let mut wire = resources(&sample());
+    let mut first = rule(&mut wire).clone();
+    first.name = "before".into();
+    rule(&mut wire).order = 7;
+    wire.push(v1::Resource { key: "rule/before".into(), body: Some(Body::Rule(first)) });
+    let read = snapshot(Revision(1), &wire).unwrap();
+    let names: Vec<&str> = read.rules.rules.iter().map(|rule| &*rule.name).collect();
+    assert_eq!(names, ["before", "may"]);
+}
+
+fn mesh(wire: &mut [v1::Resource]) -> &mut v1::Mesh {
+    pick(wire, |body| if let Body::Mesh(body) = body { Some(body) } else { None })
+}
+
+fn host(wire: &mut [v1::Resource]) -> &mut v1::Host {
+    pick(wire, |body| if let Body::Host(body) = body { Some(body) } else { None })
+}
+
+fn service(wire: &mut [v1::Resource]) -> &mut v1::Service {
+    pick(wire, |body| if let Body::Service(body) = body { Some(body) } else { None })
+}
+
+fn device(wire: &mut [v1::Resource]) -> &mut v1::Device {
+    pick(wire, |body| if let Body::Device(body) = body { Some(body) } else { None })
+}
+
+fn rule(wire: &mut [v1::Resource]) -> &mut v1::Rule {
+    pick(wire, |body| if let Body::Rule(body) = body { Some(body) } else { None })
+}
+
+fn pick<T>(wire: &mut [v1::Resource], of: fn(&mut Body) -> Option<&mut T>) -> &mut T {
+    wire.iter_mut().filter_map(|r| r.body.as_mut()).find_map(of).unwrap()
+}
+
+fn place(wire: &mut [v1::Resource], host: u32, ipv4: &str) {
+    service(wire).placements.insert(host, ipv4.into());
+}
+
+fn inflict(resource: &mut v1::Resource, (what, number, text): (u8, u32, String)) {
+    match resource.body.as_mut().unwrap() {
+        Body::Mesh(body) if what % 2 == 0 => body.virtual_ipv4 = text,
+        Body::Mesh(body) => body.local = number,
+        Body::Policy(body) => body.audit = what % 2 == 0,
+        Body::Host(body) if what % 2 == 0 => body.ipv4_block = text,
+        Body::Host(body) => body.endpoints = vec![text],
+        Body::Service(body) if what % 2 == 0 => drop(body.placements.insert(number, text)),
+        Body::Service(body) => body.port = number,
+        Body::Device(body) if what % 2 == 0 => body.via = number,
+        Body::Device(body) => body.ipv4 = text,
+        Body::Rule(body) if what % 2 == 0 => body.from.push(text),
+        Body::Rule(body) => body.order = number,
+    }
+}
+
+/// Two hosts, a service on the first, a device behind it, a rule.
+fn sample() -> Snapshot {
+    build(
+        &[1, 3],
+        &[(Protocol::Http, 1)],
+        1,
+        Rules {
+            rules: vec![Rule {
+                name: "may".into(),
+                action: Action::Allow,
+                from: vec![Subject::Any],
+                to: vec!["service:s0".parse().unwrap()],
+                ports: Vec::new(),
+                http: Vec::new(),
+                audit: false,
+                origin: Origin { file: "mesh.toml".into(), line: 3 },
+            }],
+            ..Rules::default()
+        },
+    )
+}
+
+/// Hosts by number; services with the bits of the hosts (by position) that they are on; devices
+/// behind the first host. Services count on from 4.
+fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules) -> Snapshot {
+    let block = |host: u32| Ipv4Net::new(Ipv4Addr::from(0x6440_0000 + host * 16), 28).unwrap();
+    let inside = |host: u32, n: u32| Ipv4Addr::from(u32::from(block(host).network()) + n);
+    let first = hosts[0];
+    let on = |mask: u8, n: u32| -> BTreeMap<HostId, Ipv4Addr> {
+        let chosen = hosts.iter().enumerate().filter(|(at, _)| mask >> at & 1 == 1);
+        chosen.map(|(_, host)| (HostId(*host), inside(*host, n))).collect()
+    };
+    let service = |n: u32, protocol, mask| Service {
+        name: name(&format!("s{n}")),
+        namespace: name("prod"),
+        port: 80 + u16::try_from(n).unwrap(),
+        protocol,
+        virtual_ipv4: Ipv4Addr::from(0x647f_0001 + n),
+        placements: on(mask, n + 1),
+        selectors: vec![
+            Selector::User("www".into()),
+            Selector::Systemd("web.service".into()),
+            Selector::Exe("/usr/sbin/nginx".into()),
+            Selector::Cgroup("/system.slice".into()),
+        ],
+    };
+    let count = u32::try_from(services.len()).unwrap();
+    Snapshot {
+        revision: Revision(1),
+        mesh: Mesh {
+            name: name("corp"),
+            trust_domain: "corp.example".parse().unwrap(),
+            prefix: MeshPrefix::new([0xfd, 1, 2, 3, 4, 5]).unwrap(),
+            ipv4: "100.64.0.0/10".parse().unwrap(),
+            virtual_ipv4: "100.127.0.0/16".parse().unwrap(),
+        },
+        local: HostId(first),
+        hosts: hosts
+            .iter()
+            .map(|id| {
+                let host = Host {
+                    name: name(&format!("h{id}")),
+                    site: id.is_multiple_of(2).then(|| name("dc1")),
+                    labels: BTreeMap::from([("role".to_owned(), format!("r{id}"))]),
+                    public_key: PublicKey([u8::try_from(*id).unwrap(); 32]),
+                    endpoints: vec!["192.0.2.1:51820".parse().unwrap(), "[::1]:9".parse().unwrap()],
+                    ipv4_block: block(*id),
+                };
+                (HostId(*id), host)
+            })
+            .collect(),
+        services: (0..)
+            .zip(services)
+            .map(|(n, (protocol, mask))| (ServiceId(n + 4), service(n, *protocol, *mask)))
+            .collect(),
+        devices: (0..devices)
+            .map(|n| {
+                let device = Device {
+                    name: name(&format!("d{n}")),
+                    public_key: PublicKey([200 + u8::try_from(n).unwrap(); 32]),
+                    via: HostId(first),
+                    ipv4: inside(first, 1 + count + n),
+                };
+                (DeviceId(4 + count + n), device)
+            })
+            .collect(),
+        rules,
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn a_snapshot() -> impl Strategy<Value = Snapshot> {
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Http)];
+    let hosts = prop::collection::btree_set(1_u32..100, 1..6);
+    let services = prop::collection::vec((protocol, any::<u8>()), 0..6);
+    (hosts, services, 0_u32..5, a_policy(), any::<u64>()).prop_map(
+        |(hosts, services, devices, rules, revision)| {
+            let hosts: Vec<u32> = hosts.into_iter().collect();
+            let mut snapshot = build(&hosts, &services, devices, rules);
+            snapshot.revision = Revision(revision);
+            snapshot
+        },
+    )
+}
+
+fn a_policy() -> impl Strategy<Value = Rules> {
+    let rules = prop::collection::vec(a_rule(), 0..6);
+    (an_action(), any::<bool>(), rules).prop_map(|(default, audit, mut rules)| {
+        for (n, rule) in rules.iter_mut().enumerate() {
+            rule.name = format!("{n} {}", rule.name).into();
+        }
+        Rules { default, audit, rules }
+    })
+}
+
+fn an_action() -> impl Strategy<Value = Action> {
+    prop_oneof![Just(Action::Deny), Just(Action::Allow)]
+}
+
+prop_compose! {
+    fn a_rule()(
+        text in "[a-z /:.]{0,20}",
+        action in an_action(),
+        from in prop::collection::vec(a_subject(), 1..4),
+        to in prop::collection::vec(a_subject(), 1..4),
+        ports in prop::collection::vec(a_port(), 0..4),
+        http in prop::collection::vec(a_request(), 0..3),
+        audit in any::<bool>(),
+        line in any::<u32>(),
+    ) -> Rule {
+        let audit = audit && action == Action::Deny;
+        let origin = Origin { file: format!("{text}.toml").into(), line };
+        Rule { name: text.into(), action, from, to, ports, http, audit, origin }
+    }
+}
+
+fn a_subject() -> impl Strategy<Value = Subject> {
+    prop_oneof![
+        Just(Subject::Any),
+        Just(Subject::AnyService),
+        Just(Subject::AnyHost),
+        Just(Subject::AnyDevice),
+        "[a-z]{1,9}".prop_map(|text| Subject::Service(name(&text))),
+        "[a-z]{1,9}".prop_map(|text| Subject::Namespace(name(&text))),
+        "[a-z]{1,9}".prop_map(|text| Subject::Host(name(&text))),
+        "[a-z]{1,9}".prop_map(|text| Subject::Device(name(&text))),
+    ]
+}
+
+fn a_port() -> impl Strategy<Value = PortRule> {
+    let range = (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| (a.min(b), a.max(b)));
+    let range = prop_oneof![range, Just((0, u16::MAX))];
+    prop_oneof![
+        Just(PortRule::Icmp),
+        range.clone().prop_map(|(low, high)| PortRule::Tcp(low, high)),
+        range.prop_map(|(low, high)| PortRule::Udp(low, high)),
+    ]
+}
+
+fn a_request() -> impl Strategy<Value = RequestMatch> {
+    let method = prop::option::of("[A-Z]{1,6}".prop_map(Into::into));
+    let path = prop::option::of("/[a-z/*]{0,9}".prop_map(Into::into));
+    (method, path).prop_map(|(method, path)| RequestMatch { method, path })
+}
