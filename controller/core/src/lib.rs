@@ -1,1 +1,34 @@
+//! The controller without its sockets, clock and disk: who belongs to the mesh, which numbers and
+//! addresses everything has, and what each host needs to know.
+//!
+//! [`State`] is everything that must survive a restart. Each operation on it (a host joins, an
+//! operator applies a topology, …) is a pure function that returns the next state, one revision on,
+//! or says why not; the caller makes it durable and only then shows it to anybody.
+//!
+//! [`World`] is a state looked at as a whole: every host, service and device with its addresses, and
+//! who may exchange traffic with whom. A host is sent a *slice* of it ([`World::slice`]): what it may
+//! exchange traffic with, and no more. Between two slices of one host lies a [`Delta`].
+
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod allocation;
+mod delta;
+mod diagnostic;
+mod endpoints;
+mod inventory;
+mod pool;
+mod rollouts;
+mod state;
+mod text;
+mod tokens;
+mod world;
+
+pub use allocation::{Allocation, AllocationError};
+pub use delta::Delta;
+pub use endpoints::candidates;
+pub use inventory::{Inventory, Member};
+pub use rollouts::Rollouts;
+pub use state::{JoinError, MeshIdentity, Newcomer, State};
+pub use tokens::{TokenRecord, TokenRefusal};
+pub use world::World;

@@ -1,0 +1,447 @@
+//! Which number and which addresses everything has.
+//!
+//! Allocation is stable: what has a number or an address keeps it until it is removed. Numbers are
+//! counted up and never used again; addresses come back into use as late as possible.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use isthmus_model::topology::{MeshDecl, Topology};
+use isthmus_model::{DeviceId, HostId, Ipv4Net, Name, ServiceId};
+use serde::{Deserialize, Serialize};
+
+use crate::inventory::{Inventory, Member, declared, devices_on, services_on};
+use crate::pool::Cursor;
+use crate::text;
+
+/// All numbers and addresses of a mesh.
+///
+/// INVARIANT: no two things share a number of one space, a block, or an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// What the addresses below were taken from; none before the first use.
+    ranges: Option<Ranges>,
+    last_host: u32,
+    /// Services and devices share one number space.
+    last_number: u32,
+    services: BTreeMap<String, Service>,
+    devices: BTreeMap<String, u32>,
+    /// By the host's number.
+    hosts: BTreeMap<u32, Host>,
+    block_cursor: Cursor,
+    virtual_cursor: Cursor,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Ranges {
+    #[serde(with = "text")]
+    ipv4: Ipv4Net,
+    #[serde(with = "text")]
+    virtual_ipv4: Ipv4Net,
+    host_block: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Service {
+    number: u32,
+    virtual_ipv4: Ipv4Addr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Host {
+    #[serde(with = "text")]
+    block: Ipv4Net,
+    /// By number of the service or device.
+    addresses: BTreeMap<u32, Ipv4Addr>,
+    cursor: Cursor,
+}
+
+/// Why numbers and addresses can't be given as a topology wants them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AllocationError {
+    /// A range of the mesh changed under hosts that live in it.
+    #[error("`{key}` can't change from {was} to {wanted}: hosts have joined with addresses of it")]
+    RangeInUse {
+        /// The key in `[mesh]`.
+        key: &'static str,
+        /// What it was.
+        was: String,
+        /// What it would be.
+        wanted: String,
+    },
+    /// All blocks of the mesh are taken.
+    #[error("no /{length} of {pool} is left for host {host:?}")]
+    NoBlockLeft {
+        /// Who needs one.
+        host: Name,
+        /// How long a block is.
+        length: u8,
+        /// Where blocks come from.
+        pool: Ipv4Net,
+    },
+    /// A fixed block overlaps one that another host has.
+    #[error("`ipv4_block` {block} of host {host:?} overlaps {theirs}, which host {by:?} has")]
+    BlockTaken {
+        /// The host that wants the block.
+        host: Name,
+        /// The block.
+        block: Ipv4Net,
+        /// Who has it.
+        by: Name,
+        /// What that host has.
+        theirs: Ipv4Net,
+    },
+    /// A host has more workloads and devices than addresses.
+    #[error(
+        "{wanted} workloads and devices are placed on host {host:?}, but its block {block} has room for {room}"
+    )]
+    BlockFull {
+        /// The host.
+        host: Name,
+        /// Its block.
+        block: Ipv4Net,
+        /// How many addresses are wanted.
+        wanted: usize,
+        /// How many there are.
+        room: u64,
+    },
+    /// All virtual addresses are taken.
+    #[error("no virtual address of {pool} is left for service {service:?}")]
+    NoVirtualLeft {
+        /// Who needs one.
+        service: Name,
+        /// Where they come from.
+        pool: Ipv4Net,
+    },
+}
+
+impl AllocationError {
+    /// What to do about it.
+    #[must_use]
+    pub fn help(&self) -> String {
+        match self {
+            Self::RangeInUse { key, was, .. } => {
+                format!(
+                    "leave `{key}` as {was}, or remove all hosts from the mesh before changing it"
+                )
+            }
+            Self::NoBlockLeft { length, .. } => format!(
+                "in [mesh], make `ipv4` larger or `host_block` longer than {length} (before hosts join), or remove hosts that are gone"
+            ),
+            Self::BlockTaken { by, .. } => {
+                format!("choose a block that is free, or remove host {by:?} and let it join again")
+            }
+            Self::BlockFull { host, block, .. } => format!(
+                "give it a larger block: `ipv4_block` in [host.{host}], or a `host_block` shorter than {} in [mesh] (before hosts join)",
+                block.prefix_len()
+            ),
+            Self::NoVirtualLeft { .. } => {
+                "in [mesh], make `virtual_ipv4` larger (before hosts join)".to_owned()
+            }
+        }
+    }
+}
+
+impl Allocation {
+    /// The number of a service.
+    #[must_use]
+    pub fn service(&self, name: &Name) -> Option<ServiceId> {
+        self.services.get(name.as_str()).map(|service| ServiceId(service.number))
+    }
+
+    /// The virtual IPv4 address of a service.
+    #[must_use]
+    pub fn virtual_ipv4(&self, name: &Name) -> Option<Ipv4Addr> {
+        self.services.get(name.as_str()).map(|service| service.virtual_ipv4)
+    }
+
+    /// The number of a device.
+    #[must_use]
+    pub fn device(&self, name: &Name) -> Option<DeviceId> {
+        self.devices.get(name.as_str()).copied().map(DeviceId)
+    }
+
+    /// The block of a host.
+    #[must_use]
+    pub fn block(&self, host: HostId) -> Option<Ipv4Net> {
+        self.hosts.get(&host.0).map(|host| host.block)
+    }
+
+    /// The IPv4 address of a service's workload on a host.
+    #[must_use]
+    pub fn workload(&self, host: HostId, service: ServiceId) -> Option<Ipv4Addr> {
+        self.address(host, service.0)
+    }
+
+    /// The IPv4 address of a device behind a host.
+    #[must_use]
+    pub fn device_address(&self, via: HostId, device: DeviceId) -> Option<Ipv4Addr> {
+        self.address(via, device.0)
+    }
+
+    fn address(&self, host: HostId, number: u32) -> Option<Ipv4Addr> {
+        self.hosts.get(&host.0)?.addresses.get(&number).copied()
+    }
+
+    /// A number that no host has or had.
+    pub(crate) fn next_host(&mut self) -> HostId {
+        self.last_host += 1;
+        HostId(self.last_host)
+    }
+
+    /// Gives everything in a mesh its number and addresses, and takes back those of what is gone.
+    ///
+    /// # Errors
+    ///
+    /// The allocation is then good for nothing: work on a copy.
+    pub(crate) fn reconcile(
+        &mut self,
+        topology: &Topology,
+        inventory: &Inventory,
+    ) -> Result<(), AllocationError> {
+        self.take_back(topology, inventory);
+        self.set_ranges(&topology.mesh, inventory)?;
+        self.number_devices(topology);
+        self.number_services(topology)?;
+        self.give_blocks(topology, inventory)?;
+        inventory.members().try_for_each(|member| self.give_addresses(member, topology))
+    }
+
+    fn take_back(&mut self, topology: &Topology, inventory: &Inventory) {
+        let members: BTreeSet<u32> = inventory.members().map(|member| member.id.0).collect();
+        self.hosts.retain(|host, _| members.contains(host));
+        self.services.retain(|name, _| topology.services.contains_key(name.as_str()));
+        self.devices.retain(|name, _| topology.devices.contains_key(name.as_str()));
+    }
+
+    fn set_ranges(
+        &mut self,
+        mesh: &MeshDecl,
+        inventory: &Inventory,
+    ) -> Result<(), AllocationError> {
+        let wanted = Ranges {
+            ipv4: mesh.ipv4,
+            virtual_ipv4: mesh.virtual_ipv4,
+            host_block: mesh.host_block,
+        };
+        if self.ranges.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        match &self.ranges {
+            Some(was) if !inventory.is_empty() => return Err(was.change_to(&wanted)),
+            Some(_) | None => {}
+        }
+        // Numbers stay, addresses are taken anew.
+        for service in self.services.values_mut() {
+            service.virtual_ipv4 = Ipv4Addr::UNSPECIFIED;
+        }
+        self.virtual_cursor = Cursor::default();
+        self.block_cursor = Cursor::default();
+        self.ranges = Some(wanted);
+        Ok(())
+    }
+
+    fn number_devices(&mut self, topology: &Topology) {
+        for name in topology.devices.keys() {
+            if !self.devices.contains_key(name.as_str()) {
+                self.last_number += 1;
+                self.devices.insert(name.to_string(), self.last_number);
+            }
+        }
+    }
+
+    fn number_services(&mut self, topology: &Topology) -> Result<(), AllocationError> {
+        let pool = topology.mesh.virtual_ipv4;
+        let mut taken: BTreeSet<Ipv4Addr> =
+            self.services.values().map(|service| service.virtual_ipv4).collect();
+        // The first one is the mesh's anycast address.
+        taken.insert(pool.network());
+        for name in topology.services.keys() {
+            let known = self.services.get(name.as_str());
+            if known.is_some_and(|service| !service.virtual_ipv4.is_unspecified()) {
+                continue;
+            }
+            let number = known.map(|service| service.number);
+            let index = self
+                .virtual_cursor
+                .next_free(size(pool), |index| !taken.contains(&nth(pool, index)))
+                .ok_or_else(|| AllocationError::NoVirtualLeft { service: name.clone(), pool })?;
+            let number = number.unwrap_or_else(|| {
+                self.last_number += 1;
+                self.last_number
+            });
+            let virtual_ipv4 = nth(pool, index);
+            taken.insert(virtual_ipv4);
+            self.services.insert(name.to_string(), Service { number, virtual_ipv4 });
+        }
+        Ok(())
+    }
+
+    fn give_blocks(
+        &mut self,
+        topology: &Topology,
+        inventory: &Inventory,
+    ) -> Result<(), AllocationError> {
+        for member in inventory.members() {
+            let fixed = declared(member, topology).and_then(|host| host.ipv4_block);
+            if let Some(block) = fixed
+                && self.block(member.id) != Some(block)
+            {
+                self.hosts.insert(member.id.0, Host::new(block));
+            }
+        }
+        self.check_fixed(topology, inventory)?;
+        let mut taken = Taken::new(topology.mesh.virtual_ipv4);
+        topology.hosts.values().filter_map(|host| host.ipv4_block).for_each(|b| taken.insert(b));
+        self.hosts.values().for_each(|host| taken.insert(host.block));
+        for member in inventory.members() {
+            if !self.hosts.contains_key(&member.id.0) {
+                let block = self.free_block(&topology.mesh, &taken, &member.name)?;
+                taken.insert(block);
+                self.hosts.insert(member.id.0, Host::new(block));
+            }
+        }
+        Ok(())
+    }
+
+    /// A block that the operator fixed may meet one that was handed out before.
+    fn check_fixed(
+        &self,
+        topology: &Topology,
+        inventory: &Inventory,
+    ) -> Result<(), AllocationError> {
+        for (host, declared) in &topology.hosts {
+            let Some(block) = declared.ipv4_block else { continue };
+            for other in inventory.members().filter(|member| member.name != *host) {
+                let Some(theirs) = self.block(other.id) else { continue };
+                if overlap(block, theirs) {
+                    let (host, by) = (host.clone(), other.name.clone());
+                    return Err(AllocationError::BlockTaken { host, block, by, theirs });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn free_block(
+        &mut self,
+        mesh: &MeshDecl,
+        taken: &Taken,
+        host: &Name,
+    ) -> Result<Ipv4Net, AllocationError> {
+        let (pool, length) = (mesh.ipv4, mesh.host_block);
+        let count = length
+            .checked_sub(pool.prefix_len())
+            .and_then(|bits| 1_u64.checked_shl(bits.into()))
+            .unwrap_or(0);
+        let none_left = || AllocationError::NoBlockLeft { host: host.clone(), length, pool };
+        let block = |index: u64| {
+            let first = nth(pool, index << 32_u8.saturating_sub(length));
+            Ipv4Net::new(first, length).ok()
+        };
+        let index = self
+            .block_cursor
+            .next_free(count, |index| block(index).is_some_and(|block| taken.leaves(block)))
+            .ok_or_else(none_left)?;
+        block(index).ok_or_else(none_left)
+    }
+
+    fn give_addresses(
+        &mut self,
+        member: &Member,
+        topology: &Topology,
+    ) -> Result<(), AllocationError> {
+        let services = services_on(member, topology)
+            .filter_map(|name| self.services.get(name.as_str()))
+            .map(|service| service.number);
+        let devices = devices_on(member, topology)
+            .filter_map(|name| self.devices.get(name.as_str()).copied());
+        let wanted: BTreeSet<u32> = services.chain(devices).collect();
+        let Some(host) = self.hosts.get_mut(&member.id.0) else { return Ok(()) };
+        host.give_addresses(&wanted).map_err(|room| AllocationError::BlockFull {
+            host: member.name.clone(),
+            block: host.block,
+            wanted: wanted.len(),
+            room,
+        })
+    }
+}
+
+impl Ranges {
+    fn change_to(&self, wanted: &Self) -> AllocationError {
+        let (key, was, wanted) = if self.ipv4 != wanted.ipv4 {
+            ("ipv4", self.ipv4.to_string(), wanted.ipv4.to_string())
+        } else if self.virtual_ipv4 != wanted.virtual_ipv4 {
+            ("virtual_ipv4", self.virtual_ipv4.to_string(), wanted.virtual_ipv4.to_string())
+        } else {
+            ("host_block", self.host_block.to_string(), wanted.host_block.to_string())
+        };
+        AllocationError::RangeInUse { key, was, wanted }
+    }
+}
+
+impl Host {
+    fn new(block: Ipv4Net) -> Self {
+        Self { block, addresses: BTreeMap::new(), cursor: Cursor::default() }
+    }
+
+    /// Gives each of these numbers an address. The block's first one is the host's own.
+    ///
+    /// # Errors
+    ///
+    /// How many addresses there are, if too few.
+    fn give_addresses(&mut self, wanted: &BTreeSet<u32>) -> Result<(), u64> {
+        self.addresses.retain(|number, _| wanted.contains(number));
+        let room = size(self.block) - 1;
+        let mut taken: BTreeSet<Ipv4Addr> = self.addresses.values().copied().collect();
+        for number in wanted {
+            if self.addresses.contains_key(number) {
+                continue;
+            }
+            let index = self
+                .cursor
+                .next_free(room + 1, |index| index > 0 && !taken.contains(&nth(self.block, index)))
+                .ok_or(room)?;
+            let address = nth(self.block, index);
+            taken.insert(address);
+            self.addresses.insert(*number, address);
+        }
+        Ok(())
+    }
+}
+
+/// Address ranges that are in use, none overlapping another.
+struct Taken {
+    /// First address to last.
+    ranges: BTreeMap<u32, u32>,
+}
+
+impl Taken {
+    fn new(first: Ipv4Net) -> Self {
+        let mut taken = Self { ranges: BTreeMap::new() };
+        taken.insert(first);
+        taken
+    }
+
+    fn insert(&mut self, net: Ipv4Net) {
+        self.ranges.insert(net.network().into(), net.broadcast().into());
+    }
+
+    fn leaves(&self, net: Ipv4Net) -> bool {
+        let last_before = self.ranges.range(..=u32::from(net.broadcast())).next_back();
+        last_before.is_none_or(|(_, end)| *end < u32::from(net.network()))
+    }
+}
+
+fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+fn size(net: Ipv4Net) -> u64 {
+    1 << (32 - net.prefix_len())
+}
+
+fn nth(net: Ipv4Net, index: u64) -> Ipv4Addr {
+    let offset = u32::try_from(index).unwrap_or(u32::MAX);
+    u32::from(net.network()).saturating_add(offset).into()
+}

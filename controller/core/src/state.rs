@@ -1,0 +1,228 @@
+//! Everything that must survive a restart, and what may happen to it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use isthmus_model::topology::{Diagnostic, SourceFile, Topology};
+use isthmus_model::{HostId, MeshPrefix, Name, PublicKey, Revision, TrustDomain};
+
+use crate::allocation::{Allocation, AllocationError};
+use crate::diagnostic;
+use crate::inventory::{Inventory, Member};
+
+/// What a mesh is from `init` on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshIdentity {
+    /// Its name.
+    pub name: Name,
+    /// The root of its identities.
+    pub trust_domain: TrustDomain,
+    /// Its IPv6 prefix.
+    pub prefix: MeshPrefix,
+}
+
+/// A mesh at one revision. Every operation leaves it alone and returns the next one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// What never changes.
+    pub identity: MeshIdentity,
+    /// The number of this state; 0 before anything has happened.
+    pub revision: Revision,
+    /// The operator's files.
+    pub files: Arc<[SourceFile]>,
+    /// What they say.
+    pub topology: Arc<Topology>,
+    /// Who has joined.
+    pub inventory: Inventory,
+    /// Who has which numbers and addresses.
+    pub allocation: Allocation,
+}
+
+/// A host that wants to join.
+#[derive(Clone, Debug)]
+pub struct Newcomer {
+    /// The name that it wants to have.
+    pub name: Name,
+    /// Its tunnel key.
+    pub public_key: PublicKey,
+    /// Labels that its token grants.
+    pub labels: BTreeMap<String, String>,
+    /// The time, in seconds since the epoch.
+    pub now: i64,
+    /// When the certificate that it will get expires.
+    pub certificate_expires: i64,
+}
+
+/// Why a host can't join, whatever its token.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// Another member has the name.
+    #[error(
+        "a host named {0:?} is a member already; if it is gone for good, `agentctl host remove {0}` makes the name free"
+    )]
+    NameTaken(Name),
+    /// Another member or device has the tunnel key.
+    #[error("the tunnel key is {0}'s already; every host needs a key of its own")]
+    KeyTaken(String),
+    /// There are no addresses for it.
+    #[error("{cause}; {}", .cause.help())]
+    Allocation {
+        /// What is lacking.
+        #[from]
+        cause: AllocationError,
+    },
+}
+
+impl State {
+    /// A mesh in which nothing has happened yet.
+    #[must_use]
+    pub fn new(identity: MeshIdentity) -> Self {
+        Self {
+            identity,
+            revision: Revision(0),
+            files: Arc::new([]),
+            topology: Arc::new(Topology::default()),
+            inventory: Inventory::default(),
+            allocation: Allocation::default(),
+        }
+    }
+
+    /// A host joins.
+    ///
+    /// # Errors
+    ///
+    /// Its name or key is taken, or there are no addresses for it.
+    pub fn join(&self, newcomer: Newcomer) -> Result<(Self, HostId), JoinError> {
+        if self.inventory.member(newcomer.name.as_str()).is_some() {
+            return Err(JoinError::NameTaken(newcomer.name));
+        }
+        if let Some(owner) = self.owner_of(newcomer.public_key) {
+            return Err(JoinError::KeyTaken(owner));
+        }
+        let mut next = self.next();
+        let id = next.allocation.next_host();
+        next.inventory.insert(Member {
+            name: newcomer.name,
+            id,
+            public_key: newcomer.public_key,
+            labels: newcomer.labels,
+            endpoints: Vec::new(),
+            joined: newcomer.now,
+            certificate_expires: newcomer.certificate_expires,
+        });
+        next.allocation.reconcile(&next.topology, &next.inventory)?;
+        Ok((next, id))
+    }
+
+    /// A host is removed; none if there is no such member.
+    ///
+    /// # Errors
+    ///
+    /// None that is known: removing takes no addresses.
+    pub fn remove(&self, host: &str) -> Result<Option<Self>, AllocationError> {
+        let mut next = self.next();
+        if next.inventory.remove(host).is_none() {
+            return Ok(None);
+        }
+        next.allocation.reconcile(&next.topology, &next.inventory)?;
+        Ok(Some(next))
+    }
+
+    /// An operator applies a topology.
+    ///
+    /// # Errors
+    ///
+    /// What in it contradicts the mesh as it is.
+    pub fn apply(
+        &self,
+        files: Arc<[SourceFile]>,
+        topology: Topology,
+    ) -> Result<Self, Vec<Diagnostic>> {
+        let contradictions = self.contradictions(&files, &topology);
+        if !contradictions.is_empty() {
+            return Err(contradictions);
+        }
+        let mut next = self.next();
+        next.allocation
+            .reconcile(&topology, &next.inventory)
+            .map_err(|error| vec![diagnostic::allocation(&error, &topology, &files)])?;
+        next.files = files;
+        next.topology = Arc::new(topology);
+        Ok(next)
+    }
+
+    /// The same topology, written differently: nothing that a host knows changes.
+    #[must_use]
+    pub fn rewrite(&self, files: Arc<[SourceFile]>) -> Self {
+        Self { files, ..self.clone() }
+    }
+
+    /// Agents are reachable elsewhere; none if these are no news.
+    #[must_use]
+    pub fn relocate(&self, news: &BTreeMap<Name, Vec<SocketAddr>>) -> Option<Self> {
+        let mut next = self.next();
+        let mut moved = false;
+        for (host, endpoints) in news {
+            if let Some(member) = next.inventory.member_mut(host.as_str())
+                && member.endpoints != *endpoints
+            {
+                member.endpoints.clone_from(endpoints);
+                moved = true;
+            }
+        }
+        moved.then_some(next)
+    }
+
+    /// A member has a new certificate; none if there is no such member. No host learns of it.
+    #[must_use]
+    pub fn renew(&self, host: &str, certificate_expires: i64) -> Option<Self> {
+        let mut next = self.clone();
+        next.inventory.member_mut(host)?.certificate_expires = certificate_expires;
+        Some(next)
+    }
+
+    fn next(&self) -> Self {
+        Self { revision: Revision(self.revision.0 + 1), ..self.clone() }
+    }
+
+    /// Who has a tunnel key, as people say it.
+    fn owner_of(&self, key: PublicKey) -> Option<String> {
+        let host = self.inventory.members().find(|member| member.public_key == key);
+        let device = self.topology.devices.iter().find(|(_, device)| device.public_key == key);
+        host.map(|member| format!("host {:?}", member.name.as_str()))
+            .or_else(|| device.map(|(name, _)| format!("device {:?}", name.as_str())))
+    }
+
+    fn contradictions(&self, files: &[SourceFile], topology: &Topology) -> Vec<Diagnostic> {
+        let mut found = Vec::new();
+        let mut mesh = |key, wanted: String, ours: String| {
+            found.push(diagnostic::mesh_key(
+                files,
+                key,
+                format!("`{key}` is {wanted:?}, but this controller's mesh has {ours:?}"),
+                format!("write {ours:?}, leave `{key}` out, or apply to another controller"),
+            ));
+        };
+        if let Some(name) = topology.mesh.name.as_ref().filter(|name| **name != self.identity.name)
+        {
+            mesh("name", name.to_string(), self.identity.name.to_string());
+        }
+        let domain = topology.mesh.trust_domain.as_ref();
+        if let Some(domain) = domain.filter(|domain| **domain != self.identity.trust_domain) {
+            mesh("trust_domain", domain.to_string(), self.identity.trust_domain.to_string());
+        }
+        for (name, device) in &topology.devices {
+            let twin =
+                self.inventory.members().find(|member| member.public_key == device.public_key);
+            let Some(twin) = twin else { continue };
+            found.push(diagnostic::at(
+                files,
+                &device.origin,
+                format!("device {:?} has the tunnel key of host {:?}", name.as_str(), twin.name),
+                "give the device a key pair of its own: `wg genkey`".to_owned(),
+            ));
+        }
+        found
+    }
+}

@@ -1,0 +1,305 @@
+//! The whole mesh at one revision, and what each host needs to know of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use isthmus_model::topology::Topology;
+use isthmus_model::{
+    Device, DeviceId, Host, HostId, Identity, Mesh, Name, Principal, Rule, Rules, Service,
+    ServiceId, Snapshot, Subject,
+};
+use isthmus_policy::Policy;
+
+use crate::inventory::{Inventory, Member, declared, labels, services_on};
+use crate::state::State;
+
+/// The whole mesh at one revision.
+#[derive(Clone, Debug)]
+pub struct World {
+    everything: Snapshot,
+    inventory: Inventory,
+    residents: Residents,
+    relations: Relations,
+}
+
+impl World {
+    /// Puts a state together.
+    #[must_use]
+    pub fn new(state: &State) -> Self {
+        let everything = everything(state);
+        let residents = Residents::of(&everything);
+        let policy = Policy::for_snapshot(&everything);
+        let relations = Relations::new(&policy, &residents.identities);
+        Self { everything, inventory: state.inventory.clone(), residents, relations }
+    }
+
+    /// All of it as one snapshot, which is nobody's: its `local` is host 0.
+    #[must_use]
+    pub fn everything(&self) -> &Snapshot {
+        &self.everything
+    }
+
+    /// Who has joined.
+    #[must_use]
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// What a host needs to know; none if there is no such host.
+    ///
+    /// INVARIANT: holds every address that a packet which policy may allow could carry to or from
+    /// this host, and every rule that can decide about one.
+    #[must_use]
+    pub fn slice(&self, local: HostId) -> Option<Snapshot> {
+        let all = &self.everything;
+        let here = self.residents.at.get(&local)?;
+        let related = self.relations.of_any(here);
+        let knows =
+            |who: Principal| self.residents.index.get(&who).is_some_and(|index| related[*index]);
+        let services: BTreeMap<ServiceId, Service> = all
+            .services
+            .iter()
+            .map(|(id, service)| (*id, seen_from(local, service, knows(Principal::Service(*id)))))
+            .collect();
+        let devices: BTreeMap<DeviceId, Device> = all
+            .devices
+            .iter()
+            .filter(|(id, device)| device.via == local || knows(Principal::Device(**id)))
+            .map(|(id, device)| (*id, device.clone()))
+            .collect();
+        let placed: BTreeSet<HostId> =
+            services.values().flat_map(|service| service.placements.keys().copied()).collect();
+        let gateways: BTreeSet<HostId> = devices.values().map(|device| device.via).collect();
+        let hosts = all.hosts.iter().filter(|(id, _)| {
+            **id == local
+                || placed.contains(id)
+                || gateways.contains(id)
+                || knows(Principal::Host(**id))
+        });
+        Some(Snapshot {
+            revision: all.revision,
+            mesh: all.mesh.clone(),
+            local,
+            hosts: hosts.map(|(id, host)| (*id, host.clone())).collect(),
+            rules: self.rules_for(here),
+            services,
+            devices,
+        })
+    }
+
+    /// The hosts whose slices differ between two worlds; those of the later one only.
+    #[must_use]
+    pub fn affected(&self, later: &Self) -> BTreeSet<Name> {
+        let differs = |member: &&Member| {
+            let old = self.slice(member.id);
+            let new = later.slice(member.id);
+            match (old, new) {
+                (Some(old), Some(new)) => old != Snapshot { revision: old.revision, ..new },
+                (None, _) | (_, None) => true,
+            }
+        };
+        later.inventory.members().filter(differs).map(|member| member.name.clone()).collect()
+    }
+
+    /// A rule can only decide about traffic of those whom it names.
+    fn rules_for(&self, here: &[usize]) -> Rules {
+        let all = &self.everything.rules;
+        let names_one = |subjects: &[Subject]| {
+            subjects.iter().any(|subject| {
+                here.iter().any(|index| names(subject, &self.residents.identities[*index]))
+            })
+        };
+        let concerns = |rule: &&Rule| names_one(&rule.from) || names_one(&rule.to);
+        Rules {
+            default: all.default,
+            audit: all.audit,
+            rules: all.rules.iter().filter(concerns).cloned().collect(),
+        }
+    }
+}
+
+/// A service is in every directory; where its workloads are, only those know who may meet them, and
+/// how its processes are told, only those who run them.
+fn seen_from(local: HostId, service: &Service, related: bool) -> Service {
+    let here = service.placements.contains_key(&local);
+    let placements = service.placements.iter().filter(|(host, _)| related || **host == local);
+    Service {
+        placements: placements.map(|(host, ipv4)| (*host, *ipv4)).collect(),
+        selectors: if here { service.selectors.clone() } else { Vec::new() },
+        ..service.clone()
+    }
+}
+
+/// Whether a rule's subject is this identity.
+fn names(subject: &Subject, identity: &Identity) -> bool {
+    match (subject, identity) {
+        (Subject::Any, _)
+        | (Subject::AnyHost, Identity::Host(_))
+        | (Subject::AnyService, Identity::Service { .. })
+        | (Subject::AnyDevice, Identity::Device(_)) => true,
+        (Subject::Host(wanted), Identity::Host(name))
+        | (Subject::Device(wanted), Identity::Device(name))
+        | (Subject::Service(wanted), Identity::Service { name, .. }) => wanted == name,
+        (Subject::Namespace(wanted), Identity::Service { namespace, .. }) => wanted == namespace,
+        (
+            Subject::AnyHost
+            | Subject::AnyService
+            | Subject::AnyDevice
+            | Subject::Host(_)
+            | Subject::Device(_)
+            | Subject::Service(_)
+            | Subject::Namespace(_),
+            _,
+        ) => false,
+    }
+}
+
+/// Who is on which host: the host itself, its services, and the devices behind it.
+#[derive(Clone, Debug)]
+struct Residents {
+    identities: Vec<Identity>,
+    index: BTreeMap<Principal, usize>,
+    /// Indices into `identities`.
+    at: BTreeMap<HostId, Vec<usize>>,
+}
+
+impl Residents {
+    fn of(all: &Snapshot) -> Self {
+        let mut residents =
+            Self { identities: Vec::new(), index: BTreeMap::new(), at: BTreeMap::new() };
+        for id in all.hosts.keys() {
+            residents.insert(all, Principal::Host(*id), [*id]);
+        }
+        for (id, service) in &all.services {
+            residents.insert(all, Principal::Service(*id), service.placements.keys().copied());
+        }
+        for (id, device) in &all.devices {
+            residents.insert(all, Principal::Device(*id), [device.via]);
+        }
+        residents
+    }
+
+    fn insert(&mut self, all: &Snapshot, who: Principal, places: impl IntoIterator<Item = HostId>) {
+        let Some(identity) = all.identity(who) else { return };
+        let index = self.identities.len();
+        self.identities.push(identity);
+        self.index.insert(who, index);
+        for host in places {
+            self.at.entry(host).or_default().push(index);
+        }
+    }
+}
+
+/// Which pairs of identities may exchange traffic, in either direction.
+#[derive(Clone, Debug)]
+struct Relations {
+    count: usize,
+    related: Vec<bool>,
+}
+
+impl Relations {
+    fn new(policy: &Policy, identities: &[Identity]) -> Self {
+        let count = identities.len();
+        let mut related = vec![false; count * count];
+        for (i, one) in identities.iter().enumerate() {
+            for (j, other) in identities.iter().enumerate().skip(i) {
+                let yes = policy.relates(one, other) || policy.relates(other, one);
+                related[i * count + j] = yes;
+                related[j * count + i] = yes;
+            }
+        }
+        Self { count, related }
+    }
+
+    /// By index: who may exchange traffic with any of these.
+    fn of_any(&self, these: &[usize]) -> Vec<bool> {
+        let mut found = vec![false; self.count];
+        for index in these {
+            let row = &self.related[index * self.count..(index + 1) * self.count];
+            for (found, related) in found.iter_mut().zip(row) {
+                *found |= related;
+            }
+        }
+        found
+    }
+}
+
+fn everything(state: &State) -> Snapshot {
+    let State { identity, topology, inventory, .. } = state;
+    Snapshot {
+        revision: state.revision,
+        mesh: Mesh {
+            name: identity.name.clone(),
+            trust_domain: identity.trust_domain.clone(),
+            prefix: identity.prefix,
+            ipv4: topology.mesh.ipv4,
+            virtual_ipv4: topology.mesh.virtual_ipv4,
+        },
+        local: HostId(0),
+        hosts: inventory.members().filter_map(|member| host(state, member)).collect(),
+        services: services(state),
+        devices: devices(state),
+        rules: topology.rules.clone(),
+    }
+}
+
+fn host(state: &State, member: &Member) -> Option<(HostId, Host)> {
+    let declared = declared(member, &state.topology);
+    let fixed = declared.map(|host| &host.endpoints).filter(|endpoints| !endpoints.is_empty());
+    let host = Host {
+        name: member.name.clone(),
+        site: declared.and_then(|host| host.site.clone()),
+        labels: labels(member, &state.topology),
+        public_key: member.public_key,
+        endpoints: fixed.unwrap_or(&member.endpoints).clone(),
+        ipv4_block: state.allocation.block(member.id)?,
+    };
+    Some((member.id, host))
+}
+
+fn services(state: &State) -> BTreeMap<ServiceId, Service> {
+    let placements = placements(state);
+    let service = |(name, declared): (&Name, &isthmus_model::topology::ServiceDecl)| {
+        let id = state.allocation.service(name)?;
+        let hosts = placements.get(name).into_iter().flatten();
+        let service = Service {
+            name: name.clone(),
+            namespace: declared.namespace.clone(),
+            port: declared.port,
+            protocol: declared.protocol,
+            virtual_ipv4: state.allocation.virtual_ipv4(name)?,
+            placements: hosts
+                .filter_map(|host| Some((*host, state.allocation.workload(*host, id)?)))
+                .collect(),
+            selectors: declared.selectors.clone(),
+        };
+        Some((id, service))
+    };
+    state.topology.services.iter().filter_map(service).collect()
+}
+
+fn placements(state: &State) -> BTreeMap<&Name, Vec<HostId>> {
+    let topology: &Topology = &state.topology;
+    let mut placements: BTreeMap<&Name, Vec<HostId>> = BTreeMap::new();
+    for member in state.inventory.members() {
+        for service in services_on(member, topology) {
+            placements.entry(service).or_default().push(member.id);
+        }
+    }
+    placements
+}
+
+/// A device exists once the host that ends its tunnel does.
+fn devices(state: &State) -> BTreeMap<DeviceId, Device> {
+    let device = |(name, declared): (&Name, &isthmus_model::topology::DeviceDecl)| {
+        let id = state.allocation.device(name)?;
+        let via = state.inventory.member(declared.via.as_str())?.id;
+        let device = Device {
+            name: name.clone(),
+            public_key: declared.public_key,
+            via,
+            ipv4: state.allocation.device_address(via, id)?,
+        };
+        Some((id, device))
+    };
+    state.topology.devices.iter().filter_map(device).collect()
+}
