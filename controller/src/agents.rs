@@ -1,0 +1,179 @@
+//! The agents that are, or were, connected: what each has accepted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use isthmus_model::{HostId, Name, Revision};
+use isthmus_proto::v1;
+use tokio::sync::watch;
+
+/// The resources of a slice, by key.
+pub(crate) type Resources = BTreeMap<String, v1::Resource>;
+
+/// All agents.
+#[derive(Debug, Default)]
+pub(crate) struct Agents {
+    table: Mutex<HashMap<Name, Agent>>,
+    progress: watch::Sender<()>,
+    sessions: std::sync::atomic::AtomicU64,
+}
+
+#[derive(Debug)]
+struct Agent {
+    id: HostId,
+    session: u64,
+    /// Dropped where another connection takes this one's place.
+    replaced: Option<watch::Sender<()>>,
+    view: View,
+    held: Option<Arc<Held>>,
+}
+
+/// What people are shown of an agent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    pub(crate) connected: bool,
+    pub(crate) version: String,
+    /// The newest revision that it works by. One that changes nothing for it isn't sent to it.
+    pub(crate) accepted: Revision,
+    /// The revision that it refused, and why.
+    pub(crate) refused: Option<(Revision, String)>,
+}
+
+/// A slice that an agent has accepted: what the next delta builds on.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) revision: Revision,
+    pub(crate) resources: Resources,
+}
+
+/// One connection of an agent. Dropping it says that the agent is gone.
+#[derive(Debug)]
+pub(crate) struct Session {
+    agents: Arc<Agents>,
+    name: Name,
+    number: u64,
+    /// Fails once another connection has taken this one's place.
+    pub(crate) replaced: watch::Receiver<()>,
+}
+
+impl Agents {
+    /// An agent connects. If it was connected already, that connection is replaced.
+    pub(crate) fn connect(self: &Arc<Self>, name: Name, id: HostId, version: String) -> Session {
+        let number = self.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (replaced, watches) = watch::channel(());
+        let mut table = self.table();
+        let before = table.remove(&name).filter(|agent| agent.id == id);
+        let view = before.as_ref().map(|agent| agent.view.clone()).unwrap_or_default();
+        let view = View { connected: true, version, ..view };
+        let held = before.and_then(|agent| agent.held);
+        let agent = Agent { id, session: number, replaced: Some(replaced), view, held };
+        table.insert(name.clone(), agent);
+        drop(table);
+        self.progress.send_replace(());
+        Session { agents: Arc::clone(self), name, number, replaced: watches }
+    }
+
+    /// A host is no member any more.
+    pub(crate) fn forget(&self, name: &str) {
+        self.table().remove(name);
+        self.progress.send_replace(());
+    }
+
+    pub(crate) fn view(&self, name: &Name) -> View {
+        self.table().get(name).map(|agent| agent.view.clone()).unwrap_or_default()
+    }
+
+    /// Tells of every change to any [`View`].
+    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+        self.progress.subscribe()
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Name, Agent>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    /// What the agent holds, if it is what it says.
+    pub(crate) fn held(&self, revision: Revision) -> Option<Arc<Held>> {
+        let table = self.agents.table();
+        let held = table.get(&self.name)?.held.clone()?;
+        (held.revision == revision).then_some(held)
+    }
+
+    /// The agent works by this slice now.
+    pub(crate) fn accepted(&self, held: Arc<Held>) {
+        self.update(|agent| {
+            agent.view.accepted = held.revision;
+            agent.view.refused = None;
+            agent.held = Some(held);
+        });
+    }
+
+    /// The agent goes on working by what it holds.
+    pub(crate) fn refused(&self, revision: Revision, reason: String) {
+        self.update(|agent| agent.view.refused = Some((revision, reason)));
+    }
+
+    /// A revision changes nothing for the agent, so that what it holds is good for it.
+    pub(crate) fn up_to(&self, revision: Revision) {
+        self.update(|agent| {
+            agent.view.accepted = revision;
+            agent.view.refused = None;
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Agent)) {
+        let mut table = self.agents.table();
+        let agent = table.get_mut(&self.name).filter(|agent| agent.session == self.number);
+        if let Some(agent) = agent {
+            change(agent);
+            drop(table);
+            self.agents.progress.send_replace(());
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.update(|agent| {
+            agent.view.connected = false;
+            agent.replaced = None;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> Name {
+        "app-1".parse().unwrap()
+    }
+
+    #[test]
+    fn a_newer_connection_takes_the_place_of_the_older() {
+        let agents = Arc::new(Agents::default());
+        let older = agents.connect(name(), HostId(1), String::new());
+        assert!(older.replaced.has_changed().is_ok());
+        let _newer = agents.connect(name(), HostId(1), String::new());
+        assert!(older.replaced.has_changed().is_err());
+        drop(older);
+        assert!(agents.view(&name()).connected);
+    }
+
+    #[test]
+    fn what_an_agent_holds_outlives_its_connection_but_not_its_membership() {
+        let agents = Arc::new(Agents::default());
+        let held = Arc::new(Held { revision: Revision(3), resources: Resources::new() });
+        let session = agents.connect(name(), HostId(1), String::new());
+        session.accepted(held);
+        drop(session);
+        assert!(!agents.view(&name()).connected);
+        let again = agents.connect(name(), HostId(1), String::new());
+        assert!(again.held(Revision(3)).is_some());
+        assert!(again.held(Revision(2)).is_none());
+        let rejoined = agents.connect(name(), HostId(2), String::new());
+        assert!(rejoined.held(Revision(3)).is_none());
+    }
+}

@@ -1,0 +1,228 @@
+//! The mesh's certificate authority.
+//!
+//! A host's certificate carries, besides its SPIFFE ID, the number of its membership (the first bytes
+//! of the serial number). Numbers are never used again, so a certificate from before a host was
+//! removed is told from one of a later membership under the same name.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, anyhow};
+use isthmus_model::{HostId, Name, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber,
+};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use zeroize::Zeroizing;
+
+use crate::{files, mesh_file, time};
+
+pub(crate) const CERTIFICATE: &str = "ca.pem";
+pub(crate) const KEY: &str = "ca.key";
+
+/// Clocks of hosts may be behind ours.
+const BACKDATED: Duration = Duration::from_secs(3_600);
+const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+const OPERATOR_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
+const LARGEST_REQUEST: usize = 8_192;
+
+const HOST_MARK: u8 = 0x10;
+const OTHER_MARK: u8 = 0x20;
+
+/// Signs certificates.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+    trust_domain: TrustDomain,
+}
+
+/// A certificate with the CA's behind it, in DER.
+pub(crate) struct Issued {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// In seconds since the epoch.
+    pub(crate) expires: i64,
+}
+
+/// A certificate and its key.
+pub(crate) struct Credentials {
+    pub(crate) issued: Issued,
+    pub(crate) key: KeyPair,
+}
+
+/// A public key whose owner has proved to have the private one.
+pub(crate) struct RequestedKey(rcgen::PublicKey);
+
+impl Authority {
+    /// Makes a new CA in a state directory.
+    pub(crate) fn create(state_dir: &Path, trust_domain: &TrustDomain) -> Result<Self> {
+        let key = KeyPair::generate().context("Failed to make the CA's key")?;
+        let mut params = params(&format!("{trust_domain} CA"), CA_LIFETIME)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = false;
+        let certificate = params.self_signed(&key).context("Failed to sign the CA")?;
+        files::private_file(&state_dir.join(KEY), Zeroizing::new(key.serialize_pem()).as_bytes())?;
+        files::private_file(&state_dir.join(CERTIFICATE), certificate.pem().as_bytes())?;
+        Self::load(state_dir, trust_domain)
+    }
+
+    pub(crate) fn load(state_dir: &Path, trust_domain: &TrustDomain) -> Result<Self> {
+        let key = Zeroizing::new(files::read(&state_dir.join(KEY))?);
+        let key = KeyPair::from_pem(&key).context("Failed to read the CA's key, ca.key")?;
+        let pem = files::read(&state_dir.join(CERTIFICATE))?;
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
+            .context("Failed to read the CA's certificate, ca.pem")?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)
+            .context("Failed to read the CA's certificate, ca.pem")?;
+        Ok(Self { issuer, certificate, trust_domain: trust_domain.clone() })
+    }
+
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    pub(crate) fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// What join tokens pin.
+    pub(crate) fn hash(&self) -> [u8; 32] {
+        blake3::hash(&self.certificate).into()
+    }
+
+    /// The name by which clients know the controller, whatever its address.
+    pub(crate) fn server_name(trust_domain: &TrustDomain) -> String {
+        format!("controller.{trust_domain}")
+    }
+
+    pub(crate) fn server(&self, addresses: &[String]) -> Result<Credentials> {
+        let name = Self::server_name(&self.trust_domain);
+        let mut params = params("isthmus controller", SERVER_LIFETIME)?;
+        params.subject_alt_names.push(SanType::DnsName(name.try_into()?));
+        for address in addresses {
+            let (host, _) = mesh_file::host_and_port(address)?;
+            params.subject_alt_names.push(match host.parse::<IpAddr>() {
+                Ok(ip) => SanType::IpAddress(ip),
+                Err(_) => SanType::DnsName(host.to_owned().try_into()?),
+            });
+        }
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let key = KeyPair::generate().context("Failed to make the server's key")?;
+        Ok(Credentials { issued: self.sign(params, &key)?, key })
+    }
+
+    pub(crate) fn operator(&self, name: &Name) -> Result<Credentials> {
+        let mut params = params(&format!("operator {name}"), OPERATOR_LIFETIME)?;
+        self.identify(&mut params, &format!("operator/{name}"))?;
+        let key = KeyPair::generate().context("Failed to make the operator's key")?;
+        Ok(Credentials { issued: self.sign(params, &key)?, key })
+    }
+
+    pub(crate) fn host(
+        &self,
+        name: &Name,
+        id: HostId,
+        key: &RequestedKey,
+        lifetime: Duration,
+    ) -> Result<Issued> {
+        let mut params = params(&format!("host {name}"), lifetime)?;
+        self.identify(&mut params, &format!("host/{name}"))?;
+        params.serial_number = Some(host_serial(id)?);
+        self.sign(params, &key.0)
+    }
+
+    fn identify(&self, params: &mut CertificateParams, path: &str) -> Result<()> {
+        let uri = format!("spiffe://{}/{path}", self.trust_domain);
+        params.subject_alt_names.push(SanType::URI(uri.try_into()?));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        Ok(())
+    }
+
+    fn sign(&self, params: CertificateParams, key: &impl PublicKeyData) -> Result<Issued> {
+        let expires = time::seconds(params.not_after.into());
+        let leaf = params.signed_by(key, &self.issuer).context("Failed to sign a certificate")?;
+        Ok(Issued { chain: vec![leaf.der().clone(), self.certificate.clone()], expires })
+    }
+}
+
+impl RequestedKey {
+    /// Reads a PKCS #10 request and checks its signature. Nothing else in it counts: what a
+    /// certificate says is the controller's to decide.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the request.
+    pub(crate) fn from_der(der: &[u8]) -> Result<Self, String> {
+        if der.len() > LARGEST_REQUEST {
+            return Err(format!("it has {} bytes, more than {LARGEST_REQUEST}", der.len()));
+        }
+        let request =
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(der))
+                .map_err(|error| error.to_string())?;
+        Ok(Self(request.public_key))
+    }
+}
+
+/// The membership that a host's certificate was issued for.
+pub(crate) fn host_of_serial(serial: &[u8]) -> Option<HostId> {
+    let [HOST_MARK, a, b, c, d, rest @ ..] = serial else { return None };
+    (rest.len() == 11).then(|| HostId(u32::from_be_bytes([*a, *b, *c, *d])))
+}
+
+fn host_serial(id: HostId) -> Result<SerialNumber> {
+    let mut serial = random_serial()?;
+    serial[0] = HOST_MARK;
+    serial[1..5].copy_from_slice(&id.0.to_be_bytes());
+    Ok(SerialNumber::from_slice(&serial))
+}
+
+fn random_serial() -> Result<[u8; 16]> {
+    let mut serial = [0; 16];
+    getrandom::fill(&mut serial).map_err(|error| anyhow!("No randomness: {error}"))?;
+    serial[0] = OTHER_MARK;
+    Ok(serial)
+}
+
+fn params(common_name: &str, lifetime: Duration) -> Result<CertificateParams> {
+    let now = SystemTime::now();
+    let mut params = CertificateParams::default();
+    params.not_before = (now - BACKDATED).into();
+    params.not_after = (now + lifetime).into();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.serial_number = Some(SerialNumber::from_slice(&random_serial()?));
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_tells_the_membership() {
+        let serial = host_serial(HostId(0x0102_0304)).unwrap().to_bytes();
+        assert_eq!(host_of_serial(&serial), Some(HostId(0x0102_0304)));
+        assert_eq!(host_of_serial(&random_serial().unwrap()), None);
+        assert_eq!(host_of_serial(&[HOST_MARK, 0, 0, 0, 1]), None);
+    }
+
+    #[test]
+    fn a_request_must_prove_its_key() {
+        let key = KeyPair::generate().unwrap();
+        let request = CertificateParams::default().serialize_request(&key).unwrap();
+        let mut der = request.der().to_vec();
+        assert!(RequestedKey::from_der(&der).is_ok());
+        let last = der.len() - 1;
+        der[last] ^= 1;
+        assert!(RequestedKey::from_der(&der).is_err());
+        assert!(RequestedKey::from_der(&[0; 100_000]).is_err());
+        assert!(RequestedKey::from_der(b"").is_err());
+    }
+}

@@ -1,0 +1,44 @@
+//! The controller of a mesh: lets hosts join, tells each what it needs to know, and takes orders
+//! from operators.
+//!
+//! It has one port, TLS 1.3 only, with three gRPC services behind it. Who may call which is decided
+//! by the client's certificate ([`Caller`]): none for `Join` (the token decides there), a host's for
+//! `Sync`, an operator's for `Admin`.
+//!
+//! What the mesh is and what may happen to it is decided in `isthmus-controller-core`, without IO.
+//! Here, [`mesh::Mesh`] holds the current state, makes each next one durable ([`store`]) and only then
+//! publishes it; the streams of all agents watch what is published, each picks its own slice out of
+//! it and sends what differs from the last one that its agent accepted ([`sync`]).
+
+#![forbid(unsafe_code)]
+
+mod admin;
+mod agents;
+mod authority;
+mod caller;
+mod cli;
+mod events;
+mod export;
+mod files;
+mod init;
+mod join;
+mod limits;
+mod listener;
+mod logging;
+pub mod mesh;
+mod mesh_file;
+mod rollout;
+mod server;
+mod settings;
+mod status;
+pub mod store;
+pub mod sync;
+mod time;
+mod tls;
+mod tokens;
+
+pub use caller::{Caller, Peer};
+pub use cli::main;
+pub use init::{Init, init};
+pub use server::serve;
+pub use settings::{LogFormat, Settings};

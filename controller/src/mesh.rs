@@ -1,0 +1,330 @@
+//! The running mesh: the current state, the one way to the next, and who watches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use isthmus_controller_core::{
+    AllocationError, JoinError, MeshIdentity, Newcomer, Rollouts, State, TokenRecord, World,
+};
+use isthmus_model::token::TokenId;
+use isthmus_model::topology::{self, Diagnostic, SourceFile, Topology};
+use isthmus_model::{HostId, Name, Revision};
+use tokio::sync::{Notify, watch};
+use tonic::Status;
+use tracing::{error, info};
+
+use crate::agents::Agents;
+use crate::events::Events;
+use crate::store::{Change, Saved, Store, StoreError, changes_between};
+use crate::time;
+
+/// How long changes of endpoints wait for others, so that one revision takes them all.
+const GATHERING: Duration = Duration::from_millis(50);
+
+/// The running mesh.
+///
+/// INVARIANT: what `published` shows is durable. [`Mesh::move_to`] alone changes it, with the lock on
+/// `tokens` held.
+pub struct Mesh {
+    store: Box<dyn Store>,
+    published: watch::Sender<Arc<Published>>,
+    tokens: Mutex<BTreeMap<TokenId, TokenRecord>>,
+    rollouts: Mutex<Rollouts>,
+    relocated: Mutex<BTreeMap<Name, Vec<SocketAddr>>>,
+    relocation: Notify,
+    pub(crate) agents: Arc<Agents>,
+    pub(crate) events: Events,
+}
+
+/// A state, and the same as a whole.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// The state.
+    pub state: State,
+    /// All of it put together.
+    pub world: Arc<World>,
+}
+
+/// What would be, or was, applied.
+pub(crate) struct Applied {
+    pub(crate) revision: Revision,
+    pub(crate) before: State,
+    pub(crate) affected: BTreeSet<Name>,
+    pub(crate) unchanged: bool,
+}
+
+/// Why a topology isn't applied.
+pub(crate) enum ApplyError {
+    Contradicts(Vec<Diagnostic>),
+    Store(StoreError),
+}
+
+type Tokens<'a> = MutexGuard<'a, BTreeMap<TokenId, TokenRecord>>;
+
+impl Mesh {
+    /// Picks up where the store left off.
+    ///
+    /// # Errors
+    ///
+    /// The store can't be read, or holds a topology that this version doesn't understand.
+    pub fn open(identity: MeshIdentity, store: Box<dyn Store>) -> anyhow::Result<Arc<Self>> {
+        let saved = store.load()?;
+        let tokens = saved.tokens.iter().map(|token| (token.id, token.clone())).collect();
+        let published = Arc::new(Published::new(restore(identity, saved)?));
+        Ok(Arc::new(Self {
+            store,
+            published: watch::Sender::new(published),
+            tokens: Mutex::new(tokens),
+            rollouts: Mutex::default(),
+            relocated: Mutex::default(),
+            relocation: Notify::new(),
+            agents: Arc::default(),
+            events: Events::default(),
+        }))
+    }
+
+    /// What the mesh is now.
+    #[must_use]
+    pub fn now(&self) -> Arc<Published> {
+        Arc::clone(&self.published.borrow())
+    }
+
+    /// Watches what the mesh becomes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<Published>> {
+        self.published.subscribe()
+    }
+
+    /// Runs blocking work (it waits for the disk) where it holds nobody up.
+    pub(crate) async fn work<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let mesh = Arc::clone(self);
+        tokio::task::spawn_blocking(move || work(&mesh)).await.map_err(|error| {
+            error!(%error, "a request failed");
+            Status::internal("The controller failed to do this; its log says more.")
+        })
+    }
+
+    /// A host joins, and uses up its token with it. `admit` decides about the token.
+    pub(crate) fn join<E: From<JoinError> + From<StoreError>>(
+        &self,
+        newcomer: Newcomer,
+        admit: impl FnOnce(&BTreeMap<TokenId, TokenRecord>) -> Result<TokenRecord, E>,
+    ) -> Result<HostId, E> {
+        let mut tokens = self.tokens();
+        let mut token = admit(&tokens)?;
+        let newcomer = Newcomer { labels: token.labels.clone(), ..newcomer };
+        let name = newcomer.name.clone();
+        let (next, id) = self.now().state.join(newcomer)?;
+        token.used += 1;
+        self.move_to(&tokens, next, &[Change::Token(token.clone())])?;
+        info!(host = %name, number = id.0, token = %token.id, "a host joined");
+        tokens.insert(token.id, token);
+        Ok(id)
+    }
+
+    /// A host is removed; none if there is no such host.
+    pub(crate) fn remove_host(&self, host: &str) -> Result<Option<Revision>, RemoveError> {
+        let tokens = self.tokens();
+        let Some(next) = self.now().state.remove(host)? else { return Ok(None) };
+        let revision = next.revision;
+        self.move_to(&tokens, next, &[])?;
+        self.agents.forget(host);
+        info!(host, %revision, "a host was removed");
+        Ok(Some(revision))
+    }
+
+    /// A certificate of a host was renewed.
+    pub(crate) fn renewed(&self, host: &str, id: HostId, expires: i64) -> Result<bool, StoreError> {
+        let tokens = self.tokens();
+        let now = self.now();
+        if now.state.inventory.member(host).is_none_or(|member| member.id != id) {
+            return Ok(false);
+        }
+        let Some(next) = now.state.renew(host, expires) else { return Ok(false) };
+        self.move_to(&tokens, next, &[])?;
+        Ok(true)
+    }
+
+    /// Applies a topology, or only says what that would do.
+    pub(crate) fn apply(
+        &self,
+        files: Vec<SourceFile>,
+        topology: Topology,
+        dry_run: bool,
+    ) -> Result<Applied, ApplyError> {
+        let tokens = self.tokens();
+        let now = self.now();
+        let before = now.state.clone();
+        let files: Arc<[SourceFile]> = files.into();
+        if *before.topology == topology {
+            let revision = before.revision;
+            if before.files != files && !dry_run {
+                self.move_to(&tokens, before.rewrite(files), &[])?;
+            }
+            return Ok(Applied { revision, before, affected: BTreeSet::new(), unchanged: true });
+        }
+        let next = before.apply(files, topology).map_err(ApplyError::Contradicts)?;
+        let world = World::new(&next);
+        let affected = now.world.affected(&world);
+        if dry_run {
+            return Ok(Applied { revision: before.revision, before, affected, unchanged: false });
+        }
+        let revision = next.revision;
+        self.rollouts().insert(revision, affected.clone());
+        self.publish(&tokens, Published { state: next, world: Arc::new(world) }, &[])?;
+        info!(%revision, affected = affected.len(), "a topology was applied");
+        Ok(Applied { revision, before, affected, unchanged: false })
+    }
+
+    /// Whom a revision concerns: all, where that isn't remembered.
+    pub(crate) fn affected(&self, revision: Revision) -> BTreeSet<Name> {
+        let remembered = self.rollouts().affected(revision).cloned();
+        remembered.unwrap_or_else(|| {
+            let now = self.now();
+            now.state.inventory.members().map(|member| member.name.clone()).collect()
+        })
+    }
+
+    pub(crate) fn add_token(&self, token: TokenRecord) -> Result<(), StoreError> {
+        let mut tokens = self.tokens();
+        let now = time::now();
+        let old: Vec<TokenId> =
+            tokens.values().filter(|old| old.is_forgettable(now)).map(|old| old.id).collect();
+        let mut changes: Vec<Change> = old.iter().copied().map(Change::TokenGone).collect();
+        changes.push(Change::Token(token.clone()));
+        self.store.commit(&changes)?;
+        tokens.retain(|id, _| !old.contains(id));
+        tokens.insert(token.id, token);
+        Ok(())
+    }
+
+    /// Withdraws a token; false if there is none of this id.
+    pub(crate) fn revoke_token(&self, id: TokenId) -> Result<bool, StoreError> {
+        let mut tokens = self.tokens();
+        let Some(token) = tokens.get_mut(&id) else { return Ok(false) };
+        let revoked = TokenRecord { revoked: true, ..token.clone() };
+        self.store.commit(&[Change::Token(revoked.clone())])?;
+        *token = revoked;
+        Ok(true)
+    }
+
+    pub(crate) fn all_tokens(&self) -> Vec<TokenRecord> {
+        self.tokens().values().cloned().collect()
+    }
+
+    /// An agent is reachable elsewhere, perhaps. Taken up by [`Mesh::follow_relocations`].
+    pub(crate) fn relocate(&self, host: Name, endpoints: Vec<SocketAddr>) {
+        self.relocated.lock().unwrap_or_else(PoisonError::into_inner).insert(host, endpoints);
+        self.relocation.notify_one();
+    }
+
+    /// Makes revisions of what [`Mesh::relocate`] gathers, for ever.
+    pub(crate) async fn follow_relocations(self: Arc<Self>) {
+        loop {
+            self.relocation.notified().await;
+            tokio::time::sleep(GATHERING).await;
+            let done = self.work(Self::take_relocations).await;
+            if let Ok(Err(error)) = done {
+                error!(%error, "failed to store where agents are");
+            }
+        }
+    }
+
+    fn take_relocations(&self) -> Result<(), StoreError> {
+        let tokens = self.tokens();
+        let news =
+            std::mem::take(&mut *self.relocated.lock().unwrap_or_else(PoisonError::into_inner));
+        match self.now().state.relocate(&news) {
+            Some(next) => self.move_to(&tokens, next, &[]),
+            None => Ok(()),
+        }
+    }
+
+    fn move_to(&self, tokens: &Tokens<'_>, next: State, also: &[Change]) -> Result<(), StoreError> {
+        self.publish(tokens, Published::after(&self.now(), next), also)
+    }
+
+    /// Makes a state durable, then shows it. The lock is the proof that nobody else does so.
+    fn publish(&self, _: &Tokens<'_>, next: Published, also: &[Change]) -> Result<(), StoreError> {
+        let mut changes = changes_between(Some(&self.now().state), &next.state);
+        changes.extend_from_slice(also);
+        self.store.commit(&changes)?;
+        self.published.send_if_modified(|published| {
+            let moved = published.state.revision != next.state.revision;
+            *published = Arc::new(next);
+            moved
+        });
+        Ok(())
+    }
+
+    fn tokens(&self) -> Tokens<'_> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rollouts(&self) -> MutexGuard<'_, Rollouts> {
+        self.rollouts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mesh").field("published", &self.published).finish_non_exhaustive()
+    }
+}
+
+/// Why a host isn't removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoveError {
+    #[error(transparent)]
+    Allocation(#[from] AllocationError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<StoreError> for ApplyError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Published {
+    fn new(state: State) -> Self {
+        let world = Arc::new(World::new(&state));
+        Self { state, world }
+    }
+
+    /// The world only changes with the revision.
+    fn after(now: &Self, state: State) -> Self {
+        if state.revision == now.state.revision {
+            return Self { state, world: Arc::clone(&now.world) };
+        }
+        Self::new(state)
+    }
+}
+
+fn restore(identity: MeshIdentity, saved: Saved) -> anyhow::Result<State> {
+    let Saved { revision, files, allocation, members, tokens: _ } = saved;
+    let topology = if files.is_empty() {
+        Topology::default()
+    } else {
+        topology::parse(&files).map_err(|diagnostics| {
+            let first = diagnostics.first().map(ToString::to_string).unwrap_or_default();
+            anyhow::anyhow!(
+                "This version doesn't understand the stored topology: {first}. Run the version that stored it, and apply a topology that both understand"
+            )
+        })?
+    };
+    Ok(State {
+        identity,
+        revision,
+        files: files.into(),
+        topology: Arc::new(topology),
+        inventory: members.into_iter().collect(),
+        allocation,
+    })
+}

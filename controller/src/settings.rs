@@ -1,0 +1,133 @@
+//! The controller's settings.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use crate::{files, time};
+
+pub(crate) const DEFAULT_FILE: &str = "/etc/isthmus/controller.toml";
+pub(crate) const DEFAULT_STATE: &str = "/var/lib/isthmus/controller";
+pub(crate) const DEFAULT_PORT: u16 = 7443;
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3_600);
+const MIN_LIFETIME: Duration = Duration::from_secs(2);
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where `init` put the mesh.
+    pub state_dir: PathBuf,
+    /// What to listen on.
+    pub listen: SocketAddr,
+    /// How long hosts' certificates are good for.
+    pub certificate_lifetime: Duration,
+    /// Which events to log, as `tracing` filters are written.
+    pub log: String,
+    /// How to write them.
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: an object per line.
+    Json,
+}
+
+/// The settings file; every key may be left out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    certificate_lifetime: Option<String>,
+    log: Option<String>,
+    log_format: Option<LogFormat>,
+}
+
+impl Settings {
+    /// Settings for a state directory, with the defaults for everything else.
+    #[must_use]
+    pub fn new(state_dir: PathBuf) -> Self {
+        Self {
+            state_dir,
+            listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, DEFAULT_PORT)),
+            certificate_lifetime: DEFAULT_LIFETIME,
+            log: "info".to_owned(),
+            log_format: LogFormat::default(),
+        }
+    }
+
+    /// Reads a settings file; without a name, the default one if it exists.
+    ///
+    /// # Errors
+    ///
+    /// It can't be read, or says what no setting is.
+    pub fn read(path: Option<&Path>) -> Result<Self> {
+        let default = Path::new(DEFAULT_FILE);
+        let file = match path {
+            Some(path) => read_file(path)?,
+            None if default.exists() => read_file(default)?,
+            None => File::default(),
+        };
+        let mut settings = Self::new(file.state_dir.unwrap_or_else(|| DEFAULT_STATE.into()));
+        settings.listen = file.listen.unwrap_or(settings.listen);
+        settings.log = file.log.unwrap_or(settings.log);
+        settings.log_format = file.log_format.unwrap_or_default();
+        if let Some(text) = file.certificate_lifetime {
+            settings.certificate_lifetime = lifetime(&text)?;
+        }
+        Ok(settings)
+    }
+}
+
+fn read_file(path: &Path) -> Result<File> {
+    let text = files::read(path)?;
+    toml::from_str(&text).with_context(|| format!("Failed to read the settings {}", path.display()))
+}
+
+fn lifetime(text: &str) -> Result<Duration> {
+    let lifetime = time::parse_duration(text)
+        .map_err(|error| anyhow::anyhow!("`certificate_lifetime`: {error}"))?;
+    if lifetime < MIN_LIFETIME {
+        bail!(
+            "`certificate_lifetime` {text:?} is too short: agents renew at half of it; give at least 2s"
+        );
+    }
+    Ok(lifetime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("controller.toml");
+        std::fs::write(&path, text)?;
+        Settings::read(Some(&path))
+    }
+
+    #[test]
+    fn every_key_may_be_left_out() {
+        let settings = read("").unwrap();
+        assert_eq!(settings.listen.port(), DEFAULT_PORT);
+        assert_eq!(settings.certificate_lifetime, DEFAULT_LIFETIME);
+        let settings = read("certificate_lifetime = '8s'\nlog_format = 'json'").unwrap();
+        assert_eq!(settings.certificate_lifetime, Duration::from_secs(8));
+        assert_eq!(settings.log_format, LogFormat::Json);
+    }
+
+    #[test]
+    fn what_no_setting_is_is_an_error() {
+        assert!(format!("{:#}", read("lisen = 'x'").unwrap_err()).contains("lisen"));
+        assert!(read("certificate_lifetime = '1s'").is_err());
+    }
+}

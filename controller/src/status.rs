@@ -1,0 +1,71 @@
+//! The mesh as operators see it.
+
+use std::collections::BTreeMap;
+
+use isthmus_model::{DeviceId, HostId, Name, ServiceId, convert};
+use isthmus_proto::v1;
+use isthmus_proto::v1::resource::Body;
+
+use crate::mesh::Mesh;
+
+pub(crate) fn status(mesh: &Mesh) -> v1::MeshStatus {
+    let now = mesh.now();
+    let all = now.world.everything();
+    let mut status = v1::MeshStatus {
+        name: all.mesh.name.to_string(),
+        trust_domain: all.mesh.trust_domain.to_string(),
+        revision: all.revision.0,
+        events: mesh.events.all(),
+        ..v1::MeshStatus::default()
+    };
+    let host_name = |id: u32| all.hosts.get(&HostId(id)).map(|host| host.name.to_string());
+    let mut services_on: BTreeMap<HostId, Vec<String>> = BTreeMap::new();
+    for service in all.services.values() {
+        for host in service.placements.keys() {
+            services_on.entry(*host).or_default().push(service.name.to_string());
+        }
+    }
+    for resource in convert::resources(all) {
+        match resource.body {
+            Some(Body::Host(host)) => {
+                let id = HostId(host.id);
+                let services = services_on.remove(&id).unwrap_or_default();
+                let ipv6 = all.workload_ipv6(id, ServiceId(0)).to_string();
+                status.hosts.push(v1::HostStatus { ipv6, services, ..of_host(mesh, host) });
+            }
+            Some(Body::Service(service)) => status.services.push(v1::ServiceStatus {
+                virtual_ipv6: all.virtual_ipv6(ServiceId(service.id)).to_string(),
+                hosts: service.placements.keys().filter_map(|id| host_name(*id)).collect(),
+                dns_name: format!("{}.{}.mesh.internal", service.name, service.namespace),
+                service: Some(service),
+            }),
+            Some(Body::Device(device)) => {
+                let (via, id) = (HostId(device.via), DeviceId(device.id));
+                status.devices.push(v1::DeviceStatus {
+                    ipv6: all.workload_ipv6(via, ServiceId(id.0)).to_string(),
+                    via: host_name(device.via).unwrap_or_default(),
+                    device: Some(device),
+                });
+            }
+            Some(Body::Mesh(_) | Body::Rule(_) | Body::Policy(_)) | None => {}
+        }
+    }
+    status
+}
+
+fn of_host(mesh: &Mesh, host: v1::Host) -> v1::HostStatus {
+    let now = mesh.now();
+    let member = now.state.inventory.member(&host.name);
+    let agent = host.name.parse::<Name>().map(|name| mesh.agents.view(&name)).unwrap_or_default();
+    v1::HostStatus {
+        ipv6: String::new(),
+        connected: agent.connected,
+        revision: agent.accepted.0,
+        version: agent.version,
+        joined: member.map_or(0, |member| member.joined),
+        certificate_expires: member.map_or(0, |member| member.certificate_expires),
+        refusal: agent.refused.map(|(_, reason)| reason).unwrap_or_default(),
+        services: Vec::new(),
+        host: Some(host),
+    }
+}

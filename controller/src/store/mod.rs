@@ -1,0 +1,114 @@
+//! What survives a restart, and where it is kept.
+
+mod redb;
+
+use isthmus_controller_core::{Allocation, Member, State, TokenRecord};
+use isthmus_model::token::TokenId;
+use isthmus_model::topology::SourceFile;
+use isthmus_model::{Name, Revision};
+
+pub use self::redb::Redb;
+
+/// Keeps a mesh.
+pub trait Store: Send + Sync {
+    /// Reads everything.
+    ///
+    /// # Errors
+    ///
+    /// It can't be read, or a newer version wrote it.
+    fn load(&self) -> Result<Saved, StoreError>;
+
+    /// Makes these changes durable: all or none, and before it returns.
+    ///
+    /// # Errors
+    ///
+    /// They were not made.
+    fn commit(&self, changes: &[Change]) -> Result<(), StoreError>;
+}
+
+/// Everything that is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Saved {
+    /// The newest revision.
+    pub revision: Revision,
+    /// The operator's files.
+    pub files: Vec<SourceFile>,
+    /// Numbers and addresses.
+    pub allocation: Allocation,
+    /// Who has joined.
+    pub members: Vec<Member>,
+    /// Join tokens.
+    pub tokens: Vec<TokenRecord>,
+}
+
+/// One thing that is different now.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// There is a newer revision.
+    Revision(Revision),
+    /// An operator applied other files.
+    Files(Vec<SourceFile>),
+    /// Numbers or addresses moved.
+    Allocation(Allocation),
+    /// A member is new or different.
+    Member(Member),
+    /// A member was removed.
+    MemberGone(Name),
+    /// A token is new or different.
+    Token(TokenRecord),
+    /// A token is forgotten.
+    TokenGone(TokenId),
+}
+
+/// Why the store fails.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error("{0} is in use by another controller; stop that one first")]
+    InUse(String),
+    /// The file is of a version that this program doesn't know.
+    #[error(
+        "{file} has format {found}, this controller knows up to {known}; run a newer controller"
+    )]
+    TooNew {
+        /// The file.
+        file: String,
+        /// Its version.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// It holds something unreadable.
+    #[error("{0} is damaged: {1}; restore it from a backup")]
+    Damaged(String, String),
+    /// The disk, mostly.
+    #[error("the store {0} failed: {1}")]
+    Failed(String, String),
+}
+
+/// What has to be written to get from one state to another.
+#[must_use]
+pub fn changes_between(old: Option<&State>, new: &State) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if old.is_none_or(|old| old.revision != new.revision) {
+        changes.push(Change::Revision(new.revision));
+    }
+    if old.is_none_or(|old| old.files != new.files) {
+        changes.push(Change::Files(new.files.to_vec()));
+    }
+    if old.is_none_or(|old| old.allocation != new.allocation) {
+        changes.push(Change::Allocation(new.allocation.clone()));
+    }
+    for member in new.inventory.members() {
+        let before = old.and_then(|old| old.inventory.member(member.name.as_str()));
+        if before != Some(member) {
+            changes.push(Change::Member(member.clone()));
+        }
+    }
+    for member in old.iter().flat_map(|old| old.inventory.members()) {
+        if new.inventory.member(member.name.as_str()).is_none() {
+            changes.push(Change::MemberGone(member.name.clone()));
+        }
+    }
+    changes
+}

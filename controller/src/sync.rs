@@ -1,0 +1,332 @@
+//! The stream of each agent.
+//!
+//! ```text
+//!  agent                        controller
+//!    │ Hello { revision 6 } ──────▶ │ does it know what the agent has at 6?
+//!    │ ◀──── Delta { 9, base 6 }    │ yes: what differs. No: base 0, everything
+//!    │ Accepted { 9 } ────────────▶ │ only now the next, against 9; what came between is left out
+//!    │ ◀──── Delta { 12, base 9 }   │
+//!    │ Refused { 12, "…" } ───────▶ │ the agent goes on with 9, and so does the next delta's base
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_controller_core::{Delta, candidates};
+use isthmus_model::{HostId, Name, Revision, convert};
+use isthmus_proto::v1::agent_message::Body as Said;
+use isthmus_proto::v1::controller_message::Body as Saying;
+use isthmus_proto::v1::sync_server;
+use isthmus_proto::v1::{self, AgentMessage, ControllerMessage};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use crate::agents::{Held, Resources, Session};
+use crate::authority::{Authority, RequestedKey};
+use crate::caller::{Caller, Peer, peer};
+use crate::join::certificate_message;
+use crate::mesh::{Mesh, Published};
+use crate::time;
+
+const HELLO: Duration = Duration::from_secs(10);
+const LONGEST_TEXT: usize = 1_024;
+const MOST_FORGERIES: usize = 16;
+
+/// The service that agents call.
+pub(crate) struct Sync {
+    pub(crate) mesh: Arc<Mesh>,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) certificate_lifetime: Duration,
+    /// True once the controller stops.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+type Outgoing = mpsc::Sender<Result<ControllerMessage, Status>>;
+
+#[tonic::async_trait]
+impl sync_server::Sync for Sync {
+    type StreamStream = ReceiverStream<Result<ControllerMessage, Status>>;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let peer = peer(&request)?;
+        let (name, id) = host(&peer)?;
+        let (outgoing, stream) = mpsc::channel(2);
+        let line = Line {
+            published: self.mesh.watch(),
+            mesh: Arc::clone(&self.mesh),
+            stopping: self.stopping.clone(),
+            peer,
+            name,
+            id,
+            outgoing,
+        };
+        tokio::spawn(line.serve(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::Certificate>, Status> {
+        let (name, id) = host(&peer(&request)?)?;
+        if !is_member(&self.mesh.now(), &name, id) {
+            return Err(Status::permission_denied(removed(&name)));
+        }
+        let key =
+            RequestedKey::from_der(&request.into_inner().certificate_request).map_err(|error| {
+                Status::invalid_argument(format!("Bad certificate request: {error}."))
+            })?;
+        let issued =
+            self.authority.host(&name, id, &key, self.certificate_lifetime).map_err(|error| {
+                Status::internal(format!("No certificate could be made: {error:#}."))
+            })?;
+        let (host, expires) = (name.clone(), issued.expires);
+        let stored = self.mesh.work(move |mesh| mesh.renewed(host.as_str(), id, expires)).await?;
+        match stored {
+            Ok(true) => Ok(Response::new(certificate_message(&issued))),
+            Ok(false) => Err(Status::permission_denied(removed(&name))),
+            Err(error) => {
+                Err(Status::unavailable(format!("The certificate wasn't stored: {error}.")))
+            }
+        }
+    }
+}
+
+fn host(peer: &Peer) -> Result<(Name, HostId), Status> {
+    match &peer.caller {
+        Caller::Host { name, id, .. } => Ok((name.clone(), *id)),
+        Caller::Anonymous | Caller::Operator { .. } => {
+            Err(Status::permission_denied("Only hosts may call this."))
+        }
+    }
+}
+
+fn is_member(now: &Published, name: &Name, id: HostId) -> bool {
+    now.state.inventory.member(name.as_str()).is_some_and(|member| member.id == id)
+}
+
+fn removed(name: &Name) -> String {
+    format!("Host {name:?} was removed from the mesh. To come back it needs a new join token.")
+}
+
+/// One agent's connection.
+struct Line {
+    mesh: Arc<Mesh>,
+    published: watch::Receiver<Arc<Published>>,
+    stopping: watch::Receiver<bool>,
+    peer: Peer,
+    name: Name,
+    id: HostId,
+    outgoing: Outgoing,
+}
+
+/// What the agent holds, and what it was sent and hasn't answered.
+struct Standing {
+    session: Session,
+    held: Option<Arc<Held>>,
+    unanswered: Option<Held>,
+    /// An agent that has just come hears of the current revision even if it changes nothing.
+    greeted: bool,
+}
+
+/// The line is done with.
+struct End;
+
+impl Line {
+    async fn serve(mut self, mut incoming: Streaming<AgentMessage>) {
+        // Also for hosts that were removed while they were away.
+        if self.ends_removed().await {
+            return;
+        }
+        let Ok(Ok(Some(AgentMessage { body: Some(Said::Hello(hello)) }))) =
+            timeout(HELLO, incoming.message()).await
+        else {
+            let error = Status::invalid_argument("The first message on the stream must be Hello.");
+            let _ = self.outgoing.send(Err(error)).await;
+            return;
+        };
+        let mut standing = self.greet(hello);
+        info!(host = %self.name, address = %self.peer.address, "an agent connected");
+        while let Ok(()) = self.turn(&mut standing, &mut incoming).await {}
+        info!(host = %self.name, "an agent is gone");
+    }
+
+    fn greet(&mut self, hello: v1::Hello) -> Standing {
+        let version = cut(hello.version);
+        let session = self.mesh.agents.connect(self.name.clone(), self.id, version);
+        let held = session.held(Revision(hello.revision));
+        self.relocate(&hello.endpoints.unwrap_or_default());
+        self.published.mark_changed();
+        Standing { session, held, unanswered: None, greeted: false }
+    }
+
+    /// Waits for whatever comes next, and deals with it.
+    async fn turn(
+        &mut self,
+        standing: &mut Standing,
+        incoming: &mut Streaming<AgentMessage>,
+    ) -> Result<(), End> {
+        tokio::select! {
+            changed = self.published.changed() => {
+                changed.map_err(|_| End)?;
+                self.send_news(standing).await
+            }
+            message = incoming.message() => match message {
+                Ok(Some(AgentMessage { body: Some(body) })) => self.hear(standing, body).await,
+                // A newer agent's message, perhaps.
+                Ok(Some(AgentMessage { body: None })) => Ok(()),
+                Ok(None) | Err(_) => Err(End),
+            },
+            _ = standing.session.replaced.changed() => {
+                let error = Status::aborted("A newer connection of the same host took this one's place.");
+                let _ = self.outgoing.try_send(Err(error));
+                Err(End)
+            }
+            () = stopped(&mut self.stopping) => {
+                let _ = self.outgoing.try_send(Err(Status::unavailable("The controller stops.")));
+                Err(End)
+            }
+            () = self.outgoing.closed() => Err(End),
+        }
+    }
+
+    async fn hear(&mut self, standing: &mut Standing, said: Said) -> Result<(), End> {
+        match said {
+            Said::Accepted(v1::Accepted { revision }) => {
+                let Some(sent) = standing.answered(revision) else { return Ok(()) };
+                debug!(host = %self.name, revision, "accepted");
+                let held = Arc::new(sent);
+                standing.session.accepted(Arc::clone(&held));
+                standing.held = Some(held);
+                self.send_news(standing).await
+            }
+            Said::Refused(v1::Refused { revision, reason }) => {
+                let Some(sent) = standing.answered(revision) else { return Ok(()) };
+                let reason = cut(reason);
+                warn!(host = %self.name, revision, reason, "an agent refused a revision");
+                standing.session.refused(sent.revision, reason);
+                if self.published.borrow().state.revision > sent.revision {
+                    return self.send_news(standing).await;
+                }
+                Ok(())
+            }
+            Said::Endpoints(endpoints) => {
+                self.relocate(&endpoints);
+                Ok(())
+            }
+            Said::Report(report) => {
+                self.report(report);
+                Ok(())
+            }
+            Said::Hello(_) => Ok(()),
+        }
+    }
+
+    /// Sends what differs between what the agent holds and what it should, unless it has yet to
+    /// answer; then its answer leads here again.
+    async fn send_news(&mut self, standing: &mut Standing) -> Result<(), End> {
+        if self.ends_removed().await {
+            return Err(End);
+        }
+        if standing.unanswered.is_some() {
+            return Ok(());
+        }
+        let now = Arc::clone(&self.published.borrow_and_update());
+        let Some(slice) = now.world.slice(self.id) else { return Err(End) };
+        let revision = slice.revision;
+        let new: Resources = convert::resources(&slice)
+            .into_iter()
+            .map(|resource| (resource.key.clone(), resource))
+            .collect();
+        let nothing = BTreeMap::new();
+        let old = standing.held.as_ref().map_or(&nothing, |held| &held.resources);
+        let delta = Delta::between(old, &new);
+        if delta.is_empty() && standing.greeted {
+            standing.session.up_to(revision);
+            return Ok(());
+        }
+        let base = standing.held.as_ref().map_or(0, |held| held.revision.0);
+        let delta = v1::Delta {
+            revision: revision.0,
+            base,
+            changed: delta.changed.into_values().collect(),
+            gone: delta.gone,
+        };
+        standing.greeted = true;
+        standing.unanswered = Some(Held { revision, resources: new });
+        self.say(Saying::Delta(delta)).await
+    }
+
+    async fn say(&self, body: Saying) -> Result<(), End> {
+        let message = ControllerMessage { body: Some(body) };
+        self.outgoing.send(Ok(message)).await.map_err(|_| End)
+    }
+
+    /// Tells a host that it was removed, if it was.
+    async fn ends_removed(&self) -> bool {
+        if is_member(&self.published.borrow(), &self.name, self.id) {
+            return false;
+        }
+        info!(host = %self.name, "a removed host was told so");
+        let _ = self.say(Saying::Removed(v1::Removed { reason: removed(&self.name) })).await;
+        true
+    }
+
+    fn relocate(&self, endpoints: &v1::Endpoints) {
+        let now = self.published.borrow();
+        let (mesh, prefix) = (&now.state.topology.mesh, now.state.identity.prefix);
+        let observed = Some(self.peer.address.ip());
+        let found = candidates(&endpoints.addresses, observed, prefix, mesh.ipv4);
+        self.mesh.relocate(self.name.clone(), found);
+    }
+
+    fn report(&self, report: v1::Report) {
+        let now = self.published.borrow();
+        for forgery in report.forgeries.into_iter().take(MOST_FORGERIES) {
+            let from = now.world.everything().hosts.get(&HostId(forgery.from_host));
+            let from_host = from.map_or_else(
+                || format!("number {}", forgery.from_host),
+                |host| host.name.to_string(),
+            );
+            let claimed_source = cut(forgery.claimed_source);
+            warn!(
+                reported_by = %self.name, from_host, claimed_source, packets = forgery.packets,
+                "packets with a forged source were dropped"
+            );
+            self.mesh.events.push(v1::SecurityEvent {
+                at: time::now(),
+                reported_by: self.name.to_string(),
+                from_host,
+                claimed_source,
+                packets: forgery.packets,
+            });
+        }
+    }
+}
+
+impl Standing {
+    /// What was sent, if this answers it.
+    fn answered(&mut self, revision: u64) -> Option<Held> {
+        self.unanswered.take_if(|sent| sent.revision.0 == revision)
+    }
+}
+
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Text from an agent, no longer than a person reads.
+fn cut(mut text: String) -> String {
+    if text.len() > LONGEST_TEXT {
+        let end = text.floor_char_boundary(LONGEST_TEXT);
+        text.truncate(end);
+    }
+    text
+}
