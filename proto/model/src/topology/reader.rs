@@ -247,7 +247,8 @@ impl<'a> Entry<'a> {
     }
 
     pub(super) fn integer(&self, report: &mut Report<'_>) -> Read<i64> {
-        let number = self.value.as_integer().ok_or_else(|| self.wrong_type("a number", report))?;
+        let number =
+            self.value.as_integer().ok_or_else(|| self.wrong_type("a whole number", report))?;
         number_of(number).ok_or_else(|| {
             let message = format!("`{}` is too large: {}", self.key, clip(number.as_str()));
             report.error(self.at, message, format!("write `{}`", self.example))

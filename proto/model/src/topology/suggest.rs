@@ -11,7 +11,7 @@ pub(super) fn nearest<'c>(
     if word.is_empty() || word.len() > LONGEST {
         return None;
     }
-    let tolerance = (word.chars().count() / 3).clamp(1, 3);
+    let tolerance = (word.chars().count() / 3).min(3);
     candidates
         .into_iter()
         .filter(|candidate| candidate.len() <= LONGEST)
@@ -70,6 +70,7 @@ mod tests {
         assert_eq!(nearest("namspace", keys), Some("namespace"));
         assert_eq!(nearest("weight", keys), None);
         assert_eq!(nearest("", keys), None);
+        assert_eq!(nearest("b", ["a"]), None);
     }
 
     #[test]

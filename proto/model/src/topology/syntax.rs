@@ -1,6 +1,10 @@
 //! From text to a tree of TOML; what isn't TOML is explained.
 
+use std::ops::Range;
+
 use toml::de::{DeTable, Error};
+use toml_parser::Source;
+use toml_parser::lexer::TokenKind;
 
 use super::reader::{At, Read, Report, Reported, clip, quote};
 
@@ -8,8 +12,14 @@ use super::reader::{At, Read, Report, Reported, clip, quote};
 /// millions.
 const RECOVERABLE: usize = 64 << 10;
 
+const MOST_DOTS: usize = 8;
+
 /// Reads a file as TOML, and reports each line that isn't.
 pub(super) fn read<'a>(file: usize, text: &'a str, report: &mut Report<'_>) -> Read<DeTable<'a>> {
+    if let Some(span) = long_key(text) {
+        let message = "a key of so many parts nests tables too deeply";
+        return Err(report.error(At::new(file, span), message, "a topology needs three levels"));
+    }
     let first = match DeTable::parse(text) {
         Ok(tree) => return Ok(tree.into_inner()),
         Err(first) => first,
@@ -32,6 +42,36 @@ pub(super) fn read<'a>(file: usize, text: &'a str, report: &mut Report<'_>) -> R
         }
     }
     Err(Reported)
+}
+
+/// Where a key of too many parts ends. The parser bounds the nesting of brackets and the parts of a
+/// key, but not the one within the other: thousands of levels would be too many for the stack.
+fn long_key(text: &str) -> Option<Range<usize>> {
+    let mut dots = 0;
+    for token in Source::new(text).lex() {
+        match token.kind() {
+            TokenKind::Dot => dots += 1,
+            TokenKind::Equals
+            | TokenKind::Comma
+            | TokenKind::LeftSquareBracket
+            | TokenKind::RightSquareBracket
+            | TokenKind::LeftCurlyBracket
+            | TokenKind::RightCurlyBracket
+            | TokenKind::Newline => dots = 0,
+            TokenKind::Whitespace
+            | TokenKind::Comment
+            | TokenKind::LiteralString
+            | TokenKind::BasicString
+            | TokenKind::MlLiteralString
+            | TokenKind::MlBasicString
+            | TokenKind::Atom
+            | TokenKind::Eof => {}
+        }
+        if dots > MOST_DOTS {
+            return Some(token.span().start()..token.span().end());
+        }
+    }
+    None
 }
 
 fn start(error: &Error) -> usize {
@@ -105,7 +145,10 @@ fn explain(message: &str, found: &str) -> (String, String) {
     } else if says("unexpected leading zero") || says("`_` may only") {
         (format!("{shown} can't stand here in a number"), "write the number in plain digits")
     } else if says("invalid") {
-        (format!("{shown}: {message}"), "put addresses, prefixes and times in quotes")
+        (
+            format!("{shown} can't be part of a number or a time"),
+            "put addresses, prefixes and times in quotes",
+        )
     } else if message.contains("recur") {
         ("tables and lists are nested too deeply".to_owned(), "a topology needs three levels")
     } else {

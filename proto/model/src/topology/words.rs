@@ -58,7 +58,9 @@ pub(super) fn port_error(text: &str, error: &PortRuleError) -> (String, String) 
             "write \"tcp/22\", \"tcp/8000-8999\", or \"tcp\" for every port".to_owned(),
         ),
         PortRuleError::Backwards(low, high) => {
-            (format!("{shown}: the range ends before it begins"), format!("write {high}-{low}"))
+            let protocol = text.split('/').next().unwrap_or_default();
+            let help = format!("write \"{protocol}/{high}-{low}\"");
+            (format!("{shown}: the range ends before it begins"), help)
         }
         PortRuleError::SeveralPorts(_) => {
             (format!("{shown} is more than one port"), "write one, such as \"tcp/22\"".to_owned())

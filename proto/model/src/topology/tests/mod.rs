@@ -1,6 +1,9 @@
 //! Whole topologies, right and wrong.
 
+mod bounds;
+mod differences;
 mod right;
+mod wrong;
 
 use super::*;
 

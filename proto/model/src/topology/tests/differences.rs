@@ -1,0 +1,168 @@
+//! What is told of the differences between two topologies.
+
+use super::*;
+
+const BEFORE: &str = r#"
+[host.a]
+site = "dc1"
+[host.b]
+[service.web]
+port = 80
+hosts = ["a"]
+workload = { user = "www" }
+[device.press]
+via = "a"
+wireguard = { public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=" }
+[[allow]]
+name = "first"
+from = "host:a"
+to = "service:web"
+[[deny]]
+name = "second"
+from = "any"
+to = "host:b"
+ports = ["tcp/22"]
+[[test]]
+name = "t"
+from = "host:a"
+to = "service:web"
+expect = "allow"
+"#;
+
+/// The differences between [`BEFORE`] and what it becomes with one piece replaced.
+fn after(old: &str, new: &str) -> Vec<String> {
+    assert!(BEFORE.contains(old), "{old}");
+    changes(&read(BEFORE), &read(&BEFORE.replacen(old, new, 1)))
+}
+
+fn changes(old: &Topology, new: &Topology) -> Vec<String> {
+    diff(Some(old), new).iter().map(Change::to_string).collect()
+}
+
+#[test]
+fn each_difference_is_told_in_the_words_of_the_language() {
+    let cases = [
+        ("site = \"dc1\"", "", "~ host a: site dc1 -> none"),
+        (
+            "site = \"dc1\"",
+            "site = \"dc1\"\nlabels = { r = \"x\" }",
+            "~ host a: labels none -> r=\"x\"",
+        ),
+        ("[host.b]", "[host.b]\nendpoints = [\"[::1]:5\"]", "~ host b: endpoints none -> [::1]:5"),
+        (
+            "[host.b]",
+            "[host.b]\nipv4_block = \"100.64.0.0/28\"",
+            "~ host b: ipv4_block none -> 100.64.0.0/28",
+        ),
+        ("[host.b]", "[host.b]\n[host.c]", "+ host c"),
+        ("port = 80", "port = 8080", "~ service web: port 80 -> 8080"),
+        ("port = 80", "port = 80\nprotocol = \"http\"", "~ service web: protocol tcp -> http"),
+        (
+            "port = 80",
+            "port = 80\nnamespace = \"prod\"",
+            "~ service web: namespace default -> prod",
+        ),
+        ("hosts = [\"a\"]", "hosts = { r = \"x\" }", "~ service web: hosts a -> with r=\"x\""),
+        (
+            "user = \"www\"",
+            "user = \"www\", exe = \"/bin/x\"",
+            "~ service web: workload user www -> user www, exe /bin/x",
+        ),
+        ("via = \"a\"", "via = \"b\"", "~ device press: via a -> b"),
+        (
+            "from = \"any\"",
+            "from = [\"host:*\", \"device:*\"]",
+            "~ rule second: from any -> host:*, device:*",
+        ),
+        ("to = \"host:b\"", "to = \"host:a\"", "~ rule second: to host:b -> host:a"),
+        ("ports = [\"tcp/22\"]", "", "~ rule second: ports tcp/22 -> none"),
+        (
+            "ports = [\"tcp/22\"]",
+            "ports = [\"tcp/22\"]\naudit = true",
+            "~ rule second: audit false -> true",
+        ),
+        ("[[deny]]", "[[allow]]", "~ rule second: deny -> allow"),
+        ("expect = \"allow\"", "expect = \"deny\"", "~ test t: expect allow -> deny"),
+        (
+            "expect = \"allow\"",
+            "expect = \"allow\"\nport = \"tcp/1\"",
+            "~ test t: port none -> tcp/1",
+        ),
+        ("[host.a]", "[policy]\ndefault = \"allow\"\n[host.a]", "~ policy: default deny -> allow"),
+        ("[host.a]", "[policy]\naudit = true\n[host.a]", "~ policy: audit false -> true"),
+        (
+            "[host.a]",
+            "[mesh]\nname = \"corp\"\nhost_block = 26\n[host.a]",
+            "~ mesh: name none -> corp; host_block 28 -> 26",
+        ),
+    ];
+    for (old, new, expected) in cases {
+        assert_eq!(after(old, new), [expected]);
+    }
+}
+
+#[test]
+fn what_requests_a_rule_is_about_is_told() {
+    let http = |matches: &str| {
+        read(&format!(
+            "[host.a]\n[service.w]\nport = 1\nprotocol = \"http\"\nhosts = [\"a\"]\n[[allow]]\nname = \"r\"\nfrom = \"any\"\nto = \"service:w\"\n{matches}"
+        ))
+    };
+    let (all, some) = (http(""), http("http = [{ method = \"GET\" }, { path = \"/a/*\" }]"));
+    assert_eq!(changes(&all, &some), ["~ rule r: http none -> GET any path, any method /a/*"]);
+}
+
+#[test]
+fn what_is_gone_is_told() {
+    let end = BEFORE.find("[[allow]]").unwrap();
+    let told = changes(&read(BEFORE), &read(&BEFORE[..end]));
+    assert_eq!(told, ["- rule first", "- rule second", "- test t"]);
+}
+
+#[test]
+fn without_an_old_topology_everything_is_new() {
+    let told: Vec<_> = diff(None, &read(BEFORE)).iter().map(Change::to_string).collect();
+    let expected = [
+        "+ host a",
+        "+ host b",
+        "+ service web",
+        "+ device press",
+        "+ rule first",
+        "+ rule second",
+        "+ test t",
+    ];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn where_things_stand_makes_no_difference() {
+    let (tables, rules) = BEFORE.split_at(BEFORE.find("[[allow]]").unwrap());
+    let files =
+        [named("rules.toml", &format!("\n\n# moved\n{rules}")), named("tables.toml", tables)];
+    let (old, new) = (read(BEFORE), parse(&files).unwrap());
+    assert_ne!(old, new);
+    assert!(old.same_meaning(&new));
+    assert_eq!(changes(&old, &new), [""; 0]);
+}
+
+#[test]
+fn the_order_of_rules_makes_a_difference() {
+    let (first, rest) = BEFORE.split_at(BEFORE.find("[[deny]]").unwrap());
+    let (tables, allow) = first.split_at(first.find("[[allow]]").unwrap());
+    let (old, new) = (
+        read(BEFORE),
+        read(&format!("{tables}{}{allow}", &rest[..rest.find("[[test]]").unwrap()])),
+    );
+    assert!(!old.same_meaning(&new));
+    assert_eq!(
+        changes(&old, &new),
+        ["~ rules: order: \"second\" now comes before \"first\"", "- test t"]
+    );
+}
+
+#[test]
+fn a_new_rule_between_others_is_no_new_order() {
+    let told =
+        after("[[deny]]", "[[deny]]\nname = \"0\"\nfrom = \"any\"\nto = \"host:a\"\n[[deny]]");
+    assert_eq!(told, ["+ rule 0"]);
+}

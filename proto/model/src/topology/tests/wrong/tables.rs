@@ -1,0 +1,214 @@
+//! Keys and types.
+
+use super::{Row, on, row};
+
+pub(super) const ROWS: &[Row] = &[
+    on(
+        "unknown key, misspelt",
+        r#"[service.x]
+prot = "udp"
+port = 1
+hosts = ["a"]"#,
+        (10, 1),
+        "unknown key `prot` in [service.x]",
+        "did you mean `protocol`?",
+    ),
+    row(
+        "unknown key, nothing like it",
+        r#"[host.a]
+colour = "red""#,
+        (2, 1),
+        "unknown key `colour` in [host.a]",
+        "the keys here are `site`, `labels`, `endpoints`, `ipv4_block`",
+    ),
+    row(
+        "unknown table, misspelt",
+        "[services.web]
+port = 80",
+        (1, 2),
+        "unknown table `services`",
+        "did you mean `service`?",
+    ),
+    row(
+        "table of a capability that isn't built",
+        r#"[network.plant]
+cidr = "10.0.0.0/8""#,
+        (1, 2),
+        "unknown table `network`",
+        "`mesh`, `policy`, `host`, `service`, `device`, `allow`, `deny`, `test`",
+    ),
+    row(
+        "list of tables of a capability that isn't built",
+        r#"[[route.api]]
+timeout = "2s""#,
+        (1, 3),
+        "unknown table `route`",
+        "a topology consists of",
+    ),
+    row(
+        "key above all tables",
+        r#"name = "corp""#,
+        (1, 1),
+        "unknown key `name`",
+        "a topology consists of",
+    ),
+    on(
+        "unknown selector",
+        r#"[service.x]
+port = 1
+hosts = ["a"]
+workload = { container = "web" }"#,
+        (12, 14),
+        "unknown key `container` in `workload` of [service.x]",
+        "`systemd`, `user`, `exe`, `cgroup`",
+    ),
+    on(
+        "unknown key of a request",
+        r#"[[allow]]
+name = "r"
+from = "any"
+to = "service:web"
+http = [{ methods = "GET" }]"#,
+        (13, 11),
+        "unknown key `methods` in `http` of [[allow]]",
+        "did you mean `method`?",
+    ),
+    on(
+        "unknown key of a device's tunnel",
+        r#"[device.d]
+via = "a"
+wireguard = { public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=", allowed_ips = "" }"#,
+        (11, 76),
+        "unknown key `allowed_ips`",
+        "the keys here are `public_key`",
+    ),
+    on(
+        "port as a string",
+        r#"[service.x]
+port = "8080"
+hosts = ["a"]"#,
+        (10, 8),
+        r#"`port` in [service.x] must be a whole number, not the string "8080""#,
+        "write `port = 8080`",
+    ),
+    row(
+        "name as a number",
+        "[mesh]
+name = 5",
+        (2, 8),
+        "must be a string, not the number 5",
+        r#"write `name = "corp"`"#,
+    ),
+    row(
+        "audit as a string",
+        r#"[policy]
+audit = "yes""#,
+        (2, 9),
+        r#"must be true or false, not the string "yes""#,
+        "write `audit = true`",
+    ),
+    row(
+        "site as a date",
+        "[host.a]
+site = 2026-01-01",
+        (2, 8),
+        "must be a string, not the date or time 2026-01-01",
+        r#"write `site = "dc1"`"#,
+    ),
+    row(
+        "host_block as a float",
+        "[mesh]
+host_block = 28.5",
+        (2, 14),
+        "must be a whole number, not the number 28.5",
+        "write `host_block = 28`",
+    ),
+    on(
+        "hosts as a string",
+        r#"[service.x]
+port = 1
+hosts = "a""#,
+        (11, 9),
+        "must be a list",
+        r#"write `hosts = ["app-1"]`"#,
+    ),
+    on(
+        "number in a list of hosts",
+        r#"[service.x]
+port = 1
+hosts = ["a", 2]"#,
+        (11, 15),
+        "must be a list of strings, not the number 2",
+        "write `hosts = ",
+    ),
+    row(
+        "label that isn't a string",
+        "[host.a]
+labels = { rack = 7 }",
+        (2, 19),
+        "label `rack` in [host.a] must be a string, not the number 7",
+        "write `labels = ",
+    ),
+    row(
+        "labels as a list",
+        r#"[host.a]
+labels = ["app"]"#,
+        (2, 10),
+        "`labels` in [host.a] must be a table, not a list",
+        "write `labels = { role",
+    ),
+    on(
+        "workload as a string",
+        r#"[service.x]
+port = 1
+hosts = ["a"]
+workload = "web.service""#,
+        (12, 12),
+        "must be a table",
+        "write `workload = { systemd",
+    ),
+    on(
+        "http as a table",
+        r#"[[allow]]
+name = "r"
+from = "any"
+to = "service:web"
+http = { method = "GET" }"#,
+        (13, 8),
+        "must be a list of tables, not a table",
+        "write `http = [{",
+    ),
+    row(
+        "single brackets for a rule",
+        r#"[allow]
+name = "x""#,
+        (1, 1),
+        "`allow` must be a list of tables",
+        "write `[[allow]]`",
+    ),
+    row(
+        "double brackets for a host",
+        r#"[[host]]
+site = "dc1""#,
+        (1, 1),
+        "`host` must be tables with names",
+        "write `[host.app-1]`",
+    ),
+    row(
+        "host without its name",
+        r#"[host]
+site = "dc1""#,
+        (2, 8),
+        "`site` of `host` must be a table",
+        r#"write `[host.NAME]`, and `site = "dc1"` below it"#,
+    ),
+    row("mesh as a value", r#"mesh = "corp""#, (1, 8), "`mesh` must be a table", "write `[mesh]`"),
+    row(
+        "policy as a list",
+        "[[policy]]
+audit = true",
+        (1, 1),
+        "`policy` must be a table",
+        "write `[policy]`",
+    ),
+];
