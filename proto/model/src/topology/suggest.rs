@@ -27,34 +27,34 @@ fn rank(word: &str, candidate: &str, tolerance: usize) -> Option<usize> {
     if abbreviates || extends {
         return Some(0);
     }
-    if word.len().abs_diff(candidate.len()) > 4 * tolerance {
+    if word.chars().count().abs_diff(candidate.chars().count()) > tolerance {
         return None;
     }
     Some(distance(word, candidate)).filter(|distance| *distance <= tolerance)
 }
 
-/// The edits from one word to the other, where two swapped neighbours are one edit.
+/// The edits from one word to the other, where two swapped neighbours are one edit. On the stack: a
+/// topology may have ten thousands of names to compare with.
 fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut before_last: Vec<usize> = Vec::new();
-    let mut last: Vec<usize> = (0..=to.len()).collect();
+    let mut before_last = [0; LONGEST + 1];
+    let mut last: [usize; LONGEST + 1] = std::array::from_fn(|column| column);
     let mut previous = None;
     for (row, letter) in from.chars().enumerate() {
-        let mut current = Vec::with_capacity(to.len() + 1);
-        current.push(row + 1);
-        for (column, other) in to.iter().enumerate() {
-            let replaced = last[column] + usize::from(letter != *other);
+        let mut current = [row + 1; LONGEST + 1];
+        let mut left = None;
+        for (column, other) in to.chars().take(LONGEST).enumerate() {
+            let replaced = last[column] + usize::from(letter != other);
             let mut best = replaced.min(last[column + 1] + 1).min(current[column] + 1);
-            let swapped = column > 0 && previous == Some(*other) && to[column - 1] == letter;
-            if swapped && let Some(before) = before_last.get(column - 1) {
-                best = best.min(before + 1);
+            if column > 0 && row > 0 && previous == Some(other) && left == Some(letter) {
+                best = best.min(before_last[column - 1] + 1);
             }
-            current.push(best);
+            current[column + 1] = best;
+            left = Some(other);
         }
         before_last = std::mem::replace(&mut last, current);
         previous = Some(letter);
     }
-    last[to.len()]
+    last[to.chars().take(LONGEST).count()]
 }
 
 #[cfg(test)]

@@ -154,3 +154,19 @@ fn a_hundred_thousand_rules_are_read() {
     }
     assert_eq!(read(&text).rules.rules.len(), 100_000);
 }
+
+/// Each mistake is compared with every name: that must not take minutes.
+#[test]
+fn suggestions_are_found_among_tens_of_thousands_of_names() {
+    let mut text = "[mesh]\nhost_block = 30\n".to_owned();
+    for number in 0..60_000 {
+        writeln!(text, "[host.machine-{number}]").unwrap();
+    }
+    for number in 0..200 {
+        write!(text, "[[allow]]\nname='{number}'\nfrom='host:mchine-{number}'\nto='any'\n")
+            .unwrap();
+    }
+    let errors = parse(&[file(&text)]).unwrap_err();
+    assert_eq!(errors.len(), 100);
+    assert_eq!(errors[0].help, "did you mean \"machine-0\"?");
+}
