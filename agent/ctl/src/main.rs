@@ -1,2 +1,43 @@
+//! `agentctl`, the face of Isthmus: operators change and watch the mesh with it, and everyone on a
+//! host asks its agent why something works or doesn't.
+//!
+//! It speaks to two parties. The *controller* is asked with an operator's credentials, over TLS
+//! ([`transport::Session::controller`]); the *agent* of this host on its Unix socket
+//! ([`transport::Session::agent`]). `validate`, and `explain -f`, need neither.
+//!
+//! Every command gives text for people, or with `-o json` one value for programs. Every failure
+//! ends in one sentence that says what to do next, and in an exit code that scripts can rely on
+//! ([`errors::Exit`]).
+
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod agent_view;
+mod apply;
+mod cli;
+mod commands;
+mod credentials;
+mod diagnostics;
+mod errors;
+mod explain;
+mod flows;
+mod inventory;
+mod join;
+mod mesh_view;
+mod output;
+mod ping;
+mod rollout;
+mod sources;
+mod status;
+#[cfg(test)]
+mod tests;
+mod token;
+mod transport;
+mod validate;
+mod words;
+mod world;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    commands::main()
+}

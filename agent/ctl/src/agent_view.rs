@@ -1,0 +1,261 @@
+//! This host as its agent tells it.
+
+use std::time::Duration;
+
+use isthmus_proto::v1;
+use serde_json::{Map, Value, json};
+
+use crate::mesh_view::{expiry, known};
+use crate::output::{Tone, cell, clean, facts, number, paint, table, toned};
+use crate::words::{bytes, rough, timestamp};
+
+/// The status of the agent.
+pub(crate) fn text(status: &v1::AgentStatus, now: i64) -> String {
+    if !status.joined {
+        return not_joined(status);
+    }
+    let host = paint(&clean(&status.host), Tone::Strong);
+    let mesh = clean(&format!("{} ({})", status.mesh, status.trust_domain));
+    let (expiry, tone) = expiry(status.certificate_expires, now);
+    let age = rough(Duration::from_secs(status.snapshot_age_seconds));
+    let known = [
+        ("agent", clean(&status.version)),
+        ("controller", controller(status)),
+        ("revision", format!("{}, confirmed {age} ago", status.revision)),
+        ("certificate", paint(&expiry, tone)),
+        ("device", clean(&format!("{}, MTU {}", status.device, status.mtu))),
+        ("addresses", clean(&status.addresses.join(", "))),
+        ("services", clean(&services(&status.services))),
+        ("tunnels", format!("{} of {} up", status.peers_up, status.peers)),
+        ("flows", status.flows.to_string()),
+        ("drops", clean(&drops(&status.drops))),
+        ("proxy", clean(&status.proxy)),
+        ("dns", clean(&status.dns)),
+        ("notes", clean(&status.notes.join("\n"))),
+    ];
+    format!("host {host} of mesh {mesh}\n{}", facts(&known))
+}
+
+fn not_joined(status: &v1::AgentStatus) -> String {
+    let known = [
+        ("agent", clean(&status.version)),
+        ("last error", clean(&status.last_error)),
+        ("notes", clean(&status.notes.join("\n"))),
+    ];
+    let next = "this host is in no mesh yet\n  next: `agentctl join -` with a token that an operator made (`agentctl token create`)";
+    format!("{next}\n{}", facts(&known))
+}
+
+fn controller(status: &v1::AgentStatus) -> String {
+    let address = clean(&status.controller);
+    if status.connected {
+        return format!("{} to {address}", paint("connected", Tone::Good));
+    }
+    let why = match &*status.last_error {
+        "" => String::new(),
+        error => format!(": {}", clean(error)),
+    };
+    let away = paint("not connected", Tone::Warn);
+    format!("{away} to {address}{why}\ntraffic goes on by the last revision")
+}
+
+fn services(services: &[v1::LocalService]) -> String {
+    let line = |service: &v1::LocalService| {
+        let v1::LocalService { name, namespace, port, protocol, addresses } = service;
+        format!("{name}.{namespace} {protocol}/{port} at {}", addresses.join(", "))
+    };
+    services.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn drops(drops: &[v1::Counter]) -> String {
+    let parts: Vec<String> = drops
+        .iter()
+        .filter(|drop| drop.value > 0)
+        .map(|drop| format!("{} {}", drop.value, drop.name))
+        .collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}
+
+pub(crate) fn json(status: &v1::AgentStatus) -> Value {
+    let drops: Map<String, Value> =
+        status.drops.iter().map(|drop| (drop.name.clone(), drop.value.into())).collect();
+    let service = |service: &v1::LocalService| {
+        json!({
+            "name": service.name,
+            "namespace": service.namespace,
+            "port": service.port,
+            "protocol": service.protocol,
+            "addresses": service.addresses,
+        })
+    };
+    json!({
+        "version": status.version,
+        "joined": status.joined,
+        "host": known(&status.host),
+        "mesh": known(&status.mesh),
+        "trust_domain": known(&status.trust_domain),
+        "addresses": status.addresses,
+        "controller": known(&status.controller),
+        "connected": status.connected,
+        "last_error": known(&status.last_error),
+        "revision": status.revision,
+        "snapshot_age_seconds": status.snapshot_age_seconds,
+        "certificate_expires": timestamp(status.certificate_expires),
+        "device": known(&status.device),
+        "mtu": status.mtu,
+        "services": status.services.iter().map(service).collect::<Value>(),
+        "flows": status.flows,
+        "peers_up": status.peers_up,
+        "peers": status.peers,
+        "drops": drops,
+        "notes": status.notes,
+        "proxy": known(&status.proxy),
+        "dns": known(&status.dns),
+    })
+}
+
+/// One row per tunnel.
+pub(crate) fn peer_table(peers: &[v1::Peer]) -> String {
+    if peers.is_empty() {
+        return "no peers: nothing allows traffic between this host and another".to_owned();
+    }
+    let header =
+        ["PEER", "KIND", "STATE", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "MTU", "ADDRESSES"];
+    let row = |peer: &v1::Peer| {
+        let tone = match &*peer.state {
+            "up" => Tone::Good,
+            "connecting" => Tone::Warn,
+            _ => Tone::Quiet,
+        };
+        let handshake = peer.last_handshake_ms.map_or_else(
+            || "never".to_owned(),
+            |ms| format!("{} ago", rough(Duration::from_millis(ms))),
+        );
+        let mtu = if peer.path_mtu == 0 { String::new() } else { peer.path_mtu.to_string() };
+        vec![
+            toned(&peer.name, Tone::Strong),
+            cell(&peer.kind),
+            toned(&peer.state, tone),
+            cell(&peer.endpoint),
+            cell(handshake),
+            number(bytes(peer.received_bytes)),
+            number(bytes(peer.sent_bytes)),
+            number(mtu),
+            cell(peer.addresses.join(", ")),
+        ]
+    };
+    table(&header, peers.iter().map(row).collect())
+}
+
+pub(crate) fn peers_json(peers: &[v1::Peer]) -> Value {
+    let one = |peer: &v1::Peer| {
+        json!({
+            "name": peer.name,
+            "kind": peer.kind,
+            "endpoint": known(&peer.endpoint),
+            "state": peer.state,
+            "last_handshake_ms": peer.last_handshake_ms,
+            "received_bytes": peer.received_bytes,
+            "sent_bytes": peer.sent_bytes,
+            "path_mtu": peer.path_mtu,
+            "addresses": peer.addresses,
+        })
+    };
+    peers.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::plain;
+
+    const NOW: i64 = 1_700_000_000;
+
+    fn status() -> v1::AgentStatus {
+        v1::AgentStatus {
+            version: "0.1.0".to_owned(),
+            joined: true,
+            host: "app-1".to_owned(),
+            mesh: "corp".to_owned(),
+            trust_domain: "corp.example".to_owned(),
+            addresses: vec!["100.64.0.16".to_owned(), "fd01:203:405:0:0:1::".to_owned()],
+            controller: "10.9.0.1:7443".to_owned(),
+            connected: false,
+            last_error: "connection refused".to_owned(),
+            revision: 7,
+            snapshot_age_seconds: 185,
+            certificate_expires: NOW + 100,
+            device: "isth0".to_owned(),
+            mtu: 1420,
+            services: vec![v1::LocalService {
+                name: "web".to_owned(),
+                namespace: "prod".to_owned(),
+                port: 8080,
+                protocol: "http".to_owned(),
+                addresses: vec!["100.64.0.17".to_owned()],
+            }],
+            drops: vec![
+                v1::Counter { name: "forged".to_owned(), value: 3 },
+                v1::Counter { name: "denied".to_owned(), value: 0 },
+            ],
+            ..v1::AgentStatus::default()
+        }
+    }
+
+    #[test]
+    fn an_agent_says_why_it_is_not_connected() {
+        let text = plain(&text(&status(), NOW));
+        for part in [
+            "host app-1 of mesh corp (corp.example)",
+            "not connected to 10.9.0.1:7443: connection refused",
+            "7, confirmed 3 min ago",
+            "expires in 100 s",
+            "web.prod http/8080 at 100.64.0.17",
+            "drops        3 forged\n",
+        ] {
+            assert!(text.contains(part), "{part} in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_agent_without_a_mesh_says_what_to_do_next() {
+        let text = text(&v1::AgentStatus::default(), NOW);
+        assert!(text.contains("agentctl join"), "{text}");
+    }
+
+    #[test]
+    fn json_keeps_the_names_of_the_message() {
+        let value = json(&status());
+        assert_eq!(value["drops"], json!({ "forged": 3, "denied": 0 }));
+        assert_eq!(value["certificate_expires"], "2023-11-14T22:15:00Z");
+        assert_eq!(value["addresses"][0], "100.64.0.16");
+        assert_eq!((&value["joined"], &value["revision"]), (&true.into(), &7.into()));
+        assert_eq!(value["dns"], Value::Null);
+    }
+
+    #[test]
+    fn peers_show_how_long_ago_they_were_heard() {
+        let peer = v1::Peer {
+            name: "web-1".to_owned(),
+            kind: "host".to_owned(),
+            endpoint: "10.9.0.12:51820".to_owned(),
+            state: "up".to_owned(),
+            last_handshake_ms: Some(4_000),
+            received_bytes: 2_048,
+            path_mtu: 1_280,
+            ..v1::Peer::default()
+        };
+        let silent = v1::Peer { name: "web-2".to_owned(), ..v1::Peer::default() };
+        let text = plain(&peer_table(&[peer.clone(), silent]));
+        assert!(
+            text.contains("4 s ago") && text.contains("2.0 KiB") && text.contains("1280"),
+            "{text}"
+        );
+        assert!(text.contains("never"), "{text}");
+        let value = peers_json(&[peer]);
+        assert_eq!(
+            (&value[0]["path_mtu"], &value[0]["last_handshake_ms"]),
+            (&1_280.into(), &4_000.into())
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! `agentctl apply`: files become the running revision.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use isthmus_model::topology::SourceFile;
+use isthmus_proto::v1;
+use isthmus_proto::v1::change::Kind;
+use serde_json::{Value, json};
+
+use crate::cli::{Apply, Format};
+use crate::diagnostics;
+use crate::errors::Exit;
+use crate::output::{self, Tone, clean, paint};
+use crate::rollout::{self, Progress};
+use crate::sources;
+use crate::transport::{Session, ask_controller};
+use crate::validate::{Checked, check};
+use crate::words::count;
+
+pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> {
+    let files = sources::read(&arguments.files.file)?;
+    // What is wrong in the files themselves needs no controller to be seen.
+    let checked = check(&files);
+    if !checked.findings.is_empty() {
+        return broken(session, &checked, &files);
+    }
+    let mut admin = session.controller().await?;
+    let started = Instant::now();
+    let request =
+        v1::ApplyRequest { files: sources::to_messages(&files), dry_run: arguments.dry_run };
+    let response = ask_controller(admin.apply(request)).await?;
+    if is_refused(&response) {
+        return refused(session, &response, &files);
+    }
+    if session.output == Format::Text {
+        output::say(&differences(&response, arguments.dry_run))?;
+    }
+    let progress = if arguments.dry_run || response.unchanged {
+        None
+    } else {
+        let revision = response.revision;
+        Some(rollout::wait(&mut admin, revision, started, arguments.timeout).await?)
+    };
+    match session.output {
+        Format::Json => output::json(&json(&response, progress.as_ref()))?,
+        Format::Text => {
+            output::say(&progress.as_ref().map(Progress::text).unwrap_or_default())?;
+        }
+    }
+    Ok(progress.map_or(Exit::Success, |progress| progress.exit()))
+}
+
+fn broken(session: &Session, checked: &Checked, files: &[SourceFile]) -> Result<Exit> {
+    match session.output {
+        Format::Text => {
+            let complaint = checked.complaint(files);
+            output::complain(&format!("{complaint}; nothing was changed"));
+        }
+        Format::Json => {
+            let tests = checked.tests.iter().map(|test| v1::TestOutcome {
+                name: test.name.to_string(),
+                passed: test.passed,
+                detail: test.detail.clone(),
+            });
+            let response = v1::ApplyResponse {
+                diagnostics: checked.findings.clone(),
+                tests: tests.collect(),
+                ..v1::ApplyResponse::default()
+            };
+            output::json(&json(&response, None))?;
+        }
+    }
+    Ok(Exit::Negative)
+}
+
+fn is_refused(response: &v1::ApplyResponse) -> bool {
+    !response.diagnostics.is_empty() || response.tests.iter().any(|test| !test.passed)
+}
+
+fn refused(session: &Session, response: &v1::ApplyResponse, files: &[SourceFile]) -> Result<Exit> {
+    if session.output == Format::Json {
+        output::json(&json(response, None))?;
+        return Ok(Exit::Negative);
+    }
+    let mut text = diagnostics::render(&response.diagnostics, files);
+    for test in response.tests.iter().filter(|test| !test.passed) {
+        let failed = paint("test failed:", Tone::Bad);
+        text.push_str(&format!("\n{failed} {:?}: {}", test.name, clean(&test.detail)));
+    }
+    let refused = paint("refused:", Tone::Bad);
+    output::complain(&format!("{text}\n\n{refused} the controller has changed nothing"));
+    Ok(Exit::Negative)
+}
+
+/// What changes, and what the tests say.
+fn differences(response: &v1::ApplyResponse, dry_run: bool) -> String {
+    if response.unchanged {
+        return format!("nothing to change: revision {} says this already", response.revision);
+    }
+    let mut text = String::new();
+    for change in &response.changes {
+        text.push_str(&change_line(change));
+    }
+    if !response.tests.is_empty() {
+        let passed = count(response.tests.len(), "test");
+        text.push_str(&format!("{}\n", paint(&format!("{passed} passed"), Tone::Good)));
+    }
+    if dry_run {
+        let changes = count(response.changes.len(), "change");
+        let concerned = match &*response.affected {
+            [] => "no agent is concerned".to_owned(),
+            names => format!("it concerns {}", clean(&names.join(", "))),
+        };
+        text.push_str(&format!("dry run: {changes}, nothing was applied; {concerned}\n"));
+    }
+    text
+}
+
+fn change_line(change: &v1::Change) -> String {
+    let (sign, tone) = match change.kind() {
+        Kind::Added => ('+', Tone::Good),
+        Kind::Changed => ('~', Tone::Warn),
+        Kind::Removed => ('-', Tone::Bad),
+        Kind::Unspecified => ('?', Tone::Plain),
+    };
+    let subject = paint(&format!("{sign} {}", clean(&change.subject)), tone);
+    if change.detail.is_empty() {
+        return format!("{subject}\n");
+    }
+    format!("{subject}: {}\n", clean(&change.detail))
+}
+
+fn json(response: &v1::ApplyResponse, progress: Option<&Progress>) -> Value {
+    let change = |change: &v1::Change| {
+        let kind = match change.kind() {
+            Kind::Added => "added",
+            Kind::Changed => "changed",
+            Kind::Removed => "removed",
+            Kind::Unspecified => "unspecified",
+        };
+        json!({ "kind": kind, "subject": change.subject, "detail": change.detail })
+    };
+    let test = |test: &v1::TestOutcome| json!({ "name": test.name, "passed": test.passed, "detail": test.detail });
+    json!({
+        "revision": response.revision,
+        "unchanged": response.unchanged,
+        "changes": response.changes.iter().map(change).collect::<Value>(),
+        "diagnostics": diagnostics::json(&response.diagnostics),
+        "tests": response.tests.iter().map(test).collect::<Value>(),
+        "affected": response.affected,
+        "rollout": progress.map(Progress::json),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response() -> v1::ApplyResponse {
+        let change = |kind: Kind, subject: &str, detail: &str| v1::Change {
+            kind: kind.into(),
+            subject: subject.to_owned(),
+            detail: detail.to_owned(),
+        };
+        v1::ApplyResponse {
+            revision: 7,
+            changes: vec![
+                change(Kind::Added, "host app-3", ""),
+                change(Kind::Changed, "service web", "port 80 -> 8080"),
+                change(Kind::Removed, "rule old", ""),
+            ],
+            tests: vec![v1::TestOutcome { name: "t".into(), passed: true, detail: String::new() }],
+            affected: vec!["app-1".into()],
+            ..v1::ApplyResponse::default()
+        }
+    }
+
+    fn plain(text: &str) -> String {
+        anstream::adapter::strip_str(text).to_string()
+    }
+
+    #[test]
+    fn differences_have_signs() {
+        assert_eq!(
+            plain(&differences(&response(), false)),
+            "+ host app-3\n~ service web: port 80 -> 8080\n- rule old\n1 test passed\n"
+        );
+        let dry = plain(&differences(&response(), true));
+        assert!(
+            dry.ends_with("dry run: 3 changes, nothing was applied; it concerns app-1\n"),
+            "{dry}"
+        );
+    }
+
+    #[test]
+    fn an_equal_file_says_so() {
+        let same =
+            v1::ApplyResponse { unchanged: true, revision: 7, ..v1::ApplyResponse::default() };
+        assert_eq!(differences(&same, false), "nothing to change: revision 7 says this already");
+    }
+
+    #[test]
+    fn failed_tests_and_diagnostics_are_refusals() {
+        assert!(!is_refused(&response()));
+        let mut failed = response();
+        failed.tests[0].passed = false;
+        assert!(is_refused(&failed));
+        let mut broken = response();
+        broken.diagnostics.push(v1::Diagnostic::default());
+        assert!(is_refused(&broken));
+    }
+
+    #[test]
+    fn json_has_the_shape_that_scripts_rely_on() {
+        let value = json(&response(), None);
+        assert_eq!(value["changes"][1]["kind"], "changed");
+        assert_eq!(value["rollout"], Value::Null);
+        assert_eq!((&value["revision"], &value["unchanged"]), (&7.into(), &false.into()));
+    }
+}

@@ -1,0 +1,326 @@
+//! The command line, as `clap` reads it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use isthmus_model::{Layer4, Name};
+
+use crate::words;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; `explain`: allowed
+  1  failed, refused or broken; `explain`: denied; `ping`: no reply
+  2  the command line is wrong
+  3  the controller or the agent can't be reached
+  4  applied, but an agent refused it or hasn't answered in time
+
+Examples:
+  agentctl status                                  how the mesh, or this host, is doing
+  agentctl apply -f mesh.toml                      change the mesh
+  agentctl explain service:client service:web      who may do what, and why";
+
+/// Operates an Isthmus mesh, and tells what the agent of this host is doing.
+///
+/// Commands that concern the whole mesh (apply, host, service, device, token) need an operator's
+/// credentials. Those that concern this host (join, peers, flows, ping) ask its agent. `status` and
+/// `explain` work either way.
+#[derive(Debug, Parser)]
+#[command(name = "agentctl", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// An operator's credentials [default: ~/.config/isthmus/operator.toml, then
+    /// /etc/isthmus/operator/operator.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "ISTHMUS_CREDENTIALS", hide_env = true)]
+    pub(crate) credentials: Option<PathBuf>,
+    /// The agent's socket [default: /run/isthmus/agent.sock]
+    #[arg(long, global = true, value_name = "PATH", env = "ISTHMUS_SOCKET", hide_env = true)]
+    pub(crate) socket: Option<PathBuf>,
+    /// Text for people, or JSON for programs
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Makes files the topology of the mesh
+    ///
+    /// Checks the files, shows what differs from the running revision, runs their tests, and makes
+    /// a new revision. Then waits until every agent that is concerned has accepted it. If anything
+    /// is wrong, nothing changes.
+    #[command(
+        after_help = "Examples:\n  agentctl apply -f mesh.toml --dry-run\n  agentctl apply -f /etc/isthmus/topology.d"
+    )]
+    Apply(Apply),
+    /// Checks files and runs their tests, without a controller
+    #[command(after_help = "Example:\n  agentctl validate -f mesh.toml")]
+    Validate {
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Shows how the mesh, or this host, is doing
+    ///
+    /// With --credentials: the mesh. With --socket: this host. With neither: this host if an agent
+    /// runs here, else the mesh.
+    #[command(after_help = "Examples:\n  agentctl status\n  agentctl status --mesh -o json")]
+    Status {
+        /// Show the mesh
+        #[arg(long, conflicts_with = "agent")]
+        mesh: bool,
+        /// Show this host
+        #[arg(long)]
+        agent: bool,
+    },
+    /// Lists, shows and removes hosts
+    #[command(subcommand, after_help = "Example:\n  agentctl host list")]
+    Host(Host),
+    /// Lists and shows services
+    #[command(subcommand, after_help = "Example:\n  agentctl service show web")]
+    Service(Service),
+    /// Lists devices, and writes their WireGuard files
+    #[command(subcommand, after_help = "Example:\n  agentctl device export press")]
+    Device(Device),
+    /// Creates, lists and revokes join tokens
+    #[command(subcommand, after_help = "Example:\n  agentctl token create --host app-1")]
+    Token(Token),
+    /// Makes this host a member of a mesh
+    ///
+    /// Hands a join token to this host's agent. The agent makes its keys itself, proves that it was
+    /// given the token, and starts its tunnels.
+    ///
+    /// A token on the command line can be seen by every user of this host while the command runs:
+    /// prefer standard input or a file.
+    #[command(
+        after_help = "Examples:\n  ssh ops agentctl token create | agentctl join -\n  agentctl join --file /root/token --name app-1"
+    )]
+    Join(Join),
+    /// Shows the tunnels of this host
+    #[command(after_help = "Example:\n  agentctl peers")]
+    Peers,
+    /// Shows who talks to whom on this host, and which rule decided
+    #[command(
+        after_help = "Examples:\n  agentctl flows --watch\n  agentctl flows -o json --limit 10"
+    )]
+    Flows {
+        /// Show at most so many
+        #[arg(long, value_name = "N", default_value_t = 1_000)]
+        limit: u32,
+        /// Show them again every second
+        #[arg(long, short)]
+        watch: bool,
+    },
+    /// Says whether FROM may reach TO, and which rule decides
+    ///
+    /// FROM and TO are `service:web`, `host:app-1`, `device:press`, or a name alone where only one
+    /// of them has it. Asks, in this order: the files of -f; the running topology, with an
+    /// operator's credentials; the agent of this host, which knows the rules for its own traffic.
+    #[command(
+        after_help = "Examples:\n  agentctl explain client web\n  agentctl explain service:client service:web --method GET --path /public\n  agentctl explain host:app-1 host:web-1 --port tcp/22 -f mesh.toml"
+    )]
+    Explain(Explain),
+    /// Sends echoes through the tunnel to a host, service or device
+    #[command(after_help = "Example:\n  agentctl ping web-1 -c 3")]
+    Ping {
+        /// A name or an address of the mesh
+        target: String,
+        /// Send so many
+        #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+        count: u32,
+        /// Wait so long between two
+        #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = words::parse_seconds)]
+        interval: Duration,
+    },
+    /// Prints a completion script for a shell
+    #[command(
+        after_help = "Example:\n  agentctl completion bash > /usr/share/bash-completion/completions/agentctl"
+    )]
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Writes manual pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// Which folder
+        folder: PathBuf,
+    },
+}
+
+/// Where the topology is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Files {
+    /// A file, a folder (its *.toml, sorted) or `-` (standard input); repeatable
+    #[arg(short, long = "file", value_name = "FILE|DIR", required = true)]
+    pub(crate) file: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    #[command(flatten)]
+    pub(crate) files: Files,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Wait so long for the agents
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = words::parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Host {
+    /// Lists the hosts of the mesh
+    #[command(after_help = "Example:\n  agentctl host list -o json")]
+    List,
+    /// Shows one host
+    #[command(after_help = "Example:\n  agentctl host show app-1")]
+    Show {
+        /// Its name
+        name: Name,
+    },
+    /// Removes a host: its tunnels are cut at once, everywhere
+    ///
+    /// The host needs a new token to come back.
+    #[command(after_help = "Example:\n  agentctl host remove app-3 --yes")]
+    Remove {
+        /// Its name
+        name: Name,
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Service {
+    /// Lists the services of the mesh
+    #[command(after_help = "Example:\n  agentctl service list")]
+    List,
+    /// Shows one service
+    #[command(after_help = "Example:\n  agentctl service show web")]
+    Show {
+        /// Its name
+        name: Name,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Device {
+    /// Lists the devices of the mesh
+    #[command(after_help = "Example:\n  agentctl device list")]
+    List,
+    /// Prints a device's wg-quick file, without its private key
+    #[command(after_help = "Example:\n  agentctl device export press > wg0.conf")]
+    Export {
+        /// Its name
+        name: Name,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Makes a join token, and prints it this once
+    #[command(
+        after_help = "Examples:\n  agentctl token create\n  agentctl token create --expires 7d --uses 20 --label role=web"
+    )]
+    Create(CreateToken),
+    /// Lists the tokens, the newest first
+    #[command(after_help = "Example:\n  agentctl token list")]
+    List,
+    /// Withdraws a token: nobody can join with it any more
+    #[command(after_help = "Example:\n  agentctl token revoke 0102030405060708")]
+    Revoke {
+        /// As `agentctl token list` shows it
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateToken {
+    /// How long it is good for: 90s, 1h, 7d
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = words::parse_duration)]
+    pub(crate) expires: Duration,
+    /// How many hosts may join with it
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) uses: u32,
+    /// A label that it grants; repeatable
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// The only host name that it is good for
+    #[arg(long, value_name = "NAME")]
+    pub(crate) host: Option<Name>,
+}
+
+#[derive(Args)]
+pub(crate) struct Join {
+    /// The token, or `-` for standard input (also without one)
+    #[arg(value_name = "TOKEN", conflicts_with = "file")]
+    pub(crate) token: Option<String>,
+    /// Read the token from a file
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// The host's name in the mesh [default: the system's host name]
+    #[arg(long, value_name = "HOST")]
+    pub(crate) name: Option<Name>,
+}
+
+/// Without the token: it is a secret.
+impl std::fmt::Debug for Join {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Join")
+            .field("file", &self.file)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// Who opens the connection
+    pub(crate) from: String,
+    /// To whom
+    pub(crate) to: String,
+    /// To which port: tcp/22, udp/53, icmp [default: the service's own]
+    #[arg(long, short, value_name = "PROTOCOL/PORT", value_parser = parse_port)]
+    pub(crate) port: Option<Layer4>,
+    /// The request's method, for a service that speaks HTTP
+    #[arg(long, short, requires = "path")]
+    pub(crate) method: Option<String>,
+    /// The request's path
+    #[arg(long, requires = "method")]
+    pub(crate) path: Option<String>,
+    /// Ask these files instead of the running mesh: a file, a folder or `-`; repeatable
+    #[arg(short, long = "file", value_name = "FILE|DIR")]
+    pub(crate) file: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE, such as role=web".to_owned()),
+    }
+}
+
+fn parse_port(text: &str) -> Result<Layer4, String> {
+    text.parse().map_err(|error: <Layer4 as std::str::FromStr>::Err| error.to_string())
+}

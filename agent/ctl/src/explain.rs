@@ -1,0 +1,474 @@
+//! `agentctl explain`: may FROM reach TO, which rule says so, and why the others don't.
+
+use anyhow::Result;
+use isthmus_model::{
+    Action, Identity, Layer4, Name, RequestMatch, Rule, Subject, convert, snapshot,
+};
+use isthmus_policy::{Decision, Explanation, Outcome, Query, Request, Step};
+use isthmus_proto::v1;
+use serde_json::{Value, json};
+
+use crate::cli::{Explain, Format};
+use crate::diagnostics;
+use crate::errors::{Exit, Failure};
+use crate::output::{self, Tone, clean, paint};
+use crate::sources;
+use crate::status::read_mesh;
+use crate::transport::{Session, Whom, ask_agent, ask_controller};
+use crate::world::World;
+
+pub(crate) async fn explain(session: &Session, arguments: &Explain) -> Result<Exit> {
+    let world = if !arguments.file.is_empty() {
+        match offline(arguments)? {
+            Ok(world) => world,
+            Err(findings) => {
+                output::complain(&findings);
+                return Ok(Exit::Usage);
+            }
+        }
+    } else {
+        match session.policy_from() {
+            Whom::Mesh => from_controller(session).await?,
+            Whom::Agent => from_agent(session).await?,
+        }
+    };
+    let answer = Answer::new(&world, arguments).map_err(Failure::Usage)?;
+    match session.output {
+        Format::Text => output::say(&answer.text())?,
+        Format::Json => output::json(&answer.json())?,
+    }
+    Ok(answer.exit())
+}
+
+fn offline(arguments: &Explain) -> Result<Result<World, String>> {
+    let files = sources::read(&arguments.file)?;
+    let names: Vec<&str> = files.iter().map(|file| &*file.name).collect();
+    Ok(match sources::topology(&files) {
+        Ok(topology) => Ok(World::of_topology(&topology, names.join(", "))),
+        Err(findings) => Err(diagnostics::render(&findings, &files)),
+    })
+}
+
+async fn from_controller(session: &Session) -> Result<World> {
+    let mut admin = session.controller().await?;
+    let running = ask_controller(admin.read_topology(v1::ReadTopologyRequest {})).await?;
+    let files = sources::from_messages(running.files);
+    let topology = sources::topology(&files).map_err(|findings| {
+        let first = findings.first().map(|found| found.message.clone()).unwrap_or_default();
+        Failure::Refused(format!(
+            "This agentctl doesn't understand the running topology ({first}); is it older than \
+             the controller?"
+        ))
+    })?;
+    let source = format!("revision {} of the mesh", running.revision);
+    let mut world = World::of_topology(&topology, source);
+    let hosts = read_mesh(session).await?.hosts;
+    let names = hosts.iter().filter_map(|host| host.host.as_ref()?.name.parse::<Name>().ok());
+    world.add_hosts(names);
+    Ok(world)
+}
+
+async fn from_agent(session: &Session) -> Result<World> {
+    let mut agent = session.agent().await?;
+    let read = ask_agent(agent.read_snapshot(v1::ReadSnapshotRequest {})).await?;
+    let revision = snapshot::Revision(read.revision);
+    let snapshot = convert::snapshot(revision, &read.resources).map_err(|error| {
+        Failure::Refused(format!(
+            "This agentctl doesn't understand the agent's snapshot ({error}); are they of the same \
+             version?"
+        ))
+    })?;
+    Ok(World::of_snapshot(&snapshot))
+}
+
+/// A question with its answer.
+#[derive(Debug)]
+pub(crate) struct Answer<'a> {
+    world: &'a World,
+    from: Identity,
+    to: Identity,
+    layer4: Layer4,
+    request: Option<(&'a str, &'a str)>,
+    explanation: Explanation,
+}
+
+impl<'a> Answer<'a> {
+    /// Asks.
+    ///
+    /// # Errors
+    ///
+    /// Says what the question should have been.
+    pub(crate) fn new(world: &'a World, arguments: &'a Explain) -> Result<Self, String> {
+        let from = world.resolve(&arguments.from)?;
+        let to = world.resolve(&arguments.to)?;
+        let layer4 = arguments.port.or_else(|| world.own_port(&to)).ok_or_else(|| {
+            format!(
+                "{to} has no port of its own; say which, such as `--port tcp/22` or `--port icmp`"
+            )
+        })?;
+        let request = arguments.method.as_deref().zip(arguments.path.as_deref());
+        let query = Query {
+            from: &from,
+            to: &to,
+            layer4,
+            request: request.map(|(method, path)| Request { method, path }),
+        };
+        let explanation = world.policy.explain(&query);
+        Ok(Self { world, from, to, layer4, request, explanation })
+    }
+
+    fn outcome(&self) -> Outcome {
+        self.explanation.verdict.outcome
+    }
+
+    fn decision(&self) -> Decision<'_> {
+        self.world.policy.describe(&self.explanation.verdict)
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        match self.outcome() {
+            Outcome::Allow | Outcome::Inspect => Exit::Success,
+            Outcome::Deny => Exit::Negative,
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let (word, tone) = match self.outcome() {
+            Outcome::Allow => ("ALLOW", Tone::Good),
+            Outcome::Deny => ("DENY", Tone::Bad),
+            Outcome::Inspect => ("DEPENDS", Tone::Warn),
+        };
+        let request = match self.request {
+            Some((method, path)) => format!(" {method} {path}"),
+            None => String::new(),
+        };
+        let question = clean(&format!("{} -> {} {}{request}", self.from, self.to, self.layer4));
+        let mut text = format!("{} {question}\n", paint(word, tone));
+        text.push_str(&format!("  decided by {}\n", self.decider()));
+        if let Some(denier) = self.explanation.verdict.would_deny {
+            let denier = self.world.policy.describe_decider(denier);
+            let note =
+                format!("  passes only because of audit mode: {} would deny it\n", named(&denier));
+            text.push_str(&paint(&note, Tone::Warn));
+        }
+        if self.outcome() == Outcome::Inspect {
+            text.push_str(&self.requests_text());
+        }
+        text.push_str(&self.steps_text());
+        if let Some(hint) = &self.explanation.hint {
+            text.push_str(&format!("{} {}\n", paint("hint:", Tone::Strong), clean(hint)));
+        }
+        text.push_str(&paint(&format!("(by {})\n", clean(&self.world.source)), Tone::Quiet));
+        text
+    }
+
+    fn decider(&self) -> String {
+        let decision = self.decision();
+        let rule = match decision.name {
+            "default" => "the policy's default: no rule matches".to_owned(),
+            _ => named(&decision),
+        };
+        // The bare word is what flows, logs and metrics show.
+        if decision.name == "default" { format!("default ({rule})") } else { rule }
+    }
+
+    fn steps_text(&self) -> String {
+        let steps = &self.explanation.steps;
+        if steps.is_empty() {
+            let none = format!("  no rule is about {} and {}\n", self.from, self.to);
+            return clean(&none);
+        }
+        let mut text = "rules considered:\n".to_owned();
+        if self.explanation.omitted > 0 {
+            text.push_str(&format!("  ({} before these)\n", self.explanation.omitted));
+        }
+        for step in steps {
+            text.push_str(&step_line(step));
+        }
+        text
+    }
+
+    fn requests_text(&self) -> String {
+        let mut text = "it depends on the request; allowed is:\n".to_owned();
+        for allowed in self.requests(Action::Allow) {
+            text.push_str(&format!("  {}\n", clean(&allowed.to_string())));
+        }
+        let mut denied = self.requests(Action::Deny).peekable();
+        if denied.peek().is_some() {
+            text.push_str("except:\n");
+        }
+        for denied in denied {
+            text.push_str(&format!("  {}\n", clean(&denied.to_string())));
+        }
+        text.push_str("ask about one with --method GET --path /\n");
+        text
+    }
+
+    /// The requests that rules between the two name.
+    fn requests(&self, action: Action) -> impl Iterator<Item = Named<'_>> {
+        let about = move |rule: &&Rule| {
+            let about = |subjects: &[Subject], who| subjects.iter().any(|s| covers(s, who));
+            rule.action == action
+                && !rule.audit
+                && about(&rule.from, &self.from)
+                && about(&rule.to, &self.to)
+                && (rule.ports.is_empty() || rule.ports.iter().any(|p| p.matches(self.layer4)))
+        };
+        self.world.policy.rules().iter().filter(about).flat_map(|rule| {
+            let any = rule.http.is_empty().then_some(Named { rule, request: None });
+            any.into_iter()
+                .chain(rule.http.iter().map(|request| Named { rule, request: Some(request) }))
+        })
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let decision = self.decision();
+        let step = |step: &Step| {
+            json!({
+                "rule": *step.rule,
+                "action": action_word(step.action),
+                "file": step.origin.as_ref().map(|origin| &*origin.file),
+                "line": step.origin.as_ref().map(|origin| origin.line),
+                "matched": step.matched,
+                "reason": step.reason,
+            })
+        };
+        let inspect = self.outcome() == Outcome::Inspect;
+        let requests = |action| {
+            inspect.then(|| self.requests(action).map(|one| one.json()).collect::<Value>())
+        };
+        json!({
+            "verdict": self.outcome().to_string(),
+            "from": self.from.to_string(),
+            "to": self.to.to_string(),
+            "layer4": self.layer4.to_string(),
+            "method": self.request.map(|(method, _)| method),
+            "path": self.request.map(|(_, path)| path),
+            "rule": decision.name,
+            "file": decision.origin.map(|origin| &*origin.file),
+            "line": decision.origin.map(|origin| origin.line),
+            "audited": self.explanation.verdict.audited(),
+            "steps": self.explanation.steps.iter().map(step).collect::<Value>(),
+            "allowed_requests": requests(Action::Allow),
+            "denied_requests": requests(Action::Deny),
+            "hint": self.explanation.hint,
+            "source": self.world.source,
+        })
+    }
+}
+
+/// A request that a rule names; none: every request.
+#[derive(Clone, Copy, Debug)]
+struct Named<'a> {
+    rule: &'a Rule,
+    request: Option<&'a RequestMatch>,
+}
+
+impl Named<'_> {
+    fn method(&self) -> Option<&str> {
+        self.request?.method.as_deref()
+    }
+
+    fn path(&self) -> Option<&str> {
+        self.request?.path.as_deref()
+    }
+
+    fn json(&self) -> Value {
+        json!({ "rule": *self.rule.name, "method": self.method(), "path": self.path() })
+    }
+}
+
+impl std::fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.method(), self.path()) {
+            (None, None) => f.write_str("every request")?,
+            (method, path) => {
+                write!(f, "{} {}", method.unwrap_or("any method"), path.unwrap_or("any path"))?;
+            }
+        }
+        write!(f, "   by {:?} ({})", self.rule.name, self.rule.origin)
+    }
+}
+
+fn step_line(step: &Step) -> String {
+    let (sign, tone) = match (step.matched, step.action) {
+        (false, _) => ("-", Tone::Quiet),
+        (true, Action::Allow) => ("+", Tone::Good),
+        (true, Action::Deny) => ("x", Tone::Bad),
+    };
+    let matched = if step.matched { "matches" } else { "doesn't match" };
+    let origin = step.origin.as_ref().map(|origin| format!(" ({origin})")).unwrap_or_default();
+    let rule = format!("{sign} {} {:?}{origin}", action_word(step.action), step.rule);
+    format!("  {} {matched}: {}\n", paint(&clean(&rule), tone), clean(&step.reason))
+}
+
+fn named(decision: &Decision<'_>) -> String {
+    let origin = decision.origin.map(|origin| format!(" ({origin})")).unwrap_or_default();
+    clean(&format!("{:?}{origin}", decision.name))
+}
+
+const fn action_word(action: Action) -> &'static str {
+    match action {
+        Action::Allow => "allow",
+        Action::Deny => "deny",
+    }
+}
+
+/// Whether a rule's subject means an identity.
+fn covers(subject: &Subject, who: &Identity) -> bool {
+    match (subject, who) {
+        (Subject::Any, _)
+        | (Subject::AnyService, Identity::Service { .. })
+        | (Subject::AnyHost, Identity::Host(_))
+        | (Subject::AnyDevice, Identity::Device(_)) => true,
+        (Subject::Service(wanted), Identity::Service { name, .. })
+        | (Subject::Host(wanted), Identity::Host(name))
+        | (Subject::Device(wanted), Identity::Device(name)) => wanted == name,
+        (Subject::Namespace(wanted), Identity::Service { namespace, .. }) => wanted == namespace,
+        (
+            Subject::AnyService
+            | Subject::AnyHost
+            | Subject::AnyDevice
+            | Subject::Service(_)
+            | Subject::Namespace(_)
+            | Subject::Host(_)
+            | Subject::Device(_),
+            _,
+        ) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::tests::plain;
+
+    const FILE: &str = r#"
+[host.app-1]
+[host.web]
+labels = { role = "web" }
+
+[service.client]
+namespace = "prod"
+port = 9000
+hosts = ["app-1"]
+
+[service.web]
+namespace = "prod"
+port = 8080
+protocol = "http"
+hosts = { role = "web" }
+
+[service.store]
+port = 5432
+hosts = { role = "web" }
+
+[[deny]]
+name = "no clients from prod by ssh"
+from = "namespace:prod"
+to = "host:*"
+ports = ["tcp/22"]
+
+[[allow]]
+name = "client reads web"
+from = "service:client"
+to = "service:web"
+http = [{ method = "GET", path = "/public/*" }]
+
+[[allow]]
+name = "web stores"
+from = "service:web"
+to = "service:store"
+"#;
+
+    fn world() -> World {
+        let files = [isthmus_model::topology::SourceFile {
+            name: "dir/mesh.toml".into(),
+            text: FILE.to_owned(),
+        }];
+        World::of_topology(&sources::topology(&files).unwrap(), "dir/mesh.toml".to_owned())
+    }
+
+    fn arguments(line: &str) -> Explain {
+        let words = ["agentctl", "explain"].into_iter().chain(line.split(' '));
+        let Command::Explain(arguments) = Cli::parse_from(words).command else {
+            panic!("{line} is parsed as another command");
+        };
+        arguments
+    }
+
+    fn ask(line: &str) -> (Exit, String, Value) {
+        let (world, arguments) = (world(), arguments(line));
+        let answer = Answer::new(&world, &arguments).unwrap();
+        (answer.exit(), plain(&answer.text()), answer.json())
+    }
+
+    fn refused(line: &str) -> String {
+        let (world, arguments) = (world(), arguments(line));
+        Answer::new(&world, &arguments).unwrap_err()
+    }
+
+    #[test]
+    fn an_allowed_flow_names_its_rule_and_where_it_stands() {
+        let (exit, text, json) = ask("service:web service:store");
+        assert_eq!(exit, Exit::Success);
+        assert!(text.starts_with("ALLOW service:web -> service:store tcp/5432\n"), "{text}");
+        assert!(text.contains("\"web stores\" (dir/mesh.toml:33)"), "{text}");
+        assert_eq!(json["verdict"], "allow");
+        assert_eq!((&json["file"], &json["line"]), (&"dir/mesh.toml".into(), &33.into()));
+    }
+
+    #[test]
+    fn a_flow_that_no_rule_allows_is_denied_by_default() {
+        let (exit, text, json) = ask("service:client service:store");
+        assert_eq!(exit, Exit::Negative);
+        assert!(text.starts_with("DENY ") && text.contains("default"), "{text}");
+        assert_eq!((&json["rule"], &json["file"]), (&"default".into(), &Value::Null));
+    }
+
+    #[test]
+    fn a_request_is_judged_by_method_and_path() {
+        let (exit, text, _) = ask("client service:web --method GET --path /public/a");
+        assert_eq!(exit, Exit::Success, "{text}");
+        let (exit, text, json) = ask("client service:web --method DELETE --path /public/a");
+        assert_eq!(exit, Exit::Negative);
+        assert!(text.contains("DENY") && text.contains("DELETE"), "{text}");
+        assert!(text.contains("\"client reads web\" (dir/mesh.toml:27) doesn't match"), "{text}");
+        assert_eq!(json["steps"][0]["matched"], false);
+    }
+
+    #[test]
+    fn without_a_request_it_tells_which_are_allowed() {
+        let (exit, text, json) = ask("client service:web");
+        assert_eq!(exit, Exit::Success);
+        assert!(text.starts_with("DEPENDS "), "{text}");
+        assert!(text.contains("GET /public/*   by \"client reads web\""), "{text}");
+        assert_eq!(json["verdict"], "inspect");
+        assert_eq!(json["allowed_requests"][0]["path"], "/public/*");
+    }
+
+    #[test]
+    fn a_deny_rule_decides_before_any_allow() {
+        let (exit, _, json) = ask("client host:app-1 --port tcp/22");
+        assert_eq!(exit, Exit::Negative);
+        assert_eq!(json["rule"], "no clients from prod by ssh");
+    }
+
+    #[test]
+    fn names_are_resolved_where_that_is_unambiguous() {
+        let (_, text, _) = ask("store app-1 --port icmp");
+        assert!(text.contains("service:store -> host:app-1 icmp"), "{text}");
+        let several = refused("client web");
+        assert!(several.contains("service:web or host:web"), "{several}");
+        let unknown = refused("client service:wob");
+        assert!(
+            unknown.contains("there is service:client, service:store, service:web"),
+            "{unknown}"
+        );
+        assert!(refused("client svc:web").contains("write service:NAME"));
+        assert!(refused("client host:app-1").contains("--port tcp/22"));
+    }
+}

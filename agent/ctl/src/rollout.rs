@@ -1,0 +1,171 @@
+//! After `apply`: waiting for the agents, and telling who has accepted.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use isthmus_proto::v1;
+use isthmus_proto::v1::admin_client::AdminClient;
+use serde_json::{Value, json};
+use tokio::time::timeout_at;
+use tonic::transport::Channel;
+
+use crate::errors::{Exit, refused};
+use crate::output::{Tone, clean, paint};
+use crate::transport::ask_controller;
+use crate::words::{count, rough};
+
+/// How far a revision has got.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    last: v1::Rollout,
+    took: Duration,
+    /// How long we were willing to wait.
+    patience: Duration,
+}
+
+/// Waits until every connected agent has answered, at most until `patience` is over; the time is
+/// counted from `started`.
+pub(crate) async fn wait(
+    admin: &mut AdminClient<Channel>,
+    revision: u64,
+    started: Instant,
+    patience: Duration,
+) -> Result<Progress> {
+    let deadline = tokio::time::Instant::now() + patience;
+    let request = v1::WatchRolloutRequest { revision };
+    let mut stream = ask_controller(admin.watch_rollout(request)).await?;
+    let mut progress = Progress { patience, ..Progress::default() };
+    while let Ok(message) = timeout_at(deadline, stream.message()).await {
+        match message {
+            Ok(Some(rollout)) => {
+                let done = rollout.complete || rollout.waiting.is_empty();
+                progress.last = rollout;
+                if done {
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(status) => return Err(refused(&status, "the controller").into()),
+        }
+    }
+    progress.last.revision = revision;
+    progress.took = started.elapsed();
+    Ok(progress)
+}
+
+impl Progress {
+    /// Whether a connected agent refused or is silent.
+    pub(crate) fn exit(&self) -> Exit {
+        if self.last.refused.is_empty() && self.last.waiting.is_empty() {
+            Exit::Success
+        } else {
+            Exit::Incomplete
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let v1::Rollout { revision, accepted, waiting, disconnected, refused, .. } = &self.last;
+        let connected = accepted.len() + waiting.len() + refused.len();
+        let took = rough(self.took);
+        let tone = if self.exit() == Exit::Success { Tone::Good } else { Tone::Warn };
+        let mut text = if connected == 0 {
+            format!("revision {revision}: no connected agent is concerned\n")
+        } else {
+            let agents = format!("{} of {} accepted", accepted.len(), count(connected, "agent"));
+            format!("revision {revision}: {} in {took}\n", paint(&agents, tone))
+        };
+        for refusal in refused {
+            let host = paint(&clean(&refusal.host), Tone::Strong);
+            let reason = clean(&refusal.reason);
+            text.push_str(&format!("  {} {host}: {reason}\n", paint("refused by", Tone::Bad)));
+        }
+        if !waiting.is_empty() {
+            let names = clean(&waiting.join(", "));
+            let patience = rough(self.patience);
+            let silent = paint("no answer", Tone::Bad);
+            text.push_str(&format!("  {silent} within {patience} from {names}\n"));
+        }
+        if !disconnected.is_empty() {
+            let (verb, pronoun) =
+                if disconnected.len() == 1 { ("is", "it returns") } else { ("are", "they return") };
+            let hosts = count(disconnected.len(), "host");
+            let names = clean(&disconnected.join(", "));
+            text.push_str(&format!(
+                "  {hosts} {verb} away and will get it when {pronoun}: {names}\n"
+            ));
+        }
+        text
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let refused: Value = self
+            .last
+            .refused
+            .iter()
+            .map(|one| json!({ "host": one.host, "reason": one.reason }))
+            .collect();
+        json!({
+            "accepted": self.last.accepted,
+            "waiting": self.last.waiting,
+            "disconnected": self.last.disconnected,
+            "refused": refused,
+            "milliseconds": u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(accepted: &[&str], waiting: &[&str], away: &[&str], refused: &[&str]) -> Progress {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        let refusal = |host: &&str| v1::RefusedBy {
+            host: (*host).to_owned(),
+            reason: "100.64.0.0/12 is routed elsewhere".to_owned(),
+        };
+        Progress {
+            last: v1::Rollout {
+                revision: 7,
+                accepted: names(accepted),
+                waiting: names(waiting),
+                disconnected: names(away),
+                refused: refused.iter().map(refusal).collect(),
+                complete: waiting.is_empty(),
+            },
+            took: Duration::from_millis(41),
+            patience: Duration::from_secs(10),
+        }
+    }
+
+    fn plain(progress: &Progress) -> String {
+        anstream::adapter::strip_str(&progress.text()).to_string()
+    }
+
+    #[test]
+    fn a_full_rollout_is_one_line() {
+        let all = progress(&["a", "b", "c"], &[], &[], &[]);
+        assert_eq!(plain(&all), "revision 7: 3 of 3 agents accepted in 41 ms\n");
+        assert_eq!(all.exit(), Exit::Success);
+    }
+
+    #[test]
+    fn hosts_that_are_away_are_named_and_dont_fail() {
+        let away = progress(&["a"], &[], &["app-3"], &[]);
+        assert!(plain(&away).contains("1 host is away and will get it when it returns: app-3"));
+        assert_eq!(away.exit(), Exit::Success);
+        assert_eq!(away.json()["disconnected"][0], "app-3");
+    }
+
+    #[test]
+    fn agents_that_refuse_or_are_silent_are_named_and_fail() {
+        let refused = progress(&["a"], &[], &[], &["app-1"]);
+        assert!(plain(&refused).contains("refused by app-1: 100.64.0.0/12"), "{}", plain(&refused));
+        assert!(plain(&refused).contains("1 of 2 agents"));
+        assert_eq!(refused.exit(), Exit::Incomplete);
+        assert_eq!(refused.json()["refused"][0]["host"], "app-1");
+        let silent = progress(&[], &["app-2"], &[], &[]);
+        assert!(plain(&silent).contains("no answer within 10 s from app-2"));
+        assert_eq!(silent.exit(), Exit::Incomplete);
+    }
+}
