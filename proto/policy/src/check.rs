@@ -68,7 +68,7 @@ fn own_port(policy: &Policy, to: &Identity) -> Result<Layer4, String> {
     }
 }
 
-fn identity(topology: &Topology, subject: &Subject) -> Result<Identity, String> {
+pub(crate) fn identity(topology: &Topology, subject: &Subject) -> Result<Identity, String> {
     let found = match subject {
         Subject::Service(name) => topology
             .services

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use isthmus_model::{Action, Identity, Layer4, Rule};
 
+use crate::index::Ids;
 use crate::path::{Ambiguity, canonical};
 use crate::policy::{Policy, RequestPattern, Served};
 use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, RuleId, Verdict};
@@ -25,6 +26,8 @@ impl Recorder for Silent {
 /// A query, with what the policy knows of its destination.
 #[derive(Debug)]
 pub(crate) struct Case<'a> {
+    pub(crate) from: Ids,
+    pub(crate) to: Ids,
     pub(crate) layer4: Layer4,
     pub(crate) target: Target,
     pub(crate) traffic: Traffic<'a>,
@@ -72,9 +75,8 @@ pub(crate) enum Fit {
 impl Policy {
     pub(crate) fn judge<R: Recorder>(&self, query: &Query<'_>, recorder: &mut R) -> Verdict {
         let case = self.case(query);
-        let (from, to) = (self.subjects.of(query.from), self.subjects.of(query.to));
         let mut would_deny = None;
-        for id in self.denies.related(from, to).map(RuleId) {
+        for id in self.denies.related(case.from, case.to).map(RuleId) {
             let fit = self.fit(id, &case);
             recorder.rule(self, id, fit, &case);
             let by = match fit {
@@ -105,9 +107,8 @@ impl Policy {
             recorder.built_in(built_in);
             return (DecidedBy::BuiltIn(built_in), Action::Allow);
         }
-        let (from, to) = (self.subjects.of(query.from), self.subjects.of(query.to));
         let mut ambiguous = false;
-        for id in self.allows.related(from, to).map(RuleId) {
+        for id in self.allows.related(case.from, case.to).map(RuleId) {
             let fit = self.fit(id, case);
             recorder.rule(self, id, fit, case);
             match fit {
@@ -146,10 +147,12 @@ impl Policy {
             }
             (Target::Service(_) | Target::UnknownService | Target::Machine, _) => Traffic::Plain,
         };
-        Case { layer4: query.layer4, target, traffic }
+        let (from, to) = (self.subjects.of(query.from), self.subjects.of(query.to));
+        Case { from, to, layer4: query.layer4, target, traffic }
     }
 
-    fn fit(&self, id: RuleId, case: &Case<'_>) -> Fit {
+    /// How a rule that relates the case's ends suits it.
+    pub(crate) fn fit(&self, id: RuleId, case: &Case<'_>) -> Fit {
         let rule = self.rule(id);
         if !covers(rule, case) {
             return Fit::OtherPort;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use isthmus_model::{Action, Origin};
+use isthmus_model::{Action, Identity, Origin, Rule, Subject};
 
-use crate::engine::{Case, Fit, Recorder, Target, Traffic};
+use crate::engine::{Case, Fit, Recorder, Target, Traffic, covers};
 use crate::policy::Policy;
-use crate::verdict::{BuiltIn, Query, RuleId, Verdict};
+use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, RuleId, Verdict};
 
 /// More steps than this only hide the one that matters.
 const MAX_STEPS: usize = 50;
@@ -129,6 +129,82 @@ fn other_request(policy: &Policy, id: RuleId, case: &Case<'_>) -> String {
     }
 }
 
-fn hint(_policy: &Policy, _query: &Query<'_>, _verdict: &Verdict) -> Option<String> {
-    None
+/// What might be wrong, where nothing allowed it.
+fn hint(policy: &Policy, query: &Query<'_>, verdict: &Verdict) -> Option<String> {
+    let denier = match verdict.outcome {
+        Outcome::Deny => Some(verdict.decided_by),
+        Outcome::Allow | Outcome::Inspect => verdict.would_deny,
+    };
+    match denier? {
+        DecidedBy::Rule(_) | DecidedBy::BuiltIn(BuiltIn::HostPing | BuiltIn::DeviceDns) => None,
+        DecidedBy::BuiltIn(BuiltIn::AmbiguousPath) => {
+            Some("write the path in one way only: no '//', '..', ';' or encoded slash".to_owned())
+        }
+        DecidedBy::Default => Some(nearest(policy, query)),
+    }
+}
+
+/// The rule that comes nearest to allowing it.
+fn nearest(policy: &Policy, query: &Query<'_>) -> String {
+    let case = policy.case(query);
+    let related = policy.allows.related(case.from, case.to).map(RuleId);
+    let near = |id: &RuleId| u8::from(policy.fit(*id, &case) != Fit::OtherPort);
+    // `max_by_key` gives the last of equals; people expect the first.
+    if let Some(id) = related.min_by_key(|id| std::cmp::Reverse(near(id))) {
+        let why = reason(policy, id, policy.fit(id, &case), &case);
+        return format!("{} comes nearest: {why}", title(policy, id));
+    }
+    let allows =
+        || (0..).map(RuleId).zip(policy.rules()).filter(|(_, r)| r.action == Action::Allow);
+    let towards = |rule: &Rule| rule.to.iter().any(|subject| names(subject, query.to));
+    if let Some((id, rule)) = allows().find(|(_, rule)| towards(rule) && covers(rule, &case)) {
+        return format!("{} allows it, but from {} only", title(policy, id), list(&rule.from));
+    }
+    if let Some(id) = policy.allows.related(case.to, case.from).map(RuleId).next() {
+        let (from, to) = (query.from, query.to);
+        return format!("{} allows flows from {to} to {from}, not back", title(policy, id));
+    }
+    match allows().find(|(_, rule)| towards(rule)) {
+        Some((id, rule)) => {
+            let (from, to) = (list(&rule.from), query.to);
+            format!("{} allows something else to {to}, from {from}", title(policy, id))
+        }
+        None => format!("no rule allows anything to {}", query.to),
+    }
+}
+
+fn title(policy: &Policy, id: RuleId) -> String {
+    let rule = policy.rule(id);
+    format!("rule {:?} ({})", rule.name, rule.origin)
+}
+
+fn list(subjects: &[Subject]) -> String {
+    let shown: Vec<String> = subjects.iter().take(5).map(ToString::to_string).collect();
+    let more = subjects.len().saturating_sub(shown.len());
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    shown.join(", ") + &more
+}
+
+/// Whether a subject names an identity.
+pub(crate) fn names(subject: &Subject, identity: &Identity) -> bool {
+    match (subject, identity) {
+        (Subject::Any, _)
+        | (Subject::AnyService, Identity::Service { .. })
+        | (Subject::AnyHost, Identity::Host(_))
+        | (Subject::AnyDevice, Identity::Device(_)) => true,
+        (Subject::Service(name), Identity::Service { name: of, .. })
+        | (Subject::Namespace(name), Identity::Service { namespace: of, .. })
+        | (Subject::Host(name), Identity::Host(of))
+        | (Subject::Device(name), Identity::Device(of)) => name == of,
+        (
+            Subject::AnyService
+            | Subject::AnyHost
+            | Subject::AnyDevice
+            | Subject::Service(_)
+            | Subject::Namespace(_)
+            | Subject::Host(_)
+            | Subject::Device(_),
+            _,
+        ) => false,
+    }
 }

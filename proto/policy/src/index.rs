@@ -140,6 +140,15 @@ impl Index {
     }
 }
 
+#[cfg(test)]
+impl Index {
+    /// How many entries it keeps.
+    pub(crate) fn entries(&self) -> usize {
+        let lists = self.pairs.values().chain(self.wide.values()).map(Vec::len);
+        lists.chain(self.wide_from.values().map(Vec::len)).sum()
+    }
+}
+
 /// Merges lists of positions.
 #[derive(Debug)]
 pub(crate) struct Related<'a> {

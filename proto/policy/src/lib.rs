@@ -38,6 +38,10 @@ mod explain;
 mod index;
 pub mod path;
 mod policy;
+#[cfg(test)]
+mod tests;
+#[cfg(any(test, feature = "vectors"))]
+pub mod vectors;
 mod verdict;
 
 pub use changes::{Access, Changes, Reach, changes};

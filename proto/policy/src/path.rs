@@ -72,7 +72,7 @@ fn recode(path: &str) -> Result<String, Ambiguity> {
                 rest = tail;
                 continue;
             }
-            b'?' | b'#' => return Err(Ambiguity::BadCharacter),
+            b'?' | b'#' | b' ' => return Err(Ambiguity::BadCharacter),
             _ => (*first, tail),
         };
         push(&mut form, byte)?;
@@ -107,7 +107,7 @@ fn push(form: &mut String, byte: u8) -> Result<(), Ambiguity> {
     match byte {
         b'/' | b'\\' => return Err(Ambiguity::HiddenSlash),
         b';' => return Err(Ambiguity::Parameter),
-        0..=b' ' | 0x7f if byte != b' ' => return Err(Ambiguity::BadCharacter),
+        0..=0x1f | 0x7f => return Err(Ambiguity::BadCharacter),
         _ if is_plain(byte) => form.push(char::from(byte)),
         _ => {
             const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
@@ -216,5 +216,74 @@ impl fmt::Display for Pattern {
             ""
         };
         f.write_str(end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_plain_path_is_borrowed() {
+        for path in ["/", "/a/b", "/a/b/", "/a.b/~c/d=e,f:@!$&'()*+"] {
+            assert!(matches!(canonical(path), Ok(Cow::Borrowed(_))), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_programs_read_in_two_ways_is_named() {
+        for (path, why) in [
+            ("", Ambiguity::Relative),
+            ("*", Ambiguity::Relative),
+            ("//", Ambiguity::EmptySegment),
+            ("/a//b", Ambiguity::EmptySegment),
+            ("/a/..", Ambiguity::DotSegment),
+            ("/.", Ambiguity::DotSegment),
+            ("/%2e%2e/a", Ambiguity::DotSegment),
+            ("/a%2Fb", Ambiguity::HiddenSlash),
+            ("/a\\b", Ambiguity::HiddenSlash),
+            ("/a;b", Ambiguity::Parameter),
+            ("/a%", Ambiguity::BadEncoding),
+            ("/a%4", Ambiguity::BadEncoding),
+            ("/a%252e", Ambiguity::BadEncoding),
+            ("/a\0", Ambiguity::BadCharacter),
+            ("/a b", Ambiguity::BadCharacter),
+            ("/a#b", Ambiguity::BadCharacter),
+            ("/%c0%af", Ambiguity::NotUtf8),
+        ] {
+            assert_eq!(canonical(path), Err(why), "{path:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_canonical_form_is_its_own(path in "/[a-c%0-9A-F./ ;\\u{0}-\u{ff}]{0,12}") {
+            if let Ok(form) = canonical(&path) {
+                prop_assert_eq!(canonical(&form), Ok(form.clone()));
+                prop_assert!(form.bytes().all(|byte| byte.is_ascii_graphic()));
+            }
+        }
+
+        #[test]
+        fn encoding_a_path_changes_nothing(path in "(/[a-z*+~!]{1,3}){1,4}", which in any::<u16>()) {
+            let encode = |(at, byte): (usize, u8)| match which >> (at % 16) & 1 {
+                1 if byte != b'/' => format!("%{byte:02x}"),
+                _ => char::from(byte).to_string(),
+            };
+            let encoded: String = path.bytes().enumerate().map(encode).collect();
+            prop_assert_eq!(canonical(&encoded), Ok(Cow::Borrowed(&*path)));
+        }
+
+        #[test]
+        fn a_pattern_without_stars_matches_itself_only(
+            pattern in "(/[ab]{1,2}){0,3}",
+            path in "(/[ab]{1,2}){1,3}",
+        ) {
+            let pattern = if pattern.is_empty() { "/".to_owned() } else { pattern };
+            prop_assert!(Pattern::new(&pattern).matches(&pattern));
+            prop_assert_eq!(Pattern::new(&pattern).matches(&path), pattern == path);
+        }
     }
 }

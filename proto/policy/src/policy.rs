@@ -28,7 +28,7 @@ pub struct Policy {
 }
 
 /// What a service offers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Served {
     pub(crate) layer4: Layer4,
     pub(crate) http: bool,
@@ -69,7 +69,7 @@ impl Policy {
         Self::new(&topology.rules, served.collect())
     }
 
-    fn new(rules: &Rules, services: HashMap<Name, Served>) -> Self {
+    pub(crate) fn new(rules: &Rules, services: HashMap<Name, Served>) -> Self {
         let mut policy = Self {
             default: rules.default,
             audit: rules.audit,
@@ -161,7 +161,7 @@ impl Policy {
 }
 
 impl Served {
-    const fn new(port: u16, protocol: Protocol) -> Self {
+    pub(crate) const fn new(port: u16, protocol: Protocol) -> Self {
         match protocol {
             Protocol::Tcp => Self { layer4: Layer4::Tcp(port), http: false },
             Protocol::Udp => Self { layer4: Layer4::Udp(port), http: false },
