@@ -1,0 +1,186 @@
+//! The composition root: everything that the agent consists of, wired in one place.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use isthmus_net::cgroup::Cgroups;
+use isthmus_net::privileges;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::identity::Identity;
+use crate::local::{self, Api};
+use crate::membership::{self, Outcome};
+use crate::names;
+use crate::owners::SharedCgroups;
+use crate::settings::Settings;
+use crate::state_dir::StateDir;
+use crate::status::Shared;
+use crate::telemetry;
+
+/// How long callers of the local API may take at the end.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What must happen while the process has one thread and all its privileges.
+///
+/// # Errors
+/// When the privileges can't be dropped.
+pub fn prepare() -> anyhow::Result<SharedCgroups> {
+    let cgroups = match Cgroups::open() {
+        Ok(cgroups) => Some(cgroups),
+        Err(error) => {
+            let error = anyhow::Error::new(error);
+            tracing::warn!("services can't be told by systemd unit or cgroup: {error:#}");
+            None
+        }
+    };
+    let missing = privileges::drop_to(&privileges::agent_capabilities())
+        .context("Failed to drop privileges")?;
+    if !missing.is_empty() {
+        tracing::warn!("capabilities are missing: {missing:?}; some things will not work");
+    }
+    Ok(Arc::new(Mutex::new(cgroups)))
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// When it can't go on; whoever started it should start it again.
+pub async fn run(settings: Settings, cgroups: SharedCgroups) -> anyhow::Result<()> {
+    let disk = Arc::new(StateDir::open(&settings.state_dir)?);
+    let identity = disk.identity()?;
+    let shared = Shared::new(settings, cgroups);
+    let (stop, mut stopped) = watch::channel(false);
+    let (joined_sender, mut joined) = mpsc::channel(1);
+
+    names::recover(&shared.settings);
+    let listener = local::bind(&shared.settings.socket)?;
+    let api = Api::new(Arc::clone(&shared), Arc::clone(&disk), joined_sender);
+    let local = tokio::spawn(local::serve(listener, api, when(stopped.clone())));
+    let metrics = tokio::spawn(serve_metrics(Arc::clone(&shared)));
+
+    let living = live(&shared, &disk, identity, &mut stopped, &mut joined);
+    tokio::pin!(living);
+    let ended = tokio::select! {
+        ended = &mut living => ended,
+        reason = shared.failed() => Err(anyhow::anyhow!(reason)),
+        () = told_to_stop() => {
+            tracing::info!("stopping");
+            notify(&[NotifyState::Stopping]);
+            stop.send_replace(true);
+            living.await
+        }
+    };
+    stop.send_replace(true);
+    metrics.abort();
+    say_goodbye(local).await;
+    ended
+}
+
+/// One membership after the other, and the time between them.
+async fn live(
+    shared: &Arc<Shared>,
+    disk: &Arc<StateDir>,
+    mut identity: Option<Identity>,
+    stopped: &mut watch::Receiver<bool>,
+    joined: &mut mpsc::Receiver<Identity>,
+) -> anyhow::Result<()> {
+    loop {
+        let member = match identity.take() {
+            Some(member) => member,
+            None => {
+                tracing::info!("not a member of a mesh; waiting for `agentctl join`");
+                ready();
+                tell_status(shared);
+                tokio::select! {
+                    _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+                    member = joined.recv() => member.context("The local API is gone")?,
+                }
+            }
+        };
+        tracing::info!(host = %member.member.host, mesh = member.member.mesh, "a member of the mesh");
+        match membership::live(shared, disk, member, stopped, joined).await? {
+            Outcome::Stopped => return Ok(()),
+            Outcome::Removed(_) => {}
+            Outcome::Rejoined(member) => identity = Some(member),
+        }
+    }
+}
+
+async fn serve_metrics(shared: Arc<Shared>) {
+    let Some(address) = shared.settings.metrics_address() else { return };
+    if let Err(error) = telemetry::serve(address, shared).await {
+        // Whoever watches will notice; packets go on.
+        tracing::error!("no metrics: {error:#}");
+    }
+}
+
+async fn told_to_stop() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+async fn when(mut flag: watch::Receiver<bool>) {
+    drop(flag.wait_for(|set| *set).await);
+}
+
+async fn say_goodbye(mut local: JoinHandle<anyhow::Result<()>>) {
+    match tokio::time::timeout(GOODBYE, &mut local).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => tracing::warn!("the local API failed: {error:#}"),
+        Ok(Err(error)) => tracing::warn!("the local API failed: {error}"),
+        Err(_) => {
+            local.abort();
+            // Aborted tasks drop the socket.
+            drop(local.await);
+        }
+    }
+}
+
+/// Tells systemd that the agent is up: its data plane, or its socket where there is none yet.
+pub fn ready() {
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells systemd in one line how the agent stands.
+pub fn tell_status(shared: &Shared) {
+    notify(&[NotifyState::Status(&shared.status().summary())]);
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "couldn't notify systemd");
+    }
+}
+
+/// Settings from the command line beat those of the file.
+///
+/// # Errors
+/// When the file can't be used.
+pub fn settings(
+    path: &std::path::Path,
+    state_dir: Option<std::path::PathBuf>,
+    socket: Option<std::path::PathBuf>,
+) -> anyhow::Result<Settings> {
+    let mut settings = Settings::read(path)?;
+    if let Some(state_dir) = state_dir {
+        settings.state_dir = state_dir;
+    }
+    if let Some(socket) = socket {
+        settings.socket = socket;
+    }
+    if settings.state_dir.as_os_str().is_empty() || settings.socket.as_os_str().is_empty() {
+        bail!("{}: state_dir and socket must not be empty", path.display());
+    }
+    Ok(settings)
+}

@@ -1,0 +1,127 @@
+//! Joining a mesh: from a token to an identity.
+//!
+//! The keys are made here; only their public halves leave. The token's secret is sent to nobody
+//! but a controller that proved to have the CA whose hash the token holds.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use isthmus_model::token::Token;
+use isthmus_model::{HostId, Name};
+use isthmus_proto::v1;
+use isthmus_proto::v1::join_client::JoinClient;
+use rustls_pki_types::ServerName;
+use tonic::Code;
+
+use crate::identity::{Identity, Member, TlsKey, TunnelKey};
+use crate::tls::{self, ConnectError, PinnedCa};
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why this host is no member. The messages are for the person who typed the token.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// No controller of the token answers; one line for each.
+    #[error("{}", attempts.join("; "))]
+    Unreachable {
+        /// What happened at each address.
+        attempts: Vec<String>,
+    },
+    /// Whoever answers is not the controller that issued the token.
+    #[error(transparent)]
+    Foreign(ConnectError),
+    /// The controller refuses; its own words.
+    #[error("{message}")]
+    Refused {
+        /// Which kind of refusal, as gRPC has them.
+        code: Code,
+        /// What the controller says.
+        message: String,
+    },
+    /// The controller's answer can't be used, or this host fails.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+/// Makes this host a member under the name `host`.
+///
+/// # Errors
+/// See [`JoinError`].
+pub async fn join(token: &Token, host: Name) -> Result<Identity, JoinError> {
+    let pin = PinnedCa::new(token.ca_hash);
+    let stream = connect_to_any(&token.controllers, &pin).await?;
+    let keys = Keys { tunnel: TunnelKey::generate()?, tls: TlsKey::generate()? };
+    let channel = tls::channel(stream).await?;
+    let request = v1::JoinRequest {
+        token_id: token.id.to_string(),
+        token_secret: token.secret.to_vec(),
+        host: host.to_string(),
+        public_key: keys.tunnel.public()?.0.to_vec(),
+        certificate_request: keys.tls.request()?,
+    };
+    let call = async { JoinClient::new(channel).join(request).await };
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, call)
+        .await
+        .context("The controller didn't answer within 10 s")?
+        .map_err(|status| refused(&status))?;
+    Ok(member(answer.into_inner(), host, keys, token, &pin)?)
+}
+
+struct Keys {
+    tunnel: TunnelKey,
+    tls: TlsKey,
+}
+
+/// The controllers of a token are equals: the first that answers will do. One with a foreign CA
+/// ends the search, because the token's bearer must know of it.
+async fn connect_to_any(
+    controllers: &[String],
+    pin: &std::sync::Arc<PinnedCa>,
+) -> Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>, JoinError> {
+    let config = tls::joining_config(pin)?;
+    let mut attempts = Vec::new();
+    for address in controllers {
+        // The pin verifies the name that the certificate claims; see `PinnedCa`.
+        let name = ServerName::try_from("controller").context("A constant name")?;
+        match tls::connect(address, config.clone(), name).await {
+            Ok(stream) => return Ok(stream),
+            Err(error @ ConnectError::ForeignCa { .. }) => return Err(JoinError::Foreign(error)),
+            Err(error) => attempts.push(error.to_string()),
+        }
+    }
+    Err(JoinError::Unreachable { attempts })
+}
+
+fn refused(status: &tonic::Status) -> JoinError {
+    let message = match status.message() {
+        "" => format!("the controller refused: {}", status.code().description()),
+        message => message.to_owned(),
+    };
+    JoinError::Refused { code: status.code(), message }
+}
+
+fn member(
+    answer: v1::JoinResponse,
+    host: Name,
+    keys: Keys,
+    token: &Token,
+    pin: &PinnedCa,
+) -> anyhow::Result<Identity> {
+    let trust_domain =
+        answer.trust_domain.parse().context("The controller's answer has a bad trust domain")?;
+    anyhow::ensure!(
+        pin.trust_domain().as_ref() == Some(&trust_domain),
+        "The controller's answer and its certificate name different trust domains"
+    );
+    anyhow::ensure!(answer.host_id != 0, "The controller gave this host no number");
+    let member = Member {
+        host_id: HostId(answer.host_id),
+        host,
+        mesh: answer.mesh,
+        trust_domain,
+        controllers: token.controllers.clone(),
+    };
+    let chain = answer.certificate.context("The controller sent no certificate")?.chain;
+    let tls = keys.tls.with_chain(chain, pin.hash(), &member)?;
+    Ok(Identity { member, tunnel: keys.tunnel, tls })
+}

@@ -1,0 +1,35 @@
+//! The agent: the IO shell round the pure parts.
+//!
+//! Nothing here decides about a packet, a flow or a request. This crate opens the sockets, the TUN
+//! device, the files and the control stream, and carries bytes and events between them and
+//! `isthmus-core` (packets), `isthmus-proxy` (requests) and `isthmus-policy` (decisions).
+//!
+//! The agent's life has two states. *Unjoined*, it only serves its Unix socket and waits for a
+//! token. As a *member* it works by a snapshot of the mesh: the one on disk at first, then
+//! whatever the controller sends. [`app`] is the composition root and reads top-down;
+//! [`membership`] is what a member does; [`plane`] is everything that exists only while there is a
+//! snapshot (device, packet thread, proxy, DNS).
+//!
+//! Two worlds of threads: the control plane runs on tokio, the data plane on one thread of its own
+//! ([`dataplane`]) which never waits for the control plane. They talk through bounded channels.
+
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod dataplane;
+pub mod dns;
+pub mod identity;
+pub mod join;
+pub mod local;
+pub mod logging;
+pub mod membership;
+pub mod names;
+pub mod network;
+pub mod owners;
+pub mod plane;
+pub mod settings;
+pub mod state_dir;
+pub mod status;
+pub mod sync;
+pub mod telemetry;
+pub mod tls;

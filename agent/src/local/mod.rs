@@ -1,0 +1,317 @@
+//! The local API: what `agentctl` asks on the Unix socket.
+
+mod listen;
+mod ping;
+mod resolve;
+mod show;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use isthmus_model::Name;
+use isthmus_model::token::Token;
+use isthmus_proto::v1;
+use isthmus_proto::v1::local_server::{Local, LocalServer};
+use tokio::sync::{Mutex, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status};
+
+use crate::dataplane;
+use crate::identity::Identity;
+use crate::join::{self, JoinError};
+use crate::state_dir::StateDir;
+use crate::status::{self, Shared};
+
+pub use listen::{Connection, Listener, bind};
+pub(crate) use show::peer_state;
+#[cfg(test)]
+pub(crate) use show::tests;
+
+/// Requests are short: the longest holds a token.
+const REQUEST_BYTES_MAX: usize = 16 << 10;
+const REQUESTS_PER_CONNECTION: u32 = 16;
+const FLOWS_DEFAULT: usize = 1_000;
+const FLOWS_MAX: usize = 100_000;
+/// How long a new member's first snapshot may take.
+const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection that says nothing for so long is asked whether it is alive.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Serves until `stop` completes, then lets go of the socket.
+///
+/// # Errors
+/// When the socket can't be read any more.
+pub async fn serve(
+    listener: Listener,
+    api: Api,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let service = LocalServer::new(api).max_decoding_message_size(REQUEST_BYTES_MAX);
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(REQUESTS_PER_CONNECTION)
+        .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION as usize)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_service(service)
+        .serve_with_incoming_shutdown(listener.connections(), stop)
+        .await?;
+    Ok(())
+}
+
+/// What the API works with.
+#[derive(Debug)]
+pub struct Api {
+    shared: Arc<Shared>,
+    disk: Arc<StateDir>,
+    /// Where a new identity goes: whoever receives it lives as that member from then on.
+    joined: mpsc::Sender<Identity>,
+    /// Held by whoever is joining.
+    joining: Mutex<()>,
+}
+
+impl Api {
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, disk: Arc<StateDir>, joined: mpsc::Sender<Identity>) -> Self {
+        Self { shared, disk, joined, joining: Mutex::new(()) }
+    }
+
+    fn packets(&self) -> Result<dataplane::Handle, Status> {
+        self.shared.packets().ok_or_else(|| {
+            let status = self.shared.status();
+            let why = match (status.member, status.refusal.as_str()) {
+                (None, _) => {
+                    "This host is not a member of a mesh; join one with `agentctl join TOKEN`"
+                        .into()
+                }
+                (Some(_), "") => {
+                    "This host waits for its first snapshot from the controller".into()
+                }
+                (Some(_), refusal) => format!("The overlay is not up here: {refusal}"),
+            };
+            Status::failed_precondition(why)
+        })
+    }
+
+    /// A member joins again only when it can't renew its certificate any more.
+    fn may_join(&self) -> Result<(), Status> {
+        let status = self.shared.status();
+        let Some(member) = status.member else { return Ok(()) };
+        let expired = status.certificate.is_some_and(|it| it.until < SystemTime::now());
+        if expired {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "This host is a member of the mesh {} already, as {}; to join anew, first remove it \
+             with `agentctl host remove {}`",
+            member.mesh, member.host, member.host
+        )))
+    }
+
+    async fn keep(&self, identity: Identity) -> anyhow::Result<()> {
+        let disk = Arc::clone(&self.disk);
+        let kept = identity.clone();
+        tokio::task::spawn_blocking(move || disk.write_identity(&kept)).await??;
+        self.joined.send(identity).await.map_err(|_| anyhow::anyhow!("The agent is stopping"))
+    }
+
+    /// The status once the data plane of this member is up.
+    async fn first_snapshot(
+        &self,
+        member: &crate::identity::Member,
+    ) -> Result<status::Status, Status> {
+        let mut changes = self.shared.watch();
+        let ours = |status: &status::Status| status.member.as_ref() == Some(member);
+        let settled = changes.wait_for(|status| {
+            ours(status) && (status.state.is_some() || !status.refusal.is_empty())
+        });
+        let settled = tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, settled).await;
+        let status = match settled {
+            Ok(Ok(status)) => status.clone(),
+            Ok(Err(_)) => return Err(Status::unavailable("The agent is stopping")),
+            Err(_) => {
+                let error = self.shared.status().last_error;
+                return Err(Status::unavailable(format!(
+                    "This host has joined, but the controller has sent it no snapshot yet; the \
+                     agent keeps trying. {error}"
+                )));
+            }
+        };
+        if status.state.is_none() {
+            let refusal = status.refusal;
+            return Err(Status::failed_precondition(format!(
+                "This host has joined, but its overlay is not up: {refusal}"
+            )));
+        }
+        Ok(status)
+    }
+}
+
+#[tonic::async_trait]
+impl Local for Api {
+    async fn join(
+        &self,
+        request: Request<v1::LocalJoinRequest>,
+    ) -> Result<Response<v1::LocalJoinResponse>, Status> {
+        let request = request.into_inner();
+        let token: Token = request.token.parse().map_err(invalid)?;
+        let host = host_name(&request.host)?;
+        let Ok(_alone) = self.joining.try_lock() else {
+            return Err(Status::aborted("This host is joining already; wait for that to end"));
+        };
+        self.may_join()?;
+        tracing::info!(%host, token = %token.id, "joining a mesh");
+        let identity = join::join(&token, host).await.map_err(|error| {
+            tracing::warn!("couldn't join: {error}");
+            join_status(&error)
+        })?;
+        let member = identity.member.clone();
+        self.keep(identity).await.map_err(|error| Status::internal(format!("{error:#}")))?;
+        let status = self.first_snapshot(&member).await?;
+        let Some(state) = &status.state else {
+            return Err(Status::internal("The overlay went down while this host joined"));
+        };
+        let snapshot = &state.snapshot;
+        Ok(Response::new(v1::LocalJoinResponse {
+            host_id: member.host_id.0,
+            host: member.host.to_string(),
+            mesh: member.mesh,
+            ipv6: snapshot.workload_ipv6(snapshot.local, isthmus_model::ServiceId(0)).to_string(),
+            ipv4: snapshot.local_host().ipv4().to_string(),
+        }))
+    }
+
+    async fn read_status(
+        &self,
+        _: Request<v1::ReadAgentStatusRequest>,
+    ) -> Result<Response<v1::AgentStatus>, Status> {
+        let sample = match self.shared.packets() {
+            Some(packets) => packets.sample().await.ok(),
+            None => None,
+        };
+        let status = self.shared.status();
+        Ok(Response::new(show::status(&self.shared.settings, &status, sample.as_ref())))
+    }
+
+    async fn list_peers(
+        &self,
+        _: Request<v1::ListPeersRequest>,
+    ) -> Result<Response<v1::Peers>, Status> {
+        let sample = self.packets()?.sample().await.map_err(unavailable)?;
+        let state = self.state()?;
+        let peers = sample.peers.iter().map(|peer| show::peer(&state, peer)).collect();
+        Ok(Response::new(v1::Peers { peers }))
+    }
+
+    async fn list_flows(
+        &self,
+        request: Request<v1::ListFlowsRequest>,
+    ) -> Result<Response<v1::Flows>, Status> {
+        let limit = match request.into_inner().limit {
+            0 => FLOWS_DEFAULT,
+            limit => usize::try_from(limit).unwrap_or(FLOWS_MAX).min(FLOWS_MAX),
+        };
+        let listed = self.packets()?.flows(limit).await.map_err(unavailable)?;
+        let flows = listed.flows.iter().map(|flow| show::flow(&listed.state, flow)).collect();
+        Ok(Response::new(v1::Flows { flows, total: listed.total as u64 }))
+    }
+
+    async fn read_snapshot(
+        &self,
+        _: Request<v1::ReadSnapshotRequest>,
+    ) -> Result<Response<v1::SnapshotResources>, Status> {
+        let state = self.state()?;
+        Ok(Response::new(v1::SnapshotResources {
+            revision: state.revision().0,
+            resources: isthmus_model::convert::resources(&state.snapshot),
+        }))
+    }
+
+    type PingStream = ReceiverStream<Result<v1::PingReply, Status>>;
+
+    async fn ping(
+        &self,
+        request: Request<v1::PingRequest>,
+    ) -> Result<Response<Self::PingStream>, Status> {
+        let request = request.into_inner();
+        let packets = self.packets()?;
+        let state = self.state()?;
+        let target = resolve::resolve(&state, &request.target)
+            .map_err(|error| Status::not_found(error.to_string()))?;
+        let (sender, replies) = mpsc::channel(4);
+        let series = ping::Series::new(&request, target);
+        tokio::spawn(series.run(Arc::clone(&self.shared), packets, sender));
+        Ok(Response::new(ReceiverStream::new(replies)))
+    }
+}
+
+impl Api {
+    fn state(&self) -> Result<Arc<isthmus_core::State>, Status> {
+        // Where there is no state there is no data plane, whose absence explains itself.
+        self.shared.state().map_or_else(
+            || Err(self.packets().err().unwrap_or_else(|| Status::unavailable("Try again"))),
+            Ok,
+        )
+    }
+}
+
+/// The name asked for, or the system's: its first label, in lower case.
+fn host_name(asked: &str) -> Result<Name, Status> {
+    if !asked.is_empty() {
+        return asked.parse().map_err(|error| {
+            Status::invalid_argument(format!("{asked:?} is no host name: {error}"))
+        });
+    }
+    let system = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let label = system.trim().split('.').next().unwrap_or_default().to_ascii_lowercase();
+    label.parse().map_err(|error| {
+        Status::invalid_argument(format!(
+            "This system's name {label:?} can't be a host's name ({error}); choose one with \
+             `agentctl join --name NAME`"
+        ))
+    })
+}
+
+fn join_status(error: &JoinError) -> Status {
+    let code = match error {
+        JoinError::Unreachable { .. } => Code::Unavailable,
+        JoinError::Foreign(_) => Code::PermissionDenied,
+        JoinError::Refused { code, .. } => *code,
+        JoinError::Failed(_) => Code::Internal,
+    };
+    Status::new(code, sentence(&error.to_string()))
+}
+
+fn invalid(error: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(sentence(&error.to_string()))
+}
+
+fn unavailable(error: anyhow::Error) -> Status {
+    Status::unavailable(format!("{error:#}"))
+}
+
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn a_host_name_that_is_none_is_refused_with_the_reason() {
+        assert_eq!(host_name("app-1").unwrap().as_str(), "app-1");
+        let error = host_name("App_1").unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert!(error.message().contains("App_1"), "{error}");
+    }
+
+    #[test]
+    fn the_controllers_refusal_reaches_the_person_in_its_own_words() {
+        let message = "The token has expired; create another with `agentctl token create`.";
+        let refused =
+            JoinError::Refused { code: Code::Unauthenticated, message: message.to_owned() };
+        let status = join_status(&refused);
+        assert_eq!((status.code(), status.message()), (Code::Unauthenticated, message));
+    }
+}

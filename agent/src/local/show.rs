@@ -1,0 +1,317 @@
+//! The agent's own values as the local API's messages.
+
+use std::time::{Duration, SystemTime};
+
+use isthmus_core::{FlowView, PeerName, PeerView, State};
+use isthmus_model::{DeviceId, Layer4, Principal, ServiceId};
+use isthmus_proto::v1;
+
+use crate::dataplane::Sample;
+use crate::plane::peer_name;
+use crate::settings::Settings;
+use crate::status::Status;
+
+/// WireGuard's sessions end so long after their handshake.
+const SESSION_LIFE: Duration = Duration::from_secs(180);
+
+pub(super) fn status(
+    settings: &Settings,
+    status: &Status,
+    sample: Option<&Sample>,
+) -> v1::AgentStatus {
+    let mut shown = v1::AgentStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        joined: status.member.is_some(),
+        controller: status.controller.clone(),
+        connected: status.connected,
+        last_error: why_not(status),
+        device: settings.device.clone(),
+        mtu: settings.mtu.into(),
+        proxy: status.proxy.clone(),
+        dns: status.dns.clone(),
+        snapshot_age_seconds: status.snapshot_age(SystemTime::now()).as_secs(),
+        certificate_expires: status.certificate.map_or(0, |it| seconds(it.until)),
+        ..v1::AgentStatus::default()
+    };
+    if let Some(member) = &status.member {
+        shown.host = member.host.to_string();
+        shown.mesh.clone_from(&member.mesh);
+        shown.trust_domain = member.trust_domain.to_string();
+    }
+    if let Some(state) = &status.state {
+        shown.revision = state.revision().0;
+        shown.addresses = own_addresses(state);
+        shown.services = local_services(state);
+    }
+    if let Some(sample) = sample {
+        shown.flows = sample.flows as u64;
+        shown.peers = sample.peers.len() as u64;
+        shown.peers_up = sample.peers.iter().filter(|peer| is_up(peer)).count() as u64;
+        shown.drops = drops(sample);
+        shown.notes = notes(sample);
+    }
+    shown
+}
+
+fn why_not(status: &Status) -> String {
+    match (status.refusal.as_str(), status.last_error.as_str()) {
+        ("", error) => error.to_owned(),
+        (refusal, "") => format!("refused the newest revision: {refusal}"),
+        (refusal, error) => format!("{error}; refused the newest revision: {refusal}"),
+    }
+}
+
+fn own_addresses(state: &State) -> Vec<String> {
+    let snapshot = &state.snapshot;
+    let ipv6 = snapshot.workload_ipv6(snapshot.local, ServiceId(0));
+    vec![snapshot.local_host().ipv4().to_string(), ipv6.to_string()]
+}
+
+fn local_services(state: &State) -> Vec<v1::LocalService> {
+    let snapshot = &state.snapshot;
+    let service =
+        |(id, service, ipv4): (ServiceId, &isthmus_model::Service, std::net::Ipv4Addr)| {
+            let ipv6 = snapshot.workload_ipv6(snapshot.local, id);
+            v1::LocalService {
+                name: service.name.to_string(),
+                namespace: service.namespace.to_string(),
+                port: service.port.into(),
+                protocol: service.protocol.to_string(),
+                addresses: vec![ipv4.to_string(), ipv6.to_string()],
+            }
+        };
+    snapshot.local_services().map(service).collect()
+}
+
+fn drops(sample: &Sample) -> Vec<v1::Counter> {
+    let counted = sample.counters.drops().filter(|(_, value)| *value > 0);
+    counted.map(|(reason, value)| v1::Counter { name: reason.label().to_owned(), value }).collect()
+}
+
+fn notes(sample: &Sample) -> Vec<String> {
+    let gso = if sample.gso { "UDP GSO on" } else { "UDP GSO off" };
+    let mut notes = vec![gso.to_owned()];
+    if sample.send_busy > 0 {
+        notes.push(format!("{} datagrams found the send buffer full", sample.send_busy));
+    }
+    notes
+}
+
+fn seconds(at: SystemTime) -> i64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Whether there is a session that packets can go by.
+pub(crate) fn is_up(peer: &PeerView) -> bool {
+    peer.last_handshake.is_some_and(|since| since < SESSION_LIFE)
+}
+
+/// "up", "connecting" or "idle".
+pub(crate) fn peer_state(peer: &PeerView) -> &'static str {
+    if is_up(peer) {
+        "up"
+    } else if peer.sent_bytes > 0 && peer.last_handshake.is_none() {
+        "connecting"
+    } else {
+        "idle"
+    }
+}
+
+pub(super) fn peer(state: &State, peer: &PeerView) -> v1::Peer {
+    let kind = match peer.peer {
+        PeerName::Host(_) => "host",
+        PeerName::Device(_) => "device",
+    };
+    let milliseconds = |since: Duration| u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    v1::Peer {
+        name: peer_name(state, peer.peer),
+        kind: kind.to_owned(),
+        endpoint: peer.endpoint.map_or_else(String::new, |endpoint| endpoint.to_string()),
+        state: peer_state(peer).to_owned(),
+        last_handshake_ms: peer.last_handshake.map(milliseconds),
+        received_bytes: peer.received_bytes,
+        sent_bytes: peer.sent_bytes,
+        path_mtu: peer.path_mtu.into(),
+        addresses: peer_addresses(state, peer.peer),
+    }
+}
+
+fn peer_addresses(state: &State, peer: PeerName) -> Vec<String> {
+    let snapshot = &state.snapshot;
+    match peer {
+        PeerName::Host(id) => snapshot.hosts.get(&id).map(|host| {
+            vec![host.ipv4().to_string(), snapshot.workload_ipv6(id, ServiceId(0)).to_string()]
+        }),
+        PeerName::Device(DeviceId(number)) => {
+            snapshot.devices.get(&DeviceId(number)).map(|device| {
+                let ipv6 = snapshot.workload_ipv6(device.via, ServiceId(number));
+                vec![device.ipv4.to_string(), ipv6.to_string()]
+            })
+        }
+    }
+    .unwrap_or_default()
+}
+
+pub(super) fn flow(state: &State, flow: &FlowView) -> v1::Flow {
+    let direction = match (flow.ingress, flow.egress) {
+        (None, Some(_)) => "outbound",
+        (Some(_), None) => "inbound",
+        (Some(_), Some(_)) => "forwarded",
+        (None, None) => "local",
+    };
+    // What the tunnel carries: there the addresses say who speaks to whom.
+    let wire = if flow.ingress.is_some() { &flow.original } else { &flow.translated };
+    let peer = flow.ingress.or(flow.egress);
+    let described = state.policy.describe(&flow.verdict);
+    v1::Flow {
+        from: name(state, flow.from),
+        to: name(state, flow.to),
+        protocol: protocol(flow.layer4),
+        source: end(flow.layer4, wire.source.into(), wire.source_port),
+        destination: end(flow.layer4, wire.destination.into(), wire.destination_port),
+        direction: direction.to_owned(),
+        verdict: flow.outcome.to_string(),
+        rule: flow.rule.clone(),
+        origin: described.origin.map_or_else(String::new, ToString::to_string),
+        audited: flow.verdict.audited(),
+        packets: flow.forward.0 + flow.backward.0,
+        bytes: flow.forward.1 + flow.backward.1,
+        idle_ms: u64::try_from(flow.idle.as_millis()).unwrap_or(u64::MAX),
+        age_ms: u64::try_from(flow.age.as_millis()).unwrap_or(u64::MAX),
+        revision: state.revision().0,
+        peer: peer.map_or_else(String::new, |peer| peer_name(state, peer)),
+    }
+}
+
+fn name(state: &State, principal: Principal) -> String {
+    state.identity(principal).map_or_else(|| "unknown".to_owned(), ToString::to_string)
+}
+
+fn protocol(layer4: Layer4) -> String {
+    match layer4 {
+        Layer4::Tcp(_) => "tcp".to_owned(),
+        Layer4::Udp(_) => "udp".to_owned(),
+        Layer4::Icmp => "icmp".to_owned(),
+        Layer4::Other(number) => number.to_string(),
+    }
+}
+
+fn end(layer4: Layer4, address: std::net::IpAddr, port: u16) -> String {
+    match layer4 {
+        Layer4::Tcp(_) | Layer4::Udp(_) => std::net::SocketAddr::new(address, port).to_string(),
+        Layer4::Icmp | Layer4::Other(_) => address.to_string(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use isthmus_model::{
+        Device, Host, HostId, Mesh, MeshPrefix, Protocol, PublicKey, Revision, Rules, Selector,
+        Service, Snapshot,
+    };
+
+    use super::*;
+
+    /// Host 1 (app-1, this one), host 2 (web-1) with the service web (5), a service without
+    /// workloads (6), and the device press (9) behind host 2.
+    pub(crate) fn state() -> State {
+        let host = |name: &str, block: &str| Host {
+            name: name.parse().unwrap(),
+            site: None,
+            labels: BTreeMap::new(),
+            public_key: PublicKey([1; 32]),
+            endpoints: vec!["192.0.2.2:51820".parse().unwrap()],
+            ipv4_block: block.parse().unwrap(),
+        };
+        let service = |name: &str, vip: &str, placements: &[(u32, &str)]| Service {
+            name: name.parse().unwrap(),
+            namespace: "prod".parse().unwrap(),
+            port: 8080,
+            protocol: Protocol::Tcp,
+            virtual_ipv4: vip.parse().unwrap(),
+            placements: placements
+                .iter()
+                .map(|(id, ipv4)| (HostId(*id), ipv4.parse().unwrap()))
+                .collect(),
+            selectors: vec![Selector::User("33".into())],
+        };
+        let device = Device {
+            name: "press".parse().unwrap(),
+            public_key: PublicKey([2; 32]),
+            via: HostId(2),
+            ipv4: "100.64.0.20".parse().unwrap(),
+        };
+        State::new(Snapshot {
+            revision: Revision(4),
+            mesh: Mesh {
+                name: "corp".parse().unwrap(),
+                trust_domain: "corp.example".parse().unwrap(),
+                prefix: MeshPrefix::new([0xfd, 1, 2, 3, 4, 5]).unwrap(),
+                ipv4: "100.64.0.0/10".parse().unwrap(),
+                virtual_ipv4: "100.127.0.0/16".parse().unwrap(),
+            },
+            local: HostId(1),
+            hosts: [
+                (HostId(1), host("app-1", "100.64.0.0/28")),
+                (HostId(2), host("web-1", "100.64.0.16/28")),
+            ]
+            .into(),
+            services: [
+                (ServiceId(5), service("web", "100.127.0.5", &[(2, "100.64.0.17")])),
+                (ServiceId(6), service("homeless", "100.127.0.6", &[])),
+                (ServiceId(7), service("here", "100.127.0.7", &[(1, "100.64.0.1")])),
+            ]
+            .into(),
+            devices: [(DeviceId(9), device)].into(),
+            rules: Rules::default(),
+        })
+    }
+
+    #[test]
+    fn an_unjoined_agent_says_so() {
+        let shown = status(&Settings::default(), &Status::default(), None);
+        assert!(!shown.joined && !shown.connected);
+        assert_eq!((shown.revision, shown.certificate_expires), (0, 0));
+    }
+
+    #[test]
+    fn a_member_shows_its_addresses_and_services() {
+        let state = state();
+        let member = crate::identity::tests::member();
+        let joined = Status {
+            member: Some(member),
+            state: Some(std::sync::Arc::new(state)),
+            ..Status::default()
+        };
+        let shown = status(&Settings::default(), &joined, Some(&Sample::default()));
+        assert_eq!(shown.addresses, ["100.64.0.0", "fd01:203:405::1:0:0"]);
+        assert_eq!(shown.services.len(), 1);
+        assert_eq!(shown.services[0].addresses, ["100.64.0.1", "fd01:203:405::1:0:7"]);
+        assert_eq!(shown.revision, 4);
+    }
+
+    #[test]
+    fn a_tunnel_is_up_for_as_long_as_its_session() {
+        let view = |handshake: Option<u64>, sent_bytes| PeerView {
+            peer: PeerName::Host(HostId(2)),
+            public_key: PublicKey([1; 32]),
+            endpoint: None,
+            last_handshake: handshake.map(Duration::from_secs),
+            last_heard: None,
+            received_bytes: 0,
+            sent_bytes,
+            path_mtu: 1500,
+            round_trip: None,
+        };
+        assert_eq!(peer_state(&view(None, 0)), "idle");
+        assert_eq!(peer_state(&view(None, 148)), "connecting");
+        assert_eq!(peer_state(&view(Some(20), 148)), "up");
+        assert_eq!(peer_state(&view(Some(400), 148)), "idle");
+        let shown = peer(&state(), &view(Some(20), 148));
+        assert_eq!((shown.name.as_str(), shown.kind.as_str()), ("web-1", "host"));
+        assert_eq!(shown.last_handshake_ms, Some(20_000));
+    }
+}

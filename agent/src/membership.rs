@@ -1,0 +1,275 @@
+//! What a member does from start to end: works by its last snapshot at once, then keeps in step
+//! with a controller for as long as it may.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use isthmus_proto::v1;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::identity::{Identity, TlsIdentity};
+use crate::network;
+use crate::plane::Plane;
+use crate::state_dir::StateDir;
+use crate::status::Shared;
+use crate::sync::backoff::{Backoff, random};
+use crate::sync::resources::Resources;
+use crate::sync::{self, Ended};
+
+/// A session that lasted this long was a good one.
+const GOOD_SESSION: Duration = Duration::from_secs(5);
+
+/// How a membership ends.
+#[expect(missing_debug_implementations, reason = "holds private keys")]
+pub enum Outcome {
+    /// The agent is to stop.
+    Stopped,
+    /// The host was removed from the mesh, and has forgotten it.
+    Removed(String),
+    /// The host has joined anew.
+    Rejoined(Identity),
+}
+
+/// Lives as the member that `identity` is.
+///
+/// # Errors
+/// When the disk refuses.
+pub async fn live(
+    shared: &Arc<Shared>,
+    disk: &Arc<StateDir>,
+    identity: Identity,
+    stop: &mut watch::Receiver<bool>,
+    joined: &mut mpsc::Receiver<Identity>,
+) -> anyhow::Result<Outcome> {
+    let mut membership = Membership::new(shared, disk, identity)?;
+    membership.start_from_disk().await?;
+    crate::app::ready();
+    let outcome = tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => Outcome::Stopped,
+        Some(identity) = joined.recv() => Outcome::Rejoined(identity),
+        reason = membership.keep_in_step() => Outcome::Removed(reason),
+    };
+    membership.end(&outcome).await?;
+    Ok(outcome)
+}
+
+struct Membership {
+    shared: Arc<Shared>,
+    disk: Arc<StateDir>,
+    identity: Identity,
+    resources: Resources,
+    plane: Plane,
+}
+
+impl Membership {
+    fn new(shared: &Arc<Shared>, disk: &Arc<StateDir>, identity: Identity) -> anyhow::Result<Self> {
+        let validity = identity.tls.validity()?;
+        shared.update(|status| {
+            status.member = Some(identity.member.clone());
+            status.certificate = Some(validity);
+            status.last_error.clear();
+            status.refusal.clear();
+        });
+        Ok(Self {
+            shared: Arc::clone(shared),
+            disk: Arc::clone(disk),
+            plane: Plane::new(Arc::clone(shared), identity.tunnel.clone()),
+            identity,
+            resources: Resources::default(),
+        })
+    }
+
+    /// Needs no controller. A snapshot that can't be used is no reason to give up: the controller
+    /// has others.
+    async fn start_from_disk(&mut self) -> anyhow::Result<()> {
+        let Some(kept) = self.disk.snapshot()? else { return Ok(()) };
+        let resources = Resources::from(kept.resources);
+        if let Err(error) = resources.snapshot() {
+            return self.disk.set_aside_snapshot(&error.into());
+        }
+        let revision = resources.revision();
+        match self.work_by(&resources).await {
+            Ok(()) => {
+                tracing::info!(revision, "working by the last snapshot");
+                self.resources = resources;
+                self.shared.update(|status| status.confirmed = Some(kept.confirmed));
+            }
+            Err(error) => {
+                let reason = format!("{error:#}");
+                tracing::error!(revision, reason, "can't work by the last snapshot");
+                self.shared.update(|status| status.refusal = reason);
+            }
+        }
+        Ok(())
+    }
+
+    async fn work_by(&mut self, resources: &Resources) -> anyhow::Result<()> {
+        let snapshot = resources.snapshot()?;
+        let member = &self.identity.member;
+        anyhow::ensure!(
+            snapshot.local == member.host_id && snapshot.mesh.trust_domain == member.trust_domain,
+            "the snapshot is for another host"
+        );
+        self.plane.switch(snapshot).await
+    }
+
+    /// Holds one session after the other; returns why the host was removed.
+    async fn keep_in_step(&mut self) -> String {
+        let mut backoff = Backoff::new();
+        let mut from_scratch = false;
+        let mut attempt = 0;
+        loop {
+            let controllers = &self.identity.member.controllers;
+            let address = controllers[attempt % controllers.len()].clone();
+            let identity = self.identity.clone();
+            let began = Instant::now();
+            let ended = sync::session(&address, &identity, self, from_scratch).await;
+            self.disconnected(&address, &ended);
+            if began.elapsed() >= GOOD_SESSION {
+                backoff.reset();
+            }
+            from_scratch = false;
+            match ended {
+                Ok(Ended::Removed(reason)) => return reason,
+                Ok(Ended::Renewed) => continue,
+                Ok(Ended::OutOfStep) => from_scratch = true,
+                Err(_) => attempt += 1,
+            }
+            tokio::time::sleep(backoff.wait(random())).await;
+        }
+    }
+
+    fn disconnected(&self, address: &str, ended: &anyhow::Result<Ended>) {
+        let now = SystemTime::now();
+        let was_connected = self.shared.status().connected;
+        self.shared.update(|status| {
+            status.connected = false;
+            if was_connected && status.state.is_some() {
+                status.confirmed = Some(now);
+            }
+            if let Err(error) = ended {
+                address.clone_into(&mut status.controller);
+                status.last_error = format!("{error:#}");
+            }
+        });
+        if was_connected {
+            self.confirm(now);
+        }
+        if let Err(error) = ended {
+            if was_connected {
+                tracing::warn!(controller = address, "lost the controller: {error:#}");
+            } else {
+                tracing::debug!(controller = address, "no controller: {error:#}");
+            }
+        }
+        crate::app::tell_status(&self.shared);
+    }
+
+    fn confirm(&self, at: SystemTime) {
+        if let Err(error) = self.disk.confirm_snapshot(at) {
+            tracing::debug!(%error, "couldn't note when the snapshot was confirmed");
+        }
+    }
+
+    async fn end(&mut self, outcome: &Outcome) -> anyhow::Result<()> {
+        if self.shared.status().connected {
+            self.confirm(SystemTime::now());
+        }
+        self.plane.stop().await;
+        let last_error = match outcome {
+            Outcome::Stopped => String::new(),
+            Outcome::Rejoined(_) => {
+                self.shared.update(|status| status.connected = false);
+                return Ok(());
+            }
+            Outcome::Removed(reason) => {
+                self.disk.forget()?;
+                let mesh = &self.identity.member.mesh;
+                tracing::warn!(reason, "this host was removed from the mesh {mesh}");
+                format!("this host was removed from the mesh {mesh}: {reason}")
+            }
+        };
+        self.shared.update(|status| {
+            status.member = None;
+            status.certificate = None;
+            status.connected = false;
+            status.confirmed = None;
+            status.refusal.clear();
+            status.last_error = last_error;
+        });
+        crate::app::tell_status(&self.shared);
+        Ok(())
+    }
+
+    async fn keep(&self, resources: &Resources) -> anyhow::Result<()> {
+        let (disk, kept) = (Arc::clone(&self.disk), v1::SnapshotResources::from(resources));
+        tokio::task::spawn_blocking(move || disk.write_snapshot(&kept))
+            .await
+            .context("Interrupted")?
+    }
+}
+
+impl sync::Member for Membership {
+    async fn switch(&mut self, resources: Resources) -> Result<(), String> {
+        let revision = resources.revision();
+        if let Err(error) = self.work_by(&resources).await {
+            let reason = format!("{error:#}");
+            self.shared.update(|status| status.refusal.clone_from(&reason));
+            return Err(reason);
+        }
+        tracing::info!(revision, "working by a new revision");
+        if let Err(error) = self.keep(&resources).await {
+            // The data plane works by it already; only a restart would notice.
+            tracing::error!("couldn't keep the snapshot on disk: {error:#}");
+        }
+        self.resources = resources;
+        self.shared.update(|status| {
+            status.confirmed = Some(SystemTime::now());
+            status.refusal.clear();
+        });
+        crate::app::tell_status(&self.shared);
+        Ok(())
+    }
+
+    fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    async fn endpoints(&self) -> Vec<SocketAddr> {
+        let settings = &self.shared.settings;
+        if settings.endpoints.is_empty() {
+            network::endpoints(&settings.device, settings.listen_port).await
+        } else {
+            settings.endpoints.clone()
+        }
+    }
+
+    fn forgeries(&mut self) -> Vec<v1::Forgery> {
+        self.shared.take_forgeries()
+    }
+
+    fn connected(&mut self, controller: &str) {
+        tracing::info!(controller, "connected to the controller");
+        self.shared.update(|status| {
+            controller.clone_into(&mut status.controller);
+            status.connected = true;
+            status.last_error.clear();
+        });
+        crate::app::tell_status(&self.shared);
+    }
+
+    fn renewed(&mut self, tls: TlsIdentity) -> anyhow::Result<()> {
+        self.disk.write_tls(&tls)?;
+        let validity = tls.validity()?;
+        self.shared.update(|status| status.certificate = Some(validity));
+        self.identity.tls = tls;
+        Ok(())
+    }
+
+    fn device(&self) -> Option<u32> {
+        self.plane.device()
+    }
+}

@@ -1,0 +1,420 @@
+//! Which service opened a flow: the kernel's answer about the socket, matched against the
+//! selectors of the services that are placed on this host.
+//!
+//! A process that matches no service speaks as its host. Where it matches several, the one that
+//! says most about it (has the most selectors) wins, and among equals the one with the lowest
+//! number.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use isthmus_core::packet::{FlowKey, protocol};
+use isthmus_core::{Owner, Owners, State};
+use isthmus_model::{Revision, Selector, ServiceId, Snapshot};
+use isthmus_net::cgroup::Cgroups;
+use isthmus_net::process;
+use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag, SocketOwner};
+
+/// Answers remembered of each kind. A host has fewer users times cgroups than this.
+const REMEMBERED: usize = 8192;
+
+/// Look-ups made, for metrics.
+#[derive(Debug, Default)]
+pub struct OwnerCounters {
+    /// Flows whose socket was found.
+    pub found: AtomicU64,
+    /// Flows that no socket has.
+    pub unknown: AtomicU64,
+    /// Look-ups that the kernel didn't answer.
+    pub failed: AtomicU64,
+    /// Flows whose program had to be found among the processes.
+    pub program_searches: AtomicU64,
+}
+
+/// The cgroup hierarchy. Opened while the process still has all its privileges, and shared by the
+/// data planes that follow each other; `None` where there is no cgroup v2.
+pub type SharedCgroups = Arc<Mutex<Option<Cgroups>>>;
+
+/// Finds owners by `sock_diag`.
+#[derive(Debug)]
+pub struct SocketOwners {
+    sockets: Option<SocketDiag>,
+    cgroups: SharedCgroups,
+    counters: Arc<OwnerCounters>,
+    revision: Option<Revision>,
+    services: Vec<LocalService>,
+    by_cgroup: HashMap<(u32, Option<u64>), Match>,
+    by_socket: HashMap<(u32, Option<u64>, u32), Owner>,
+    warned: HashSet<(ServiceId, ServiceId)>,
+}
+
+impl SocketOwners {
+    #[must_use]
+    pub fn new(
+        sockets: Option<SocketDiag>,
+        cgroups: SharedCgroups,
+        counters: Arc<OwnerCounters>,
+    ) -> Self {
+        Self {
+            sockets,
+            cgroups,
+            counters,
+            revision: None,
+            services: Vec::new(),
+            by_cgroup: HashMap::new(),
+            by_socket: HashMap::new(),
+            warned: HashSet::new(),
+        }
+    }
+
+    /// User names and placements can have changed with the revision.
+    fn follow(&mut self, state: &State) {
+        if self.revision == Some(state.revision()) {
+            return;
+        }
+        self.revision = Some(state.revision());
+        self.services = local_services(&state.snapshot);
+        self.by_cgroup.clear();
+        self.by_socket.clear();
+        self.warned.clear();
+    }
+
+    fn socket_of(&mut self, flow: &FlowKey) -> Option<SocketOwner> {
+        let lookup = lookup(flow)?;
+        let found = match self.sockets.as_mut()?.lookup(&lookup) {
+            Ok(found) => found.filter(|owner| !owner.listening),
+            Err(error) => {
+                self.counters.failed.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(%error, "couldn't look up a flow's socket");
+                return None;
+            }
+        };
+        let counter = if found.is_some() { &self.counters.found } else { &self.counters.unknown };
+        counter.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    fn match_cgroup(&mut self, socket: &SocketOwner) -> Match {
+        let key = (socket.uid, socket.cgroup_id);
+        if let Some(known) = self.by_cgroup.get(&key) {
+            return *known;
+        }
+        let cgroup = self.cgroup_of(socket);
+        let found = self.best(&Process { uid: socket.uid, cgroup: cgroup.as_deref(), exe: None });
+        if self.by_cgroup.len() >= REMEMBERED {
+            self.by_cgroup.clear();
+        }
+        self.by_cgroup.insert(key, found);
+        found
+    }
+
+    fn match_program(&mut self, socket: &SocketOwner) -> Owner {
+        let key = (socket.uid, socket.cgroup_id, socket.inode);
+        if let Some(known) = self.by_socket.get(&key) {
+            return *known;
+        }
+        self.counters.program_searches.fetch_add(1, Ordering::Relaxed);
+        let cgroup = self.cgroup_of(socket);
+        let directory = cgroup.as_deref().and_then(|path| {
+            let cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+            cgroups.as_ref().map(|cgroups| cgroups.directory(path))
+        });
+        let Some(exe) = process::exe_of(socket.inode, socket.uid, directory.as_deref()) else {
+            // Not remembered: the next flow of this socket may find it.
+            return Owner::Host;
+        };
+        let process =
+            Process { uid: socket.uid, cgroup: cgroup.as_deref(), exe: Some(exe.as_path()) };
+        let owner = match self.best(&process) {
+            Match::Owner(owner) => owner,
+            Match::NeedsProgram => Owner::Host,
+        };
+        if self.by_socket.len() >= REMEMBERED {
+            self.by_socket.clear();
+        }
+        self.by_socket.insert(key, owner);
+        owner
+    }
+
+    fn cgroup_of(&self, socket: &SocketOwner) -> Option<Arc<str>> {
+        let mut cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = cgroups.as_mut()?.path_of(socket.cgroup_id?);
+        found
+            .inspect_err(|error| tracing::debug!(%error, "couldn't name a socket's cgroup"))
+            .ok()
+            .flatten()
+    }
+
+    fn best(&mut self, process: &Process<'_>) -> Match {
+        let (found, tie) = best(&self.services, process);
+        if let Some((winner, other)) = tie
+            && self.warned.insert((winner, other))
+        {
+            tracing::warn!(
+                "a process matches services {} and {} equally well; it speaks as the first. \
+                 Give one of them another selector",
+                self.name(winner),
+                self.name(other),
+            );
+        }
+        found
+    }
+
+    fn name(&self, id: ServiceId) -> &str {
+        self.services.iter().find(|it| it.id == id).map_or("?", |it| it.name.as_str())
+    }
+}
+
+impl Owners for SocketOwners {
+    fn owner(&mut self, flow: &FlowKey, state: &State) -> Owner {
+        self.follow(state);
+        let Some(socket) = self.socket_of(flow) else { return Owner::Unknown };
+        match self.match_cgroup(&socket) {
+            Match::Owner(owner) => owner,
+            Match::NeedsProgram => self.match_program(&socket),
+        }
+    }
+}
+
+fn lookup(flow: &FlowKey) -> Option<Lookup> {
+    let protocol = match flow.protocol {
+        protocol::TCP => Protocol::Tcp,
+        protocol::UDP => Protocol::Udp,
+        // `ping` sockets can't be looked up.
+        _ => return None,
+    };
+    let local = SocketAddr::new(IpAddr::from(flow.source), flow.source_port);
+    let remote = SocketAddr::new(IpAddr::from(flow.destination), flow.destination_port);
+    Some(Lookup { protocol, local, remote })
+}
+
+/// What is known of a process.
+#[derive(Clone, Copy, Debug)]
+struct Process<'a> {
+    uid: u32,
+    cgroup: Option<&'a str>,
+    /// `None` while nobody has looked for it.
+    exe: Option<&'a Path>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Match {
+    Owner(Owner),
+    /// A service could match, depending on the program.
+    NeedsProgram,
+}
+
+#[derive(Debug)]
+struct LocalService {
+    id: ServiceId,
+    name: String,
+    /// The cheapest first.
+    selectors: Vec<Wanted>,
+}
+
+/// A selector with its names looked up.
+#[derive(Debug)]
+enum Wanted {
+    User(Option<u32>),
+    Systemd(String),
+    Cgroup(String),
+    Exe(std::path::PathBuf),
+}
+
+fn local_services(snapshot: &Snapshot) -> Vec<LocalService> {
+    let mut services: Vec<_> = snapshot
+        .local_services()
+        .filter(|(_, service, _)| !service.selectors.is_empty())
+        .map(|(id, service, _)| LocalService {
+            id,
+            name: service.name.to_string(),
+            selectors: service.selectors.iter().map(|it| wanted(it, &service.name)).collect(),
+        })
+        .collect();
+    // The most specific first; `sort` keeps the order of the numbers among equals.
+    services.sort_by_key(|service| std::cmp::Reverse(service.selectors.len()));
+    services
+}
+
+fn wanted(selector: &Selector, service: &isthmus_model::Name) -> Wanted {
+    match selector {
+        Selector::User(user) => {
+            let uid = user.parse().ok().or_else(|| process::user_id(user));
+            if uid.is_none() {
+                tracing::warn!(%service, %user, "no such user here: no process will match");
+            }
+            Wanted::User(uid)
+        }
+        Selector::Systemd(unit) if unit.contains('.') => Wanted::Systemd(unit.to_string()),
+        Selector::Systemd(unit) => Wanted::Systemd(format!("{unit}.service")),
+        Selector::Cgroup(path) => Wanted::Cgroup(cgroup_path(path)),
+        Selector::Exe(path) => Wanted::Exe(path.clone()),
+    }
+}
+
+/// Below the root of the hierarchy, wherever that is mounted.
+fn cgroup_path(path: &Path) -> String {
+    let inside = path.strip_prefix("/sys/fs/cgroup").unwrap_or(path);
+    format!("/{}", inside.to_string_lossy().trim_matches('/'))
+}
+
+/// The service that the process is of, and another that it could be of as well.
+fn best(
+    services: &[LocalService],
+    process: &Process<'_>,
+) -> (Match, Option<(ServiceId, ServiceId)>) {
+    let mut found: Option<&LocalService> = None;
+    for service in services {
+        let tied = found.is_none_or(|it| it.selectors.len() == service.selectors.len());
+        if !tied {
+            break;
+        }
+        let results = || service.selectors.iter().map(|selector| selector.matches(process));
+        if results().any(|result| result == Some(false)) {
+            continue;
+        }
+        if results().any(|result| result.is_none()) {
+            return (Match::NeedsProgram, None);
+        }
+        match found {
+            None => found = Some(service),
+            Some(first) => {
+                return (Match::Owner(Owner::Service(first.id)), Some((first.id, service.id)));
+            }
+        }
+    }
+    (Match::Owner(found.map_or(Owner::Host, |service| Owner::Service(service.id))), None)
+}
+
+impl Wanted {
+    /// `None`: the program decides, and nobody has looked for it.
+    fn matches(&self, process: &Process<'_>) -> Option<bool> {
+        match self {
+            Self::User(uid) => Some(*uid == Some(process.uid)),
+            Self::Systemd(unit) => {
+                Some(process.cgroup.is_some_and(|cgroup| is_in_unit(cgroup, unit)))
+            }
+            Self::Cgroup(path) => {
+                Some(process.cgroup.is_some_and(|cgroup| Path::new(cgroup).starts_with(path)))
+            }
+            Self::Exe(path) => process.exe.map(|exe| exe == path),
+        }
+    }
+}
+
+/// A cgroup's path begins with slices, then comes the unit. What follows belongs to whoever the
+/// unit delegates to: a user may well name a cgroup below `user@1000.service` like a system's unit.
+fn is_in_unit(cgroup: &str, unit: &str) -> bool {
+    for component in cgroup.split('/').filter(|component| !component.is_empty()) {
+        if component == unit {
+            return true;
+        }
+        if Path::new(component).extension().is_none_or(|kind| kind != "slice") {
+            return false;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEB: &str = "/system.slice/web.service";
+
+    fn service(id: u32, selectors: Vec<Wanted>) -> LocalService {
+        LocalService { id: ServiceId(id), name: format!("s{id}"), selectors }
+    }
+
+    fn user(uid: u32) -> Wanted {
+        Wanted::User(Some(uid))
+    }
+
+    fn unit(name: &str) -> Wanted {
+        Wanted::Systemd(name.to_owned())
+    }
+
+    fn process(uid: u32, cgroup: &str) -> Process<'_> {
+        Process { uid, cgroup: Some(cgroup), exe: None }
+    }
+
+    fn of(id: u32) -> Match {
+        Match::Owner(Owner::Service(ServiceId(id)))
+    }
+
+    #[test]
+    fn a_process_that_matches_nothing_speaks_as_its_host() {
+        let services = [service(1, vec![user(33)]), service(2, vec![unit("web.service")])];
+        let other = process(1000, "/user.slice/user-1000.slice/session-1.scope");
+        assert_eq!(best(&services, &other), (Match::Owner(Owner::Host), None));
+        assert_eq!(best(&[], &other), (Match::Owner(Owner::Host), None));
+    }
+
+    #[test]
+    fn all_selectors_of_a_service_must_match() {
+        let services = [service(1, vec![user(33), unit("web.service")])];
+        assert_eq!(best(&services, &process(33, WEB)).0, of(1));
+        assert_eq!(best(&services, &process(34, WEB)).0, Match::Owner(Owner::Host));
+        let elsewhere = process(33, "/system.slice/other.service");
+        assert_eq!(best(&services, &elsewhere).0, Match::Owner(Owner::Host));
+    }
+
+    #[test]
+    fn the_most_specific_service_wins_and_ties_go_to_the_lowest_number() {
+        let specific = || service(9, vec![user(33), unit("web.service")]);
+        let services = [specific(), service(1, vec![user(33)])];
+        assert_eq!(best(&services, &process(33, WEB)), (of(9), None));
+        assert_eq!(best(&services, &process(33, "/")), (of(1), None));
+
+        let tied = [service(3, vec![user(33)]), service(4, vec![unit("web.service")])];
+        let both = (ServiceId(3), ServiceId(4));
+        assert_eq!(best(&tied, &process(33, WEB)), (of(3), Some(both)));
+    }
+
+    #[test]
+    fn the_program_is_looked_for_only_where_it_could_decide() {
+        let exe = || Wanted::Exe("/usr/sbin/nginx".into());
+        let services = [service(1, vec![user(33), exe()])];
+        assert_eq!(best(&services, &process(34, WEB)).0, Match::Owner(Owner::Host));
+        assert_eq!(best(&services, &process(33, WEB)).0, Match::NeedsProgram);
+        let nginx = Process { exe: Some(Path::new("/usr/sbin/nginx")), ..process(33, WEB) };
+        assert_eq!(best(&services, &nginx).0, of(1));
+        let curl = Process { exe: Some(Path::new("/usr/bin/curl")), ..process(33, WEB) };
+        assert_eq!(best(&services, &curl).0, Match::Owner(Owner::Host));
+    }
+
+    #[test]
+    fn a_unit_is_the_first_component_below_the_slices() {
+        assert!(is_in_unit(WEB, "web.service"));
+        assert!(is_in_unit("/system.slice/web.service/worker", "web.service"));
+        assert!(is_in_unit("/a.slice/a-b.slice/web@1.service", "web@1.service"));
+        assert!(is_in_unit("/batch.slice/job.scope", "batch.slice"));
+        assert!(!is_in_unit("/system.slice/web.service.d", "web.service"));
+        assert!(!is_in_unit("/", "web.service"));
+    }
+
+    #[test]
+    fn a_user_cannot_name_a_cgroup_like_a_unit_of_the_system() {
+        let own = "/user.slice/user-1000.slice/user@1000.service/app.slice/web.service";
+        assert!(!is_in_unit(own, "web.service"));
+        assert!(is_in_unit(own, "user@1000.service"));
+    }
+
+    #[test]
+    fn a_cgroup_selector_covers_what_is_below_it() {
+        let wanted = Wanted::Cgroup(cgroup_path(Path::new("/sys/fs/cgroup/jobs/")));
+        assert_eq!(wanted.matches(&process(0, "/jobs")), Some(true));
+        assert_eq!(wanted.matches(&process(0, "/jobs/7")), Some(true));
+        assert_eq!(wanted.matches(&process(0, "/jobs-of-others")), Some(false));
+        let unknown = Process { uid: 0, cgroup: None, exe: None };
+        assert_eq!(wanted.matches(&unknown), Some(false));
+    }
+
+    #[test]
+    fn an_unknown_user_matches_nobody() {
+        assert_eq!(Wanted::User(None).matches(&process(0, "/")), Some(false));
+    }
+}

@@ -1,0 +1,402 @@
+//! All that exists only while there is a snapshot: the device, the thread that moves packets, the
+//! proxy and the mesh's DNS. It starts with the first snapshot and follows each next one.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use isthmus_core::{Config, Event, PeerName, State};
+use isthmus_model::Snapshot;
+use isthmus_net::listen::bind_freebind_tcp;
+use isthmus_net::sock_diag::SocketDiag;
+use isthmus_net::tun::{Tun, TunError};
+use isthmus_net::udp::UdpSocket;
+use isthmus_proxy::View;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::dataplane::{self, Setup};
+use crate::identity::TunnelKey;
+use crate::names::Names;
+use crate::network::{self, Network};
+use crate::owners::SocketOwners;
+use crate::status::{Pong, Shared};
+
+/// Events that wait for being logged and reported.
+const EVENTS: usize = 1024;
+/// Denials logged per second; those beyond are counted only.
+const DENIALS_LOGGED: u32 = 50;
+/// How long requests under way may take at the end.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// The overlay of one member.
+#[expect(missing_debug_implementations, reason = "holds the tunnel's private key")]
+pub struct Plane {
+    shared: Arc<Shared>,
+    key: TunnelKey,
+    running: Option<Running>,
+}
+
+struct Running {
+    packets: dataplane::Handle,
+    thread: Option<JoinHandle<()>>,
+    network: Network,
+    state: Arc<State>,
+    states: watch::Sender<Arc<State>>,
+    views: watch::Sender<Arc<View>>,
+    names: Option<Names>,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Plane {
+    #[must_use]
+    pub const fn new(shared: Arc<Shared>, key: TunnelKey) -> Self {
+        Self { shared, key, running: None }
+    }
+
+    /// The overlay device's index, once there is one.
+    #[must_use]
+    pub fn device(&self) -> Option<u32> {
+        self.running.as_ref().map(|running| running.network.device())
+    }
+
+    /// Works by `snapshot` from now on. When this returns, every packet is judged by it.
+    ///
+    /// # Errors
+    /// Says for the operator why this host can't; it goes on by the old one, if it had one.
+    pub async fn switch(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
+        if let Some(clash) = network::clash(&snapshot, self.device()).await? {
+            bail!(clash);
+        }
+        let state = Arc::new(State::new(snapshot));
+        match &mut self.running {
+            Some(running) => running.switch(&self.shared, &state).await?,
+            None => {
+                let running = Running::start(&self.shared, &self.key, &state).await?;
+                self.shared.set_packets(Some(running.packets.clone()));
+                self.running = Some(running);
+            }
+        }
+        self.shared.update(|status| status.state = Some(state));
+        Ok(())
+    }
+
+    /// Takes everything down: requests under way get a moment to end, then the device goes.
+    pub async fn stop(&mut self) {
+        self.shared.set_packets(None);
+        self.shared.update(|status| {
+            status.state = None;
+            status.proxy.clear();
+            status.dns.clear();
+        });
+        if let Some(running) = self.running.take() {
+            running.stop().await;
+        }
+    }
+}
+
+impl Running {
+    async fn start(
+        shared: &Arc<Shared>,
+        key: &TunnelKey,
+        state: &Arc<State>,
+    ) -> anyhow::Result<Self> {
+        let settings = &shared.settings;
+        // INVARIANT: the proxy holds its port before any flow can be led there.
+        let proxy = proxy_listeners(settings.proxy_port)?;
+        let sockets = tunnel_sockets(settings.listen_port)?;
+        let tun = create_device(&settings.device, settings.mtu).await?;
+        let mut network = Network::set_up(&tun).await?;
+        network.apply(&state.snapshot).await?;
+
+        let (events, told) = mpsc::channel(EVENTS);
+        let (states, _) = watch::channel(Arc::clone(state));
+        let (views, _) = watch::channel(view(state));
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listen(Arc::clone(shared), told, states.subscribe()));
+        tasks.spawn(run_proxy(Arc::clone(shared), proxy, views.subscribe(), stopped.clone()));
+
+        let owners = socket_owners(shared, tun.index());
+        let config = node_config(shared, key)?;
+        let setup = Setup { tun, sockets, config, state: Arc::clone(state), owners, events };
+        let failed = Arc::clone(shared);
+        let (packets, thread) = dataplane::start(setup, move |error| {
+            failed.fail(&error.context("The data plane failed"));
+        })?;
+        let own = network.own_addresses(&state.snapshot);
+        let names = Names::start(shared, own, &state.snapshot.mesh, views.subscribe()).await;
+        let state = Arc::clone(state);
+        Ok(Self {
+            packets,
+            thread: Some(thread),
+            network,
+            state,
+            states,
+            views,
+            names,
+            stop,
+            tasks,
+        })
+    }
+
+    async fn switch(&mut self, shared: &Arc<Shared>, state: &Arc<State>) -> anyhow::Result<()> {
+        if let Err(error) = self.network.apply(&state.snapshot).await {
+            // Whatever was changed belongs to a revision that this host doesn't work by.
+            if let Err(error) = self.network.apply(&self.state.snapshot).await {
+                tracing::error!("couldn't restore the overlay's addresses: {error:#}");
+            }
+            return Err(error);
+        }
+        self.packets.switch(Arc::clone(state)).await?;
+        self.state = Arc::clone(state);
+        self.states.send_replace(Arc::clone(state));
+        self.views.send_replace(view(state));
+        self.follow_own_addresses(shared).await;
+        Ok(())
+    }
+
+    /// An operator may give a host another block of addresses.
+    async fn follow_own_addresses(&mut self, shared: &Arc<Shared>) {
+        let own = self.network.own_addresses(&self.state.snapshot);
+        let Some(names) = self.names.take_if(|names| names.addresses() != own) else { return };
+        names.stop().await;
+        let mesh = &self.state.snapshot.mesh;
+        self.names = Names::start(shared, own, mesh, self.views.subscribe()).await;
+    }
+
+    async fn stop(mut self) {
+        if let Some(names) = self.names.take() {
+            names.stop().await;
+        }
+        self.stop.send_replace(true);
+        // The task that listens to events ends with the thread that sends them.
+        let drained = tokio::time::timeout(DRAIN, async {
+            while self.tasks.len() > 1 && self.tasks.join_next().await.is_some() {}
+        });
+        if drained.await.is_err() {
+            tracing::info!("ending requests that are still under way");
+        }
+        self.packets.stop();
+        if let Some(thread) = self.thread.take() {
+            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::warn!("the data plane's thread ended badly");
+            }
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+fn view(state: &State) -> Arc<View> {
+    Arc::new(View {
+        snapshot: Arc::clone(&state.snapshot),
+        policy: Arc::clone(&state.policy),
+        directory: state.directory.clone(),
+    })
+}
+
+fn node_config(shared: &Shared, key: &TunnelKey) -> anyhow::Result<Config> {
+    let seed = getrandom::u64().context("Failed to get random bytes from the kernel")?;
+    let mut config = Config::new(key.bytes().clone(), seed);
+    config.mtu = shared.settings.mtu;
+    config.proxy_port = shared.settings.proxy_port;
+    Ok(config)
+}
+
+fn socket_owners(shared: &Shared, device: u32) -> SocketOwners {
+    let sockets = match SocketDiag::open() {
+        Ok(mut sockets) => {
+            sockets.set_interface(device);
+            Some(sockets)
+        }
+        Err(error) => {
+            tracing::error!(
+                "every process here speaks as the host: {:#}",
+                anyhow::Error::new(error)
+            );
+            None
+        }
+    };
+    SocketOwners::new(sockets, Arc::clone(&shared.cgroups), Arc::clone(&shared.owners))
+}
+
+/// A killed agent's device is gone a moment after its process.
+async fn create_device(name: &str, mtu: u16) -> anyhow::Result<Tun> {
+    for _ in 0..20 {
+        match Tun::create(name, mtu.into()) {
+            Err(TunError::Exists(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+            made => return Ok(made?),
+        }
+    }
+    Ok(Tun::create(name, mtu.into())?)
+}
+
+/// One socket per family; a host without IPv6 has one.
+fn tunnel_sockets(port: u16) -> anyhow::Result<Vec<UdpSocket>> {
+    let v4 = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port).into())
+        .with_context(|| format!("Failed to open the tunnels' UDP port {port} (listen_port)"))?;
+    match UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port).into()) {
+        Ok(v6) => Ok(vec![v4, v6]),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(error).with_context(|| format!("Failed to open UDP port {port} for IPv6"))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no tunnels over IPv6");
+            Ok(vec![v4])
+        }
+    }
+}
+
+fn proxy_listeners(port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    let bind = |ip: IpAddr| bind_freebind_tcp(SocketAddr::new(ip, port));
+    let v4 = bind(Ipv4Addr::UNSPECIFIED.into()).with_context(|| {
+        format!("Failed to open the proxy's port {port}; choose another with proxy_port")
+    })?;
+    match bind(Ipv6Addr::UNSPECIFIED.into()) {
+        Ok(v6) => Ok(vec![v4, v6]),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(error).with_context(|| format!("Failed to open the proxy's port {port} for IPv6"))
+        }
+        Err(_) => Ok(vec![v4]),
+    }
+}
+
+async fn run_proxy(
+    shared: Arc<Shared>,
+    listeners: Vec<TcpListener>,
+    views: watch::Receiver<Arc<View>>,
+    stopped: watch::Receiver<bool>,
+) {
+    shared.update(|status| {
+        status.proxy = format!("listening on port {}", shared.settings.proxy_port);
+    });
+    let metrics = Arc::clone(&shared.proxy);
+    if let Err(error) = isthmus_proxy::serve(listeners, views, metrics, is_set(stopped)).await {
+        shared.fail(&anyhow::Error::new(error).context("The proxy failed"));
+    }
+}
+
+/// Waits until `flag` is true, or nobody can set it any more.
+async fn is_set(mut flag: watch::Receiver<bool>) {
+    drop(flag.wait_for(|set| *set).await);
+}
+
+/// Logs and passes on what the node tells.
+async fn listen(
+    shared: Arc<Shared>,
+    mut events: mpsc::Receiver<Event>,
+    states: watch::Receiver<Arc<State>>,
+) {
+    let mut denials = RateLimit::new(DENIALS_LOGGED);
+    while let Some(event) = events.recv().await {
+        let state = Arc::clone(&states.borrow());
+        on_event(&shared, &state, &mut denials, event);
+    }
+}
+
+fn on_event(shared: &Shared, state: &State, denials: &mut RateLimit, event: Event) {
+    match event {
+        Event::Forged { from, source, packets } => {
+            let peer = peer_name(state, from);
+            tracing::warn!(%peer, %source, packets, "dropped packets with a forged source address");
+            if let PeerName::Host(host) = from {
+                shared.note_forgery(host, source, packets);
+            }
+        }
+        Event::Denied(denial) if denials.allows() => log_denial(state, &denial, "denied"),
+        Event::Audited(denial) if denials.allows() => log_denial(state, &denial, "would deny"),
+        Event::Denied(_) | Event::Audited(_) => {}
+        Event::Connected { peer } => {
+            tracing::debug!(peer = %peer_name(state, peer), "tunnel up");
+        }
+        Event::Roamed { peer, from, to } => {
+            tracing::debug!(peer = %peer_name(state, peer), ?from, %to, "peer moved");
+        }
+        Event::PathMtu { host, bytes } => {
+            let peer = peer_name(state, PeerName::Host(host));
+            tracing::debug!(%peer, bytes, "measured the path");
+        }
+        Event::Pong { from, target: _, identifier, sequence, round_trip } => {
+            shared.pings.answer(identifier, sequence, Pong { from, round_trip });
+        }
+    }
+}
+
+fn log_denial(state: &State, denial: &isthmus_core::Denial, what: &'static str) {
+    let name = |principal| {
+        state.identity(principal).map_or_else(|| "unknown".to_owned(), ToString::to_string)
+    };
+    // Rule ids mean nothing to another revision.
+    let same = denial.revision == state.revision();
+    let rule =
+        if same { state.policy.describe(&denial.verdict).name } else { "of an old revision" };
+    tracing::info!(
+        from = name(denial.from),
+        to = name(denial.to),
+        layer4 = %denial.layer4,
+        rule,
+        side = if denial.outbound { "sender" } else { "receiver" },
+        "{what} a flow"
+    );
+}
+
+/// A peer by the name that the topology has for it.
+#[must_use]
+pub fn peer_name(state: &State, peer: PeerName) -> String {
+    let snapshot = &state.snapshot;
+    match peer {
+        PeerName::Host(id) => snapshot
+            .hosts
+            .get(&id)
+            .map_or_else(|| format!("host {}", id.0), |it| it.name.to_string()),
+        PeerName::Device(id) => snapshot
+            .devices
+            .get(&id)
+            .map_or_else(|| format!("device {}", id.0), |it| it.name.to_string()),
+    }
+}
+
+/// So many in each second.
+#[derive(Debug)]
+struct RateLimit {
+    per_second: u32,
+    left: u32,
+    since: tokio::time::Instant,
+    suppressed: u64,
+}
+
+impl RateLimit {
+    fn new(per_second: u32) -> Self {
+        Self { per_second, left: per_second, since: tokio::time::Instant::now(), suppressed: 0 }
+    }
+
+    fn allows(&mut self) -> bool {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            if self.suppressed > 0 {
+                tracing::info!(flows = self.suppressed, "more flows were denied than are logged");
+            }
+            *self = Self::new(self.per_second);
+        }
+        let allowed = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        self.suppressed += u64::from(!allowed);
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_denials_is_logged_in_part() {
+        let mut limit = RateLimit::new(2);
+        assert_eq!([limit.allows(), limit.allows(), limit.allows()], [true, true, false]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(limit.allows());
+    }
+}

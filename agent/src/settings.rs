@@ -1,0 +1,277 @@
+//! The agent's settings: one TOML file, every key optional, an unknown key an error.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Where settings are read from unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/isthmus/agent.toml";
+
+/// What an administrator may decide about this agent. Secrets are no settings: a token comes in
+/// through the socket, keys are made here.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where identity and snapshot live.
+    pub state_dir: PathBuf,
+    /// The Unix socket of the local API.
+    pub socket: PathBuf,
+    /// The TUN device's name.
+    pub device: String,
+    /// The UDP port of the tunnels.
+    pub listen_port: u16,
+    /// The TUN device's MTU.
+    pub mtu: u16,
+    /// The TCP port that flows of http services are handed to.
+    pub proxy_port: u16,
+    /// Where metrics and health are served; empty: nowhere.
+    pub metrics: String,
+    /// What to log, in `tracing`'s filter syntax.
+    pub log: String,
+    /// Text for people, JSON for machines.
+    pub log_format: LogFormat,
+    /// Where the tunnels can be reached, instead of this host's own addresses.
+    pub endpoints: Vec<SocketAddr>,
+    /// Mesh DNS.
+    pub dns: DnsSettings,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One readable line per event.
+    #[default]
+    Text,
+    /// One JSON object per event.
+    Json,
+}
+
+/// The `[dns]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DnsSettings {
+    /// Whether to answer on this host's overlay addresses, port 53.
+    pub listen: bool,
+    /// Who answers other names; empty: the host's own resolvers.
+    pub upstream: Vec<SocketAddr>,
+    /// How the host comes to ask the mesh's DNS.
+    pub configure: ConfigureResolver,
+}
+
+/// How the host's resolver is told about mesh names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConfigureResolver {
+    /// Through systemd-resolved where it runs, else not at all.
+    #[default]
+    Auto,
+    /// Not at all.
+    Off,
+    /// Through systemd-resolved.
+    Resolved,
+    /// By rewriting `/etc/resolv.conf`, and restoring it at the end.
+    ResolvConf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/isthmus/agent".into(),
+            socket: "/run/isthmus/agent.sock".into(),
+            device: "isth0".to_owned(),
+            listen_port: 51820,
+            mtu: 1420,
+            proxy_port: 15001,
+            metrics: "127.0.0.1:9464".to_owned(),
+            log: "info".to_owned(),
+            log_format: LogFormat::Text,
+            endpoints: Vec::new(),
+            dns: DnsSettings::default(),
+        }
+    }
+}
+
+impl Default for DnsSettings {
+    fn default() -> Self {
+        Self { listen: true, upstream: Vec::new(), configure: ConfigureResolver::Auto }
+    }
+}
+
+/// Why there are no settings; each message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file can't be read.
+    #[error("can't read the settings file {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file isn't what it should be.
+    #[error("{}:{line}: {message}", path.display())]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+    /// A value that the agent can't work with.
+    #[error("{}: {key}: {message}", path.display())]
+    Value {
+        /// Which file.
+        path: PathBuf,
+        /// Which setting.
+        key: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl Settings {
+    /// Reads a settings file. A missing file at the default place means default settings.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub fn read(path: &Path) -> Result<Self, SettingsError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound
+                    && path == Path::new(DEFAULT_PATH) =>
+            {
+                Ok(Self::default())
+            }
+            Err(source) => Err(SettingsError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Parses a settings file's text; `path` is for messages.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, SettingsError> {
+        let settings: Self = toml::from_str(text).map_err(|error| SettingsError::Parse {
+            path: path.to_owned(),
+            line: error.span().map_or(1, |span| line_of(text, span.start)),
+            message: error.message().to_owned(),
+        })?;
+        settings.check(path)?;
+        Ok(settings)
+    }
+
+    /// Where metrics are served, if anywhere.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.parse().ok()
+    }
+
+    fn check(&self, path: &Path) -> Result<(), SettingsError> {
+        let refuse = |key, message: &str| {
+            Err(SettingsError::Value { path: path.to_owned(), key, message: message.to_owned() })
+        };
+        if !(1280..=1500).contains(&self.mtu) {
+            return refuse("mtu", "must be from 1280 (IPv6 needs it) to 1500");
+        }
+        if self.listen_port == 0 {
+            return refuse("listen_port", "must not be 0: other hosts need to know it");
+        }
+        if self.proxy_port == 0 {
+            return refuse("proxy_port", "must not be 0");
+        }
+        if !self.metrics.is_empty() && self.metrics.parse::<SocketAddr>().is_err() {
+            return refuse("metrics", "must be ADDRESS:PORT, or \"\" to serve no metrics");
+        }
+        if self.endpoints.len() > 16 {
+            return refuse("endpoints", "has more than 16 entries");
+        }
+        Ok(())
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, SettingsError> {
+        Settings::parse(Path::new("agent.toml"), text)
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        assert_eq!(parse("").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn every_setting_can_be_set() {
+        let settings = parse(
+            r#"
+            state_dir = "/s"
+            socket = "/run/a.sock"
+            device = "mesh0"
+            listen_port = 4500
+            mtu = 1380
+            proxy_port = 16001
+            metrics = ""
+            log = "debug"
+            log_format = "json"
+            endpoints = ["192.0.2.1:4500", "[2001:db8::1]:4500"]
+            [dns]
+            listen = false
+            upstream = ["192.0.2.53:53"]
+            configure = "resolv-conf"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(settings.device, "mesh0");
+        assert_eq!(settings.endpoints.len(), 2);
+        assert_eq!(settings.metrics_address(), None);
+        assert_eq!(settings.log_format, LogFormat::Json);
+        assert_eq!(settings.dns.configure, ConfigureResolver::ResolvConf);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = parse("mtu = 1400\n\nlisten_prot = 1\n").unwrap_err().to_string();
+        assert!(error.starts_with("agent.toml:3: "), "{error}");
+        assert!(error.contains("listen_prot") && error.contains("listen_port"), "{error}");
+        let error = parse("[dns]\nlisten = true\nserver = 1\n").unwrap_err().to_string();
+        assert!(error.starts_with("agent.toml:3: ") && error.contains("server"), "{error}");
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        for (text, key) in [
+            ("mtu = 1200", "mtu"),
+            ("mtu = 9000", "mtu"),
+            ("listen_port = 0", "listen_port"),
+            ("proxy_port = 0", "proxy_port"),
+            ("metrics = \"localhost\"", "metrics"),
+            ("log_format = \"xml\"", "log_format"),
+            ("endpoints = [\"host:1\"]", "endpoints"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains("agent.toml"), "{key}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_the_default_file_may_be_missing() {
+        let error = Settings::read(Path::new("/nonexistent/agent.toml")).unwrap_err();
+        assert!(matches!(error, SettingsError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_example_settings_are_the_defaults() {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/agent.toml"));
+        assert_eq!(Settings::read(path).unwrap(), Settings::default());
+    }
+}

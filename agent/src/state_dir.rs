@@ -1,0 +1,392 @@
+//! What the agent keeps on disk: who it is, and the last good snapshot.
+//!
+//! ```text
+//!  DIR/            0700
+//!    lock          held while an agent uses the directory
+//!    wireguard.key the tunnel's private key, base64
+//!    tls.pem       TLS key, certificate and CA, in one file because they change together
+//!    member.toml   which host of which mesh; written last when joining, removed first when leaving
+//!    snapshot      hash and resources of the last snapshot that this host worked by
+//! ```
+//!
+//! A file is replaced whole or not at all: written beside its place, flushed, renamed, and the
+//! directory flushed. Half-written files of an agent that died are ignored and overwritten.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use isthmus_proto::v1;
+use prost::Message as _;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
+
+use crate::identity::{Identity, Member, TlsIdentity, TunnelKey};
+
+const TUNNEL_KEY: &str = "wireguard.key";
+const TLS: &str = "tls.pem";
+const MEMBER: &str = "member.toml";
+const SNAPSHOT: &str = "snapshot";
+const DAMAGED: &str = "snapshot.damaged";
+const SNAPSHOT_MAGIC: &[u8] = b"isthmus snapshot 1\n";
+
+/// The agent's directory; nobody else uses it while this value lives.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// A snapshot as it was kept.
+#[derive(Debug)]
+pub struct KeptSnapshot {
+    pub resources: v1::SnapshotResources,
+    /// When the controller last confirmed it.
+    pub confirmed: SystemTime,
+}
+
+impl StateDir {
+    /// Opens the directory, making it where it is missing.
+    ///
+    /// # Errors
+    /// When another agent uses it, or it can't be made private.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("Failed to make the state directory {shown}"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("Failed to make the state directory {shown} private"))?;
+        let lock = private(OpenOptions::new().create(true).truncate(false).write(true))
+            .open(path.join("lock"))
+            .with_context(|| format!("Failed to open {shown}/lock"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(fs::TryLockError::WouldBlock) => {
+                bail!("Another agent uses the state directory {shown}; stop it first")
+            }
+            Err(fs::TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("Failed to lock {shown}"))
+            }
+        }
+    }
+
+    /// Who this host is; `None` before it has joined.
+    ///
+    /// # Errors
+    /// When the files are there but damaged: only a person can decide to join anew.
+    pub fn identity(&self) -> anyhow::Result<Option<Identity>> {
+        let Some(text) = self.read(MEMBER)? else { return Ok(None) };
+        let identity = self.identity_of(&text);
+        identity.map(Some).with_context(|| {
+            format!(
+                "This host's identity in {} is damaged; remove the directory and join again",
+                self.path.display()
+            )
+        })
+    }
+
+    fn identity_of(&self, member: &[u8]) -> anyhow::Result<Identity> {
+        let member = std::str::from_utf8(member).map_err(anyhow::Error::from);
+        let member = member.and_then(Member::from_toml).context(MEMBER)?;
+        let key = self.read(TUNNEL_KEY)?.ok_or_else(|| anyhow!("{TUNNEL_KEY} is missing"))?;
+        let tunnel = decode_key(&key).context(TUNNEL_KEY)?;
+        let tls = self.read(TLS)?.ok_or_else(|| anyhow!("{TLS} is missing"))?;
+        let tls = decode_tls(&tls).context(TLS)?;
+        Ok(Identity { member, tunnel, tls })
+    }
+
+    /// Keeps a new identity.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write_identity(&self, identity: &Identity) -> anyhow::Result<()> {
+        let mut key = Zeroizing::new(STANDARD.encode(**identity.tunnel.bytes()));
+        key.push('\n');
+        self.write(TUNNEL_KEY, key.as_bytes())?;
+        self.write_tls(&identity.tls)?;
+        self.write(MEMBER, identity.member.to_toml()?.as_bytes())
+    }
+
+    /// Keeps a renewed certificate and its key.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write_tls(&self, tls: &TlsIdentity) -> anyhow::Result<()> {
+        self.write(TLS, encode_tls(tls).as_bytes())
+    }
+
+    /// The last snapshot. A damaged one is moved aside: the controller has another.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn snapshot(&self) -> anyhow::Result<Option<KeptSnapshot>> {
+        let Some(bytes) = self.read(SNAPSHOT)? else { return Ok(None) };
+        match decode_snapshot(&bytes) {
+            Ok(resources) => {
+                let confirmed = fs::metadata(self.path.join(SNAPSHOT))?.modified()?;
+                Ok(Some(KeptSnapshot { resources, confirmed }))
+            }
+            Err(error) => {
+                self.set_aside_snapshot(&error)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Moves away a snapshot that can't be used, so that a person can look at it.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn set_aside_snapshot(&self, why: &anyhow::Error) -> anyhow::Result<()> {
+        let aside = self.path.join(DAMAGED);
+        tracing::warn!(
+            file = %aside.display(),
+            "the snapshot on disk is damaged ({why:#}); moved it aside, waiting for the controller"
+        );
+        fs::rename(self.path.join(SNAPSHOT), &aside)
+            .with_context(|| format!("Failed to move the damaged snapshot to {}", aside.display()))
+    }
+
+    /// Keeps a snapshot.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write_snapshot(&self, resources: &v1::SnapshotResources) -> anyhow::Result<()> {
+        self.write(SNAPSHOT, &encode_snapshot(resources))
+    }
+
+    /// Notes that the controller confirmed the snapshot at `at`.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn confirm_snapshot(&self, at: SystemTime) -> io::Result<()> {
+        match OpenOptions::new().write(true).open(self.path.join(SNAPSHOT)) {
+            Ok(file) => file.set_modified(at),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Forgets the mesh.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn forget(&self) -> anyhow::Result<()> {
+        for name in [MEMBER, SNAPSHOT, TLS, TUNNEL_KEY] {
+            match fs::remove_file(self.path.join(name)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("Failed to remove {name}"));
+                }
+            }
+        }
+        self.flush_directory()
+    }
+
+    fn read(&self, name: &str) -> anyhow::Result<Option<Zeroizing<Vec<u8>>>> {
+        let path = self.path.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("Failed to read {}", path.display())),
+        }
+    }
+
+    fn write(&self, name: &str, contents: &[u8]) -> anyhow::Result<()> {
+        let (path, beside) = (self.path.join(name), self.path.join(format!("{name}.new")));
+        let write = || -> io::Result<()> {
+            let mut file = private(OpenOptions::new().create(true).truncate(true).write(true))
+                .open(&beside)?;
+            file.write_all(contents)?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)
+        };
+        write().with_context(|| format!("Failed to write {}", path.display()))?;
+        self.flush_directory()
+    }
+
+    fn flush_directory(&self) -> anyhow::Result<()> {
+        File::open(&self.path)
+            .and_then(|directory| directory.sync_all())
+            .with_context(|| format!("Failed to flush {}", self.path.display()))
+    }
+}
+
+fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    options.mode(0o600)
+}
+
+fn decode_key(text: &[u8]) -> anyhow::Result<TunnelKey> {
+    let decoded = STANDARD.decode(text.trim_ascii_end());
+    let bytes = Zeroizing::new(decoded.map_err(|_| anyhow!("isn't base64"))?);
+    let mut key = Zeroizing::new([0; 32]);
+    ensure!(bytes.len() == key.len(), "has {} bytes instead of 32", bytes.len());
+    key.copy_from_slice(&bytes);
+    Ok(TunnelKey::from_bytes(key))
+}
+
+fn encode_tls(tls: &TlsIdentity) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(4096));
+    for (label, der) in
+        [("PRIVATE KEY", &tls.key[..]), ("CERTIFICATE", &tls.leaf), ("CERTIFICATE", &tls.ca)]
+    {
+        let body = Zeroizing::new(STANDARD.encode(der));
+        text.push_str(&format!("-----BEGIN {label}-----\n"));
+        for line in body.as_bytes().chunks(64) {
+            text.extend(line.iter().map(|byte| char::from(*byte)));
+            text.push('\n');
+        }
+        text.push_str(&format!("-----END {label}-----\n"));
+    }
+    text
+}
+
+fn decode_tls(text: &[u8]) -> anyhow::Result<TlsIdentity> {
+    let key = PrivatePkcs8KeyDer::from_pem_slice(text).context("no key")?;
+    let key = Zeroizing::new(key.secret_pkcs8_der().to_vec());
+    let chain: Vec<_> =
+        CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().context("no chain")?;
+    let [leaf, ca] = <[_; 2]>::try_from(chain).map_err(|_| anyhow!("no leaf and CA"))?;
+    let tls = TlsIdentity { key, leaf, ca };
+    tls.validity()?;
+    Ok(tls)
+}
+
+fn encode_snapshot(resources: &v1::SnapshotResources) -> Vec<u8> {
+    let body = resources.encode_to_vec();
+    [SNAPSHOT_MAGIC, blake3::hash(&body).as_bytes(), &body].concat()
+}
+
+fn decode_snapshot(bytes: &[u8]) -> anyhow::Result<v1::SnapshotResources> {
+    let rest = bytes.strip_prefix(SNAPSHOT_MAGIC).context("it doesn't begin as one")?;
+    let (hash, body) = rest.split_first_chunk::<32>().context("it is cut short")?;
+    ensure!(blake3::hash(body) == *hash, "its hash doesn't match");
+    v1::SnapshotResources::decode(body).context("it can't be read")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::tests::{identity, member};
+
+    fn directory() -> (tempfile::TempDir, StateDir) {
+        let parent = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&parent.path().join("agent")).unwrap();
+        (parent, state)
+    }
+
+    fn resources(revision: u64) -> v1::SnapshotResources {
+        let resources = vec![v1::Resource { key: "policy".into(), body: None }];
+        v1::SnapshotResources { revision, resources }
+    }
+
+    #[test]
+    fn an_identity_comes_back_as_it_was_kept() {
+        let (_parent, state) = directory();
+        assert!(state.identity().unwrap().is_none());
+        let kept = identity();
+        state.write_identity(&kept).unwrap();
+        let found = state.identity().unwrap().unwrap();
+        assert_eq!(found.member, member());
+        assert_eq!(**found.tunnel.bytes(), **kept.tunnel.bytes());
+        assert_eq!(*found.tls.key, *kept.tls.key);
+        assert_eq!((found.tls.leaf, found.tls.ca), (kept.tls.leaf, kept.tls.ca));
+    }
+
+    #[test]
+    fn only_the_owner_can_read_what_is_kept() {
+        let (_parent, state) = directory();
+        state.write_identity(&identity()).unwrap();
+        state.write_snapshot(&resources(1)).unwrap();
+        assert_eq!(fs::metadata(&state.path).unwrap().permissions().mode() & 0o777, 0o700);
+        for entry in fs::read_dir(&state.path).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{:?}", entry.path());
+        }
+    }
+
+    #[test]
+    fn a_half_written_file_is_ignored_and_overwritten() {
+        let (_parent, state) = directory();
+        state.write_snapshot(&resources(1)).unwrap();
+        fs::write(state.path.join("snapshot.new"), b"isthmus snap").unwrap();
+        assert_eq!(state.snapshot().unwrap().unwrap().resources, resources(1));
+        state.write_snapshot(&resources(2)).unwrap();
+        assert_eq!(state.snapshot().unwrap().unwrap().resources, resources(2));
+        assert!(!state.path.join("snapshot.new").exists());
+    }
+
+    #[test]
+    fn joining_that_was_interrupted_leaves_the_host_unjoined() {
+        let (_parent, state) = directory();
+        state.write_identity(&identity()).unwrap();
+        fs::remove_file(state.path.join(MEMBER)).unwrap();
+        assert!(state.identity().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_damaged_snapshot_is_moved_aside() {
+        let (_parent, state) = directory();
+        state.write_snapshot(&resources(3)).unwrap();
+        let mut bytes = fs::read(state.path.join(SNAPSHOT)).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(state.path.join(SNAPSHOT), &bytes).unwrap();
+        assert!(state.snapshot().unwrap().is_none());
+        assert_eq!(fs::read(state.path.join(DAMAGED)).unwrap(), bytes);
+        for cut in [0, 5, SNAPSHOT_MAGIC.len() + 10] {
+            fs::write(state.path.join(SNAPSHOT), &bytes[..cut]).unwrap();
+            assert!(state.snapshot().unwrap().is_none(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_identity_is_an_error_that_says_what_to_do() {
+        let (_parent, state) = directory();
+        state.write_identity(&identity()).unwrap();
+        fs::write(state.path.join(TUNNEL_KEY), b"short").unwrap();
+        let error = format!("{:#}", state.identity().err().unwrap());
+        assert!(error.contains("join again") && error.contains(TUNNEL_KEY), "{error}");
+    }
+
+    #[test]
+    fn forgetting_leaves_nothing_of_the_mesh() {
+        let (_parent, state) = directory();
+        state.write_identity(&identity()).unwrap();
+        state.write_snapshot(&resources(1)).unwrap();
+        state.forget().unwrap();
+        state.forget().unwrap();
+        let left: Vec<_> = fs::read_dir(&state.path).unwrap().map(|e| e.unwrap()).collect();
+        assert_eq!(left.len(), 1, "only the lock: {left:?}");
+    }
+
+    #[test]
+    fn a_confirmed_snapshot_is_as_old_as_its_confirmation() {
+        let (_parent, state) = directory();
+        let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        state.confirm_snapshot(at).unwrap();
+        state.write_snapshot(&resources(1)).unwrap();
+        state.confirm_snapshot(at).unwrap();
+        assert_eq!(state.snapshot().unwrap().unwrap().confirmed, at);
+    }
+
+    #[test]
+    fn two_agents_cannot_share_a_directory() {
+        let (parent, state) = directory();
+        let error = StateDir::open(&parent.path().join("agent")).unwrap_err();
+        assert!(error.to_string().contains("Another agent"), "{error}");
+        drop(state);
+        StateDir::open(&parent.path().join("agent")).unwrap();
+    }
+}

@@ -1,0 +1,275 @@
+//! What the parts of the agent know of each other: how it stands, and who to ask.
+//!
+//! One value, shared by all, that nobody holds for long: every method takes or copies and returns.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use isthmus_core::State;
+use isthmus_model::HostId;
+use isthmus_proto::v1;
+use tokio::sync::{oneshot, watch};
+
+use crate::dataplane;
+use crate::identity::{Member, Validity};
+use crate::owners::{OwnerCounters, SharedCgroups};
+use crate::settings::Settings;
+
+/// Peers and addresses that forgeries are remembered of, until the controller is told.
+const FORGERIES: usize = 1024;
+/// Pings under way at once.
+const PINGS: usize = 256;
+
+/// What all parts share.
+#[derive(Debug)]
+pub struct Shared {
+    pub settings: Settings,
+    pub cgroups: SharedCgroups,
+    pub owners: Arc<OwnerCounters>,
+    pub proxy: Arc<isthmus_proxy::Metrics>,
+    pub pings: Pings,
+    status: watch::Sender<Status>,
+    forgeries: Mutex<BTreeMap<(HostId, IpAddr), u64>>,
+    packets: Mutex<Option<dataplane::Handle>>,
+    failed: watch::Sender<Option<String>>,
+}
+
+/// How the agent stands.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Who this host is, once it has joined.
+    pub member: Option<Member>,
+    pub certificate: Option<Validity>,
+    /// The controller that it is connected to, or tried last.
+    pub controller: String,
+    pub connected: bool,
+    /// Why it isn't connected, or doesn't work by what it was sent.
+    pub last_error: String,
+    /// Why the last snapshot isn't worked by; empty when it is.
+    pub refusal: String,
+    /// When the controller last confirmed the snapshot.
+    pub confirmed: Option<SystemTime>,
+    /// What the data plane works by.
+    pub state: Option<Arc<State>>,
+    pub proxy: String,
+    pub dns: String,
+}
+
+impl Status {
+    /// How old the knowledge of the mesh is: while the controller is connected it is fresh.
+    #[must_use]
+    pub fn snapshot_age(&self, now: SystemTime) -> Duration {
+        match self.confirmed {
+            Some(at) if !self.connected => now.duration_since(at).unwrap_or_default(),
+            Some(_) | None => Duration::ZERO,
+        }
+    }
+
+    /// One line for people: what `systemctl status` shows.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let Some(member) = &self.member else {
+            return match self.last_error.as_str() {
+                "" => "Not a member of a mesh: join with `agentctl join TOKEN`".to_owned(),
+                error => format!("Not a member of a mesh: {error}"),
+            };
+        };
+        let revision = match &self.state {
+            Some(state) => format!("revision {}", state.revision()),
+            None => "no snapshot yet".to_owned(),
+        };
+        let controller = if self.connected { "connected" } else { "no controller" };
+        format!("{} of mesh {}, {revision}, {controller}", member.host, member.mesh)
+    }
+}
+
+impl Shared {
+    #[must_use]
+    pub fn new(settings: Settings, cgroups: SharedCgroups) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            cgroups,
+            owners: Arc::default(),
+            proxy: Arc::default(),
+            pings: Pings::default(),
+            status: watch::Sender::new(Status::default()),
+            forgeries: Mutex::default(),
+            packets: Mutex::default(),
+            failed: watch::Sender::new(None),
+        })
+    }
+
+    /// How the agent stands now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// To wait for changes of the status.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_modify(change);
+    }
+
+    /// What the data plane works by, if there is one.
+    #[must_use]
+    pub fn state(&self) -> Option<Arc<State>> {
+        self.status.borrow().state.clone()
+    }
+
+    /// The data plane, if there is one.
+    #[must_use]
+    pub fn packets(&self) -> Option<dataplane::Handle> {
+        lock(&self.packets).clone()
+    }
+
+    pub fn set_packets(&self, handle: Option<dataplane::Handle>) {
+        *lock(&self.packets) = handle;
+    }
+
+    pub fn note_forgery(&self, from: HostId, source: IpAddr, packets: u64) {
+        let mut forgeries = lock(&self.forgeries);
+        if forgeries.len() < FORGERIES || forgeries.contains_key(&(from, source)) {
+            *forgeries.entry((from, source)).or_default() += packets;
+        }
+    }
+
+    pub fn take_forgeries(&self) -> Vec<v1::Forgery> {
+        let taken = std::mem::take(&mut *lock(&self.forgeries));
+        let message = |((from, source), packets): ((HostId, IpAddr), u64)| v1::Forgery {
+            from_host: from.0,
+            claimed_source: source.to_string(),
+            packets,
+        };
+        taken.into_iter().map(message).collect()
+    }
+
+    /// Something without which the agent is of no use has failed.
+    pub fn fail(&self, error: &anyhow::Error) {
+        self.failed.send_replace(Some(format!("{error:#}")));
+    }
+
+    /// Waits for [`Shared::fail`].
+    pub async fn failed(&self) -> String {
+        let mut failed = self.failed.subscribe();
+        match failed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // The sender is part of `self`.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Who waits for which echo.
+#[derive(Debug, Default)]
+pub struct Pings {
+    waiting: Mutex<HashMap<(u16, u16), oneshot::Sender<Pong>>>,
+    identifiers: AtomicU16,
+}
+
+/// An echo that came back.
+#[derive(Clone, Copy, Debug)]
+pub struct Pong {
+    pub from: HostId,
+    pub round_trip: Duration,
+}
+
+impl Pings {
+    /// A number for the echoes of one caller.
+    #[must_use]
+    pub fn identifier(&self) -> u16 {
+        self.identifiers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// To wait for one echo; `None` when too many do so already.
+    #[must_use]
+    pub fn expect(&self, identifier: u16, sequence: u16) -> Option<oneshot::Receiver<Pong>> {
+        let mut waiting = lock(&self.waiting);
+        waiting.retain(|_, sender| !sender.is_closed());
+        if waiting.len() >= PINGS {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        waiting.insert((identifier, sequence), sender);
+        Some(receiver)
+    }
+
+    pub fn answer(&self, identifier: u16, sequence: u16, pong: Pong) {
+        if let Some(sender) = lock(&self.waiting).remove(&(identifier, sequence)) {
+            // Gone: it came too late.
+            let _ = sender.send(pong);
+        }
+    }
+}
+
+/// Nothing that is done under these locks leaves them half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared() -> Arc<Shared> {
+        Shared::new(Settings::default(), SharedCgroups::default())
+    }
+
+    #[test]
+    fn forgeries_add_up_until_they_are_taken() {
+        let shared = shared();
+        let source = "fd00::1".parse().unwrap();
+        shared.note_forgery(HostId(3), source, 2);
+        shared.note_forgery(HostId(3), source, 5);
+        let taken = shared.take_forgeries();
+        assert_eq!(taken.len(), 1);
+        assert_eq!((taken[0].from_host, taken[0].packets), (3, 7));
+        assert_eq!(shared.take_forgeries(), []);
+    }
+
+    #[test]
+    fn a_flood_of_forged_addresses_is_bounded() {
+        let shared = shared();
+        for number in 0..10_000_u32 {
+            shared.note_forgery(HostId(1), std::net::Ipv4Addr::from(number).into(), 1);
+        }
+        assert_eq!(shared.take_forgeries().len(), FORGERIES);
+    }
+
+    #[test]
+    fn an_echo_reaches_who_waits_for_it() {
+        let pings = Pings::default();
+        let pong = Pong { from: HostId(2), round_trip: Duration::from_millis(3) };
+        let mut waiting = pings.expect(1, 1).unwrap();
+        pings.answer(1, 2, pong);
+        assert!(waiting.try_recv().is_err());
+        pings.answer(1, 1, pong);
+        assert_eq!(waiting.try_recv().unwrap().from, HostId(2));
+    }
+
+    #[test]
+    fn pings_that_nobody_waits_for_make_room() {
+        let pings = Pings::default();
+        let held: Vec<_> = (0..256).map(|n| pings.expect(1, n).unwrap()).collect();
+        assert!(pings.expect(2, 0).is_none());
+        drop(held);
+        assert!(pings.expect(2, 0).is_some());
+    }
+
+    #[test]
+    fn a_snapshot_ages_only_while_the_controller_is_away() {
+        let now = SystemTime::now();
+        let confirmed = Some(now - Duration::from_secs(60));
+        let away = Status { confirmed, ..Status::default() };
+        assert_eq!(away.snapshot_age(now), Duration::from_secs(60));
+        let connected = Status { connected: true, ..away };
+        assert_eq!(connected.snapshot_age(now), Duration::ZERO);
+    }
+}

@@ -1,0 +1,274 @@
+//! The control stream: one session with one controller, from connecting to losing it.
+//!
+//! ```text
+//!  agent ── Hello(revision) ─▶ controller
+//!        ◀─ Delta(base, …) ──             switch the data plane, keep it on disk,
+//!        ── Accepted|Refused ▶            then answer
+//!        ── Endpoints, Report ▶           whenever there is something to say
+//!        ◀─ Removed ─────────             the end
+//! ```
+//!
+//! A session knows nothing of what a snapshot does: [`Member`] is told of each, and says whether
+//! it works by it now.
+
+pub mod backoff;
+pub mod resources;
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, anyhow};
+use isthmus_net::monitor::AddressMonitor;
+use isthmus_proto::v1;
+use isthmus_proto::v1::agent_message::Body as FromAgent;
+use isthmus_proto::v1::controller_message::Body as FromController;
+use isthmus_proto::v1::sync_client::SyncClient;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use crate::identity::{Identity, TlsIdentity, TlsKey};
+use crate::tls;
+use resources::Resources;
+
+/// A snapshot of a large mesh has tens of thousands of resources.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+const CERTIFICATE_CHECK_FIRST: Duration = Duration::from_secs(1);
+const CERTIFICATE_CHECK_EVERY: Duration = Duration::from_secs(30);
+/// A host that refused its first revision has nothing to work by: it asks again.
+const RETRY_REFUSED_AFTER: Duration = Duration::from_secs(15);
+
+/// What a session needs of the host that it is held for.
+pub trait Member: Send {
+    /// Takes over a new revision.
+    ///
+    /// # Errors
+    /// The reason, for the operator, why this host can't work by it; it goes on by the old one.
+    fn switch(&mut self, resources: Resources) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// What this host works by.
+    fn resources(&self) -> &Resources;
+
+    /// Where its tunnels can be reached, as far as it knows.
+    fn endpoints(&self) -> impl Future<Output = Vec<SocketAddr>> + Send;
+
+    /// What must be told about the senders of forged packets since it was asked last.
+    fn forgeries(&mut self) -> Vec<v1::Forgery>;
+
+    /// The stream is up.
+    fn connected(&mut self, controller: &str);
+
+    /// Takes over a new certificate.
+    ///
+    /// # Errors
+    /// When it can't be kept.
+    fn renewed(&mut self, tls: TlsIdentity) -> anyhow::Result<()>;
+
+    /// The overlay's device, whose changes concern nobody.
+    fn device(&self) -> Option<u32>;
+}
+
+/// How a session ended, apart from failing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// There is a new certificate to show.
+    Renewed,
+    /// The controller sent a delta that doesn't fit: the next session asks for everything.
+    OutOfStep,
+    /// The host was removed from the mesh.
+    Removed(String),
+}
+
+/// Holds one session with the controller at `address`.
+///
+/// # Errors
+/// Whatever ended it: not reachable, refused, connection lost.
+pub async fn session(
+    address: &str,
+    identity: &Identity,
+    member: &mut impl Member,
+    from_scratch: bool,
+) -> anyhow::Result<Ended> {
+    let name = tls::controller_name(&identity.member.trust_domain)?;
+    let stream = tls::connect(address, tls::member_config(&identity.tls)?, name).await?;
+    let client =
+        SyncClient::new(tls::channel(stream).await?).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let changes = AddressMonitor::start(member.device())?;
+    let endpoints = member.endpoints().await;
+    let revision = if from_scratch { 0 } else { member.resources().revision() };
+    let (outgoing, messages) = mpsc::channel(16);
+    let hello = v1::Hello {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision,
+        endpoints: Some(to_message(&endpoints)),
+    };
+    outgoing.send(message(FromAgent::Hello(hello))).await?;
+    let opening = async { client.clone().stream(ReceiverStream::new(messages)).await };
+    let incoming = tokio::time::timeout(ANSWER_TIMEOUT, opening)
+        .await
+        .context("The controller didn't answer within 10 s")?
+        .map_err(said)?
+        .into_inner();
+    member.connected(address);
+    let mut session = Session { client, identity, outgoing, endpoints };
+    session.run(member, incoming, changes).await
+}
+
+struct Session<'a> {
+    client: SyncClient<Channel>,
+    identity: &'a Identity,
+    outgoing: mpsc::Sender<v1::AgentMessage>,
+    /// What the controller was told last.
+    endpoints: Vec<SocketAddr>,
+}
+
+impl Session<'_> {
+    async fn run(
+        &mut self,
+        member: &mut impl Member,
+        mut incoming: Streaming<v1::ControllerMessage>,
+        mut changes: AddressMonitor,
+    ) -> anyhow::Result<Ended> {
+        let mut report = tokio::time::interval(REPORT_EVERY);
+        let jitter = backoff::random();
+        let mut renew_at = self.renewal(jitter)?;
+        let mut retry_at = None;
+        loop {
+            tokio::select! {
+                received = incoming.message() => {
+                    let received = received.map_err(said)?;
+                    let received = received.context("The controller ended the stream")?;
+                    match received.body {
+                        Some(FromController::Delta(delta)) => {
+                            if !self.on_delta(member, delta).await? {
+                                return Ok(Ended::OutOfStep);
+                            }
+                            let idle = member.resources().revision() == 0;
+                            retry_at = idle.then(|| Instant::now() + RETRY_REFUSED_AFTER);
+                        }
+                        Some(FromController::Removed(it)) => return Ok(Ended::Removed(it.reason)),
+                        // A newer controller says something that this agent doesn't know.
+                        None => tracing::debug!("ignored a message of an unknown kind"),
+                    }
+                }
+                () = until(retry_at) => return Ok(Ended::OutOfStep),
+                told = changes.changed() => {
+                    anyhow::ensure!(told, "The connection to the kernel's netlink was lost");
+                    self.tell_endpoints(member).await?;
+                }
+                _ = report.tick() => self.tell_forgeries(member).await?,
+                () = until(Some(renew_at)) => {
+                    if self.renew_if_due(member, jitter).await? {
+                        return Ok(Ended::Renewed);
+                    }
+                    renew_at = self.renewal(jitter)?;
+                }
+            }
+        }
+    }
+
+    /// Whether the delta fitted.
+    async fn on_delta(&self, member: &mut impl Member, delta: v1::Delta) -> anyhow::Result<bool> {
+        let revision = delta.revision;
+        let next = match member.resources().with(delta) {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(%error, "asking the controller for everything");
+                return Ok(false);
+            }
+        };
+        let answer = match member.switch(next).await {
+            Ok(()) => FromAgent::Accepted(v1::Accepted { revision }),
+            Err(reason) => {
+                tracing::warn!(revision, reason, "refused a revision");
+                FromAgent::Refused(v1::Refused { revision, reason })
+            }
+        };
+        self.outgoing.send(message(answer)).await?;
+        Ok(true)
+    }
+
+    async fn tell_endpoints(&mut self, member: &impl Member) -> anyhow::Result<()> {
+        let endpoints = member.endpoints().await;
+        if endpoints != self.endpoints {
+            tracing::info!("this host's addresses changed");
+            self.outgoing.send(message(FromAgent::Endpoints(to_message(&endpoints)))).await?;
+            self.endpoints = endpoints;
+        }
+        Ok(())
+    }
+
+    async fn tell_forgeries(&self, member: &mut impl Member) -> anyhow::Result<()> {
+        let forgeries = member.forgeries();
+        if !forgeries.is_empty() {
+            self.outgoing.send(message(FromAgent::Report(v1::Report { forgeries }))).await?;
+        }
+        Ok(())
+    }
+
+    /// When to look at the certificate again. The wall clock decides, and it can be set: hence not
+    /// only once.
+    fn renewal(&self, jitter: f64) -> anyhow::Result<Instant> {
+        let wait = self.identity.tls.validity()?.renewal_in(SystemTime::now(), jitter);
+        Ok(Instant::now() + wait.clamp(CERTIFICATE_CHECK_FIRST, CERTIFICATE_CHECK_EVERY))
+    }
+
+    /// Whether there is a new certificate. A failure is no reason to end the session: the present
+    /// certificate still has half of its life before it.
+    async fn renew_if_due(&self, member: &mut impl Member, jitter: f64) -> anyhow::Result<bool> {
+        let validity = self.identity.tls.validity()?;
+        if !validity.renewal_in(SystemTime::now(), jitter).is_zero() {
+            return Ok(false);
+        }
+        match self.renew().await {
+            Ok(tls) => {
+                member.renewed(tls)?;
+                tracing::info!("renewed this host's certificate");
+                Ok(true)
+            }
+            Err(error) => {
+                tracing::warn!("couldn't renew this host's certificate: {error:#}");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn renew(&self) -> anyhow::Result<TlsIdentity> {
+        let key = TlsKey::generate()?;
+        let request = v1::RenewRequest { certificate_request: key.request()? };
+        let mut client = self.client.clone();
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.renew(request))
+            .await
+            .context("no answer within 10 s")?
+            .map_err(said)?;
+        let ca = blake3::hash(&self.identity.tls.ca);
+        key.with_chain(answer.into_inner().chain, &ca, &self.identity.member)
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn message(body: FromAgent) -> v1::AgentMessage {
+    v1::AgentMessage { body: Some(body) }
+}
+
+fn to_message(endpoints: &[SocketAddr]) -> v1::Endpoints {
+    v1::Endpoints { addresses: endpoints.iter().map(ToString::to_string).collect() }
+}
+
+/// The controller's messages are sentences for people; tonic's own errors need their causes.
+fn said(status: tonic::Status) -> anyhow::Error {
+    match std::error::Error::source(&status) {
+        Some(source) => anyhow!("{}: {source}", status.message()),
+        None => anyhow!("{}", status.message()),
+    }
+}

@@ -1,0 +1,307 @@
+//! Every metric of the agent, each with its unit and help, written down in one place.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use isthmus_core::Traffic;
+use isthmus_proxy::{MetricsSnapshot, Ruling, StatusClass};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::dataplane::Sample;
+use crate::local::peer_state;
+use crate::owners::OwnerCounters;
+use crate::status::Status;
+
+/// All values at one moment.
+#[derive(Debug)]
+pub(super) struct Scrape {
+    /// None while there is no data plane.
+    pub(super) sample: Option<Sample>,
+    pub(super) status: Status,
+    pub(super) now: SystemTime,
+    pub(super) owners: Arc<OwnerCounters>,
+    pub(super) proxy: MetricsSnapshot,
+}
+
+impl Scrape {
+    /// In OpenMetrics' text format.
+    pub(super) fn encode(self) -> Result<String, fmt::Error> {
+        let mut registry = Registry::with_prefix("isthmus");
+        registry.register_collector(Box::new(self));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut out = Out(encoder);
+        self.membership(&mut out)?;
+        self.owners(&mut out)?;
+        self.requests(&mut out)?;
+        let Some(sample) = &self.sample else { return Ok(()) };
+        traffic(&mut out, sample)?;
+        tunnels(&mut out, sample)?;
+        flows(&mut out, sample)
+    }
+}
+
+impl Scrape {
+    fn membership(&self, out: &mut Out<'_>) -> fmt::Result {
+        let status = &self.status;
+        let joined = i64::from(status.member.is_some());
+        out.gauge("joined", "Whether this host is a member of a mesh", joined)?;
+        let connected = i64::from(status.connected);
+        out.gauge("controller_connected", "Whether the control stream is up", connected)?;
+        let revision = status.state.as_ref().map_or(0, |state| state.revision().0);
+        out.gauge(
+            "revision",
+            "The revision that this host works by, 0 for none",
+            signed(revision),
+        )?;
+        let refused = i64::from(!status.refusal.is_empty());
+        out.gauge("revision_refused", "Whether this host refused a newer revision", refused)?;
+        let age = signed(status.snapshot_age(self.now).as_secs());
+        let help = "Time since the controller last confirmed the snapshot";
+        out.gauge_in("snapshot_age", help, Unit::Seconds, age)?;
+        let Some(certificate) = status.certificate else { return Ok(()) };
+        let left = certificate.until.duration_since(self.now).unwrap_or_default().as_secs();
+        let help = "Time until this host's certificate expires";
+        out.gauge_in("certificate_remaining", help, Unit::Seconds, signed(left))
+    }
+
+    fn owners(&self, out: &mut Out<'_>) -> fmt::Result {
+        let OwnerCounters { found, unknown, failed, program_searches } = &*self.owners;
+        let help = "Look-ups of the socket that opened a flow, by result";
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let results = [("found", found), ("unknown", unknown), ("failed", failed)];
+        let results = results.map(|(result, counter)| ([("result", result)], value(counter)));
+        out.counters("socket_lookups", help, None, results)?;
+        let help = "Searches among processes for the program that opened a flow";
+        out.counter("program_searches", help, value(program_searches))
+    }
+
+    fn requests(&self, out: &mut Out<'_>) -> fmt::Result {
+        let proxy = &self.proxy;
+        let help = "HTTP requests that went through the proxy, by service, status class and ruling";
+        let requests = proxy.requests.iter().map(|(labels, count)| {
+            let labels = [
+                ("service", labels.service.as_str()),
+                ("status", status_class(labels.status)),
+                ("ruling", ruling(labels.ruling)),
+            ];
+            (labels, *count)
+        });
+        out.counters("proxy_requests", help, None, requests)?;
+        let help = "Open connections to the proxy";
+        out.gauge("proxy_connections", help, signed(proxy.active_connections))?;
+        let help = "Connections to the proxy, by what became of them";
+        let fates = [
+            ([("fate", "accepted")], proxy.accepted_connections),
+            ([("fate", "refused")], proxy.refused_connections),
+            ([("fate", "cut")], proxy.cut_connections),
+        ];
+        out.counters("proxy_connections_seen", help, None, fates)
+    }
+}
+
+fn traffic(out: &mut Out<'_>, sample: &Sample) -> fmt::Result {
+    let counters = &sample.counters;
+    let ways: [(&str, Traffic); 4] = [
+        ("from_host", counters.from_tun),
+        ("to_host", counters.to_tun),
+        ("from_underlay", counters.received),
+        ("to_underlay", counters.sent),
+    ];
+    let packets = ways.map(|(way, traffic)| ([("way", way)], traffic.packets));
+    let help = "Packets of the overlay's device and datagrams of the underlay, by way";
+    out.counters("packets", help, None, packets)?;
+    let bytes = ways.map(|(way, traffic)| ([("way", way)], traffic.bytes));
+    out.counters("traffic", "Their bytes, by way", Some(Unit::Bytes), bytes)?;
+    let help = "Packets that went no further, by reason";
+    let drops = counters.drops().map(|(reason, count)| ([("reason", reason.label())], count));
+    out.counters("dropped_packets", help, None, drops)?;
+    out.counter("refusals", "TCP resets and ICMP errors made here", counters.refusals)?;
+    let help = "Packets sent although larger than the path, to be fragmented on the way";
+    out.counter("oversized_packets", help, counters.oversized)?;
+    let help = "Datagrams for which the kernel's send buffer had no room";
+    out.counter("send_buffer_full", help, sample.send_busy)?;
+    let help = "Packets that the overlay's device didn't take";
+    out.counter("device_refused_packets", help, sample.tun_refused)?;
+    let help = "Whether datagrams are sent in batches (UDP GSO)";
+    out.gauge("udp_gso_enabled", help, i64::from(sample.gso))
+}
+
+fn tunnels(out: &mut Out<'_>, sample: &Sample) -> fmt::Result {
+    let count = |state: &'static str| {
+        let in_state = sample.peers.iter().filter(|peer| peer_state(peer) == state).count();
+        ([("state", state)], signed(in_state as u64))
+    };
+    let states = ["up", "connecting", "idle"].map(count);
+    out.gauges("tunnels", "Tunnels to hosts and devices, by state", states)?;
+    let counters = &sample.counters;
+    let handshakes = [
+        ([("result", "initiated")], counters.handshakes_initiated),
+        ([("result", "answered")], counters.handshakes_answered),
+        ([("result", "completed")], counters.handshakes_completed),
+        ([("result", "failed")], counters.handshakes_failed),
+    ];
+    out.counters("handshakes", "WireGuard handshakes, by what became of them", None, handshakes)
+}
+
+fn flows(out: &mut Out<'_>, sample: &Sample) -> fmt::Result {
+    let counters = &sample.counters;
+    out.gauge("flows", "Flows in the table, denied ones included", signed(sample.flows as u64))?;
+    let changes = [
+        ([("change", "created")], counters.flows_created),
+        ([("change", "removed")], counters.flows_removed),
+        ([("change", "evicted")], counters.flows_evicted),
+        ([("change", "rejudged")], counters.flows_rejudged),
+        ([("change", "cut")], counters.flows_cut),
+    ];
+    out.counters("flow_changes", "Changes of the flow table", None, changes)?;
+    let verdicts: Vec<_> = counters
+        .verdicts()
+        .map(|(rule, outcome, count)| {
+            ([("rule", rule.to_owned()), ("verdict", outcome.to_string())], count)
+        })
+        .collect();
+    out.counters("verdicts", "Flows judged, by the rule that decided", None, verdicts)?;
+    out.counter("events_lost", "Events that nobody took in time", counters.events_lost)
+}
+
+fn status_class(class: StatusClass) -> &'static str {
+    match class {
+        StatusClass::Informational => "1xx",
+        StatusClass::Success => "2xx",
+        StatusClass::Redirection => "3xx",
+        StatusClass::ClientError => "4xx",
+        StatusClass::ServerError => "5xx",
+        StatusClass::None => "none",
+    }
+}
+
+fn ruling(ruling: Ruling) -> &'static str {
+    match ruling {
+        Ruling::Allow => "allow",
+        Ruling::Audit => "audit",
+        Ruling::Deny => "deny",
+        Ruling::Invalid => "invalid",
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The few shapes that our metrics have.
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    fn counters<const N: usize, V: AsRef<str>>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        series: impl IntoIterator<Item = ([(&'static str, V); N], u64)>,
+    ) -> fmt::Result {
+        let mut metric =
+            self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
+        for (labels, value) in series {
+            let labels = labels.each_ref().map(|(name, value)| (*name, value.as_ref()));
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: i64) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        metric.encode_gauge(&value)
+    }
+
+    fn gauge_in(&mut self, name: &str, help: &str, unit: Unit, value: i64) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, Some(&unit), MetricType::Gauge)?;
+        metric.encode_gauge(&value)
+    }
+
+    fn gauges<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = ([(&'static str, &'static str); N], i64)>,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in series {
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::tests::state;
+
+    fn scrape(sample: Option<Sample>, status: Status) -> String {
+        let scrape = Scrape {
+            sample,
+            status,
+            now: SystemTime::now(),
+            owners: Arc::default(),
+            proxy: MetricsSnapshot::default(),
+        };
+        scrape.encode().unwrap()
+    }
+
+    #[test]
+    fn an_unjoined_agent_has_metrics_too() {
+        let text = scrape(None, Status::default());
+        assert!(text.contains("isthmus_joined 0\n"), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    #[test]
+    fn metrics_tell_what_they_count_in_which_unit() {
+        let status = Status { state: Some(Arc::new(state())), ..Status::default() };
+        let text = scrape(Some(Sample::default()), status);
+        for line in [
+            "isthmus_revision 4",
+            "isthmus_dropped_packets_total{reason=\"forged\"} 0",
+            "isthmus_traffic_bytes_total{way=\"to_underlay\"} 0",
+            "# UNIT isthmus_snapshot_age_seconds seconds",
+            "isthmus_tunnels{state=\"up\"} 0",
+            "isthmus_handshakes_total{result=\"failed\"} 0",
+            "isthmus_socket_lookups_total{result=\"found\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in {text}");
+        }
+    }
+
+    #[test]
+    fn every_metric_has_help_and_none_is_there_twice() {
+        let status = Status { state: Some(Arc::new(state())), ..Status::default() };
+        let text = scrape(Some(Sample::default()), status);
+        let named = |prefix: &str| -> Vec<String> {
+            text.lines()
+                .filter_map(|line| line.strip_prefix(prefix)?.split(' ').next())
+                .map(str::to_owned)
+                .collect()
+        };
+        let (types, helps) = (named("# TYPE "), named("# HELP "));
+        assert_eq!(types, helps);
+        let distinct: std::collections::BTreeSet<_> = types.iter().collect();
+        assert_eq!(distinct.len(), types.len());
+    }
+}

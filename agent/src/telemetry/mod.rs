@@ -1,0 +1,119 @@
+//! Metrics and health over HTTP: `/metrics`, `/healthz`, `/readyz`.
+//!
+//! Nothing is counted here. A scrape asks each part for what it has counted, once, and writes it
+//! down ([`exposition`]); between scrapes telemetry costs nothing.
+
+mod exposition;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::status::Shared;
+use exposition::Scrape;
+
+const CONNECTIONS: usize = 32;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Serves for ever.
+///
+/// # Errors
+/// When the address can't be listened on.
+pub async fn serve(address: SocketAddr, shared: Arc<Shared>) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("Failed to serve metrics on {address} (metrics)"))?;
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let permit = Arc::clone(&permits).acquire_owned().await.context("Never closed")?;
+        // Out of descriptors, or the client has gone: neither is for ever.
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            converse(stream, shared).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn converse(stream: TcpStream, shared: Arc<Shared>) {
+    let service = service_fn(|request| {
+        let shared = Arc::clone(&shared);
+        async move { Ok::<_, Infallible>(answer(&request, &shared).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a scrape ended early");
+    }
+}
+
+async fn answer(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
+    }
+    match request.uri().path() {
+        "/metrics" => metrics(shared).await,
+        "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => readiness(shared),
+        _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n".to_owned()),
+    }
+}
+
+/// Ready is who forwards packets.
+fn readiness(shared: &Shared) -> Response<Full<Bytes>> {
+    let status = shared.status();
+    let code = match status.state {
+        Some(_) => StatusCode::OK,
+        None => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    text(code, format!("{}\n", status.summary()))
+}
+
+async fn metrics(shared: &Shared) -> Response<Full<Bytes>> {
+    let sample = match shared.packets() {
+        Some(packets) => packets.sample().await.ok(),
+        None => None,
+    };
+    let scrape = Scrape {
+        sample,
+        status: shared.status(),
+        now: SystemTime::now(),
+        owners: Arc::clone(&shared.owners),
+        proxy: shared.proxy.snapshot(),
+    };
+    match scrape.encode() {
+        Ok(body) => {
+            let mut response = text(StatusCode::OK, body);
+            let value = header::HeaderValue::from_static(CONTENT_TYPE);
+            response.headers_mut().insert(header::CONTENT_TYPE, value);
+            response
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn text(code: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = code;
+    let value = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, value);
+    response
+}

@@ -1,0 +1,441 @@
+//! TLS towards the controller: version 1.3 only, and only ever to a controller whose CA we know.
+//!
+//! A member knows the CA's certificate. A host that joins knows only its hash, from the token:
+//! [`PinnedCa`] finds the CA in the chain that the server presents, and then verifies the server
+//! as usual. Connections are made here and handed to tonic ready, so that errors stay precise.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hyper_util::rt::TokioIo;
+use isthmus_model::TrustDomain;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::identity::{TlsIdentity, controller_trust_domain};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is no connection to a controller.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody answers there.
+    #[error("can't reach the controller at {address}: {reason}")]
+    Unreachable {
+        /// As the token or the settings give it.
+        address: String,
+        /// The system's words.
+        reason: String,
+    },
+    /// Somebody else answers there.
+    #[error(
+        "the server at {address} is not the controller that issued the token, or its CA was \
+         changed: its CA differs from the token's"
+    )]
+    ForeignCa {
+        /// As the token gives it.
+        address: String,
+    },
+    /// The controller isn't what its CA says, or doesn't know us.
+    #[error("the TLS handshake with the controller at {address} failed: {reason}")]
+    Handshake {
+        /// As the token or the settings give it.
+        address: String,
+        /// What failed.
+        reason: String,
+    },
+}
+
+/// The configuration of a member: knows the CA, shows its certificate.
+///
+/// # Errors
+/// When the identity's certificate or key can't be used.
+pub fn member_config(tls: &TlsIdentity) -> anyhow::Result<Arc<ClientConfig>> {
+    let config = builder()?
+        .with_root_certificates(roots(&tls.ca)?)
+        .with_client_auth_cert(vec![tls.leaf.clone()], tls.private_key())
+        .context("Failed to use this host's TLS key")?;
+    Ok(finish(config))
+}
+
+/// The configuration of a host that joins: knows the CA's hash.
+///
+/// # Errors
+/// Never in practice; the library's interface allows for it.
+pub fn joining_config(pin: &Arc<PinnedCa>) -> anyhow::Result<Arc<ClientConfig>> {
+    let verifier: Arc<dyn ServerCertVerifier> = Arc::clone(pin) as _;
+    let mut config =
+        builder()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    // We don't know the controller's name yet.
+    config.enable_sni = false;
+    Ok(finish(config))
+}
+
+/// The name that a controller of this trust domain is verified for.
+///
+/// # Errors
+/// When the trust domain is too long to be part of a name.
+pub fn controller_name(domain: &TrustDomain) -> anyhow::Result<ServerName<'static>> {
+    let name = format!("controller.{domain}");
+    ServerName::try_from(name).context("The trust domain doesn't make a server's name")
+}
+
+/// Connects to `address` (`host:port`), trying each address that the name stands for.
+///
+/// # Errors
+/// Says whether nobody, or the wrong one, answers.
+pub async fn connect(
+    address: &str,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+) -> Result<TlsStream<TcpStream>, ConnectError> {
+    let unreachable =
+        |reason: String| ConnectError::Unreachable { address: address.into(), reason };
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let stream = match connected {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(unreachable(error.to_string())),
+        Err(_) => return Err(unreachable("no answer within 5 s".to_owned())),
+    };
+    // Small messages that wait for nobody.
+    drop(stream.set_nodelay(true));
+    let handshake = TlsConnector::from(config).connect(name, stream);
+    match tokio::time::timeout(CONNECT_TIMEOUT, handshake).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(handshake_error(address, &error)),
+        Err(_) => Err(unreachable("no TLS within 5 s".to_owned())),
+    }
+}
+
+/// Puts gRPC on a connection. The channel lives as long as the connection: it doesn't reconnect.
+///
+/// # Errors
+/// When the server doesn't speak HTTP/2.
+pub async fn channel(stream: TlsStream<TcpStream>) -> anyhow::Result<Channel> {
+    let stream = Mutex::new(Some(TokioIo::new(stream)));
+    let connector = tower::service_fn(move |_| {
+        let stream = stream.lock().ok().and_then(|mut stream| stream.take());
+        std::future::ready(stream.ok_or_else(|| io::Error::other("the connection is lost")))
+    });
+    // The address is for the `:authority` header only.
+    let channel = Endpoint::from_static("http://controller")
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(connector)
+        .await;
+    channel.context("Failed to speak HTTP/2 with the controller")
+}
+
+/// The local end of a connection, which is how the controller sees this host if no NAT intervenes.
+#[must_use]
+pub fn local_address(stream: &TlsStream<TcpStream>) -> Option<SocketAddr> {
+    stream.get_ref().0.local_addr().ok()
+}
+
+/// Accepts exactly the controllers whose CA has a known hash.
+pub struct PinnedCa {
+    hash: blake3::Hash,
+    provider: Arc<CryptoProvider>,
+    found: Mutex<Option<TrustDomain>>,
+}
+
+impl PinnedCa {
+    #[must_use]
+    pub fn new(hash: [u8; 32]) -> Arc<Self> {
+        let hash = blake3::Hash::from_bytes(hash);
+        Arc::new(Self { hash, provider: provider(), found: Mutex::new(None) })
+    }
+
+    /// The CA's hash.
+    #[must_use]
+    pub const fn hash(&self) -> &blake3::Hash {
+        &self.hash
+    }
+
+    /// The trust domain of the controller that was accepted last.
+    #[must_use]
+    pub fn trust_domain(&self) -> Option<TrustDomain> {
+        self.found.lock().ok().and_then(|found| found.clone())
+    }
+}
+
+/// The server's chain holds no CA with the hash that we know.
+#[derive(Debug)]
+struct ForeignCa;
+
+impl fmt::Display for ForeignCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the server's CA isn't the expected one")
+    }
+}
+
+impl std::error::Error for ForeignCa {}
+
+impl ServerCertVerifier for PinnedCa {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(ca) = intermediates.iter().find(|found| blake3::hash(found) == self.hash) else {
+            let cause = OtherError(Arc::new(ForeignCa));
+            return Err(rustls::Error::InvalidCertificate(CertificateError::Other(cause)));
+        };
+        let general = |error: anyhow::Error| rustls::Error::General(format!("{error:#}"));
+        let domain = controller_trust_domain(end_entity).map_err(general)?;
+        let name = controller_name(&domain).map_err(general)?;
+        let roots = Arc::new(roots(ca).map_err(general)?);
+        let verified = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?
+            .verify_server_cert(end_entity, intermediates, &name, ocsp_response, now)?;
+        if let Ok(mut found) = self.found.lock() {
+            *found = Some(domain);
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for PinnedCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PinnedCa").field("hash", &self.hash.to_hex()).finish_non_exhaustive()
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn builder() -> anyhow::Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>> {
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .context("Failed to set up TLS 1.3")
+}
+
+fn roots(ca: &CertificateDer<'_>) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone().into_owned()).context("The mesh's CA certificate can't be used")?;
+    Ok(roots)
+}
+
+fn finish(mut config: ClientConfig) -> Arc<ClientConfig> {
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config)
+}
+
+fn handshake_error(address: &str, error: &io::Error) -> ConnectError {
+    let address = address.to_owned();
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if let Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(cause)))) = tls
+        && cause.is::<ForeignCa>()
+    {
+        return ConnectError::ForeignCa { address };
+    }
+    ConnectError::Handshake { address, reason: error.to_string() }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
+        DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    };
+    use rustls::ServerConfig;
+    use rustls_pki_types::{CertificateSigningRequestDer, PrivatePkcs8KeyDer};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::identity::Member;
+
+    /// A CA as the controller has one.
+    pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+    /// What a host's certificate says.
+    pub(crate) struct HostCertificate {
+        pub(crate) host: String,
+        pub(crate) trust_domain: String,
+    }
+
+    impl HostCertificate {
+        pub(crate) fn of(member: &Member) -> Self {
+            Self { host: member.host.to_string(), trust_domain: member.trust_domain.to_string() }
+        }
+    }
+
+    impl Authority {
+        pub(crate) fn new() -> Self {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            params.distinguished_name.push(DnType::CommonName, "test CA");
+            let key = KeyPair::generate().unwrap();
+            Self(CertifiedIssuer::self_signed(params, key).unwrap())
+        }
+
+        pub(crate) fn hash(&self) -> blake3::Hash {
+            blake3::hash(self.0.der())
+        }
+
+        pub(crate) fn sign(&self, request: &[u8], names: &HostCertificate) -> Vec<Vec<u8>> {
+            let request = CertificateSigningRequestDer::from(request);
+            let mut request = CertificateSigningRequestParams::from_der(&request).unwrap();
+            let uri = format!("spiffe://{}/host/{}", names.trust_domain, names.host);
+            request.params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+            request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            let leaf = request.signed_by(&self.0).unwrap();
+            vec![leaf.der().to_vec(), self.0.der().to_vec()]
+        }
+
+        /// A server's configuration with a certificate for `name`.
+        pub(crate) fn server(&self, name: &str) -> Arc<ServerConfig> {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            let leaf = params.signed_by(&key, &self.0).unwrap();
+            let chain = vec![leaf.der().clone(), self.0.der().clone()];
+            let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+            let mut config = ServerConfig::builder_with_provider(provider())
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(chain, key)
+                .unwrap();
+            config.alpn_protocols = vec![b"h2".to_vec()];
+            Arc::new(config)
+        }
+    }
+
+    /// Accepts one connection, and says where.
+    async fn listen(config: Arc<ServerConfig>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            drop(TlsAcceptor::from(config).accept(stream).await);
+        });
+        address
+    }
+
+    async fn join(server: Arc<ServerConfig>, pin: &Arc<PinnedCa>) -> Result<(), ConnectError> {
+        let address = listen(server).await;
+        let name = ServerName::try_from("controller").unwrap();
+        connect(&address, joining_config(pin).unwrap(), name).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn a_controller_with_the_pinned_ca_is_accepted_and_tells_its_trust_domain() {
+        let authority = Authority::new();
+        let pin = PinnedCa::new(authority.hash().into());
+        assert_eq!(pin.trust_domain(), None);
+        join(authority.server("controller.corp.example"), &pin).await.unwrap();
+        assert_eq!(pin.trust_domain(), Some("corp.example".parse().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_controller_with_another_ca_is_refused_as_such() {
+        let pin = PinnedCa::new(Authority::new().hash().into());
+        let server = Authority::new().server("controller.corp.example");
+        let error = join(server, &pin).await.unwrap_err();
+        assert!(matches!(error, ConnectError::ForeignCa { .. }), "{error}");
+        assert_eq!(pin.trust_domain(), None);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_not_a_controllers_is_refused() {
+        let authority = Authority::new();
+        let pin = PinnedCa::new(authority.hash().into());
+        let error = join(authority.server("www.corp.example"), &pin).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Handshake { .. }), "{error}");
+        assert_eq!(pin.trust_domain(), None);
+    }
+
+    /// Only the CA's own signature makes a leaf genuine: presenting the pinned CA isn't enough.
+    #[tokio::test]
+    async fn the_pinned_ca_beside_a_foreign_leaf_is_refused() {
+        let (genuine, forger) = (Authority::new(), Authority::new());
+        let pin = PinnedCa::new(genuine.hash().into());
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["controller.corp.example".to_owned()]).unwrap();
+        let leaf = params.signed_by(&key, &forger.0).unwrap();
+        let chain = vec![leaf.der().clone(), genuine.0.der().clone()];
+        let server = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            .unwrap();
+        let error = join(Arc::new(server), &pin).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Handshake { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_member_refuses_a_controller_of_another_name() {
+        let tls = crate::identity::tests::identity().tls;
+        let authority = Authority::new();
+        let tls = TlsIdentity { ca: authority.0.der().clone(), ..tls };
+        let config = member_config(&tls).unwrap();
+        let name = controller_name(&"corp.example".parse().unwrap()).unwrap();
+        let address = listen(authority.server("controller.evil.example")).await;
+        let error = connect(&address, config.clone(), name.clone()).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Handshake { .. }), "{error}");
+        let address = listen(authority.server("controller.corp.example")).await;
+        connect(&address, config, name).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_named_with_the_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let config = joining_config(&PinnedCa::new([0; 32])).unwrap();
+        let name = ServerName::try_from("controller").unwrap();
+        let error = connect(&address, config, name).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
+        assert!(error.to_string().contains(&address), "{error}");
+    }
+}
