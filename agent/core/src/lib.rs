@@ -36,11 +36,32 @@
 
 pub mod packet;
 
+mod admission;
+mod adopt;
+mod balance;
 mod config;
+mod control;
 mod counters;
+mod decide;
 mod event;
+mod flows;
+mod forged;
+mod forward;
+mod inbound;
+mod mtu;
 mod node;
+mod outbound;
+mod outbox;
+mod peers;
+mod ping;
+mod random;
+mod refuse;
+mod rejudge;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod state;
+mod translate;
+mod tunnel;
 mod view;
 
 pub use config::{Config, Limits};
@@ -48,4 +69,5 @@ pub use counters::{Counters, DropReason, Traffic};
 pub use event::{Denial, Event};
 pub use node::{Node, Owner, Owners, PeerName, SendError, Transmit};
 pub use state::State;
+pub use tunnel::public_key;
 pub use view::{FlowState, FlowView, PeerView};

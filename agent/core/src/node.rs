@@ -2,16 +2,27 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use isthmus_model::{DeviceId, HostId, ServiceId};
 
+use crate::admission::Admission;
 use crate::config::Config;
-use crate::counters::Counters;
+use crate::counters::{Counters, DropReason};
 use crate::event::{Event, Events};
-use crate::packet::FlowKey;
+use crate::flows::FlowTable;
+use crate::forged::ForgedLog;
+use crate::forward::FragmentFlow;
+use crate::mtu;
+use crate::outbox::{Buffers, Outbox, TunQueue};
+use crate::packet::{FlowKey, FragmentTable};
+use crate::peers::{Peers, Slot};
+use crate::ping::Pings;
+use crate::random::Random;
+use crate::rejudge::Sweep;
 use crate::state::State;
-use crate::view::{FlowView, PeerView};
+use crate::tunnel::{self, Keys, Tick};
+use crate::view::{self, FlowView, PeerView};
 
 /// Who has a tunnel to this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,22 +94,68 @@ pub enum SendError {
 ///
 /// Packets are complete IP packets with complete checksums; datagrams are one datagram each.
 pub struct Node {
-    state: Arc<State>,
-    counters: Counters,
-    events: Events,
+    pub(crate) state: Arc<State>,
+    /// Counts states: what was judged under an earlier one is judged again.
+    pub(crate) epoch: u32,
+    pub(crate) mtu: usize,
+    pub(crate) proxy_port: u16,
+    pub(crate) keys: Keys,
+    pub(crate) admission: Admission,
+    pub(crate) peers: Peers,
+    pub(crate) flows: FlowTable,
+    pub(crate) fragments: FragmentTable<FragmentFlow>,
+    pub(crate) sweep: Option<Sweep>,
+    pub(crate) pings: Pings,
+    pub(crate) forged: ForgedLog,
+    pub(crate) buffers: Buffers,
+    pub(crate) scratch: Vec<u8>,
+    pub(crate) outbox: Outbox,
+    pub(crate) tun_queue: TunQueue,
+    pub(crate) counters: Counters,
+    pub(crate) events: Events,
+    load_reset: Option<Instant>,
+    due: Vec<Slot>,
 }
 
 impl Node {
     /// Makes a node that has no tunnels and knows no flows yet.
     pub fn new(config: Config, state: Arc<State>, now: Instant) -> Self {
-        let (_, _) = (config, now);
-        Self { state, counters: Counters::default(), events: Events::default() }
+        let Config { private_key, mtu, proxy_port, seed, limits } = config;
+        let mut seeds = Random::new(seed);
+        let mut peers = Peers::new(seeds.next());
+        peers.update(&state);
+        Self {
+            state,
+            epoch: 0,
+            mtu: mtu.into(),
+            proxy_port,
+            keys: Keys::new(*private_key),
+            admission: Admission::new(seeds.next(), now),
+            peers,
+            flows: FlowTable::new(limits, seeds.next(), now),
+            fragments: FragmentTable::default(),
+            sweep: None,
+            pings: Pings::new(),
+            forged: ForgedLog::default(),
+            buffers: Buffers::default(),
+            scratch: Vec::new(),
+            outbox: Outbox::new(limits.transmit_bytes),
+            tun_queue: TunQueue::new(limits.tun_packets),
+            counters: Counters::default(),
+            events: Events::default(),
+            load_reset: None,
+            due: Vec::new(),
+        }
     }
 
-    /// A new revision: peers that it doesn't have are cut at once, flows are judged again.
+    /// A new revision: peers that it doesn't have are cut at once, flows are judged again at their
+    /// next packet, idle ones within a second.
     pub fn handle_state(&mut self, state: Arc<State>, now: Instant) {
-        let _ = now;
         self.state = state;
+        self.epoch = self.epoch.wrapping_add(1);
+        self.peers.update(&self.state);
+        self.sweep = Some(Sweep::new(now));
+        self.step_sweep(now);
     }
 
     /// The revision in force.
@@ -108,10 +165,12 @@ impl Node {
 
     /// A packet that the kernel wrote to the TUN device. It may be changed in place.
     pub fn handle_tun(&mut self, packet: &mut [u8], owners: &mut dyn Owners, now: Instant) {
-        let (_, _, _) = (packet, owners, now);
+        self.outbound(packet, owners, now);
     }
 
-    /// A datagram that came to the tunnel port. It may be changed in place.
+    /// A datagram that came to the tunnel port.
+    ///
+    /// The owners are asked about connections that are older than this node: see `adopt.rs`.
     pub fn handle_udp(
         &mut self,
         from: SocketAddr,
@@ -119,27 +178,43 @@ impl Node {
         owners: &mut dyn Owners,
         now: Instant,
     ) {
-        let (_, _, _, _) = (from, datagram, owners, now);
+        self.inbound(canonical(from), datagram, owners, now);
     }
 
     /// The time that [`poll_timeout`](Self::poll_timeout) gave has come.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let _ = now;
+        self.counters.flows_removed += self.flows.handle_timeout(now) as u64;
+        self.fragments.handle_timeout(now);
+        self.counters.events_lost += self.forged.handle_timeout(&mut self.events, now);
+        self.step_sweep(now);
+        self.tick_peers(now);
+        if self.load_reset.is_some_and(|due| due <= now) {
+            self.load_reset = None;
+            self.keys.reset_load();
+        }
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        let timers = [
+            self.flows.poll_timeout(),
+            self.fragments.poll_timeout(),
+            self.forged.poll_timeout(),
+            self.sweep.map(|sweep| sweep.due),
+            self.peers.poll_timeout(),
+            self.load_reset,
+        ];
+        timers.into_iter().flatten().min()
     }
 
     /// Datagrams to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit<'_>> {
-        None
+        self.outbox.poll(&mut self.buffers)
     }
 
     /// A packet to write to the TUN device.
     pub fn poll_tun(&mut self) -> Option<&[u8]> {
-        None
+        self.tun_queue.poll(&mut self.buffers)
     }
 
     /// Something to tell.
@@ -149,7 +224,20 @@ impl Node {
 
     /// What [`poll_transmit`](Self::poll_transmit) gave couldn't be sent.
     pub fn handle_send_error(&mut self, to: SocketAddr, error: SendError, now: Instant) {
-        let (_, _, _) = (to, error, now);
+        self.counters.drop(DropReason::SendError);
+        let SendError::TooBig { size } = error else { return };
+        let to = canonical(to);
+        let outer = size + mtu::overhead(Some(to)) - tunnel::OVERHEAD;
+        let here = self.peers.iter().filter(|(_, peer)| peer.endpoint() == Some(to));
+        let slots: Vec<Slot> = here.map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let Some(peer) = self.peers.get_mut(slot) else { continue };
+            if let (true, PeerName::Host(host)) = (peer.path.handle_too_big(outer, now), peer.name)
+            {
+                let bytes = peer.path.mtu();
+                self.tell(Event::PathMtu { host, bytes });
+            }
+        }
     }
 
     /// Asks the agent that has `target` for an answer through the tunnel; it comes as
@@ -161,35 +249,96 @@ impl Node {
         sequence: u16,
         now: Instant,
     ) -> Option<HostId> {
-        let (_, _, _, _) = (target, identifier, sequence, now);
-        None
+        self.send_ping(target, identifier, sequence, now)
     }
 
     /// Up to `limit` flows, in no order.
     pub fn flows(&self, limit: usize, now: Instant) -> Vec<FlowView> {
-        let (_, _) = (limit, now);
-        Vec::new()
+        self.flows
+            .iter()
+            .take(limit)
+            .map(|flow| view::flow(&self.state, self.epoch, flow, now))
+            .collect()
     }
 
     /// How many flows there are.
     pub fn flow_count(&self) -> usize {
-        0
+        self.flows.len()
     }
 
     /// All peers, with or without a tunnel.
     pub fn peers(&self, now: Instant) -> Vec<PeerView> {
-        let _ = now;
-        Vec::new()
+        self.peers.iter().map(|(_, peer)| view::peer(peer, now)).collect()
     }
 
     /// What was counted so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
+
+    fn tick_peers(&mut self, now: Instant) {
+        let mut due = std::mem::take(&mut self.due);
+        self.peers.take_due(now, &mut due);
+        for slot in due.drain(..) {
+            self.tick_peer(slot, now);
+        }
+        self.due = due;
+    }
+
+    fn tick_peer(&mut self, slot: Slot, now: Instant) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let Some(tunnel) = &mut peer.tunnel else { return self.peers.rest(slot) };
+        let mut datagram = [0; tunnel::MIN_BUFFER];
+        let tick = tunnel.tick(&mut datagram, now);
+        let is_live = tunnel.is_live(now);
+        match tick {
+            Tick::Idle => {}
+            Tick::Send(length) => {
+                if let Some(to) = peer.endpoint() {
+                    self.push_datagram(slot, to, datagram.get(..length).unwrap_or_default());
+                }
+            }
+            Tick::Initiate { length, tries } => {
+                self.counters.handshakes_initiated += 1;
+                // The first try went to the first candidate already.
+                if let Some(to) = peer.endpoint_for_try(tries.saturating_sub(1)) {
+                    self.push_datagram(slot, to, datagram.get(..length).unwrap_or_default());
+                }
+            }
+            Tick::GiveUp(waited) => {
+                self.counters.handshakes_failed += 1;
+                self.counters.drop_many(DropReason::TunnelQueue, waited as u64);
+            }
+        }
+        self.probe(slot, now);
+        self.flush(slot, now);
+        if !is_live {
+            self.peers.rest(slot);
+        }
+    }
+
+    /// Handshakes are counted by the second.
+    pub(crate) fn note_load(&mut self, now: Instant) {
+        self.load_reset.get_or_insert(now + Duration::from_secs(1));
+    }
+
+    pub(crate) fn tell(&mut self, event: Event) {
+        if !self.events.push(event) {
+            self.counters.events_lost += 1;
+        }
+    }
+}
+
+/// A dual-stack socket shows IPv4 peers by mapped addresses.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("state", &self.state)
+            .field("flows", &self.flows.len())
+            .finish_non_exhaustive()
     }
 }

@@ -1,13 +1,16 @@
 //! Flows and tunnels as `agentctl` shows them.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_model::{Layer4, Principal, PublicKey};
 use isthmus_policy::{Outcome, Verdict};
 
+use crate::flows::{Flow, Port};
 use crate::node::PeerName;
 use crate::packet::FlowKey;
+use crate::peers::Peer;
+use crate::state::State;
 
 /// A flow.
 #[derive(Clone, Debug)]
@@ -80,4 +83,49 @@ pub struct PeerView {
     pub path_mtu: u16,
     /// Of the last ping or path probe.
     pub round_trip: Option<Duration>,
+}
+
+pub(crate) fn flow(state: &State, epoch: u32, flow: &Flow, now: Instant) -> FlowView {
+    let local = state.local();
+    let (from, to) = (flow.from.place.principal(local), flow.to.place.principal(local));
+    // Rule ids of another state mean nothing here.
+    let verdict =
+        if flow.epoch == epoch { flow.verdict } else { state.judge(from, to, flow.layer4) };
+    let peer = |port| match port {
+        Port::Tun => None,
+        Port::Peer(name) => Some(name),
+    };
+    let [forward, backward] = &flow.legs;
+    FlowView {
+        from,
+        to,
+        layer4: flow.layer4,
+        original: forward.key.flow,
+        translated: flow.translated(),
+        ingress: peer(forward.key.port),
+        egress: peer(backward.key.port),
+        outcome: verdict.outcome,
+        verdict,
+        rule: state.policy.describe(&verdict).name.to_owned(),
+        state: flow.state,
+        forward: (forward.packets, forward.bytes),
+        backward: (backward.packets, backward.bytes),
+        age: now.saturating_duration_since(flow.created),
+        idle: now.saturating_duration_since(flow.last_seen),
+    }
+}
+
+pub(crate) fn peer(peer: &Peer, now: Instant) -> PeerView {
+    let since = |then: Option<Instant>| then.map(|then| now.saturating_duration_since(then));
+    PeerView {
+        peer: peer.name,
+        public_key: peer.key,
+        endpoint: peer.endpoint(),
+        last_handshake: since(peer.last_handshake),
+        last_heard: since(peer.last_heard),
+        received_bytes: peer.received_bytes,
+        sent_bytes: peer.sent_bytes,
+        path_mtu: peer.path.mtu(),
+        round_trip: peer.round_trip,
+    }
 }

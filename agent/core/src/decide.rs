@@ -1,0 +1,332 @@
+//! The fate of a packet that belongs to no flow yet: whose it is, where it goes, what policy says.
+
+use isthmus_model::{HostId, Layer4, Place, ServiceId};
+use isthmus_policy::Outcome;
+
+use crate::adopt::Adoption;
+use crate::balance;
+use crate::counters::DropReason;
+use crate::flows::{End, NewFlow, Port};
+use crate::node::{Node, Owner, Owners, PeerName};
+use crate::packet::{FlowKey, Headers, Reason, Transport};
+use crate::state::State;
+
+/// What to do with a packet that belongs to no flow.
+pub(crate) enum Decision {
+    /// Make a flow of it, a denied one perhaps. The packet belongs to this leg.
+    New(NewFlow, u8),
+    Refuse(Refusal),
+}
+
+/// Why there is no flow, and what the sender is told about it.
+pub(crate) struct Refusal {
+    pub(crate) drop: DropReason,
+    pub(crate) answer: Option<Reason>,
+}
+
+impl Refusal {
+    pub(crate) const fn silent(drop: DropReason) -> Self {
+        Self { drop, answer: None }
+    }
+
+    const fn unreachable(drop: DropReason) -> Self {
+        Self { drop, answer: Some(Reason::HostUnreachable) }
+    }
+}
+
+/// Where in its flow a packet can stand.
+enum Standing {
+    /// It opens a flow, or can't be told from one that does.
+    First,
+    /// It is in the middle of a TCP connection; who opened it isn't known.
+    Middle,
+    /// It answers something.
+    Answer,
+}
+
+impl Node {
+    pub(crate) fn decide(
+        &self,
+        ingress: Port,
+        headers: &Headers,
+        owners: &mut dyn Owners,
+    ) -> Decision {
+        let Some((standing, layer4)) = standing(headers) else {
+            return Decision::Refuse(Refusal::silent(DropReason::Icmp));
+        };
+        if let Err(reason) = self.check_source(ingress, headers) {
+            return Decision::Refuse(Refusal::silent(reason));
+        }
+        match (standing, ingress) {
+            (Standing::First, _) => self.decide_first(ingress, headers, layer4, owners),
+            (Standing::Middle, Port::Tun) => self.decide_middle(ingress, headers, layer4, owners),
+            (Standing::Middle, Port::Peer(_)) => {
+                self.decide_middle_from_peer(ingress, headers, layer4, owners)
+            }
+            (Standing::Answer, _) => match self.adopt(ingress, headers, owners) {
+                Adoption::Flow(new) => Decision::New(*new, 1),
+                Adoption::Unresolved | Adoption::Denied => {
+                    Decision::Refuse(Refusal::silent(DropReason::UnknownFlow))
+                }
+            },
+        }
+    }
+
+    /// Whether the source may come in by this port at all. INVARIANT: nothing else lets a packet in;
+    /// flows are found by their port, and made only after this.
+    pub(crate) fn check_source(&self, ingress: Port, headers: &Headers) -> Result<(), DropReason> {
+        let place = self.state.place(headers.key.source);
+        match ingress {
+            Port::Tun if self.is_local(place) => Ok(()),
+            Port::Tun => Err(DropReason::ForeignSource),
+            Port::Peer(peer) if owns(&self.state, peer, place) => Ok(()),
+            Port::Peer(_) => Err(DropReason::Forged),
+        }
+    }
+
+    fn is_local(&self, place: Option<Place>) -> bool {
+        match place {
+            Some(Place::Host(host) | Place::Workload(host, _)) => host == self.state.local(),
+            Some(Place::Device(..) | Place::Virtual(_) | Place::Anycast) | None => false,
+        }
+    }
+
+    fn decide_first(
+        &self,
+        ingress: Port,
+        headers: &Headers,
+        layer4: Layer4,
+        owners: &mut dyn Owners,
+    ) -> Decision {
+        let plan = self
+            .origin(ingress, headers, owners, Unknown::Refuse)
+            .and_then(|from| self.plan(ingress, from, headers.key, layer4));
+        match plan {
+            Ok(new) => Decision::New(new, 0),
+            Err(refusal) => Decision::Refuse(refusal),
+        }
+    }
+
+    /// From the TUN device: the sender is the originator, or answers one far away.
+    fn decide_middle(
+        &self,
+        ingress: Port,
+        headers: &Headers,
+        layer4: Layer4,
+        owners: &mut dyn Owners,
+    ) -> Decision {
+        let plan = self
+            .origin(ingress, headers, owners, Unknown::Accept)
+            .and_then(|from| self.plan(ingress, from, headers.key, layer4));
+        if let Ok(new) = &plan
+            && !new.verdict.denies()
+        {
+            return Decision::New(*new, 0);
+        }
+        match (self.adopt(ingress, headers, owners), plan) {
+            (Adoption::Flow(new), _) => Decision::New(*new, 1),
+            (Adoption::Unresolved, _) => Decision::Refuse(Refusal::silent(DropReason::UnknownFlow)),
+            (Adoption::Denied, Ok(new)) => Decision::New(new, 0),
+            (Adoption::Denied, Err(refusal)) => Decision::Refuse(refusal),
+        }
+    }
+
+    /// By a tunnel: a local socket that has asked comes first, since only it tells how the flow was
+    /// translated here.
+    fn decide_middle_from_peer(
+        &self,
+        ingress: Port,
+        headers: &Headers,
+        layer4: Layer4,
+        owners: &mut dyn Owners,
+    ) -> Decision {
+        let adoption = self.adopt(ingress, headers, owners);
+        if let Adoption::Flow(new) = adoption {
+            return Decision::New(*new, 1);
+        }
+        let plan = self
+            .origin(ingress, headers, owners, Unknown::Accept)
+            .and_then(|from| self.plan(ingress, from, headers.key, layer4));
+        match (plan, adoption) {
+            (Ok(new), Adoption::Unresolved) if new.verdict.denies() => {
+                Decision::Refuse(Refusal::silent(DropReason::UnknownFlow))
+            }
+            (Ok(new), _) => Decision::New(new, 0),
+            (Err(refusal), _) => Decision::Refuse(refusal),
+        }
+    }
+
+    /// Who sends this, as the mesh is to see it.
+    fn origin(
+        &self,
+        ingress: Port,
+        headers: &Headers,
+        owners: &mut dyn Owners,
+        unknown: Unknown,
+    ) -> Result<End, Refusal> {
+        let address = headers.key.source;
+        let place = self.state.place(address).ok_or(Refusal::silent(DropReason::Forged))?;
+        if matches!(ingress, Port::Peer(_)) {
+            return Ok(End { place, address });
+        }
+        let owner = owners.owner(&headers.key, &self.state);
+        match (place, owner) {
+            (Place::Workload(_, service), Owner::Service(owner)) if service == owner => {
+                Ok(End { place, address })
+            }
+            // A connection whose program has let go of it; it was checked when it was opened.
+            (Place::Workload(..), Owner::Unknown) if unknown == Unknown::Accept => {
+                Ok(End { place, address })
+            }
+            (Place::Workload(..), Owner::Service(_) | Owner::Host | Owner::Unknown) => {
+                Err(Refusal::silent(DropReason::NotOwner))
+            }
+            (Place::Host(host), Owner::Service(service)) => {
+                Ok(self.workload(host, service, address.is_v4()).unwrap_or(End { place, address }))
+            }
+            (Place::Host(_), Owner::Host | Owner::Unknown) => Ok(End { place, address }),
+            (Place::Device(..) | Place::Virtual(_) | Place::Anycast, _) => {
+                Err(Refusal::silent(DropReason::ForeignSource))
+            }
+        }
+    }
+
+    pub(crate) fn workload(&self, host: HostId, service: ServiceId, v4: bool) -> Option<End> {
+        let address = self.state.workload_address(host, service, v4)?;
+        Some(End { place: Place::Workload(host, service), address })
+    }
+
+    /// What becomes of a flow that `from` opens with packets like `original`.
+    pub(crate) fn plan(
+        &self,
+        ingress: Port,
+        from: End,
+        original: FlowKey,
+        layer4: Layer4,
+    ) -> Result<NewFlow, Refusal> {
+        let local = self.state.local();
+        let seen = FlowKey { source: from.address, ..original };
+        let to = self.destination(ingress, &seen)?;
+        let egress = self.egress(ingress, to.place, &seen)?;
+        let verdict =
+            self.state.judge(from.place.principal(local), to.place.principal(local), layer4);
+        let mut translated = FlowKey { destination: to.address, ..seen };
+        if egress == Port::Tun {
+            if ingress == Port::Tun {
+                translated.source = self.hairpin_source(from);
+            }
+            if verdict.outcome == Outcome::Inspect {
+                translated.destination_port = self.proxy_port;
+            }
+        }
+        Ok(NewFlow { from, to, layer4, verdict, ingress, egress, original, translated })
+    }
+
+    /// On flows that stay on this host, the receiver must answer by the TUN device: not to an
+    /// address that the kernel knows as its own.
+    fn hairpin_source(&self, from: End) -> crate::packet::Address {
+        let v4 = from.address.is_v4();
+        match from.place {
+            Place::Workload(_, service) => self.state.virtual_address(service, v4),
+            Place::Host(_) | Place::Device(..) | Place::Virtual(_) | Place::Anycast => None,
+        }
+        .unwrap_or_else(|| self.state.anycast_address(v4))
+    }
+
+    /// Who a flow is for: a virtual address stands for one of its backends.
+    fn destination(&self, ingress: Port, seen: &FlowKey) -> Result<End, Refusal> {
+        let transit = matches!(ingress, Port::Peer(PeerName::Host(_)));
+        match self.state.place(seen.destination) {
+            Some(Place::Virtual(_)) if transit => Err(Refusal::silent(DropReason::Transit)),
+            Some(Place::Virtual(service)) => {
+                let (host, address) = balance::pick(&self.state, service, seen)
+                    .ok_or(Refusal::unreachable(DropReason::NoBackend))?;
+                Ok(End { place: Place::Workload(host, service), address })
+            }
+            Some(place @ (Place::Host(_) | Place::Workload(..) | Place::Device(..))) => {
+                Ok(End { place, address: seen.destination })
+            }
+            Some(Place::Anycast) | None if transit => Err(Refusal::silent(DropReason::NoRoute)),
+            Some(Place::Anycast) | None => Err(Refusal::unreachable(DropReason::NoRoute)),
+        }
+    }
+
+    /// Which way it is to a place, and whether who comes in here may go there.
+    fn egress(&self, ingress: Port, to: Place, seen: &FlowKey) -> Result<Port, Refusal> {
+        let egress = port_of(&self.state, to);
+        let is_virtual = matches!(self.state.place(seen.destination), Some(Place::Virtual(_)));
+        match (ingress, egress) {
+            (Port::Tun, Port::Tun) if !is_virtual => Err(Refusal::silent(DropReason::Local)),
+            (Port::Peer(PeerName::Host(_)), Port::Peer(PeerName::Host(_))) => {
+                Err(Refusal::silent(DropReason::Transit))
+            }
+            (Port::Peer(one), Port::Peer(other)) if one == other => {
+                Err(Refusal::silent(DropReason::Local))
+            }
+            (_, Port::Peer(name)) if self.peers.by_name(name).is_none() => {
+                Err(Refusal::unreachable(DropReason::NoRoute))
+            }
+            (Port::Tun | Port::Peer(_), egress) => Ok(egress),
+        }
+    }
+}
+
+/// What to make of a socket that nobody seems to own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unknown {
+    Accept,
+    Refuse,
+}
+
+/// Where packets to a place leave by, and packets from it come in by. Virtual places have none of
+/// their own; they are this host's.
+pub(crate) fn port_of(state: &State, place: Place) -> Port {
+    match place {
+        Place::Device(host, device) if host == state.local() => {
+            Port::Peer(PeerName::Device(device))
+        }
+        Place::Host(host) | Place::Workload(host, _) | Place::Device(host, _) => {
+            if host == state.local() { Port::Tun } else { Port::Peer(PeerName::Host(host)) }
+        }
+        Place::Virtual(_) | Place::Anycast => Port::Tun,
+    }
+}
+
+/// Whether a peer may speak from a place: WireGuard's cryptokey routing, with placements.
+pub(crate) fn owns(state: &State, peer: PeerName, place: Option<Place>) -> bool {
+    let Some(place) = place else { return false };
+    let is_real = place.host().is_some();
+    is_real && port_of(state, place) == Port::Peer(peer)
+}
+
+fn standing(headers: &Headers) -> Option<(Standing, Layer4)> {
+    let port = headers.key.destination_port;
+    Some(match headers.transport {
+        Transport::Tcp { flags } if flags.opens() => (Standing::First, Layer4::Tcp(port)),
+        Transport::Tcp { .. } => (Standing::Middle, Layer4::Tcp(port)),
+        Transport::Udp => (Standing::First, Layer4::Udp(port)),
+        Transport::EchoRequest { .. } => (Standing::First, Layer4::Icmp),
+        Transport::EchoReply { .. } => (Standing::Answer, Layer4::Icmp),
+        Transport::UdpLite | Transport::Sctp | Transport::Other => {
+            (Standing::First, Layer4::Other(headers.key.protocol))
+        }
+        Transport::IcmpError { .. } | Transport::Icmp { .. } | Transport::LaterFragment => {
+            return None;
+        }
+    })
+}
+
+/// What the originator of a flow carries, seen from an answer to it.
+pub(crate) fn asked_layer4(headers: &Headers) -> Layer4 {
+    match headers.transport {
+        Transport::Tcp { .. } => Layer4::Tcp(headers.key.source_port),
+        Transport::Udp => Layer4::Udp(headers.key.source_port),
+        Transport::EchoRequest { .. }
+        | Transport::EchoReply { .. }
+        | Transport::IcmpError { .. }
+        | Transport::Icmp { .. } => Layer4::Icmp,
+        Transport::UdpLite | Transport::Sctp | Transport::Other | Transport::LaterFragment => {
+            Layer4::Other(headers.key.protocol)
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! The flow table: what was decided for a flow, found by one look-up.
+//!
+//! A flow has two legs, one per direction. A leg is known by its packets' 5-tuple and the port that
+//! they come in by; it holds how they are rewritten, and they leave by the other leg's port:
+//!
+//! ```text
+//!             leg 0: key as the originator sends, rewrite ──▶
+//!  port of leg 0                                              port of leg 1
+//!             ◀── leg 1: key as the answers come in, rewrite
+//! ```
+//!
+//! A denied flow has leg 0 only: it saves asking the policy for each retry.
+//!
+//! **Bounds.** *Half-open* flows, that is denied ones and those that only one side has spoken on, make
+//! room for each other, oldest first, and never cost an established flow its place. Expiry is by a
+//! timer wheel, so that nothing ever scans the table.
+
+mod list;
+mod wheel;
+
+use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use isthmus_model::{Layer4, Place};
+use isthmus_policy::Verdict;
+
+use crate::config::Limits;
+use crate::node::PeerName;
+use crate::packet::{Address, FlowKey, Rewrite, TcpFlags, Transport, protocol};
+use crate::view::FlowState;
+use list::{Linked, Links, List};
+use wheel::Wheel;
+
+/// What packets come in and go out by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Port {
+    Tun,
+    Peer(PeerName),
+}
+
+/// How a leg is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LegKey {
+    pub(crate) flow: FlowKey,
+    pub(crate) port: Port,
+}
+
+/// One direction of a flow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leg {
+    pub(crate) key: LegKey,
+    pub(crate) rewrite: Rewrite,
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+    /// The last acknowledgement number of a TCP flow: what this side expects next, so that it can
+    /// be sent a RST that it believes.
+    pub(crate) acknowledged: Option<u32>,
+    has_finished: bool,
+}
+
+/// Who is at one end of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) place: Place,
+    /// The place's overlay address; legs may show a virtual one instead.
+    pub(crate) address: Address,
+}
+
+/// What is to become a flow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewFlow {
+    pub(crate) from: End,
+    pub(crate) to: End,
+    pub(crate) layer4: Layer4,
+    pub(crate) verdict: Verdict,
+    pub(crate) ingress: Port,
+    pub(crate) egress: Port,
+    /// As the originator's packets come in.
+    pub(crate) original: FlowKey,
+    /// As they leave.
+    pub(crate) translated: FlowKey,
+}
+
+/// A flow.
+#[derive(Clone, Debug)]
+pub(crate) struct Flow {
+    pub(crate) legs: [Leg; 2],
+    pub(crate) from: End,
+    pub(crate) to: End,
+    pub(crate) layer4: Layer4,
+    pub(crate) verdict: Verdict,
+    /// Which state it was judged under.
+    pub(crate) epoch: u32,
+    /// Which state its owner was asked under, and when.
+    pub(crate) owner_epoch: u32,
+    pub(crate) owner_asked: Instant,
+    pub(crate) state: FlowState,
+    pub(crate) created: Instant,
+    pub(crate) last_seen: Instant,
+}
+
+/// A flow in the table, or one that was: references outlive flows harmlessly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowRef {
+    at: u32,
+    generation: u32,
+}
+
+/// Why a flow can't be inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InsertError {
+    Full,
+    /// Another live flow's answers would look the same.
+    Collision,
+    /// No rewrite leads from the original to the translated key.
+    Rewrite,
+}
+
+pub(crate) struct FlowTable {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    index: HashMap<LegKey, (u32, u8), FixedState>,
+    wheel: Wheel,
+    half_open: List,
+    half_open_count: usize,
+    limits: Limits,
+}
+
+struct Slot {
+    generation: u32,
+    flow: Option<Flow>,
+    timer: Links,
+    /// The bucket of the wheel that the slot is linked in.
+    bucket: u32,
+    queue: Links,
+    is_half_open: bool,
+}
+
+impl Flow {
+    fn new(new: &NewFlow, epoch: u32, now: Instant) -> Result<Self, InsertError> {
+        let back = (new.translated.reversed(), new.original.reversed());
+        let forward = Rewrite::between(&new.original, &new.translated);
+        let backward = Rewrite::between(&back.0, &back.1);
+        let (Ok(forward), Ok(backward)) = (forward, backward) else {
+            return Err(InsertError::Rewrite);
+        };
+        let leg = |flow, port, rewrite| Leg {
+            key: LegKey { flow, port },
+            rewrite,
+            packets: 0,
+            bytes: 0,
+            acknowledged: None,
+            has_finished: false,
+        };
+        let is_denied = new.verdict.denies();
+        Ok(Self {
+            legs: [leg(new.original, new.ingress, forward), leg(back.0, new.egress, backward)],
+            from: new.from,
+            to: new.to,
+            layer4: new.layer4,
+            verdict: new.verdict,
+            epoch,
+            owner_epoch: epoch,
+            owner_asked: now,
+            state: if is_denied { FlowState::Denied } else { FlowState::Opening },
+            created: now,
+            last_seen: now,
+        })
+    }
+
+    pub(crate) fn is_denied(&self) -> bool {
+        self.state == FlowState::Denied
+    }
+
+    fn is_half_open(&self) -> bool {
+        matches!(self.state, FlowState::Denied | FlowState::Opening)
+    }
+
+    pub(crate) fn is_tcp(&self) -> bool {
+        self.legs[0].key.flow.protocol == protocol::TCP
+    }
+
+    /// The key of the originator's packets after their rewrite.
+    pub(crate) fn translated(&self) -> FlowKey {
+        self.legs[1].key.flow.reversed()
+    }
+
+    /// How long the flow may be silent. TCP as RFC 5382 has it, UDP as RFC 4787.
+    fn timeout(&self) -> Duration {
+        let seconds = match (self.state, self.legs[0].key.flow.protocol) {
+            (FlowState::Denied, _) => 10,
+            (FlowState::Closing, _) => 30,
+            (FlowState::Opening | FlowState::HalfClosed, protocol::TCP) => 240,
+            (FlowState::Established, protocol::TCP) => 7440,
+            (FlowState::Established, protocol::UDP | protocol::UDP_LITE) => 180,
+            (_, protocol::ICMP | protocol::ICMPV6) => 30,
+            (FlowState::Established, _) => 600,
+            (FlowState::Opening | FlowState::HalfClosed, _) => 30,
+        };
+        Duration::from_secs(seconds)
+    }
+
+    /// Counts a packet and follows TCP as far as timeouts care.
+    pub(crate) fn note(
+        &mut self,
+        leg: u8,
+        transport: Transport,
+        acknowledged: Option<u32>,
+        bytes: usize,
+        now: Instant,
+    ) {
+        self.last_seen = now;
+        let [here, there] = self.leg_pair(leg);
+        here.packets += 1;
+        here.bytes += bytes as u64;
+        let both_spoke = here.packets > 0 && there.packets > 0;
+        let Transport::Tcp { flags } = transport else {
+            if self.state == FlowState::Opening && both_spoke {
+                self.state = FlowState::Established;
+            }
+            return;
+        };
+        here.acknowledged = acknowledged.or(here.acknowledged);
+        here.has_finished |= flags.fin();
+        let finished = (here.has_finished, there.has_finished);
+        self.state = tcp_state(self.state, flags, leg, both_spoke, finished);
+    }
+
+    fn leg_pair(&mut self, leg: u8) -> [&mut Leg; 2] {
+        let [first, second] = &mut self.legs;
+        if leg == 0 { [first, second] } else { [second, first] }
+    }
+}
+
+/// | from | event | to |
+/// | --- | --- | --- |
+/// | opening | the originator acks after an answer | established |
+/// | opening, established | FIN by one side | half-closed |
+/// | any but denied | FIN by both sides, or RST | closing |
+fn tcp_state(
+    state: FlowState,
+    flags: TcpFlags,
+    leg: u8,
+    both_spoke: bool,
+    finished: (bool, bool),
+) -> FlowState {
+    match state {
+        FlowState::Denied | FlowState::Closing => state,
+        _ if flags.rst() || finished == (true, true) => FlowState::Closing,
+        _ if finished.0 || finished.1 => FlowState::HalfClosed,
+        FlowState::Opening if both_spoke && leg == 0 && flags.ack() => FlowState::Established,
+        // Adopted in mid-flow: the answer to what the originator sent.
+        FlowState::Opening if both_spoke && leg == 1 && !flags.syn() => FlowState::Established,
+        FlowState::Opening | FlowState::Established | FlowState::HalfClosed => state,
+    }
+}
+
+impl FlowTable {
+    pub(crate) fn new(limits: Limits, seed: u64, now: Instant) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            index: HashMap::with_hasher(FixedState::with_seed(seed)),
+            wheel: Wheel::new(now),
+            half_open: List::default(),
+            half_open_count: 0,
+            limits,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Which flow, and which of its legs, a packet belongs to.
+    #[inline]
+    pub(crate) fn find(&self, key: &LegKey) -> Option<(FlowRef, u8)> {
+        let (at, leg) = *self.index.get(key)?;
+        Some((FlowRef { at, generation: self.slots.get(at as usize)?.generation }, leg))
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, flow: FlowRef) -> Option<&Flow> {
+        let slot = self.slots.get(flow.at as usize)?;
+        if slot.generation == flow.generation { slot.flow.as_ref() } else { None }
+    }
+
+    /// To change what neither [`update`](Self::update) nor the index depends on.
+    pub(crate) fn get_mut(&mut self, flow: FlowRef) -> Option<&mut Flow> {
+        let slot = self.slots.get_mut(flow.at as usize)?;
+        if slot.generation == flow.generation { slot.flow.as_mut() } else { None }
+    }
+
+    /// Changes a flow's state; timers and queues follow.
+    #[inline]
+    pub(crate) fn update(&mut self, flow: FlowRef, change: impl FnOnce(&mut Flow)) {
+        let Some(entry) = self.get_mut(flow) else { return };
+        let before = entry.state;
+        change(entry);
+        if entry.state != before {
+            self.follow(flow.at);
+        }
+    }
+
+    fn follow(&mut self, at: u32) {
+        let Some(slot) = self.slots.get_mut(at as usize) else { return };
+        let Some(flow) = &slot.flow else { return };
+        let due = flow.last_seen + flow.timeout();
+        if slot.is_half_open && !flow.is_half_open() {
+            slot.is_half_open = false;
+            self.half_open_count -= 1;
+            list::unlink::<Queue>(&mut self.slots, &mut self.half_open, at);
+        }
+        self.wheel.rearm_if_sooner(&mut self.slots, at, due);
+    }
+
+    /// Whether a leg key is taken by a flow that isn't denied, other than the one that `original`
+    /// belongs to already.
+    pub(crate) fn is_taken(&self, key: &LegKey, original: &LegKey) -> bool {
+        let Some((flow, _)) = self.find(key) else { return false };
+        let same = self.find(original).is_some_and(|(own, _)| own == flow);
+        !same && self.get(flow).is_some_and(|flow| !flow.is_denied())
+    }
+
+    /// Inserts a flow, in place of any that the originator's key belonged to.
+    pub(crate) fn insert(
+        &mut self,
+        new: &NewFlow,
+        epoch: u32,
+        now: Instant,
+    ) -> Result<(FlowRef, usize), InsertError> {
+        let flow = Flow::new(new, epoch, now)?;
+        let keys = [flow.legs[0].key, flow.legs[1].key];
+        if !flow.is_denied() && self.is_taken(&keys[1], &keys[0]) {
+            return Err(InsertError::Collision);
+        }
+        let used = if flow.is_denied() { &keys[..1] } else { &keys[..] };
+        for key in used {
+            if let Some((old, _)) = self.find(key) {
+                self.remove(old);
+            }
+        }
+        let evicted = self.make_room()?;
+        for (leg, key) in (0..).zip(used) {
+            self.index.insert(*key, (self.next_slot(), leg));
+        }
+        Ok((self.place(flow, now), evicted))
+    }
+
+    /// Returns how many half-open flows had to go.
+    fn make_room(&mut self) -> Result<usize, InsertError> {
+        let is_full = self.len() >= self.limits.flows;
+        if !is_full && self.half_open_count < self.limits.half_open {
+            return Ok(0);
+        }
+        let oldest = self.half_open.first().ok_or(InsertError::Full)?;
+        let generation = self.slots.get(oldest as usize).map_or(0, |slot| slot.generation);
+        self.remove(FlowRef { at: oldest, generation });
+        Ok(1)
+    }
+
+    fn next_slot(&self) -> u32 {
+        self.free.last().copied().unwrap_or(self.slots.len() as u32)
+    }
+
+    fn place(&mut self, flow: Flow, now: Instant) -> FlowRef {
+        let due = now + flow.timeout();
+        let at = self.next_slot();
+        if self.free.pop().is_none() {
+            self.slots.push(Slot::default());
+        }
+        let slot = &mut self.slots[at as usize];
+        slot.flow = Some(flow);
+        slot.is_half_open = true;
+        let generation = slot.generation;
+        self.half_open_count += 1;
+        list::push_back::<Queue>(&mut self.slots, &mut self.half_open, at);
+        self.wheel.arm(&mut self.slots, at, due);
+        FlowRef { at, generation }
+    }
+
+    /// Removes a flow; references to it find nothing any more.
+    pub(crate) fn remove(&mut self, flow: FlowRef) -> Option<Flow> {
+        self.get(flow)?;
+        let at = flow.at;
+        self.wheel.disarm(&mut self.slots, at);
+        let slot = self.slots.get_mut(at as usize)?;
+        let removed = slot.flow.take()?;
+        slot.generation = slot.generation.wrapping_add(1);
+        if std::mem::take(&mut slot.is_half_open) {
+            self.half_open_count -= 1;
+            list::unlink::<Queue>(&mut self.slots, &mut self.half_open, at);
+        }
+        for leg in &removed.legs {
+            if self.index.get(&leg.key).is_some_and(|(owner, _)| *owner == at) {
+                self.index.remove(&leg.key);
+            }
+        }
+        self.free.push(at);
+        Some(removed)
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.wheel.poll_timeout()
+    }
+
+    /// Removes what has been silent for too long. Returns how many flows that were.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> usize {
+        let mut removed = 0;
+        while let Some(at) = self.wheel.take_due(&mut self.slots, now) {
+            let Some(slot) = self.slots.get(at as usize) else { continue };
+            let Some(flow) = &slot.flow else { continue };
+            let due = flow.last_seen + flow.timeout();
+            let reference = FlowRef { at, generation: slot.generation };
+            if due > now {
+                self.wheel.arm(&mut self.slots, at, due);
+            } else {
+                removed += usize::from(self.remove(reference).is_some());
+            }
+        }
+        removed
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Flow> {
+        self.slots.iter().filter_map(|slot| slot.flow.as_ref())
+    }
+
+    /// The flows in a range of the table, for a sweep in steps; none past its end.
+    pub(crate) fn window(&self, from: u32, count: u32) -> Option<Vec<FlowRef>> {
+        let start = from as usize;
+        if start >= self.slots.len() {
+            return None;
+        }
+        let numbered = (from..).zip(&self.slots[start..]).take(count as usize);
+        let used = numbered.filter(|(_, slot)| slot.flow.is_some());
+        Some(used.map(|(at, slot)| FlowRef { at, generation: slot.generation }).collect())
+    }
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            generation: 0,
+            flow: None,
+            timer: Links::default(),
+            bucket: wheel::NOT_ARMED,
+            queue: Links::default(),
+            is_half_open: false,
+        }
+    }
+}
+
+/// The list of half-open flows, oldest first.
+struct Queue;
+
+impl Linked<Queue> for Slot {
+    fn links(&mut self) -> &mut Links {
+        &mut self.queue
+    }
+}
+
+/// The list of flows that a bucket of the wheel holds.
+struct Timer;
+
+impl Linked<Timer> for Slot {
+    fn links(&mut self) -> &mut Links {
+        &mut self.timer
+    }
+}
+
+#[cfg(test)]
+mod tests;

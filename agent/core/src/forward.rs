@@ -1,0 +1,436 @@
+//! What every packet goes through, whichever way it came: classify, find or make its flow, rewrite,
+//! send on.
+
+use std::time::{Duration, Instant};
+
+use isthmus_model::Place;
+
+use crate::control::Control;
+use crate::counters::DropReason;
+use crate::decide::{Decision, Refusal};
+use crate::event::Event;
+use crate::flows::{FlowRef, InsertError, LegKey, NewFlow, Port};
+use crate::node::{Node, Owner, Owners, PeerName};
+use crate::packet::{Headers, Reason, Rewrite, Transport, clamp_mss, decrement_hops, protocol};
+use crate::peers::Slot;
+use crate::random::mix;
+
+/// No link carries less IPv6 (RFC 8200 section 5): its senders needn't make smaller packets.
+const IPV6_MINIMUM: usize = 1280;
+/// How long the owner of a connectionless flow is taken for granted: ports change hands.
+const OWNER_HOLDS: Duration = Duration::from_secs(1);
+/// Source ports tried where the sender's own is taken.
+const PORT_TRIES: u64 = 32;
+
+/// Where a packet goes from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Nowhere; it was dropped, or sealed already.
+    Done,
+    /// To the TUN device, so many bytes of it.
+    ToTun(usize),
+}
+
+/// What was decided for a first fragment.
+#[derive(Clone, Copy)]
+pub(crate) struct FragmentFlow {
+    flow: FlowRef,
+    leg: u8,
+    ingress: Port,
+}
+
+impl Node {
+    /// A packet that came in by a port.
+    pub(crate) fn route(
+        &mut self,
+        ingress: Port,
+        packet: &mut [u8],
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) -> Exit {
+        let Ok(headers) = Headers::parse(packet) else {
+            return self.dropped(DropReason::Malformed);
+        };
+        let Some(packet) = packet.get_mut(..headers.total_length) else {
+            return self.dropped(DropReason::Malformed);
+        };
+        let key = &headers.key;
+        if !key.source.is_single_host() || !key.destination.is_single_host() {
+            return self.dropped(DropReason::NotUnicast);
+        }
+        if Control::is_control(&headers)
+            && let Some(Place::Host(_)) = self.state.place(key.destination)
+        {
+            self.take_control(ingress, packet, &headers, now);
+            return Exit::Done;
+        }
+        match headers.transport {
+            Transport::LaterFragment => self.pass_later_fragment(ingress, packet, &headers, now),
+            Transport::IcmpError { .. } => self.pass_icmp_error(ingress, packet, &headers, now),
+            Transport::Tcp { .. }
+            | Transport::Udp
+            | Transport::UdpLite
+            | Transport::Sctp
+            | Transport::EchoRequest { .. }
+            | Transport::EchoReply { .. }
+            | Transport::Icmp { .. }
+            | Transport::Other => self.pass_packet(ingress, packet, &headers, owners, now),
+        }
+    }
+
+    fn pass_packet(
+        &mut self,
+        ingress: Port,
+        packet: &mut [u8],
+        headers: &Headers,
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) -> Exit {
+        let key = LegKey { flow: headers.key, port: ingress };
+        let known = match self.flows.find(&key) {
+            Some((flow, leg)) if self.is_valid(flow, leg, headers, owners, now) => {
+                Some((flow, leg))
+            }
+            Some(_) | None => None,
+        };
+        let Some((flow, leg)) = known.or_else(|| self.admit(ingress, packet, headers, owners, now))
+        else {
+            return Exit::Done;
+        };
+        if let Some(key) = headers.fragment_key() {
+            self.fragments.remember(key, FragmentFlow { flow, leg, ingress }, now);
+        }
+        self.pass(flow, leg, packet, headers, now)
+    }
+
+    fn pass_later_fragment(
+        &mut self,
+        ingress: Port,
+        packet: &mut [u8],
+        headers: &Headers,
+        now: Instant,
+    ) -> Exit {
+        let known = headers
+            .fragment_key()
+            .and_then(|key| self.fragments.decision(&key, now))
+            .filter(|known| known.ingress == ingress);
+        match known {
+            Some(known) if self.is_judged(known.flow, now) => {
+                self.pass(known.flow, known.leg, packet, headers, now)
+            }
+            Some(_) | None => self.dropped(DropReason::UnknownFragment),
+        }
+    }
+
+    /// Whether a flow that was found may be used as it is for this packet.
+    #[inline]
+    fn is_valid(
+        &mut self,
+        flow: FlowRef,
+        leg: u8,
+        headers: &Headers,
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) -> bool {
+        if !self.is_judged(flow, now) {
+            return false;
+        }
+        let Some(entry) = self.flows.get(flow) else { return false };
+        let ingress = entry.legs[usize::from(leg & 1)].key.port;
+        // Ports are used again: whoever opens a connection is looked at afresh.
+        let opens = matches!(headers.transport, Transport::Tcp { flags } if flags.opens());
+        if opens && !(entry.is_denied() && ingress != Port::Tun) {
+            return false;
+        }
+        if leg != 0 || ingress != Port::Tun {
+            return true;
+        }
+        let is_udp = matches!(entry.legs[0].key.flow.protocol, protocol::UDP | protocol::UDP_LITE);
+        let is_stale = is_udp && now >= entry.owner_asked + OWNER_HOLDS;
+        if !is_stale && entry.owner_epoch == self.epoch {
+            return true;
+        }
+        self.confirm_owner(flow, owners, now)
+    }
+
+    /// Asks again whose a flow from the TUN device is. One that has changed hands is forgotten.
+    fn confirm_owner(&mut self, flow: FlowRef, owners: &mut dyn Owners, now: Instant) -> bool {
+        let Some(entry) = self.flows.get(flow) else { return false };
+        let asked = entry.legs[0].key.flow;
+        let owner = owners.owner(&asked, &self.state);
+        let is_same = match (entry.from.place, owner) {
+            (Place::Workload(_, service), Owner::Service(owner)) => service == owner,
+            (Place::Workload(..), Owner::Unknown) => entry.is_tcp(),
+            (Place::Workload(..), Owner::Host) => false,
+            (Place::Host(host), Owner::Service(service)) => {
+                self.workload(host, service, asked.source.is_v4()).is_none()
+            }
+            (Place::Host(_), Owner::Host | Owner::Unknown) => true,
+            (Place::Device(..) | Place::Virtual(_) | Place::Anycast, _) => false,
+        };
+        let epoch = self.epoch;
+        match self.flows.get_mut(flow) {
+            Some(entry) if is_same => {
+                entry.owner_asked = now;
+                entry.owner_epoch = epoch;
+            }
+            Some(_) | None => {
+                self.flows.remove(flow);
+                self.counters.flows_removed += 1;
+            }
+        }
+        is_same
+    }
+
+    /// Decides about a packet that belongs to no flow.
+    fn admit(
+        &mut self,
+        ingress: Port,
+        packet: &[u8],
+        headers: &Headers,
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) -> Option<(FlowRef, u8)> {
+        let (new, leg) = match self.decide(ingress, headers, owners) {
+            Decision::New(new, leg) => (new, leg),
+            Decision::Refuse(Refusal { drop: DropReason::Forged, .. }) => {
+                self.refuse_source(ingress, headers, DropReason::Forged, now);
+                return None;
+            }
+            Decision::Refuse(refusal) => {
+                self.counters.drop(refusal.drop);
+                if let Some(reason) = refusal.answer {
+                    self.answer(ingress, packet, headers, reason, now);
+                }
+                return None;
+            }
+        };
+        self.count_verdict(&new);
+        let is_denied = new.verdict.denies();
+        let key = LegKey { flow: new.original, port: new.ingress };
+        let is_in_use = self.flows.find(&key).and_then(|(flow, leg)| {
+            self.flows.get(flow).filter(|entry| leg == 1 && !entry.is_denied())
+        });
+        if is_denied && is_in_use.is_some() {
+            // Whoever answers a flow tries to open one the other way: that mustn't cost the flow.
+            self.deny(ingress, packet, headers, now);
+            return None;
+        }
+        match self.insert(new, now) {
+            Ok(flow) => Some((flow, leg)),
+            Err(_) if is_denied => {
+                self.deny(ingress, packet, headers, now);
+                None
+            }
+            Err(reason) => {
+                self.counters.drop(reason);
+                None
+            }
+        }
+    }
+
+    /// A source that may not come in by this port.
+    pub(crate) fn refuse_source(
+        &mut self,
+        ingress: Port,
+        headers: &Headers,
+        reason: DropReason,
+        now: Instant,
+    ) -> Exit {
+        if let Port::Peer(peer) = ingress {
+            let lost = self.forged.note(peer, headers.key.source, &mut self.events, now);
+            self.counters.events_lost += u64::from(lost);
+        }
+        self.dropped(reason)
+    }
+
+    fn count_verdict(&mut self, new: &NewFlow) {
+        let decision = self.state.policy.describe(&new.verdict);
+        self.counters.judge(decision.name, new.verdict.outcome);
+    }
+
+    fn insert(&mut self, mut new: NewFlow, now: Instant) -> Result<FlowRef, DropReason> {
+        let original = LegKey { flow: new.original, port: new.ingress };
+        if !new.verdict.denies() && self.answers_collide(&new, &original) {
+            self.change_port(&mut new, &original)?;
+        }
+        let inserted = self.flows.insert(&new, self.epoch, now);
+        let (flow, evicted) = inserted.map_err(|error| match error {
+            InsertError::Full => DropReason::FlowTableFull,
+            InsertError::Collision => DropReason::NoPort,
+            InsertError::Rewrite => DropReason::NoRoute,
+        })?;
+        self.counters.flows_created += 1;
+        self.counters.flows_evicted += evicted as u64;
+        self.counters.flows_removed += evicted as u64;
+        if let Some(entry) = self.flows.get(flow) {
+            let denial = self.denial(entry);
+            if entry.is_denied() {
+                self.tell(Event::Denied(denial));
+            } else if entry.verdict.audited() {
+                self.tell(Event::Audited(denial));
+            }
+        }
+        Ok(flow)
+    }
+
+    fn answers_collide(&self, new: &NewFlow, original: &LegKey) -> bool {
+        let answers = LegKey { flow: new.translated.reversed(), port: new.egress };
+        self.flows.is_taken(&answers, original)
+    }
+
+    /// Gives a flow another source port, so that its answers can be told from another's.
+    fn change_port(&self, new: &mut NewFlow, original: &LegKey) -> Result<(), DropReason> {
+        let key = new.translated;
+        let wanted = [key.source_port, key.destination_port].map(u64::from);
+        for attempt in 0..PORT_TRIES {
+            let port = mix([wanted[0], wanted[1], attempt]) % (65_536 - 1024) + 1024;
+            new.translated.source_port = port as u16;
+            if !self.answers_collide(new, original) {
+                return Ok(());
+            }
+        }
+        Err(DropReason::NoPort)
+    }
+
+    /// Sends a packet of a flow on.
+    #[inline]
+    fn pass(
+        &mut self,
+        flow: FlowRef,
+        leg: u8,
+        packet: &mut [u8],
+        headers: &Headers,
+        now: Instant,
+    ) -> Exit {
+        let Some(entry) = self.flows.get(flow) else {
+            return self.dropped(DropReason::UnknownFlow);
+        };
+        let [first, second] = &entry.legs;
+        let (here, there) = if leg == 0 { (first, second) } else { (second, first) };
+        let (ingress, egress, rewrite) = (here.key.port, there.key.port, here.rewrite);
+        if entry.is_denied() {
+            self.note(flow, leg, packet, headers, now);
+            self.deny(ingress, packet, headers, now);
+            return Exit::Done;
+        }
+        match egress {
+            Port::Tun => {
+                self.note(flow, leg, packet, headers, now);
+                self.clamp(ingress, packet, headers);
+                rewrite.apply(packet, headers);
+                Exit::ToTun(headers.total_length)
+            }
+            Port::Peer(name) => {
+                if let Some(ready) = self.prepare(ingress, name, packet, headers, now) {
+                    self.note(flow, leg, packet, headers, now);
+                    self.seal_on(ingress, ready, rewrite, packet, headers, now);
+                }
+                Exit::Done
+            }
+        }
+    }
+
+    #[inline]
+    fn note(&mut self, flow: FlowRef, leg: u8, packet: &[u8], headers: &Headers, now: Instant) {
+        let acknowledged = acknowledged(packet, headers);
+        let (transport, length) = (headers.transport, headers.total_length);
+        self.flows.update(flow, |entry| entry.note(leg, transport, acknowledged, length, now));
+    }
+
+    /// Checks that a packet can go to a peer at all, and answers it if not.
+    fn prepare(
+        &mut self,
+        ingress: Port,
+        name: PeerName,
+        packet: &[u8],
+        headers: &Headers,
+        now: Instant,
+    ) -> Option<Ready> {
+        let slot = self.peers.by_name(name);
+        let Some((slot, peer)) = slot.and_then(|slot| Some((slot, self.peers.get(slot)?))) else {
+            self.counters.drop(DropReason::NoRoute);
+            return None;
+        };
+        let (limit, is_host) = (peer.inner_limit(), peer.is_host());
+        if peer.endpoint().is_none() {
+            self.counters.drop(DropReason::NoEndpoint);
+            self.answer(ingress, packet, headers, Reason::HostUnreachable, now);
+            return None;
+        }
+        if matches!(ingress, Port::Peer(_)) && headers.ttl <= 1 {
+            self.counters.drop(DropReason::HopsExceeded);
+            self.answer(ingress, packet, headers, Reason::HopsExceeded, now);
+            return None;
+        }
+        let fits = headers.total_length <= limit;
+        let v4 = headers.key.source.is_v4();
+        let must_shrink =
+            if v4 { headers.dont_fragment } else { headers.total_length > limit.max(IPV6_MINIMUM) };
+        if !fits && must_shrink {
+            let mtu = if v4 { limit } else { limit.max(IPV6_MINIMUM) };
+            let mtu = u32::try_from(mtu).unwrap_or(u32::MAX);
+            self.counters.drop(DropReason::TooBig);
+            self.answer(ingress, packet, headers, Reason::PacketTooBig { mtu }, now);
+            return None;
+        }
+        self.counters.oversized += u64::from(!fits);
+        Some(Ready { slot, dont_fragment: fits && is_host })
+    }
+
+    fn seal_on(
+        &mut self,
+        ingress: Port,
+        ready: Ready,
+        rewrite: Rewrite,
+        packet: &mut [u8],
+        headers: &Headers,
+        now: Instant,
+    ) {
+        self.clamp(ingress, packet, headers);
+        if let Some(peer) = self.peers.get_mut(ready.slot) {
+            let limit = peer.inner_limit();
+            peer.path.note_use();
+            clamp_to(limit.min(self.mtu), packet, headers);
+        }
+        rewrite.apply(packet, headers);
+        if matches!(ingress, Port::Peer(_)) {
+            decrement_hops(packet);
+        }
+        self.send(ready.slot, packet, ready.dont_fragment, now);
+    }
+
+    /// Keeps what the receiver will send within the path that this came by.
+    fn clamp(&self, ingress: Port, packet: &mut [u8], headers: &Headers) {
+        let is_syn = matches!(headers.transport, Transport::Tcp { flags } if flags.syn());
+        if !is_syn {
+            return;
+        }
+        let Port::Peer(name) = ingress else { return };
+        if let Some(peer) = self.peers.by_name(name).and_then(|slot| self.peers.get(slot)) {
+            clamp_to(peer.inner_limit().min(self.mtu), packet, headers);
+        }
+    }
+}
+
+/// A packet may go to this peer.
+struct Ready {
+    slot: Slot,
+    dont_fragment: bool,
+}
+
+fn clamp_to(limit: usize, packet: &mut [u8], headers: &Headers) {
+    let is_syn = matches!(headers.transport, Transport::Tcp { flags } if flags.syn());
+    if is_syn {
+        let ip = if headers.key.source.is_v4() { 20 } else { 40 };
+        let mss = u16::try_from(limit.saturating_sub(ip + 20)).unwrap_or(u16::MAX);
+        clamp_mss(packet, headers, mss);
+    }
+}
+
+#[inline]
+fn acknowledged(packet: &[u8], headers: &Headers) -> Option<u32> {
+    let Transport::Tcp { flags } = headers.transport else { return None };
+    let field = packet.get(headers.l4_offset + 8..)?.first_chunk::<4>()?;
+    flags.ack().then_some(u32::from_be_bytes(*field))
+}

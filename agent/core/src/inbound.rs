@@ -1,0 +1,245 @@
+//! From the tunnels: opening, handshakes, roaming, and what agents say to each other.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use isthmus_model::Place;
+
+use crate::control::Control;
+use crate::counters::DropReason;
+use crate::event::Event;
+use crate::flows::Port;
+use crate::forward::Exit;
+use crate::node::{Node, Owners, PeerName};
+use crate::packet::Headers;
+use crate::peers::Slot;
+use crate::tunnel::{Admission, MIN_BUFFER, Message, Opened};
+
+impl Node {
+    pub(crate) fn inbound(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) {
+        self.counters.received.add(datagram.len());
+        let Some(slot) = self.addressee(from, datagram, now) else { return };
+        let mut buffer = self.buffers.take(datagram.len().max(MIN_BUFFER));
+        let Some(peer) = self.peers.wake(slot, &self.keys, now) else { return };
+        let Some(tunnel) = &mut peer.tunnel else { return };
+        let opened = tunnel.open(from.ip(), datagram, &mut buffer, now);
+        let is_new_session = tunnel.take_confirmed(&opened);
+        let name = peer.name;
+        peer.received_bytes += datagram.len() as u64;
+        match opened {
+            Opened::Packet(length) => {
+                self.heard(slot, from, is_new_session, now);
+                buffer.truncate(length);
+                self.open_packet(name, buffer, owners, now);
+            }
+            Opened::Keepalive => {
+                self.heard(slot, from, is_new_session, now);
+                self.buffers.give(buffer);
+            }
+            Opened::Completed(length) => {
+                self.counters.handshakes_completed += 1;
+                self.heard(slot, from, is_new_session, now);
+                self.push_datagram(slot, from, buffer.get(..length).unwrap_or_default());
+                self.buffers.give(buffer);
+            }
+            Opened::Answer(length) => {
+                self.counters.handshakes_answered += 1;
+                self.answered(slot, from, now);
+                self.push_datagram(slot, from, buffer.get(..length).unwrap_or_default());
+                self.buffers.give(buffer);
+            }
+            Opened::Cookie => self.buffers.give(buffer),
+            Opened::Refused => {
+                self.counters.drop(DropReason::Unauthentic);
+                self.buffers.give(buffer);
+            }
+        }
+        self.flush(slot, now);
+    }
+
+    /// Whose tunnel a datagram is for. Handshakes are admitted first: they cost an attacker little
+    /// and us much.
+    fn addressee(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> Option<Slot> {
+        let Some(message) = Message::of(datagram) else {
+            self.counters.drop(DropReason::NotWireGuard);
+            return None;
+        };
+        match message {
+            Message::Initiation => {
+                self.admit_handshake(from, datagram, now)?;
+                let initiator = self.keys.initiator(datagram);
+                let slot = initiator.and_then(|key| self.peers.by_key(key));
+                if slot.is_none() {
+                    self.counters.drop(DropReason::UnknownPeer);
+                }
+                slot
+            }
+            Message::Response { index } => {
+                let slot = self.session(index)?;
+                self.admit_handshake(from, datagram, now)?;
+                Some(slot)
+            }
+            Message::Cookie { index } => self.session(index),
+            Message::Data { index } => {
+                let slot = self.peers.by_index(index);
+                if slot.is_none() {
+                    self.counters.drop(DropReason::UnknownSession);
+                    self.provoked(from, now);
+                }
+                slot
+            }
+        }
+    }
+
+    fn session(&mut self, index: u32) -> Option<Slot> {
+        let slot = self.peers.by_index(index);
+        if slot.is_none() {
+            self.counters.drop(DropReason::UnknownSession);
+        }
+        slot
+    }
+
+    fn admit_handshake(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> Option<()> {
+        if !self.admission.admit(from.ip(), now) {
+            self.counters.drop(DropReason::HandshakeRate);
+            return None;
+        }
+        self.note_load(now);
+        let mut reply = [0; MIN_BUFFER];
+        match self.keys.admit(from.ip(), datagram, &mut reply) {
+            Admission::Pass => Some(()),
+            Admission::Cookie(length) => {
+                self.counters.drop(DropReason::HandshakeCookie);
+                let reply = reply.get(..length).unwrap_or_default();
+                if self.outbox.push(&mut self.buffers, from, reply) {
+                    self.counters.sent.add(length);
+                }
+                None
+            }
+            Admission::Refuse => {
+                self.counters.drop(DropReason::Unauthentic);
+                None
+            }
+        }
+    }
+
+    /// A host that still speaks to an earlier life of this node is told by a handshake.
+    fn provoked(&mut self, from: SocketAddr, now: Instant) {
+        if let Some(slot) = self.peers.by_endpoint(from)
+            && self.peers.may_be_provoked(slot, now)
+        {
+            self.shake_hands(slot, now);
+        }
+    }
+
+    /// An initiation alone doesn't move a peer: it could be an old one, replayed to a node that has
+    /// restarted and knows no timestamps. Where nothing better is known, it must do.
+    fn answered(&mut self, slot: Slot, from: SocketAddr, now: Instant) {
+        if self.peers.get(slot).is_some_and(|peer| peer.endpoint().is_none()) {
+            self.moved(slot, from, now);
+        }
+    }
+
+    /// Something authentic came from a peer.
+    fn heard(&mut self, slot: Slot, from: SocketAddr, is_new_session: bool, now: Instant) {
+        self.moved(slot, from, now);
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        if is_new_session {
+            peer.last_handshake = Some(now);
+            let name = peer.name;
+            if peer.is_host() && peer.path.is_unmeasured() {
+                peer.path.begin(now);
+                self.probe(slot, now);
+            }
+            self.tell(Event::Connected { peer: name });
+        }
+    }
+
+    fn moved(&mut self, slot: Slot, from: SocketAddr, now: Instant) {
+        let Some(before) = self.peers.heard(slot, from, now) else { return };
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let name = peer.name;
+        if before.is_some() && peer.is_host() {
+            peer.path.begin(now);
+            self.probe(slot, now);
+        }
+        if before.is_some() {
+            self.tell(Event::Roamed { peer: name, from: before, to: from });
+        }
+    }
+
+    fn open_packet(
+        &mut self,
+        peer: PeerName,
+        mut packet: Vec<u8>,
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) {
+        match self.route(Port::Peer(peer), &mut packet, owners, now) {
+            Exit::ToTun(length) => {
+                packet.truncate(length);
+                self.push_tun(packet);
+            }
+            Exit::Done => self.buffers.give(packet),
+        }
+    }
+
+    /// A packet to the port that agents speak on, at a host's own address.
+    pub(crate) fn take_control(
+        &mut self,
+        ingress: Port,
+        packet: &[u8],
+        headers: &Headers,
+        now: Instant,
+    ) {
+        let local = self.state.local();
+        let source = self.state.place(headers.key.source);
+        let destination = self.state.place(headers.key.destination);
+        let (Port::Peer(PeerName::Host(sender)), Some(Place::Host(speaker))) = (ingress, source)
+        else {
+            return self.counters.drop(DropReason::Control);
+        };
+        if sender != speaker || destination != Some(Place::Host(local)) {
+            self.refuse_source(ingress, headers, DropReason::Forged, now);
+            return;
+        }
+        let slot = self.peers.by_name(PeerName::Host(sender));
+        let (Some(slot), Some(message)) = (slot, Control::read(headers.payload(packet))) else {
+            return self.counters.drop(DropReason::Control);
+        };
+        self.handle_control(slot, sender, message, now);
+    }
+
+    fn handle_control(
+        &mut self,
+        slot: Slot,
+        sender: isthmus_model::HostId,
+        message: Control,
+        now: Instant,
+    ) {
+        match message {
+            Control::Probe { identifier, size } => {
+                self.send_control(slot, Control::ProbeAck { identifier, size }, now);
+            }
+            Control::ProbeAck { identifier, size } => {
+                let Some(peer) = self.peers.get_mut(slot) else { return };
+                if peer.path.handle_ack(identifier, size, now) {
+                    let bytes = peer.path.mtu();
+                    self.tell(Event::PathMtu { host: sender, bytes });
+                }
+            }
+            Control::EchoRequest { identifier, sequence } => {
+                self.send_control(slot, Control::EchoReply { identifier, sequence }, now);
+            }
+            Control::EchoReply { identifier, sequence } => {
+                self.take_pong(slot, sender, identifier, sequence, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What waits to be sent: datagrams, in runs that the kernel can take as one (UDP_SEGMENT), and
+//! packets for the TUN device. Buffers are used again, so that nothing is allocated per packet.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use crate::node::Transmit;
+
+/// The kernel's limit (UDP_MAX_SEGMENTS is 128 now; it was 64).
+const MAX_SEGMENTS: usize = 64;
+/// A run must fit into one UDP datagram's length field, with room for the headers.
+const MAX_RUN: usize = 65_000;
+/// Buffers kept for later.
+const POOL: usize = 128;
+/// Larger buffers aren't kept.
+const KEEP_CAPACITY: usize = 1 << 17;
+
+/// Buffers to use again.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    free: Vec<Vec<u8>>,
+}
+
+impl Buffers {
+    /// A buffer of this length, with anything in it.
+    pub(crate) fn take(&mut self, length: usize) -> Vec<u8> {
+        let mut buffer = self.free.pop().unwrap_or_else(|| Vec::with_capacity(2048));
+        buffer.resize(length, 0);
+        buffer
+    }
+
+    /// A buffer with a copy of these bytes.
+    pub(crate) fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut buffer = self.take(0);
+        buffer.extend_from_slice(bytes);
+        buffer
+    }
+
+    pub(crate) fn give(&mut self, buffer: Vec<u8>) {
+        if self.free.len() < POOL && buffer.capacity() <= KEEP_CAPACITY {
+            self.free.push(buffer);
+        }
+    }
+}
+
+/// A run of datagrams to one place.
+struct Run {
+    to: SocketAddr,
+    bytes: Vec<u8>,
+    segment: usize,
+    count: usize,
+    dont_fragment: bool,
+}
+
+impl Run {
+    /// Whether a datagram may follow: same place, same treatment, not larger than those before, and
+    /// none of those before was short.
+    fn accepts(&self, to: SocketAddr, length: usize, dont_fragment: bool) -> bool {
+        self.to == to
+            && self.dont_fragment == dont_fragment
+            && length <= self.segment
+            && self.count < MAX_SEGMENTS
+            && self.bytes.len() == self.segment * self.count
+            && self.bytes.len() + length <= MAX_RUN
+    }
+}
+
+/// Datagrams that wait to be sent.
+pub(crate) struct Outbox {
+    runs: VecDeque<Run>,
+    given: Option<Run>,
+    waiting: usize,
+    limit: usize,
+}
+
+impl Outbox {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { runs: VecDeque::new(), given: None, waiting: 0, limit }
+    }
+
+    /// Adds a datagram that `write` writes into a buffer of at least `room` bytes, of which `length`
+    /// will be used. False if too much waits already or `write` gave up.
+    pub(crate) fn push_with(
+        &mut self,
+        buffers: &mut Buffers,
+        to: SocketAddr,
+        dont_fragment: bool,
+        (length, room): (usize, usize),
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> bool {
+        if self.waiting + length > self.limit {
+            return false;
+        }
+        let follows = self.runs.back().is_some_and(|run| run.accepts(to, length, dont_fragment));
+        if !follows {
+            let bytes = buffers.take(0);
+            self.runs.push_back(Run { to, bytes, segment: length, count: 0, dont_fragment });
+        }
+        let Some(run) = self.runs.back_mut() else { return false };
+        let start = run.bytes.len();
+        run.bytes.resize(start + room.max(length), 0);
+        let written = run.bytes.get_mut(start..).and_then(write).filter(|n| *n == length);
+        run.bytes.truncate(start + written.unwrap_or_default());
+        if written.is_some() {
+            run.count += 1;
+            self.waiting += length;
+            return true;
+        }
+        if run.count == 0
+            && let Some(run) = self.runs.pop_back()
+        {
+            buffers.give(run.bytes);
+        }
+        false
+    }
+
+    /// Adds a datagram.
+    pub(crate) fn push(&mut self, buffers: &mut Buffers, to: SocketAddr, datagram: &[u8]) -> bool {
+        let length = datagram.len();
+        self.push_with(buffers, to, false, (length, length), |out| {
+            out.copy_from_slice(datagram);
+            Some(length)
+        })
+    }
+
+    pub(crate) fn poll(&mut self, buffers: &mut Buffers) -> Option<Transmit<'_>> {
+        if let Some(given) = self.given.take() {
+            buffers.give(given.bytes);
+        }
+        let run = self.runs.pop_front()?;
+        self.waiting -= run.bytes.len();
+        let run = self.given.insert(run);
+        Some(Transmit {
+            to: run.to,
+            contents: &run.bytes,
+            segment_size: (run.count > 1).then_some(run.segment),
+            dont_fragment: run.dont_fragment,
+        })
+    }
+}
+
+/// Packets that wait for the TUN device.
+pub(crate) struct TunQueue {
+    packets: VecDeque<Vec<u8>>,
+    given: Option<Vec<u8>>,
+    limit: usize,
+}
+
+impl TunQueue {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { packets: VecDeque::new(), given: None, limit }
+    }
+
+    /// Returns the packet if too many wait.
+    pub(crate) fn push(&mut self, packet: Vec<u8>) -> Result<(), Vec<u8>> {
+        if self.packets.len() >= self.limit {
+            return Err(packet);
+        }
+        self.packets.push_back(packet);
+        Ok(())
+    }
+
+    pub(crate) fn poll(&mut self, buffers: &mut Buffers) -> Option<&[u8]> {
+        if let Some(given) = self.given.take() {
+            buffers.give(given);
+        }
+        let packet = self.packets.pop_front()?;
+        Some(self.given.insert(packet))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(outbox: &mut Outbox, buffers: &mut Buffers, port: u16, length: usize) -> bool {
+        let to = SocketAddr::from(([192, 0, 2, 1], port));
+        outbox.push(buffers, to, &vec![length as u8; length])
+    }
+
+    #[test]
+    fn equal_datagrams_in_a_row_become_segments_of_one_run() {
+        let (mut outbox, mut buffers) = (Outbox::new(1 << 20), Buffers::default());
+        for length in [100, 100, 40, 100] {
+            assert!(push(&mut outbox, &mut buffers, 1, length));
+        }
+        let first = outbox.poll(&mut buffers).unwrap();
+        assert_eq!((first.contents.len(), first.segment_size), (240, Some(100)));
+        let second = outbox.poll(&mut buffers).unwrap();
+        assert_eq!((second.contents.len(), second.segment_size), (100, None));
+        assert!(outbox.poll(&mut buffers).is_none());
+    }
+
+    #[test]
+    fn runs_go_to_one_place_only_and_end_with_the_limits() {
+        let (mut outbox, mut buffers) = (Outbox::new(1 << 20), Buffers::default());
+        push(&mut outbox, &mut buffers, 1, 10);
+        push(&mut outbox, &mut buffers, 2, 10);
+        assert_eq!(outbox.poll(&mut buffers).unwrap().contents.len(), 10);
+        assert_eq!(outbox.poll(&mut buffers).unwrap().contents.len(), 10);
+        for _ in 0..100 {
+            push(&mut outbox, &mut buffers, 1, 10);
+        }
+        assert_eq!(outbox.poll(&mut buffers).unwrap().contents.len(), 10 * MAX_SEGMENTS);
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let (mut outbox, mut buffers) = (Outbox::new(1000), Buffers::default());
+        let taken = (0..100).filter(|_| push(&mut outbox, &mut buffers, 1, 100)).count();
+        assert_eq!(taken, 10);
+    }
+}

@@ -1,0 +1,305 @@
+//! Who has a tunnel to this host, and where they are.
+//!
+//! A peer exists as long as the snapshot has it; its tunnel is made at the first packet in either
+//! direction. When the snapshot drops a peer, or gives it another key, its tunnel and keys are gone
+//! at once, and with them everything that it could still send or receive.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use isthmus_model::PublicKey;
+
+use crate::mtu::{self, Path};
+use crate::node::PeerName;
+use crate::random::Random;
+use crate::state::State;
+use crate::tunnel::{INDEX_BITS, Keys, Tunnel};
+
+/// boringtun wants to be ticked at least this often.
+const TICK: Duration = Duration::from_millis(250);
+/// Ticks are spread over this many moments.
+const PHASES: usize = 8;
+/// How often an unknown session may make us begin a handshake.
+const PROVOKED: Duration = Duration::from_secs(5);
+
+/// Where a peer stands in the table, while it is there.
+pub(crate) type Slot = usize;
+
+/// One peer.
+pub(crate) struct Peer {
+    pub(crate) name: PeerName,
+    pub(crate) key: PublicKey,
+    /// As the controller gave them.
+    configured: Vec<SocketAddr>,
+    /// Where it was heard last.
+    heard_at: Option<SocketAddr>,
+    pub(crate) tunnel: Option<Tunnel>,
+    index: Option<u32>,
+    pub(crate) path: Path,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) last_heard: Option<Instant>,
+    pub(crate) last_handshake: Option<Instant>,
+    pub(crate) round_trip: Option<Duration>,
+    last_provoked: Option<Instant>,
+    is_ticking: bool,
+}
+
+/// All peers.
+pub(crate) struct Peers {
+    slots: Vec<Option<Peer>>,
+    by_name: HashMap<PeerName, Slot>,
+    by_key: HashMap<[u8; 32], Slot>,
+    by_index: HashMap<u32, Slot>,
+    by_endpoint: HashMap<SocketAddr, Slot>,
+    phases: [Phase; PHASES],
+    random: Random,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Phase {
+    ticking: usize,
+    due: Option<Instant>,
+}
+
+impl Peer {
+    fn new(name: PeerName, key: PublicKey, configured: Vec<SocketAddr>) -> Self {
+        Self {
+            name,
+            key,
+            configured,
+            heard_at: None,
+            tunnel: None,
+            index: None,
+            path: Path::new(),
+            received_bytes: 0,
+            sent_bytes: 0,
+            last_heard: None,
+            last_handshake: None,
+            round_trip: None,
+            last_provoked: None,
+            is_ticking: false,
+        }
+    }
+
+    /// Where data goes: to where the peer was heard last, else to the first place it should be.
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.heard_at.or_else(|| self.configured.first().copied())
+    }
+
+    /// Where a handshake goes: the places that come into question, in turn.
+    pub(crate) fn endpoint_for_try(&self, tries: u32) -> Option<SocketAddr> {
+        let others = self.configured.iter().filter(|other| Some(**other) != self.heard_at);
+        let candidates = self.heard_at.iter().chain(others);
+        let count = candidates.clone().count().max(1);
+        candidates.copied().nth(tries as usize % count)
+    }
+
+    /// The largest inner packet that the path carries whole.
+    pub(crate) fn inner_limit(&self) -> usize {
+        usize::from(self.path.mtu()) - mtu::overhead(self.endpoint())
+    }
+
+    /// Stock WireGuard lets its datagrams be fragmented, and doesn't answer probes.
+    pub(crate) fn is_host(&self) -> bool {
+        matches!(self.name, PeerName::Host(_))
+    }
+}
+
+impl Peers {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            slots: Vec::new(),
+            by_name: HashMap::new(),
+            by_key: HashMap::new(),
+            by_index: HashMap::new(),
+            by_endpoint: HashMap::new(),
+            phases: [Phase::default(); PHASES],
+            random: Random::new(seed),
+        }
+    }
+
+    /// Makes the table what the state says. Peers that stay keep their tunnels.
+    pub(crate) fn update(&mut self, state: &State) {
+        let wanted = wanted(state);
+        let gone: Vec<Slot> = self
+            .iter()
+            .filter(|(_, peer)| wanted.get(&peer.name).is_none_or(|(key, _)| *key != peer.key))
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in gone {
+            self.remove(slot);
+        }
+        self.by_endpoint.clear();
+        for (name, (key, endpoints)) in wanted {
+            match self.by_name.get(&name).and_then(|slot| self.slots.get_mut(*slot)?.as_mut()) {
+                Some(peer) => peer.configured = endpoints,
+                None => self.insert(Peer::new(name, key, endpoints)),
+            }
+        }
+        let endpoints = self.slots.iter().enumerate().flat_map(|(slot, peer)| {
+            let known = peer.iter().filter(|peer| peer.is_host());
+            known.flat_map(move |p| p.configured.iter().chain(&p.heard_at).map(move |e| (*e, slot)))
+        });
+        self.by_endpoint.extend(endpoints);
+    }
+
+    fn insert(&mut self, peer: Peer) {
+        let slot = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
+        self.by_name.insert(peer.name, slot);
+        self.by_key.insert(peer.key.0, slot);
+        match self.slots.get_mut(slot) {
+            Some(free) => *free = Some(peer),
+            None => self.slots.push(Some(peer)),
+        }
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        self.rest(slot);
+        let Some(peer) = self.slots.get_mut(slot).and_then(Option::take) else { return };
+        self.by_name.remove(&peer.name);
+        self.by_key.remove(&peer.key.0);
+        if let Some(index) = peer.index {
+            self.by_index.remove(&index);
+        }
+    }
+
+    pub(crate) fn get(&self, slot: Slot) -> Option<&Peer> {
+        self.slots.get(slot)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut Peer> {
+        self.slots.get_mut(slot)?.as_mut()
+    }
+
+    pub(crate) fn by_name(&self, name: PeerName) -> Option<Slot> {
+        self.by_name.get(&name).copied()
+    }
+
+    pub(crate) fn by_key(&self, key: PublicKey) -> Option<Slot> {
+        self.by_key.get(&key.0).copied()
+    }
+
+    pub(crate) fn by_index(&self, index: u32) -> Option<Slot> {
+        self.by_index.get(&index).copied()
+    }
+
+    pub(crate) fn by_endpoint(&self, endpoint: SocketAddr) -> Option<Slot> {
+        self.by_endpoint.get(&endpoint).copied()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, &Peer)> {
+        self.slots.iter().enumerate().filter_map(|(slot, peer)| Some((slot, peer.as_ref()?)))
+    }
+
+    /// Makes sure that the peer has a tunnel, and that it is ticked.
+    pub(crate) fn wake(&mut self, slot: Slot, keys: &Keys, now: Instant) -> Option<&mut Peer> {
+        let needs_tunnel = self.get(slot)?.tunnel.is_none();
+        if needs_tunnel {
+            let index = self.free_index();
+            self.by_index.insert(index, slot);
+            let peer = self.get_mut(slot)?;
+            peer.tunnel = Some(Tunnel::new(keys, peer.key, index, now));
+            peer.index = Some(index);
+        }
+        if !self.get(slot)?.is_ticking {
+            let phase = &mut self.phases[slot % PHASES];
+            phase.ticking += 1;
+            let spread = TICK / PHASES as u32 * (slot % PHASES) as u32;
+            phase.due.get_or_insert(now + spread);
+            self.get_mut(slot)?.is_ticking = true;
+        }
+        self.get_mut(slot)
+    }
+
+    /// Random, so that neither a restart nor an attacker meets an index again.
+    fn free_index(&mut self) -> u32 {
+        loop {
+            let index = (self.random.next() >> (64 - INDEX_BITS)) as u32;
+            if !self.by_index.contains_key(&index) {
+                return index;
+            }
+        }
+    }
+
+    /// The peer spoke from here. Returns where it was before, if that was elsewhere.
+    pub(crate) fn heard(
+        &mut self,
+        slot: Slot,
+        from: SocketAddr,
+        now: Instant,
+    ) -> Option<Option<SocketAddr>> {
+        let peer = self.get_mut(slot)?;
+        peer.last_heard = Some(now);
+        if peer.heard_at == Some(from) {
+            return None;
+        }
+        let before = peer.heard_at.replace(from);
+        let left = before.filter(|before| !peer.configured.contains(before));
+        if peer.is_host() {
+            if let Some(left) = left {
+                self.by_endpoint.remove(&left);
+            }
+            self.by_endpoint.insert(from, slot);
+        }
+        Some(before)
+    }
+
+    /// A datagram for an unknown session came from where this peer should be: it seems to speak to
+    /// an earlier life of ours. Returns whether to begin a handshake, which heals the tunnel at once.
+    pub(crate) fn may_be_provoked(&mut self, slot: Slot, now: Instant) -> bool {
+        let Some(peer) = self.get_mut(slot) else { return false };
+        let is_busy = peer.tunnel.as_ref().is_some_and(|t| t.has_session() || t.is_shaking_hands());
+        let is_early = peer.last_provoked.is_some_and(|last| now < last + PROVOKED);
+        if is_busy || is_early {
+            return false;
+        }
+        peer.last_provoked = Some(now);
+        true
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.phases.iter().filter_map(|phase| phase.due).min()
+    }
+
+    /// Collects the peers whose tick is due.
+    pub(crate) fn take_due(&mut self, now: Instant, due: &mut Vec<Slot>) {
+        for (number, phase) in self.phases.iter_mut().enumerate() {
+            if phase.due.is_none_or(|at| now < at) {
+                continue;
+            }
+            phase.due = Some(now + TICK);
+            let slots = (number..self.slots.len()).step_by(PHASES);
+            due.extend(
+                slots.filter(|slot| self.slots[*slot].as_ref().is_some_and(|p| p.is_ticking)),
+            );
+        }
+    }
+
+    /// Stops ticking a peer whose tunnel has nothing left to time.
+    pub(crate) fn rest(&mut self, slot: Slot) {
+        let Some(peer) = self.get_mut(slot) else { return };
+        if std::mem::take(&mut peer.is_ticking) {
+            let phase = &mut self.phases[slot % PHASES];
+            phase.ticking -= 1;
+            if phase.ticking == 0 {
+                phase.due = None;
+            }
+        }
+    }
+}
+
+/// The peers that a state gives this host.
+fn wanted(state: &State) -> BTreeMap<PeerName, (PublicKey, Vec<SocketAddr>)> {
+    let local = state.local();
+    let hosts = state.snapshot.hosts.iter().filter(|(id, _)| **id != local).map(|(id, host)| {
+        let usable = host.endpoints.iter().filter(|endpoint| !state.is_overlay(endpoint.ip()));
+        (PeerName::Host(*id), (host.public_key, usable.copied().collect()))
+    });
+    let devices = state.snapshot.devices.iter().filter(|(_, device)| device.via == local);
+    let devices =
+        devices.map(|(id, device)| (PeerName::Device(*id), (device.public_key, Vec::new())));
+    hosts.chain(devices).collect()
+}

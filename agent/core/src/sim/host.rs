@@ -1,0 +1,100 @@
+//! A host: its node, its sockets as far as the node asks about them, and what its kernel was given.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use isthmus_model::{HostId, ServiceId};
+use zeroize::Zeroizing;
+
+use super::topology::{Topology, host_key};
+use crate::packet::FlowKey;
+use crate::{Config, Event, Limits, Node, Owner, Owners, State};
+
+/// The sockets of a host.
+#[derive(Clone, Debug, Default)]
+pub struct Sockets {
+    connected: HashMap<FlowKey, Owner>,
+    /// How often the node asked.
+    pub asked: usize,
+}
+
+impl Sockets {
+    /// A socket with this flow belongs to a service.
+    pub fn open(&mut self, flow: FlowKey, service: ServiceId) {
+        self.connected.insert(flow, Owner::Service(service));
+    }
+
+    /// A socket with this flow belongs to a process that matches no service.
+    pub fn open_plain(&mut self, flow: FlowKey) {
+        self.connected.insert(flow, Owner::Host);
+    }
+
+    /// The socket is gone.
+    pub fn close(&mut self, flow: FlowKey) {
+        self.connected.remove(&flow);
+    }
+}
+
+impl Owners for Sockets {
+    fn owner(&mut self, flow: &FlowKey, _: &State) -> Owner {
+        self.asked += 1;
+        self.connected.get(flow).copied().unwrap_or(Owner::Unknown)
+    }
+}
+
+/// A host.
+#[derive(Debug)]
+pub struct Host {
+    /// Its number.
+    pub id: HostId,
+    /// Its end of the mesh.
+    pub node: Node,
+    /// Its sockets.
+    pub sockets: Sockets,
+    /// Where its datagrams come from.
+    pub endpoint: SocketAddr,
+    /// What its kernel was given and nobody has looked at.
+    pub inbox: Vec<Vec<u8>>,
+    /// What its node told.
+    pub events: Vec<Event>,
+    lives: u64,
+}
+
+impl Host {
+    /// A host that knows the whole topology.
+    pub fn new(topology: &Topology, id: u32, endpoint: SocketAddr, now: Instant) -> Self {
+        Self {
+            id: HostId(id),
+            node: node(topology, id, 0, Limits::default(), now),
+            sockets: Sockets::default(),
+            endpoint,
+            inbox: Vec::new(),
+            events: Vec::new(),
+            lives: 1,
+        }
+    }
+
+    /// `kill -9` and start: sockets stay, the node's memory doesn't.
+    pub fn restart(&mut self, topology: &Topology, now: Instant) {
+        self.restart_with(topology, Limits::default(), now);
+    }
+
+    /// As [`restart`](Self::restart), with other limits.
+    pub fn restart_with(&mut self, topology: &Topology, limits: Limits, now: Instant) {
+        self.node = node(topology, self.id.0, self.lives, limits, now);
+        self.lives += 1;
+    }
+
+    /// Takes what the kernel was given.
+    pub fn take_inbox(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.inbox)
+    }
+}
+
+fn node(topology: &Topology, id: u32, life: u64, limits: Limits, now: Instant) -> Node {
+    let seed = u64::from(id) << 32 | life;
+    let config = Config { limits, ..Config::new(Zeroizing::new(host_key(id)), seed) };
+    Node::new(config, Arc::new(State::new(topology.snapshot(id))), now)
+}

@@ -1,0 +1,210 @@
+//! Hosts, devices, the network and the time.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use isthmus_model::DeviceId;
+
+use super::topology::{Topology, endpoint};
+use super::{Device, Host, Network};
+use crate::{SendError, State};
+
+/// How often devices look at the clock.
+const DEVICE_TICK: Duration = Duration::from_millis(250);
+
+/// A mesh under way.
+#[derive(Debug)]
+pub struct World {
+    /// The time.
+    pub now: Instant,
+    /// What every host knows.
+    pub topology: Topology,
+    /// What is between the hosts.
+    pub network: Network,
+    /// The hosts; number 1 is the first.
+    pub hosts: Vec<Host>,
+    /// The devices.
+    pub devices: Vec<Device>,
+    /// The largest IP packet that hosts' own interfaces take.
+    pub interface_mtu: usize,
+    device_tick: Instant,
+}
+
+impl World {
+    /// All hosts and devices of a topology, at the endpoints that it gives them.
+    pub fn new(topology: Topology, seed: u64) -> Self {
+        let now = Instant::now();
+        let snapshot = topology.snapshot(1);
+        let hosts: Vec<Host> = snapshot
+            .hosts
+            .iter()
+            .map(|(id, host)| Host::new(&topology, id.0, host.endpoints[0], now))
+            .collect();
+        let devices = snapshot
+            .devices
+            .iter()
+            .map(|(id, device)| {
+                let gateway = hosts[device.via.0 as usize - 1].endpoint;
+                let own = endpoint(1000 + id.0, gateway.is_ipv6());
+                Device::new(id.0, device.via.0, own, gateway, now)
+            })
+            .collect();
+        Self {
+            now,
+            topology,
+            network: Network::new(seed),
+            hosts,
+            devices,
+            interface_mtu: 1500,
+            device_tick: now + DEVICE_TICK,
+        }
+    }
+
+    /// A host, by its number.
+    pub fn host(&mut self, id: u32) -> &mut Host {
+        &mut self.hosts[id as usize - 1]
+    }
+
+    /// A device, by its name.
+    pub fn device(&mut self, label: &str) -> &mut Device {
+        let DeviceId(id) = self.topology.device(label);
+        let first = self.topology.snapshot(1).devices.keys().next().map_or(0, |first| first.0);
+        &mut self.devices[(id - first) as usize]
+    }
+
+    /// A program on a host sends a packet.
+    pub fn send(&mut self, host: u32, packet: &[u8]) {
+        let now = self.now;
+        let host = self.host(host);
+        host.node.handle_tun(&mut packet.to_vec(), &mut host.sockets, now);
+        self.drain();
+    }
+
+    /// A program on a host sends a packet; a moment later, here is what arrived at another host.
+    pub fn exchange(&mut self, from: u32, packet: &[u8], to: u32) -> Vec<Vec<u8>> {
+        self.send(from, packet);
+        self.run(Duration::from_millis(100));
+        self.host(to).take_inbox()
+    }
+
+    /// A program on a device sends a packet.
+    pub fn device_send(&mut self, label: &str, packet: &[u8]) {
+        let now = self.now;
+        self.device(label).send(packet, now);
+        self.drain();
+    }
+
+    /// Asks the agent that has an address.
+    pub fn ping(&mut self, from: u32, target: IpAddr, identifier: u16, sequence: u16) -> bool {
+        let now = self.now;
+        let asked = self.host(from).node.ping(target, identifier, sequence, now);
+        self.drain();
+        asked.is_some()
+    }
+
+    /// Gives the topology as it is now to all hosts.
+    pub fn apply(&mut self) {
+        for id in 1..=self.hosts.len() as u32 {
+            self.apply_to(id);
+        }
+    }
+
+    /// Gives the topology as it is now to one host.
+    pub fn apply_to(&mut self, id: u32) {
+        let state = Arc::new(State::new(self.topology.snapshot(id)));
+        let now = self.now;
+        self.host(id).node.handle_state(state, now);
+        self.drain();
+    }
+
+    /// `kill -9` and start.
+    pub fn restart(&mut self, id: u32) {
+        let (topology, now) = (self.topology.clone(), self.now);
+        self.host(id).restart(&topology, now);
+    }
+
+    /// A datagram out of nowhere.
+    pub fn inject(&mut self, from: SocketAddr, to: u32, datagram: &[u8]) {
+        let now = self.now;
+        let host = self.host(to);
+        host.node.handle_udp(from, &mut datagram.to_vec(), &mut host.sockets, now);
+        self.drain();
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(next) = self.next_moment().filter(|next| *next <= end) {
+            self.now = self.now.max(next);
+            self.step();
+        }
+        self.now = end;
+    }
+
+    fn next_moment(&self) -> Option<Instant> {
+        let nodes = self.hosts.iter().filter_map(|host| host.node.poll_timeout());
+        let devices = (!self.devices.is_empty()).then_some(self.device_tick);
+        nodes.chain(devices).chain(self.network.next_arrival()).min()
+    }
+
+    fn step(&mut self) {
+        let now = self.now;
+        while let Some(mut arrival) = self.network.receive(now) {
+            if let Some(host) = self.hosts.iter_mut().find(|host| host.endpoint == arrival.to) {
+                let datagram = &mut arrival.datagram;
+                host.node.handle_udp(arrival.from, datagram, &mut host.sockets, now);
+            } else if let Some(device) =
+                self.devices.iter_mut().find(|device| device.endpoint == arrival.to)
+            {
+                device.receive(arrival.from, &arrival.datagram, now);
+            }
+            self.drain();
+        }
+        for host in &mut self.hosts {
+            if host.node.poll_timeout().is_some_and(|due| due <= now) {
+                host.node.handle_timeout(now);
+            }
+        }
+        if self.device_tick <= now {
+            self.device_tick = now + DEVICE_TICK;
+            self.devices.iter_mut().for_each(|device| device.tick(now));
+        }
+        self.drain();
+    }
+
+    /// Takes everything from the nodes that they have to give.
+    fn drain(&mut self) {
+        let now = self.now;
+        for host in &mut self.hosts {
+            let mut too_big = Vec::new();
+            while let Some(transmit) = host.node.poll_transmit() {
+                let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+                for datagram in transmit.contents.chunks(segment) {
+                    let size = datagram.len() + if transmit.to.is_ipv4() { 28 } else { 48 };
+                    if size > self.interface_mtu && transmit.dont_fragment {
+                        too_big.push((transmit.to, datagram.len()));
+                        continue;
+                    }
+                    let dont_fragment = transmit.dont_fragment;
+                    self.network.send(host.endpoint, transmit.to, datagram, dont_fragment, now);
+                }
+            }
+            for (to, size) in too_big {
+                host.node.handle_send_error(to, SendError::TooBig { size }, now);
+            }
+            while let Some(packet) = host.node.poll_tun() {
+                host.inbox.push(packet.to_vec());
+            }
+            while let Some(event) = host.node.poll_event() {
+                host.events.push(event);
+            }
+        }
+        for device in &mut self.devices {
+            let (gateway, datagrams) = device.take_outbox();
+            for datagram in datagrams {
+                self.network.send(device.endpoint, gateway, &datagram, false, now);
+            }
+        }
+    }
+}

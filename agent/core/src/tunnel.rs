@@ -1,0 +1,403 @@
+//! One peer's WireGuard tunnel: the only file that sees boringtun.
+//!
+//! boringtun seals, opens, shakes hands and rekeys. Around it, this file
+//!
+//! - holds packets back until there is a session, so that the queue is bounded, counted and given up
+//!   by our clock;
+//! - retries handshakes by our clock, sooner than WireGuard's 5 s at first, and starts them anew after
+//!   boringtun has given up for good (it doesn't heal by itself);
+//! - gives every `Tunn` an unlimited limiter: handshakes are admitted once, in `admission.rs`.
+//!
+//! **What can't be simulated.** boringtun reads the clock itself (CLOCK_BOOTTIME) for its rekeying
+//! (120 s), keepalives (10 s), session expiry (180 s) and handshake timestamps, and the operating
+//! system's random numbers for its keys. Under a virtual clock these run by real time: simulated
+//! hours pass without a rekey. Handshake retries, endpoints, path MTU and flows are virtual.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+use boringtun::x25519;
+use isthmus_model::PublicKey;
+
+/// What sealing adds to a packet: type, receiver, counter, tag.
+pub(crate) const OVERHEAD: usize = 32;
+/// The least that a buffer for datagrams must hold: a handshake initiation.
+pub(crate) const MIN_BUFFER: usize = 148;
+/// Session indices have 24 bits for the peer and 8 for its sessions.
+pub(crate) const INDEX_BITS: u32 = 24;
+
+/// Packets that wait for a session.
+const QUEUE: usize = 256;
+/// WireGuard's Rekey-Attempt-Time.
+const GIVE_UP: Duration = Duration::from_secs(90);
+/// WireGuard's Rekey-Timeout; the first tries come sooner, for paths that lose much.
+const RETRIES: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(5)];
+/// Longer than WireGuard's Reject-After-Time: nothing is left to be timed then.
+const DORMANT: Duration = Duration::from_secs(200);
+/// Handshakes per second above which sources must prove their address by a cookie.
+const COOKIES_ABOVE: u64 = 200;
+
+/// The host's keys, and what all tunnels share.
+pub(crate) struct Keys {
+    private: x25519::StaticSecret,
+    public: x25519::PublicKey,
+    unlimited: Arc<RateLimiter>,
+    cookies: RateLimiter,
+}
+
+/// What a datagram is, by its first bytes.
+pub(crate) enum Message {
+    Initiation,
+    Response { index: u32 },
+    Cookie { index: u32 },
+    Data { index: u32 },
+}
+
+/// Whether a handshake message may go on.
+pub(crate) enum Admission {
+    Pass,
+    /// Its source must prove its address: send this many bytes of the buffer.
+    Cookie(usize),
+    /// Not made for us.
+    Refuse,
+}
+
+/// What a datagram turned out to be; lengths are of what was written to the buffer.
+pub(crate) enum Opened {
+    Packet(usize),
+    Keepalive,
+    /// Our answer to an initiation.
+    Answer(usize),
+    /// The peer answered ours; the first packet of the new session.
+    Completed(usize),
+    Cookie,
+    Refused,
+}
+
+/// What a tick asks for.
+pub(crate) enum Tick {
+    Idle,
+    /// Send this many bytes of the buffer.
+    Send(usize),
+    /// Send this handshake initiation, the so-many'th of this attempt.
+    Initiate {
+        length: usize,
+        tries: u32,
+    },
+    /// The handshake failed; so many packets waited for it.
+    GiveUp(usize),
+}
+
+/// A packet that waits for a session.
+pub(crate) struct Waiting {
+    pub(crate) packet: Vec<u8>,
+    pub(crate) dont_fragment: bool,
+}
+
+/// One peer's tunnel.
+///
+/// ```text
+///             start              answered
+///   (idle) ──────────▶ attempt ───────────▶ session ──┐ rekey: attempt beside the session
+///      ▲                 │ 90 s                │ 180 s│
+///      └─────────────────┴────────────◀────────┴──────┘
+/// ```
+pub(crate) struct Tunnel {
+    tunn: Tunn,
+    /// Whether there is a session to send by. INVARIANT: true only if boringtun has one; it drops
+    /// sessions in `update_timers` only, after which this is set anew.
+    session: bool,
+    /// An initiation was answered and the new session isn't confirmed yet.
+    unconfirmed: bool,
+    attempt: Option<Attempt>,
+    queue: VecDeque<Waiting>,
+    last_used: Instant,
+}
+
+struct Attempt {
+    started: Instant,
+    next_try: Instant,
+    tries: u32,
+}
+
+/// The public half of a tunnel key. Any 32 random bytes are a private key.
+pub fn public_key(private: &[u8; 32]) -> PublicKey {
+    let private = x25519::StaticSecret::from(*private);
+    PublicKey(x25519::PublicKey::from(&private).to_bytes())
+}
+
+impl Keys {
+    pub(crate) fn new(private: [u8; 32]) -> Self {
+        let private = x25519::StaticSecret::from(private);
+        let public = x25519::PublicKey::from(&private);
+        Self {
+            unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
+            cookies: RateLimiter::new(&public, COOKIES_ABOVE),
+            private,
+            public,
+        }
+    }
+
+    /// Checks that a handshake message was made for us, and asks for cookies under load.
+    pub(crate) fn admit(&self, source: IpAddr, datagram: &[u8], out: &mut [u8]) -> Admission {
+        match self.cookies.verify_packet(Some(source), datagram, out) {
+            Ok(_) => Admission::Pass,
+            Err(TunnResult::WriteToNetwork(reply)) => Admission::Cookie(reply.len()),
+            Err(
+                TunnResult::Done
+                | TunnResult::Err(_)
+                | TunnResult::WriteToTunnelV4(..)
+                | TunnResult::WriteToTunnelV6(..),
+            ) => Admission::Refuse,
+        }
+    }
+
+    /// Forgets the load of the last second.
+    pub(crate) fn reset_load(&self) {
+        self.cookies.reset_count();
+    }
+
+    /// Who claims to send an initiation. That it's true shows only when the tunnel opens it.
+    pub(crate) fn initiator(&self, datagram: &[u8]) -> Option<PublicKey> {
+        let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
+            return None;
+        };
+        let half = parse_handshake_anon(&self.private, &self.public, &initiation).ok()?;
+        Some(PublicKey(half.peer_static_public))
+    }
+}
+
+impl Message {
+    pub(crate) fn of(datagram: &[u8]) -> Option<Self> {
+        let index = |index: u32| index >> (32 - INDEX_BITS);
+        Some(match Tunn::parse_incoming_packet(datagram).ok()? {
+            Packet::HandshakeInit(_) => Self::Initiation,
+            Packet::HandshakeResponse(p) => Self::Response { index: index(p.receiver_idx) },
+            Packet::PacketCookieReply(p) => Self::Cookie { index: index(p.receiver_idx) },
+            Packet::PacketData(p) => Self::Data { index: index(p.receiver_idx) },
+        })
+    }
+}
+
+impl Tunnel {
+    /// `index` must fit into [`INDEX_BITS`] and be the peer's alone.
+    pub(crate) fn new(keys: &Keys, peer: PublicKey, index: u32, now: Instant) -> Self {
+        let tunn = Tunn::new(
+            keys.private.clone(),
+            x25519::PublicKey::from(peer.0),
+            None,
+            None,
+            index,
+            Some(Arc::clone(&keys.unlimited)),
+        );
+        Self {
+            tunn,
+            session: false,
+            unconfirmed: false,
+            attempt: None,
+            queue: VecDeque::new(),
+            last_used: now,
+        }
+    }
+
+    pub(crate) fn has_session(&self) -> bool {
+        self.session
+    }
+
+    pub(crate) fn is_shaking_hands(&self) -> bool {
+        self.attempt.is_some()
+    }
+
+    /// Whether the tunnel wants to be ticked.
+    pub(crate) fn is_live(&self, now: Instant) -> bool {
+        self.session || self.attempt.is_some() || now < self.last_used + DORMANT
+    }
+
+    /// Holds a packet back until there is a session. False if too many wait.
+    pub(crate) fn enqueue(&mut self, packet: &[u8], dont_fragment: bool, now: Instant) -> bool {
+        self.last_used = now;
+        let has_room = self.queue.len() < QUEUE;
+        if has_room {
+            self.queue.push_back(Waiting { packet: packet.to_vec(), dont_fragment });
+        }
+        has_room
+    }
+
+    /// The next packet that waited for the session, if there is one now.
+    pub(crate) fn dequeue(&mut self) -> Option<Waiting> {
+        if self.session { self.queue.pop_front() } else { None }
+    }
+
+    /// Seals a packet into a datagram. `out` must have [`OVERHEAD`] more room than the packet, and
+    /// at least [`MIN_BUFFER`]. None without a session.
+    pub(crate) fn seal(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> Option<usize> {
+        let has_room = out.len() >= MIN_BUFFER.max(packet.len() + OVERHEAD);
+        if !self.session || !has_room {
+            return None;
+        }
+        self.last_used = now;
+        match self.tunn.encapsulate(packet, out) {
+            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => None,
+        }
+    }
+
+    /// Opens a datagram. `out` must be as large as the datagram, and at least [`MIN_BUFFER`].
+    pub(crate) fn open(
+        &mut self,
+        source: IpAddr,
+        datagram: &[u8],
+        out: &mut [u8],
+        now: Instant,
+    ) -> Opened {
+        let message = Message::of(datagram);
+        if message.is_none() || out.len() < MIN_BUFFER.max(datagram.len()) {
+            return Opened::Refused;
+        }
+        self.wake(now);
+        let result = self.tunn.decapsulate(Some(source), datagram, out);
+        let opened = match result {
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                Opened::Packet(packet.len())
+            }
+            TunnResult::WriteToNetwork(reply) => match message {
+                Some(Message::Initiation) => Opened::Answer(reply.len()),
+                Some(Message::Response { .. } | Message::Cookie { .. } | Message::Data { .. })
+                | None => Opened::Completed(reply.len()),
+            },
+            TunnResult::Done => match message {
+                Some(Message::Cookie { .. }) => Opened::Cookie,
+                Some(Message::Initiation | Message::Response { .. } | Message::Data { .. })
+                | None => Opened::Keepalive,
+            },
+            TunnResult::Err(_) => Opened::Refused,
+        };
+        self.note(&opened, now);
+        opened
+    }
+
+    fn note(&mut self, opened: &Opened, now: Instant) {
+        match opened {
+            Opened::Answer(_) => self.unconfirmed = true,
+            Opened::Completed(_) => self.attempt = None,
+            Opened::Packet(_) | Opened::Keepalive if !self.session || self.unconfirmed => {
+                self.attempt = None;
+            }
+            Opened::Packet(_) | Opened::Keepalive => {}
+            Opened::Cookie | Opened::Refused => return,
+        }
+        self.last_used = now;
+        self.refresh();
+    }
+
+    /// Whether what was opened last is the first of a session that the peer began.
+    pub(crate) fn take_confirmed(&mut self, opened: &Opened) -> bool {
+        match opened {
+            Opened::Packet(_) | Opened::Keepalive => std::mem::take(&mut self.unconfirmed),
+            Opened::Completed(_) => {
+                self.unconfirmed = false;
+                true
+            }
+            Opened::Answer(_) | Opened::Cookie | Opened::Refused => false,
+        }
+    }
+
+    /// Begins a handshake, unless one is on its way.
+    pub(crate) fn initiate(&mut self, out: &mut [u8], now: Instant) -> Option<usize> {
+        if self.attempt.is_some() {
+            return None;
+        }
+        self.wake(now);
+        self.last_used = now;
+        self.attempt = Some(Attempt { started: now, next_try: now, tries: 0 });
+        self.write_initiation(out, now).map(|(length, _)| length)
+    }
+
+    /// Lets time pass. To be called four times a second while the tunnel is live.
+    pub(crate) fn tick(&mut self, out: &mut [u8], now: Instant) -> Tick {
+        let sent = match self.tunn.update_timers(out) {
+            TunnResult::WriteToNetwork(datagram) => {
+                let is_initiation = matches!(Message::of(datagram), Some(Message::Initiation));
+                Some((datagram.len(), is_initiation))
+            }
+            // Expired for good, as far as boringtun is concerned: `initiate` revives it.
+            TunnResult::Err(WireGuardError::ConnectionExpired) => None,
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => None,
+        };
+        self.refresh();
+        match sent {
+            Some((length, true)) => {
+                let attempt =
+                    self.attempt.get_or_insert(Attempt { started: now, next_try: now, tries: 0 });
+                attempt.advance(now);
+                Tick::Initiate { length, tries: attempt.tries }
+            }
+            Some((length, false)) => Tick::Send(length),
+            None => self.retry(out, now),
+        }
+    }
+
+    fn retry(&mut self, out: &mut [u8], now: Instant) -> Tick {
+        let Some(attempt) = &self.attempt else { return Tick::Idle };
+        if now >= attempt.started + GIVE_UP {
+            self.attempt = None;
+            let waited = self.queue.len();
+            self.queue.clear();
+            return Tick::GiveUp(waited);
+        }
+        if now < attempt.next_try {
+            return Tick::Idle;
+        }
+        match self.write_initiation(out, now) {
+            Some((length, tries)) => Tick::Initiate { length, tries },
+            None => Tick::Idle,
+        }
+    }
+
+    fn write_initiation(&mut self, out: &mut [u8], now: Instant) -> Option<(usize, u32)> {
+        let attempt = self.attempt.as_mut()?;
+        attempt.advance(now);
+        match self.tunn.format_handshake_initiation(out, true) {
+            TunnResult::WriteToNetwork(datagram) => Some((datagram.len(), attempt.tries)),
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => None,
+        }
+    }
+
+    /// boringtun's timers go by the last tick: after a time without any it must be told the time.
+    /// What it would send is worth nothing; whoever wakes it has something better.
+    fn wake(&mut self, now: Instant) {
+        if !self.is_live(now) {
+            let mut nothing = [0; MIN_BUFFER];
+            let _ = self.tunn.update_timers(&mut nothing);
+            self.refresh();
+        }
+    }
+
+    fn refresh(&mut self) {
+        self.session = self.tunn.time_since_last_handshake().is_some();
+    }
+}
+
+impl Attempt {
+    fn advance(&mut self, now: Instant) {
+        let step = (self.tries as usize).min(RETRIES.len() - 1);
+        self.next_try = now + RETRIES[step];
+        self.tries += 1;
+    }
+}
