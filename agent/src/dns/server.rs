@@ -1,0 +1,189 @@
+//! Takes queries by UDP and TCP, and sends what [`zone`](super::zone) or the host's resolvers say.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_proxy::View;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::admission::{Admission, Ticket};
+use super::upstream::{Forwarder, framed, read_framed};
+use super::zone::{self, Reply, Transport};
+
+/// Queries that wait for other resolvers.
+const MAX_FORWARDED: usize = 1024;
+const MAX_FORWARDED_PER_SOURCE: usize = 256;
+const MAX_STREAMS: usize = 256;
+const MAX_STREAMS_PER_SOURCE: usize = 32;
+/// For the next query on a stream, or for its reader to take an answer.
+const STREAM_PATIENCE: Duration = Duration::from_secs(10);
+/// After an error that might come again at once.
+const PAUSE: Duration = Duration::from_millis(100);
+/// No query is longer; what is, isn't one.
+const MAX_QUERY_BYTES: usize = 4096;
+
+/// What all sockets share.
+#[derive(Debug)]
+struct Shared {
+    view: watch::Receiver<Arc<View>>,
+    forwarder: Forwarder,
+    own: Vec<IpAddr>,
+    forwarded: Arc<Admission>,
+    streams: Arc<Admission>,
+}
+
+/// Serves the sockets until `stop` completes.
+pub(super) async fn run(
+    sockets: Vec<(UdpSocket, TcpListener)>,
+    forwarder: Forwarder,
+    view: watch::Receiver<Arc<View>>,
+    stop: impl Future<Output = ()>,
+) {
+    let own = sockets.iter().filter_map(|(udp, _)| udp.local_addr().ok()).map(|own| own.ip());
+    let shared = Arc::new(Shared {
+        view,
+        forwarder,
+        own: own.collect(),
+        forwarded: Admission::new(MAX_FORWARDED, MAX_FORWARDED_PER_SOURCE),
+        streams: Admission::new(MAX_STREAMS, MAX_STREAMS_PER_SOURCE),
+    });
+    // Dropped at the end, and their own tasks with them.
+    let mut loops = JoinSet::new();
+    for (udp, tcp) in sockets {
+        loops.spawn(serve_datagrams(Arc::new(udp), Arc::clone(&shared)));
+        loops.spawn(serve_streams(tcp, Arc::clone(&shared)));
+    }
+    stop.await;
+}
+
+async fn serve_datagrams(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
+    let mut forwards = JoinSet::new();
+    let mut buffer = vec![0; MAX_QUERY_BYTES];
+    loop {
+        let received = tokio::select! {
+            Some(_) = forwards.join_next() => continue,
+            received = socket.recv_from(&mut buffer) => received,
+        };
+        match received {
+            Ok((length, from)) if shared.serves(from.ip()) => {
+                on_datagram(&socket, &shared, &buffer[..length], from, &mut forwards).await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "Failed to receive a DNS query");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn on_datagram(
+    socket: &Arc<UdpSocket>,
+    shared: &Arc<Shared>,
+    query: &[u8],
+    from: SocketAddr,
+    forwards: &mut JoinSet<()>,
+) {
+    match zone::answer(&shared.view(), query, Transport::Udp) {
+        Reply::Ignore => {}
+        Reply::Answer(reply) => send(socket, &reply, from).await,
+        Reply::Forward { max_bytes } => {
+            let Some(ticket) = shared.forwarded.admit(from.ip()) else {
+                return send(socket, &zone::failure(query), from).await;
+            };
+            let (socket, shared, query) = (Arc::clone(socket), Arc::clone(shared), query.to_vec());
+            forwards.spawn(async move {
+                let reply = shared.forward(&query, Transport::Udp, max_bytes, ticket).await;
+                send(&socket, &reply, from).await;
+            });
+        }
+    }
+}
+
+async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {
+    if let Err(error) = socket.send_to(reply, to).await {
+        tracing::debug!(%error, "Failed to send a DNS answer");
+    }
+}
+
+async fn serve_streams(listener: TcpListener, shared: Arc<Shared>) {
+    let mut streams = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            Some(_) = streams.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, from)) if shared.serves(from.ip()) => {
+                if let Some(ticket) = shared.streams.admit(from.ip()) {
+                    streams.spawn(serve_stream(stream, from, Arc::clone(&shared), ticket));
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "Failed to accept a DNS connection");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_stream(
+    mut stream: TcpStream,
+    from: SocketAddr,
+    shared: Arc<Shared>,
+    _place: Ticket,
+) {
+    while let Ok(Ok(query)) = timeout(STREAM_PATIENCE, read_framed(&mut stream)).await {
+        if query.len() > MAX_QUERY_BYTES {
+            return;
+        }
+        let reply = match zone::answer(&shared.view(), &query, Transport::Tcp) {
+            Reply::Ignore => return,
+            Reply::Answer(reply) => reply,
+            Reply::Forward { max_bytes } => match shared.forwarded.admit(from.ip()) {
+                Some(ticket) => shared.forward(&query, Transport::Tcp, max_bytes, ticket).await,
+                None => zone::failure(&query),
+            },
+        };
+        let sent = timeout(STREAM_PATIENCE, stream.write_all(&framed(&reply))).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+impl Shared {
+    fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// Members of the mesh and this host. A neighbour on the local network could send to an overlay
+    /// address, too, and would find an open resolver to attack others with.
+    fn serves(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        let mesh = &self.view.borrow().snapshot.mesh;
+        let is_member = match source {
+            IpAddr::V4(source) => mesh.ipv4.contains(&source),
+            IpAddr::V6(source) => mesh.prefix.parse(source).is_some(),
+        };
+        is_member || source.is_loopback() || self.own.contains(&source)
+    }
+
+    async fn forward(
+        &self,
+        query: &[u8],
+        transport: Transport,
+        max_bytes: usize,
+        _ticket: Ticket,
+    ) -> Vec<u8> {
+        let reply = self.forwarder.relay(query, transport, max_bytes).await;
+        reply.unwrap_or_else(|| zone::failure(query))
+    }
+}
