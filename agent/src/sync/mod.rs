@@ -181,7 +181,10 @@ impl Session<'_> {
                 return Ok(false);
             }
         };
-        let answer = match member.switch(next).await {
+        // A controller greets a returning agent with what it has: nothing to do then.
+        let unchanged = next.revision() != 0 && next == *member.resources();
+        let switched = if unchanged { Ok(()) } else { member.switch(next).await };
+        let answer = match switched {
             Ok(()) => FromAgent::Accepted(v1::Accepted { revision }),
             Err(reason) => {
                 tracing::warn!(revision, reason, "refused a revision");
