@@ -49,7 +49,8 @@ fn not_joined(status: &v1::AgentStatus) -> String {
 fn controller(status: &v1::AgentStatus) -> String {
     let address = clean(&status.controller);
     if status.connected {
-        return format!("{} to {address}", paint("connected", Tone::Good));
+        let trouble = paint(&clean(&status.last_error), Tone::Warn);
+        return format!("{} to {address}\n{trouble}", paint("connected", Tone::Good));
     }
     let why = match &*status.last_error {
         "" => String::new(),
@@ -215,6 +216,17 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn an_agent_that_is_connected_says_what_it_refused() {
+        let mut status = v1::AgentStatus { connected: true, ..status() };
+        status.last_error = "refused the newest revision: a route clashes".to_owned();
+        let shown = plain(&text(&status, NOW));
+        assert!(shown.contains("connected to 10.9.0.1:7443\n"), "{shown}");
+        assert!(shown.contains("a route clashes"), "{shown}");
+        status.last_error = String::new();
+        assert!(!plain(&text(&status, NOW)).contains("\n\n"));
     }
 
     #[test]

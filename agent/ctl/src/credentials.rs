@@ -5,11 +5,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Deserialize;
 use tonic::transport::Identity;
 
-use crate::errors::Failure;
+use crate::errors::{Failure, unreadable};
 use crate::output;
 
 const SYSTEM_WIDE: &str = "/etc/isthmus/operator/operator.toml";
@@ -39,9 +39,8 @@ pub(crate) struct Credentials {
 impl Credentials {
     /// Reads `operator.toml` and what it names.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| {
-            format!("Failed to read the operator's credentials {}", path.display())
-        })?;
+        let text = fs::read_to_string(path)
+            .map_err(|error| unreadable("the operator's credentials", path, &error))?;
         let file: OperatorFile = toml::from_str(&text).map_err(|error| {
             Failure::Refused(format!(
                 "Failed to read {}: {}; `isthmus-controller operator` writes a good one",
@@ -56,7 +55,8 @@ impl Credentials {
         let folder = path.parent().unwrap_or_else(|| Path::new("."));
         let read = |name: &Path| {
             let path = folder.join(name);
-            fs::read_to_string(&path).with_context(|| format!("Failed to read {}", path.display()))
+            fs::read_to_string(&path)
+                .map_err(|error| unreadable("the operator's file", &path, &error))
         };
         let key_path = folder.join(&file.key);
         let identity = Identity::from_pem(read(&file.certificate)?, read(&file.key)?);

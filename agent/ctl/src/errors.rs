@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use tonic::{Code, Status};
@@ -104,8 +105,12 @@ fn lost_hint(cause: &str, whom: &str) -> String {
     if cause.contains("alert") || cause.contains("ertificate") {
         "it doesn't accept these credentials: have they expired, or was the mesh made anew?"
             .to_owned()
+    } else if whom == "the controller" {
+        // With TLS 1.3 a client learns by its first request that its certificate was refused.
+        "is it still running, and are the credentials of this mesh and not expired? Its log tells"
+            .to_owned()
     } else {
-        format!("is {whom} still running? Look at its log")
+        format!("is {whom} still running? Its log tells")
     }
 }
 
@@ -124,6 +129,16 @@ pub(crate) fn root_cause(error: &(dyn Error + 'static)) -> String {
             text.split(" (os error").next().unwrap_or(&text).to_owned()
         }
     }
+}
+
+/// A failure to read a file, in one sentence.
+pub(crate) fn unreadable(what: &str, path: &Path, error: &io::Error) -> Failure {
+    let cause = if error.kind() == io::ErrorKind::InvalidData {
+        "it isn't text (UTF-8)".to_owned()
+    } else {
+        root_cause(error)
+    };
+    Failure::Refused(format!("Failed to read {what} {}: {cause}", path.display()))
 }
 
 /// The system's error behind a library's.

@@ -106,7 +106,9 @@ impl<'a> Answer<'a> {
                 "{to} has no port of its own; say which, such as `--port tcp/22` or `--port icmp`"
             )
         })?;
-        let request = arguments.method.as_deref().zip(arguments.path.as_deref());
+        // Rules see the path only.
+        let path = arguments.path.as_deref().and_then(|path| path.split('?').next());
+        let request = arguments.method.as_deref().zip(path);
         let query = Query {
             from: &from,
             to: &to,
@@ -431,7 +433,7 @@ to = "service:store"
 
     #[test]
     fn a_request_is_judged_by_method_and_path() {
-        let (exit, text, _) = ask("client service:web --method GET --path /public/a");
+        let (exit, text, _) = ask("client service:web --method GET --path /public/a?b=/c");
         assert_eq!(exit, Exit::Success, "{text}");
         let (exit, text, json) = ask("client service:web --method DELETE --path /public/a");
         assert_eq!(exit, Exit::Negative);

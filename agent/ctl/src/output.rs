@@ -73,6 +73,9 @@ pub(crate) fn is_interactive() -> bool {
 
 /// A text in the colour of its tone.
 pub(crate) fn paint(text: &str, tone: Tone) -> String {
+    if text.is_empty() {
+        return String::new();
+    }
     let style = match tone {
         Tone::Plain => return text.to_owned(),
         Tone::Good => AnsiColor::Green.on_default(),
@@ -140,7 +143,7 @@ pub(crate) fn facts(facts: &[(&str, String)]) -> String {
     let mut text = String::new();
     for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
         let indent = format!("\n{:indent$}", "", indent = width + 4);
-        let value = value.trim_end().replace('\n', &indent);
+        let value = value.trim_end_matches('\n').replace('\n', &indent);
         let name = paint(&format!("{name:width$}"), Tone::Quiet);
         text.push_str(&format!("  {name}  {value}\n"));
     }

@@ -25,16 +25,16 @@ pub(crate) async fn ping(
     let mut stream = ask_agent(agent.ping(request)).await?;
     let mut replies = Vec::new();
     loop {
-        match stream.message().await {
-            Ok(Some(reply)) => {
-                if session.output == Format::Text {
-                    output::say(&line(target, &reply))?;
-                }
-                replies.push(reply);
-            }
-            Ok(None) => break,
-            Err(status) => return Err(refused(&status, "the agent").into()),
+        let next = tokio::select! {
+            next = stream.message() => next,
+            // Whoever interrupts wants the summary.
+            _ = tokio::signal::ctrl_c() => break,
+        };
+        let Some(reply) = next.map_err(|status| refused(&status, "the agent"))? else { break };
+        if session.output == Format::Text {
+            output::say(&line(target, &reply))?;
         }
+        replies.push(reply);
     }
     let summary = Summary::of(&replies);
     match session.output {

@@ -10,7 +10,7 @@ use isthmus_model::topology::{SourceFile, Topology, parse};
 use isthmus_proto::v1;
 
 use crate::diagnostics::{self, Finding};
-use crate::errors::Failure;
+use crate::errors::{Failure, unreadable};
 
 const STDIN: &str = "<stdin>";
 
@@ -34,8 +34,8 @@ pub(crate) fn read(arguments: &[PathBuf]) -> Result<Vec<SourceFile>> {
 }
 
 fn file(path: &Path) -> Result<SourceFile> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("Failed to read the topology {}", path.display()))?;
+    let text =
+        fs::read_to_string(path).map_err(|error| unreadable("the topology", path, &error))?;
     Ok(SourceFile { name: path.display().to_string().into(), text })
 }
 
