@@ -1,0 +1,213 @@
+//! Numbers and addresses: never shared, never moved, never gone while there is room.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::Ipv4Addr;
+
+use common::{Drawn, HOSTS, apply, drawn, empty, join, try_apply};
+use isthmus_controller_core::{Allocation, JoinError, State, World};
+use isthmus_model::Ipv4Net;
+use proptest::prelude::*;
+
+/// What may happen to a mesh.
+#[derive(Clone, Debug)]
+enum Step {
+    Join(usize, bool),
+    Remove(usize),
+    Apply(Drawn),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0..HOSTS, any::<bool>()).prop_map(|(host, label)| Step::Join(host, label)),
+        1 => (0..HOSTS).prop_map(Step::Remove),
+        3 => drawn().prop_map(Step::Apply),
+        1 => Just(Step::Restart),
+    ]
+}
+
+fn take(state: State, step: Step) -> State {
+    match step {
+        Step::Join(host, label) => {
+            let labels: &[_] = if label { &[("role", "app")] } else { &[] };
+            join(&state, &format!("h{host}"), labels).map_or(state, |(next, _)| next)
+        }
+        Step::Remove(host) => state.remove(&format!("h{host}")).unwrap().unwrap_or(state),
+        Step::Apply(drawn) => apply(&state, &drawn.text()),
+        Step::Restart => {
+            let json = serde_json::to_string(&state.allocation).unwrap();
+            let allocation: Allocation = serde_json::from_str(&json).unwrap();
+            assert_eq!(allocation, state.allocation);
+            State { allocation, ..state }
+        }
+    }
+}
+
+/// Who has which IPv4 address, and which number, as text.
+fn holders(state: &State) -> (HashMap<String, Ipv4Addr>, BTreeMap<String, u32>) {
+    let world = World::new(state);
+    let all = world.everything();
+    let (mut addresses, mut numbers) = (HashMap::new(), BTreeMap::new());
+    addresses.insert("anycast".to_owned(), all.mesh.anycast_ipv4());
+    for (id, host) in &all.hosts {
+        addresses.insert(format!("{}#{}", host.name, id.0), host.ipv4());
+        numbers.insert(format!("host {}#{}", host.name, id.0), id.0);
+    }
+    for (id, service) in &all.services {
+        addresses.insert(format!("{}", service.name), service.virtual_ipv4);
+        numbers.insert(format!("part {}", service.name), id.0);
+        for (host, ipv4) in &service.placements {
+            addresses.insert(format!("{} on {}", service.name, host.0), *ipv4);
+            assert!(all.hosts[host].ipv4_block.contains(ipv4), "{ipv4} outside its host's block");
+        }
+    }
+    for (id, device) in &all.devices {
+        addresses.insert(format!("{} via {}", device.name, device.via.0), device.ipv4);
+        numbers.insert(format!("part {}", device.name), id.0);
+        assert!(all.hosts[&device.via].ipv4_block.contains(&device.ipv4));
+    }
+    (addresses, numbers)
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_shared_and_nothing_moves(steps in proptest::collection::vec(step(), 1..20)) {
+        let mut state = empty();
+        let mut old = holders(&state);
+        let mut hosts_ever: HashMap<u32, String> = HashMap::new();
+        for step in steps {
+            state = take(state, step);
+            let new = holders(&state);
+            let addresses: HashSet<_> = new.0.values().collect();
+            prop_assert_eq!(addresses.len(), new.0.len(), "an address is shared: {:?}", new.0);
+            let parts: Vec<_> = new.1.iter().filter(|(name, _)| name.starts_with("part")).collect();
+            let numbers: HashSet<_> = parts.iter().map(|(_, number)| *number).collect();
+            prop_assert_eq!(numbers.len(), parts.len(), "a number is shared: {:?}", new.1);
+            for (who, address) in &new.0 {
+                prop_assert!(old.0.get(who).is_none_or(|was| was == address), "{} moved", who);
+            }
+            for (who, number) in &new.1 {
+                prop_assert!(old.1.get(who).is_none_or(|was| was == number), "{} renumbered", who);
+                if who.starts_with("host") {
+                    let first = hosts_ever.entry(*number).or_insert_with(|| who.clone());
+                    prop_assert_eq!(&*first, who, "a host's number was used again");
+                }
+            }
+            old = new;
+        }
+    }
+}
+
+#[test]
+fn a_number_or_address_given_back_is_not_the_next_to_be_given() {
+    let state = apply(&empty(), "[service.a]\nport = 1\nhosts = [\"h\"]\n[host.h]\n");
+    let before = World::new(&state).everything().clone();
+    let state = apply(&state, "[service.b]\nport = 1\nhosts = [\"h\"]\n[host.h]\n");
+    let after = World::new(&state).everything().clone();
+    assert_ne!(before.services.keys().next(), after.services.keys().next());
+    let address =
+        |all: &isthmus_model::Snapshot| all.services.values().next().unwrap().virtual_ipv4;
+    assert_ne!(address(&before), address(&after));
+}
+
+#[test]
+fn a_host_that_comes_back_gets_another_number() {
+    let (state, first) = join(&empty(), "h", &[]).unwrap();
+    let state = state.remove("h").unwrap().unwrap();
+    let (_, second) = join(&state, "h", &[]).unwrap();
+    assert_ne!(first, second);
+}
+
+const TINY: &str =
+    "[mesh]\nipv4 = \"10.0.0.0/24\"\nvirtual_ipv4 = \"10.0.0.128/25\"\nhost_block = 26\n";
+
+#[test]
+fn running_out_of_blocks_says_what_to_change() {
+    let mut state = apply(&empty(), TINY);
+    for name in ["a", "b"] {
+        state = join(&state, name, &[]).unwrap().0;
+    }
+    let error = join(&state, "c", &[]).unwrap_err();
+    assert!(matches!(error, JoinError::Allocation { .. }));
+    let text = error.to_string();
+    assert!(
+        text.contains("/26") && text.contains("`ipv4`") && text.contains("host_block"),
+        "{text}"
+    );
+    // What is given back can be used again.
+    let state = state.remove("a").unwrap().unwrap();
+    assert!(join(&state, "c", &[]).is_ok());
+}
+
+#[test]
+fn a_full_block_points_at_its_host() {
+    let mut text = "[mesh]\nhost_block = 30\n\n[host.h]\n\n".to_owned();
+    // The topology alone can't tell: the label comes with the join token.
+    let (state, _) = join(&apply(&empty(), &text), "h", &[("role", "app")]).unwrap();
+    for n in 0..4 {
+        text += &format!("[service.s{n}]\nport = 1\nhosts = {{ role = \"app\" }}\n");
+    }
+    let errors = try_apply(&state, &text).unwrap_err();
+    assert!(errors[0].starts_with("mesh.toml:4:1: 4 workloads"), "{errors:?}");
+    assert!(errors[0].contains("ipv4_block"), "{errors:?}");
+}
+
+#[test]
+fn ranges_can_not_change_under_hosts() {
+    let state = apply(&empty(), TINY);
+    let wider = TINY.replace("/24", "/23");
+    assert!(try_apply(&state, &wider).is_ok(), "nobody has joined");
+    let (state, _) = join(&state, "h", &[]).unwrap();
+    let errors = try_apply(&state, &wider).unwrap_err();
+    assert!(
+        errors[0].starts_with("mesh.toml:2:1: `ipv4` can't change from 10.0.0.0/24"),
+        "{errors:?}"
+    );
+    let errors = try_apply(&state, &TINY.replace("26", "27")).unwrap_err();
+    assert!(errors[0].starts_with("mesh.toml:4:1: `host_block`"), "{errors:?}");
+    assert!(try_apply(&state, TINY).is_ok());
+}
+
+#[test]
+fn a_fixed_block_is_kept_free_and_given_to_its_host() {
+    let text = "[mesh]\nipv4 = \"10.0.0.0/24\"\nvirtual_ipv4 = \"10.0.0.128/25\"\nhost_block = 26\n[host.f]\nipv4_block = \"10.0.0.64/26\"\n";
+    let fixed: Ipv4Net = "10.0.0.64/26".parse().unwrap();
+    let (state, other) = join(&apply(&empty(), text), "o", &[]).unwrap();
+    assert_ne!(state.allocation.block(other), Some(fixed));
+    let (state, id) = join(&state, "f", &[]).unwrap();
+    assert_eq!(state.allocation.block(id), Some(fixed));
+}
+
+#[test]
+fn a_fixed_block_that_another_host_has_is_refused() {
+    let (state, id) = join(&empty(), "o", &[]).unwrap();
+    let block = state.allocation.block(id).unwrap();
+    let text = format!("[host.f]\nipv4_block = \"{block}\"\n");
+    let errors = try_apply(&state, &text).unwrap_err();
+    assert!(errors[0].contains("\"o\"") && errors[0].starts_with("mesh.toml:1:1"), "{errors:?}");
+}
+
+#[test]
+fn names_and_keys_are_one_hosts_only() {
+    let (state, _) = join(&empty(), "h", &[]).unwrap();
+    let error = join(&state, "h", &[]).unwrap_err().to_string();
+    assert!(error.contains("agentctl host remove h"), "{error}");
+    let key = state.inventory.member("h").unwrap().public_key;
+    let device =
+        format!("[host.h]\n[device.d]\nvia = \"h\"\nwireguard = {{ public_key = \"{key}\" }}\n");
+    let errors = try_apply(&state, &device).unwrap_err();
+    assert!(errors[0].contains("tunnel key of host"), "{errors:?}");
+}
+
+#[test]
+fn a_topology_of_another_mesh_is_refused() {
+    let text = "[mesh]\nname = \"other\"\ntrust_domain = \"other.example\"\n";
+    let errors = try_apply(&empty(), text).unwrap_err();
+    assert!(errors[0].starts_with("mesh.toml:2:1: `name` is \"other\""), "{errors:?}");
+    assert!(errors[1].starts_with("mesh.toml:3:1: `trust_domain`"), "{errors:?}");
+    assert!(try_apply(&empty(), "[mesh]\nname = \"corp\"\n").is_ok());
+}

@@ -1,0 +1,9 @@
+//! A controller on loopback, and hand-made agents and operators.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod admin;
+mod door;
+mod join;
+mod lab;
+mod sync;

@@ -1,0 +1,344 @@
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use isthmus_model::Revision;
+use isthmus_model::convert::snapshot;
+use isthmus_proto::v1;
+use isthmus_proto::v1::agent_message::Body as Say;
+use isthmus_proto::v1::controller_message::Body as Heard;
+use tonic::Code;
+
+use crate::lab::{Agent, Controller, Joined, eventually};
+
+const TOPOLOGY: &str = r#"
+[host.web-1]
+[host.db-1]
+[host.other-1]
+
+[service.web]
+port = 80
+hosts = ["web-1"]
+workload = { user = "web" }
+
+[service.db]
+port = 5432
+hosts = ["db-1"]
+"#;
+
+const ALLOW: &str = r#"
+[[allow]]
+name = "web reads db"
+from = "service:web"
+to = "service:db"
+"#;
+
+fn allowed() -> String {
+    format!("{TOPOLOGY}{ALLOW}")
+}
+
+async fn two() -> (Controller, [Joined; 2]) {
+    let controller = Controller::start().await;
+    let web = controller.join("web-1").await;
+    let db = controller.join("db-1").await;
+    (controller, [web, db])
+}
+
+fn assert_whole(agent: &Agent) {
+    let slice = snapshot(Revision(agent.revision), agent.resources.values());
+    assert!(slice.is_ok(), "{slice:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_gets_everything_first_and_then_what_differs() {
+    let (controller, [web, db]) = two().await;
+    let mut agent = controller.connect(&web).await;
+    let first = agent.follow().await;
+    assert_eq!(first.base, 0);
+    assert_whole(&agent);
+    assert!(agent.knows_host("db-1").is_none(), "nothing relates them yet");
+
+    let applied = controller.apply(&allowed()).await;
+    assert_eq!(applied.affected, ["db-1", "web-1"]);
+    agent.follow_to(applied.revision).await;
+    assert_whole(&agent);
+    assert!(agent.knows_host("db-1").is_some_and(|host| host.id == db.id));
+    let service = agent.resources.values().filter(|r| r.key.starts_with("service/"));
+    assert_eq!(service.count(), 2);
+    agent.settle(&controller, &web.name).await;
+
+    let applied = controller.apply(&allowed().replace("5432", "5433")).await;
+    let delta = agent.follow().await;
+    assert_eq!((delta.revision, delta.base > 0), (applied.revision, true));
+    assert_eq!(delta.changed.len(), 1, "{delta:?}");
+    assert!(delta.gone.is_empty());
+
+    controller.apply(TOPOLOGY).await;
+    let delta = agent.follow().await;
+    assert!(delta.gone.contains(&format!("host/{}", db.id)), "{delta:?}");
+    assert!(delta.gone.contains(&"rule/web reads db".to_owned()), "{delta:?}");
+    assert_whole(&agent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_not_sent_what_does_not_concern_it() {
+    let (controller, [web, _]) = two().await;
+    let other = controller.join("other-1").await;
+    controller.apply(&allowed()).await;
+    let mut agent = controller.connect(&other).await;
+    agent.settle(&controller, &other.name).await;
+    let applied = controller.apply(&allowed().replace("user = \"web\"", "user = \"www\"")).await;
+    assert_eq!(applied.affected, [web.name.as_str()]);
+    // It is known to be up to date without a message.
+    eventually(async || controller.host("other-1").await.revision == applied.revision).await;
+    let applied = controller
+        .apply(&format!("{}\n[service.new]\nport = 1\nhosts = [\"other-1\"]\n", allowed()))
+        .await;
+    assert_eq!(agent.delta().await.revision, applied.revision);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_an_answer_is_awaited_is_sent_as_one() {
+    let (controller, [web, _]) = two().await;
+    let mut agent = controller.connect(&web).await;
+    let first = agent.delta().await;
+    let mut last = 0;
+    for port in 1..=5 {
+        let text = allowed().replace("5432", &port.to_string());
+        last = controller.apply(&text).await.revision;
+    }
+    eventually(async || controller.status().await.revision >= last).await;
+    agent.accept(&first).await;
+    let second = agent.delta().await;
+    assert!(second.revision >= last && second.base == first.revision, "{second:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_shown_and_the_next_delta_builds_on_what_the_agent_has() {
+    let (controller, [web, db]) = two().await;
+    let mut agent = controller.connect(&web).await;
+    let mut other = controller.connect(&db).await;
+    let settled = |name: &'static str| {
+        move |agent: &Agent| agent.knows_host(name).is_some_and(|host| !host.endpoints.is_empty())
+    };
+    agent.follow_until(settled("web-1")).await;
+    other.follow_until(settled("db-1")).await;
+
+    let applied = controller.apply(&allowed()).await;
+    let delta = agent.delta().await;
+    let reason = "clashes with the route 100.64.0.0/10 via eth0".to_owned();
+    let revision = delta.revision;
+    agent.say(Say::Refused(v1::Refused { revision, reason: reason.clone() })).await;
+    other.follow_to(applied.revision).await;
+    controller
+        .rollout(applied.revision, |rollout| {
+            rollout.complete
+                && rollout.accepted == ["db-1"]
+                && rollout.refused.iter().any(|by| by.host == "web-1" && by.reason == reason)
+        })
+        .await;
+    assert_eq!(controller.host("web-1").await.refusal, reason);
+
+    let applied = controller.apply(&allowed().replace("5432", "5433")).await;
+    let delta = agent.follow().await;
+    assert_eq!(delta.revision, applied.revision);
+    assert!(agent.knows_host("db-1").is_some());
+    other.follow_to(applied.revision).await;
+    controller
+        .rollout(applied.revision, |rollout| rollout.complete && rollout.refused.is_empty())
+        .await;
+    assert_eq!(controller.host("web-1").await.refusal, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_names_who_is_away() {
+    let (controller, [web, db]) = two().await;
+    let mut agent = controller.connect(&web).await;
+    agent.follow().await;
+    let applied = controller.apply(&allowed()).await;
+    agent.follow_to(applied.revision).await;
+    controller
+        .rollout(applied.revision, |rollout| {
+            !rollout.complete && rollout.accepted == ["web-1"] && rollout.disconnected == ["db-1"]
+        })
+        .await;
+    let mut late = controller.connect(&db).await;
+    late.follow_to(applied.revision).await;
+    controller.rollout(applied.revision, |rollout| rollout.complete).await;
+    let future = v1::WatchRolloutRequest { revision: 1_000 };
+    let missing = controller.admin().await.watch_rollout(future).await.unwrap_err();
+    assert_eq!(missing.code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_connection_takes_the_place_of_the_older() {
+    let (controller, [web, _]) = two().await;
+    let mut older = controller.connect(&web).await;
+    older
+        .follow_until(|agent| {
+            agent.knows_host("web-1").is_some_and(|host| !host.endpoints.is_empty())
+        })
+        .await;
+    eventually(async || controller.host("web-1").await.revision == older.revision).await;
+    let mut newer = controller.connect_again(&web, older.resources.clone(), older.revision).await;
+    let delta = newer.follow().await;
+    assert_eq!(delta.base, older.revision, "the controller knows what the agent has");
+    assert!(delta.changed.is_empty() && delta.gone.is_empty(), "{delta:?}");
+    assert_eq!(older.hear().await.unwrap_err().code(), Code::Aborted);
+    assert!(controller.host("web-1").await.connected);
+    drop(newer);
+    eventually(async || !controller.host("web-1").await.connected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_host_is_told_at_once_and_forgotten_by_all() {
+    let (controller, [web, db]) = two().await;
+    controller.apply(&allowed()).await;
+    let mut removed = controller.connect(&web).await;
+    let mut stays = controller.connect(&db).await;
+    removed.follow().await;
+    stays.follow_until(|agent| agent.knows_host("web-1").is_some()).await;
+
+    let start = Instant::now();
+    let request = v1::RemoveHostRequest { name: "web-1".to_owned() };
+    controller.admin().await.remove_host(request.clone()).await.unwrap();
+    stays.follow_until(|agent| agent.knows_host("web-1").is_none()).await;
+    assert_whole(&stays);
+    let told = loop {
+        match removed.hear().await.unwrap() {
+            Some(Heard::Delta(_)) => {}
+            Some(Heard::Removed(told)) => break told,
+            None => panic!("it ended without a word"),
+        }
+    };
+    assert!(start.elapsed().as_secs() < 1, "{:?}", start.elapsed());
+    assert!(told.reason.contains("web-1"), "{}", told.reason);
+    assert!(matches!(removed.hear().await, Ok(None)));
+
+    // Its certificate is still good for TLS, and for nothing else.
+    let mut again = controller.connect(&web).await;
+    assert!(matches!(again.hear().await, Ok(Some(Heard::Removed(_)))));
+    let missing = controller.admin().await.remove_host(request).await.unwrap_err();
+    assert_eq!(missing.code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_numbers_addresses_and_the_revision() {
+    let (mut controller, [web, db]) = two().await;
+    controller.apply(&allowed()).await;
+    let mut agent = controller.connect(&web).await;
+    let mut other = controller.connect(&db).await;
+    other.follow().await;
+    agent
+        .follow_until(|agent| {
+            agent.knows_host("db-1").is_some_and(|host| !host.endpoints.is_empty())
+        })
+        .await;
+    eventually(async || {
+        controller.host("web-1").await.revision == controller.status().await.revision
+    })
+    .await;
+    let before = controller.status().await;
+    controller.restart().await;
+    let after = controller.status().await;
+    assert_eq!(after.revision, before.revision);
+    assert_eq!(after.services, before.services);
+    let hosts = |status: &v1::MeshStatus| -> Vec<_> {
+        status
+            .hosts
+            .iter()
+            .map(|host| (host.host.clone(), host.ipv6.clone(), host.joined))
+            .collect()
+    };
+    assert_eq!(hosts(&after), hosts(&before));
+    assert!(controller.apply(&allowed()).await.unchanged);
+
+    // It doesn't know any more what agents have, so it sends everything.
+    let mut again = controller.connect_again(&web, agent.resources.clone(), agent.revision).await;
+    let delta = again.follow().await;
+    assert_eq!(delta.base, 0);
+    assert_eq!(again.resources, agent.resources);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_reach_those_who_need_them() {
+    let (controller, [web, db]) = two().await;
+    controller.apply(&allowed()).await;
+    let mut agent = controller.connect(&web).await;
+    let moving = controller.connect(&db).await;
+    let at = |address: &str| {
+        let wanted = vec![address.to_owned()];
+        move |agent: &Agent| agent.knows_host("db-1").is_some_and(|host| host.endpoints == wanted)
+    };
+    agent.follow_until(at(&format!("192.0.2.{}:51820", db.id))).await;
+    let addresses = vec!["198.51.100.7:4000".to_owned(), "nonsense".to_owned()];
+    moving.say(Say::Endpoints(v1::Endpoints { addresses })).await;
+    agent.follow_until(at("198.51.100.7:4000")).await;
+    let fixed = allowed().replace("[host.db-1]", "[host.db-1]\nendpoints = [\"203.0.113.1:1\"]");
+    controller.apply(&fixed).await;
+    agent.follow_until(at("203.0.113.1:1")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forgeries_are_shown_to_operators() {
+    let (controller, [web, db]) = two().await;
+    let mut agent = controller.connect(&web).await;
+    agent.follow().await;
+    let forgery =
+        v1::Forgery { from_host: db.id, claimed_source: "100.64.0.99".to_owned(), packets: 3 };
+    for _ in 0..2 {
+        agent.say(Say::Report(v1::Report { forgeries: vec![forgery.clone()] })).await;
+    }
+    eventually(async || {
+        controller.status().await.events.iter().any(|event| {
+            event.reported_by == "web-1" && event.from_host == "db-1" && event.packets == 6
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_on_the_stream_is_survived() {
+    let (controller, [web, _]) = two().await;
+    let mut agent = controller.connect(&web).await;
+    agent.say(Say::Accepted(v1::Accepted { revision: 999 })).await;
+    agent.say(Say::Refused(v1::Refused { revision: 999, reason: "x".repeat(5_000) })).await;
+    agent.say(Say::Hello(v1::Hello::default())).await;
+    let first = agent.follow().await;
+    assert_eq!(first.base, 0);
+    eventually(async || controller.host("web-1").await.revision >= first.revision).await;
+    assert_eq!(controller.host("web-1").await.refusal, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_apply_reaches_its_agents_fast() {
+    let (controller, [web, db]) = two().await;
+    controller.apply(&allowed()).await;
+    let mut agents = BTreeMap::new();
+    for joined in [&web, &db] {
+        let mut agent = controller.connect(joined).await;
+        agent.follow().await;
+        agents.insert(joined.name.clone(), agent);
+    }
+    let mut admin = controller.admin().await;
+    let mut times = Vec::new();
+    for port in 1..=40 {
+        let text = allowed().replace("5432", &port.to_string());
+        let file = v1::File { name: "mesh.toml".to_owned(), text };
+        let start = Instant::now();
+        let applied = admin.apply(v1::ApplyRequest { files: vec![file], dry_run: false });
+        let applied = applied.await.unwrap().into_inner().revision;
+        for agent in agents.values_mut() {
+            agent.follow_to(applied).await;
+        }
+        let mut rollouts = admin
+            .watch_rollout(v1::WatchRolloutRequest { revision: applied })
+            .await
+            .unwrap()
+            .into_inner();
+        while !rollouts.message().await.unwrap().is_some_and(|rollout| rollout.complete) {}
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("apply to all accepted: p50 {:?}, max {:?}", times[20], times[39]);
+    assert!(times[20].as_millis() < 50, "{times:?}");
+}
