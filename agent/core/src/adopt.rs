@@ -34,15 +34,17 @@ impl Node {
         let answer = headers.key;
         let places = (self.state.place(answer.source), self.state.place(answer.destination));
         let (Some(source), Some(destination)) = places else { return Adoption::Denied };
-        if destination.host().is_none() {
-            // The other side of a hairpin, which could be any flow's.
-            return if ingress == Port::Tun { Adoption::Unresolved } else { Adoption::Denied };
-        }
         let local = self.state.local();
         let layer4 = asked_layer4(headers);
+        if destination.host().is_none() && !self.can_be_hairpin(ingress, source, destination) {
+            return Adoption::Denied;
+        }
         if self.state.judge(destination.principal(local), source.principal(local), layer4).denies()
         {
             return Adoption::Denied;
+        }
+        if destination.host().is_none() {
+            return Adoption::Unresolved;
         }
         let from = End { place: destination, address: answer.destination };
         let candidates = match port_of(&self.state, destination) {
@@ -57,6 +59,19 @@ impl Node {
             .and_then(|asked| self.plan(port, from, asked, layer4).ok())
             .filter(|new| new.egress == ingress && new.translated.reversed() == answer)
             .map_or(Adoption::Unresolved, |new| Adoption::Flow(Box::new(new)))
+    }
+
+    /// Whether an answer to a virtual address can be the other side of a flow that stays on this
+    /// host: from a workload here, to one here.
+    fn can_be_hairpin(&self, ingress: Port, source: Place, destination: Place) -> bool {
+        let local = self.state.local();
+        let has_workload = |service| self.workload(local, service, true).is_some();
+        let asked_here = match destination {
+            Place::Virtual(service) => has_workload(service),
+            Place::Anycast => true,
+            Place::Host(_) | Place::Workload(..) | Place::Device(..) => false,
+        };
+        ingress == Port::Tun && asked_here && matches!(source, Place::Workload(..))
     }
 
     /// What a local socket must have asked to get this answer.

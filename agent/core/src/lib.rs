@@ -33,6 +33,7 @@
 //! `tunnel.rs`, `admission.rs` the tunnels · `mtu.rs`, `control.rs` what agents say to each other
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod packet;
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::packet::{
-    Address, Echo, FlowKey, Headers, TcpFlags, checksum, echo, protocol, udp_datagram,
+    Address, Echo, FlowKey, Headers, TcpFlags, Transport, checksum, echo, protocol, udp_datagram,
 };
 
 /// SYN.
@@ -148,10 +148,8 @@ pub fn read(packet: &[u8]) -> Headers {
 
 /// The control bits of a TCP segment.
 pub fn flags(packet: &[u8]) -> u8 {
-    match read(packet).transport {
-        crate::packet::Transport::Tcp { flags } => flags.0,
-        other => panic!("not TCP but {other:?}"),
-    }
+    let Transport::Tcp { flags } = read(packet).transport else { panic!("not TCP") };
+    flags.0
 }
 
 /// The payload of a packet.

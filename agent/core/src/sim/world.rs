@@ -4,11 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_model::DeviceId;
+use isthmus_model::{DeviceId, HostId, ServiceId};
 
 use super::topology::{Topology, endpoint};
-use super::{Device, Host, Network};
-use crate::{SendError, State};
+use super::{Device, Host, Network, packets};
+use crate::packet::FlowKey;
+use crate::{DropReason, PeerName, SendError, State};
 
 /// How often devices look at the clock.
 const DEVICE_TICK: Duration = Duration::from_millis(250);
@@ -101,6 +102,64 @@ impl World {
         let asked = self.host(from).node.ping(target, identifier, sequence, now);
         self.drain();
         asked.is_some()
+    }
+
+    /// A compromised agent seals a packet for another host, whatever it says.
+    pub fn forge(&mut self, from: u32, to: u32, packet: &[u8]) {
+        let now = self.now;
+        let node = &mut self.host(from).node;
+        if let Some(slot) = node.peers.by_name(PeerName::Host(HostId(to))) {
+            node.send(slot, packet, true, now);
+        }
+        self.drain();
+    }
+
+    /// Opens a TCP connection from a program of a service (or none) on a host, and answers it at
+    /// whichever host gets it. Returns that host and the flow's key there.
+    ///
+    /// # Panics
+    ///
+    /// If the connection doesn't come about.
+    pub fn connect(
+        &mut self,
+        from: u32,
+        client: FlowKey,
+        service: Option<ServiceId>,
+    ) -> (u32, FlowKey) {
+        match service {
+            Some(service) => self.host(from).sockets.open(client, service),
+            None => self.host(from).sockets.open_plain(client),
+        }
+        self.send(from, &packets::tcp(&client, packets::SYN, 100, 0, b""));
+        self.run(Duration::from_millis(100));
+        let (host, seen) = self.take_one();
+        let answer = packets::tcp(&seen.reversed(), packets::SYN_ACK, 500, 101, b"");
+        let got = self.exchange(host, &answer, from);
+        assert_eq!(packets::read(&got[0]).key, client.reversed());
+        let got = self.exchange(from, &packets::tcp(&client, packets::ACK, 101, 501, b""), host);
+        assert_eq!(packets::read(&got[0]).key, seen);
+        (host, seen)
+    }
+
+    /// The only packet that any host's kernel was given since the last look, and whose that was.
+    ///
+    /// # Panics
+    ///
+    /// If there isn't just one.
+    pub fn take_one(&mut self) -> (u32, FlowKey) {
+        let mut all: Vec<_> = self
+            .hosts
+            .iter_mut()
+            .flat_map(|host| host.take_inbox().into_iter().map(|packet| (host.id.0, packet)))
+            .collect();
+        assert_eq!(all.len(), 1, "one packet for one host");
+        let (host, packet) = all.remove(0);
+        (host, packets::read(&packet).key)
+    }
+
+    /// What a host has dropped for a reason.
+    pub fn dropped(&mut self, host: u32, reason: DropReason) -> u64 {
+        self.host(host).node.counters().dropped(reason)
     }
 
     /// Gives the topology as it is now to all hosts.

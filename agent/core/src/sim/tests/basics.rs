@@ -219,11 +219,11 @@ fn agents_ping_each_other() {
     let target = world.topology.vip("web", false);
     assert!(world.ping(1, target, 5, 6));
     world.run(Duration::from_secs(1));
-    let pong = world.host(1).events.iter().find_map(|event| match event {
-        Event::Pong { target: asked, identifier: 5, sequence: 6, round_trip, .. } => {
-            Some((*asked, *round_trip))
-        }
-        _ => None,
+    let pong = world.host(1).events.iter().find_map(|event| {
+        let Event::Pong { target, identifier: 5, sequence: 6, round_trip, .. } = event else {
+            return None;
+        };
+        Some((*target, *round_trip))
     });
     let (asked, round_trip) = pong.expect("an answer");
     assert_eq!(asked, target);

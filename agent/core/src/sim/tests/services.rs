@@ -1,0 +1,225 @@
+//! Virtual addresses, flows that stay on one host, the proxy's port.
+
+use std::time::Duration;
+
+use isthmus_model::Protocol;
+
+use crate::sim::packets::{ACK, SYN, SYN_ACK, payload, ping, read, tcp, tcp_key, udp, udp_key};
+use crate::sim::{Builder, World};
+use crate::{DropReason, Node};
+
+#[test]
+fn flows_to_a_virtual_address_are_shared_out_and_answered_from_it() {
+    for v4 in [true, false] {
+        let topology = Builder::new(3)
+            .service("client", 9, &[1])
+            .service("web", 80, &[2, 3])
+            .allow("service:client", "service:web")
+            .build();
+        let mut world = World::new(topology, 1);
+        let client = world.topology.service("client");
+        let (own, vip) = (world.topology.host_address(1, v4), world.topology.vip("web", v4));
+        let mut share = [0; 4];
+        for port in 40_000..40_040 {
+            let (host, seen) = world.connect(1, tcp_key((own, port), (vip, 80)), Some(client));
+            assert_eq!(seen.source, world.topology.workload("client", 1, v4).into());
+            assert_eq!(seen.destination, world.topology.workload("web", host, v4).into());
+            share[host as usize] += 1;
+        }
+        assert!(share[2] >= 10 && share[3] >= 10, "{share:?}");
+    }
+}
+
+#[test]
+fn a_service_without_workloads_is_unreachable() {
+    let topology = Builder::new(2).service("web", 80, &[]).allow("host:*", "service:web").build();
+    let mut world = World::new(topology, 1);
+    let key =
+        tcp_key((world.topology.host_address(1, true), 1), (world.topology.vip("web", true), 80));
+    world.send(1, &tcp(&key, SYN, 1, 0, b""));
+    assert_eq!(world.dropped(1, DropReason::NoBackend), 1);
+    assert_eq!(world.host(1).take_inbox().len(), 1, "answered by ICMP");
+}
+
+#[test]
+fn two_services_of_one_host_meet_under_virtual_addresses() {
+    for v4 in [true, false] {
+        let topology = Builder::new(1)
+            .service("client", 9, &[1])
+            .service("web", 80, &[1])
+            .allow("service:client", "service:web")
+            .build();
+        let mut world = World::new(topology, 1);
+        let client = world.topology.service("client");
+        let own = (world.topology.host_address(1, v4), 40_000);
+        let vip = (world.topology.vip("web", v4), 80);
+        let (host, seen) = world.connect(1, tcp_key(own, vip), Some(client));
+        assert_eq!(host, 1);
+        let workload = (world.topology.workload("web", 1, v4), 80);
+        assert_eq!(seen, tcp_key((world.topology.vip("client", v4), 40_000), workload));
+        assert!(world.network.next_arrival().is_none(), "nothing leaves the host");
+    }
+}
+
+#[test]
+fn a_host_meets_its_own_service_under_the_anycast_address_if_it_may() {
+    let topology = Builder::new(1)
+        .service("client", 9, &[1])
+        .service("web", 80, &[1])
+        .allow("host:*", "service:web")
+        .build();
+    let mut world = World::new(topology, 1);
+    let own = world.topology.host_address(1, true);
+    let vip = (world.topology.vip("web", true), 80);
+    let (_, seen) = world.connect(1, tcp_key((own, 40_000), vip), None);
+    assert_eq!(seen.source.to_string(), "100.127.0.0");
+    let denied = tcp_key((own, 40_001), vip);
+    let client = world.topology.service("client");
+    world.host(1).sockets.open(denied, client);
+    world.send(1, &tcp(&denied, SYN, 1, 0, b""));
+    assert_eq!(world.dropped(1, DropReason::Denied), 1);
+}
+
+/// Sees which port a connection to the service reaches, and that answers come back from its own.
+fn arrives_at(world: &mut World, protocol: Protocol) -> u16 {
+    assert_eq!(protocol, Protocol::Http);
+    let own = (world.topology.host_address(1, true), 40_000);
+    let vip = (world.topology.vip("api", true), 8080);
+    let (_, seen) = world.connect(1, tcp_key(own, vip), None);
+    seen.destination_port
+}
+
+#[test]
+fn connections_to_http_services_arrive_at_the_proxy() {
+    for hosts in [&[2], &[1]] {
+        let topology = Builder::new(2)
+            .service_of(Protocol::Http, "api", 8080, hosts)
+            .allow("host:*", "service:api")
+            .build();
+        let mut world = World::new(topology, 1);
+        assert_eq!(arrives_at(&mut world, Protocol::Http), 15001);
+    }
+}
+
+#[test]
+fn sockets_that_look_alike_from_afar_get_their_own_answers() {
+    let topology = Builder::new(2)
+        .service("client", 9, &[1])
+        .service("web", 80, &[2])
+        .allow("service:client", "service:web")
+        .build();
+    let mut world = World::new(topology, 1);
+    let client = world.topology.service("client");
+    let web = (world.topology.workload("web", 2, true), 80);
+    let plain = tcp_key((world.topology.host_address(1, true), 40_000), web);
+    let bound = tcp_key((world.topology.workload("client", 1, true), 40_000), web);
+    let (_, first) = world.connect(1, plain, Some(client));
+    let (_, second) = world.connect(1, bound, Some(client));
+    assert_eq!(first.source, second.source);
+    assert_ne!(first.source_port, second.source_port);
+    let got = world.exchange(2, &tcp(&first.reversed(), ACK, 501, 101, b"one"), 1);
+    assert_eq!((read(&got[0]).key, payload(&got[0])), (plain.reversed(), &b"one"[..]));
+    let got = world.exchange(2, &tcp(&second.reversed(), ACK, 501, 101, b"two"), 1);
+    assert_eq!((read(&got[0]).key, payload(&got[0])), (bound.reversed(), &b"two"[..]));
+}
+
+#[test]
+fn a_service_answers_pings_of_those_who_may_use_it() {
+    let topology = Builder::new(2).service("web", 80, &[2]).allow("host:*", "service:web").build();
+    let mut world = World::new(topology, 1);
+    let (own, vip) = (world.topology.host_address(1, false), world.topology.vip("web", false));
+    let got = world.exchange(1, &ping(own, vip, 7, 1), 2);
+    let reply = crate::sim::packets::answer(&got[0], crate::packet::echo_reply);
+    let got = world.exchange(2, &reply, 1);
+    assert_eq!(read(&got[0]).key.source, vip.into());
+}
+
+#[test]
+fn udp_answers_pass_and_questions_the_other_way_do_not() {
+    let topology = Builder::new(2)
+        .service_of(Protocol::Udp, "dns", 53, &[2])
+        .allow("host:*", "service:dns")
+        .build();
+    let mut world = World::new(topology, 1);
+    let dns = world.topology.service("dns");
+    let client = (world.topology.host_address(1, true), 5000);
+    let server = (world.topology.workload("dns", 2, true), 53);
+    world.host(2).sockets.open(udp_key(server, client), dns);
+    assert!(world.exchange(2, &udp(&udp_key(server, client), b"unasked"), 1).is_empty());
+    assert_eq!(world.host(2).take_inbox().len(), 1, "told by ICMP");
+    assert_eq!(world.exchange(1, &udp(&udp_key(client, server), b"question"), 2).len(), 1);
+    assert_eq!(world.exchange(2, &udp(&udp_key(server, client), b"answer"), 1).len(), 1);
+}
+
+#[test]
+fn a_connectionless_port_that_changes_hands_takes_no_rights_along() {
+    let topology = Builder::new(2)
+        .service("client", 9, &[1])
+        .service_of(Protocol::Udp, "dns", 53, &[2])
+        .allow("service:client", "service:dns")
+        .build();
+    let mut world = World::new(topology, 1);
+    let client = world.topology.service("client");
+    let key = udp_key(
+        (world.topology.host_address(1, true), 5000),
+        (world.topology.vip("dns", true), 53),
+    );
+    world.host(1).sockets.open(key, client);
+    assert_eq!(world.exchange(1, &udp(&key, b"one"), 2).len(), 1);
+    world.host(1).sockets.open_plain(key);
+    world.run(Duration::from_secs(1));
+    assert!(world.exchange(1, &udp(&key, b"two"), 2).is_empty());
+    assert_eq!(world.dropped(1, DropReason::Denied), 1);
+}
+
+#[test]
+fn audit_lets_pass_and_tells() {
+    let topology = Builder::new(2).service("web", 80, &[2]).audit().build();
+    let mut world = World::new(topology, 1);
+    let own = (world.topology.host_address(1, true), 40_000);
+    let vip = (world.topology.vip("web", true), 80);
+    world.connect(1, tcp_key(own, vip), None);
+    let audited = |event: &crate::Event| matches!(event, crate::Event::Audited(_));
+    assert_eq!(world.host(1).events.iter().filter(|event| audited(event)).count(), 1);
+    assert_eq!(world.host(2).events.iter().filter(|event| audited(event)).count(), 1);
+}
+
+#[test]
+fn verdicts_are_counted_by_rule() {
+    let topology =
+        Builder::new(2).service("web", 80, &[2]).allow("host:host-1", "service:web").build();
+    let mut world = World::new(topology, 1);
+    let own = world.topology.host_address(1, true);
+    let vip = world.topology.vip("web", true);
+    world.connect(1, tcp_key((own, 1), (vip, 80)), None);
+    world.send(1, &tcp(&tcp_key((own, 2), (vip, 81)), SYN, 1, 0, b""));
+    let count = |node: &Node, name: &str| {
+        node.counters().verdicts().filter(|(rule, ..)| *rule == name).map(|(.., n)| n).sum::<u64>()
+    };
+    assert_eq!(count(&world.hosts[0].node, "host:host-1 to service:web"), 1);
+    assert_eq!(count(&world.hosts[0].node, "default"), 1);
+}
+
+#[test]
+fn a_connection_the_other_way_needs_a_rule_of_its_own_and_harms_none() {
+    let topology = Builder::new(2)
+        .service("client", 9, &[1])
+        .service("web", 80, &[2])
+        .allow("service:client", "service:web")
+        .build();
+    let mut world = World::new(topology, 1);
+    let (client, web) = (world.topology.service("client"), world.topology.service("web"));
+    let key = tcp_key(
+        (world.topology.workload("client", 1, true), 40_000),
+        (world.topology.workload("web", 2, true), 80),
+    );
+    let (_, seen) = world.connect(1, key, Some(client));
+    world.host(2).sockets.open(seen.reversed(), web);
+    assert!(world.exchange(2, &tcp(&seen.reversed(), SYN, 1, 0, b""), 1).is_empty());
+    world.host(2).take_inbox();
+    world.forge(2, 1, &tcp(&seen.reversed(), SYN, 1, 0, b""));
+    world.run(Duration::from_millis(100));
+    assert!(world.host(1).take_inbox().is_empty());
+    let got = world.exchange(2, &tcp(&seen.reversed(), SYN_ACK, 500, 101, b""), 1);
+    assert_eq!(got.len(), 1, "the flow lives");
+}
