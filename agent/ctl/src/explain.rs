@@ -146,7 +146,7 @@ impl<'a> Answer<'a> {
         };
         let question = clean(&format!("{} -> {} {}{request}", self.from, self.to, self.layer4));
         let mut text = format!("{} {question}\n", paint(word, tone));
-        text.push_str(&format!("  decided by {}\n", self.decider()));
+        text.push_str(&self.decider());
         if let Some(denier) = self.explanation.verdict.would_deny {
             let denier = self.world.policy.describe_decider(denier);
             let note =
@@ -166,12 +166,16 @@ impl<'a> Answer<'a> {
 
     fn decider(&self) -> String {
         let decision = self.decision();
-        let rule = match decision.name {
-            "default" => "the policy's default: no rule matches".to_owned(),
-            _ => named(&decision),
-        };
-        // The bare word is what flows, logs and metrics show.
-        if decision.name == "default" { format!("default ({rule})") } else { rule }
+        match (self.outcome(), decision.name) {
+            (Outcome::Inspect, _) => {
+                "  each request is judged by itself, at the server\n".to_owned()
+            }
+            // The bare word is what flows, logs and metrics show.
+            (Outcome::Allow | Outcome::Deny, "default") => {
+                "  decided by default: no rule matches\n".to_owned()
+            }
+            (Outcome::Allow | Outcome::Deny, _) => format!("  decided by {}\n", named(&decision)),
+        }
     }
 
     fn steps_text(&self) -> String {
@@ -191,7 +195,7 @@ impl<'a> Answer<'a> {
     }
 
     fn requests_text(&self) -> String {
-        let mut text = "it depends on the request; allowed is:\n".to_owned();
+        let mut text = "allowed is:\n".to_owned();
         for allowed in self.requests(Action::Allow) {
             text.push_str(&format!("  {}\n", clean(&allowed.to_string())));
         }
