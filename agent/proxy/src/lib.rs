@@ -27,6 +27,8 @@ mod limits;
 mod metrics;
 mod request;
 mod server;
+#[cfg(test)]
+mod tests;
 mod tunnel;
 mod upgrade;
 mod view;

@@ -35,7 +35,7 @@ pub(crate) async fn handle(
 
     let host = match proper_host(&head).and_then(|host| proper(&head).map(|()| host)) {
         Ok(host) => host,
-        Err(Improper(reason)) => return Ok(refusal(StatusCode::BAD_REQUEST, reason, record)),
+        Err(Improper(reason)) => return Ok(rejection(reason, head.version, record)),
     };
     let view = connection.view();
     if !may_pass(&connection, &view, &head, &mut record) {
@@ -244,6 +244,15 @@ fn failure(error: &BackendError, record: Record) -> Response<Answer> {
         BackendError::Broken(_) => (StatusCode::BAD_GATEWAY, "the application gave no answer"),
     };
     refusal(status, reason, record)
+}
+
+/// The answer to what is no proper request. What comes behind it isn't trusted either.
+fn rejection(reason: &str, version: Version, record: Record) -> Response<Answer> {
+    let mut answer = refusal(StatusCode::BAD_REQUEST, reason, record);
+    if version != Version::HTTP_2 {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
 }
 
 /// An answer in the proxy's own words. They never name a rule: whom the mesh lets in is not the

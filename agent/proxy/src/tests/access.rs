@@ -1,0 +1,204 @@
+//! Who may send which requests, and what is told to whom about it.
+
+use http::{Request, StatusCode};
+
+use super::support::*;
+use crate::{RequestLabels, Ruling, StatusClass};
+
+const READ_PUBLIC: &[(Option<&str>, Option<&str>)] =
+    &[(Some("GET"), Some("/public")), (Some("GET"), Some("/public/*"))];
+
+#[tokio::test]
+async fn only_allowed_requests_reach_the_application_by_http1() {
+    let application = Application::hello().await;
+    let proxy =
+        Proxy::start(application.port, vec![allow("api-reads", "service:api", READ_PUBLIC)]);
+    let mut client = proxy.http1(API).await;
+
+    let answer = client.send_request(request1("GET", "/public?q=1")).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(text(answer).await, "hello");
+    for (method, path) in [("POST", "/public"), ("GET", "/admin"), ("GET", "/")] {
+        client.ready().await.unwrap();
+        let answer = client.send_request(request1(method, path)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{method} {path}");
+        assert!(text(answer).await.starts_with("forbidden by mesh policy (request "));
+    }
+    assert_eq!(application.seen().len(), 1);
+    assert_eq!(application.seen()[0].uri, "/public?q=1");
+}
+
+#[tokio::test]
+async fn only_allowed_requests_reach_the_application_by_http2() {
+    let application = Application::hello().await;
+    let proxy =
+        Proxy::start(application.port, vec![allow("api-reads", "service:api", READ_PUBLIC)]);
+    let mut client = proxy.http2(API).await;
+
+    let answer = client.send_request(get("/public")).await.unwrap();
+    assert_eq!((answer.status(), text(answer).await.as_str()), (StatusCode::OK, "hello"));
+    for (method, path) in [("POST", "/public"), ("GET", "/admin")] {
+        let answer = client.send_request(request(method, path)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{method} {path}");
+    }
+    let seen = application.seen();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen[0].headers["host"], "web.prod.mesh.internal");
+}
+
+#[tokio::test]
+async fn a_refusal_names_its_rule_in_the_log_and_not_in_the_answer() {
+    let log = Logged::start();
+    let application = Application::hello().await;
+    let rules = vec![
+        deny("no-admin", "any", &[(None, Some("/admin"))]),
+        allow("api-all", "service:api", &[]),
+    ];
+    let proxy = Proxy::start(application.port, rules);
+    let mut client = proxy.http1(API).await;
+
+    let refusal = text(client.send_request(request1("GET", "/admin")).await.unwrap()).await;
+    client.ready().await.unwrap();
+    text(client.send_request(request1("GET", "/else")).await.unwrap()).await;
+
+    assert!(!refusal.contains("no-admin"), "{refusal}");
+    let line = log.line("/admin").await;
+    let id = refusal.split(['(', ')']).nth(1).unwrap().strip_prefix("request ").unwrap();
+    let parts = [
+        "\"target\":\"isthmus::access\"",
+        "\"rule\":\"no-admin\"",
+        "\"origin\":\"mesh.toml:7\"",
+        "\"from\":\"service:api\"",
+        "\"to\":\"service:web\"",
+        "\"method\":\"GET\"",
+        "\"status\":403",
+        "\"verdict\":\"deny\"",
+        id,
+    ];
+    for part in parts {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    let line = log.line("/else").await;
+    for part in ["\"rule\":\"api-all\"", "\"status\":200", "\"bytes\":5", "\"completed\":true"] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+}
+
+#[tokio::test]
+async fn another_caller_is_another_identity() {
+    let application = Application::hello().await;
+    let rules = vec![
+        allow("api-reads", "service:api", READ_PUBLIC),
+        allow("batch-jobs", "service:batch", &[(None, Some("/jobs"))]),
+    ];
+    let proxy = Proxy::start(application.port, rules);
+    let mut client = proxy.http1(BATCH).await;
+    let answer = client.send_request(request1("GET", "/public")).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+    text(answer).await;
+    client.ready().await.unwrap();
+    let answer = client.send_request(request1("GET", "/jobs")).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_caller_without_any_allowance_and_one_without_a_name_are_not_talked_to() {
+    let application = Application::hello().await;
+    let proxy =
+        Proxy::start(application.port, vec![allow("api-reads", "service:api", READ_PUBLIC)]);
+    for caller in [BATCH, NOBODY] {
+        let got = proxy.exchange(caller, "GET /public HTTP/1.1\r\nHost: web\r\n\r\n").await;
+        assert_eq!(got, "", "{caller}");
+    }
+    proxy.metrics_become(|metrics| metrics.refused_connections == 2).await;
+    assert!(application.seen().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_can_claim_an_identity_in_a_header() {
+    let application = Application::hello().await;
+    let proxy = Proxy::start(application.port, vec![allow("api-all", "service:api", &[])]);
+    let lies = "spiffe://corp.example/ns/prod/sa/root";
+    let got = proxy
+        .exchange(
+            API,
+            format!(
+                "GET / HTTP/1.1\r\nHost: shop.example:8080\r\nX-Isthmus-Identity: {lies}\r\n\
+                 X_Isthmus_Identity: {lies}\r\nx-isthmus_identity: {lies}\r\n\
+                 X-Forwarded-Client-Cert: URI={lies}\r\nX-Forwarded-For: 192.0.2.1\r\n\
+                 Connection: close, x-isthmus-identity, x-secret\r\nX-Secret: 1\r\n\r\n"
+            ),
+        )
+        .await;
+    assert!(got.starts_with("HTTP/1.1 200"), "{got}");
+
+    let seen = &application.seen()[0].headers;
+    let identities: Vec<_> = seen.get_all("x-isthmus-identity").iter().collect();
+    assert_eq!(identities, ["spiffe://corp.example/ns/prod/sa/api"]);
+    assert!(!seen.iter().any(|(_, value)| value.to_str().unwrap().contains(lies)), "{seen:?}");
+    assert_eq!(seen["host"], "shop.example:8080");
+    assert_eq!(seen["x-forwarded-for"], "192.0.2.1, 127.64.2.2");
+    assert!(!seen.contains_key("x-secret") && !seen.contains_key("connection"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn ambiguous_paths_are_refused_where_a_path_decides() {
+    let application = Application::hello().await;
+    let proxy =
+        Proxy::start(application.port, vec![allow("api-reads", "service:api", READ_PUBLIC)]);
+    let paths = [
+        "/public/../admin",
+        "/public/%2e%2e/admin",
+        "/public/..%2fadmin",
+        "/public%2f..%2fadmin",
+        "/public/..;/admin",
+        "/public\\..\\admin",
+        "/public/%00",
+        "//public/../../admin",
+        "/public/%252e%252e/admin/..",
+    ];
+    for path in paths {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n");
+        let got = proxy.exchange(API, request).await;
+        let refused = got.starts_with("HTTP/1.1 403") || got.starts_with("HTTP/1.1 400");
+        assert!(refused, "{path}: {got}");
+    }
+    assert!(application.seen().is_empty(), "{:?}", application.seen());
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_service_status_and_ruling() {
+    let application = Application::hello().await;
+    let proxy =
+        Proxy::start(application.port, vec![allow("api-reads", "service:api", READ_PUBLIC)]);
+    let mut client = proxy.http2(API).await;
+    for path in ["/public", "/public", "/admin"] {
+        text(client.send_request(get(path)).await.unwrap()).await;
+    }
+    let labels = |status, ruling| RequestLabels { service: "web".to_owned(), status, ruling };
+    proxy
+        .metrics_become(|metrics| {
+            metrics.requests
+                == [
+                    (labels(StatusClass::Success, Ruling::Allow), 2),
+                    (labels(StatusClass::ClientError, Ruling::Deny), 1),
+                ]
+        })
+        .await;
+    let metrics = proxy.metrics.snapshot();
+    assert_eq!((metrics.active_connections, metrics.denied_requests), (1, 1));
+    drop(client);
+    proxy.metrics_become(|metrics| metrics.active_connections == 0).await;
+}
+
+#[tokio::test]
+async fn split_cookies_reach_http1_applications_as_one() {
+    let application = Application::hello().await;
+    let proxy = Proxy::start(application.port, vec![allow("api-all", "service:api", &[])]);
+    let mut client = proxy.http2(API).await;
+    let request = Request::builder().uri("http://web/").header("cookie", "a=1");
+    let request = request.header("cookie", "b=2").body(full("")).unwrap();
+    client.send_request(request).await.unwrap();
+    let cookies: Vec<_> = application.seen()[0].headers.get_all("cookie").iter().cloned().collect();
+    assert_eq!(cookies, ["a=1; b=2"]);
+}

@@ -1,0 +1,145 @@
+//! Requests that two programs could read in two ways, sent as bytes.
+
+use super::support::*;
+
+const SMUGGLED: &str = "GET /admin HTTP/1.1\r\nHost: web\r\n\r\n";
+
+async fn open() -> (Application, Proxy) {
+    let application = Application::hello().await;
+    let rules =
+        vec![deny("no-admin", "any", &[(None, Some("/admin"))]), allow("api", "service:api", &[])];
+    let proxy = Proxy::start(application.port, rules);
+    (application, proxy)
+}
+
+#[tokio::test]
+async fn malformed_requests_are_refused_and_go_no_further() {
+    let (application, proxy) = open().await;
+    let heads = [
+        // Framing.
+        "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4, 5\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: +4\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: -1\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.0\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        // Lines.
+        "GET / HTTP/1.1\r\nHost: web\r\nContent-Length : 4\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: web\r\nX: a\r\n b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: web\r\nX: a\rb\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: web\r\nX: a\0b\r\n\r\n",
+        "GET / HTTP/1.1\r\n Host: web\r\n\r\n",
+        "GET  / HTTP/1.1\r\nHost: web\r\n\r\n",
+        "GET / HTTP/9.9\r\nHost: web\r\n\r\n",
+        // Who is meant.
+        "GET / HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: web\r\nHost: other\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: user@web\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: web/x\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: \r\n\r\n",
+        "CONNECT web:80 HTTP/1.1\r\nHost: web:80\r\n\r\n",
+        "GET * HTTP/1.1\r\nHost: web\r\n\r\n",
+    ];
+    for head in heads {
+        let got = proxy
+            .exchange(API, head.replace("Host: web\r\n", "Host: web\r\nConnection: close\r\n"))
+            .await;
+        assert!(got.is_empty() || got.starts_with("HTTP/1.1 4"), "{head:?}: {got}");
+    }
+    assert!(application.seen().is_empty(), "{:?}", application.seen());
+}
+
+#[tokio::test]
+async fn of_length_and_coding_only_the_coding_counts_and_nothing_behind_it() {
+    let (application, proxy) = open().await;
+    for lengths in [
+        "Content-Length: 50\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 6",
+    ] {
+        let bytes =
+            format!("POST /x HTTP/1.1\r\nHost: web\r\n{lengths}\r\n\r\n0\r\n\r\n{SMUGGLED}");
+        let got = proxy.exchange(API, bytes).await;
+        assert_eq!(got.matches("HTTP/1.1 ").count(), 1, "{got}");
+    }
+    for seen in application.seen() {
+        assert_eq!(seen.uri, "/x");
+        assert!(!seen.headers.contains_key("content-length"), "{seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_follows_a_body_is_a_request_of_its_own_and_judged() {
+    let (application, proxy) = open().await;
+    let bodies =
+        ["Content-Length: 2\r\n\r\nhi", "Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"];
+    for body in bodies {
+        let smuggled = SMUGGLED.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+        let got =
+            proxy.exchange(API, format!("POST /x HTTP/1.1\r\nHost: web\r\n{body}{smuggled}")).await;
+        assert!(got.contains("HTTP/1.1 200") && got.contains("HTTP/1.1 403"), "{got}");
+    }
+    assert!(application.seen().iter().all(|seen| seen.uri == "/x"));
+}
+
+#[tokio::test]
+async fn a_denied_requests_body_is_not_taken_for_a_request() {
+    let (application, proxy) = open().await;
+    let inner = "GET /x HTTP/1.1\r\nHost: web\r\n\r\n";
+    let bytes = format!(
+        "POST /admin HTTP/1.1\r\nHost: web\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{inner}",
+        inner.len()
+    );
+    let got = proxy.exchange(API, bytes).await;
+    assert!(got.starts_with("HTTP/1.1 403"), "{got}");
+    assert!(application.seen().is_empty());
+}
+
+#[tokio::test]
+async fn bad_chunks_end_the_connection() {
+    let (application, proxy) = open().await;
+    for chunks in [
+        "2;x\nhi\r\n0\r\n\r\n",
+        "-2\r\nhi\r\n0\r\n\r\n",
+        "fffffffffffffffff\r\nhi",
+        "2\r\nhixx0\r\n\r\n",
+    ] {
+        let bytes = format!(
+            "POST /x HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{SMUGGLED}"
+        );
+        let got = proxy.exchange(API, bytes).await;
+        assert!(got.matches("HTTP/1.1 ").count() <= 1, "{chunks:?}: {got}");
+    }
+    assert!(application.seen().iter().all(|seen| seen.uri == "/x"));
+}
+
+#[tokio::test]
+async fn a_whole_uri_as_target_is_judged_by_its_path_and_names_the_host() {
+    let (application, proxy) = open().await;
+    let ask =
+        |target: &str| format!("GET {target} HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n");
+    let got = proxy.exchange(API, ask("http://shop.example/admin")).await;
+    assert!(got.starts_with("HTTP/1.1 403"), "{got}");
+    let got = proxy.exchange(API, ask("http://shop.example/x?y")).await;
+    assert!(got.starts_with("HTTP/1.1 200"), "{got}");
+    let seen = &application.seen()[0];
+    assert_eq!(
+        (seen.uri.to_string().as_str(), &seen.headers["host"]),
+        ("/x?y", &"shop.example".parse().unwrap())
+    );
+}
+
+#[tokio::test]
+async fn large_heads_are_refused() {
+    let (application, proxy) = open().await;
+    let long = format!("GET / HTTP/1.1\r\nHost: web\r\nX: {}\r\n\r\n", "a".repeat(100_000));
+    let many = format!("GET / HTTP/1.1\r\nHost: web\r\n{}\r\n", "X: a\r\n".repeat(200));
+    for head in [long, many] {
+        let got = proxy.exchange(API, head).await;
+        assert!(got.is_empty() || got.starts_with("HTTP/1.1 431"), "{got}");
+    }
+    assert!(application.seen().is_empty());
+}

@@ -1,0 +1,11 @@
+//! The proxy on loopback: addresses in 127.64.0.0/10 stand for the mesh's.
+
+mod access;
+mod application;
+mod changes;
+mod framing;
+mod patience;
+mod streams;
+mod support;
+mod upgrades;
+mod vectors;

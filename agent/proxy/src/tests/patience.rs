@@ -1,0 +1,140 @@
+//! Limits: of time and of number.
+
+use std::time::Duration;
+
+use http::{Response, StatusCode};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use super::support::*;
+use crate::limits::Limits;
+
+const HEAD: &str = "GET /a HTTP/1.1\r\nHost: web\r\n\r\n";
+
+fn rules() -> Vec<isthmus_model::Rule> {
+    vec![allow("api", "service:api", &[])]
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_the_connection() {
+    let application = Application::hello().await;
+    let limits = Limits { head: Duration::from_millis(100), ..Limits::default() };
+    let proxy = Proxy::start_within(limits, application.port, rules());
+    for begun in ["", "G", "GET / HTTP/1.1\r\nHo", "PRI * HTTP/2.0\r\n"] {
+        let started = Instant::now();
+        let got = proxy.exchange(API, begun).await;
+        assert!(!got.contains("HTTP/1.1 200"), "{begun:?}: {got}");
+        assert!(started.elapsed() < Duration::from_secs(5), "{begun:?}");
+    }
+    // Not only the first.
+    let mut stream = proxy.connect(API).await;
+    stream.write_all(format!("{HEAD}GET / HT").as_bytes()).await.unwrap();
+    read_until(&mut stream, "hello").await;
+    stream.write_all(b"TP").await.unwrap();
+    assert_eq!(timeout(Duration::from_secs(5), read_to_end(&mut stream)).await.unwrap(), "");
+}
+
+#[tokio::test]
+async fn an_idle_connection_ends_and_a_busy_one_does_not() {
+    let (go, gone) = watch::channel(false);
+    let application = Application::start(move |request| {
+        let mut gone = gone.clone();
+        async move {
+            if request.uri().path() == "/slow" {
+                gone.wait_for(|gone| *gone).await.unwrap();
+            }
+            Response::new(full("hello"))
+        }
+    })
+    .await;
+    let limits = Limits { idle: Duration::from_millis(100), ..Limits::default() };
+    let proxy = Proxy::start_within(limits, application.port, rules());
+    let mut busy = proxy.connect(API).await;
+    busy.write_all(HEAD.replace("/a", "/slow").as_bytes()).await.unwrap();
+    let mut idle = proxy.connect(API).await;
+    idle.write_all(HEAD.as_bytes()).await.unwrap();
+
+    // Once the idle one has ended the busy one has been quiet for longer.
+    let got = timeout(Duration::from_secs(5), read_to_end(&mut idle)).await.unwrap();
+    assert!(got.starts_with("HTTP/1.1 200"), "{got}");
+    go.send_replace(true);
+    read_until(&mut busy, "hello").await;
+}
+
+#[tokio::test]
+async fn beyond_the_limit_connections_are_closed_at_once() {
+    let application = Application::hello().await;
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let proxy = Proxy::start_within(limits, application.port, rules());
+    let first = proxy.connect(API).await;
+    proxy.metrics_become(|metrics| metrics.active_connections == 1).await;
+    assert_eq!(proxy.exchange(API, "").await, "");
+    drop(first);
+    proxy.metrics_become(|metrics| metrics.active_connections == 0).await;
+    let mut client = proxy.http1(API).await;
+    assert_eq!(client.send_request(request1("GET", "/a")).await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn beyond_the_limit_requests_are_answered_503() {
+    let (waiting, mut waits) = watch::channel(false);
+    let application = Application::start(move |_| {
+        waiting.send_replace(true);
+        std::future::pending()
+    })
+    .await;
+    let limits = Limits { requests: 1, ..Limits::default() };
+    let proxy = Proxy::start_within(limits, application.port, rules());
+    let mut client = proxy.http2(API).await;
+    let mut same = client.clone();
+    let _first = tokio::spawn(async move { client.send_request(get("/a")).await });
+    waits.wait_for(|waiting| *waiting).await.unwrap();
+    let answer = same.send_request(get("/b")).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_stop_lets_requests_under_way_finish_and_takes_no_more() {
+    let (go, gone) = watch::channel(false);
+    let (waiting, mut waits) = watch::channel(false);
+    let application = Application::start(move |_| {
+        waiting.send_replace(true);
+        let mut gone = gone.clone();
+        async move {
+            gone.wait_for(|gone| *gone).await.unwrap();
+            Response::new(full("hello"))
+        }
+    })
+    .await;
+    let mut proxy = Proxy::start(application.port, rules());
+    let mut idle = proxy.connect(API).await;
+    let mut client = proxy.http1(API).await;
+    let answer = tokio::spawn(async move { client.send_request(request1("GET", "/a")).await });
+    waits.wait_for(|waiting| *waiting).await.unwrap();
+
+    proxy.begin_stop();
+    assert_eq!(read_to_end(&mut idle).await, "");
+    assert!(tokio::net::TcpStream::connect(proxy.address).await.is_err());
+    go.send_replace(true);
+    assert_eq!(text(answer.await.unwrap().unwrap()).await, "hello");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_ever() {
+    let (waiting, mut waits) = watch::channel(false);
+    let application = Application::start(move |_| {
+        waiting.send_replace(true);
+        std::future::pending()
+    })
+    .await;
+    let limits = Limits { drain: Duration::from_millis(100), ..Limits::default() };
+    let mut proxy = Proxy::start_within(limits, application.port, rules());
+    let mut client = proxy.http1(API).await;
+    let answer = tokio::spawn(async move { client.send_request(request1("GET", "/a")).await });
+    waits.wait_for(|waiting| *waiting).await.unwrap();
+    proxy.begin_stop();
+    assert!(answer.await.unwrap().is_err());
+    proxy.stopped().await;
+}

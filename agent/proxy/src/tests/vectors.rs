@@ -1,0 +1,180 @@
+//! The policy's golden vectors, asked over real connections: what the engine says of a request must
+//! be what becomes of it.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use isthmus_model::topology::Topology;
+use isthmus_model::{
+    Device, DeviceId, HostId, Identity, Mesh, MeshPrefix, Name, PortRule, Protocol, Revision, Rule,
+    Rules, Service, ServiceId, Snapshot,
+};
+use isthmus_policy::vectors::{Case, Vector, all};
+use isthmus_policy::{Outcome, Policy};
+use tokio::sync::watch;
+
+use super::support::{Application, exchange, host};
+use crate::{Metrics, View, serve};
+
+/// Where services that are called have their workloads.
+const HERE: HostId = HostId(1);
+/// Where services that call have theirs.
+const THERE: HostId = HostId(2);
+
+/// A vector's topology on loopback.
+struct Lab {
+    snapshot: Arc<Snapshot>,
+    /// Where the proxy takes requests to a service.
+    proxies: BTreeMap<Name, SocketAddr>,
+    _views: watch::Sender<Arc<View>>,
+}
+
+#[tokio::test]
+async fn requests_become_what_the_golden_vectors_say() {
+    let mut asked = 0;
+    for vector in all() {
+        let lab = Lab::start(&vector).await;
+        for case in vector.cases.iter().filter(|case| is_request(&vector.topology, case)) {
+            let status = lab.ask(case).await;
+            let right = match case.outcome {
+                Outcome::Allow => status == "200",
+                // Where no request could be allowed there isn't even an answer.
+                Outcome::Deny | Outcome::Inspect => matches!(status.as_str(), "403" | "400" | ""),
+            };
+            assert!(right, "{}: {}: {status:?} for {:?}", vector.file, case.name, case.request);
+            asked += 1;
+        }
+    }
+    assert!(asked > 50, "{asked}");
+}
+
+/// Whether a case can be asked of a proxy: a request to an HTTP service's own port, with a target
+/// that is nothing but a path.
+fn is_request(topology: &Topology, case: &Case) -> bool {
+    let Identity::Service { name, .. } = &case.to else { return false };
+    let Some((_, path)) = &case.request else { return false };
+    let service = &topology.services[name];
+    let own = isthmus_model::Layer4::Tcp(service.port);
+    service.protocol == Protocol::Http
+        && case.layer4 == own
+        && path.starts_with('/')
+        && !path.contains('?')
+}
+
+impl Lab {
+    async fn start(vector: &Vector) -> Self {
+        let topology = &vector.topology;
+        let mut ports = BTreeMap::new();
+        let mut services = BTreeMap::new();
+        for (number, (name, declared)) in (1_u8..).zip(&topology.services) {
+            let here = Ipv4Addr::new(127, 64, 1, number);
+            let port = match declared.protocol {
+                Protocol::Http => Application::hello_at(here.into()).await.port,
+                Protocol::Tcp | Protocol::Udp => declared.port,
+            };
+            ports.insert(declared.port, port);
+            let service = Service {
+                name: name.clone(),
+                namespace: declared.namespace.clone(),
+                port,
+                protocol: declared.protocol,
+                virtual_ipv4: Ipv4Addr::new(127, 64, 0, number),
+                placements: [(HERE, here), (THERE, Ipv4Addr::new(127, 64, 2, number))].into(),
+                selectors: Vec::new(),
+            };
+            services.insert(ServiceId(number.into()), service);
+        }
+        let snapshot = Arc::new(Snapshot {
+            revision: Revision(1),
+            mesh: Mesh {
+                name: "corp".parse().unwrap(),
+                trust_domain: "corp.example".parse().unwrap(),
+                prefix: MeshPrefix::new([0xfd, 1, 2, 3, 4, 5]).unwrap(),
+                ipv4: "127.64.0.0/10".parse().unwrap(),
+                virtual_ipv4: "127.64.0.0/24".parse().unwrap(),
+            },
+            local: HERE,
+            hosts: (1_u8..)
+                .zip(topology.hosts.keys())
+                .map(|(number, name)| {
+                    let block = format!("127.64.{number}.0/24");
+                    (HostId(number.into()), host(name.as_str(), &block))
+                })
+                .collect(),
+            services,
+            devices: devices(topology),
+            rules: with_ports(&topology.rules, &ports),
+        });
+        Self::serve(snapshot)
+    }
+
+    fn serve(snapshot: Arc<Snapshot>) -> Self {
+        let policy = Arc::new(Policy::for_snapshot(&snapshot));
+        let mut listeners = Vec::new();
+        let mut proxies = BTreeMap::new();
+        for (_, service, here) in snapshot.local_services() {
+            let listener = std::net::TcpListener::bind((here, 0)).unwrap();
+            proxies.insert(service.name.clone(), listener.local_addr().unwrap());
+            listeners.push(listener);
+        }
+        let (views, view) = watch::channel(Arc::new(View::new(Arc::clone(&snapshot), policy)));
+        tokio::spawn(serve(listeners, view, Arc::new(Metrics::default()), pending()));
+        Self { snapshot, proxies, _views: views }
+    }
+
+    /// The status of the answer; empty if there is none.
+    async fn ask(&self, case: &Case) -> String {
+        let (method, path) = case.request.as_ref().unwrap();
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let got = exchange(self.address(&case.from), self.proxies[case.to.name()], head).await;
+        got.split(' ').nth(1).unwrap_or_default().to_owned()
+    }
+
+    /// Where somebody calls from.
+    fn address(&self, from: &Identity) -> IpAddr {
+        let snapshot = &self.snapshot;
+        let is = |name: &Name| name == from.name();
+        let address = match from {
+            Identity::Service { .. } => {
+                let mut services = snapshot.services.values();
+                services.find(|s| is(&s.name)).map(|s| s.placements[&THERE])
+            }
+            Identity::Host(_) => {
+                snapshot.hosts.values().find(|host| is(&host.name)).map(|host| host.ipv4())
+            }
+            Identity::Device(_) => {
+                snapshot.devices.values().find(|device| is(&device.name)).map(|device| device.ipv4)
+            }
+        };
+        address.unwrap().into()
+    }
+}
+
+fn devices(topology: &Topology) -> BTreeMap<DeviceId, Device> {
+    let device =
+        |(number, (name, declared)): (u8, (&Name, &isthmus_model::topology::DeviceDecl))| {
+            let device = Device {
+                name: name.clone(),
+                public_key: declared.public_key,
+                via: THERE,
+                ipv4: Ipv4Addr::new(127, 64, 2, number),
+            };
+            (DeviceId(number.into()), device)
+        };
+    (100_u8..).zip(&topology.devices).map(device).collect()
+}
+
+/// Rules that say the same of services that had to take other ports.
+fn with_ports(rules: &Rules, ports: &BTreeMap<u16, u16>) -> Rules {
+    let moved = |rule: &PortRule| match rule {
+        PortRule::Tcp(low, high) if low == high => {
+            let port = ports.get(low).copied().unwrap_or(*low);
+            PortRule::Tcp(port, port)
+        }
+        PortRule::Tcp(..) | PortRule::Udp(..) | PortRule::Icmp => *rule,
+    };
+    let with = |rule: &Rule| Rule { ports: rule.ports.iter().map(moved).collect(), ..rule.clone() };
+    Rules { rules: rules.rules.iter().map(with).collect(), ..rules.clone() }
+}
