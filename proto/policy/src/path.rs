@@ -25,7 +25,7 @@ pub enum Ambiguity {
     /// `;`: the begin of parameters to some, which they cut off.
     #[error("it has a ';'")]
     Parameter,
-    /// `%` without two hexadecimal digits, or `%25` with them behind it.
+    /// `%` without two hexadecimal digits, or one that is left with them once decoded.
     #[error("it has a '%' that isn't an encoding, or is encoded twice")]
     BadEncoding,
     /// NUL, control characters, spaces; `?` and `#`, which end a path.
@@ -79,8 +79,19 @@ fn recode(path: &str) -> Result<String, Ambiguity> {
         meaning.push(byte);
         rest = tail;
     }
+    if is_encoded(&meaning) {
+        return Err(Ambiguity::BadEncoding);
+    }
     std::str::from_utf8(&meaning).map_err(|_| Ambiguity::NotUtf8)?;
     Ok(form)
+}
+
+/// Whether what has been decoded could be decoded again: `%25%34%31` too, where every byte of the
+/// inner encoding is encoded by itself.
+fn is_encoded(meaning: &[u8]) -> bool {
+    meaning
+        .windows(3)
+        .any(|three| matches!(three, [b'%', a, b] if hex(*a).is_some() && hex(*b).is_some()))
 }
 
 fn decode(after_percent: &[u8]) -> Result<(u8, &[u8]), Ambiguity> {
@@ -88,10 +99,7 @@ fn decode(after_percent: &[u8]) -> Result<(u8, &[u8]), Ambiguity> {
     let (Some(high), Some(low)) = (hex(*high), hex(*low)) else {
         return Err(Ambiguity::BadEncoding);
     };
-    let byte = high << 4 | low;
-    let twice =
-        byte == b'%' && matches!(tail, [a, b, ..] if hex(*a).is_some() && hex(*b).is_some());
-    if twice { Err(Ambiguity::BadEncoding) } else { Ok((byte, tail)) }
+    Ok((high << 4 | low, tail))
 }
 
 const fn hex(digit: u8) -> Option<u8> {
@@ -248,6 +256,8 @@ mod tests {
             ("/a%", Ambiguity::BadEncoding),
             ("/a%4", Ambiguity::BadEncoding),
             ("/a%252e", Ambiguity::BadEncoding),
+            ("/%25%32%65", Ambiguity::BadEncoding),
+            ("/%252%65", Ambiguity::BadEncoding),
             ("/a\0", Ambiguity::BadCharacter),
             ("/a b", Ambiguity::BadCharacter),
             ("/a#b", Ambiguity::BadCharacter),
