@@ -57,7 +57,8 @@ impl FromStr for TokenId {
     type Err = TokenError;
 
     fn from_str(text: &str) -> Result<Self, TokenError> {
-        if text.len() != 16 || !text.is_ascii() {
+        // Numbers may have a sign where Rust reads them: ids may not.
+        if text.len() != 16 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(TokenError::Damaged);
         }
         let mut id = [0; 8];
@@ -117,7 +118,8 @@ impl FromStr for Token {
 fn is_host_and_port(address: &str) -> bool {
     let visible = address.bytes().all(|byte| byte.is_ascii_graphic());
     let Some((host, port)) = address.rsplit_once(':') else { return false };
-    visible && !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
+    let unsigned = port.bytes().all(|byte| byte.is_ascii_digit());
+    visible && !host.is_empty() && unsigned && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
 #[cfg(test)]
@@ -148,5 +150,13 @@ mod tests {
         let mut homeless = token();
         homeless.controllers = vec![];
         assert_eq!(homeless.encode().parse::<Token>().err(), Some(TokenError::Damaged));
+    }
+
+    #[test]
+    fn numbers_have_no_signs() {
+        assert_eq!("+1".repeat(8).parse::<TokenId>(), Err(TokenError::Damaged));
+        let mut signed = token();
+        signed.controllers = vec!["10.0.0.1:+7443".into()];
+        assert_eq!(signed.encode().parse::<Token>().err(), Some(TokenError::Damaged));
     }
 }
