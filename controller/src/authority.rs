@@ -24,8 +24,10 @@ use crate::{files, mesh_file, time};
 pub(crate) const CERTIFICATE: &str = "ca.pem";
 pub(crate) const KEY: &str = "ca.key";
 
-/// Clocks of hosts may be behind ours.
+/// Clocks of hosts may be behind ours. A short-lived certificate is backdated less, because agents
+/// renew at half of its whole life.
 const BACKDATED: Duration = Duration::from_secs(3_600);
+const BACKDATED_PART: u32 = 10;
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 const OPERATOR_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
@@ -191,7 +193,7 @@ fn random_serial() -> Result<[u8; 16]> {
 fn params(common_name: &str, lifetime: Duration) -> Result<CertificateParams> {
     let now = SystemTime::now();
     let mut params = CertificateParams::default();
-    params.not_before = (now - BACKDATED).into();
+    params.not_before = (now - BACKDATED.min(lifetime / BACKDATED_PART)).into();
     params.not_after = (now + lifetime).into();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
@@ -211,6 +213,17 @@ mod tests {
         assert_eq!(host_of_serial(&serial), Some(HostId(0x0102_0304)));
         assert_eq!(host_of_serial(&random_serial().unwrap()), None);
         assert_eq!(host_of_serial(&[HOST_MARK, 0, 0, 0, 1]), None);
+    }
+
+    #[test]
+    fn most_of_a_certificates_life_lies_ahead() {
+        for seconds in [8, 86_400] {
+            let params = params("x", Duration::from_secs(seconds)).unwrap();
+            let now = time::now();
+            let past = now - time::seconds(params.not_before.into());
+            let ahead = time::seconds(params.not_after.into()) - now;
+            assert!(past <= 1 + ahead / 9, "{past} s are over, {ahead} s are left");
+        }
     }
 
     #[test]

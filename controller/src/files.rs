@@ -7,14 +7,17 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-/// Makes a folder for the owner only, or makes an existing one so.
+/// Makes a folder for the owner only. One that exists and is empty becomes so; one that isn't empty
+/// is somebody's, and stays as it is.
 pub(crate) fn private_folder(path: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700)))
-        .with_context(|| format!("Failed to make the folder {}", path.display()))
+    let make = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        if fs::read_dir(path)?.next().is_none() {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    make().with_context(|| format!("Failed to make the folder {}", path.display()))
 }
 
 /// Writes a file that must not exist yet, for the owner only, and waits until it is on disk.

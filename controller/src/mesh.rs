@@ -175,8 +175,8 @@ impl Mesh {
             return Ok(Applied { revision: before.revision, before, affected, unchanged: false });
         }
         let revision = next.revision;
-        self.rollouts().insert(revision, affected.clone());
         self.publish(&tokens, Published { state: next, world: Arc::new(world) }, &[])?;
+        self.rollouts().insert(revision, affected.clone());
         info!(%revision, affected = affected.len(), "a topology was applied");
         Ok(Applied { revision, before, affected, unchanged: false })
     }

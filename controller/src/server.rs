@@ -92,14 +92,17 @@ pub async fn serve(
         },
     );
     let mut until = stops.clone();
-    let serving = tokio::spawn(
+    let mut serving = tokio::spawn(
         router.serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
             drop(until.wait_for(|stopping| *stopping).await)
         }),
     );
     info!(%address, revision = %mesh.now().state.revision, "the controller serves");
     notify(NotifyState::Ready);
-    stop.await;
+    tokio::select! {
+        () = stop => {}
+        ended = &mut serving => anyhow::bail!("The server ended by itself: {ended:?}"),
+    }
     notify(NotifyState::Stopping);
     info!("the controller stops");
     stopping.send_replace(true);
