@@ -78,13 +78,18 @@ pub(crate) async fn run(shared: Arc<Shared>, stream: TcpStream) {
 }
 
 fn identify(shared: &Arc<Shared>, stream: &TcpStream) -> Option<Arc<Connection>> {
-    let local = stream.local_addr().ok()?.ip().to_canonical();
+    let own = stream.local_addr().ok()?;
+    let local = own.ip().to_canonical();
     let peer = stream.peer_addr().ok()?.ip().to_canonical();
     let view = Arc::clone(&shared.view.borrow());
     let Some(parties) = view.parties(local, peer) else {
         tracing::debug!(%local, %peer, "Closed a connection between unknown parties");
         return None;
     };
+    if parties.port == own.port() {
+        tracing::warn!(to = %parties.to, "A service has the proxy's own port: set proxy_port");
+        return None;
+    }
     if view.judge(&parties, None).outcome == Outcome::Deny {
         tracing::debug!(from = %parties.from, to = %parties.to, "Closed a denied connection");
         return None;

@@ -143,3 +143,27 @@ async fn large_heads_are_refused() {
     }
     assert!(application.seen().is_empty());
 }
+
+#[tokio::test]
+async fn streams_that_are_reset_as_fast_as_they_open_end_the_connection() {
+    let (application, proxy) = open().await;
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    const HEADERS: u8 = 1;
+    const RESET: u8 = 3;
+    const SETTINGS: u8 = 4;
+    const ENDS: u8 = 5;
+    // GET / of "x", by HPACK's static table.
+    let head = [0x82, 0x86, 0x84, 0x41, 1, b'x'];
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(SETTINGS, 0, 0, &[]));
+    for stream in (1..2000).step_by(2) {
+        bytes.extend(frame(HEADERS, ENDS, stream, &head));
+        bytes.extend(frame(RESET, 0, stream, &[0, 0, 0, 8]));
+    }
+    proxy.exchange(API, bytes).await;
+    proxy.metrics_become(|metrics| metrics.active_connections == 0).await;
+    assert!(application.seen().len() < 500, "{}", application.seen().len());
+}

@@ -340,7 +340,6 @@ impl Logged {
     }
 
     /// The access log's line about a path, once it is there.
-    #[expect(clippy::unused_self, reason = "there is nothing to read before the start")]
     pub(crate) async fn line(&self, path: &str) -> String {
         let path = format!("\"path\":\"{path}\"");
         let found = timeout(SOON, async {
