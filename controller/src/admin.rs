@@ -45,7 +45,7 @@ impl admin_server::Admin for Admin {
         let files = source_files(files)?;
         let response = self.mesh.work(move |mesh| apply(mesh, files, dry_run)).await??;
         if !dry_run && response.diagnostics.is_empty() && !response.unchanged {
-            info!(operator, revision = response.revision, "applied");
+            info!(operator, revision = response.revision, "a topology was applied");
         }
         Ok(Response::new(response))
     }
@@ -157,7 +157,7 @@ impl admin_server::Admin for Admin {
                 "There is no host {name:?} in the mesh; `agentctl host list` shows all."
             )));
         };
-        info!(operator, host = name, "removed");
+        info!(operator, host = name, "a host was removed");
         Ok(Response::new(v1::RemoveHostResponse { revision: revision.0 }))
     }
 

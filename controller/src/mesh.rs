@@ -13,7 +13,7 @@ use isthmus_model::topology::{self, Diagnostic, SourceFile, Topology};
 use isthmus_model::{HostId, Name, Revision};
 use tokio::sync::{Notify, watch};
 use tonic::Status;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use crate::agents::Agents;
 use crate::events::Events;
@@ -134,7 +134,7 @@ impl Mesh {
         let revision = next.revision;
         self.move_to(&tokens, next, &[])?;
         self.agents.forget(host);
-        info!(host, %revision, "a host was removed");
+        debug!(host, %revision, "a host was removed");
         Ok(Some(revision))
     }
 
@@ -177,7 +177,7 @@ impl Mesh {
         let revision = next.revision;
         self.publish(&tokens, Published { state: next, world: Arc::new(world) }, &[])?;
         self.rollouts().insert(revision, affected.clone());
-        info!(%revision, affected = affected.len(), "a topology was applied");
+        debug!(%revision, affected = affected.len(), "a topology was applied");
         Ok(Applied { revision, before, affected, unchanged: false })
     }
 
