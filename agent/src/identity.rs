@@ -273,9 +273,12 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn identity() -> Identity {
-        let authority = Authority::new();
+        identity_by(&Authority::new(), &HostCertificate::of(&member()))
+    }
+
+    pub(crate) fn identity_by(authority: &Authority, names: &HostCertificate) -> Identity {
         let key = TlsKey::generate().unwrap();
-        let chain = authority.sign(&key.request().unwrap(), &HostCertificate::of(&member()));
+        let chain = authority.sign(&key.request().unwrap(), names);
         let tls = key.with_chain(chain, &authority.hash(), &member()).unwrap();
         Identity { member: member(), tunnel: TunnelKey::generate().unwrap(), tls }
     }

@@ -125,3 +125,112 @@ fn member(
     let tls = keys.tls.with_chain(chain, pin.hash(), &member)?;
     Ok(Identity { member, tunnel: keys.tunnel, tls })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use hyper_util::service::TowerToHyperService;
+    use isthmus_model::token::TokenId;
+    use isthmus_proto::v1::join_server::{self, JoinServer};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+    use tonic::{Request, Response, Status};
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::tls::tests::{Authority, HostCertificate};
+
+    const SECRET: [u8; 32] = [9; 32];
+
+    struct Controller(Arc<Authority>);
+
+    #[tonic::async_trait]
+    impl join_server::Join for Controller {
+        async fn join(
+            &self,
+            request: Request<v1::JoinRequest>,
+        ) -> Result<Response<v1::JoinResponse>, Status> {
+            let request = request.into_inner();
+            if request.token_secret != SECRET {
+                return Err(Status::unauthenticated("The token's secret is wrong."));
+            }
+            let member = crate::identity::tests::member();
+            let names = HostCertificate { host: request.host, ..HostCertificate::of(&member) };
+            let chain = self.0.sign(&request.certificate_request, &names);
+            Ok(Response::new(v1::JoinResponse {
+                host_id: 7,
+                mesh: member.mesh,
+                trust_domain: member.trust_domain.to_string(),
+                certificate: Some(v1::Certificate { chain }),
+            }))
+        }
+    }
+
+    async fn controller(authority: &Arc<Authority>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (config, service) =
+            (authority.server("controller.corp.example"), Controller(Arc::clone(authority)));
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(stream) = TlsAcceptor::from(config).accept(stream).await else { return };
+            let service = TowerToHyperService::new(JoinServer::new(service));
+            let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            drop(http2.serve_connection(TokioIo::new(stream), service).await);
+        });
+        address
+    }
+
+    fn token(authority: &Authority, controllers: Vec<String>) -> Token {
+        Token {
+            id: TokenId([1; 8]),
+            secret: Zeroizing::new(SECRET),
+            ca_hash: authority.hash().into(),
+            controllers,
+        }
+    }
+
+    fn name() -> Name {
+        "app-9".parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_token_makes_the_host_a_member_even_if_one_controller_is_away() {
+        let authority = Arc::new(Authority::new());
+        let away = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let controllers = vec![away.to_string(), controller(&authority).await];
+        let identity = join(&token(&authority, controllers.clone()), name()).await.ok().unwrap();
+        assert_eq!(identity.member.host_id, HostId(7));
+        assert_eq!(identity.member.host, name());
+        assert_eq!(identity.member.trust_domain.as_str(), "corp.example");
+        assert_eq!(identity.member.controllers, controllers);
+    }
+
+    #[tokio::test]
+    async fn the_controllers_words_of_refusal_are_passed_on() {
+        let authority = Arc::new(Authority::new());
+        let mut token = token(&authority, vec![controller(&authority).await]);
+        token.secret = Zeroizing::new([1; 32]);
+        let error = join(&token, name()).await.err().unwrap();
+        assert_eq!(error.to_string(), "The token's secret is wrong.");
+    }
+
+    #[tokio::test]
+    async fn a_foreign_controller_never_sees_the_tokens_secret() {
+        let (ours, other) = (Authority::new(), Arc::new(Authority::new()));
+        let token = token(&ours, vec![controller(&other).await]);
+        let error = join(&token, name()).await.err().unwrap();
+        assert!(matches!(error, JoinError::Foreign(_)), "{error}");
+        assert!(error.to_string().contains("CA was changed"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn when_nobody_answers_every_address_is_named() {
+        let away = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let token = token(&Authority::new(), vec![away.to_string(), "127.0.0.1:1".to_owned()]);
+        let error = join(&token, name()).await.err().unwrap().to_string();
+        assert!(error.contains(&away.to_string()) && error.contains("127.0.0.1:1"), "{error}");
+    }
+}

@@ -134,7 +134,7 @@ impl Membership {
             from_scratch = false;
             match ended {
                 Ok(Ended::Removed(reason)) => return reason,
-                Ok(Ended::Renewed) => continue,
+                Ok(Ended::Renewed | Ended::Refused) => continue,
                 Ok(Ended::OutOfStep) => from_scratch = true,
                 Err(_) => attempt += 1,
             }

@@ -58,10 +58,7 @@ impl StateDir {
     /// When another agent uses it, or it can't be made private.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
+        make_directory(path)
             .with_context(|| format!("Failed to make the state directory {shown}"))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o700))
             .with_context(|| format!("Failed to make the state directory {shown} private"))?;
@@ -219,6 +216,17 @@ impl StateDir {
         File::open(&self.path)
             .and_then(|directory| directory.sync_all())
             .with_context(|| format!("Failed to flush {}", self.path.display()))
+    }
+}
+
+/// What is above it may belong to others too: only the directory itself is private.
+fn make_directory(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
     }
 }
 

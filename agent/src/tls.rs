@@ -299,11 +299,19 @@ pub(crate) mod tests {
     pub(crate) struct HostCertificate {
         pub(crate) host: String,
         pub(crate) trust_domain: String,
+        /// Since when it has been good, and for how much longer.
+        pub(crate) age: Duration,
+        pub(crate) left: Duration,
     }
 
     impl HostCertificate {
         pub(crate) fn of(member: &Member) -> Self {
-            Self { host: member.host.to_string(), trust_domain: member.trust_domain.to_string() }
+            Self {
+                host: member.host.to_string(),
+                trust_domain: member.trust_domain.to_string(),
+                age: Duration::ZERO,
+                left: Duration::from_secs(3600),
+            }
         }
     }
 
@@ -327,6 +335,9 @@ pub(crate) mod tests {
             let uri = format!("spiffe://{}/host/{}", names.trust_domain, names.host);
             request.params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
             request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            let now = std::time::SystemTime::now();
+            request.params.not_before = (now - names.age).into();
+            request.params.not_after = (now + names.left).into();
             let leaf = request.signed_by(&self.0).unwrap();
             vec![leaf.der().to_vec(), self.0.der().to_vec()]
         }

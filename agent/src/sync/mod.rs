@@ -13,6 +13,8 @@
 
 pub mod backoff;
 pub mod resources;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -39,7 +41,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 const CERTIFICATE_CHECK_FIRST: Duration = Duration::from_secs(1);
 const CERTIFICATE_CHECK_EVERY: Duration = Duration::from_secs(30);
-/// A host that refused its first revision has nothing to work by: it asks again.
+/// What made a host refuse a revision may be gone: it asks again.
 const RETRY_REFUSED_AFTER: Duration = Duration::from_secs(15);
 
 /// What a session needs of the host that it is held for.
@@ -79,6 +81,8 @@ pub enum Ended {
     Renewed,
     /// The controller sent a delta that doesn't fit: the next session asks for everything.
     OutOfStep,
+    /// This host refused the newest revision a while ago: the next session lets it try again.
+    Refused,
     /// The host was removed from the mesh.
     Removed(String),
 }
@@ -118,6 +122,14 @@ pub async fn session(
     session.run(member, incoming, changes).await
 }
 
+/// What became of a delta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Accepted,
+    Refused,
+    OutOfStep,
+}
+
 struct Session<'a> {
     client: SyncClient<Channel>,
     identity: &'a Identity,
@@ -144,18 +156,19 @@ impl Session<'_> {
                     let received = received.context("The controller ended the stream")?;
                     match received.body {
                         Some(FromController::Delta(delta)) => {
-                            if !self.on_delta(member, delta).await? {
-                                return Ok(Ended::OutOfStep);
-                            }
-                            let idle = member.resources().revision() == 0;
-                            retry_at = idle.then(|| Instant::now() + RETRY_REFUSED_AFTER);
+                            let answer = self.on_delta(member, delta).await?;
+                            retry_at = match answer {
+                                Answer::Accepted => None,
+                                Answer::Refused => Some(Instant::now() + RETRY_REFUSED_AFTER),
+                                Answer::OutOfStep => return Ok(Ended::OutOfStep),
+                            };
                         }
                         Some(FromController::Removed(it)) => return Ok(Ended::Removed(it.reason)),
                         // A newer controller says something that this agent doesn't know.
                         None => tracing::debug!("ignored a message of an unknown kind"),
                     }
                 }
-                () = until(retry_at) => return Ok(Ended::OutOfStep),
+                () = until(retry_at) => return Ok(Ended::Refused),
                 told = changes.changed() => {
                     anyhow::ensure!(told, "The connection to the kernel's netlink was lost");
                     self.tell_endpoints(member).await?;
@@ -171,28 +184,27 @@ impl Session<'_> {
         }
     }
 
-    /// Whether the delta fitted.
-    async fn on_delta(&self, member: &mut impl Member, delta: v1::Delta) -> anyhow::Result<bool> {
+    async fn on_delta(&self, member: &mut impl Member, delta: v1::Delta) -> anyhow::Result<Answer> {
         let revision = delta.revision;
         let next = match member.resources().with(delta) {
             Ok(next) => next,
             Err(error) => {
                 tracing::warn!(%error, "asking the controller for everything");
-                return Ok(false);
+                return Ok(Answer::OutOfStep);
             }
         };
         // A controller greets a returning agent with what it has: nothing to do then.
         let unchanged = next.revision() != 0 && next == *member.resources();
         let switched = if unchanged { Ok(()) } else { member.switch(next).await };
-        let answer = match switched {
-            Ok(()) => FromAgent::Accepted(v1::Accepted { revision }),
+        let (answer, body) = match switched {
+            Ok(()) => (Answer::Accepted, FromAgent::Accepted(v1::Accepted { revision })),
             Err(reason) => {
                 tracing::warn!(revision, reason, "refused a revision");
-                FromAgent::Refused(v1::Refused { revision, reason })
+                (Answer::Refused, FromAgent::Refused(v1::Refused { revision, reason }))
             }
         };
-        self.outgoing.send(message(answer)).await?;
-        Ok(true)
+        self.outgoing.send(message(body)).await?;
+        Ok(answer)
     }
 
     async fn tell_endpoints(&mut self, member: &impl Member) -> anyhow::Result<()> {

@@ -1,0 +1,243 @@
+//! Sessions with a controller that plays a script, over real TLS.
+
+use std::sync::{Arc, Mutex};
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use isthmus_proto::v1::sync_server::{self, SyncServer};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tonic::{Request, Response, Status};
+
+use super::*;
+use crate::identity::tests::identity_by;
+use crate::identity::tests::member as member_of_corp;
+use crate::tls::tests::{Authority, HostCertificate};
+
+/// What the controller does after Hello: says this, then waits for as many answers as it sent
+/// deltas, then says the last word.
+#[derive(Clone, Default)]
+struct Script {
+    deltas: Vec<v1::Delta>,
+    last: Option<FromController>,
+}
+
+struct Controller {
+    script: Script,
+    authority: Arc<Authority>,
+    heard: Arc<Mutex<Vec<FromAgent>>>,
+}
+
+#[tonic::async_trait]
+impl sync_server::Sync for Controller {
+    type StreamStream = ReceiverStream<Result<v1::ControllerMessage, Status>>;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let (sender, receiver) = mpsc::channel(8);
+        let (script, heard) = (self.script.clone(), Arc::clone(&self.heard));
+        let mut incoming = request.into_inner();
+        tokio::spawn(async move {
+            let mut next = async || {
+                let body = incoming.message().await.ok().flatten().and_then(|it| it.body);
+                body.inspect(|body| heard.lock().unwrap().push(body.clone()))
+            };
+            next().await;
+            for delta in script.deltas {
+                let body = Some(FromController::Delta(delta));
+                sender.send(Ok(v1::ControllerMessage { body })).await.unwrap();
+                next().await;
+            }
+            if let Some(last) = script.last {
+                let body = Some(last);
+                sender.send(Ok(v1::ControllerMessage { body })).await.unwrap();
+                sender.closed().await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::Certificate>, Status> {
+        let request = request.into_inner().certificate_request;
+        let chain = self.authority.sign(&request, &HostCertificate::of(&member_of_corp()));
+        Ok(Response::new(v1::Certificate { chain }))
+    }
+}
+
+/// A host that refuses the revisions it is told to.
+#[derive(Default)]
+struct Host {
+    resources: Resources,
+    refuses: Vec<u64>,
+    switched: Vec<u64>,
+    connected: bool,
+    renewed: Option<TlsIdentity>,
+}
+
+impl Member for Host {
+    async fn switch(&mut self, resources: Resources) -> Result<(), String> {
+        let revision = resources.revision();
+        if self.refuses.contains(&revision) {
+            return Err("clashes with a route".to_owned());
+        }
+        self.switched.push(revision);
+        self.resources = resources;
+        Ok(())
+    }
+
+    fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    async fn endpoints(&self) -> Vec<SocketAddr> {
+        vec!["192.0.2.7:51820".parse().unwrap()]
+    }
+
+    fn forgeries(&mut self) -> Vec<v1::Forgery> {
+        Vec::new()
+    }
+
+    fn connected(&mut self, _: &str) {
+        self.connected = true;
+    }
+
+    fn renewed(&mut self, tls: TlsIdentity) -> anyhow::Result<()> {
+        self.renewed = Some(tls);
+        Ok(())
+    }
+
+    fn device(&self) -> Option<u32> {
+        None
+    }
+}
+
+struct Played {
+    ended: anyhow::Result<Ended>,
+    heard: Vec<FromAgent>,
+}
+
+async fn play(script: Script, host: &mut Host, from_scratch: bool) -> Played {
+    play_with(script, host, from_scratch, HostCertificate::of(&member_of_corp())).await
+}
+
+async fn play_with(
+    script: Script,
+    host: &mut Host,
+    from_scratch: bool,
+    certificate: HostCertificate,
+) -> Played {
+    let authority = Arc::new(Authority::new());
+    let identity = identity_by(&authority, &certificate);
+    let heard = Arc::default();
+    let controller =
+        Controller { script, authority: Arc::clone(&authority), heard: Arc::clone(&heard) };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let config = authority.server("controller.corp.example");
+    let server = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let stream = TlsAcceptor::from(config).accept(stream).await.unwrap();
+        let service = TowerToHyperService::new(SyncServer::new(controller));
+        let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        drop(http2.serve_connection(TokioIo::new(stream), service).await);
+    });
+    let ended = session(&address, &identity, host, from_scratch).await;
+    server.abort();
+    let heard = std::mem::take(&mut *heard.lock().unwrap());
+    Played { ended, heard }
+}
+
+fn delta(revision: u64, base: u64) -> v1::Delta {
+    let policy = v1::Resource { key: format!("rule/{revision}"), body: None };
+    v1::Delta { revision, base, changed: vec![policy], gone: Vec::new() }
+}
+
+fn removed() -> Option<FromController> {
+    Some(FromController::Removed(v1::Removed { reason: "sold".to_owned() }))
+}
+
+fn hello_revision(heard: &[FromAgent]) -> Option<u64> {
+    heard.iter().find_map(|body| match body {
+        FromAgent::Hello(hello) => Some(hello.revision),
+        FromAgent::Accepted(_)
+        | FromAgent::Refused(_)
+        | FromAgent::Endpoints(_)
+        | FromAgent::Report(_) => None,
+    })
+}
+
+#[tokio::test]
+async fn deltas_are_taken_over_in_order_and_acknowledged_each() {
+    let script = Script { deltas: vec![delta(3, 0), delta(5, 3)], last: removed() };
+    let mut host = Host::default();
+    let played = play(script, &mut host, false).await;
+    assert_eq!(played.ended.unwrap(), Ended::Removed("sold".to_owned()));
+    assert!(host.connected);
+    assert_eq!(host.switched, [3, 5]);
+    let accepted = |revision| FromAgent::Accepted(v1::Accepted { revision });
+    assert_eq!(played.heard[1..], [accepted(3), accepted(5)]);
+    let FromAgent::Hello(hello) = &played.heard[0] else { panic!("{:?}", played.heard) };
+    assert_eq!(hello.endpoints.as_ref().unwrap().addresses, ["192.0.2.7:51820"]);
+}
+
+#[tokio::test]
+async fn a_refused_revision_is_answered_with_the_reason_and_the_next_builds_on_the_old() {
+    let script = Script { deltas: vec![delta(3, 0), delta(4, 3), delta(5, 3)], last: removed() };
+    let mut host = Host { refuses: vec![4], ..Host::default() };
+    let played = play(script, &mut host, false).await;
+    assert_eq!(host.switched, [3, 5]);
+    let reason = "clashes with a route".to_owned();
+    assert_eq!(played.heard[2], FromAgent::Refused(v1::Refused { revision: 4, reason }));
+}
+
+#[tokio::test]
+async fn a_delta_to_another_base_ends_the_session_and_the_next_asks_for_everything() {
+    let mut host = Host::default();
+    let script = Script { deltas: vec![delta(3, 0), delta(9, 8)], last: None };
+    let played = play(script, &mut host, false).await;
+    assert_eq!(played.ended.unwrap(), Ended::OutOfStep);
+    assert_eq!(hello_revision(&played.heard), Some(0));
+
+    let again = Script { deltas: vec![delta(9, 0)], last: removed() };
+    let played = play(again, &mut host, true).await;
+    assert_eq!(hello_revision(&played.heard), Some(0));
+    assert_eq!(host.switched, [3, 9]);
+}
+
+#[tokio::test]
+async fn a_returning_host_says_what_it_has_and_takes_nothing_twice() {
+    let mut host = Host::default();
+    play(Script { deltas: vec![delta(3, 0)], last: removed() }, &mut host, false).await;
+    let same = v1::Delta { revision: 3, base: 3, changed: Vec::new(), gone: Vec::new() };
+    let played = play(Script { deltas: vec![same], last: removed() }, &mut host, false).await;
+    assert_eq!(hello_revision(&played.heard), Some(3));
+    assert_eq!(played.heard[1], FromAgent::Accepted(v1::Accepted { revision: 3 }));
+    assert_eq!(host.switched, [3]);
+}
+
+#[tokio::test]
+async fn a_stream_that_just_ends_is_an_error_to_recover_from() {
+    let played = play(Script::default(), &mut Host::default(), false).await;
+    assert!(played.ended.is_err());
+}
+
+#[tokio::test]
+async fn a_certificate_past_half_of_its_life_is_renewed() {
+    let half_over = HostCertificate {
+        age: Duration::from_secs(60),
+        left: Duration::from_secs(30),
+        ..HostCertificate::of(&member_of_corp())
+    };
+    let mut host = Host::default();
+    // After its last word the controller keeps the stream open.
+    let last = Some(FromController::Delta(delta(3, 0)));
+    let played = play_with(Script { deltas: vec![], last }, &mut host, false, half_over).await;
+    assert_eq!(played.ended.unwrap(), Ended::Renewed);
+    let validity = host.renewed.unwrap().validity().unwrap();
+    assert!(validity.until > SystemTime::now() + Duration::from_secs(60));
+}
