@@ -210,6 +210,9 @@ impl Node {
         let egress = self.egress(ingress, to.place, &seen)?;
         let verdict =
             self.state.judge(from.place.principal(local), to.place.principal(local), layer4);
+        if matches!(to.place, Place::Virtual(_)) && !verdict.denies() {
+            return Err(Refusal::unreachable(DropReason::NoBackend));
+        }
         let mut translated = FlowKey { destination: to.address, ..seen };
         if egress == Port::Tun {
             if ingress == Port::Tun {
@@ -233,15 +236,17 @@ impl Node {
         .unwrap_or_else(|| self.state.anycast_address(v4))
     }
 
-    /// Who a flow is for: a virtual address stands for one of its backends.
+    /// Who a flow is for: a virtual address stands for one of its backends, or for itself where there
+    /// is none, so that policy can say no before anything else does.
     fn destination(&self, ingress: Port, seen: &FlowKey) -> Result<End, Refusal> {
         let transit = matches!(ingress, Port::Peer(PeerName::Host(_)));
         match self.state.place(seen.destination) {
             Some(Place::Virtual(_)) if transit => Err(Refusal::silent(DropReason::Transit)),
-            Some(Place::Virtual(service)) => {
-                let (host, address) = balance::pick(&self.state, service, seen)
-                    .ok_or(Refusal::unreachable(DropReason::NoBackend))?;
-                Ok(End { place: Place::Workload(host, service), address })
+            Some(place @ Place::Virtual(service)) => {
+                Ok(match balance::pick(&self.state, service, seen) {
+                    Some((host, address)) => End { place: Place::Workload(host, service), address },
+                    None => End { place, address: seen.destination },
+                })
             }
             Some(place @ (Place::Host(_) | Place::Workload(..) | Place::Device(..))) => {
                 Ok(End { place, address: seen.destination })

@@ -11,7 +11,9 @@ use crate::decide::{Decision, Refusal};
 use crate::event::Event;
 use crate::flows::{FlowRef, InsertError, LegKey, NewFlow, Port};
 use crate::node::{Node, Owner, Owners, PeerName};
-use crate::packet::{Headers, Reason, Rewrite, Transport, clamp_mss, decrement_hops, protocol};
+use crate::packet::{
+    FlowKey, Headers, Reason, Rewrite, Transport, clamp_mss, decrement_hops, protocol,
+};
 use crate::peers::Slot;
 use crate::random::mix;
 
@@ -93,6 +95,11 @@ impl Node {
             }
             Some(_) | None => None,
         };
+        if known.is_none()
+            && let Some(answer) = self.answer_of_workload(ingress, headers, owners)
+        {
+            return self.pass_as(answer, packet, headers, now);
+        }
         let Some((flow, leg)) = known.or_else(|| self.admit(ingress, packet, headers, owners, now))
         else {
             return Exit::Done;
@@ -101,6 +108,51 @@ impl Node {
             self.fragments.remember(key, FragmentFlow { flow, leg, ingress }, now);
         }
         self.pass(flow, leg, packet, headers, now)
+    }
+
+    /// A connectionless server that listens on all addresses answers from the host's own, whichever
+    /// it was asked at. What it answers tells which workload's address is meant.
+    fn answer_of_workload(
+        &self,
+        ingress: Port,
+        headers: &Headers,
+        owners: &mut dyn Owners,
+    ) -> Option<FlowKey> {
+        let key = headers.key;
+        let v4 = key.source.is_v4();
+        let is_udp = headers.transport == Transport::Udp;
+        if ingress != Port::Tun || !is_udp || key.source != self.state.own_address(v4) {
+            return None;
+        }
+        let local = self.state.local();
+        let (service, answer) = self.state.local_services().iter().find_map(|service| {
+            let source = self.state.workload_address(local, *service, v4)?;
+            let answer = FlowKey { source, ..key };
+            let (_, leg) = self.flows.find(&LegKey { flow: answer, port: Port::Tun })?;
+            (leg == 1).then_some((*service, answer))
+        })?;
+        (owners.owner(&key, &self.state) == Owner::Service(service)).then_some(answer)
+    }
+
+    /// Passes a packet as if it had come with another key.
+    fn pass_as(
+        &mut self,
+        key: FlowKey,
+        packet: &mut [u8],
+        headers: &Headers,
+        now: Instant,
+    ) -> Exit {
+        let Ok(rewrite) = Rewrite::between(&headers.key, &key) else {
+            return self.dropped(DropReason::UnknownFlow);
+        };
+        rewrite.apply(packet, headers);
+        let known = self.flows.find(&LegKey { flow: key, port: Port::Tun });
+        match (Headers::parse(packet), known) {
+            (Ok(headers), Some((flow, leg))) if self.is_judged(flow, now) => {
+                self.pass(flow, leg, packet, &headers, now)
+            }
+            (Ok(_) | Err(_), _) => self.dropped(DropReason::UnknownFlow),
+        }
     }
 
     fn pass_later_fragment(
@@ -200,7 +252,7 @@ impl Node {
             Decision::Refuse(refusal) => {
                 self.counters.drop(refusal.drop);
                 if let Some(reason) = refusal.answer {
-                    self.answer(ingress, packet, headers, reason, now);
+                    self.turn_away(ingress, packet, headers, reason, now);
                 }
                 return None;
             }
@@ -254,6 +306,10 @@ impl Node {
         if !new.verdict.denies() && self.answers_collide(&new, &original) {
             self.change_port(&mut new, &original)?;
         }
+        let before = self.flows.find(&original).and_then(|(flow, _)| self.flows.get(flow));
+        let is_told = before.is_some_and(|before| {
+            before.is_denied() && before.from == new.from && before.epoch == self.epoch
+        });
         let inserted = self.flows.insert(&new, self.epoch, now);
         let (flow, evicted) = inserted.map_err(|error| match error {
             InsertError::Full => DropReason::FlowTableFull,
@@ -266,7 +322,9 @@ impl Node {
         if let Some(entry) = self.flows.get(flow) {
             let denial = self.denial(entry);
             if entry.is_denied() {
-                self.tell(Event::Denied(denial));
+                if !is_told {
+                    self.tell(Event::Denied(denial));
+                }
             } else if entry.verdict.audited() {
                 self.tell(Event::Audited(denial));
             }

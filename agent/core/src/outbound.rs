@@ -26,10 +26,13 @@ impl Node {
 
     /// Gives a packet to the TUN device.
     pub(crate) fn push_tun(&mut self, packet: Vec<u8>) {
-        self.counters.to_tun.add(packet.len());
-        if let Err(packet) = self.tun_queue.push(packet) {
-            self.buffers.give(packet);
-            self.counters.drop(DropReason::TunQueue);
+        let length = packet.len();
+        match self.tun_queue.push(packet) {
+            Ok(()) => self.counters.to_tun.add(length),
+            Err(packet) => {
+                self.buffers.give(packet);
+                self.counters.drop(DropReason::TunQueue);
+            }
         }
     }
 

@@ -58,6 +58,35 @@ impl Node {
         }
     }
 
+    /// There is nowhere to send a packet. A connection that is open already has lost its other end
+    /// with a revision, and must end: ICMP would be a soft error to it (RFC 5461).
+    pub(crate) fn turn_away(
+        &mut self,
+        ingress: Port,
+        packet: &[u8],
+        headers: &Headers,
+        reason: Reason,
+        now: Instant,
+    ) {
+        let opens = match headers.transport {
+            Transport::Tcp { flags } => flags.opens(),
+            Transport::Udp
+            | Transport::UdpLite
+            | Transport::Sctp
+            | Transport::EchoRequest { .. }
+            | Transport::EchoReply { .. }
+            | Transport::IcmpError { .. }
+            | Transport::Icmp { .. }
+            | Transport::Other
+            | Transport::LaterFragment => true,
+        };
+        if opens || !is_near(ingress) {
+            self.answer(ingress, packet, headers, reason, now);
+        } else {
+            self.reset(ingress, packet, headers, now);
+        }
+    }
+
     fn reset(&mut self, ingress: Port, packet: &[u8], headers: &Headers, now: Instant) {
         let mut reply = [0; SEGMENT];
         if let Some(length) = tcp_reset(packet, headers, &mut reply) {

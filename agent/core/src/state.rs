@@ -20,6 +20,7 @@ pub struct State {
     /// Its addresses, indexed.
     pub directory: Directory,
     identities: HashMap<Principal, Identity>,
+    local_services: Vec<ServiceId>,
 }
 
 impl State {
@@ -36,6 +37,7 @@ impl State {
         Self {
             policy: Arc::new(Policy::for_snapshot(&snapshot)),
             directory: Directory::new(&snapshot),
+            local_services: snapshot.local_services().map(|(id, ..)| id).collect(),
             identities,
             snapshot: Arc::new(snapshot),
         }
@@ -66,6 +68,11 @@ impl State {
     /// The host that this state is for.
     pub(crate) fn local(&self) -> HostId {
         self.snapshot.local
+    }
+
+    /// The services that have a workload here.
+    pub(crate) fn local_services(&self) -> &[ServiceId] {
+        &self.local_services
     }
 
     pub(crate) fn place(&self, address: Address) -> Option<Place> {

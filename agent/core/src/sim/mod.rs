@@ -12,6 +12,7 @@ pub mod topology;
 pub mod world;
 
 pub use device::Device;
+pub use fuzz::fuzz_sequence;
 pub use host::Host;
 pub use network::{Link, Network};
 pub use topology::{Builder, Topology};

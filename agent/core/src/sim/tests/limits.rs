@@ -140,8 +140,13 @@ fn every_deadline_is_cleared_by_reaching_it() {
     }
 }
 
+/// A few for everyday; more where somebody asks for them.
+fn cases() -> u32 {
+    std::env::var("ISTHMUS_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(48)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     #[test]
     fn no_sequence_of_events_makes_a_node_panic_or_grow(

@@ -223,3 +223,39 @@ fn a_connection_the_other_way_needs_a_rule_of_its_own_and_harms_none() {
     let got = world.exchange(2, &tcp(&seen.reversed(), SYN_ACK, 500, 101, b""), 1);
     assert_eq!(got.len(), 1, "the flow lives");
 }
+
+#[test]
+fn a_server_that_answers_from_its_hosts_address_is_understood() {
+    for v4 in [true, false] {
+        let topology = Builder::new(2)
+            .service_of(Protocol::Udp, "dns", 53, &[2])
+            .service_of(Protocol::Udp, "other", 53, &[2])
+            .allow("host:*", "service:dns")
+            .build();
+        let mut world = World::new(topology, 1);
+        let dns = world.topology.service("dns");
+        let client = (world.topology.host_address(1, v4), 5000);
+        let server = (world.topology.vip("dns", v4), 53);
+        assert_eq!(world.exchange(1, &udp(&udp_key(client, server), b"question"), 2).len(), 1);
+        let answer = udp_key((world.topology.host_address(2, v4), 53), client);
+        world.host(2).sockets.open(answer, dns);
+        let got = world.exchange(2, &udp(&answer, b"answer"), 1);
+        assert_eq!(read(&got[0]).key, udp_key(server, client));
+        let other = world.topology.service("other");
+        world.host(2).sockets.open(answer, other);
+        assert!(world.exchange(2, &udp(&answer, b"mine"), 1).is_empty());
+    }
+}
+
+#[test]
+fn a_denial_is_told_once_though_it_is_retried() {
+    let mut world = World::new(Builder::new(2).service("web", 80, &[2]).build(), 1);
+    let own = (world.topology.host_address(1, true), 40_000);
+    let key = tcp_key(own, (world.topology.vip("web", true), 80));
+    for _ in 0..5 {
+        world.send(1, &tcp(&key, SYN, 1, 0, b""));
+    }
+    let told = world.host(1).events.iter();
+    assert_eq!(told.filter(|event| matches!(event, crate::Event::Denied(_))).count(), 1);
+    assert_eq!(world.dropped(1, DropReason::Denied), 5);
+}
