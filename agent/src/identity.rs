@@ -127,7 +127,7 @@ impl TlsKey {
             "The controller sent a certificate that isn't for {wanted}"
         );
         let key = Zeroizing::new(self.0.serialize_der());
-        Ok(TlsIdentity { key, leaf, ca })
+        Ok(TlsIdentity { key, leaf, ca, obtained: SystemTime::now() })
     }
 }
 
@@ -139,6 +139,9 @@ pub struct TlsIdentity {
     pub key: Zeroizing<Vec<u8>>,
     pub leaf: CertificateDer<'static>,
     pub ca: CertificateDer<'static>,
+    /// When this host got the certificate. Its own beginning lies before that, because clocks
+    /// differ, by more than its whole life perhaps.
+    pub obtained: SystemTime,
 }
 
 impl TlsIdentity {
@@ -148,7 +151,7 @@ impl TlsIdentity {
         PrivatePkcs8KeyDer::from(self.key.to_vec()).into()
     }
 
-    /// From when until when the certificate holds.
+    /// From when until when this host can use the certificate.
     ///
     /// # Errors
     /// When it isn't a certificate.
@@ -160,7 +163,7 @@ impl TlsIdentity {
         };
         let validity = parsed.validity();
         Ok(Validity {
-            from: at(validity.not_before.timestamp()),
+            from: at(validity.not_before.timestamp()).max(self.obtained),
             until: at(validity.not_after.timestamp()),
         })
     }
@@ -326,6 +329,18 @@ pub(crate) mod tests {
         assert_eq!(validity.renewal_in(from, 1.0), Duration::from_secs(400));
         let late = from + Duration::from_secs(700);
         assert_eq!(validity.renewal_in(late, 0.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_certificates_life_begins_when_the_host_gets_it() {
+        let backdated = HostCertificate {
+            age: Duration::from_secs(300),
+            left: Duration::from_secs(20),
+            ..HostCertificate::of(&member())
+        };
+        let before = SystemTime::now();
+        let validity = identity_by(&Authority::new(), &backdated).tls.validity().unwrap();
+        assert!(validity.renewal_in(before, 1.0) > Duration::from_secs(6));
     }
 
     #[test]

@@ -97,7 +97,8 @@ impl StateDir {
         let key = self.read(TUNNEL_KEY)?.ok_or_else(|| anyhow!("{TUNNEL_KEY} is missing"))?;
         let tunnel = decode_key(&key).context(TUNNEL_KEY)?;
         let tls = self.read(TLS)?.ok_or_else(|| anyhow!("{TLS} is missing"))?;
-        let tls = decode_tls(&tls).context(TLS)?;
+        let obtained = fs::metadata(self.path.join(TLS))?.modified()?;
+        let tls = decode_tls(&tls, obtained).context(TLS)?;
         Ok(Identity { member, tunnel, tls })
     }
 
@@ -259,13 +260,13 @@ fn encode_tls(tls: &TlsIdentity) -> Zeroizing<String> {
     text
 }
 
-fn decode_tls(text: &[u8]) -> anyhow::Result<TlsIdentity> {
+fn decode_tls(text: &[u8], obtained: SystemTime) -> anyhow::Result<TlsIdentity> {
     let key = PrivatePkcs8KeyDer::from_pem_slice(text).context("no key")?;
     let key = Zeroizing::new(key.secret_pkcs8_der().to_vec());
     let chain: Vec<_> =
         CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().context("no chain")?;
     let [leaf, ca] = <[_; 2]>::try_from(chain).map_err(|_| anyhow!("no leaf and CA"))?;
-    let tls = TlsIdentity { key, leaf, ca };
+    let tls = TlsIdentity { key, leaf, ca, obtained };
     tls.validity()?;
     Ok(tls)
 }

@@ -132,7 +132,8 @@ async fn play_with(
     certificate: HostCertificate,
 ) -> Played {
     let authority = Arc::new(Authority::new());
-    let identity = identity_by(&authority, &certificate);
+    let mut identity = identity_by(&authority, &certificate);
+    identity.tls.obtained -= certificate.age;
     let heard = Arc::default();
     let controller =
         Controller { script, authority: Arc::clone(&authority), heard: Arc::clone(&heard) };
