@@ -25,7 +25,20 @@ impl Capture {
         let file = node.folder().join(format!("{interface}.pcap"));
         let mut command = node.command("tcpdump");
         command
-            .args(["-U", "--immediate-mode", "-n", "-s", "0", "-Z", "root", "-B", "16384", "-i", interface, "-w"])
+            .args([
+                "-U",
+                "--immediate-mode",
+                "-n",
+                "-s",
+                "0",
+                "-Z",
+                "root",
+                "-B",
+                "16384",
+                "-i",
+                interface,
+                "-w",
+            ])
             .arg(&file);
         let tcpdump = node.spawn("tcpdump", command);
         wait_for("tcpdump listens", Duration::from_secs(5), || {

@@ -257,14 +257,7 @@ fn public_key(mesh: &Mesh, host: &str) -> String {
     found.and_then(|host| host["public_key"].as_str().map(str::to_owned)).expect("a key")
 }
 
-/// The stolen tunnel key of gw-1, as `wg` wants it.
+/// The stolen tunnel key of gw-1.
 fn private_key(mesh: &Mesh) -> PathBuf {
-    let node = &mesh.host("gw-1").node;
-    let out = node.folder().join("stolen.key");
-    node.sh(&format!(
-        "umask 077; base64 -w0 {}/state/wireguard.key > {}",
-        node.folder().display(),
-        out.display()
-    ));
-    out
+    mesh.host("gw-1").node.folder().join("state/wireguard.key")
 }
