@@ -1,5 +1,7 @@
 //! `isthmus-agent`: the program on every host of a mesh.
 
+#![forbid(unsafe_code)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

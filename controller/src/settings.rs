@@ -126,6 +126,13 @@ mod tests {
     }
 
     #[test]
+    fn the_example_says_the_defaults() {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/controller.toml"));
+        let (example, default) = (Settings::read(Some(path)).unwrap(), read("").unwrap());
+        assert_eq!(format!("{example:?}"), format!("{default:?}"));
+    }
+
+    #[test]
     fn what_no_setting_is_is_an_error() {
         assert!(format!("{:#}", read("lisen = 'x'").unwrap_err()).contains("lisen"));
         assert!(read("certificate_lifetime = '1s'").is_err());

@@ -11,7 +11,8 @@ fn every_example_topology_is_right() {
     for entry in std::fs::read_dir(CONFIGS).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if name.starts_with("topolog") && name.ends_with(".toml") {
+        // The others are settings; the programs that read them test them.
+        if name.ends_with(".toml") && name != "agent.toml" && name != "controller.toml" {
             examples += 1;
             let text = std::fs::read_to_string(&path).unwrap();
             let topology = parse(&[named(&name, &text)]);
@@ -19,7 +20,7 @@ fn every_example_topology_is_right() {
             assert!(!topology.rules.rules.is_empty(), "{name}");
         }
     }
-    assert!(examples > 0);
+    assert!(examples > 1);
 }
 
 #[test]
