@@ -169,7 +169,7 @@ pub(super) fn flow(state: &State, flow: &FlowView) -> v1::Flow {
         to: name(state, flow.to),
         protocol: protocol(flow.layer4),
         source: end(flow.layer4, wire.source.into(), wire.source_port),
-        destination: end(flow.layer4, wire.destination.into(), wire.destination_port),
+        destination: end(flow.layer4, wire.destination.into(), asked_port(flow.layer4)),
         direction: direction.to_owned(),
         verdict: flow.outcome.to_string(),
         rule: flow.rule.clone(),
@@ -194,6 +194,14 @@ fn protocol(layer4: Layer4) -> String {
         Layer4::Udp(_) => "udp".to_owned(),
         Layer4::Icmp => "icmp".to_owned(),
         Layer4::Other(number) => number.to_string(),
+    }
+}
+
+/// The port that the flow is for, even where it is led to the proxy's.
+const fn asked_port(layer4: Layer4) -> u16 {
+    match layer4 {
+        Layer4::Tcp(port) | Layer4::Udp(port) => port,
+        Layer4::Icmp | Layer4::Other(_) => 0,
     }
 }
 
@@ -291,6 +299,42 @@ pub(crate) mod tests {
         assert_eq!(shown.services.len(), 1);
         assert_eq!(shown.services[0].addresses, ["100.64.0.1", "fd01:203:405::1:0:7"]);
         assert_eq!(shown.revision, 4);
+    }
+
+    #[test]
+    fn a_flow_that_the_proxy_judges_is_shown_with_the_services_port() {
+        use isthmus_core::packet::FlowKey;
+        use isthmus_policy::{DecidedBy, Outcome, Verdict};
+        let key = |source: &str, destination: &str, port| FlowKey {
+            source: source.parse::<std::net::IpAddr>().unwrap().into(),
+            destination: destination.parse::<std::net::IpAddr>().unwrap().into(),
+            source_port: 4000,
+            destination_port: port,
+            protocol: 6,
+        };
+        let outcome = Outcome::Inspect;
+        let view = FlowView {
+            from: Principal::Host(HostId(1)),
+            to: Principal::Service(ServiceId(7)),
+            layer4: Layer4::Tcp(8080),
+            original: key("100.64.0.0", "100.127.0.7", 8080),
+            translated: key("100.127.0.0", "100.64.0.1", 15001),
+            ingress: None,
+            egress: None,
+            outcome,
+            verdict: Verdict { outcome, decided_by: DecidedBy::Default, would_deny: None },
+            rule: "default".to_owned(),
+            state: isthmus_core::FlowState::Established,
+            forward: (3, 300),
+            backward: (2, 200),
+            age: Duration::from_secs(9),
+            idle: Duration::from_secs(1),
+        };
+        let shown = flow(&state(), &view);
+        assert_eq!((shown.from.as_str(), shown.to.as_str()), ("host:app-1", "service:here"));
+        assert_eq!((shown.direction.as_str(), shown.verdict.as_str()), ("local", "inspect"));
+        assert_eq!(shown.destination, "100.64.0.1:8080");
+        assert_eq!((shown.packets, shown.bytes), (5, 500));
     }
 
     #[test]
