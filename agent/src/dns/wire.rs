@@ -6,6 +6,9 @@ const RESPONSE: u8 = 0x80;
 const TRUNCATED: u8 = 0x02;
 const OPCODE_AND_RECURSION_DESIRED: u8 = 0x79;
 
+/// The longest name there is (RFC 1035, section 2.3.4).
+const NAME_BYTES: usize = 255;
+
 /// The bytes of a message's only question.
 pub(super) fn question(message: &[u8]) -> Option<&[u8]> {
     if message.get(4..6)? != [0, 1] {
@@ -19,6 +22,9 @@ pub(super) fn question(message: &[u8]) -> Option<&[u8]> {
             label @ 1..=63 => end += 1 + usize::from(label),
             64..=255 => return None,
         }
+    }
+    if end + 1 - HEADER_BYTES > NAME_BYTES {
+        return None;
     }
     // The root label, the type, the class.
     message.get(HEADER_BYTES..end + 5)

@@ -200,19 +200,22 @@ fn addresses(snapshot: &Snapshot, name: &[u8], group: &[u8]) -> Option<(Ipv4Addr
     }
 }
 
-/// None if the name isn't about the mesh's IPv4 addresses; else how many labels its zone has.
+/// None if the name isn't about the mesh's IPv4 addresses; else how many labels its zone has. Below
+/// the mesh's own labels nothing but numbers exists.
 fn reverse_v4(view: &View, within: &[&[u8]], query: &Query) -> Option<(usize, What)> {
     let mesh = view.snapshot.mesh.ipv4;
     let mut octets = [0_u8; 4];
     // The last label is the first octet.
-    let given =
-        within.iter().rev().take(4).map(|label| decimal(label)).collect::<Option<Vec<_>>>()?;
+    let given: Vec<u8> = within.iter().rev().take(4).map_while(|label| decimal(label)).collect();
     octets[..given.len()].copy_from_slice(&given);
     let given_bits = u8::try_from(given.len() * 8).ok()?;
     if given_bits < mesh.prefix_len() || !mesh.contains(&Ipv4Addr::from(octets)) {
         return None;
     }
     let zone = 2 + usize::from(mesh.prefix_len() / 8);
+    if given.len() < within.len().min(4) {
+        return Some((zone, What::Nothing));
+    }
     let address = IpAddr::V4(octets.into());
     Some((zone, reverse(view, address, within.len(), 4, query)))
 }
@@ -220,16 +223,19 @@ fn reverse_v4(view: &View, within: &[&[u8]], query: &Query) -> Option<(usize, Wh
 fn reverse_v6(view: &View, within: &[&[u8]], query: &Query) -> Option<(usize, What)> {
     let mesh = view.snapshot.mesh.prefix.bytes();
     let mut octets = [0_u8; 16];
-    let given =
-        within.iter().rev().take(32).map(|label| nibble(label)).collect::<Option<Vec<_>>>()?;
+    let given: Vec<u8> = within.iter().rev().take(32).map_while(|label| nibble(label)).collect();
     for (position, nibble) in given.iter().enumerate() {
         octets[position / 2] |= if position % 2 == 0 { nibble << 4 } else { *nibble };
     }
     if given.len() < 2 * mesh.len() || octets[..mesh.len()] != mesh {
         return None;
     }
+    let zone = 2 + 2 * mesh.len();
+    if given.len() < within.len().min(32) {
+        return Some((zone, What::Nothing));
+    }
     let address = IpAddr::V6(octets.into());
-    Some((2 + 2 * mesh.len(), reverse(view, address, within.len(), 32, query)))
+    Some((zone, reverse(view, address, within.len(), 32, query)))
 }
 
 /// The name for an address, of which `given` labels of `needed` were given.
@@ -245,8 +251,10 @@ fn reverse(view: &View, address: IpAddr, given: usize, needed: usize, query: &Qu
     }
 }
 
+/// A number with one way to write it: no sign, no zeros before it.
 fn decimal(label: &[u8]) -> Option<u8> {
-    std::str::from_utf8(label).ok()?.parse().ok()
+    let number: u8 = std::str::from_utf8(label).ok()?.parse().ok()?;
+    (number.to_string().as_bytes() == label).then_some(number)
 }
 
 fn nibble(label: &[u8]) -> Option<u8> {

@@ -61,6 +61,7 @@ fn what_does_not_exist_is_nxdomain_with_the_zones_soa() {
         ("a.web.prod.mesh.internal.", "mesh.internal."),
         ("9.9.127.100.in-addr.arpa.", "100.in-addr.arpa."),
         ("1.1.0.127.100.in-addr.arpa.", "100.in-addr.arpa."),
+        ("01.0.127.100.in-addr.arpa.", "100.in-addr.arpa."),
         (
             "9.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa.",
             "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa.",
@@ -108,6 +109,8 @@ fn questions_about_the_mesh_never_leave_it_and_others_do() {
         "64.100.in-addr.arpa.",
         "127.100.in-addr.arpa.",
         "b._dns-sd._udp.0.1.64.100.in-addr.arpa.",
+        "lb._dns-sd._udp.64.100.in-addr.arpa.",
+        "lb._dns-sd._udp.a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa.",
         "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa.",
         "1.a.9.8.7.6.5.4.3.2.1.D.F.IP6.ARPA.",
     ];
