@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use isthmus_model::Protocol;
+use isthmus_model::{Principal, Protocol};
 
 use super::topology::{Builder, endpoint};
 use super::world::World;
-use crate::Limits;
-use crate::packet::{Headers, checksum};
+use crate::packet::{FragmentLimits, Headers, checksum};
+use crate::{Limits, Node};
 
 /// Bounds that a short input can reach.
 const LIMITS: Limits =
@@ -25,12 +25,31 @@ pub fn fuzz_sequence(bytes: &[u8]) {
     while let Some(action) = input.byte() {
         step(&mut world, action, &mut input);
         for host in &mut world.hosts {
-            assert!(host.node.flow_count() <= LIMITS.flows, "flows outgrew their limit");
-            host.inbox.clear();
+            stays_within_limits(&host.node);
+            let node = &host.node;
+            host.inbox.drain(..).for_each(|packet| is_the_kernels_business(node, &packet));
             host.events.clear();
         }
         world.devices.iter_mut().for_each(|device| device.inbox.clear());
     }
+}
+
+fn stays_within_limits(node: &Node) {
+    assert!(node.flow_count() <= LIMITS.flows, "flows outgrew their limit");
+    let fragments = FragmentLimits::default().datagrams as usize;
+    assert!(node.fragments.len() <= fragments, "fragments outgrew their limit");
+}
+
+/// Whatever a kernel is given can be read, is for an address of this host, and comes from one that
+/// the mesh knows: nothing forged, and nothing from or for the world outside.
+fn is_the_kernels_business(node: &Node, packet: &[u8]) {
+    let headers = Headers::parse(packet).expect("a kernel is given what can be read");
+    assert_eq!(headers.total_length, packet.len());
+    let (source, destination) = (headers.key.source.ip(), headers.key.destination.ip());
+    let snapshot = &node.state.snapshot;
+    let is_local = snapshot.local_addresses().any(|address| address == destination);
+    assert!(is_local, "host {:?} was given {:?}", snapshot.local, headers.key);
+    assert!(node.state.directory.place(source).is_some(), "{source} is nobody of the mesh");
 }
 
 fn world() -> World {
@@ -54,7 +73,7 @@ fn world() -> World {
 
 fn step(world: &mut World, action: u8, input: &mut Input<'_>) {
     let host = u32::from(input.byte().unwrap_or_default()) % 3 + 1;
-    match action % 10 {
+    match action % 11 {
         0 => {
             let datagram = input.chunk();
             let from = endpoint(u32::from(input.byte().unwrap_or_default()), false);
@@ -64,7 +83,12 @@ fn step(world: &mut World, action: u8, input: &mut Input<'_>) {
             let packet = input.chunk();
             world.send(host, packet);
         }
-        2 | 3 => {
+        2 => {
+            let packet = packet(world, input);
+            open_socket(world, host, &packet);
+            world.send(host, &packet);
+        }
+        3 => {
             let packet = packet(world, input);
             world.send(host, &packet);
         }
@@ -91,10 +115,27 @@ fn step(world: &mut World, action: u8, input: &mut Input<'_>) {
             let moved = SocketAddr::new(endpoint(host, false).ip(), input.word().max(1));
             world.host(host).endpoint = moved;
         }
+        9 => {
+            let packet = packet(world, input);
+            world.forge(host, host % 3 + 1, &packet);
+        }
         _ => {
             let target = addresses(world, input).1;
             world.ping(host, target, input.word(), 1);
             world.run(Duration::from_millis(20));
+        }
+    }
+}
+
+/// The socket that a packet comes from: whose it is follows from the address.
+fn open_socket(world: &mut World, host: u32, packet: &[u8]) {
+    let Ok(headers) = Headers::parse(packet) else { return };
+    let host = world.host(host);
+    let source = host.node.state.directory.place(headers.key.source.ip());
+    match source.map(|place| place.principal(host.id)) {
+        Some(Principal::Service(service)) => host.sockets.open(headers.key, service),
+        Some(Principal::Host(_) | Principal::Device(_)) | None => {
+            host.sockets.open_plain(headers.key);
         }
     }
 }

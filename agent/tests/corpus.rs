@@ -1,0 +1,13 @@
+//! Replays the fuzz corpora: what the fuzzer found worth keeping stays tested without it.
+
+#[path = "../fuzz/properties/corpus.rs"]
+mod corpus;
+#[path = "../fuzz/properties/dns.rs"]
+mod dns;
+
+use isthmus_agent::dns::zone;
+
+#[test]
+fn dns_answers_hold_their_properties() {
+    corpus::replay("dns", dns::hold);
+}
