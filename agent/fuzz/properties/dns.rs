@@ -99,14 +99,10 @@ fn is_ours(name: &DomainName) -> bool {
 
 fn is_of_the_mesh(data: &RData) -> bool {
     let mesh = &VIEW.snapshot.mesh;
-    match data {
-        RData::A(address) => mesh.ipv4.contains(&address.0),
-        RData::AAAA(address) => mesh.prefix.parse(address.0).is_some(),
-        RData::PTR(name) => is_ours(&name.0),
-        RData::SOA(_) => true,
-        #[expect(clippy::wildcard_enum_match_arm, reason = "every other kind of record there is")]
-        _ => false,
-    }
+    let ipv4 = matches!(data, RData::A(address) if mesh.ipv4.contains(&address.0));
+    let ipv6 = matches!(data, RData::AAAA(address) if mesh.prefix.parse(address.0).is_some());
+    let name = matches!(data, RData::PTR(name) if is_ours(&name.0));
+    ipv4 || ipv6 || name || matches!(data, RData::SOA(_))
 }
 
 static VIEW: LazyLock<View> = LazyLock::new(|| {
