@@ -124,7 +124,7 @@ impl SocketOwners {
         });
         let Some(exe) = process::exe_of(socket.inode, socket.uid, directory.as_deref()) else {
             // Not remembered: the next flow of this socket may find it.
-            return Owner::Host;
+            return Owner::Unknown;
         };
         let process =
             Process { uid: socket.uid, cgroup: cgroup.as_deref(), exe: Some(exe.as_path()) };

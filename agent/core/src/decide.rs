@@ -184,7 +184,15 @@ impl Node {
             (Place::Host(host), Owner::Service(service)) => {
                 Ok(self.workload(host, service, address.is_v4()).unwrap_or(End { place, address }))
             }
-            (Place::Host(_), Owner::Host | Owner::Unknown) => Ok(End { place, address }),
+            (Place::Host(_), Owner::Host) => Ok(End { place, address }),
+            // Nobody's socket: it is gone already, or of a kind that can't be looked up. It may have
+            // been any service's, so it doesn't get to be the host.
+            (Place::Host(_), Owner::Unknown)
+                if unknown == Unknown::Refuse && has_socket(headers) =>
+            {
+                Err(Refusal::silent(DropReason::NotOwner))
+            }
+            (Place::Host(_), Owner::Unknown) => Ok(End { place, address }),
             (Place::Device(..) | Place::Virtual(_) | Place::Anycast, _) => {
                 Err(Refusal::silent(DropReason::ForeignSource))
             }
@@ -281,6 +289,19 @@ impl Node {
 enum Unknown {
     Accept,
     Refuse,
+}
+
+/// Whether what a packet carries is opened through a socket that any user may have.
+fn has_socket(headers: &Headers) -> bool {
+    match headers.transport {
+        Transport::Tcp { .. } | Transport::Udp | Transport::UdpLite | Transport::Sctp => true,
+        Transport::EchoRequest { .. }
+        | Transport::EchoReply { .. }
+        | Transport::IcmpError { .. }
+        | Transport::Icmp { .. }
+        | Transport::Other
+        | Transport::LaterFragment => false,
+    }
 }
 
 /// Where packets to a place leave by, and packets from it come in by. Virtual places have none of

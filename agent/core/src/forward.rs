@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use isthmus_model::Place;
+use isthmus_model::{Layer4, Place};
 
 use crate::control::Control;
 use crate::counters::DropReason;
@@ -217,7 +217,8 @@ impl Node {
             (Place::Host(host), Owner::Service(service)) => {
                 self.workload(host, service, asked.source.is_v4()).is_none()
             }
-            (Place::Host(_), Owner::Host | Owner::Unknown) => true,
+            (Place::Host(_), Owner::Host) => true,
+            (Place::Host(_), Owner::Unknown) => !matches!(entry.layer4, Layer4::Udp(_)),
             (Place::Device(..) | Place::Virtual(_) | Place::Anycast, _) => false,
         };
         let epoch = self.epoch;

@@ -9,7 +9,7 @@ use isthmus_model::{HostId, ServiceId};
 use zeroize::Zeroizing;
 
 use super::topology::{Topology, host_key};
-use crate::packet::FlowKey;
+use crate::packet::{FlowKey, Headers, Transport};
 use crate::{Config, Event, Limits, Node, Owner, Owners, State};
 
 /// The sockets of a host.
@@ -31,9 +31,29 @@ impl Sockets {
         self.connected.insert(flow, Owner::Host);
     }
 
+    /// Whoever opens a flow has a socket; a test that doesn't say whose means no service's.
+    pub(super) fn sends(&mut self, packet: &[u8]) {
+        let Ok(headers) = Headers::parse(packet) else { return };
+        let opens = match headers.transport {
+            Transport::Tcp { flags } => flags.opens(),
+            Transport::Udp => true,
+            Transport::UdpLite
+            | Transport::Sctp
+            | Transport::EchoRequest { .. }
+            | Transport::EchoReply { .. }
+            | Transport::IcmpError { .. }
+            | Transport::Icmp { .. }
+            | Transport::Other
+            | Transport::LaterFragment => false,
+        };
+        if opens {
+            self.connected.entry(headers.key).or_insert(Owner::Host);
+        }
+    }
+
     /// The socket is gone.
     pub fn close(&mut self, flow: FlowKey) {
-        self.connected.remove(&flow);
+        self.connected.insert(flow, Owner::Unknown);
     }
 }
 

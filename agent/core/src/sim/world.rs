@@ -78,6 +78,7 @@ impl World {
     pub fn send(&mut self, host: u32, packet: &[u8]) {
         let now = self.now;
         let host = self.host(host);
+        host.sockets.sends(packet);
         host.node.handle_tun(&mut packet.to_vec(), &mut host.sockets, now);
         self.drain();
     }

@@ -88,6 +88,7 @@ fn what_nobody_takes_is_bounded() {
     for _ in 0..1000 {
         host.node.handle_tun(&mut tcp(&key, ACK, 101, 501, &[0; 900]), &mut host.sockets, now);
         let denied = tcp_key((own, 1), (key.destination.ip(), 81));
+        host.sockets.open_plain(denied);
         host.node.handle_tun(&mut tcp(&denied, SYN, 1, 0, b""), &mut host.sockets, now);
     }
     assert!(host.node.counters().dropped(DropReason::TransmitQueue) > 900);

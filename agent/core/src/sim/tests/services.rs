@@ -259,3 +259,18 @@ fn a_denial_is_told_once_though_it_is_retried() {
     assert_eq!(told.filter(|event| matches!(event, crate::Event::Denied(_))).count(), 1);
     assert_eq!(world.dropped(1, DropReason::Denied), 5);
 }
+
+#[test]
+fn a_socket_that_is_gone_does_not_speak_as_the_host() {
+    let topology = Builder::new(2)
+        .service_of(Protocol::Udp, "dns", 53, &[2])
+        .allow("host:*", "service:dns")
+        .build();
+    let mut world = World::new(topology, 1);
+    let own = world.topology.host_address(1, true);
+    let asked = udp_key((own, 5000), (world.topology.vip("dns", true), 53));
+    world.host(1).sockets.close(asked);
+    world.send(1, &udp(&asked, b"who was that?"));
+    assert_eq!(world.host(1).node.counters().dropped(DropReason::NotOwner), 1);
+    assert!(world.host(2).inbox.is_empty());
+}
