@@ -7,7 +7,7 @@
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,8 +22,7 @@ const PASSWD_BYTES_MAX: usize = 1 << 20;
 /// It is looked for among the processes of `cgroup` (a directory, see
 /// [`crate::cgroup::Cgroups::directory`]) and then among those of the user `uid`. `None` when it
 /// isn't found in 20 ms, or isn't this process's to see (needs CAP_SYS_PTRACE). A socket that
-/// several processes share gets the first one's program; a program replaced on disk since it was
-/// started has the path it was started from.
+/// several processes share gets the first one's program; see [`exe`] for one replaced on disk.
 pub fn exe_of(inode: u32, uid: u32, cgroup: Option<&Path>) -> Option<PathBuf> {
     let deadline = Instant::now() + BUDGET;
     let target = format!("socket:[{inode}]");
@@ -33,14 +32,16 @@ pub fn exe_of(inode: u32, uid: u32, cgroup: Option<&Path>) -> Option<PathBuf> {
     exe(pid)
 }
 
-/// The program that process `pid` runs.
+/// The program that process `pid` runs, by the path that leads to it here. A program that isn't what
+/// this process finds under the other's path is given as `/proc/<pid>/exe`: the path alone proves
+/// nothing, since any user can put anything anywhere in a mount namespace of its own.
 pub fn exe(pid: u32) -> Option<PathBuf> {
-    let mut path = fs::read_link(format!("/proc/{pid}/exe")).ok()?.into_os_string().into_vec();
-    const DELETED: &[u8] = b" (deleted)";
-    if path.ends_with(DELETED) {
-        path.truncate(path.len() - DELETED.len());
-    }
-    Some(std::ffi::OsString::from_vec(path).into())
+    let link = PathBuf::from(format!("/proc/{pid}/exe"));
+    let path = fs::read_link(&link).ok()?;
+    let running = fs::metadata(&link).ok()?;
+    let is_it = fs::metadata(&path)
+        .is_ok_and(|here| (here.dev(), here.ino()) == (running.dev(), running.ino()));
+    Some(if is_it { path } else { link })
 }
 
 /// The number of the user `name`, from wherever the host keeps its users.
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_replaced_while_it_runs_keeps_its_path() {
+    fn a_program_that_is_not_what_its_path_leads_to_has_no_claim_to_the_path() {
         let copy = std::env::temp_dir().join(format!("isthmus-test-{}-sleep", std::process::id()));
         // By a child: a descriptor of ours, inherited by another test's child, would be "text busy".
         std::process::Command::new("cp").arg("/bin/sleep").arg(&copy).status().unwrap();
@@ -168,7 +169,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(before.as_ref(), Some(&copy));
-        assert_eq!(after, before);
+        assert_eq!(after, Some(format!("/proc/{}/exe", child.id()).into()));
     }
 
     #[test]
