@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -208,31 +208,18 @@ impl Application {
         Ok(sender)
     }
 
-    /// Connects to the workload's address; then, for applications that listen on loopback only, to
-    /// that.
+    /// Connects to the workload's address. Not to 127.0.0.1 instead: another service, or anybody,
+    /// may listen there.
     async fn connect(&self) -> Result<TcpStream, BackendError> {
-        let port = self.address.port();
-        let addresses =
-            [self.address, (Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
-        let mut first_refusal = None;
-        for address in addresses {
-            match timeout(self.connect_timeout, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    // If it fails requests are merely slower.
-                    let _ = stream.set_nodelay(true);
-                    return Ok(stream);
-                }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    first_refusal.get_or_insert(error);
-                }
-                Ok(Err(error)) => {
-                    return Err(BackendError::Refused(first_refusal.unwrap_or(error)));
-                }
-                Err(_) => return Err(BackendError::TimedOut),
+        match timeout(self.connect_timeout, TcpStream::connect(self.address)).await {
+            Ok(Ok(stream)) => {
+                // If it fails requests are merely slower.
+                let _ = stream.set_nodelay(true);
+                Ok(stream)
             }
+            Ok(Err(error)) => Err(BackendError::Refused(error)),
+            Err(_) => Err(BackendError::TimedOut),
         }
-        let refusal = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        Err(BackendError::Refused(first_refusal.unwrap_or_else(refusal)))
     }
 
     fn lock_idle(&self) -> MutexGuard<'_, Vec<Idle>> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isthmus_model::{Directory, Identity, Layer4, Place, Protocol, ServiceId, Snapshot};
+use isthmus_model::{Directory, HostId, Identity, Layer4, Place, Protocol, ServiceId, Snapshot};
 use isthmus_policy::{Policy, Query, Request, Verdict};
 
 /// One revision of the mesh, ready for look-ups. Shared as `Arc<View>`.
@@ -47,7 +47,11 @@ impl View {
         if service.protocol != Protocol::Http {
             return None;
         }
-        let caller = self.directory.place(peer)?.principal(self.snapshot.local);
+        let caller = self.directory.place(peer)?;
+        if is_on_kernels_loopback(caller, self.snapshot.local) {
+            return None;
+        }
+        let caller = caller.principal(self.snapshot.local);
         Some(Parties {
             from: self.snapshot.identity(caller)?,
             to: service.identity(),
@@ -64,6 +68,16 @@ impl View {
             layer4: Layer4::Tcp(parties.port),
             request,
         })
+    }
+}
+
+/// A process of this host that dials a workload's address directly never passes the flow table,
+/// which alone verifies sources: any user may bind any address of the host. Flows that stay on this
+/// host by way of a virtual address come from one.
+fn is_on_kernels_loopback(caller: Place, local: HostId) -> bool {
+    match caller {
+        Place::Host(host) | Place::Workload(host, _) => host == local,
+        Place::Device(..) | Place::Virtual(_) | Place::Anycast => false,
     }
 }
 

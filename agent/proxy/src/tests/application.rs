@@ -34,12 +34,12 @@ async fn an_application_that_is_down_is_503_and_back_when_it_is() {
 }
 
 #[tokio::test]
-async fn an_application_that_listens_on_loopback_only_is_found() {
+async fn whoever_listens_on_loopback_is_not_the_application() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let proxy = Proxy::start(listener.local_addr().unwrap().port(), rules());
     tokio::spawn(answer_raw(listener, "HTTP/1.1 204 No Content\r\n\r\n"));
     let answer = proxy.http1(API).await.send_request(request1("GET", "/")).await.unwrap();
-    assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]
