@@ -7,7 +7,7 @@
 //! ```
 //!
 //! All of it hangs on the TUN device, which the kernel removes with the process, however that
-//! ends: nothing can be left behind.
+//! ends: nothing can be left behind. The filter around it is [`crate::guard`]'s.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -130,7 +130,9 @@ pub async fn endpoints(device: &str, port: u16) -> Vec<SocketAddr> {
     }
 }
 
-fn prefixes(snapshot: &Snapshot) -> [IpNet; 2] {
+/// All addresses of the mesh.
+#[must_use]
+pub fn prefixes(snapshot: &Snapshot) -> [IpNet; 2] {
     let mesh = &snapshot.mesh;
     // INVARIANT: 48 is a valid prefix length.
     let ipv6 = Ipv6Net::new_assert(mesh.prefix.network(), 48);

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::dataplane::{self, Setup};
+use crate::guard;
 use crate::identity::TunnelKey;
 use crate::names::Names;
 use crate::network::{self, Network};
@@ -94,6 +95,9 @@ impl Plane {
         });
         if let Some(running) = self.running.take() {
             running.stop().await;
+            if let Err(error) = guard::lower(&self.shared.settings.device).await {
+                tracing::warn!("couldn't take the overlay's filter away: {error:#}");
+            }
         }
     }
 }
@@ -110,6 +114,7 @@ impl Running {
         let sockets = tunnel_sockets(settings.listen_port)?;
         let tun = create_device(&settings.device, settings.mtu).await?;
         let mut network = Network::set_up(&tun).await?;
+        guard(&settings.device, state).await;
         network.apply(&state.snapshot).await?;
 
         let (events, told) = mpsc::channel(EVENTS);
@@ -144,6 +149,9 @@ impl Running {
     }
 
     async fn switch(&mut self, shared: &Arc<Shared>, state: &Arc<State>) -> anyhow::Result<()> {
+        if network::prefixes(&state.snapshot) != network::prefixes(&self.state.snapshot) {
+            guard(&shared.settings.device, state).await;
+        }
         if let Err(error) = self.network.apply(&state.snapshot).await {
             // Whatever was changed belongs to a revision that this host doesn't work by.
             if let Err(error) = self.network.apply(&self.state.snapshot).await {
@@ -188,6 +196,13 @@ impl Running {
             }
         }
         self.tasks.shutdown().await;
+    }
+}
+
+/// A host without nftables is no worse off than before, but its operator must know.
+async fn guard(device: &str, state: &State) {
+    if let Err(error) = guard::raise(device, &network::prefixes(&state.snapshot)).await {
+        tracing::warn!("overlay addresses aren't guarded against the underlay: {error:#}");
     }
 }
 
