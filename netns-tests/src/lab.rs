@@ -225,6 +225,18 @@ impl Node {
         &self.folder
     }
 
+    /// Hides what is behind this router: connections leave by `interface` with its address.
+    pub fn masquerade(&self, interface: &str) {
+        self.sh(&format!(
+            "nft add table ip nat && \
+             nft add chain ip nat post '{{ type nat hook postrouting priority 100; }}' && \
+             nft add rule ip nat post oifname {interface} masquerade && \
+             nft add table ip filter && \
+             nft add chain ip filter forwarding '{{ type filter hook forward priority 0; }}' && \
+             nft add rule ip filter forwarding iifname {interface} ct state new drop"
+        ));
+    }
+
     /// Drops this share of all packets that come in by an interface.
     pub fn lose(&self, interface: &str, percent: u32) {
         self.sh(&format!(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::lab::{Lab, Node};
+use crate::lab::{Lab, Link, Node};
 use crate::process::{Output, Process, binary};
 use crate::wait::{wait_for, wait_for_value};
 
@@ -161,16 +161,37 @@ impl Mesh {
         }
         self.lab.plug(&node, &self.switch, &addresses, self.options.mtu);
         let mut settings = String::new();
-        let folder = node.folder().to_owned();
-        let socket = folder.join("agent.sock");
-        let _ = writeln!(settings, "state_dir = {:?}", folder.join("state"));
-        let _ = writeln!(settings, "socket = {socket:?}");
-        let _ = writeln!(settings, "log = \"info,isthmus=debug\"");
         if self.options.ipv6_underlay {
             node.sh("ip route add 10.9.0.1 dev eth0");
             self.controller_node.sh(&format!("ip route replace 10.9.0.{number} dev eth0"));
             let _ = writeln!(settings, "endpoints = [\"[fd09::{number}]:51820\"]");
         }
+        self.start_host(name, node, settings)
+    }
+
+    /// Adds a host behind a router that hides it: nobody reaches it who wasn't spoken to.
+    ///
+    /// # Panics
+    ///
+    /// If the agent doesn't start.
+    pub fn add_host_behind_nat(&mut self, name: &str) -> &Host {
+        let router = self.lab.router(&format!("{name}-nat"));
+        let node = self.lab.node(name);
+        let mtu = self.options.mtu;
+        self.lab.plug(&router, &self.switch, &["10.9.0.200/24".into()], mtu);
+        self.lab.link(Link { a: (&node, "eth0"), b: (&router, "lan0"), mtu });
+        router.sh("ip addr add 192.168.7.1/24 dev lan0");
+        node.sh("ip addr add 192.168.7.2/24 dev eth0 && ip route add default via 192.168.7.1");
+        router.masquerade("eth0");
+        self.start_host(name, node, String::new())
+    }
+
+    fn start_host(&mut self, name: &str, node: Node, mut settings: String) -> &Host {
+        let folder = node.folder().to_owned();
+        let socket = folder.join("agent.sock");
+        let _ = writeln!(settings, "state_dir = {:?}", folder.join("state"));
+        let _ = writeln!(settings, "socket = {socket:?}");
+        let _ = writeln!(settings, "[dns]\nupstream = [\"10.9.0.1:53\"]");
         let path = folder.join("agent.toml");
         std::fs::write(&path, settings).expect("the lab's folder can be written");
         let mut host = Host { node, agent: None, settings: path, socket };

@@ -67,7 +67,7 @@ to = "service:ledger"
 fn wireguard(node: &Node, config: &str, private: &Path) -> Process {
     let process =
         node.spawn_sh("wireguard-go", "exec env WG_PROCESS_FOREGROUND=1 wireguard-go -f wg0");
-    wait_for("wireguard-go makes its device", Duration::from_secs(5), || {
+    wait_for("wireguard-go makes its device", Duration::from_secs(20), || {
         node.try_sh("ip link show wg0").success() && node.try_sh("wg show wg0").success()
     });
     let values = |key: &str| -> Vec<String> {
@@ -83,16 +83,17 @@ fn wireguard(node: &Node, config: &str, private: &Path) -> Process {
     let one =
         |key: &str| values(key).first().cloned().unwrap_or_else(|| panic!("no {key} in {config}"));
     node.sh(&format!(
-        "wg set wg0 private-key {} peer {} endpoint {} allowed-ips {} persistent-keepalive 25",
+        "wg set wg0 private-key {} peer {} endpoint {} allowed-ips {} persistent-keepalive {}",
         private.display(),
         one("PublicKey"),
         one("Endpoint"),
         values("AllowedIPs").join(","),
+        one("PersistentKeepalive"),
     ));
     for address in values("Address") {
         node.sh(&format!("ip addr add {address} dev wg0"));
     }
-    node.sh("ip link set wg0 mtu 1420 up");
+    node.sh(&format!("ip link set wg0 mtu {} up", one("MTU")));
     for prefix in values("AllowedIPs") {
         node.sh(&format!("ip route add {prefix} dev wg0"));
     }
@@ -137,8 +138,18 @@ fn a_stock_wireguard_peer_reaches_what_it_may_and_nothing_else() {
     }
     let refused = curl("-4", "http://ledger.prod.mesh.internal:8081/");
     assert_eq!(refused.code(), Some(7), "the gateway refuses at once: {refused}");
-    let ssh = press.try_sh(&format!("nc -z -w 2 {} 22", web.addresses().0));
-    assert!(!ssh.success(), "the host itself is out of reach");
+    assert!(!curl("-6", "http://ledger.prod.mesh.internal:8081/").success());
+    // A port of the host that no service has, though somebody listens there.
+    let _ssh = web.node.spawn_sh("nc", "exec nc -lk 22");
+    wait_for("nc listens", Duration::from_secs(5), || {
+        web.node.try_sh("nc -z -w 1 127.0.0.1 22").success()
+    });
+    for address in
+        [web.addresses().0.to_string(), workload_address(&mesh, "web", "web-1").to_string()]
+    {
+        let ssh = press.try_sh(&format!("nc -z -w 2 {address} 22"));
+        assert!(!ssh.success(), "{address} is out of reach: {ssh}");
+    }
 
     forged_sources_are_dropped(&mesh, &press, &config);
     assert!(gateway.log().contains("forged"), "{}", gateway.log());
@@ -183,22 +194,24 @@ fn a_host_that_claims_a_service_placed_elsewhere_is_dropped_and_reported() {
     let port_owner = mesh.host_mut("gw-1");
     port_owner.agent().kill();
     let rogue = port_owner.node.clone();
+    // A rogue has root: the filter that the agent left doesn't hold it.
+    rogue.sh("nft delete table inet isthmus-isth0");
 
     let web_key = public_key(&mesh, "web-1");
     let _tunnel =
-        rogue.spawn_sh("wireguard-go", "exec env WG_PROCESS_FOREGROUND=1 wireguard-go -f wg0");
-    wait_for("wireguard-go makes its device", Duration::from_secs(5), || {
-        rogue.try_sh("wg show wg0").success()
+        rogue.spawn_sh("wireguard-go", "exec env WG_PROCESS_FOREGROUND=1 wireguard-go -f wgrogue");
+    wait_for("wireguard-go makes its device", Duration::from_secs(20), || {
+        rogue.try_sh("wg show wgrogue").success()
     });
     rogue.sh(&format!(
-        "wg set wg0 listen-port 51820 private-key {} peer {web_key} endpoint 10.9.0.12:51820 allowed-ips 0.0.0.0/0,::/0",
+        "wg set wgrogue listen-port 51820 private-key {} peer {web_key} endpoint 10.9.0.12:51820 allowed-ips 0.0.0.0/0,::/0",
         key.display()
     ));
     rogue.sh(&format!(
-        "ip link set wg0 up && ip addr add {placed_elsewhere}/32 dev wg0 && ip -6 addr add {unplaced}/128 dev wg0 nodad"
+        "ip link set wgrogue up && ip addr add {placed_elsewhere}/32 dev wgrogue && ip -6 addr add {unplaced}/128 dev wgrogue nodad"
     ));
     rogue.sh(&format!(
-        "ip route add {ledger}/32 dev wg0; ip -6 route add {}/128 dev wg0",
+        "ip route add {ledger}/32 dev wgrogue; ip -6 route add {}/128 dev wgrogue",
         web_host.1
     ));
 

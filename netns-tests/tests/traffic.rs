@@ -138,6 +138,7 @@ fn virtual_addresses_are_balanced_over_the_workloads() {
 
 #[test]
 fn dns_answers_both_ways_and_passes_on_the_rest() {
+    let before = std::fs::read("/etc/resolv.conf").ok();
     let mesh = Mesh::new(&["app-1", "web-1"]);
     mesh.apply(TOPOLOGY);
     let app = mesh.host("app-1");
@@ -151,10 +152,66 @@ fn dns_answers_both_ways_and_passes_on_the_rest() {
     assert_eq!(dig(&format!("-x {v6}")).trim(), "web.prod.mesh.internal.");
     let missing = app.node.sh(&format!("dig @{server} nothing.prod.mesh.internal"));
     assert!(missing.contains("NXDOMAIN"), "{missing}");
-    assert!(
-        std::fs::read_to_string("/etc/resolv.conf")
-            .is_ok_and(|text| !text.contains(&server.to_string()))
-    );
+    assert_eq!(std::fs::read("/etc/resolv.conf").ok(), before, "nobody asked for a change");
+
+    // Everything else goes to the host's resolver: here a program that knows one answer to all.
+    let mut upstream = mesh.controller_node.command("python3");
+    upstream.args(["-u", "-c", UPSTREAM]);
+    let upstream = mesh.controller_node.spawn("upstream", upstream);
+    wait_for("the upstream listens", Duration::from_secs(5), || {
+        upstream.output().contains("ready")
+    });
+    assert_eq!(dig("elsewhere.example A").trim(), "192.0.2.77");
+    assert!(!upstream.output().contains("mesh"), "a question about the mesh left it");
+}
+
+#[test]
+fn a_host_behind_nat_speaks_first_and_is_answered() {
+    let mut mesh = Mesh::new(&["web-1"]);
+    mesh.add_host_behind_nat("app-1");
+    mesh.join("app-1").expect_success_line();
+    mesh.apply(TOPOLOGY);
+    let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
+    let _nginx = web.nginx(WEB, 8080, "return 200 ok;");
+    let page = app.curl(CLIENT, &["-4", "http://web.prod.mesh.internal:8080/"]).expect_success();
+    assert_eq!(page, "ok");
+    let peers = web.agentctl(&["peers", "-o", "json"]).json();
+    let endpoint = peers[0]["endpoint"].as_str().expect("the peer has been heard");
+    assert!(endpoint.starts_with("10.9.0.200:"), "the router's address: {endpoint}");
+}
+
+#[test]
+fn overlay_addresses_mean_nothing_on_the_underlay() {
+    let mesh = Mesh::new(&["app-1", "web-1"]);
+    mesh.apply(TOPOLOGY);
+    let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
+    let _nginx = web.nginx(WEB, 8080, "return 200 ok;");
+    let neighbour = mesh.lab.node("neighbour");
+    mesh.lab.plug(&neighbour, &mesh.switch, &["10.9.0.66/24".into(), "fd09::66/64".into()], 1500);
+    let (own4, own6) = web.addresses();
+    neighbour
+        .sh(&format!("ip route add {own4} via 10.9.0.12 && ip -6 route add {own6} via fd09::12"));
+    let knocks = |address: &str| neighbour.try_sh(&format!("nc -z -w 2 {address} 8080")).success();
+    assert!(knocks("10.9.0.12"), "the underlay is not Isthmus' to guard");
+    assert!(!knocks(&own4.to_string()) && !knocks(&own6.to_string()), "past tunnel and policy");
+
+    // A local process that dials a workload directly proves nothing by the address it binds.
+    mesh.apply(&TOPOLOGY.replace("port = 8080\n", "port = 8080\nprotocol = \"http\"\n"));
+    let local = app_workload(&mesh, "client", "app-1");
+    assert!(app.curl(CLIENT, &["-4", "http://web.prod.mesh.internal:8080/"]).success());
+    let direct =
+        app.node.try_sh(&format!("curl -sS -m 2 --interface {local} http://{local}:15001/"));
+    assert!(!direct.success(), "{direct}");
+}
+
+/// The IPv4 address of a workload.
+fn app_workload(mesh: &Mesh, name: &str, host: &str) -> String {
+    let services = mesh.agentctl(&["service", "list", "-o", "json"]).json();
+    let all = services.as_array().expect("a list");
+    let service = all.iter().find(|one| one["name"] == name).expect("the service");
+    let workloads = service["workloads"].as_array().expect("a list");
+    let workload = workloads.iter().find(|one| one["host"] == host).expect("placed there");
+    workload["ipv4"].as_str().expect("an address").to_owned()
 }
 
 #[test]
@@ -247,3 +304,17 @@ while time.monotonic() < deadline:
     command.args(["-c", program, &sink.to_string()]);
     Output::of(command)
 }
+
+/// A DNS server that answers 192.0.2.77 to everything, and prints what it was asked.
+const UPSTREAM: &str = r#"
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("10.9.0.1", 53))
+print("ready")
+while True:
+    query, client = sock.recvfrom(4096)
+    end = query.index(0, 12) + 5
+    print(query[12:end])
+    answer = query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + query[12:end]
+    sock.sendto(answer + b"\xc0\x0c\0\1\0\1\0\0\0\x05\0\4\xc0\0\2\x4d", client)
+"#;

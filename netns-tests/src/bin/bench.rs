@@ -164,21 +164,23 @@ fn wireguard_go(lab: &Lab) -> (Path, Vec<Process>) {
     let (a, b) = pair(lab, "wg", 2);
     let mut processes = Vec::new();
     let mut keys = Vec::new();
-    for node in [&a, &b] {
-        processes.push(
-            node.spawn_sh("wireguard-go", "exec env WG_PROCESS_FOREGROUND=1 wireguard-go -f wg0"),
-        );
+    for (node, device) in [(&a, "wgbench1"), (&b, "wgbench2")] {
+        processes.push(node.spawn_sh(
+            "wireguard-go",
+            &format!("exec env WG_PROCESS_FOREGROUND=1 wireguard-go -f {device}"),
+        ));
         wait_for("wireguard-go makes its device", Duration::from_secs(5), || {
-            node.try_sh("wg show wg0").success()
+            node.try_sh(&format!("wg show {device}")).success()
         });
         let key = node.folder().join("key");
         let key = key.display();
-        keys.push(node.sh(&format!("umask 077; wg genkey > {key}; wg set wg0 private-key {key} listen-port 51820; wg pubkey < {key}")));
+        keys.push(node.sh(&format!("umask 077; wg genkey > {key}; wg set {device} private-key {key} listen-port 51820; wg pubkey < {key}")));
     }
     for (node, own, other, key) in [(&a, 1, 2, &keys[1]), (&b, 2, 1, &keys[0])] {
+        let device = format!("wgbench{own}");
         node.sh(&format!(
-            "wg set wg0 peer {} endpoint 10.8.2.{other}:51820 allowed-ips 10.7.0.{other}/32; \
-             ip addr add 10.7.0.{own}/24 dev wg0; ip link set wg0 mtu 1420 up",
+            "wg set {device} peer {} endpoint 10.8.2.{other}:51820 allowed-ips 10.7.0.{other}/32; \
+             ip addr add 10.7.0.{own}/24 dev {device}; ip link set {device} mtu 1420 up",
             key.trim()
         ));
     }
