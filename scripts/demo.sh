@@ -97,7 +97,7 @@ as_client() {
     dns=$(on_host app-1 status -o json | jq -r '[.addresses[] | select(contains("."))][0]')
     echo "nameserver $dns" >"$demo/app-1/resolv.conf"
     inside app-1 unshare -m sh -c 'mount --bind "$0" /etc/resolv.conf && exec "$@"' "$demo/app-1/resolv.conf" \
-        setpriv --reuid=$client_user --regid=$client_user --clear-groups -- "$@"
+        env -u http_proxy -u all_proxy setpriv --reuid=$client_user --regid=$client_user --clear-groups -- "$@"
 }
 
 how_to_go_on() {

@@ -39,10 +39,22 @@ pub(crate) struct Cli {
 pub(crate) struct Global {
     /// An operator's credentials [default: ~/.config/isthmus/operator.toml, then
     /// /etc/isthmus/operator/operator.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "ISTHMUS_CREDENTIALS", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "ISTHMUS_CREDENTIALS",
+        hide_env_values = true
+    )]
     pub(crate) credentials: Option<PathBuf>,
     /// The agent's socket [default: /run/isthmus/agent.sock]
-    #[arg(long, global = true, value_name = "PATH", env = "ISTHMUS_SOCKET", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "ISTHMUS_SOCKET",
+        hide_env_values = true
+    )]
     pub(crate) socket: Option<PathBuf>,
     /// Text for people, or JSON for programs
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "text")]
