@@ -174,6 +174,8 @@ impl Line {
         incoming: &mut Streaming<AgentMessage>,
     ) -> Result<(), End> {
         tokio::select! {
+            // A removal also ends the session: the host must hear of it, not of a replacement.
+            biased;
             changed = self.published.changed() => {
                 changed.map_err(|_| End)?;
                 self.send_news(standing).await
