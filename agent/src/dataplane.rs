@@ -73,6 +73,7 @@ enum Command {
     Flows(usize, oneshot::Sender<Listed>),
     Sample(oneshot::Sender<Sample>),
     Ping(Ping, oneshot::Sender<Option<HostId>>),
+    Moved,
     Stop,
 }
 
@@ -148,6 +149,14 @@ impl Handle {
     /// When the data plane is gone or busy.
     pub async fn ping(&self, ping: Ping) -> anyhow::Result<Option<HostId>> {
         self.ask(|reply| Command::Ping(ping, reply)).await
+    }
+
+    /// This host has other addresses now.
+    pub fn moved(&self) {
+        // A full queue: there is more to do than to speed up roaming.
+        if self.commands.try_send(Command::Moved).is_ok() {
+            self.waker.wake();
+        }
     }
 
     /// Tells the thread to end.
@@ -334,6 +343,10 @@ impl<O: Owners> DataPlane<O> {
                 Command::Ping(ping, reply) => {
                     let Ping { target, identifier, sequence } = ping;
                     let _ = reply.send(self.node.ping(target, identifier, sequence, now));
+                }
+                Command::Moved => {
+                    self.node.handle_moved(now);
+                    self.flush();
                 }
                 Command::Stop => return false,
             }

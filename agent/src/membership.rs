@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use isthmus_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -244,6 +245,16 @@ impl sync::Member for Membership {
             network::endpoints(&settings.device, settings.listen_port).await
         } else {
             settings.endpoints.clone()
+        }
+    }
+
+    async fn clash(&self, prefixes: &[IpNet]) -> String {
+        match network::clash(prefixes, self.plane.device()).await {
+            Ok(clash) => clash.map(|clash| clash.route).unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!("couldn't look at this host's routes: {error:#}");
+                String::new()
+            }
         }
     }
 

@@ -97,19 +97,28 @@ impl Network {
     }
 }
 
-/// The host's routes that lead elsewhere with a part of the mesh, in words; `None` if none do.
+/// A prefix of the mesh, and a route of the host that leads elsewhere with some of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the mesh's addresses {prefix} clash with this host's route \"{route}\"; choose another range \
+     in the topology's [mesh] table, or remove the route"
+)]
+pub struct Clash {
+    pub prefix: IpNet,
+    /// As `ip route` prints it.
+    pub route: String,
+}
+
+/// The first of the prefixes that clashes, if any does. `device` is the overlay's own.
 ///
 /// # Errors
 /// When the kernel can't be asked.
-pub async fn clash(snapshot: &Snapshot, device: Option<u32>) -> anyhow::Result<Option<String>> {
+pub async fn clash(prefixes: &[IpNet], device: Option<u32>) -> anyhow::Result<Option<Clash>> {
     let netlink = Netlink::connect()?;
-    for prefix in prefixes(snapshot) {
-        let clashes = netlink.clashes_with(prefix, device).await?;
+    for prefix in prefixes {
+        let clashes = netlink.clashes_with(*prefix, device).await?;
         if let Some(route) = clashes.first() {
-            return Ok(Some(format!(
-                "the mesh's addresses {prefix} clash with this host's route \"{route}\"; choose \
-                 another range in the topology's [mesh] table, or remove the route"
-            )));
+            return Ok(Some(Clash { prefix: *prefix, route: route.to_string() }));
         }
     }
     Ok(None)

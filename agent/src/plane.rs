@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use isthmus_core::{Config, Event, PeerName, State};
 use isthmus_model::Snapshot;
 use isthmus_net::listen::bind_freebind_tcp;
+use isthmus_net::monitor::AddressMonitor;
 use isthmus_net::sock_diag::SocketDiag;
 use isthmus_net::tun::{Tun, TunError};
 use isthmus_net::udp::UdpSocket;
@@ -69,8 +70,8 @@ impl Plane {
     /// # Errors
     /// Says for the operator why this host can't; it goes on by the old one, if it had one.
     pub async fn switch(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
-        if let Some(clash) = network::clash(&snapshot, self.device()).await? {
-            bail!(clash);
+        if let Some(clash) = network::clash(&network::prefixes(&snapshot), self.device()).await? {
+            return Err(clash.into());
         }
         let state = Arc::new(State::new(snapshot));
         match &mut self.running {
@@ -125,13 +126,15 @@ impl Running {
         tasks.spawn(listen(Arc::clone(shared), told, states.subscribe()));
         tasks.spawn(run_proxy(Arc::clone(shared), proxy, views.subscribe(), stopped.clone()));
 
-        let owners = socket_owners(shared, tun.index());
+        let device = tun.index();
+        let owners = socket_owners(shared, device);
         let config = node_config(shared, key)?;
         let setup = Setup { tun, sockets, config, state: Arc::clone(state), owners, events };
         let failed = Arc::clone(shared);
         let (packets, thread) = dataplane::start(setup, move |error| {
             failed.fail(&error.context("The data plane failed"));
         })?;
+        tasks.spawn(announce_moves(Arc::clone(shared), device, packets.clone(), stopped));
         let own = network.own_addresses(&state.snapshot);
         let names = Names::start(shared, own, &state.snapshot.mesh, views.subscribe()).await;
         let state = Arc::clone(state);
@@ -292,6 +295,37 @@ async fn run_proxy(
     let metrics = Arc::clone(&shared.proxy);
     if let Err(error) = isthmus_proxy::serve(listeners, views, metrics, is_set(stopped)).await {
         shared.fail(&anyhow::Error::new(error).context("The proxy failed"));
+    }
+}
+
+/// Has peers told where this host is whenever its addresses change, controller or not.
+async fn announce_moves(
+    shared: Arc<Shared>,
+    device: u32,
+    packets: dataplane::Handle,
+    stopped: watch::Receiver<bool>,
+) {
+    let mut changes = match AddressMonitor::start(Some(device)) {
+        Ok(changes) => changes,
+        Err(error) => {
+            return tracing::warn!(%error, "peers will find out late when this host moves");
+        }
+    };
+    let settings = &shared.settings;
+    let here = async || network::endpoints(&settings.device, settings.listen_port).await;
+    let mut told = here().await;
+    let follow = async {
+        while changes.changed().await {
+            let now = here().await;
+            if now != told {
+                packets.moved();
+                told = now;
+            }
+        }
+    };
+    tokio::select! {
+        () = follow => tracing::warn!("lost the kernel's news of this host's addresses"),
+        () = is_set(stopped) => {}
     }
 }
 

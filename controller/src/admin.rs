@@ -4,15 +4,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::stream::{self, Stream};
+use isthmus_controller_core::State;
 use isthmus_model::Revision;
 use isthmus_model::token::TokenId;
-use isthmus_model::topology::{self, ChangeKind, Diagnostic, SourceFile};
+use isthmus_model::topology::{self, ChangeKind, Diagnostic, SourceFile, Topology};
 use isthmus_proto::v1;
 use isthmus_proto::v1::admin_server;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
+use crate::agents::Clash;
 use crate::authority::Authority;
 use crate::caller::{Caller, peer};
 use crate::mesh::{Applied, ApplyError, Mesh};
@@ -41,9 +43,17 @@ impl admin_server::Admin for Admin {
         request: Request<v1::ApplyRequest>,
     ) -> Result<Response<v1::ApplyResponse>, Status> {
         let operator = operator(&request);
-        let v1::ApplyRequest { files, dry_run } = request.into_inner();
+        let v1::ApplyRequest { files, dry_run, despite_clashes } = request.into_inner();
         let files = source_files(files)?;
-        let response = self.mesh.work(move |mesh| apply(mesh, files, dry_run)).await??;
+        let response = match self.mesh.work(move |mesh| read(mesh, files)).await? {
+            Read::Refused(response) => response,
+            Read::Good(proposal) => {
+                let clashes =
+                    if despite_clashes { Vec::new() } else { self.clashes(&proposal).await };
+                let work = move |mesh: &Mesh| apply(mesh, *proposal, &clashes, dry_run);
+                self.mesh.work(work).await??
+            }
+        };
         if !dry_run && response.diagnostics.is_empty() && !response.unchanged {
             info!(operator, revision = response.revision, "a topology was applied");
         }
@@ -172,6 +182,20 @@ impl admin_server::Admin for Admin {
     }
 }
 
+impl Admin {
+    /// Routes of hosts that are in the way of the mesh's addresses. The topology that runs already
+    /// needs no asking.
+    async fn clashes(&self, proposal: &Proposal) -> Vec<Clash> {
+        let now = self.mesh.now();
+        if *now.state.topology == proposal.topology {
+            return Vec::new();
+        }
+        let ipv6 = format!("{}/48", now.state.identity.prefix.network());
+        let ipv4 = proposal.topology.mesh.ipv4.to_string();
+        self.mesh.agents.clashes_with(&[ipv6, ipv4]).await
+    }
+}
+
 /// The state of a watched rollout, each time it differs from the last one shown.
 struct Watch {
     mesh: Arc<Mesh>,
@@ -227,15 +251,22 @@ fn source_files(files: Vec<v1::File>) -> Result<Vec<SourceFile>, Status> {
     Ok(files.into_iter().map(source).collect())
 }
 
-fn apply(mesh: &Mesh, files: Vec<SourceFile>, dry_run: bool) -> Result<v1::ApplyResponse, Status> {
-    let refused = |diagnostics: &[Diagnostic]| v1::ApplyResponse {
-        revision: mesh.now().state.revision.0,
-        diagnostics: diagnostics.iter().map(diagnostic).collect(),
-        ..v1::ApplyResponse::default()
-    };
+/// A topology that is well-formed and passes its own tests.
+struct Proposal {
+    files: Vec<SourceFile>,
+    topology: Topology,
+    tests: Vec<v1::TestOutcome>,
+}
+
+enum Read {
+    Good(Box<Proposal>),
+    Refused(v1::ApplyResponse),
+}
+
+fn read(mesh: &Mesh, files: Vec<SourceFile>) -> Read {
     let topology = match topology::parse(&files) {
         Ok(topology) => topology,
-        Err(diagnostics) => return Ok(refused(&diagnostics)),
+        Err(diagnostics) => return Read::Refused(refused(mesh, &diagnostics, Vec::new())),
     };
     let results = isthmus_policy::run_tests(&topology);
     let tests: Vec<v1::TestOutcome> = results
@@ -247,15 +278,42 @@ fn apply(mesh: &Mesh, files: Vec<SourceFile>, dry_run: bool) -> Result<v1::Apply
         })
         .collect();
     if results.iter().any(|test| !test.passed) {
-        let revision = mesh.now().state.revision.0;
-        return Ok(v1::ApplyResponse { revision, tests, ..v1::ApplyResponse::default() });
+        return Read::Refused(refused(mesh, &[], tests));
+    }
+    Read::Good(Box::new(Proposal { files, topology, tests }))
+}
+
+fn refused(
+    mesh: &Mesh,
+    diagnostics: &[Diagnostic],
+    tests: Vec<v1::TestOutcome>,
+) -> v1::ApplyResponse {
+    v1::ApplyResponse {
+        revision: mesh.now().state.revision.0,
+        diagnostics: diagnostics.iter().map(diagnostic).collect(),
+        tests,
+        ..v1::ApplyResponse::default()
+    }
+}
+
+fn apply(
+    mesh: &Mesh,
+    proposal: Proposal,
+    clashes: &[Clash],
+    dry_run: bool,
+) -> Result<v1::ApplyResponse, Status> {
+    let Proposal { files, topology, tests } = proposal;
+    if !clashes.is_empty() {
+        let diagnostics: Vec<Diagnostic> =
+            clashes.iter().map(|clash| State::clash(&files, &clash.host, &clash.route)).collect();
+        return Ok(refused(mesh, &diagnostics, tests));
     }
     let after = topology.clone();
     let Applied { revision, before, affected, unchanged } =
         match mesh.apply(files, topology, dry_run) {
             Ok(applied) => applied,
             Err(ApplyError::Contradicts(diagnostics)) => {
-                return Ok(v1::ApplyResponse { tests, ..refused(&diagnostics) });
+                return Ok(refused(mesh, &diagnostics, tests));
             }
             Err(ApplyError::Store(error)) => return Err(not_stored(error)),
         };

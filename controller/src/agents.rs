@@ -2,10 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use isthmus_model::{HostId, Name, Revision};
 use isthmus_proto::v1;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+
+/// Questions that wait for an agent; they come with an operator's applies.
+const QUESTIONS: usize = 4;
+/// How long an apply waits for the answers of agents.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The resources of a slice, by key.
 pub(crate) type Resources = BTreeMap<String, v1::Resource>;
@@ -26,6 +33,23 @@ struct Agent {
     replaced: Option<watch::Sender<()>>,
     view: View,
     held: Option<Arc<Held>>,
+    questions: mpsc::Sender<Question>,
+}
+
+/// Whether an agent's host could work by a mesh of these addresses.
+#[derive(Debug)]
+pub(crate) struct Question {
+    /// CIDR.
+    pub(crate) prefixes: Vec<String>,
+    /// Takes the route that is in the way, or nothing.
+    pub(crate) answer: oneshot::Sender<String>,
+}
+
+/// A host whose route leads elsewhere with some of the mesh's addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Clash {
+    pub(crate) host: Name,
+    pub(crate) route: String,
 }
 
 /// What people are shown of an agent.
@@ -54,6 +78,8 @@ pub(crate) struct Session {
     number: u64,
     /// Fails once another connection has taken this one's place.
     pub(crate) replaced: watch::Receiver<()>,
+    /// What the agent is to be asked.
+    pub(crate) questions: mpsc::Receiver<Question>,
 }
 
 impl Agents {
@@ -66,11 +92,37 @@ impl Agents {
         let view = before.as_ref().map(|agent| agent.view.clone()).unwrap_or_default();
         let view = View { connected: true, version, ..view };
         let held = before.and_then(|agent| agent.held);
-        let agent = Agent { id, session: number, replaced: Some(replaced), view, held };
+        let (questions, asked) = mpsc::channel(QUESTIONS);
+        let agent = Agent { id, session: number, replaced: Some(replaced), view, held, questions };
         table.insert(name.clone(), agent);
         drop(table);
         self.progress.send_replace(());
-        Session { agents: Arc::clone(self), name, number, replaced: watches }
+        Session { agents: Arc::clone(self), name, number, replaced: watches, questions: asked }
+    }
+
+    /// Asks all connected agents whether `prefixes` clash with a route of their hosts. One that is
+    /// away, or too slow, has its say when it gets the revision.
+    pub(crate) async fn clashes_with(&self, prefixes: &[String]) -> Vec<Clash> {
+        let asked: Vec<(Name, oneshot::Receiver<String>)> = self
+            .table()
+            .iter()
+            .filter_map(|(name, agent)| {
+                let (answer, answered) = oneshot::channel();
+                let question = Question { prefixes: prefixes.to_vec(), answer };
+                agent.questions.try_send(question).ok()?;
+                Some((name.clone(), answered))
+            })
+            .collect();
+        let deadline = Instant::now() + PATIENCE;
+        let mut clashes = Vec::new();
+        for (host, answered) in asked {
+            match timeout_at(deadline, answered).await {
+                Ok(Ok(route)) if !route.is_empty() => clashes.push(Clash { host, route }),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        clashes.sort_by(|one, other| one.host.cmp(&other.host));
+        clashes
     }
 
     /// A host is no member any more.

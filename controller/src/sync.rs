@@ -9,7 +9,7 @@
 //!    │ Refused { 12, "…" } ───────▶ │ the agent goes on with 9, and so does the next delta's base
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use isthmus_proto::v1::agent_message::Body as Said;
 use isthmus_proto::v1::controller_message::Body as Saying;
 use isthmus_proto::v1::sync_server;
 use isthmus_proto::v1::{self, AgentMessage, ControllerMessage};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use crate::agents::{Held, Resources, Session};
+use crate::agents::{Held, Question, Resources, Session};
 use crate::authority::{Authority, RequestedKey};
 use crate::caller::{Caller, Peer, peer};
 use crate::join::certificate_message;
@@ -132,6 +132,9 @@ struct Standing {
     session: Session,
     held: Option<Arc<Held>>,
     unanswered: Option<Held>,
+    /// Questions that the agent hasn't answered, by number.
+    asked: HashMap<u64, oneshot::Sender<String>>,
+    questions: u64,
     /// An agent that has just come hears of the current revision even if it changes nothing.
     greeted: bool,
 }
@@ -164,7 +167,14 @@ impl Line {
         let held = session.held(Revision(hello.revision));
         self.relocate(&hello.endpoints.unwrap_or_default());
         self.published.mark_changed();
-        Standing { session, held, unanswered: None, greeted: false }
+        Standing {
+            session,
+            held,
+            unanswered: None,
+            asked: HashMap::new(),
+            questions: 0,
+            greeted: false,
+        }
     }
 
     /// Waits for whatever comes next, and deals with it.
@@ -179,6 +189,10 @@ impl Line {
             changed = self.published.changed() => {
                 changed.map_err(|_| End)?;
                 self.send_news(standing).await
+            }
+            Some(question) = standing.session.questions.recv() => {
+                let check = standing.ask(question);
+                self.say(Saying::Check(check)).await
             }
             message = incoming.message() => match message {
                 Ok(Some(AgentMessage { body: Some(body) })) => self.hear(standing, body).await,
@@ -221,6 +235,13 @@ impl Line {
             }
             Said::Endpoints(endpoints) => {
                 self.relocate(&endpoints);
+                Ok(())
+            }
+            Said::Checked(v1::Checked { number, clash }) => {
+                if let Some(answer) = standing.asked.remove(&number) {
+                    // Whoever asked may not have waited.
+                    let _ = answer.send(cut(clash));
+                }
                 Ok(())
             }
             Said::Report(report) => {
@@ -314,6 +335,14 @@ impl Line {
 }
 
 impl Standing {
+    fn ask(&mut self, question: Question) -> v1::Check {
+        let Question { prefixes, answer } = question;
+        self.asked.retain(|_, answer| !answer.is_closed());
+        self.questions += 1;
+        self.asked.insert(self.questions, answer);
+        v1::Check { number: self.questions, prefixes }
+    }
+
     /// What was sent, if this answers it.
     fn answered(&mut self, revision: u64) -> Option<Held> {
         self.unanswered.take_if(|sent| sent.revision.0 == revision)

@@ -252,9 +252,15 @@ impl Mesh {
     /// If the file can't be written.
     #[must_use]
     pub fn try_apply(&self, topology: &str) -> Output {
+        self.try_apply_with(topology, &[])
+    }
+
+    /// Likewise, with options.
+    pub fn try_apply_with(&self, topology: &str, options: &[&str]) -> Output {
         let file = self.controller_node.folder().join("topology.toml");
         std::fs::write(&file, topology).expect("the lab's folder can be written");
-        self.agentctl(&["apply", "-f", &file.to_string_lossy()])
+        let file = file.to_string_lossy();
+        self.agentctl(&[&["apply", "-f", &file], options].concat())
     }
 
     /// Likewise, and it must succeed: all agents have accepted it then.

@@ -296,23 +296,23 @@ fn a_transfer_survives_loss_and_a_new_address() {
     let size = || std::fs::metadata(&file).map_or(0, |data| data.len());
 
     let mut command = app.command_as(CLIENT, "curl");
-    command.args(["-sS", "--max-time", "280", "-o"]).arg(&file);
+    command.args(["-sS", "--max-time", "90", "-o"]).arg(&file);
     command.arg("http://web.prod.mesh.internal:8080/large");
     let mut curl = app.node.spawn("curl", command);
     wait_for("the transfer runs", Duration::from_secs(10), || size() > 200_000);
 
     app.node.lose("eth0", 20);
     let before = size();
-    wait_for("it goes on with 20 % loss", Duration::from_secs(60), || size() > before + 100_000);
+    wait_for("it goes on with 20 % loss", Duration::from_secs(30), || size() > before + 100_000);
     app.node.sh("sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1 && \
          ip addr add 10.9.0.77/24 dev eth0 && ip addr del 10.9.0.11/24 dev eth0");
     let before = size();
-    wait_for("it goes on from a new address", Duration::from_secs(150), || {
+    wait_for("it goes on from a new address", Duration::from_secs(40), || {
         size() > before + 100_000
     });
     app.node.lose_nothing();
 
-    let status = curl.wait(Duration::from_secs(240));
+    let status = curl.wait(Duration::from_secs(90));
     assert!(status.success(), "{}", curl.output());
     assert!(std::fs::read_to_string(&file).is_ok_and(|got| got == body), "the file arrived whole");
 }

@@ -63,13 +63,21 @@ fn broken_topologies_leave_the_running_revision_untouched() {
         assert!(said.contains(&format!("topology.toml:{line}")), "{what}: line {line} in {said}");
         assert_eq!(mesh.revision(), revision, "{what}");
     }
-    // A clash with a route of a host can only be seen there: the agent refuses, and goes on as it was.
+    // Only a host knows its routes: it's asked.
     let app = mesh.host("app-1");
     app.node.sh("ip route add 100.64.0.0/12 via 10.9.0.1");
-    let moved = mesh.try_apply(&TOPOLOGY.replace("port = 9000", "port = 9001"));
-    let said = moved.expect_failure();
+    let changed = format!("[mesh]\nipv4 = \"100.64.0.0/10\"\n{TOPOLOGY}").replace("9000", "9001");
+    let said = mesh.try_apply(&changed).expect_failure();
+    for word in ["topology.toml:2", "app-1", "100.64.0.0/12 via 10.9.0.1", "remove the route"] {
+        assert!(said.contains(word), "{word} in {said}");
+    }
+    assert_eq!(mesh.revision(), revision);
+    // One host's routes can't hold up the others for ever: it refuses alone, and goes on as it was.
+    let said = mesh.try_apply_with(&changed, &["--despite-clashes"]).expect_failure();
     assert!(said.contains("app-1") && said.contains("100.64.0.0/12"), "{said}");
     assert_eq!(app.status()["revision"].as_u64(), Some(revision));
+    assert!(mesh.revision() > revision);
+    assert_eq!(mesh.host("web-1").status()["revision"].as_u64(), Some(mesh.revision()));
 }
 
 #[test]

@@ -158,6 +158,16 @@ impl Node {
         self.step_sweep(now);
     }
 
+    /// This host's own addresses changed. Peers learn where it is from what it sends, and one that
+    /// only receives may send nothing for long: they are told by keepalives.
+    pub fn handle_moved(&mut self, now: Instant) {
+        self.peers.announce();
+        let slots: Vec<Slot> = self.peers.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.announce(slot, now);
+        }
+    }
+
     /// The revision in force.
     pub fn state(&self) -> &Arc<State> {
         &self.state
@@ -310,6 +320,7 @@ impl Node {
                 self.counters.drop_many(DropReason::TunnelQueue, waited as u64);
             }
         }
+        self.announce(slot, now);
         self.probe(slot, now);
         self.flush(slot, now);
         if !is_live {

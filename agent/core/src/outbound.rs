@@ -9,7 +9,7 @@ use crate::flows::Port;
 use crate::forward::Exit;
 use crate::mtu;
 use crate::node::{Node, Owners, PeerName};
-use crate::peers::Slot;
+use crate::peers::{Peer, Slot};
 use crate::tunnel::{MIN_BUFFER, OVERHEAD, Tunnel};
 
 /// WireGuard pads packets to a multiple of this, to tell less of their length.
@@ -86,6 +86,14 @@ impl Node {
             self.counters.sent.add(sealed);
         } else {
             self.counters.drop(DropReason::TransmitQueue);
+        }
+    }
+
+    /// Tells a peer where this host is now, if it is to be told.
+    pub(crate) fn announce(&mut self, slot: Slot, now: Instant) {
+        if self.peers.get_mut(slot).is_some_and(Peer::take_announcement) {
+            // An empty packet: WireGuard's keepalive.
+            self.seal(slot, &[], true, 1, now);
         }
     }
 

@@ -21,6 +21,8 @@ use crate::tunnel::{INDEX_BITS, Keys, Tunnel};
 const TICK: Duration = Duration::from_millis(250);
 /// Ticks are spread over this many moments.
 const PHASES: usize = 8;
+/// Keepalives that tell a peer of our new address: enough for a path that loses many.
+const ANNOUNCEMENTS: u8 = 8;
 /// How often an unknown session may make us begin a handshake.
 const PROVOKED: Duration = Duration::from_secs(5);
 
@@ -44,6 +46,8 @@ pub(crate) struct Peer {
     pub(crate) last_handshake: Option<Instant>,
     pub(crate) round_trip: Option<Duration>,
     last_provoked: Option<Instant>,
+    /// Ticks at which the peer is still told of our new address, unless it speaks before.
+    announcements: u8,
     is_ticking: bool,
 }
 
@@ -80,6 +84,7 @@ impl Peer {
             last_handshake: None,
             round_trip: None,
             last_provoked: None,
+            announcements: 0,
             is_ticking: false,
         }
     }
@@ -100,6 +105,13 @@ impl Peer {
     /// The largest inner packet that the path carries whole.
     pub(crate) fn inner_limit(&self) -> usize {
         usize::from(self.path.mtu()) - mtu::overhead(self.endpoint())
+    }
+
+    /// Whether to tell the peer now that this host is elsewhere.
+    pub(crate) fn take_announcement(&mut self) -> bool {
+        let is_due = self.announcements > 0;
+        self.announcements = self.announcements.saturating_sub(1);
+        is_due
     }
 
     /// Stock WireGuard lets its datagrams be fragmented, and doesn't answer probes.
@@ -233,6 +245,7 @@ impl Peers {
     ) -> Option<Option<SocketAddr>> {
         let peer = self.get_mut(slot)?;
         peer.last_heard = Some(now);
+        peer.announcements = 0;
         if peer.heard_at == Some(from) {
             return None;
         }
@@ -258,6 +271,14 @@ impl Peers {
         }
         peer.last_provoked = Some(now);
         true
+    }
+
+    /// This host is elsewhere now: peers with a session are told at the next ticks.
+    pub(crate) fn announce(&mut self) {
+        for peer in self.slots.iter_mut().flatten() {
+            let has_session = peer.tunnel.as_ref().is_some_and(Tunnel::has_session);
+            peer.announcements = if has_session { ANNOUNCEMENTS } else { 0 };
+        }
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {

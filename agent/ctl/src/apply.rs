@@ -27,8 +27,11 @@ pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> 
     }
     let mut admin = session.controller().await?;
     let started = Instant::now();
-    let request =
-        v1::ApplyRequest { files: sources::to_messages(&files), dry_run: arguments.dry_run };
+    let request = v1::ApplyRequest {
+        files: sources::to_messages(&files),
+        dry_run: arguments.dry_run,
+        despite_clashes: arguments.despite_clashes,
+    };
     let response = ask_controller(admin.apply(request)).await?;
     if is_refused(&response) {
         return refused(session, &response, &files);

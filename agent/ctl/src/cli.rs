@@ -187,6 +187,9 @@ pub(crate) struct Apply {
     /// Show what would change, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Go on even if a host has a route into the mesh's addresses; that host alone stays behind
+    #[arg(long)]
+    pub(crate) despite_clashes: bool,
     /// Wait so long for the agents
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = words::parse_duration)]
     pub(crate) timeout: Duration,

@@ -5,6 +5,8 @@
 //!        ◀─ Delta(base, …) ──             switch the data plane, keep it on disk,
 //!        ── Accepted|Refused ▶            then answer
 //!        ── Endpoints, Report ▶           whenever there is something to say
+//!        ◀─ Check ───────────             before the mesh's addresses move:
+//!        ── Checked ─────────▶            which route of this host is in the way
 //!        ◀─ Removed ─────────             the end
 //! ```
 //!
@@ -20,6 +22,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
+use ipnet::IpNet;
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_proto::v1;
 use isthmus_proto::v1::agent_message::Body as FromAgent;
@@ -57,6 +60,9 @@ pub trait Member: Send {
 
     /// Where its tunnels can be reached, as far as it knows.
     fn endpoints(&self) -> impl Future<Output = Vec<SocketAddr>> + Send;
+
+    /// The route of this host that leads elsewhere with some of `prefixes`; empty for none.
+    fn clash(&self, prefixes: &[IpNet]) -> impl Future<Output = String> + Send;
 
     /// What must be told about the senders of forged packets since it was asked last.
     fn forgeries(&mut self) -> Vec<v1::Forgery>;
@@ -163,6 +169,7 @@ impl Session<'_> {
                                 Answer::OutOfStep => return Ok(Ended::OutOfStep),
                             };
                         }
+                        Some(FromController::Check(check)) => self.check(member, check).await?,
                         Some(FromController::Removed(it)) => return Ok(Ended::Removed(it.reason)),
                         // A newer controller says something that this agent doesn't know.
                         None => tracing::debug!("ignored a message of an unknown kind"),
@@ -205,6 +212,16 @@ impl Session<'_> {
         };
         self.outgoing.send(message(body)).await?;
         Ok(answer)
+    }
+
+    /// Answers whether this host could work by other addresses. Those that it doesn't understand
+    /// clash with nothing: the revision itself will be refused.
+    async fn check(&self, member: &impl Member, check: v1::Check) -> anyhow::Result<()> {
+        let prefixes: Vec<IpNet> = check.prefixes.iter().filter_map(|it| it.parse().ok()).collect();
+        let clash = member.clash(&prefixes).await;
+        let checked = v1::Checked { number: check.number, clash };
+        self.outgoing.send(message(FromAgent::Checked(checked))).await?;
+        Ok(())
     }
 
     async fn tell_endpoints(&mut self, member: &impl Member) -> anyhow::Result<()> {

@@ -52,7 +52,12 @@ impl sync_server::Sync for Controller {
             }
             if let Some(last) = script.last {
                 let body = Some(last);
+                let is_question = matches!(body, Some(FromController::Check(_)));
                 sender.send(Ok(v1::ControllerMessage { body })).await.unwrap();
+                if is_question {
+                    next().await;
+                    return;
+                }
                 sender.closed().await;
             }
         });
@@ -96,6 +101,10 @@ impl Member for Host {
 
     async fn endpoints(&self) -> Vec<SocketAddr> {
         vec!["192.0.2.7:51820".parse().unwrap()]
+    }
+
+    async fn clash(&self, prefixes: &[IpNet]) -> String {
+        prefixes.iter().map(|prefix| format!("{prefix} via 192.0.2.1")).collect()
     }
 
     fn forgeries(&mut self) -> Vec<v1::Forgery> {
@@ -168,6 +177,7 @@ fn hello_revision(heard: &[FromAgent]) -> Option<u64> {
         FromAgent::Accepted(_)
         | FromAgent::Refused(_)
         | FromAgent::Endpoints(_)
+        | FromAgent::Checked(_)
         | FromAgent::Report(_) => None,
     })
 }
@@ -208,6 +218,15 @@ async fn a_delta_to_another_base_ends_the_session_and_the_next_asks_for_everythi
     let played = play(again, &mut host, true).await;
     assert_eq!(hello_revision(&played.heard), Some(0));
     assert_eq!(host.switched, [3, 9]);
+}
+
+#[tokio::test]
+async fn a_host_says_which_of_its_routes_is_in_the_way_of_other_addresses() {
+    let check = v1::Check { number: 7, prefixes: vec!["10.0.0.0/8".to_owned(), "x".to_owned()] };
+    let script = Script { deltas: vec![], last: Some(FromController::Check(check)) };
+    let played = play(script, &mut Host::default(), false).await;
+    let clash = "10.0.0.0/8 via 192.0.2.1".to_owned();
+    assert_eq!(played.heard[1], FromAgent::Checked(v1::Checked { number: 7, clash }));
 }
 
 #[tokio::test]

@@ -152,6 +152,20 @@ impl State {
         Ok(next)
     }
 
+    /// Says that the mesh's addresses clash with a route of a host's, where the files say them.
+    #[must_use]
+    pub fn clash(files: &[SourceFile], host: &Name, route: &str) -> Diagnostic {
+        diagnostic::mesh_key(
+            files,
+            "ipv4",
+            format!("the mesh's addresses clash with the route \"{route}\" of host \"{host}\""),
+            format!(
+                "remove the route on {host}, or choose another range for the mesh; \
+                 `agentctl apply --despite-clashes` goes on without {host}"
+            ),
+        )
+    }
+
     /// The same topology, written differently: nothing that a host knows changes.
     #[must_use]
     pub fn rewrite(&self, files: Arc<[SourceFile]>) -> Self {

@@ -8,7 +8,7 @@ use isthmus_proto::v1::agent_message::Body as Say;
 use isthmus_proto::v1::controller_message::Body as Heard;
 use tonic::Code;
 
-use crate::lab::{Agent, Controller, Joined, eventually};
+use crate::lab::{Agent, Controller, Joined, apply_request, eventually};
 
 const TOPOLOGY: &str = r#"
 [host.web-1]
@@ -150,6 +150,48 @@ async fn a_refusal_is_shown_and_the_next_delta_builds_on_what_the_agent_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hosts_are_asked_whether_a_route_is_in_the_way() {
+    let (controller, [web, db]) = two().await;
+    let mut agent = controller.connect(&web).await;
+    let mut mute = controller.connect(&db).await;
+    agent.settle(&controller, "web-1").await;
+    mute.settle(&controller, "db-1").await;
+    let before = controller.status().await.revision;
+    let text = format!("[mesh]\nipv4 = \"100.64.0.0/10\"\n{}", allowed());
+
+    let asking =
+        |dry_run| v1::ApplyRequest { despite_clashes: false, ..apply_request(&text, dry_run) };
+    let mut answer_with = async |clash: &str| {
+        let check = loop {
+            match agent.hear().await {
+                Ok(Some(Heard::Check(check))) => break check,
+                Ok(Some(Heard::Delta(delta))) => agent.accept(&delta).await,
+                other => panic!("no question but {other:?}"),
+            }
+        };
+        assert_eq!(check.prefixes.len(), 2);
+        assert_eq!(check.prefixes[1], "100.64.0.0/10");
+        let checked = v1::Checked { number: check.number, clash: clash.to_owned() };
+        agent.say(Say::Checked(checked)).await;
+    };
+    let route = "100.64.0.0/12 via 192.0.2.1 dev eth0";
+    for dry_run in [true, false] {
+        let (refused, ()) =
+            tokio::join!(controller.try_request(asking(dry_run)), answer_with(route));
+        let [diagnostic] = &refused.diagnostics[..] else { panic!("{refused:?}") };
+        assert_eq!((diagnostic.line, diagnostic.column), (2, 1));
+        assert!(diagnostic.message.contains(route), "{}", diagnostic.message);
+        assert!(diagnostic.message.contains("web-1"), "{}", diagnostic.message);
+        assert!(diagnostic.help.contains("remove the route"), "{}", diagnostic.help);
+        assert_eq!(controller.status().await.revision, before);
+    }
+    // Who doesn't answer holds nobody up for long: it can still refuse the revision.
+    let (applied, ()) = tokio::join!(controller.try_request(asking(false)), answer_with(""));
+    assert_eq!(applied.diagnostics, []);
+    assert!(applied.revision > before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rollout_names_who_is_away() {
     let (controller, [web, db]) = two().await;
     let mut agent = controller.connect(&web).await;
@@ -205,7 +247,7 @@ async fn a_removed_host_is_told_at_once_and_forgotten_by_all() {
     assert_whole(&stays);
     let told = loop {
         match removed.hear().await.unwrap() {
-            Some(Heard::Delta(_)) => {}
+            Some(Heard::Delta(_) | Heard::Check(_)) => {}
             Some(Heard::Removed(told)) => break told,
             None => panic!("it ended without a word"),
         }
@@ -323,9 +365,8 @@ async fn an_apply_reaches_its_agents_fast() {
     let mut times = Vec::new();
     for port in 1..=40 {
         let text = allowed().replace("5432", &port.to_string());
-        let file = v1::File { name: "mesh.toml".to_owned(), text };
         let start = Instant::now();
-        let applied = admin.apply(v1::ApplyRequest { files: vec![file], dry_run: false });
+        let applied = admin.apply(apply_request(&text, false));
         let applied = applied.await.unwrap().into_inner().revision;
         for agent in agents.values_mut() {
             agent.follow_to(applied).await;

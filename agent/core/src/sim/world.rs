@@ -184,6 +184,13 @@ impl World {
         self.host(id).restart(&topology, now);
     }
 
+    /// A host's addresses changed, and its node is told.
+    pub fn moved(&mut self, id: u32) {
+        let now = self.now;
+        self.host(id).node.handle_moved(now);
+        self.drain();
+    }
+
     /// A datagram out of nowhere.
     pub fn inject(&mut self, from: SocketAddr, to: u32, datagram: &[u8]) {
         let now = self.now;

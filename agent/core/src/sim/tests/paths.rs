@@ -233,3 +233,21 @@ fn nothing_of_a_packet_can_be_read_on_the_way() {
         assert!(!datagram.windows(8).any(|window| canary.windows(8).any(|w| w == window)));
     }
 }
+
+#[test]
+fn a_host_that_moves_and_has_nothing_to_say_is_found_all_the_same() {
+    let mut world = mesh();
+    settle(&mut world);
+    let moved: std::net::SocketAddr = "198.51.100.77:51820".parse().unwrap();
+    world.host(1).endpoint = moved;
+    world.moved(1);
+    world.run(Duration::from_millis(500));
+    let roamed = |event: &Event| matches!(event, Event::Roamed { to, .. } if *to == moved);
+    assert!(world.host(2).events.iter().any(roamed), "{:?}", world.host(2).events);
+    // The other end has nothing to say either: it's told a few times, not for ever.
+    let sent = |world: &mut World| world.host(1).node.counters().sent.packets;
+    world.run(Duration::from_secs(3));
+    let before = sent(&mut world);
+    world.run(Duration::from_secs(3));
+    assert_eq!(sent(&mut world), before);
+}
