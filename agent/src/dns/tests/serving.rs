@@ -39,9 +39,14 @@ struct FakeResolver {
 
 impl Server {
     async fn start(upstream: &[SocketAddr]) -> Self {
-        let udp = UdpSocket::bind((LOOPBACK, 0)).await.unwrap();
+        // A port that is free for UDP may be somebody's for TCP.
+        let (udp, tcp) = loop {
+            let udp = UdpSocket::bind((LOOPBACK, 0)).await.unwrap();
+            if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+                break (udp, tcp);
+            }
+        };
         let address = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(address).await.unwrap();
         let (views, view) = watch::channel(view());
         let (stop, stopped) = oneshot::channel();
         let forwarder = Forwarder::new(Upstream::Fixed(upstream.to_vec()), Vec::new());
