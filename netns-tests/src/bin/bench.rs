@@ -169,7 +169,7 @@ fn wireguard_go(lab: &Lab) -> (Path, Vec<Process>) {
             "wireguard-go",
             &format!("exec env WG_PROCESS_FOREGROUND=1 wireguard-go -f {device}"),
         ));
-        wait_for("wireguard-go makes its device", Duration::from_secs(5), || {
+        wait_for("wireguard-go makes its device", Duration::from_secs(20), || {
             node.try_sh(&format!("wg show {device}")).success()
         });
         let key = node.folder().join("key");
