@@ -5,7 +5,7 @@
 //! to it through a bounded queue of commands and hears from it through a bounded queue of events;
 //! neither side ever waits for the other's queue.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,11 +14,15 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::{Context as _, anyhow};
-use isthmus_core::{Config, Counters, Event, FlowView, Node, Owners, PeerView, SendError, State};
+use isthmus_core::packet::Offload;
+use isthmus_core::{
+    Config, Counters, Event, FlowView, Node, Owners, PeerView, Received, SendError, State,
+    TunWriter,
+};
 use isthmus_model::HostId;
 use isthmus_net::poll::{Events, Interest, Poller, Waker};
-use isthmus_net::tun::Tun;
-use isthmus_net::udp::{RecvBatch, SendOutcome, Transmit, UdpSocket};
+use isthmus_net::tun::{FRAME_BYTES_MAX, Offloads, Tun, VNET_HEADER};
+use isthmus_net::udp::{Message, RecvBatch, SendOutcome, Transmit, UdpSocket};
 use tokio::sync::{mpsc, oneshot};
 
 const TUN: u64 = 0;
@@ -28,8 +32,6 @@ const FIRST_SOCKET: u64 = 2;
 /// Packets read from the device before what they led to is sent: enough for large segments,
 /// little enough to keep the sockets from overflowing meanwhile.
 const TUN_BATCH: usize = 64;
-/// A TUN device gives no packet longer than this, whatever its MTU.
-const PACKET_BYTES_MAX: usize = 65_536;
 /// Flows and status are asked for by people.
 const COMMANDS: usize = 64;
 
@@ -58,6 +60,10 @@ pub struct Sample {
     pub send_busy: u64,
     /// Packets that the device didn't take.
     pub tun_refused: u64,
+    /// Frames of the device that weren't understood.
+    pub tun_strange: u64,
+    /// What the device's kernel leaves to us.
+    pub offloads: Option<Offloads>,
 }
 
 /// Flows, and the state whose rules they name.
@@ -194,10 +200,11 @@ struct DataPlane<O> {
     buffers: Buffers,
     send_busy: u64,
     tun_refused: u64,
+    tun_strange: u64,
 }
 
 struct Buffers {
-    packet: Vec<u8>,
+    frame: Vec<u8>,
     batch: RecvBatch,
 }
 
@@ -209,8 +216,10 @@ impl<O: Owners> DataPlane<O> {
         for (token, socket) in (FIRST_SOCKET..).zip(&setup.sockets) {
             poller.add(socket, token, Interest::READ).context("Failed to watch a socket")?;
         }
+        let coalesces = setup.tun.offloads().tcp;
+        let config = Config { coalesces, ..setup.config };
         Ok(Self {
-            node: Node::new(setup.config, setup.state, Instant::now()),
+            node: Node::new(config, setup.state, Instant::now()),
             owners: setup.owners,
             tun: setup.tun,
             sockets: setup.sockets,
@@ -218,9 +227,10 @@ impl<O: Owners> DataPlane<O> {
             waker,
             commands,
             events: setup.events,
-            buffers: Buffers { packet: vec![0; PACKET_BYTES_MAX], batch: RecvBatch::new() },
+            buffers: Buffers { frame: vec![0; FRAME_BYTES_MAX], batch: RecvBatch::new() },
             send_busy: 0,
             tun_refused: 0,
+            tun_strange: 0,
         })
     }
 
@@ -257,13 +267,19 @@ impl<O: Owners> DataPlane<O> {
     fn read_tun(&mut self) -> io::Result<()> {
         let now = Instant::now();
         for _ in 0..TUN_BATCH {
-            let length = match self.tun.recv(&mut self.buffers.packet) {
+            let length = match self.tun.recv(&mut self.buffers.frame) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            self.node.handle_tun(&mut self.buffers.packet[..length], &mut self.owners, now);
+            let frame = &mut self.buffers.frame[..length];
+            let Ok((offload, packet)) = Offload::read(frame) else {
+                self.tun_strange += 1;
+                continue;
+            };
+            self.node.handle_tun(offload, packet, &mut self.owners, now);
+            self.transmit(Node::poll_full_transmit);
         }
         self.flush();
         Ok(())
@@ -277,21 +293,30 @@ impl<O: Owners> DataPlane<O> {
             return;
         }
         let now = Instant::now();
-        for datagram in self.buffers.batch.datagrams() {
-            self.node.handle_udp(datagram.from, datagram.contents, &mut self.owners, now);
+        let mut tun = FrameWriter { tun: &self.tun, refused: &mut self.tun_refused };
+        for message in self.buffers.batch.messages() {
+            let Message { from, contents, segment_size, .. } = message;
+            let received = Received { from, contents, segment_size };
+            self.node.handle_udp(received, &mut self.owners, &mut tun, now);
         }
         self.flush();
     }
 
     /// Sends and writes whatever the node has ready.
     fn flush(&mut self) {
+        let mut tun = FrameWriter { tun: &self.tun, refused: &mut self.tun_refused };
         while let Some(packet) = self.node.poll_tun() {
-            if self.tun.send(packet).is_err() {
-                self.tun_refused += 1;
-            }
+            tun.write(&[IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(packet)]);
         }
+        self.transmit(Node::poll_transmit);
+    }
+
+    fn transmit(
+        &mut self,
+        poll: impl for<'a> Fn(&'a mut Node) -> Option<isthmus_core::Transmit<'a>>,
+    ) {
         let mut failed = Vec::new();
-        while let Some(transmit) = self.node.poll_transmit() {
+        while let Some(transmit) = poll(&mut self.node) {
             let size = transmit.segment_size.unwrap_or(transmit.contents.len());
             match send(&self.sockets, &transmit) {
                 SendOutcome::Sent => {}
@@ -362,6 +387,22 @@ impl<O: Owners> DataPlane<O> {
             gso: self.sockets.iter().all(UdpSocket::gso_enabled),
             send_busy: self.send_busy,
             tun_refused: self.tun_refused,
+            tun_strange: self.tun_strange,
+            offloads: Some(self.tun.offloads()),
+        }
+    }
+}
+
+/// Writes the node's frames to the device, and counts those that it doesn't take.
+struct FrameWriter<'a> {
+    tun: &'a Tun,
+    refused: &'a mut u64,
+}
+
+impl TunWriter for FrameWriter<'_> {
+    fn write(&mut self, frame: &[IoSlice<'_>]) {
+        if self.tun.send(frame).is_err() {
+            *self.refused += 1;
         }
     }
 }

@@ -24,11 +24,13 @@ pub struct MeshOptions {
     pub ipv6_underlay: bool,
     /// How long certificates live, as the controller's settings write it.
     pub certificate_lifetime: Option<&'static str>,
+    /// Lines at the start of each agent's settings.
+    pub settings: &'static str,
 }
 
 impl Default for MeshOptions {
     fn default() -> Self {
-        Self { mtu: 1500, ipv6_underlay: false, certificate_lifetime: None }
+        Self { mtu: 1500, ipv6_underlay: false, certificate_lifetime: None, settings: "" }
     }
 }
 
@@ -189,6 +191,7 @@ impl Mesh {
     fn start_host(&mut self, name: &str, node: Node, mut settings: String) -> &Host {
         let folder = node.folder().to_owned();
         let socket = folder.join("agent.sock");
+        let _ = writeln!(settings, "{}", self.options.settings);
         let _ = writeln!(settings, "state_dir = {:?}", folder.join("state"));
         let _ = writeln!(settings, "socket = {socket:?}");
         let _ = writeln!(settings, "[dns]\nupstream = [\"10.9.0.1:53\"]");
@@ -328,6 +331,16 @@ impl Host {
         command.arg("run").arg("--settings").arg(&self.settings);
         self.agent = Some(self.node.spawn("agent", command));
         wait_for("the agent answers", START, || self.agentctl(&["status"]).success());
+    }
+
+    /// The agent's process id.
+    ///
+    /// # Panics
+    ///
+    /// If it doesn't run.
+    #[must_use]
+    pub fn agent_id(&self) -> u32 {
+        self.agent.as_ref().expect("the agent was started").id()
     }
 
     /// The agent's process.

@@ -16,6 +16,8 @@ pub struct Config {
     pub seed: u64,
     /// How much the node may hold.
     pub limits: Limits,
+    /// Whether the TUN device takes packets that stand for many.
+    pub coalesces: bool,
 }
 
 /// Bounds of the node's memory.
@@ -35,7 +37,14 @@ pub struct Limits {
 impl Config {
     /// A configuration with defaults for everything but the secrets.
     pub fn new(private_key: Zeroizing<[u8; 32]>, seed: u64) -> Self {
-        Self { private_key, mtu: 1420, proxy_port: 15001, seed, limits: Limits::default() }
+        Self {
+            private_key,
+            mtu: 1420,
+            proxy_port: 15001,
+            seed,
+            limits: Limits::default(),
+            coalesces: true,
+        }
     }
 }
 

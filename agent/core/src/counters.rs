@@ -142,7 +142,11 @@ pub struct Traffic {
 
 impl Traffic {
     pub(crate) fn add(&mut self, bytes: usize) {
-        self.packets += 1;
+        self.add_many(1, bytes);
+    }
+
+    pub(crate) fn add_many(&mut self, packets: usize, bytes: usize) {
+        self.packets += packets as u64;
         self.bytes += bytes as u64;
     }
 }

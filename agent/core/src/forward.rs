@@ -41,7 +41,42 @@ pub(crate) struct FragmentFlow {
     ingress: Port,
 }
 
+/// What packets of a flow in a row have in common: where they go, and as what.
+#[derive(Clone, Copy)]
+pub(crate) struct Passage {
+    pub(crate) flow: FlowRef,
+    pub(crate) leg: u8,
+    pub(crate) egress: Port,
+    pub(crate) rewrite: Rewrite,
+}
+
+/// What a packet, or many of one flow, weigh.
+#[derive(Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) packets: usize,
+    pub(crate) bytes: usize,
+}
+
 impl Node {
+    /// The way of packets of a flow that is known and allowed, for many at once. None for any other.
+    #[inline]
+    pub(crate) fn passage(
+        &mut self,
+        ingress: Port,
+        headers: &Headers,
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) -> Option<Passage> {
+        let (flow, leg) = self.flows.find(&LegKey { flow: headers.key, port: ingress })?;
+        if !self.is_valid(flow, leg, headers, owners, now) {
+            return None;
+        }
+        let entry = self.flows.get(flow).filter(|entry| !entry.is_denied())?;
+        let [first, second] = &entry.legs;
+        let (here, there) = if leg == 0 { (first, second) } else { (second, first) };
+        Some(Passage { flow, leg, egress: there.key.port, rewrite: here.rewrite })
+    }
+
     /// A packet that came in by a port.
     pub(crate) fn route(
         &mut self,
@@ -369,20 +404,20 @@ impl Node {
         let (here, there) = if leg == 0 { (first, second) } else { (second, first) };
         let (ingress, egress, rewrite) = (here.key.port, there.key.port, here.rewrite);
         if entry.is_denied() {
-            self.note(flow, leg, packet, headers, now);
+            self.note(flow, leg, packet, headers, one(headers), now);
             self.deny(ingress, packet, headers, now);
             return Exit::Done;
         }
         match egress {
             Port::Tun => {
-                self.note(flow, leg, packet, headers, now);
+                self.note(flow, leg, packet, headers, one(headers), now);
                 self.clamp(ingress, packet, headers);
                 rewrite.apply(packet, headers);
                 Exit::ToTun(headers.total_length)
             }
             Port::Peer(name) => {
                 if let Some(ready) = self.prepare(ingress, name, packet, headers, now) {
-                    self.note(flow, leg, packet, headers, now);
+                    self.note(flow, leg, packet, headers, one(headers), now);
                     self.seal_on(ingress, ready, rewrite, packet, headers, now);
                 }
                 Exit::Done
@@ -391,10 +426,18 @@ impl Node {
     }
 
     #[inline]
-    fn note(&mut self, flow: FlowRef, leg: u8, packet: &[u8], headers: &Headers, now: Instant) {
+    pub(crate) fn note(
+        &mut self,
+        flow: FlowRef,
+        leg: u8,
+        packet: &[u8],
+        headers: &Headers,
+        load: Load,
+        now: Instant,
+    ) {
         let acknowledged = acknowledged(packet, headers);
-        let (transport, length) = (headers.transport, headers.total_length);
-        self.flows.update(flow, |entry| entry.note(leg, transport, acknowledged, length, now));
+        let transport = headers.transport;
+        self.flows.update(flow, |entry| entry.note(leg, transport, acknowledged, load, now));
     }
 
     /// Checks that a packet can go to a peer at all, and answers it if not.
@@ -476,6 +519,10 @@ impl Node {
 struct Ready {
     slot: Slot,
     dont_fragment: bool,
+}
+
+const fn one(headers: &Headers) -> Load {
+    Load { packets: 1, bytes: headers.total_length }
 }
 
 fn clamp_to(limit: usize, packet: &mut [u8], headers: &Headers) {

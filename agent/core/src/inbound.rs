@@ -1,6 +1,8 @@
 //! From the tunnels: opening, handshakes, roaming, and what agents say to each other.
 
+use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Instant;
 
 use isthmus_model::Place;
@@ -9,58 +11,194 @@ use crate::control::Control;
 use crate::counters::DropReason;
 use crate::event::Event;
 use crate::flows::Port;
-use crate::forward::Exit;
-use crate::node::{Node, Owners, PeerName};
-use crate::packet::Headers;
+use crate::forward::{Exit, Load};
+use crate::node::{Node, Owners, PeerName, Received, TunWriter};
+use crate::packet::{Headers, MAX_SEGMENTS, Run, VNET_HEADER};
 use crate::peers::Slot;
 use crate::tunnel::{Admission, MIN_BUFFER, Message, Opened};
+
+/// Packets of one peer that were opened and not looked at yet.
+#[derive(Default)]
+pub(crate) struct Batch {
+    slot: Slot,
+    /// Where in the arena each lies.
+    packets: Vec<Range<usize>>,
+    /// What boringtun opened: it copies.
+    arena: Vec<u8>,
+}
+
+impl Batch {
+    /// Room for a datagram behind what is there.
+    fn room(&mut self, length: usize) -> (usize, &mut [u8]) {
+        let start = self.packets.last().map_or(0, |last| last.end);
+        let end = start + length.max(MIN_BUFFER);
+        if self.arena.len() < end {
+            self.arena.resize(end, 0);
+        }
+        (start, self.arena.get_mut(start..end).unwrap_or_default())
+    }
+}
 
 impl Node {
     pub(crate) fn inbound(
         &mut self,
-        from: SocketAddr,
-        datagram: &[u8],
+        received: Received<'_>,
         owners: &mut dyn Owners,
+        tun: &mut dyn TunWriter,
         now: Instant,
     ) {
-        self.counters.received.add(datagram.len());
-        let Some(slot) = self.addressee(from, datagram, now) else { return };
-        let mut buffer = self.buffers.take(datagram.len().max(MIN_BUFFER));
+        let Received { from, contents, segment_size } = received;
+        let mut batch = std::mem::take(&mut self.batch);
+        for datagram in contents.chunks_mut(segment_size.max(1)) {
+            self.counters.received.add(datagram.len());
+            let Some(slot) = self.addressee(from, datagram, now) else { continue };
+            if slot != batch.slot {
+                self.deliver(&mut batch, owners, tun, now);
+                batch.slot = slot;
+            }
+            self.open(slot, from, datagram, &mut batch, now);
+        }
+        self.deliver(&mut batch, owners, tun, now);
+        self.batch = batch;
+    }
+
+    fn open(
+        &mut self,
+        slot: Slot,
+        from: SocketAddr,
+        datagram: &[u8],
+        batch: &mut Batch,
+        now: Instant,
+    ) {
         let Some(peer) = self.peers.wake(slot, &self.keys, now) else { return };
         let Some(tunnel) = &mut peer.tunnel else { return };
-        let opened = tunnel.open(from.ip(), datagram, &mut buffer, now);
+        let (start, out) = batch.room(datagram.len());
+        let opened = tunnel.open(from.ip(), datagram, out, now);
         let is_new_session = tunnel.take_confirmed(&opened);
-        let name = peer.name;
         peer.received_bytes += datagram.len() as u64;
         match opened {
             Opened::Packet(length) => {
                 self.heard(slot, from, is_new_session, now);
-                buffer.truncate(length);
-                self.open_packet(name, buffer, owners, now);
+                batch.packets.push(start..start + length);
             }
-            Opened::Keepalive => {
-                self.heard(slot, from, is_new_session, now);
-                self.buffers.give(buffer);
-            }
+            Opened::Keepalive => self.heard(slot, from, is_new_session, now),
             Opened::Completed(length) => {
                 self.counters.handshakes_completed += 1;
                 self.heard(slot, from, is_new_session, now);
-                self.push_datagram(slot, from, buffer.get(..length).unwrap_or_default());
-                self.buffers.give(buffer);
+                self.push_datagram(slot, from, out.get(..length).unwrap_or_default());
             }
             Opened::Answer(length) => {
                 self.counters.handshakes_answered += 1;
                 self.answered(slot, from, now);
-                self.push_datagram(slot, from, buffer.get(..length).unwrap_or_default());
-                self.buffers.give(buffer);
+                self.push_datagram(slot, from, out.get(..length).unwrap_or_default());
             }
-            Opened::Cookie => self.buffers.give(buffer),
-            Opened::Refused => {
-                self.counters.drop(DropReason::Unauthentic);
-                self.buffers.give(buffer);
-            }
+            Opened::Cookie => {}
+            Opened::Refused => self.counters.drop(DropReason::Unauthentic),
         }
         self.flush(slot, now);
+    }
+
+    /// Passes on what was opened, and empties the batch.
+    fn deliver(
+        &mut self,
+        batch: &mut Batch,
+        owners: &mut dyn Owners,
+        tun: &mut dyn TunWriter,
+        now: Instant,
+    ) {
+        if let Some(name) = self.peers.get(batch.slot).map(|peer| peer.name) {
+            self.pass_all(name, &mut batch.arena, &batch.packets, owners, tun, now);
+        }
+        batch.packets.clear();
+    }
+
+    /// Passes on packets of one peer: those of a flow that follow each other as one.
+    fn pass_all(
+        &mut self,
+        peer: PeerName,
+        bytes: &mut [u8],
+        packets: &[Range<usize>],
+        owners: &mut dyn Owners,
+        tun: &mut dyn TunWriter,
+        now: Instant,
+    ) {
+        let mut rest = packets;
+        while !rest.is_empty() {
+            let run = if self.coalesces { run_of(bytes, rest) } else { None };
+            let (these, others) = rest.split_at(run.as_ref().map_or(1, Run::count));
+            rest = others;
+            let is_passed = match &run {
+                Some(run) if run.count() > 1 => {
+                    self.pass_run(peer, run, bytes, these, owners, tun, now)
+                }
+                Some(_) | None => false,
+            };
+            if is_passed {
+                continue;
+            }
+            for packet in these {
+                if let Some(packet) = bytes.get_mut(packet.clone()) {
+                    self.pass_one(peer, packet, owners, tun, now);
+                }
+            }
+        }
+    }
+
+    fn pass_one(
+        &mut self,
+        peer: PeerName,
+        packet: &mut [u8],
+        owners: &mut dyn Owners,
+        tun: &mut dyn TunWriter,
+        now: Instant,
+    ) {
+        if let Exit::ToTun(length) = self.route(Port::Peer(peer), packet, owners, now) {
+            self.counters.to_tun.add(length);
+            let packet = packet.get(..length).unwrap_or_default();
+            tun.write(&[IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(packet)]);
+        }
+    }
+
+    /// Writes a run to the TUN device as one packet, if its flow is known, allowed, and ends here.
+    /// False, with nothing done, for any other.
+    #[expect(clippy::too_many_arguments, reason = "what a run is made of, and who is asked")]
+    fn pass_run(
+        &mut self,
+        peer: PeerName,
+        run: &Run,
+        bytes: &mut [u8],
+        packets: &[Range<usize>],
+        owners: &mut dyn Owners,
+        tun: &mut dyn TunWriter,
+        now: Instant,
+    ) -> bool {
+        let Some(first) = packets.first().and_then(|first| bytes.get_mut(first.clone())) else {
+            return false;
+        };
+        let headers = run.headers();
+        let Some(passage) = self.passage(Port::Peer(peer), headers, owners, now) else {
+            return false;
+        };
+        if passage.egress != Port::Tun {
+            return false;
+        }
+        let load = Load { packets: run.count(), bytes: run.bytes() };
+        self.note(passage.flow, passage.leg, first, headers, load, now);
+        let key = passage.rewrite.key_after(headers);
+        passage.rewrite.apply(first, headers);
+        let Some(header) = run.header(first, &Headers { key, ..*headers }) else {
+            self.counters.drop(DropReason::Malformed);
+            return true;
+        };
+        let mut frame = [IoSlice::new(&[]); 1 + MAX_SEGMENTS];
+        frame[0] = IoSlice::new(header.bytes());
+        for (piece, packet) in frame[1..].iter_mut().zip(packets) {
+            let payload = packet.start + headers.payload_offset..packet.end;
+            *piece = IoSlice::new(bytes.get(payload).unwrap_or_default());
+        }
+        self.counters.to_tun.add_many(load.packets, load.bytes);
+        tun.write(frame.get(..1 + packets.len()).unwrap_or_default());
+        true
     }
 
     /// Whose tunnel a datagram is for. Handshakes are admitted first: they cost an attacker little
@@ -174,22 +312,6 @@ impl Node {
         }
     }
 
-    fn open_packet(
-        &mut self,
-        peer: PeerName,
-        mut packet: Vec<u8>,
-        owners: &mut dyn Owners,
-        now: Instant,
-    ) {
-        match self.route(Port::Peer(peer), &mut packet, owners, now) {
-            Exit::ToTun(length) => {
-                packet.truncate(length);
-                self.push_tun(packet);
-            }
-            Exit::Done => self.buffers.give(packet),
-        }
-    }
-
     /// A packet to the port that agents speak on, at a host's own address.
     pub(crate) fn take_control(
         &mut self,
@@ -242,4 +364,21 @@ impl Node {
             }
         }
     }
+}
+
+/// The packets at the start of `packets` that can pass as one; none if the first must pass alone.
+fn run_of(bytes: &[u8], packets: &[Range<usize>]) -> Option<Run> {
+    let read = |packet: &Range<usize>| {
+        let packet = bytes.get(packet.clone())?;
+        Some((packet, Headers::parse(packet).ok()?))
+    };
+    let (first, headers) = packets.first().and_then(read)?;
+    let mut run = Run::begin(first, &headers)?;
+    for next in packets.get(1..)? {
+        let joins = read(next).is_some_and(|(packet, headers)| run.join(first, packet, &headers));
+        if !joins {
+            break;
+        }
+    }
+    Some(run)
 }

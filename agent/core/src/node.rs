@@ -1,5 +1,6 @@
 //! The node: its calling contract, and what belongs to no other file.
 
+use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,9 +14,10 @@ use crate::event::{Event, Events};
 use crate::flows::FlowTable;
 use crate::forged::ForgedLog;
 use crate::forward::FragmentFlow;
+use crate::inbound::Batch;
 use crate::mtu;
 use crate::outbox::{Buffers, Outbox, TunQueue};
-use crate::packet::{FlowKey, FragmentTable};
+use crate::packet::{FlowKey, FragmentTable, Offload};
 use crate::peers::{Peers, Slot};
 use crate::ping::Pings;
 use crate::random::Random;
@@ -68,6 +70,25 @@ pub struct Transmit<'a> {
     pub dont_fragment: bool,
 }
 
+/// Datagrams that were received.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// Where from.
+    pub from: SocketAddr,
+    /// One datagram, or several of equal size (the last may be shorter) in a row. They are opened
+    /// in place.
+    pub contents: &'a mut [u8],
+    /// The size of each: what UDP_GRO tells.
+    pub segment_size: usize,
+}
+
+/// Takes frames for the TUN device.
+pub trait TunWriter {
+    /// A frame in pieces: first the vnet header (see [`Offload`]), then a packet. Whether it was
+    /// taken is the writer's to count.
+    fn write(&mut self, frame: &[IoSlice<'_>]);
+}
+
 /// Why a datagram couldn't be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
@@ -92,7 +113,7 @@ pub enum SendError {
 /// 3. Call [`handle_timeout`](Self::handle_timeout) when the time that
 ///    [`poll_timeout`](Self::poll_timeout) gives has come.
 ///
-/// Packets are complete IP packets with complete checksums; datagrams are one datagram each.
+/// Packets are IP packets; those from the TUN device come with what they lack ([`Offload`]).
 pub struct Node {
     pub(crate) state: Arc<State>,
     /// Counts states: what was judged under an earlier one is judged again.
@@ -109,6 +130,8 @@ pub struct Node {
     pub(crate) forged: ForgedLog,
     pub(crate) buffers: Buffers,
     pub(crate) scratch: Vec<u8>,
+    pub(crate) batch: Batch,
+    pub(crate) coalesces: bool,
     pub(crate) outbox: Outbox,
     pub(crate) tun_queue: TunQueue,
     pub(crate) counters: Counters,
@@ -120,7 +143,7 @@ pub struct Node {
 impl Node {
     /// Makes a node that has no tunnels and knows no flows yet.
     pub fn new(config: Config, state: Arc<State>, now: Instant) -> Self {
-        let Config { private_key, mtu, proxy_port, seed, limits } = config;
+        let Config { private_key, mtu, proxy_port, seed, limits, coalesces } = config;
         let mut seeds = Random::new(seed);
         let mut peers = Peers::new(seeds.next());
         peers.update(&state);
@@ -139,6 +162,8 @@ impl Node {
             forged: ForgedLog::default(),
             buffers: Buffers::default(),
             scratch: Vec::new(),
+            batch: Batch::default(),
+            coalesces,
             outbox: Outbox::new(limits.transmit_bytes),
             tun_queue: TunQueue::new(limits.tun_packets),
             counters: Counters::default(),
@@ -173,22 +198,31 @@ impl Node {
         &self.state
     }
 
-    /// A packet that the kernel wrote to the TUN device. It may be changed in place.
-    pub fn handle_tun(&mut self, packet: &mut [u8], owners: &mut dyn Owners, now: Instant) {
-        self.outbound(packet, owners, now);
-    }
-
-    /// A datagram that came to the tunnel port.
-    ///
-    /// The owners are asked about connections that are older than this node: see `adopt.rs`.
-    pub fn handle_udp(
+    /// A packet that the kernel wrote to the TUN device, possibly one that stands for many. It may
+    /// be changed in place.
+    pub fn handle_tun(
         &mut self,
-        from: SocketAddr,
-        datagram: &mut [u8],
+        offload: Offload,
+        packet: &mut [u8],
         owners: &mut dyn Owners,
         now: Instant,
     ) {
-        self.inbound(canonical(from), datagram, owners, now);
+        self.outbound(offload, packet, owners, now);
+    }
+
+    /// What came to the tunnel port from one place: a datagram, or several in a row.
+    ///
+    /// The packets in it go to `tun` at once, many in one frame where they may. The owners are
+    /// asked about connections that are older than this node: see `adopt.rs`.
+    pub fn handle_udp(
+        &mut self,
+        received: Received<'_>,
+        owners: &mut dyn Owners,
+        tun: &mut dyn TunWriter,
+        now: Instant,
+    ) {
+        let received = Received { from: canonical(received.from), ..received };
+        self.inbound(received, owners, tun, now);
     }
 
     /// The time that [`poll_timeout`](Self::poll_timeout) gave has come.
@@ -222,7 +256,13 @@ impl Node {
         self.outbox.poll(&mut self.buffers)
     }
 
-    /// A packet to write to the TUN device.
+    /// Datagrams to send, as far as they fill a whole run: to be called between the packets of a
+    /// batch, so that what is sealed is sent while it is in the cache.
+    pub fn poll_full_transmit(&mut self) -> Option<Transmit<'_>> {
+        self.outbox.poll_full(&mut self.buffers)
+    }
+
+    /// A packet of the node's own to write to the TUN device, complete and without a vnet header.
     pub fn poll_tun(&mut self) -> Option<&[u8]> {
         self.tun_queue.poll(&mut self.buffers)
     }

@@ -6,9 +6,10 @@ use crate::control::{self, Control};
 use crate::counters::DropReason;
 use crate::event::Event;
 use crate::flows::Port;
-use crate::forward::Exit;
+use crate::forward::{Exit, Load};
 use crate::mtu;
 use crate::node::{Node, Owners, PeerName};
+use crate::packet::{BadOffload, Headers, Offload, SuperPacket};
 use crate::peers::{Peer, Slot};
 use crate::tunnel::{MIN_BUFFER, OVERHEAD, Tunnel};
 
@@ -16,12 +17,100 @@ use crate::tunnel::{MIN_BUFFER, OVERHEAD, Tunnel};
 const PADDING: usize = 16;
 
 impl Node {
-    pub(crate) fn outbound(&mut self, packet: &mut [u8], owners: &mut dyn Owners, now: Instant) {
+    pub(crate) fn outbound(
+        &mut self,
+        offload: Offload,
+        packet: &mut [u8],
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) {
+        match offload.segment {
+            None if offload.checksum_start.is_none() => self.outbound_one(packet, owners, now),
+            segment => self.outbound_unfinished(offload, segment, packet, owners, now),
+        }
+    }
+
+    fn outbound_one(&mut self, packet: &mut [u8], owners: &mut dyn Owners, now: Instant) {
         self.counters.from_tun.add(packet.len());
         if let Exit::ToTun(length) = self.route(Port::Tun, packet, owners, now) {
             let hairpin = self.buffers.copy(packet.get(..length).unwrap_or_default());
             self.push_tun(hairpin);
         }
+    }
+
+    /// A packet that lacks its checksum, or stands for many.
+    fn outbound_unfinished(
+        &mut self,
+        offload: Offload,
+        segment: Option<u16>,
+        packet: &mut [u8],
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) {
+        let Ok(headers) = Headers::parse(packet) else {
+            return self.counters.drop(DropReason::Malformed);
+        };
+        let Some(segment) = segment else {
+            return match offload.complete(packet, &headers) {
+                Ok(()) => self.outbound_one(packet, owners, now),
+                Err(BadOffload) => self.counters.drop(DropReason::Malformed),
+            };
+        };
+        if self.pass_super(packet, &headers, segment, owners, now) {
+            return;
+        }
+        // Whatever isn't simply passed on is decided packet by packet.
+        let Ok(whole) = SuperPacket::new(packet, &headers, segment) else {
+            return self.counters.drop(DropReason::Malformed);
+        };
+        let mut one = self.buffers.take(usize::from(u16::MAX));
+        for index in 0..whole.count() {
+            if let Some(packet) = whole.write(index, &mut one).and_then(|n| one.get_mut(..n)) {
+                self.outbound_one(packet, owners, now);
+            }
+        }
+        self.buffers.give(one);
+    }
+
+    /// Sends a super-packet of a flow that is known and allowed, and leads to a peer that can take
+    /// it. False, with nothing done, for any other.
+    fn pass_super(
+        &mut self,
+        packet: &mut [u8],
+        headers: &Headers,
+        segment: u16,
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) -> bool {
+        let Some(passage) = self.passage(Port::Tun, headers, owners, now) else { return false };
+        let Port::Peer(name) = passage.egress else { return false };
+        let Some(slot) = self.peers.by_name(name) else { return false };
+        let Some(peer) = self.peers.get_mut(slot) else { return false };
+        let largest = headers.payload_offset + usize::from(segment);
+        let has_session = peer.tunnel.as_ref().is_some_and(Tunnel::has_session);
+        let is_whole = SuperPacket::new(packet, headers, segment).is_ok();
+        if !is_whole || !has_session || peer.endpoint().is_none() || largest > peer.inner_limit() {
+            return false;
+        }
+        let dont_fragment = peer.is_host();
+        peer.path.note_use();
+        let key = passage.rewrite.key_after(headers);
+        passage.rewrite.apply(packet, headers);
+        let Ok(whole) = SuperPacket::new(packet, &Headers { key, ..*headers }, segment) else {
+            self.counters.drop(DropReason::Malformed);
+            return true;
+        };
+        let count = whole.count();
+        let load = Load { packets: count, bytes: whole.bytes() };
+        self.note(passage.flow, passage.leg, packet, headers, load, now);
+        self.counters.from_tun.add_many(load.packets, load.bytes);
+        for index in 0..count {
+            let length = whole.length(index);
+            self.seal_with(slot, length, dont_fragment, PADDING, now, |out| {
+                whole.write(index, out).is_some()
+            });
+        }
+        true
     }
 
     /// Gives a packet to the TUN device.
@@ -61,25 +150,41 @@ impl Node {
         padding: usize,
         now: Instant,
     ) {
+        self.seal_with(slot, packet.len(), dont_fragment, padding, now, |out| {
+            out.copy_from_slice(packet);
+            true
+        });
+    }
+
+    /// Seals a packet that `write` writes into exactly `length` bytes.
+    fn seal_with(
+        &mut self,
+        slot: Slot,
+        length: usize,
+        dont_fragment: bool,
+        padding: usize,
+        now: Instant,
+        write: impl FnOnce(&mut [u8]) -> bool,
+    ) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let (Some(to), limit) = (peer.endpoint(), peer.inner_limit()) else {
             return self.counters.drop(DropReason::NoEndpoint);
         };
         let Some(tunnel) = &mut peer.tunnel else { return };
-        let length = packet.len();
         let padded = length.next_multiple_of(padding).min(limit.max(length));
-        let source = if padded == length {
-            packet
-        } else {
-            self.scratch.clear();
-            self.scratch.extend_from_slice(packet);
+        if self.scratch.len() < padded {
             self.scratch.resize(padded, 0);
-            &self.scratch
-        };
+        }
+        let Some(plain) = self.scratch.get_mut(..padded) else { return };
+        let (packet, zeros) = plain.split_at_mut(length);
+        zeros.fill(0);
+        if !write(packet) {
+            return self.counters.drop(DropReason::Malformed);
+        }
         let sealed = padded + OVERHEAD;
         let size = (sealed, sealed.max(MIN_BUFFER));
         let is_sent = self.outbox.push_with(&mut self.buffers, to, dont_fragment, size, |out| {
-            tunnel.seal(source, out, now)
+            tunnel.seal(plain, out, now)
         });
         if is_sent {
             peer.sent_bytes += sealed as u64;

@@ -10,8 +10,8 @@ use crate::node::Transmit;
 const MAX_SEGMENTS: usize = 64;
 /// A run must fit into one UDP datagram's length field, with room for the headers.
 const MAX_RUN: usize = 65_000;
-/// Buffers kept for later.
-const POOL: usize = 128;
+/// Buffers kept for later: as many as one batch of packets fills.
+const POOL: usize = 32;
 /// Larger buffers aren't kept.
 const KEEP_CAPACITY: usize = 1 << 17;
 
@@ -22,9 +22,14 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
+    /// A buffer of any length, with anything in it.
+    fn any(&mut self) -> Vec<u8> {
+        self.free.pop().unwrap_or_default()
+    }
+
     /// A buffer of this length, with anything in it.
     pub(crate) fn take(&mut self, length: usize) -> Vec<u8> {
-        let mut buffer = self.free.pop().unwrap_or_else(|| Vec::with_capacity(2048));
+        let mut buffer = self.any();
         buffer.resize(length, 0);
         buffer
     }
@@ -46,7 +51,9 @@ impl Buffers {
 /// A run of datagrams to one place.
 struct Run {
     to: SocketAddr,
+    /// Longer than what is used of it: what was zeroed once isn't zeroed again.
     bytes: Vec<u8>,
+    used: usize,
     segment: usize,
     count: usize,
     dont_fragment: bool,
@@ -60,8 +67,13 @@ impl Run {
             && self.dont_fragment == dont_fragment
             && length <= self.segment
             && self.count < MAX_SEGMENTS
-            && self.bytes.len() == self.segment * self.count
-            && self.bytes.len() + length <= MAX_RUN
+            && self.used == self.segment * self.count
+            && self.used + length <= MAX_RUN
+    }
+
+    /// Whether more datagrams like its first could still follow.
+    fn is_open(&self) -> bool {
+        self.accepts(self.to, self.segment, self.dont_fragment)
     }
 }
 
@@ -93,15 +105,18 @@ impl Outbox {
         }
         let follows = self.runs.back().is_some_and(|run| run.accepts(to, length, dont_fragment));
         if !follows {
-            let bytes = buffers.take(0);
-            self.runs.push_back(Run { to, bytes, segment: length, count: 0, dont_fragment });
+            let bytes = buffers.any();
+            let run = Run { to, bytes, used: 0, segment: length, count: 0, dont_fragment };
+            self.runs.push_back(run);
         }
         let Some(run) = self.runs.back_mut() else { return false };
-        let start = run.bytes.len();
-        run.bytes.resize(start + room.max(length), 0);
-        let written = run.bytes.get_mut(start..).and_then(write).filter(|n| *n == length);
-        run.bytes.truncate(start + written.unwrap_or_default());
+        let end = run.used + room.max(length);
+        if run.bytes.len() < end {
+            run.bytes.resize(end, 0);
+        }
+        let written = run.bytes.get_mut(run.used..end).and_then(write).filter(|n| *n == length);
         if written.is_some() {
+            run.used += length;
             run.count += 1;
             self.waiting += length;
             return true;
@@ -124,15 +139,32 @@ impl Outbox {
     }
 
     pub(crate) fn poll(&mut self, buffers: &mut Buffers) -> Option<Transmit<'_>> {
+        self.poll_if(buffers, |_| true)
+    }
+
+    /// Only what nothing can be added to any more.
+    pub(crate) fn poll_full(&mut self, buffers: &mut Buffers) -> Option<Transmit<'_>> {
+        let waits_behind = self.runs.len() > 1;
+        self.poll_if(buffers, |run| waits_behind || !run.is_open())
+    }
+
+    fn poll_if(
+        &mut self,
+        buffers: &mut Buffers,
+        is_ready: impl FnOnce(&Run) -> bool,
+    ) -> Option<Transmit<'_>> {
         if let Some(given) = self.given.take() {
             buffers.give(given.bytes);
         }
+        if !is_ready(self.runs.front()?) {
+            return None;
+        }
         let run = self.runs.pop_front()?;
-        self.waiting -= run.bytes.len();
+        self.waiting -= run.used;
         let run = self.given.insert(run);
         Some(Transmit {
             to: run.to,
-            contents: &run.bytes,
+            contents: run.bytes.get(..run.used).unwrap_or_default(),
             segment_size: (run.count > 1).then_some(run.segment),
             dont_fragment: run.dont_fragment,
         })

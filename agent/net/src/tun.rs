@@ -1,19 +1,37 @@
 //! The TUN device: where the host's IP packets enter and leave the overlay.
 
 use std::ffi::CString;
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
+/// The virtio-net header that every frame begins with (`struct virtio_net_hdr`).
+pub const VNET_HEADER: usize = 10;
+/// A TUN device gives no frame longer than this, whatever its MTU.
+pub const FRAME_BYTES_MAX: usize = VNET_HEADER + 65_535;
+
 /// A layer 3 device of our own, gone when this value is dropped or the process dies.
 ///
-/// Packets carry no header of any kind (`IFF_NO_PI`, no vnet header): one read is one IP packet.
+/// One read or write is one frame: a virtio-net header, and an IP packet that may stand for many.
+/// Where the kernel can't do that, frames have an empty header all the same, and writes must.
 /// Reads and writes never block.
 pub struct Tun {
     device: SyncDevice,
+    frames: File,
     name: String,
     index: u32,
+    offloads: Offloads,
+}
+
+/// What the kernel leaves to the device's owner, and takes from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offloads {
+    /// Checksums, and TCP packets that stand for many.
+    pub tcp: bool,
+    /// UDP packets that stand for many (Linux 6.2).
+    pub udp: bool,
 }
 
 impl Tun {
@@ -28,34 +46,64 @@ impl Tun {
         if interface_index(name).is_some() {
             return Err(TunError::Exists(name.to_owned()));
         }
-        let device = DeviceBuilder::new()
-            .name(name)
-            .mtu(mtu)
-            .layer(Layer::L3)
-            .packet_information(false)
-            .enable(false)
-            .build_sync()
-            .map_err(|error| TunError::from_create(name, error))?;
+        let build = |offload| {
+            DeviceBuilder::new()
+                .name(name)
+                .mtu(mtu)
+                .layer(Layer::L3)
+                .packet_information(false)
+                .offload(offload)
+                .enable(false)
+                .build_sync()
+        };
+        let device = match build(true) {
+            // A kernel without the offloads says that the arguments are wrong.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => build(false),
+            built => built,
+        }
+        .map_err(|error| TunError::from_create(name, error))?;
         device.set_nonblocking(true).map_err(|source| TunError::os("make non-blocking", source))?;
         let index =
             device.if_index().map_err(|source| TunError::os("read the index of", source))?;
-        Ok(Self { device, name: name.to_owned(), index })
+        let frames = device.as_fd().try_clone_to_owned();
+        let frames = frames.map_err(|source| TunError::os("duplicate", source))?.into();
+        let offloads = Offloads { tcp: device.tcp_gso(), udp: device.udp_gso() };
+        Ok(Self { device, frames, name: name.to_owned(), index, offloads })
     }
 
-    /// Reads one packet; a packet longer than `buffer` is cut, so give it at least the MTU.
+    /// What the kernel can do.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Reads one frame; a longer one than `buffer` is cut, so give it [`FRAME_BYTES_MAX`].
     ///
     /// # Errors
-    /// `WouldBlock` when no packet waits.
+    /// `WouldBlock` when no frame waits.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.device.recv(buffer)
+        if self.offloads.tcp {
+            return (&self.frames).read(buffer);
+        }
+        let (header, packet) =
+            buffer.split_at_mut_checked(VNET_HEADER).ok_or(io::ErrorKind::InvalidInput)?;
+        header.fill(0);
+        Ok(VNET_HEADER + (&self.frames).read(packet)?)
     }
 
-    /// Hands one IP packet to the host's stack.
+    /// Hands one frame to the host's stack. The first piece holds the virtio-net header.
     ///
     /// # Errors
-    /// `EINVAL` for bytes that aren't an IP packet, `EIO` while the device is down.
-    pub fn send(&self, packet: &[u8]) -> io::Result<()> {
-        self.device.send(packet).map(drop)
+    /// `EINVAL` for bytes that aren't a frame, `EIO` while the device is down.
+    pub fn send(&self, frame: &[IoSlice<'_>]) -> io::Result<()> {
+        if self.offloads.tcp {
+            return (&self.frames).write_vectored(frame).map(drop);
+        }
+        match frame {
+            [header, packet @ ..] if header.len() == VNET_HEADER => {
+                (&self.frames).write_vectored(packet).map(drop)
+            }
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -175,7 +223,7 @@ mod tests {
             packet[16..20].copy_from_slice(&OURS.octets());
             packet[20] = 0;
             packet[22..24].copy_from_slice(&[0xff, 0xfd]);
-            tun.send(&packet).unwrap();
+            tun.send(&[IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(&packet)]).unwrap();
             let mut answer = [0; 128];
             let len = io::Read::read(&mut &ping, &mut answer).unwrap();
             assert_eq!(answer[12..16], PEER.octets());
@@ -248,8 +296,8 @@ mod tests {
             poller.wait(&mut events, Some(Duration::from_secs(5))).unwrap();
             assert!(!events.is_empty(), "no packet came");
             while let Ok(len) = tun.recv(&mut buffer) {
-                if buffer[0] >> 4 == 4 {
-                    return buffer[..len].to_vec();
+                if buffer[VNET_HEADER] >> 4 == 4 {
+                    return buffer[VNET_HEADER..len].to_vec();
                 }
             }
         }

@@ -260,17 +260,18 @@ impl RecvBatch {
         }
     }
 
-    /// The datagrams in the order of arrival; each may be decrypted where it lies.
-    pub fn datagrams(&mut self) -> impl Iterator<Item = Datagram<'_>> {
-        self.buffer.chunks_exact_mut(MESSAGE_BYTES).zip(&self.messages[..self.filled]).flat_map(
+    /// The messages in the order of arrival.
+    pub fn messages(&mut self) -> impl Iterator<Item = Message<'_>> {
+        self.buffer.chunks_exact_mut(MESSAGE_BYTES).zip(&self.messages[..self.filled]).map(
             |(chunk, message)| {
                 let len = message.len.min(chunk.len());
-                chunk[..len].chunks_mut(message.stride.max(1)).map(|contents| Datagram {
+                Message {
                     from: message.addr,
                     to: message.dst_ip,
                     ecn: message.ecn,
-                    contents,
-                })
+                    contents: &mut chunk[..len],
+                    segment_size: message.stride.max(1),
+                }
             },
         )
     }
@@ -288,14 +289,24 @@ impl std::fmt::Debug for RecvBatch {
     }
 }
 
-/// One datagram that has arrived.
+/// What has arrived from one place: a datagram, or several of equal size (the last may be shorter)
+/// in a row, which GRO has put together.
 #[derive(Debug)]
-pub struct Datagram<'a> {
+pub struct Message<'a> {
     pub from: SocketAddr,
     /// Our address that it was sent to.
     pub to: Option<IpAddr>,
     pub ecn: Option<Ecn>,
     pub contents: &'a mut [u8],
+    /// The size of each datagram.
+    pub segment_size: usize,
+}
+
+impl Message<'_> {
+    /// Each may be decrypted where it lies.
+    pub fn datagrams(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.contents.chunks_mut(self.segment_size)
+    }
 }
 
 /// The MTU that the kernel believes the path to `remote` has.
@@ -426,13 +437,13 @@ mod tests {
         wait_readable(&receiver);
         let mut batch = RecvBatch::new();
         assert_eq!(receiver.recv(&mut batch).unwrap(), 1);
-        let datagram = batch.datagrams().next().unwrap();
+        let datagram = batch.messages().next().unwrap();
         assert_eq!(datagram.from, sender.local_addr());
         assert_eq!(datagram.to, Some(BOTH[1]));
         assert_eq!(datagram.ecn, Some(Ecn::Ce));
         assert_eq!(datagram.contents, b"marked");
         assert_eq!(receiver.recv(&mut batch).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        assert_eq!(batch.datagrams().count(), 0, "what was read before is gone");
+        assert_eq!(batch.messages().count(), 0, "what was read before is gone");
     }
 
     #[test]
@@ -513,7 +524,10 @@ mod tests {
                 wait_readable(&receiver);
                 let mut batch = RecvBatch::new();
                 assert_eq!(receiver.recv(&mut batch).unwrap(), 3);
-                let marks: Vec<_> = batch.datagrams().map(|datagram| datagram.ecn).collect();
+                let marks: Vec<_> = batch
+                    .messages()
+                    .flat_map(|mut it| vec![it.ecn; it.datagrams().count()])
+                    .collect();
                 assert_eq!(marks, [Some(Ecn::Ect1); 3], "{ip}");
             }
         });
@@ -560,7 +574,9 @@ mod tests {
             wait_readable(socket);
             let announced = socket.recv(&mut batch).unwrap();
             let before = received.len();
-            received.extend(batch.datagrams().map(|datagram| datagram.contents.to_vec()));
+            received.extend(batch.messages().flat_map(|mut message| {
+                message.datagrams().map(|datagram| datagram.to_vec()).collect::<Vec<_>>()
+            }));
             assert_eq!(received.len() - before, announced);
         }
         received

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use isthmus_core::{FlowView, PeerName, PeerView, State};
 use isthmus_model::{DeviceId, Layer4, Principal, ServiceId};
+use isthmus_net::tun::Offloads;
 use isthmus_proto::v1;
 
 use crate::dataplane::Sample;
@@ -90,7 +91,15 @@ fn drops(sample: &Sample) -> Vec<v1::Counter> {
 
 fn notes(sample: &Sample) -> Vec<String> {
     let gso = if sample.gso { "UDP GSO on" } else { "UDP GSO off" };
-    let mut notes = vec![gso.to_owned()];
+    let tun = match sample.offloads {
+        Some(Offloads { tcp: true, udp: true }) => "TUN offload on (TCP, UDP)",
+        Some(Offloads { tcp: true, udp: false }) => {
+            "TUN offload on (TCP only: UDP needs Linux 6.2)"
+        }
+        Some(Offloads { tcp: false, .. }) => "TUN offload off: this kernel has none",
+        None => "no TUN device",
+    };
+    let mut notes = vec![gso.to_owned(), tun.to_owned()];
     if sample.send_busy > 0 {
         notes.push(format!("{} datagrams found the send buffer full", sample.send_busy));
     }

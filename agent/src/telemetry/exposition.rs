@@ -134,6 +134,8 @@ fn traffic(out: &mut Out<'_>, sample: &Sample) -> fmt::Result {
     out.counter("send_buffer_full", help, sample.send_busy)?;
     let help = "Packets that the overlay's device didn't take";
     out.counter("device_refused_packets", help, sample.tun_refused)?;
+    let help = "Frames of the overlay's device that weren't understood";
+    out.counter("device_strange_frames", help, sample.tun_strange)?;
     let help = "Whether datagrams are sent in batches (UDP GSO)";
     out.gauge("udp_gso_enabled", help, i64::from(sample.gso))
 }

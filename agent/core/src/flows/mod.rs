@@ -26,6 +26,7 @@ use isthmus_model::{Layer4, Place};
 use isthmus_policy::Verdict;
 
 use crate::config::Limits;
+use crate::forward::Load;
 use crate::node::PeerName;
 use crate::packet::{Address, FlowKey, Rewrite, TcpFlags, Transport, protocol};
 use crate::view::FlowState;
@@ -207,13 +208,13 @@ impl Flow {
         leg: u8,
         transport: Transport,
         acknowledged: Option<u32>,
-        bytes: usize,
+        load: Load,
         now: Instant,
     ) {
         self.last_seen = now;
         let [here, there] = self.leg_pair(leg);
-        here.packets += 1;
-        here.bytes += bytes as u64;
+        here.packets += load.packets as u64;
+        here.bytes += load.bytes as u64;
         let both_spoke = here.packets > 0 && there.packets > 0;
         let Transport::Tcp { flags } = transport else {
             if self.state == FlowState::Opening && both_spoke {

@@ -8,6 +8,8 @@ const ACK: Transport = Transport::Tcp { flags: TcpFlags(TcpFlags::ACK) };
 const FIN: Transport = Transport::Tcp { flags: TcpFlags(TcpFlags::FIN | TcpFlags::ACK) };
 const RST: Transport = Transport::Tcp { flags: TcpFlags(TcpFlags::RST) };
 
+const ONE: Load = Load { packets: 1, bytes: 40 };
+
 fn table(flows: usize, half_open: usize) -> (FlowTable, Instant) {
     let now = Instant::now();
     let limits = Limits { flows, half_open, ..Limits::default() };
@@ -41,7 +43,7 @@ fn insert(table: &mut FlowTable, port: u16, now: Instant) -> Result<FlowRef, Ins
 
 fn establish(table: &mut FlowTable, flow: FlowRef, now: Instant) {
     for (leg, transport) in [(0, SYN), (1, ACK), (0, ACK)] {
-        table.update(flow, |flow| flow.note(leg, transport, Some(1), 40, now));
+        table.update(flow, |flow| flow.note(leg, transport, Some(1), ONE, now));
     }
 }
 
@@ -90,7 +92,7 @@ fn silence_ends_flows_by_their_state() {
         let (mut table, now) = table(10, 10);
         let (flow, _) = table.insert(&new_flow(1, protocol, Outcome::Allow), 1, now).unwrap();
         for (leg, transport) in steps {
-            table.update(flow, |flow| flow.note(*leg, *transport, None, 40, now));
+            table.update(flow, |flow| flow.note(*leg, *transport, None, ONE, now));
         }
         assert_eq!(lifetime(&mut table, now), expected, "{protocol} {steps:?}");
     }
@@ -110,7 +112,7 @@ fn traffic_keeps_a_flow() {
     for minute in 1..100 {
         let now = now + Duration::from_secs(60 * minute);
         table.handle_timeout(now);
-        table.update(flow, |flow| flow.note(0, SYN, None, 40, now));
+        table.update(flow, |flow| flow.note(0, SYN, None, ONE, now));
     }
     assert_eq!(table.len(), 1);
 }

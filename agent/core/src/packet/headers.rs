@@ -91,6 +91,42 @@ pub enum Transport {
     LaterFragment,
 }
 
+/// A transport that the kernel splits and coalesces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Tcp,
+    Udp,
+}
+
+impl Stream {
+    /// Where the checksum is, from the start of the transport's header.
+    pub(crate) const fn checksum_offset(self) -> usize {
+        match self {
+            Self::Tcp => 16,
+            Self::Udp => 6,
+        }
+    }
+}
+
+impl Transport {
+    /// None for what is never split.
+    #[inline]
+    pub(crate) const fn stream(self) -> Option<Stream> {
+        match self {
+            Self::Tcp { .. } => Some(Stream::Tcp),
+            Self::Udp => Some(Stream::Udp),
+            Self::UdpLite
+            | Self::Sctp
+            | Self::EchoRequest { .. }
+            | Self::EchoReply { .. }
+            | Self::IcmpError { .. }
+            | Self::Icmp { .. }
+            | Self::Other
+            | Self::LaterFragment => None,
+        }
+    }
+}
+
 /// TCP's control bits (RFC 9293 section 3.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpFlags(pub u8);

@@ -24,18 +24,23 @@
 mod address;
 mod build;
 pub mod checksum;
+mod coalesce;
 mod fragment;
 mod headers;
 mod hops;
 mod icmp;
 mod mss;
+mod offload;
 mod parse;
 mod quote;
 mod reset;
 mod rewrite;
+mod segment;
 mod split;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use coalesce::{MAX_SEGMENTS, Run};
 
 pub use address::{Address, FlowKey};
 pub use build::{Echo, echo, echo_reply, udp_datagram};
@@ -44,9 +49,11 @@ pub use headers::{Fragment, Headers, ParseError, TcpFlags, Transport};
 pub use hops::decrement_hops;
 pub use icmp::{REPLY_BUFFER, Reason, icmp_error};
 pub use mss::{clamp_mss, clamp_mss_partial};
+pub use offload::{BadOffload, Offload, VNET_HEADER};
 pub use quote::{Quoted, quoted, rewrite_icmp_error};
 pub use reset::tcp_reset;
 pub use rewrite::{Rewrite, RewriteError};
+pub use segment::SuperPacket;
 pub use split::{SplitError, fragment_ipv4};
 
 /// IP protocol numbers that this module knows (IANA "Protocol Numbers").

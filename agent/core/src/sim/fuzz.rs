@@ -27,7 +27,7 @@ pub fn fuzz_sequence(bytes: &[u8]) {
         for host in &mut world.hosts {
             stays_within_limits(&host.node);
             let node = &host.node;
-            host.inbox.drain(..).for_each(|packet| is_the_kernels_business(node, &packet));
+            host.kernel.inbox.drain(..).for_each(|packet| is_the_kernels_business(node, &packet));
             host.events.clear();
         }
         world.devices.iter_mut().for_each(|device| device.inbox.clear());

@@ -1,6 +1,7 @@
 //! A host: its node, its sockets as far as the node asks about them, and what its kernel was given.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,8 +10,8 @@ use isthmus_model::{HostId, ServiceId};
 use zeroize::Zeroizing;
 
 use super::topology::{Topology, host_key};
-use crate::packet::{FlowKey, Headers, Transport};
-use crate::{Config, Event, Limits, Node, Owner, Owners, State};
+use crate::packet::{FlowKey, Headers, Offload, SuperPacket, Transport};
+use crate::{Config, Event, Limits, Node, Owner, Owners, Received, State, TunWriter};
 
 /// The sockets of a host.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +65,33 @@ impl Owners for Sockets {
     }
 }
 
+/// What a host's kernel was given, as the packets that it makes of it.
+#[derive(Clone, Debug, Default)]
+pub struct Kernel {
+    /// Packets that nobody has looked at.
+    pub inbox: Vec<Vec<u8>>,
+    /// Frames that stood for many packets.
+    pub super_packets: usize,
+}
+
+impl TunWriter for Kernel {
+    fn write(&mut self, frame: &[IoSlice<'_>]) {
+        let mut frame: Vec<u8> = frame.iter().flat_map(|piece| piece.iter().copied()).collect();
+        // INVARIANT: the node's own frames.
+        let (offload, packet) = Offload::read(&mut frame).expect("a vnet header");
+        let Some(segment) = offload.segment else { return self.inbox.push(packet.to_vec()) };
+        let headers = Headers::parse(packet).expect("a packet");
+        assert_eq!(offload.checksum_start.map(usize::from), Some(headers.l4_offset));
+        let whole = SuperPacket::new(packet, &headers, segment).expect("a super-packet");
+        self.super_packets += 1;
+        for index in 0..whole.count() {
+            let mut one = vec![0; whole.length(index)];
+            whole.write(index, &mut one).expect("it has the room that it asked for");
+            self.inbox.push(one);
+        }
+    }
+}
+
 /// A host.
 #[derive(Debug)]
 pub struct Host {
@@ -75,8 +103,8 @@ pub struct Host {
     pub sockets: Sockets,
     /// Where its datagrams come from.
     pub endpoint: SocketAddr,
-    /// What its kernel was given and nobody has looked at.
-    pub inbox: Vec<Vec<u8>>,
+    /// What its kernel was given.
+    pub kernel: Kernel,
     /// What its node told.
     pub events: Vec<Event>,
     lives: u64,
@@ -90,7 +118,7 @@ impl Host {
             node: node(topology, id, 0, Limits::default(), now),
             sockets: Sockets::default(),
             endpoint,
-            inbox: Vec::new(),
+            kernel: Kernel::default(),
             events: Vec::new(),
             lives: 1,
         }
@@ -107,9 +135,15 @@ impl Host {
         self.lives += 1;
     }
 
+    /// A message of the tunnel port: datagrams of this size in a row.
+    pub fn receive(&mut self, from: SocketAddr, message: &mut [u8], size: usize, now: Instant) {
+        let received = Received { from, contents: message, segment_size: size };
+        self.node.handle_udp(received, &mut self.sockets, &mut self.kernel, now);
+    }
+
     /// Takes what the kernel was given.
     pub fn take_inbox(&mut self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut self.inbox)
+        std::mem::take(&mut self.kernel.inbox)
     }
 }
 

@@ -13,7 +13,7 @@ pub mod world;
 
 pub use device::Device;
 pub use fuzz::fuzz_sequence;
-pub use host::Host;
+pub use host::{Host, Kernel};
 pub use network::{Link, Network};
 pub use topology::{Builder, Topology};
 pub use world::World;

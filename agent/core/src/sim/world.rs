@@ -8,7 +8,7 @@ use isthmus_model::{DeviceId, HostId, ServiceId};
 
 use super::topology::{Topology, endpoint};
 use super::{Device, Host, Network, packets};
-use crate::packet::FlowKey;
+use crate::packet::{FlowKey, Offload};
 use crate::{DropReason, PeerName, SendError, State};
 
 /// How often devices look at the clock.
@@ -79,7 +79,7 @@ impl World {
         let now = self.now;
         let host = self.host(host);
         host.sockets.sends(packet);
-        host.node.handle_tun(&mut packet.to_vec(), &mut host.sockets, now);
+        host.node.handle_tun(Offload::NONE, &mut packet.to_vec(), &mut host.sockets, now);
         self.drain();
     }
 
@@ -195,7 +195,7 @@ impl World {
     pub fn inject(&mut self, from: SocketAddr, to: u32, datagram: &[u8]) {
         let now = self.now;
         let host = self.host(to);
-        host.node.handle_udp(from, &mut datagram.to_vec(), &mut host.sockets, now);
+        host.receive(from, &mut datagram.to_vec(), datagram.len(), now);
         self.drain();
     }
 
@@ -219,8 +219,8 @@ impl World {
         let now = self.now;
         while let Some(mut arrival) = self.network.receive(now) {
             if let Some(host) = self.hosts.iter_mut().find(|host| host.endpoint == arrival.to) {
-                let datagram = &mut arrival.datagram;
-                host.node.handle_udp(arrival.from, datagram, &mut host.sockets, now);
+                let size = arrival.datagram.len();
+                host.receive(arrival.from, &mut arrival.datagram, size, now);
             } else if let Some(device) =
                 self.devices.iter_mut().find(|device| device.endpoint == arrival.to)
             {
@@ -261,7 +261,7 @@ impl World {
                 host.node.handle_send_error(to, SendError::TooBig { size }, now);
             }
             while let Some(packet) = host.node.poll_tun() {
-                host.inbox.push(packet.to_vec());
+                host.kernel.inbox.push(packet.to_vec());
             }
             while let Some(event) = host.node.poll_event() {
                 host.events.push(event);

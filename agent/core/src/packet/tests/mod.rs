@@ -1,6 +1,7 @@
 //! Tests of the packet module against etherparse, an implementation that shares nothing with it.
 
 mod fragments;
+mod offload;
 mod oracle;
 mod parsing;
 mod replies;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use crate::packet::Offload;
 use crate::random::Random;
 use crate::sim::fuzz::fuzz_sequence;
 use crate::sim::packets::{ACK, SYN, read, tcp, tcp_key};
@@ -29,7 +30,7 @@ fn a_flood_of_connections_costs_established_ones_nothing() {
     let (_, seen) = world.connect(1, key, None);
     for number in 2..10_000 {
         world.send(1, &tcp(&tcp_key((own, number), (web, 80)), SYN, 1, 0, b""));
-        world.host(2).inbox.clear();
+        world.host(2).kernel.inbox.clear();
         if number % 100 == 0 {
             world.run(Duration::from_millis(10));
         }
@@ -86,10 +87,20 @@ fn what_nobody_takes_is_bounded() {
     world.connect(1, key, None);
     let host = world.host(1);
     for _ in 0..1000 {
-        host.node.handle_tun(&mut tcp(&key, ACK, 101, 501, &[0; 900]), &mut host.sockets, now);
+        host.node.handle_tun(
+            Offload::NONE,
+            &mut tcp(&key, ACK, 101, 501, &[0; 900]),
+            &mut host.sockets,
+            now,
+        );
         let denied = tcp_key((own, 1), (key.destination.ip(), 81));
         host.sockets.open_plain(denied);
-        host.node.handle_tun(&mut tcp(&denied, SYN, 1, 0, b""), &mut host.sockets, now);
+        host.node.handle_tun(
+            Offload::NONE,
+            &mut tcp(&denied, SYN, 1, 0, b""),
+            &mut host.sockets,
+            now,
+        );
     }
     assert!(host.node.counters().dropped(DropReason::TransmitQueue) > 900);
     assert!(host.node.counters().dropped(DropReason::TunQueue) > 900);
@@ -109,7 +120,12 @@ fn a_row_of_equal_packets_leaves_as_one_run_of_segments() {
     let now = world.now;
     let host = world.host(1);
     for _ in 0..10 {
-        host.node.handle_tun(&mut tcp(&key, ACK, 101, 501, &[0; 1000]), &mut host.sockets, now);
+        host.node.handle_tun(
+            Offload::NONE,
+            &mut tcp(&key, ACK, 101, 501, &[0; 1000]),
+            &mut host.sockets,
+            now,
+        );
     }
     let transmit = host.node.poll_transmit().unwrap();
     let segment = transmit.segment_size.unwrap();

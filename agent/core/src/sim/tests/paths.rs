@@ -196,7 +196,7 @@ fn a_tunnel_comes_about_over_a_path_that_loses_much() {
         world.network.link.loss_percent = 30;
         let key = log(&mut world, 1, true);
         let begun = world.now;
-        while world.host(2).inbox.is_empty() {
+        while world.host(2).kernel.inbox.is_empty() {
             world.send(1, &udp(&key, b"anybody there?"));
             world.run(Duration::from_millis(250));
             assert!(world.now < begun + Duration::from_secs(30), "seed {seed}");

@@ -272,5 +272,5 @@ fn a_socket_that_is_gone_does_not_speak_as_the_host() {
     world.host(1).sockets.close(asked);
     world.send(1, &udp(&asked, b"who was that?"));
     assert_eq!(world.host(1).node.counters().dropped(DropReason::NotOwner), 1);
-    assert!(world.host(2).inbox.is_empty());
+    assert!(world.host(2).kernel.inbox.is_empty());
 }

@@ -1,0 +1,321 @@
+//! The data plane beside its rivals: every path between two hosts on one switch, measured in turn,
+//! round by round.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use isthmus_netns_tests::{Lab, Mesh, MeshOptions, Node, Process, wait_for};
+use serde_json::Value;
+
+use crate::report::Figures;
+use crate::{Options, rivals};
+
+const TCP: &str = "TCP 1, Gbit/s";
+const TCP_4: &str = "TCP 4, Gbit/s";
+const BOTH_WAYS: &str = "both ways, Gbit/s";
+const CPU: &str = "overlay CPU s/GB";
+const UDP: &str = "UDP 200 B, kpps";
+const PING: &str = "ping p50, µs";
+const PING_99: &str = "ping p99, µs";
+const LOADED: &str = "loaded ping p50, ms";
+const LOADED_99: &str = "loaded ping p99, ms";
+const MEMORY: &str = "resident, MB";
+
+const TOPOLOGY: &str = r#"
+[host.app-1]
+[host.web-1]
+
+[service.iperf]
+port = 5201
+hosts = ["web-1"]
+
+[service.iperf-udp]
+port = 5201
+protocol = "udp"
+hosts = ["web-1"]
+
+[[allow]]
+name = "hosts measure"
+from = "host:*"
+to = ["service:iperf", "service:iperf-udp"]
+"#;
+
+/// How Isthmus is measured: a name, and what its agents' settings say.
+const VARIANTS: &[(&str, &str)] = &[("isthmus", "")];
+
+/// A way between two hosts.
+pub(crate) struct Path {
+    pub(crate) name: String,
+    pub(crate) client: Node,
+    pub(crate) server: Node,
+    /// The server's address by this way.
+    pub(crate) target: String,
+    /// Likewise for UDP, where that is another service.
+    pub(crate) udp_target: String,
+    pub(crate) processes: Vec<Process>,
+    /// Of the overlay's programs, where they aren't in `processes`.
+    pub(crate) pids: Option<Vec<u32>>,
+}
+
+impl Path {
+    fn pids(&self) -> Vec<u32> {
+        self.pids.clone().unwrap_or_else(|| self.processes.iter().map(Process::id).collect())
+    }
+
+    /// CPU time of the overlay's programs so far.
+    fn cpu(&self) -> f64 {
+        self.pids().iter().map(|pid| cpu_seconds(*pid)).sum()
+    }
+
+    /// Of the larger end.
+    fn resident_mb(&self) -> f64 {
+        let kib = |pid: &u32| -> Option<f64> {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        };
+        self.pids().iter().filter_map(kib).fold(0.0, f64::max) / 1024.0
+    }
+}
+
+/// Measures everything that is installed.
+pub(crate) fn run(options: &Options) -> Figures {
+    let wants = |name: &str| {
+        options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()))
+    };
+    let lab = Lab::new();
+    let nodes = [lab.node("rival-a"), lab.node("rival-b")];
+    let addresses = ["10.8.0.1".to_owned(), "10.8.0.2".to_owned()];
+    let switch = lab.switch("rivals");
+    for (node, address) in nodes.iter().zip(&addresses) {
+        lab.plug(node, &switch, &[format!("{address}/24")], 1500);
+        offload(node);
+    }
+    let meshes: Vec<(Mesh, &str)> = VARIANTS
+        .iter()
+        .filter(|(name, _)| wants(name))
+        .map(|(name, settings)| (mesh(settings), *name))
+        .collect();
+    let mut paths = vec![rivals::veth(nodes.clone(), &addresses)];
+    paths.extend(meshes.iter().map(|(mesh, name)| isthmus(mesh, name)));
+    if let Some(program) = &options.ceiling {
+        for (number, cipher) in (1..).zip(["raes", "rchacha"]) {
+            if wants(&format!("ceiling {cipher}")) {
+                paths.push(rivals::ceiling(program, cipher, number, nodes.clone(), &addresses));
+            }
+        }
+    }
+    paths.extend(installed(&lab, &nodes, &addresses, &wants));
+    let _servers: Vec<Process> = servers(&paths);
+
+    let noise = wait_for_calm();
+    let mut figures = Figures::default();
+    for round in 1..=options.rounds {
+        for path in &paths {
+            eprintln!("round {round} of {}: {}", options.rounds, path.name);
+            measure(&mut figures, path, options.seconds);
+        }
+    }
+    println!("{}", figures.table());
+    println!("{}", ratios(&figures));
+    println!("before the first round the machine was {:.1} % busy", noise * 100.0);
+    figures
+}
+
+fn installed(
+    lab: &Lab,
+    nodes: &[Node; 2],
+    addresses: &[String; 2],
+    wants: &impl Fn(&str) -> bool,
+) -> Vec<Path> {
+    let has = |program: &str| {
+        wants(program) && nodes[0].try_sh(&format!("command -v {program}")).success()
+    };
+    let mut paths = Vec::new();
+    if has("wireguard-go") {
+        let start =
+            |device: &str| format!("exec env WG_PROCESS_FOREGROUND=1 wireguard-go -f {device}");
+        paths.push(rivals::wireguard("wireguard-go", start, 1, nodes.clone(), addresses));
+    }
+    if has("boringtun-cli") {
+        let start = |device: &str| {
+            format!("exec env WG_SUDO=1 boringtun-cli -f --disable-drop-privileges {device}")
+        };
+        paths.push(rivals::wireguard("boringtun-cli", start, 2, nodes.clone(), addresses));
+    }
+    if has("nebula") {
+        paths.push(rivals::nebula(lab, nodes.clone(), addresses));
+    }
+    if has("vpncloud") {
+        paths.push(rivals::vpncloud(nodes.clone(), addresses));
+    }
+    paths
+}
+
+/// Two hosts with agents that work by these settings.
+fn mesh(settings: &'static str) -> Mesh {
+    let options = MeshOptions { settings, ..MeshOptions::default() };
+    let mesh = Mesh::with(&["app-1", "web-1"], options);
+    for name in ["app-1", "web-1"] {
+        offload(&mesh.host(name).node);
+    }
+    mesh.apply(TOPOLOGY);
+    mesh
+}
+
+/// A network card as it is usual: it computes checksums and splits.
+fn offload(node: &Node) {
+    node.sh("ethtool -K eth0 tx on >/dev/null");
+}
+
+fn isthmus(mesh: &Mesh, name: &str) -> Path {
+    let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
+    let services = mesh.agentctl(&["service", "list", "-o", "json"]).json();
+    let workload =
+        |at: usize| services[at]["workloads"][0]["ipv4"].as_str().expect("a workload").to_owned();
+    Path {
+        name: name.to_owned(),
+        client: app.node.clone(),
+        server: web.node.clone(),
+        target: workload(0),
+        udp_target: workload(1),
+        processes: Vec::new(),
+        pids: Some(vec![app.agent_id(), web.agent_id()]),
+    }
+}
+
+/// One iperf3 for each host that serves.
+fn servers(paths: &[Path]) -> Vec<Process> {
+    let nodes: BTreeMap<_, _> =
+        paths.iter().map(|path| (path.server.folder().to_owned(), &path.server)).collect();
+    let start = |node: &&Node| {
+        let server = node.spawn_sh("iperf3", "exec iperf3 -s");
+        wait_for("iperf3 listens", Duration::from_secs(5), || {
+            !node.try_sh("ss -Hltn 'sport = :5201'").stdout.is_empty()
+        });
+        server
+    };
+    nodes.values().map(start).collect()
+}
+
+fn measure(figures: &mut Figures, path: &Path, seconds: u32) {
+    let target = &path.target;
+    let [p50, p99] = ping(path, "-i 0.002 -c 500");
+    figures.record(&path.name, PING, p50 * 1e3);
+    figures.record(&path.name, PING_99, p99 * 1e3);
+
+    let before = path.cpu();
+    let tcp = iperf(path, &format!("-t {seconds} -O 1 -c {target}"));
+    figures.record(&path.name, TCP, received(&tcp));
+    // The warm-up second is paid for, too.
+    let bytes = tcp["end"]["sum_received"]["bytes"].as_f64().unwrap_or(f64::NAN);
+    let all = bytes * f64::from(seconds + 1) / f64::from(seconds);
+    if !path.pids().is_empty() {
+        figures.record(&path.name, CPU, (path.cpu() - before) / (all / 1e9));
+    }
+    figures.record(
+        &path.name,
+        TCP_4,
+        received(&iperf(path, &format!("-P 4 -t {seconds} -O 1 -c {target}"))),
+    );
+    let both = iperf(path, &format!("--bidir -t {seconds} -O 1 -c {target}"));
+    let back = both["end"]["sum_received_bidir_reverse"]["bits_per_second"].as_f64();
+    figures.record(&path.name, BOTH_WAYS, received(&both) + back.unwrap_or(f64::NAN) / 1e9);
+
+    let udp = iperf(path, &format!("-u -b 0 -l 200 -t {seconds} -c {}", path.udp_target));
+    let sum = &udp["end"]["sum"];
+    let count = |name: &str| sum[name].as_f64().unwrap_or(f64::NAN);
+    let arrived = (count("packets") - count("lost_packets")) / count("seconds");
+    figures.record(&path.name, UDP, arrived / 1e3);
+
+    let load = path.client.spawn_sh("load", &format!("exec iperf3 -t {} -c {target}", seconds + 2));
+    wait_for("the load runs", Duration::from_secs(5), || {
+        !path.client.try_sh("ss -Htn state established 'dport = :5201'").stdout.is_empty()
+    });
+    let [p50, p99] = ping(path, &format!("-i 0.01 -c {}", seconds * 100));
+    figures.record(&path.name, LOADED, p50);
+    figures.record(&path.name, LOADED_99, p99);
+    if !path.pids().is_empty() {
+        figures.record(&path.name, MEMORY, path.resident_mb());
+    }
+    let mut load = load;
+    load.wait(Duration::from_secs(20));
+}
+
+fn iperf(path: &Path, arguments: &str) -> Value {
+    let said = path.client.sh(&format!("iperf3 -J {arguments}"));
+    serde_json::from_str(&said).expect("iperf3 prints JSON")
+}
+
+fn received(said: &Value) -> f64 {
+    said["end"]["sum_received"]["bits_per_second"].as_f64().expect("iperf3 counts") / 1e9
+}
+
+/// Median and 99th percentile, in milliseconds.
+fn ping(path: &Path, arguments: &str) -> [f64; 2] {
+    let said = path.client.sh(&format!("ping {arguments} {}", path.target));
+    let mut times: Vec<f64> = said
+        .lines()
+        .filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok())
+        .collect();
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
+    [at(0.5), at(0.99)]
+}
+
+/// User and system time of a process.
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> =
+        stat.rsplit_once(") ").map_or("", |it| it.1).split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|it| it.parse::<f64>().ok()).unwrap_or(0.0);
+    // Fields 14 and 15 (utime, stime), counted from the state, which is field 3.
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+/// Waits until the machine is idle, for a while; tells how busy it was in the end.
+fn wait_for_calm() -> f64 {
+    let idle = || -> Option<(f64, f64)> {
+        let stat = fs::read_to_string("/proc/stat").ok()?;
+        let fields: Vec<f64> = stat
+            .lines()
+            .next()?
+            .split_whitespace()
+            .skip(1)
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        Some((fields.get(3)? + fields.get(4)?, fields.iter().sum()))
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let Some(before) = idle() else { return f64::NAN };
+        let until = Instant::now() + Duration::from_secs(2);
+        wait_for("two seconds", Duration::from_secs(3), || Instant::now() >= until);
+        let Some(after) = idle() else { return f64::NAN };
+        let busy = 1.0 - (after.0 - before.0) / (after.1 - before.1);
+        if busy < 0.05 || Instant::now() >= deadline {
+            return busy;
+        }
+    }
+}
+
+fn ratios(figures: &Figures) -> String {
+    let mut out = String::new();
+    let mut line = |measure, path: &str, to: &str| {
+        if let Some(ratio) = figures.ratio(measure, path, to) {
+            out += &format!("{measure:22} {path} / {to}: {ratio:.2}\n");
+        }
+    };
+    for (name, _) in VARIANTS {
+        for ceiling in ["ceiling raes", "ceiling rchacha"] {
+            for measure in [TCP, TCP_4, BOTH_WAYS, CPU, UDP, PING, LOADED] {
+                line(measure, name, ceiling);
+            }
+        }
+        for rival in ["wireguard-go", "boringtun-cli", "nebula", "vpncloud"] {
+            line(TCP, name, rival);
+        }
+    }
+    out
+}
