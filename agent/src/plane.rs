@@ -221,6 +221,7 @@ fn node_config(shared: &Shared, key: &TunnelKey) -> anyhow::Result<Config> {
     let seed = getrandom::u64().context("Failed to get random bytes from the kernel")?;
     let mut config = Config::new(key.bytes().clone(), seed);
     config.mtu = shared.settings.mtu;
+    config.ciphers = shared.settings.bulk.ciphers();
     config.proxy_port = shared.settings.proxy_port;
     Ok(config)
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use isthmus_core::{Cipher, Ciphers};
 use serde::Deserialize;
 
 /// Where settings are read from unless told otherwise.
@@ -23,6 +24,8 @@ pub struct Settings {
     pub listen_port: u16,
     /// The TUN device's MTU.
     pub mtu: u16,
+    /// What traffic between agents is sealed with.
+    pub bulk: Bulk,
     /// The TCP port that flows of http services are handed to.
     pub proxy_port: u16,
     /// Where metrics and health are served; empty: nowhere.
@@ -35,6 +38,47 @@ pub struct Settings {
     pub endpoints: Vec<SocketAddr>,
     /// Mesh DNS.
     pub dns: DnsSettings,
+}
+
+/// What traffic between agents is sealed with, beside WireGuard's own sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bulk {
+    /// AES where both processors have it, ChaCha20 elsewhere.
+    #[default]
+    Auto,
+    /// AES-256-GCM.
+    #[serde(rename = "aes-256-gcm")]
+    Aes256Gcm,
+    /// ChaCha20-Poly1305.
+    #[serde(rename = "chacha20-poly1305")]
+    ChaCha20Poly1305,
+    /// Nothing: all traffic goes by WireGuard sessions.
+    Off,
+}
+
+impl Bulk {
+    /// What this host offers. AES without the processor's help is slow, and leaks through its tables.
+    #[must_use]
+    pub fn ciphers(self) -> Ciphers {
+        match self {
+            Self::Auto if has_aes() => Ciphers::of(&[Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305]),
+            Self::Auto | Self::ChaCha20Poly1305 => Ciphers::of(&[Cipher::ChaCha20Poly1305]),
+            Self::Aes256Gcm => Ciphers::of(&[Cipher::Aes256Gcm]),
+            Self::Off => Ciphers::NONE,
+        }
+    }
+}
+
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes")
+        && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes")
+        && std::arch::is_aarch64_feature_detected!("pmull");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
 }
 
 /// How log lines are written.
@@ -83,6 +127,7 @@ impl Default for Settings {
             device: "isth0".to_owned(),
             listen_port: 51820,
             mtu: 1420,
+            bulk: Bulk::Auto,
             proxy_port: 15001,
             metrics: "127.0.0.1:9464".to_owned(),
             log: "info".to_owned(),

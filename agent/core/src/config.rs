@@ -4,6 +4,8 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
+use crate::bulk::{Cipher, Ciphers};
+
 /// What a node is told once.
 pub struct Config {
     /// The host's tunnel key.
@@ -16,6 +18,8 @@ pub struct Config {
     pub seed: u64,
     /// How much the node may hold.
     pub limits: Limits,
+    /// What bulk sessions may be sealed with; none turns them off.
+    pub ciphers: Ciphers,
     /// Whether the TUN device takes packets that stand for many.
     pub coalesces: bool,
 }
@@ -43,6 +47,7 @@ impl Config {
             proxy_port: 15001,
             seed,
             limits: Limits::default(),
+            ciphers: Ciphers::of(&[Cipher::ChaCha20Poly1305]),
             coalesces: true,
         }
     }

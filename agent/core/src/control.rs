@@ -16,6 +16,7 @@
 //!       2  path probe ack  size, identifier: as in the probe
 //!       3  echo request
 //!       4  echo reply      identifier, sequence: as in the request
+//!       5, 6, 7            bulk sessions: see `bulk/message.rs`
 //! ```
 
 use crate::packet::{Address, FlowKey, Headers, Transport, protocol, udp_datagram};
@@ -81,16 +82,20 @@ impl Control {
         payload[2..4].copy_from_slice(&size.to_be_bytes());
         payload[4..6].copy_from_slice(&identifier.to_be_bytes());
         payload[6..8].copy_from_slice(&sequence.to_be_bytes());
-        let payload = payload.get(..length.saturating_sub(HEADERS).max(LENGTH))?;
-        let key = FlowKey {
-            source: from,
-            destination: to,
-            source_port: PORT,
-            destination_port: PORT,
-            protocol: protocol::UDP,
-        };
-        udp_datagram(&key, payload, out)
+        packet(from, to, payload.get(..length.saturating_sub(HEADERS).max(LENGTH))?, out)
     }
+}
+
+/// Writes a message as an IP packet, and returns its length.
+pub(crate) fn packet(from: Address, to: Address, payload: &[u8], out: &mut [u8]) -> Option<usize> {
+    let key = FlowKey {
+        source: from,
+        destination: to,
+        source_port: PORT,
+        destination_port: PORT,
+        protocol: protocol::UDP,
+    };
+    udp_datagram(&key, payload, out)
 }
 
 #[cfg(test)]

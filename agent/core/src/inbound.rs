@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Instant;
 
-use isthmus_model::Place;
+use isthmus_model::{HostId, Place};
 
+use crate::bulk;
+use crate::bulk::message::{Heard, Message as BulkMessage};
 use crate::control::Control;
 use crate::counters::DropReason;
 use crate::event::Event;
@@ -21,7 +23,9 @@ use crate::tunnel::{Admission, MIN_BUFFER, Message, Opened};
 #[derive(Default)]
 pub(crate) struct Batch {
     slot: Slot,
-    /// Where in the arena each lies.
+    /// Whether they lie in the arena or where they were received.
+    in_arena: bool,
+    /// Where in it each lies.
     packets: Vec<Range<usize>>,
     /// What boringtun opened: it copies.
     arena: Vec<u8>,
@@ -49,17 +53,70 @@ impl Node {
     ) {
         let Received { from, contents, segment_size } = received;
         let mut batch = std::mem::take(&mut self.batch);
-        for datagram in contents.chunks_mut(segment_size.max(1)) {
+        let mut start = 0;
+        while start < contents.len() {
+            let end = (start + segment_size.max(1)).min(contents.len());
+            let datagram = contents.get(start..end).unwrap_or_default();
             self.counters.received.add(datagram.len());
-            let Some(slot) = self.addressee(from, datagram, now) else { continue };
-            if slot != batch.slot {
-                self.deliver(&mut batch, owners, tun, now);
-                batch.slot = slot;
+            let bulk = bulk::Header::read(datagram);
+            let slot = match bulk {
+                Some(header) => self.bulk_session(from, header.session, now),
+                None => self.addressee(from, datagram, now),
+            };
+            if let Some(slot) = slot {
+                if slot != batch.slot || batch.in_arena == bulk.is_some() {
+                    self.deliver(&mut batch, contents, owners, tun, now);
+                    (batch.slot, batch.in_arena) = (slot, bulk.is_none());
+                }
+                let datagram = contents.get_mut(start..end).unwrap_or_default();
+                match bulk {
+                    Some(header) => {
+                        if let Some(packet) = self.open_bulk(&batch, from, header, datagram, now) {
+                            batch.packets.push(start + packet.start..start + packet.end);
+                        }
+                    }
+                    None => self.open(slot, from, datagram, &mut batch, now),
+                }
             }
-            self.open(slot, from, datagram, &mut batch, now);
+            start = end;
         }
-        self.deliver(&mut batch, owners, tun, now);
+        self.deliver(&mut batch, contents, owners, tun, now);
         self.batch = batch;
+    }
+
+    /// Opens a datagram of a bulk session in place, and tells where in it the packet lies.
+    fn open_bulk(
+        &mut self,
+        batch: &Batch,
+        from: SocketAddr,
+        header: bulk::Header,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Option<Range<usize>> {
+        let peer = self.peers.get_mut(batch.slot)?;
+        let Some(length) = peer.bulk.open(header, datagram, now) else {
+            self.counters.drop(DropReason::Unauthentic);
+            return None;
+        };
+        peer.received_bytes += datagram.len() as u64;
+        let is_keepalive = length == 0;
+        // One place sent the whole message: it's enough to hear it once.
+        if batch.packets.is_empty() {
+            if !is_keepalive {
+                peer.bulk.last_received = Some(now);
+            }
+            self.heard(batch.slot, from, false, now);
+        }
+        (!is_keepalive).then_some(bulk::HEADER..bulk::HEADER + length)
+    }
+
+    fn bulk_session(&mut self, from: SocketAddr, session: u32, now: Instant) -> Option<Slot> {
+        let slot = self.peers.by_bulk_session(session);
+        if slot.is_none() {
+            self.counters.drop(DropReason::UnknownSession);
+            self.provoked(from, now);
+        }
+        slot
     }
 
     fn open(
@@ -102,12 +159,14 @@ impl Node {
     fn deliver(
         &mut self,
         batch: &mut Batch,
+        message: &mut [u8],
         owners: &mut dyn Owners,
         tun: &mut dyn TunWriter,
         now: Instant,
     ) {
         if let Some(name) = self.peers.get(batch.slot).map(|peer| peer.name) {
-            self.pass_all(name, &mut batch.arena, &batch.packets, owners, tun, now);
+            let bytes = if batch.in_arena { &mut batch.arena[..] } else { message };
+            self.pass_all(name, bytes, &batch.packets, owners, tun, now);
         }
         batch.packets.clear();
     }
@@ -192,8 +251,9 @@ impl Node {
         };
         let mut frame = [IoSlice::new(&[]); 1 + MAX_SEGMENTS];
         frame[0] = IoSlice::new(header.bytes());
-        for (piece, packet) in frame[1..].iter_mut().zip(packets) {
-            let payload = packet.start + headers.payload_offset..packet.end;
+        for (at, (piece, packet)) in frame[1..].iter_mut().zip(packets).enumerate() {
+            let start = packet.start + headers.payload_offset;
+            let payload = start..start + run.payload(at);
             *piece = IoSlice::new(bytes.get(payload).unwrap_or_default());
         }
         self.counters.to_tun.add_many(load.packets, load.bytes);
@@ -291,6 +351,11 @@ impl Node {
         if is_new_session {
             peer.last_handshake = Some(now);
             let name = peer.name;
+            if peer.is_host() && !self.ciphers.is_empty() {
+                self.peers.offer_bulk(slot, self.life, self.ciphers, now);
+                self.tick_bulk(slot, now);
+            }
+            let Some(peer) = self.peers.get_mut(slot) else { return };
             if peer.is_host() && peer.path.is_unmeasured() {
                 peer.path.begin(now);
                 self.probe(slot, now);
@@ -331,20 +396,37 @@ impl Node {
             self.refuse_source(ingress, headers, DropReason::Forged, now);
             return;
         }
-        let slot = self.peers.by_name(PeerName::Host(sender));
-        let (Some(slot), Some(message)) = (slot, Control::read(headers.payload(packet))) else {
+        let payload = headers.payload(packet);
+        let Some(slot) = self.peers.by_name(PeerName::Host(sender)) else {
             return self.counters.drop(DropReason::Control);
         };
-        self.handle_control(slot, sender, message, now);
+        if let Some(heard) = Heard::read(payload) {
+            return self.handle_bulk(slot, sender, &heard, now);
+        }
+        match Control::read(payload) {
+            Some(message) => self.handle_control(slot, sender, message, now),
+            None => self.counters.drop(DropReason::Control),
+        }
     }
 
-    fn handle_control(
-        &mut self,
-        slot: Slot,
-        sender: isthmus_model::HostId,
-        message: Control,
-        now: Instant,
-    ) {
+    fn handle_bulk(&mut self, slot: Slot, sender: HostId, heard: &Heard, now: Instant) {
+        let ends = bulk::Ends { here: self.state.local(), there: sender };
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        match heard {
+            Heard::Offer(offer) => {
+                peer.bulk.handle_offer(offer, self.ciphers, ends, now);
+                self.tick_bulk(slot, now);
+            }
+            Heard::Answer(answer) => {
+                if let Some(ready) = peer.bulk.handle_answer(answer, ends) {
+                    self.send_bulk_message(slot, BulkMessage::Ready(&ready), now);
+                }
+            }
+            Heard::Ready(ready) => peer.bulk.handle_ready(ready),
+        }
+    }
+
+    fn handle_control(&mut self, slot: Slot, sender: HostId, message: Control, now: Instant) {
         match message {
             Control::Probe { identifier, size } => {
                 self.send_control(slot, Control::ProbeAck { identifier, size }, now);

@@ -4,7 +4,7 @@
 //! datagrams from the UDP socket, revisions and the time (`handle_*`), and takes from it what is to
 //! be done (`poll_*`). It reads no clock, no socket and no random numbers, so that a whole mesh runs
 //! in one thread under a simulated clock (`sim.rs`). One file is excused: `tunnel.rs` wraps
-//! boringtun, which reads the clock for its sessions and makes its own keys.
+//! boringtun, which reads the clock for its sessions and makes its own keys. `bulk/` makes keys, too.
 //!
 //! # Life of a packet
 //!
@@ -30,7 +30,7 @@
 //! `node.rs` the calling contract · `outbound.rs`, `inbound.rs` the two ways in · `forward.rs` what
 //! they share · `decide.rs` a new flow's fate · `balance.rs` which backend · `adopt.rs` flows older
 //! than this process · `refuse.rs` RST and ICMP · `translate.rs` ICMP errors · `peers.rs`,
-//! `tunnel.rs`, `admission.rs` the tunnels · `mtu.rs`, `control.rs` what agents say to each other
+//! `tunnel.rs`, `admission.rs` the tunnels · `bulk/` what agents seal their traffic with beside WireGuard · `mtu.rs`, `control.rs` what agents say to each other
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -40,6 +40,7 @@ pub mod packet;
 mod admission;
 mod adopt;
 mod balance;
+mod bulk;
 mod config;
 mod control;
 mod counters;
@@ -65,6 +66,7 @@ mod translate;
 mod tunnel;
 mod view;
 
+pub use bulk::{Cipher, Ciphers};
 pub use config::{Config, Limits};
 pub use counters::{Counters, DropReason, Traffic};
 pub use event::{Denial, Event};

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use isthmus_model::{DeviceId, HostId, ServiceId};
 
 use crate::admission::Admission;
+use crate::bulk::Ciphers;
 use crate::config::Config;
 use crate::counters::{Counters, DropReason};
 use crate::event::{Event, Events};
@@ -120,6 +121,9 @@ pub struct Node {
     pub(crate) epoch: u32,
     pub(crate) mtu: usize,
     pub(crate) proxy_port: u16,
+    pub(crate) ciphers: Ciphers,
+    /// Tells this node's life from its former ones.
+    pub(crate) life: u64,
     pub(crate) keys: Keys,
     pub(crate) admission: Admission,
     pub(crate) peers: Peers,
@@ -143,7 +147,7 @@ pub struct Node {
 impl Node {
     /// Makes a node that has no tunnels and knows no flows yet.
     pub fn new(config: Config, state: Arc<State>, now: Instant) -> Self {
-        let Config { private_key, mtu, proxy_port, seed, limits, coalesces } = config;
+        let Config { private_key, mtu, proxy_port, seed, limits, ciphers, coalesces } = config;
         let mut seeds = Random::new(seed);
         let mut peers = Peers::new(seeds.next());
         peers.update(&state);
@@ -152,6 +156,8 @@ impl Node {
             epoch: 0,
             mtu: mtu.into(),
             proxy_port,
+            ciphers,
+            life: seeds.next(),
             keys: Keys::new(*private_key),
             admission: Admission::new(seeds.next(), now),
             peers,
@@ -361,6 +367,7 @@ impl Node {
             }
         }
         self.announce(slot, now);
+        self.tick_bulk(slot, now);
         self.probe(slot, now);
         self.flush(slot, now);
         if !is_live {

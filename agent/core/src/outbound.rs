@@ -1,7 +1,9 @@
 //! From the TUN device to the tunnels: sealing, and making tunnels where there are none yet.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::bulk;
+use crate::bulk::message::Message;
 use crate::control::{self, Control};
 use crate::counters::DropReason;
 use crate::event::Event;
@@ -13,6 +15,11 @@ use crate::packet::{BadOffload, Headers, Offload, SuperPacket};
 use crate::peers::{Peer, Slot};
 use crate::tunnel::{MIN_BUFFER, OVERHEAD, Tunnel};
 
+/// WireGuard's Keepalive-Timeout, and that with its Rekey-Timeout.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const UNANSWERED: Duration = Duration::from_secs(15);
+/// Both sides of a bulk session could rekey: the second waits for the first.
+const REKEY_JITTER: Duration = Duration::from_secs(10);
 /// WireGuard pads packets to a multiple of this, to tell less of their length.
 const PADDING: usize = 16;
 
@@ -170,28 +177,82 @@ impl Node {
         let (Some(to), limit) = (peer.endpoint(), peer.inner_limit()) else {
             return self.counters.drop(DropReason::NoEndpoint);
         };
-        let Some(tunnel) = &mut peer.tunnel else { return };
         let padded = length.next_multiple_of(padding).min(limit.max(length));
-        if self.scratch.len() < padded {
-            self.scratch.resize(padded, 0);
-        }
-        let Some(plain) = self.scratch.get_mut(..padded) else { return };
-        let (packet, zeros) = plain.split_at_mut(length);
-        zeros.fill(0);
-        if !write(packet) {
-            return self.counters.drop(DropReason::Malformed);
-        }
         let sealed = padded + OVERHEAD;
-        let size = (sealed, sealed.max(MIN_BUFFER));
-        let is_sent = self.outbox.push_with(&mut self.buffers, to, dont_fragment, size, |out| {
-            tunnel.seal(plain, out, now)
-        });
-        if is_sent {
-            peer.sent_bytes += sealed as u64;
-            self.counters.sent.add(sealed);
+        let bulk = &mut peer.bulk;
+        let mut is_written = true;
+        let is_sent = if bulk.cipher().is_some() {
+            let room = (sealed, sealed);
+            self.outbox.push_with(&mut self.buffers, to, dont_fragment, room, |datagram| {
+                let plain = datagram.get_mut(bulk::HEADER..bulk::HEADER + padded)?;
+                is_written = write_padded(plain, length, write);
+                (is_written && bulk.seal(datagram)).then_some(sealed)
+            })
         } else {
-            self.counters.drop(DropReason::TransmitQueue);
+            let Some(tunnel) = &mut peer.tunnel else { return };
+            if self.scratch.len() < padded {
+                self.scratch.resize(padded, 0);
+            }
+            let Some(plain) = self.scratch.get_mut(..padded) else { return };
+            is_written = write_padded(plain, length, write);
+            let room = (sealed, sealed.max(MIN_BUFFER));
+            is_written
+                && self.outbox.push_with(&mut self.buffers, to, dont_fragment, room, |out| {
+                    tunnel.seal(plain, out, now)
+                })
+        };
+        match (is_sent, is_written) {
+            (true, _) => {
+                peer.sent_bytes += sealed as u64;
+                peer.last_sent = Some(now);
+                if length > 0 && peer.bulk.cipher().is_some() {
+                    peer.bulk.last_sent = Some(now);
+                }
+                self.counters.sent.add(sealed);
+            }
+            (false, true) => self.counters.drop(DropReason::TransmitQueue),
+            (false, false) => self.counters.drop(DropReason::Malformed),
         }
+    }
+
+    /// What bulk sessions need as time passes: messages repeated and, in place of boringtun, which
+    /// doesn't see their traffic, WireGuard's timers (section 6 of its paper).
+    pub(crate) fn tick_bulk(&mut self, slot: Slot, now: Instant) {
+        let Some(peer) = self.peers.get(slot) else { return };
+        let PeerName::Host(host) = peer.name else { return };
+        if !peer.tunnel.as_ref().is_some_and(Tunnel::has_session) {
+            return self.peers.end_bulk(slot);
+        }
+        let mut packet = [0; control::MAX_PACKET];
+        let (from, to) = (self.state.host_ipv6(self.state.local()), self.state.host_ipv6(host));
+        while let Some(message) = self.peers.get_mut(slot).and_then(|peer| peer.bulk.poll(now)) {
+            let length = message.bytes(|payload| control::packet(from, to, payload, &mut packet));
+            // Larger than what the narrowest path carries whole.
+            let packet = packet.get(..length.unwrap_or_default()).unwrap_or_default();
+            self.send(slot, packet, false, now);
+        }
+        let Some(peer) = self.peers.get(slot) else { return };
+        let silent =
+            |then: Option<Instant>, patience| then.is_none_or(|then| now >= then + patience);
+        // One of both sides rekeys, unless it has nothing to say.
+        let patience = if self.state.local() < host { Duration::ZERO } else { REKEY_JITTER };
+        let is_unanswered =
+            peer.bulk.last_sent > peer.last_heard && silent(peer.last_heard, UNANSWERED);
+        let owes_answer =
+            peer.bulk.last_received > peer.last_sent && silent(peer.last_sent, KEEPALIVE);
+        if peer.bulk.is_old(patience, now) || is_unanswered {
+            self.shake_hands(slot, now);
+        } else if owes_answer {
+            self.seal(slot, &[], true, 1, now);
+        }
+    }
+
+    pub(crate) fn send_bulk_message(&mut self, slot: Slot, message: Message<'_>, now: Instant) {
+        let Some(PeerName::Host(host)) = self.peers.get(slot).map(|peer| peer.name) else { return };
+        let mut packet = [0; control::MAX_PACKET];
+        let (from, to) = (self.state.host_ipv6(self.state.local()), self.state.host_ipv6(host));
+        let length = message.bytes(|payload| control::packet(from, to, payload, &mut packet));
+        self.send(slot, packet.get(..length.unwrap_or_default()).unwrap_or_default(), true, now);
     }
 
     /// Tells a peer where this host is now, if it is to be told.
@@ -288,4 +349,11 @@ impl Node {
         let (from, to) = (self.state.host_ipv6(self.state.local()), self.state.host_ipv6(host));
         message.write(from, to, length, out)
     }
+}
+
+/// Writes a packet to the start of `plain`, and zeros behind it.
+fn write_padded(plain: &mut [u8], length: usize, write: impl FnOnce(&mut [u8]) -> bool) -> bool {
+    let Some((packet, zeros)) = plain.split_at_mut_checked(length) else { return false };
+    zeros.fill(0);
+    write(packet)
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use isthmus_model::PublicKey;
 
+use crate::bulk::{Bulk, Ciphers};
 use crate::mtu::{self, Path};
 use crate::node::PeerName;
 use crate::random::Random;
@@ -39,10 +40,14 @@ pub(crate) struct Peer {
     heard_at: Option<SocketAddr>,
     pub(crate) tunnel: Option<Tunnel>,
     index: Option<u32>,
+    pub(crate) bulk: Bulk,
+    /// The sessions of `bulk` that packets are found by.
+    bulk_sessions: Vec<u32>,
     pub(crate) path: Path,
     pub(crate) received_bytes: u64,
     pub(crate) sent_bytes: u64,
     pub(crate) last_heard: Option<Instant>,
+    pub(crate) last_sent: Option<Instant>,
     pub(crate) last_handshake: Option<Instant>,
     pub(crate) round_trip: Option<Duration>,
     last_provoked: Option<Instant>,
@@ -57,6 +62,7 @@ pub(crate) struct Peers {
     by_name: HashMap<PeerName, Slot>,
     by_key: HashMap<[u8; 32], Slot>,
     by_index: HashMap<u32, Slot>,
+    by_bulk_session: HashMap<u32, Slot>,
     by_endpoint: HashMap<SocketAddr, Slot>,
     phases: [Phase; PHASES],
     random: Random,
@@ -77,10 +83,13 @@ impl Peer {
             heard_at: None,
             tunnel: None,
             index: None,
+            bulk: Bulk::default(),
+            bulk_sessions: Vec::new(),
             path: Path::new(),
             received_bytes: 0,
             sent_bytes: 0,
             last_heard: None,
+            last_sent: None,
             last_handshake: None,
             round_trip: None,
             last_provoked: None,
@@ -127,6 +136,7 @@ impl Peers {
             by_name: HashMap::new(),
             by_key: HashMap::new(),
             by_index: HashMap::new(),
+            by_bulk_session: HashMap::new(),
             by_endpoint: HashMap::new(),
             phases: [Phase::default(); PHASES],
             random: Random::new(seed),
@@ -176,6 +186,9 @@ impl Peers {
         if let Some(index) = peer.index {
             self.by_index.remove(&index);
         }
+        for session in &peer.bulk_sessions {
+            self.by_bulk_session.remove(session);
+        }
     }
 
     pub(crate) fn get(&self, slot: Slot) -> Option<&Peer> {
@@ -196,6 +209,46 @@ impl Peers {
 
     pub(crate) fn by_index(&self, index: u32) -> Option<Slot> {
         self.by_index.get(&index).copied()
+    }
+
+    pub(crate) fn by_bulk_session(&self, session: u32) -> Option<Slot> {
+        self.by_bulk_session.get(&session).copied()
+    }
+
+    /// Offers the peer a bulk session to send by.
+    pub(crate) fn offer_bulk(&mut self, slot: Slot, life: u64, ciphers: Ciphers, now: Instant) {
+        let session = loop {
+            let session = (self.random.next() >> 32) as u32;
+            if !self.by_bulk_session.contains_key(&session) {
+                break session;
+            }
+        };
+        let Some(peer) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        peer.bulk.offer(session, life, ciphers, now);
+        peer.bulk_sessions.push(session);
+        self.by_bulk_session.insert(session, slot);
+        self.forget_bulk_sessions(slot);
+    }
+
+    /// Erases all keys of bulk sessions with the peer.
+    pub(crate) fn end_bulk(&mut self, slot: Slot) {
+        let Some(peer) = self.get_mut(slot) else { return };
+        if !peer.bulk_sessions.is_empty() {
+            peer.bulk = Bulk::default();
+            self.forget_bulk_sessions(slot);
+        }
+    }
+
+    fn forget_bulk_sessions(&mut self, slot: Slot) {
+        let Some(peer) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        let by_session = &mut self.by_bulk_session;
+        peer.bulk_sessions.retain(|session| {
+            let is_alive = peer.bulk.sessions().any(|alive| alive == *session);
+            if !is_alive {
+                by_session.remove(session);
+            }
+            is_alive
+        });
     }
 
     pub(crate) fn by_endpoint(&self, endpoint: SocketAddr) -> Option<Slot> {

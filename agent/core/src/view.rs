@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use isthmus_model::{Layer4, Principal, PublicKey};
 use isthmus_policy::{Outcome, Verdict};
 
+use crate::bulk::Cipher;
 use crate::flows::{Flow, Port};
 use crate::node::PeerName;
 use crate::packet::FlowKey;
@@ -83,6 +84,8 @@ pub struct PeerView {
     pub path_mtu: u16,
     /// Of the last ping or path probe.
     pub round_trip: Option<Duration>,
+    /// What traffic to it is sealed with; none: by its WireGuard session.
+    pub bulk: Option<Cipher>,
 }
 
 pub(crate) fn flow(state: &State, epoch: u32, flow: &Flow, now: Instant) -> FlowView {
@@ -127,5 +130,6 @@ pub(crate) fn peer(peer: &Peer, now: Instant) -> PeerView {
         sent_bytes: peer.sent_bytes,
         path_mtu: peer.path.mtu(),
         round_trip: peer.round_trip,
+        bulk: peer.bulk.cipher(),
     }
 }

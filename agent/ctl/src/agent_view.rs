@@ -120,8 +120,18 @@ pub(crate) fn peer_table(peers: &[v1::Peer]) -> String {
     if peers.is_empty() {
         return "no peers: nothing allows traffic between this host and another".to_owned();
     }
-    let header =
-        ["PEER", "KIND", "STATE", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "MTU", "ADDRESSES"];
+    let header = [
+        "PEER",
+        "KIND",
+        "STATE",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "RECEIVED",
+        "SENT",
+        "MTU",
+        "CIPHER",
+        "ADDRESSES",
+    ];
     let row = |peer: &v1::Peer| {
         let tone = match &*peer.state {
             "up" => Tone::Good,
@@ -142,6 +152,7 @@ pub(crate) fn peer_table(peers: &[v1::Peer]) -> String {
             number(bytes(peer.received_bytes)),
             number(bytes(peer.sent_bytes)),
             number(mtu),
+            cell(clean(&peer.cipher)),
             cell(peer.addresses.join(", ")),
         ]
     };
@@ -159,6 +170,7 @@ pub(crate) fn peers_json(peers: &[v1::Peer]) -> Value {
             "received_bytes": peer.received_bytes,
             "sent_bytes": peer.sent_bytes,
             "path_mtu": peer.path_mtu,
+            "cipher": peer.cipher,
             "addresses": peer.addresses,
         })
     };
@@ -255,6 +267,7 @@ mod tests {
             last_handshake_ms: Some(4_000),
             received_bytes: 2_048,
             path_mtu: 1_280,
+            cipher: "aes-256-gcm".to_owned(),
             ..v1::Peer::default()
         };
         let silent = v1::Peer { name: "web-2".to_owned(), ..v1::Peer::default() };

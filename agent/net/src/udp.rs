@@ -1,6 +1,6 @@
 //! The underlay: UDP sockets that carry sealed packets, in batches.
 //!
-//! One socket speaks IPv4 and another IPv6; each belongs to one thread. Reading takes up to 32
+//! One socket speaks IPv4 and another IPv6; each belongs to one thread. Reading takes up to 8
 //! kernel messages at once, each of which GRO may have made of many datagrams; sending hands the
 //! kernel up to 64 equal segments in one call (GSO). Where GSO isn't available, or a driver
 //! refuses it, the same calls send the segments one by one.
@@ -15,12 +15,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 pub use quinn_udp::EcnCodepoint as Ecn;
-use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSocketState};
+use quinn_udp::{RecvMeta, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::debug;
 
 /// Large enough for a burst of 40 ms at 1 Gbit/s.
 const BUFFER_BYTES: usize = 4 << 20;
+
+/// Messages read at once: no more than stays in a processor's cache until it is opened.
+const BATCH_SIZE: usize = 8;
 
 /// A GRO message is an IP packet as far as its length goes.
 const MESSAGE_BYTES: usize = 1 << 16;
@@ -244,7 +247,7 @@ impl SendOutcome {
     }
 }
 
-/// Room for what one [`UdpSocket::recv`] reads, reused from call to call (2 MiB).
+/// Room for what one [`UdpSocket::recv`] reads, reused from call to call (512 KiB).
 pub struct RecvBatch {
     buffer: Vec<u8>,
     messages: [RecvMeta; BATCH_SIZE],

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use isthmus_core::{FlowView, PeerName, PeerView, State};
+use isthmus_core::{Cipher, FlowView, PeerName, PeerView, State};
 use isthmus_model::{DeviceId, Layer4, Principal, ServiceId};
 use isthmus_net::tun::Offloads;
 use isthmus_proto::v1;
@@ -143,6 +143,7 @@ pub(super) fn peer(state: &State, peer: &PeerView) -> v1::Peer {
         sent_bytes: peer.sent_bytes,
         path_mtu: peer.path_mtu.into(),
         addresses: peer_addresses(state, peer.peer),
+        cipher: peer.bulk.map_or("wireguard", Cipher::name).to_owned(),
     }
 }
 
@@ -358,6 +359,7 @@ pub(crate) mod tests {
             sent_bytes,
             path_mtu: 1500,
             round_trip: None,
+            bulk: None,
         };
         assert_eq!(peer_state(&view(None, 0)), "idle");
         assert_eq!(peer_state(&view(None, 148)), "connecting");

@@ -151,6 +151,15 @@ impl Run {
         self.length + (self.count - 1) * self.headers.payload_offset
     }
 
+    /// The payload of each packet.
+    pub(crate) const fn payload(&self, index: usize) -> usize {
+        if index + 1 < self.count {
+            self.segment
+        } else {
+            self.length - self.headers.payload_offset - index * self.segment
+        }
+    }
+
     /// Of its first packet.
     pub(crate) const fn headers(&self) -> &Headers {
         &self.headers

@@ -83,6 +83,14 @@ impl World {
         self.drain();
     }
 
+    /// The kernel of a host gives a packet that lacks something.
+    pub fn send_unfinished(&mut self, host: u32, offload: Offload, packet: &mut [u8]) {
+        let now = self.now;
+        let host = self.host(host);
+        host.node.handle_tun(offload, packet, &mut host.sockets, now);
+        self.drain();
+    }
+
     /// A program on a host sends a packet; a moment later, here is what arrived at another host.
     pub fn exchange(&mut self, from: u32, packet: &[u8], to: u32) -> Vec<Vec<u8>> {
         self.send(from, packet);

@@ -29,20 +29,21 @@ const TOPOLOGY: &str = r#"
 [service.iperf]
 port = 5201
 hosts = ["web-1"]
-
-[service.iperf-udp]
-port = 5201
-protocol = "udp"
-hosts = ["web-1"]
+workload = { exe = "/usr/bin/iperf3" }
 
 [[allow]]
 name = "hosts measure"
 from = "host:*"
-to = ["service:iperf", "service:iperf-udp"]
+to = "service:iperf"
+ports = ["tcp/5201", "udp/5201", "icmp"]
 "#;
 
 /// How Isthmus is measured: a name, and what its agents' settings say.
-const VARIANTS: &[(&str, &str)] = &[("isthmus", "")];
+const VARIANTS: &[(&str, &str)] = &[
+    ("isthmus", ""),
+    ("isthmus chacha", "bulk = \"chacha20-poly1305\""),
+    ("isthmus wireguard", "bulk = \"off\""),
+];
 
 /// A way between two hosts.
 pub(crate) struct Path {
@@ -51,8 +52,6 @@ pub(crate) struct Path {
     pub(crate) server: Node,
     /// The server's address by this way.
     pub(crate) target: String,
-    /// Likewise for UDP, where that is another service.
-    pub(crate) udp_target: String,
     pub(crate) processes: Vec<Process>,
     /// Of the overlay's programs, where they aren't in `processes`.
     pub(crate) pids: Option<Vec<u32>>,
@@ -92,6 +91,7 @@ pub(crate) fn run(options: &Options) -> Figures {
         lab.plug(node, &switch, &[format!("{address}/24")], 1500);
         offload(node);
     }
+    offload_switch(&switch);
     let meshes: Vec<(Mesh, &str)> = VARIANTS
         .iter()
         .filter(|(name, _)| wants(name))
@@ -160,6 +160,7 @@ fn mesh(settings: &'static str) -> Mesh {
     for name in ["app-1", "web-1"] {
         offload(&mesh.host(name).node);
     }
+    offload_switch(&mesh.switch);
     mesh.apply(TOPOLOGY);
     mesh
 }
@@ -169,17 +170,21 @@ fn offload(node: &Node) {
     node.sh("ethtool -K eth0 tx on >/dev/null");
 }
 
+/// Likewise the other ends of the cables.
+fn offload_switch(switch: &Node) {
+    switch.sh("for port in $(ip -br link | sed -n 's/^\\(p-[^@ ]*\\).*/\\1/p'); do \
+         ethtool -K $port tx on >/dev/null; done");
+}
+
 fn isthmus(mesh: &Mesh, name: &str) -> Path {
     let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
     let services = mesh.agentctl(&["service", "list", "-o", "json"]).json();
-    let workload =
-        |at: usize| services[at]["workloads"][0]["ipv4"].as_str().expect("a workload").to_owned();
+    let workload = services[0]["workloads"][0]["ipv4"].as_str().expect("a workload").to_owned();
     Path {
         name: name.to_owned(),
         client: app.node.clone(),
         server: web.node.clone(),
-        target: workload(0),
-        udp_target: workload(1),
+        target: workload,
         processes: Vec::new(),
         pids: Some(vec![app.agent_id(), web.agent_id()]),
     }
@@ -223,13 +228,17 @@ fn measure(figures: &mut Figures, path: &Path, seconds: u32) {
     let back = both["end"]["sum_received_bidir_reverse"]["bits_per_second"].as_f64();
     figures.record(&path.name, BOTH_WAYS, received(&both) + back.unwrap_or(f64::NAN) / 1e9);
 
-    let udp = iperf(path, &format!("-u -b 0 -l 200 -t {seconds} -c {}", path.udp_target));
+    let udp = iperf(path, &format!("-u -b 0 -l 200 -t {seconds} -c {target}"));
     let sum = &udp["end"]["sum"];
     let count = |name: &str| sum[name].as_f64().unwrap_or(f64::NAN);
     let arrived = (count("packets") - count("lost_packets")) / count("seconds");
     figures.record(&path.name, UDP, arrived / 1e3);
 
-    let load = path.client.spawn_sh("load", &format!("exec iperf3 -t {} -c {target}", seconds + 2));
+    let load = path.client.spawn_sh(
+        "load",
+        // The server may still be busy with the end of the test before.
+        &format!("until iperf3 -t {} -c {target}; do sleep 0.2; done", seconds + 2),
+    );
     wait_for("the load runs", Duration::from_secs(5), || {
         !path.client.try_sh("ss -Htn state established 'dport = :5201'").stdout.is_empty()
     });

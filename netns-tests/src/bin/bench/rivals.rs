@@ -12,15 +12,7 @@ const START: Duration = Duration::from_secs(20);
 /// The programs of a rival, in the order of the hosts.
 fn path(name: &str, nodes: [Node; 2], target: String, processes: Vec<Process>) -> Path {
     let [client, server] = nodes;
-    Path {
-        name: name.to_owned(),
-        client,
-        server,
-        udp_target: target.clone(),
-        target,
-        processes,
-        pids: None,
-    }
+    Path { name: name.to_owned(), client, server, target, processes, pids: None }
 }
 
 /// No overlay at all.

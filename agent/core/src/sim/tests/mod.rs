@@ -1,4 +1,5 @@
 mod basics;
+mod bulk;
 mod devices;
 mod forged;
 mod limits;

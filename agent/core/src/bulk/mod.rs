@@ -1,0 +1,298 @@
+//! Bulk sessions: what two agents seal their traffic with, beside WireGuard's own sessions.
+//!
+//! boringtun makes the tunnel, and proves who is who. Inside it each side gives the other what it
+//! needs to send to it: an ML-KEM-768 share (FIPS 203). The sender answers with a secret sealed for
+//! that share and with random bytes of its own; the key is derived from both, so that recorded
+//! traffic stays safe even if X25519 falls, and neither side chooses it alone.
+//!
+//! ```text
+//!   receiver                                    sender
+//!      │ Offer { session, ciphers, share } ──────▶ │ (pending)
+//!      │ ◀───── Answer { session, cipher, secret } │
+//!   (receiving)                                    │
+//!      │ Ready { session, proof } ───────────────▶ │ (sending)
+//! ```
+//!
+//! Each direction is set up by itself, anew with every WireGuard session, and erased with it. All
+//! three messages may be lost, repeated and reordered: whoever waits repeats what it said last, and
+//! until a direction is ready its traffic goes by the WireGuard session. A sender goes on with the
+//! session before until the next is ready, and a receiver keeps the one before for a moment: a
+//! rekey loses nothing. A receiver that has restarted says so by the number of its life, and what
+//! was meant for its former one ends at once.
+
+mod codec;
+pub(crate) mod message;
+#[cfg(test)]
+mod tests;
+mod window;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768};
+use isthmus_model::HostId;
+use zeroize::Zeroizing;
+
+pub use codec::{Cipher, Ciphers};
+pub(crate) use codec::{HEADER, Header, SECRET, TAG};
+use codec::{Key, Purpose};
+use message::{Answer, Message, Offer, Ready};
+use window::Window;
+
+// As much as WireGuard adds: a path's limit is the same for both.
+const _: () = assert!(HEADER + TAG == crate::tunnel::OVERHEAD);
+/// How often, and how many times, an unanswered message is repeated.
+const REPEAT: Duration = Duration::from_millis(500);
+const TRIES: u32 = 12;
+/// How long packets sealed by the session before may still be on their way.
+const LINGER: Duration = Duration::from_secs(10);
+/// Sessions that a receiver keeps: the present one, and what lingers.
+const RECEIVING: usize = 4;
+/// WireGuard's Reject-After-Time: nothing is sealed by an older key.
+const REJECT_AFTER: Duration = Duration::from_secs(180);
+/// WireGuard's Rekey-After-Time: boringtun doesn't see the traffic that would make it rekey.
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+/// Lanes that a sender can have.
+const LANES: usize = 256;
+
+/// Both directions of bulk traffic with one peer.
+#[derive(Default)]
+pub(crate) struct Bulk {
+    offered: Option<Offered>,
+    receiving: Vec<Receiving>,
+    pending: Option<Pending>,
+    sending: Option<Sending>,
+    /// The peer's life that the sending sessions are with.
+    peer_life: Option<u64>,
+    /// The last bulk packet of each direction.
+    pub(crate) last_received: Option<Instant>,
+    pub(crate) last_sent: Option<Instant>,
+}
+
+/// Who speaks to whom.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    pub(crate) here: HostId,
+    pub(crate) there: HostId,
+}
+
+/// A share that the peer hasn't answered.
+struct Offered {
+    session: u32,
+    share: DecapsulationKey,
+    message: Box<Offer>,
+    repeats: Repeats,
+}
+
+/// A session that the peer hasn't confirmed.
+struct Pending {
+    sending: Sending,
+    message: Box<Answer>,
+    repeats: Repeats,
+}
+
+struct Sending {
+    session: u32,
+    key: Arc<Key>,
+    counter: u64,
+    since: Instant,
+}
+
+struct Receiving {
+    session: u32,
+    key: Arc<Key>,
+    /// By the sender's lane.
+    windows: Vec<Option<Box<Window>>>,
+    superseded: Option<Instant>,
+}
+
+#[derive(Clone, Copy)]
+struct Repeats {
+    left: u32,
+    due: Instant,
+}
+
+impl Repeats {
+    fn new(now: Instant) -> Self {
+        Self { left: TRIES, due: now }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let is_due = self.left > 0 && now >= self.due;
+        if is_due {
+            self.left -= 1;
+            self.due = now + REPEAT;
+        }
+        is_due
+    }
+}
+
+impl Bulk {
+    /// Offers a session to receive by, in place of any offer that is still open. The offer itself
+    /// comes by [`poll`](Self::poll).
+    pub(crate) fn offer(&mut self, session: u32, life: u64, ciphers: Ciphers, now: Instant) {
+        let Ok(share) = DecapsulationKey::generate(&ML_KEM_768) else { return };
+        let Some(message) = share
+            .encapsulation_key()
+            .and_then(|public| public.key_bytes())
+            .ok()
+            .and_then(|bytes| Offer::new(session, life, ciphers, bytes.as_ref()))
+        else {
+            return;
+        };
+        let repeats = Repeats::new(now);
+        self.offered = Some(Offered { session, share, message: Box::new(message), repeats });
+    }
+
+    /// What is to be said (again) now. To be called with every tick.
+    pub(crate) fn poll(&mut self, now: Instant) -> Option<Message<'_>> {
+        self.receiving.retain(|it| it.superseded.is_none_or(|since| now < since + LINGER));
+        self.sending.take_if(|sending| now >= sending.since + REJECT_AFTER);
+        if self.offered.as_mut().is_some_and(|offered| offered.repeats.take(now)) {
+            return self.offered.as_ref().map(|offered| Message::Offer(&offered.message));
+        }
+        if self.pending.as_mut().is_some_and(|pending| pending.repeats.take(now)) {
+            return self.pending.as_ref().map(|pending| Message::Answer(&pending.message));
+        }
+        None
+    }
+
+    /// The peer offers a session to send by. The answer comes by [`poll`](Self::poll).
+    pub(crate) fn handle_offer(
+        &mut self,
+        offer: &Offer,
+        ciphers: Ciphers,
+        ends: Ends,
+        now: Instant,
+    ) {
+        if self.peer_life.replace(offer.life()) != Some(offer.life()) {
+            (self.sending, self.pending) = (None, None);
+        }
+        let session = offer.session();
+        if self.sending.as_ref().is_some_and(|sending| sending.session == session) {
+            return;
+        }
+        match &mut self.pending {
+            // Our answer was lost.
+            Some(pending) if pending.sending.session == session => pending.repeats.due = now,
+            Some(_) | None => self.pending = answer(offer, ciphers, ends, now),
+        }
+    }
+
+    /// The peer answers an offer. Returns what to say to that.
+    pub(crate) fn handle_answer(&mut self, answer: &Answer, ends: Ends) -> Option<Ready> {
+        let session = answer.session();
+        if let Some(known) = self.receiving.iter().find(|it| it.session == session) {
+            return Some(Ready::new(session, known.key.proof));
+        }
+        let offered = self.offered.as_ref().filter(|offered| offered.session == session)?;
+        let key = open_answer(&offered.share, answer, ends)?;
+        let ready = Ready::new(session, key.proof);
+        self.offered = None;
+        if self.receiving.len() >= RECEIVING {
+            self.receiving.remove(0);
+        }
+        let key = Arc::new(key);
+        self.receiving.push(Receiving { session, key, windows: Vec::new(), superseded: None });
+        Some(ready)
+    }
+
+    /// The peer can open what is sealed by the session that it names. If it has another key for it,
+    /// from an answer before, it can't.
+    pub(crate) fn handle_ready(&mut self, ready: &Ready) {
+        let is_it = |pending: &mut Pending| {
+            let Sending { session, key, .. } = &pending.sending;
+            *session == ready.session() && ready.proves(key.proof)
+        };
+        if let Some(pending) = self.pending.take_if(is_it) {
+            self.sending = Some(pending.sending);
+        }
+    }
+
+    /// What packets to the peer are sealed with now.
+    pub(crate) fn cipher(&self) -> Option<Cipher> {
+        self.sending.as_ref().map(|sending| sending.key.cipher)
+    }
+
+    /// Seals a datagram in place, see [`Key::seal`]. False without a session.
+    #[inline]
+    pub(crate) fn seal(&mut self, datagram: &mut [u8]) -> bool {
+        let Some(sending) = &mut self.sending else { return false };
+        let counter = sending.counter;
+        sending.counter += 1;
+        let session = sending.session;
+        let header = Header { receiver_lane: 0, sender_lane: 0, session, counter };
+        sending.key.seal(header, datagram)
+    }
+
+    /// Opens a datagram in place, see [`Key::open`]. None if it isn't authentic, or was seen.
+    #[inline]
+    pub(crate) fn open(
+        &mut self,
+        header: Header,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Option<usize> {
+        let place = self.receiving.iter().position(|it| it.session == header.session)?;
+        let (before, rest) = self.receiving.split_at_mut(place);
+        let receiving = rest.first_mut()?;
+        let lane = usize::from(header.sender_lane);
+        if let Some(Some(window)) = receiving.windows.get(lane)
+            && !window.may_be_new(header.counter)
+        {
+            return None;
+        }
+        let length = receiving.key.open(header, datagram)?;
+        if receiving.windows.len() <= lane {
+            receiving.windows.resize_with((lane + 1).min(LANES), || None);
+        }
+        let window = receiving.windows.get_mut(lane)?;
+        let window = window.get_or_insert_with(|| Box::new(Window::new()));
+        if !window.accept(header.counter) {
+            return None;
+        }
+        // The sender has moved on: not when it may, but when it does.
+        for older in before {
+            older.superseded.get_or_insert(now);
+        }
+        Some(length)
+    }
+
+    /// Whether the sending session has served its time.
+    pub(crate) fn is_old(&self, patience: Duration, now: Instant) -> bool {
+        self.sending.as_ref().is_some_and(|sending| {
+            sending.counter > 0 && now >= sending.since + REKEY_AFTER + patience
+        })
+    }
+
+    /// The sessions that packets may come in by, with the one that is offered.
+    pub(crate) fn sessions(&self) -> impl Iterator<Item = u32> {
+        let offered = self.offered.iter().map(|offered| offered.session);
+        self.receiving.iter().map(|receiving| receiving.session).chain(offered)
+    }
+}
+
+/// Makes a session that the peer's offer allows. None if there is no common cipher.
+fn answer(offer: &Offer, ciphers: Ciphers, ends: Ends, now: Instant) -> Option<Pending> {
+    let cipher = ciphers.best(offer.ciphers())?;
+    let share = EncapsulationKey::new(&ML_KEM_768, offer.share()).ok()?;
+    let (sealed, shared) = share.encapsulate().ok()?;
+    let mut random = Zeroizing::new([0; SECRET]);
+    aws_lc_rs::rand::fill(random.as_mut()).ok()?;
+    let session = offer.session();
+    let purpose = Purpose { cipher, session, sender: ends.here, receiver: ends.there };
+    let key = Arc::new(Key::derive(shared.as_ref(), &random, purpose)?);
+    let message = Answer::new(session, cipher, &random, sealed.as_ref())?;
+    Some(Pending {
+        sending: Sending { session, key, counter: 0, since: now },
+        message: Box::new(message),
+        repeats: Repeats::new(now),
+    })
+}
+
+fn open_answer(share: &DecapsulationKey, answer: &Answer, ends: Ends) -> Option<Key> {
+    let shared = share.decapsulate(Ciphertext::from(answer.sealed())).ok()?;
+    let (cipher, session) = (answer.cipher()?, answer.session());
+    let purpose = Purpose { cipher, session, sender: ends.there, receiver: ends.here };
+    Key::derive(shared.as_ref(), answer.random()?, purpose)
+}
