@@ -32,6 +32,8 @@ const FIRST_SOCKET: u64 = 2;
 /// Packets read from the device before what they led to is sent: enough for large segments,
 /// little enough to keep the sockets from overflowing meanwhile.
 const TUN_BATCH: usize = 64;
+/// Likewise in bytes: what comes in meanwhile waits for it.
+const TUN_BATCH_BYTES: usize = 128 << 10;
 /// Flows and status are asked for by people.
 const COMMANDS: usize = 64;
 
@@ -266,13 +268,18 @@ impl<O: Owners> DataPlane<O> {
 
     fn read_tun(&mut self) -> io::Result<()> {
         let now = Instant::now();
+        let mut bytes = 0;
         for _ in 0..TUN_BATCH {
+            if bytes >= TUN_BATCH_BYTES {
+                break;
+            }
             let length = match self.tun.recv(&mut self.buffers.frame) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
+            bytes += length;
             let frame = &mut self.buffers.frame[..length];
             let Ok((offload, packet)) = Offload::read(frame) else {
                 self.tun_strange += 1;

@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context as _;
 use ipnet::{IpNet, Ipv6Net};
+use isthmus_core::segments_per_run;
 use isthmus_model::{ServiceId, Snapshot};
 use isthmus_net::netlink::Netlink;
 use isthmus_net::routes::Route;
@@ -38,10 +39,14 @@ impl Network {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn set_up(tun: &Tun) -> anyhow::Result<Self> {
+    pub async fn set_up(tun: &Tun, mtu: u16) -> anyhow::Result<Self> {
         let netlink = Netlink::connect()?;
         let ipv6 = tune(tun.name());
         netlink.set_tx_queue_len(tun.index(), QUEUE_PACKETS).await?;
+        let segments = segments_per_run(mtu);
+        if let Err(error) = netlink.set_gso_max_segments(tun.index(), segments).await {
+            tracing::debug!(%error, "large packets will be sent in two parts");
+        }
         netlink.set_up(tun.index()).await.context("Failed to bring the overlay's device up")?;
         Ok(Self { netlink, device: tun.index(), ipv6, routes: BTreeSet::new() })
     }

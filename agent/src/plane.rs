@@ -114,7 +114,7 @@ impl Running {
         let proxy = proxy_listeners(settings.proxy_port)?;
         let sockets = tunnel_sockets(settings.listen_port)?;
         let tun = create_device(&settings.device, settings.mtu).await?;
-        let mut network = Network::set_up(&tun).await?;
+        let mut network = Network::set_up(&tun, settings.mtu).await?;
         guard(&settings.device, state).await;
         network.apply(&state.snapshot).await?;
 

@@ -71,6 +71,7 @@ pub use config::{Config, Limits};
 pub use counters::{Counters, DropReason, Traffic};
 pub use event::{Denial, Event};
 pub use node::{Node, Owner, Owners, PeerName, Received, SendError, Transmit, TunWriter};
+pub use outbox::segments_per_run;
 pub use state::State;
 pub use tunnel::public_key;
 pub use view::{FlowState, FlowView, PeerView};

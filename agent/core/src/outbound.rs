@@ -21,7 +21,7 @@ const UNANSWERED: Duration = Duration::from_secs(15);
 /// Both sides of a bulk session could rekey: the second waits for the first.
 const REKEY_JITTER: Duration = Duration::from_secs(10);
 /// WireGuard pads packets to a multiple of this, to tell less of their length.
-const PADDING: usize = 16;
+pub(crate) const PADDING: usize = 16;
 
 impl Node {
     pub(crate) fn outbound(

@@ -5,11 +5,20 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use crate::node::Transmit;
+use crate::outbound::PADDING;
+use crate::tunnel::OVERHEAD;
 
 /// The kernel's limit (UDP_MAX_SEGMENTS is 128 now; it was 64).
 const MAX_SEGMENTS: usize = 64;
 /// A run must fit into one UDP datagram's length field, with room for the headers.
 const MAX_RUN: usize = 65_000;
+/// How many full packets a run holds. A super-packet of no more becomes one run, and arrives as one:
+/// what is left of a larger one would be sent, received and written by itself.
+pub fn segments_per_run(mtu: u16) -> u32 {
+    let sealed = usize::from(mtu).next_multiple_of(PADDING) + OVERHEAD;
+    (MAX_RUN / sealed).clamp(1, MAX_SEGMENTS) as u32
+}
+
 /// Buffers kept for later: as many as one batch of packets fills.
 const POOL: usize = 32;
 /// Larger buffers aren't kept.

@@ -46,6 +46,16 @@ impl Netlink {
         self.change(LinkUnspec::new_with_index(link).mtu(mtu), "set the link's MTU").await
     }
 
+    /// How many segments a packet that the kernel gives to `link` may stand for.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub async fn set_gso_max_segments(&self, link: u32, segments: u32) -> Result<(), NetlinkError> {
+        let change = LinkUnspec::new_with_index(link)
+            .append_extra_attribute(LinkAttribute::GsoMaxSegs(segments));
+        self.change(change, "set the link's number of segments").await
+    }
+
     /// # Errors
     /// See [`NetlinkError`].
     pub async fn set_tx_queue_len(&self, link: u32, packets: u32) -> Result<(), NetlinkError> {
