@@ -1,7 +1,6 @@
 //! The data plane beside its rivals: every path between two hosts on one switch, measured in turn,
 //! round by round.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -190,18 +189,19 @@ fn isthmus(mesh: &Mesh, name: &str) -> Path {
     }
 }
 
-/// One iperf3 for each host that serves.
+/// An iperf3 for each address that is measured to. Bound to it: a UDP socket that is connected from a
+/// wildcard takes the host's own address.
 fn servers(paths: &[Path]) -> Vec<Process> {
-    let nodes: BTreeMap<_, _> =
-        paths.iter().map(|path| (path.server.folder().to_owned(), &path.server)).collect();
-    let start = |node: &&Node| {
-        let server = node.spawn_sh("iperf3", "exec iperf3 -s");
+    let start = |path: &Path| {
+        let target = &path.target;
+        let server = path.server.spawn_sh("iperf3", &format!("exec iperf3 -s -B {target}"));
         wait_for("iperf3 listens", Duration::from_secs(5), || {
-            !node.try_sh("ss -Hltn 'sport = :5201'").stdout.is_empty()
+            let listening = path.server.try_sh("ss -Hltn 'sport = :5201'").stdout;
+            listening.contains(&format!("{target}:5201"))
         });
         server
     };
-    nodes.values().map(start).collect()
+    paths.iter().map(start).collect()
 }
 
 fn measure(figures: &mut Figures, path: &Path, seconds: u32) {
