@@ -1,0 +1,186 @@
+//! Packets that stand for many, on real kernels: what comes out is what went in.
+
+use std::time::Duration;
+
+use isthmus_netns_tests::{Mesh, MeshOptions, Node, wait_for};
+
+const TOPOLOGY: &str = r#"
+[host.app-1]
+[host.web-1]
+
+[service.echo]
+port = 7000
+hosts = ["web-1"]
+
+[service.echo-udp]
+port = 7000
+protocol = "udp"
+hosts = ["web-1"]
+workload = { user = "0" }
+
+[[allow]]
+name = "hosts ask"
+from = "host:*"
+to = ["service:echo", "service:echo-udp"]
+"#;
+
+/// Answers TCP with what it gets, and UDP likewise, one for one.
+const SERVER: &str = r#"
+import socket, sys, threading
+def tcp(family, address):
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, 7000))
+    listener.listen()
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=echo, args=(connection,), daemon=True).start()
+def echo(connection):
+    while data := connection.recv(1 << 20):
+        connection.sendall(data)
+    connection.close()
+def udp(family, address):
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    sock.bind((address, 7000))
+    while True:
+        data, peer = sock.recvfrom(1 << 16)
+        sock.sendto(data, peer)
+families = {".": socket.AF_INET, ":": socket.AF_INET6}
+for kind, address in [a.split("=") for a in sys.argv[1:]]:
+    family = families[":" if ":" in address else "."]
+    threading.Thread(target={"tcp": tcp, "udp": udp}[kind], args=(family, address)).start()
+print("ready", flush=True)
+"#;
+
+/// Sends, and compares what comes back; prints how much that was.
+const CLIENT: &str = r#"
+import hashlib, os, socket, sys, threading
+kind, address, argument = sys.argv[1], sys.argv[2], int(sys.argv[3])
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+if kind == "tcp":
+    sock = socket.create_connection((address, 7000), timeout=30)
+    sent, got = hashlib.sha256(), hashlib.sha256()
+    def send():
+        left = argument
+        while left:
+            block = os.urandom(min(left, 1 << 16))
+            sent.update(block)
+            sock.sendall(block)
+            left -= len(block)
+        sock.shutdown(socket.SHUT_WR)
+    sender = threading.Thread(target=send)
+    sender.start()
+    total = 0
+    while data := sock.recv(1 << 20):
+        got.update(data)
+        total += len(data)
+    sender.join()
+    assert sent.digest() == got.digest(), "what came back isn't what was sent"
+    print(total)
+else:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.connect((address, 7000))
+    sock.send(b"hello")
+    assert sock.recv(100) == b"hello"
+    if kind == "segments":
+        # The kernel gives these to the device as one packet.
+        sock.setsockopt(17, 103, argument)
+        data = os.urandom(argument * 20 + 7)
+        sock.send(data)
+        expected = [data[at:at + argument] for at in range(0, len(data), argument)]
+    else:
+        expected = [os.urandom(argument)]
+        sock.send(expected[0])
+    got = [sock.recv(1 << 16) for _ in expected]
+    assert got == expected, [len(one) for one in got]
+    print(sum(map(len, got)))
+"#;
+
+fn start(node: &Node, name: &str, program: &str) -> String {
+    let file = node.folder().join(name);
+    std::fs::write(&file, program).expect("the lab's folder can be written");
+    file.display().to_string()
+}
+
+/// The workloads' addresses of both services, IPv4 then IPv6.
+fn addresses(mesh: &Mesh) -> Vec<[String; 2]> {
+    let services = mesh.agentctl(&["service", "list", "-o", "json"]).json();
+    let address = |service: usize, family: &str| {
+        services[service]["workloads"][0][family].as_str().expect("a workload").to_owned()
+    };
+    ["ipv4", "ipv6"].map(|family| [address(0, family), address(1, family)]).into()
+}
+
+/// `largest` is what datagrams may measure without being told that the path is narrower.
+fn everything_comes_back(options: MeshOptions, largest: usize) {
+    let mesh = Mesh::with(&["app-1", "web-1"], options);
+    mesh.apply(TOPOLOGY);
+    let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
+    let server = start(&web.node, "server.py", SERVER);
+    let client = start(&app.node, "client.py", CLIENT);
+    let addresses = addresses(&mesh);
+    let all: Vec<String> = addresses
+        .iter()
+        .flat_map(|[tcp, udp]| [format!("tcp={tcp}"), format!("udp={udp}")])
+        .collect();
+    let running = web.node.spawn_sh("server", &format!("exec python3 {server} {}", all.join(" ")));
+    wait_for("the server is ready", Duration::from_secs(10), || running.output().contains("ready"));
+    let ask = |kind: &str, address: &str, argument: usize| {
+        app.node.sh(&format!("python3 {client} {kind} {address} {argument}")).trim().to_owned()
+    };
+    for [tcp, udp] in &addresses {
+        assert_eq!(ask("tcp", tcp, 20_000_000), "20000000");
+        for size in [0, 1, 7, 1_391, 1_393, 9_000, 60_000].into_iter().filter(|it| *it <= largest) {
+            assert_eq!(ask("datagram", udp, size), size.to_string());
+        }
+        for size in [1, 100, 1_100] {
+            assert_eq!(ask("segments", udp, size), (size * 20 + 7).to_string());
+        }
+    }
+    // It went by large packets, and none was lost on the way.
+    let status = app.status();
+    assert!(status["notes"].to_string().contains("TUN offload on (TCP, UDP)"), "{status}");
+    for host in [app, web] {
+        for metric in
+            ["isthmus_device_refused_packets_total", "isthmus_device_strange_frames_total"]
+        {
+            assert!(host.metric(metric, "") < 0.5, "{metric}");
+        }
+    }
+}
+
+#[test]
+fn what_comes_out_is_what_went_in_by_bulk_sessions() {
+    everything_comes_back(MeshOptions::default(), usize::MAX);
+}
+
+#[test]
+fn what_comes_out_is_what_went_in_by_wireguard_sessions() {
+    let options = MeshOptions { settings: "bulk = \"off\"", ..MeshOptions::default() };
+    everything_comes_back(options, usize::MAX);
+}
+
+#[test]
+fn what_comes_out_is_what_went_in_by_a_narrow_path() {
+    everything_comes_back(MeshOptions { mtu: 1280, ..MeshOptions::default() }, 1_100);
+}
+
+#[test]
+fn agents_choose_the_cipher_that_both_have() {
+    let mesh = Mesh::with(
+        &["app-1", "web-1"],
+        MeshOptions { settings: "bulk = \"chacha20-poly1305\"", ..MeshOptions::default() },
+    );
+    mesh.apply(TOPOLOGY);
+    let app = mesh.host("app-1");
+    let (web, _) = mesh.host("web-1").addresses();
+    app.node.sh(&format!("ping -c 1 -W 5 {web}"));
+    wait_for("bulk sessions both ways", Duration::from_secs(5), || {
+        ["app-1", "web-1"].iter().all(|name| {
+            let peers = mesh.host(name).agentctl(&["peers", "-o", "json"]).json();
+            peers[0]["cipher"] == "chacha20-poly1305"
+        })
+    });
+}
