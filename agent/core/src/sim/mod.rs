@@ -7,6 +7,7 @@ pub mod device;
 pub mod fuzz;
 pub mod host;
 pub mod network;
+pub mod offload;
 pub mod packets;
 pub mod topology;
 pub mod world;

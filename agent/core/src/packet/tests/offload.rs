@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::super::checksum::{fill, verify};
 use super::super::{BadOffload, Headers, MAX_SEGMENTS, Offload, Run, SuperPacket, VNET_HEADER};
+use crate::sim::offload::{self, put_together_and_apart, without_identification};
 
 /// An IPv4 or IPv6 packet of TCP or UDP, its checksums right.
 #[derive(Clone, Debug)]
@@ -74,65 +75,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
 }
 
 fn split(packet: &[u8], size: u16) -> Vec<Vec<u8>> {
-    let headers = Headers::parse(packet).unwrap();
-    let whole = SuperPacket::new(packet, &headers, size).unwrap();
-    let segments: Vec<Vec<u8>> = (0..whole.count())
-        .map(|index| {
-            let mut out = vec![0; 70_000];
-            let length = whole.write(index, &mut out).unwrap();
-            assert_eq!(length, whole.length(index));
-            out.truncate(length);
-            out
-        })
-        .collect();
-    assert_eq!(whole.write(whole.count(), &mut [0; 70_000]), None);
-    assert_eq!(segments.iter().map(Vec::len).sum::<usize>(), whole.bytes());
-    segments
-}
-
-/// Puts packets together as the node does, and splits the runs again as the kernel does.
-fn through(packets: &[Vec<u8>]) -> (Vec<Vec<u8>>, usize) {
-    let mut out = Vec::new();
-    let (mut at, mut frames) = (0, 0);
-    while let Some(first) = packets.get(at) {
-        let headers = Headers::parse(first).unwrap();
-        let mut run = Run::begin(first, &headers);
-        let mut count = 1;
-        while let (Some(run), Some(next)) = (&mut run, packets.get(at + count)) {
-            if !run.join(first, next, &Headers::parse(next).unwrap()) {
-                break;
-            }
-            count += 1;
-        }
-        frames += 1;
-        match run.filter(|_| count > 1) {
-            None => out.push(first.clone()),
-            Some(run) => {
-                assert_eq!(run.count(), count);
-                let bytes: usize = packets[at..at + count].iter().map(Vec::len).sum();
-                assert_eq!(run.bytes(), bytes);
-                let mut frame = run.header(first, &headers).unwrap().bytes().to_vec();
-                for packet in &packets[at..at + count] {
-                    frame.extend_from_slice(&packet[headers.payload_offset..]);
-                }
-                let (offload, packet) = Offload::read(&mut frame).unwrap();
-                assert_eq!(offload.checksum_start.map(usize::from), Some(headers.l4_offset));
-                out.extend(split(packet, offload.segment.unwrap()));
-            }
-        }
-        at += count;
-    }
-    (out, frames)
-}
-
-/// Identifications of packets that mustn't be fragmented mean nothing (RFC 6864).
-fn without_identification(packet: &[u8]) -> Vec<u8> {
-    let mut packet = packet.to_vec();
-    if packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {
-        packet[4..6].fill(0);
-        packet[10..12].fill(0);
-    }
-    packet
+    offload::split(packet, size).unwrap()
 }
 
 proptest! {
@@ -190,7 +133,7 @@ proptest! {
             }
             packets.push(packet);
         }
-        let (got, _) = through(&packets);
+        let (got, _) = put_together_and_apart(&packets);
         let plain = |packets: &[Vec<u8>]| -> Vec<Vec<u8>> {
             packets.iter().map(|packet| without_identification(packet)).collect()
         };
@@ -247,14 +190,14 @@ fn row(mut shape: Shape, count: usize) -> Vec<Vec<u8>> {
 fn a_row_of_data_becomes_one_frame() {
     for (v4, tcp) in [(true, true), (true, false), (false, true), (false, false)] {
         let packets = row(data(v4, tcp), 40);
-        let (got, frames) = through(&packets);
+        let (got, frames) = put_together_and_apart(&packets);
         assert_eq!((got, frames), (packets, 1));
     }
 }
 
 #[test]
 fn a_run_is_bounded() {
-    let (_, frames) = through(&row(data(true, true), 2 * MAX_SEGMENTS));
+    let (_, frames) = put_together_and_apart(&row(data(true, true), 2 * MAX_SEGMENTS));
     assert_eq!(frames, 2);
 }
 
@@ -265,7 +208,7 @@ fn what_means_something_by_itself_stays_alone() {
         change(&mut packets[at]);
         let headers = Headers::parse(&packets[at]).unwrap();
         fill(&mut packets[at], &headers);
-        through(&packets).1
+        put_together_and_apart(&packets).1
     };
     assert_eq!(change(1, |_| {}), 1);
     assert_eq!(change(1, |packet| packet[1] = 3), 3, "congestion experienced");
@@ -284,19 +227,19 @@ fn a_wrong_checksum_stays_wrong() {
     for wrong in 0..3 {
         let mut packets = row(data(true, true), 3);
         packets[wrong][60] ^= 1;
-        let (got, _) = through(&packets);
+        let (got, _) = put_together_and_apart(&packets);
         assert_eq!(got, packets);
     }
     let mut packets = row(data(true, true), 2);
     packets[1][10] ^= 1;
-    assert_eq!(through(&packets), (packets, 2), "the IP header's, too");
+    assert_eq!(put_together_and_apart(&packets), (packets, 2), "the IP header's, too");
 }
 
 #[test]
 fn udp_without_a_checksum_and_without_data_stays_alone() {
     let mut packets = row(data(true, false), 2);
     packets.iter_mut().for_each(|packet| packet[26..28].fill(0));
-    assert_eq!(through(&packets), (packets, 2));
+    assert_eq!(put_together_and_apart(&packets), (packets, 2));
     let empty = data(true, false).packet(&[]);
     assert!(Run::begin(&empty, &Headers::parse(&empty).unwrap()).is_none());
 }
