@@ -22,7 +22,7 @@ use tracing::debug;
 /// Large enough for a burst of 40 ms at 1 Gbit/s.
 const BUFFER_BYTES: usize = 4 << 20;
 
-/// Messages read at once: no more than stays in a processor's cache until it is opened.
+/// Messages read at once: more would only leave the processor's cache before they are opened.
 const BATCH_SIZE: usize = 8;
 
 /// A GRO message is an IP packet as far as its length goes.
