@@ -44,6 +44,8 @@ const _: () = assert!(HEADER + TAG == crate::tunnel::OVERHEAD);
 /// How often, and how many times, an unanswered message is repeated.
 const REPEAT: Duration = Duration::from_millis(500);
 const TRIES: u32 = 12;
+/// An answer costs more than an offer: a peer that floods us gets few. An honest one repeats itself.
+const ANSWER_EVERY: Duration = Duration::from_millis(250);
 /// How long packets sealed by the session before may still be on their way.
 const LINGER: Duration = Duration::from_secs(10);
 /// Sessions that a receiver keeps: the present one, and what lingers.
@@ -64,6 +66,7 @@ pub(crate) struct Bulk {
     sending: Option<Sending>,
     /// The peer's life that the sending sessions are with.
     peer_life: Option<u64>,
+    last_answer: Option<Instant>,
     /// The last bulk packet of each direction.
     pub(crate) last_received: Option<Instant>,
     pub(crate) last_sent: Option<Instant>,
@@ -175,7 +178,12 @@ impl Bulk {
         match &mut self.pending {
             // Our answer was lost.
             Some(pending) if pending.sending.session == session => pending.repeats.due = now,
-            Some(_) | None => self.pending = answer(offer, ciphers, ends, now),
+            Some(_) | None => {
+                if self.last_answer.is_none_or(|last| now >= last + ANSWER_EVERY) {
+                    self.last_answer = Some(now);
+                    self.pending = answer(offer, ciphers, ends, now);
+                }
+            }
         }
     }
 

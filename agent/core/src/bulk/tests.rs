@@ -192,6 +192,19 @@ fn an_answer_by_another_cipher_than_it_says_opens_nothing() {
 }
 
 #[test]
+fn a_flood_of_offers_is_answered_a_few_times_a_second() {
+    let mut pair = Pair::new();
+    let mut sessions = HashSet::new();
+    for _ in 0..1_000 {
+        pair.rekey(0);
+        pair.deliver(1, 0);
+        pair.now += Duration::from_millis(1);
+        sessions.extend(pair.ends[1].bulk.pending.as_ref().map(|it| it.sending.session));
+    }
+    assert_eq!(sessions.len(), 4);
+}
+
+#[test]
 fn an_offer_that_comes_again_too_late_leads_nowhere() {
     let mut pair = Pair::new();
     pair.rekey(0);
