@@ -233,10 +233,8 @@ impl Peers {
     /// Erases all keys of bulk sessions with the peer.
     pub(crate) fn end_bulk(&mut self, slot: Slot) {
         let Some(peer) = self.get_mut(slot) else { return };
-        if !peer.bulk_sessions.is_empty() {
-            peer.bulk = Bulk::default();
-            self.forget_bulk_sessions(slot);
-        }
+        peer.bulk = Bulk::default();
+        self.forget_bulk_sessions(slot);
     }
 
     fn forget_bulk_sessions(&mut self, slot: Slot) {
