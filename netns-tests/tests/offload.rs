@@ -115,6 +115,7 @@ fn addresses(mesh: &Mesh) -> Vec<[String; 2]> {
 
 /// `largest` is what datagrams may measure without being told that the path is narrower.
 fn everything_comes_back(options: MeshOptions, largest: usize) {
+    let is_wireguard = options.settings.contains("off");
     let mesh = Mesh::with(&["app-1", "web-1"], options);
     mesh.apply(TOPOLOGY);
     let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
@@ -143,10 +144,12 @@ fn everything_comes_back(options: MeshOptions, largest: usize) {
     let status = app.status();
     assert!(status["notes"].to_string().contains("TUN offload on (TCP, UDP)"), "{status}");
     for host in [app, web] {
-        for metric in
-            ["isthmus_device_refused_packets_total", "isthmus_device_strange_frames_total"]
-        {
-            assert!(host.metric(metric, "") < 0.5, "{metric}");
+        let peers = host.agentctl(&["peers", "-o", "json"]).json();
+        assert_eq!(peers[0]["cipher"] == "wireguard", is_wireguard, "{peers}");
+        let metrics = host.node.sh("curl -sS --fail http://127.0.0.1:9464/metrics");
+        for name in ["device_refused_packets", "device_strange_frames"] {
+            let none = format!("isthmus_{name}_total 0\n");
+            assert!(metrics.contains(&none), "{none} isn't among {metrics}");
         }
     }
 }

@@ -7,7 +7,7 @@ use isthmus_model::Protocol;
 use crate::packet::{Offload, checksum};
 use crate::sim::packets::{ACK, flags, ping, read, tcp, tcp_key, udp, udp_key};
 use crate::sim::{Builder, World};
-use crate::{Cipher, DropReason, PeerName};
+use crate::{Cipher, Ciphers, DropReason, PeerName};
 
 fn mesh() -> World {
     let topology = Builder::new(2)
@@ -177,4 +177,56 @@ fn a_rekey_by_time_loses_nothing() {
         + world.host(2).node.counters().handshakes_initiated;
     assert!(after > before, "boringtun doesn't see this traffic: we rekey");
     assert_eq!(cipher(&mut world, 1), Some(Cipher::ChaCha20Poly1305));
+}
+
+/// What a UDP socket with GRO gives: all that was sent at once is one message.
+fn deliver_as_sent(world: &mut World, host: u32) {
+    let from = world.host(host).endpoint;
+    let now = world.now;
+    let mut sent = Vec::new();
+    while let Some(transmit) = world.host(host).node.poll_transmit() {
+        let size = transmit.segment_size.unwrap_or(transmit.contents.len());
+        sent.push((transmit.contents.to_vec(), size));
+    }
+    for (mut message, size) in sent {
+        world.host(3 - host).receive(from, &mut message, size, now);
+    }
+}
+
+#[test]
+fn what_comes_as_one_message_is_written_as_one_frame() {
+    for (v4, bulk) in [(true, true), (false, true), (true, false)] {
+        let mut world = mesh();
+        for host in [1, 2] {
+            let ciphers = world.host(host).node.ciphers;
+            world.host(host).node.ciphers = if bulk { ciphers } else { Ciphers::NONE };
+        }
+        settle(&mut world);
+        assert_eq!(cipher(&mut world, 1).is_some(), bulk);
+        let (own, vip) = (world.topology.host_address(1, v4), world.topology.vip("web", v4));
+        let client = tcp_key((own, 4000), (vip, 80));
+        let (_, seen) = world.connect(1, client, None);
+        assert_eq!(world.host(2).kernel.super_packets, 0);
+        let payload: Vec<u8> = (0..20_500u32).map(|at| at as u8).collect();
+        let mut packet = tcp(&client, ACK, 101, 501, &payload);
+        let start = u16::try_from(read(&packet).l4_offset).ok();
+        let offload = Offload { checksum_start: start, segment: Some(1000) };
+        let now = world.now;
+        let host = world.host(1);
+        host.node.handle_tun(offload, &mut packet, &mut host.sockets, now);
+        deliver_as_sent(&mut world, 1);
+        let kernel = &world.host(2).kernel;
+        assert_eq!((kernel.super_packets, kernel.inbox.len()), (1, 21), "{v4} {bulk}");
+        let mut arrived = Vec::new();
+        for packet in world.host(2).take_inbox() {
+            let headers = read(&packet);
+            assert_eq!(headers.key, seen);
+            assert!(checksum::verify(&packet, &headers));
+            arrived.extend_from_slice(headers.payload(&packet));
+        }
+        assert_eq!(arrived, payload);
+        let flows = world.host(2).node.flows(10, now);
+        let flow = flows.iter().find(|flow| flow.layer4 == isthmus_model::Layer4::Tcp(80));
+        assert_eq!(flow.map(|flow| flow.forward.0), Some(2 + 21), "each is counted");
+    }
 }
