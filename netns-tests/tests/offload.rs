@@ -179,7 +179,10 @@ fn agents_choose_the_cipher_that_both_have() {
     mesh.apply(TOPOLOGY);
     let app = mesh.host("app-1");
     let (web, _) = mesh.host("web-1").addresses();
-    app.node.sh(&format!("ping -c 1 -W 5 {web}"));
+    // Where a host that has just joined is comes with a revision of its own.
+    wait_for("an answer through the tunnel", Duration::from_secs(5), || {
+        app.node.try_sh(&format!("ping -c 1 -W 5 {web}")).success()
+    });
     wait_for("bulk sessions both ways", Duration::from_secs(5), || {
         ["app-1", "web-1"].iter().all(|name| {
             let peers = mesh.host(name).agentctl(&["peers", "-o", "json"]).json();
