@@ -13,7 +13,7 @@ use isthmus_net::listen::bind_freebind_tcp;
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_net::sock_diag::SocketDiag;
 use isthmus_net::tun::{Tun, TunError};
-use isthmus_net::udp::UdpSocket;
+use isthmus_net::udp::{Steering, UdpSocket};
 use isthmus_proxy::View;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -112,8 +112,9 @@ impl Running {
         let settings = &shared.settings;
         // INVARIANT: the proxy holds its port before any flow can be led there.
         let proxy = proxy_listeners(settings.proxy_port)?;
-        let sockets = tunnel_sockets(settings.listen_port)?;
-        let tun = create_device(&settings.device, settings.mtu).await?;
+        let lanes = settings.lanes();
+        let sockets = tunnel_sockets(settings.listen_port, lanes)?;
+        let tun = create_device(&settings.device, settings.mtu, lanes).await?;
         let mut network = Network::set_up(&tun, settings.mtu).await?;
         guard(&settings.device, state).await;
         network.apply(&state.snapshot).await?;
@@ -244,30 +245,35 @@ fn socket_owners(shared: &Shared, device: u32) -> SocketOwners {
 }
 
 /// A killed agent's device is gone a moment after its process.
-async fn create_device(name: &str, mtu: u16) -> anyhow::Result<Tun> {
+async fn create_device(name: &str, mtu: u16, lanes: u8) -> anyhow::Result<Tun> {
+    let create = || Tun::with_queues(name, mtu.into(), lanes.into());
     for _ in 0..20 {
-        match Tun::create(name, mtu.into()) {
+        match create() {
             Err(TunError::Exists(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
             made => return Ok(made?),
         }
     }
-    Ok(Tun::create(name, mtu.into())?)
+    Ok(create()?)
 }
 
-/// One socket per family; a host without IPv6 has one.
-fn tunnel_sockets(port: u16) -> anyhow::Result<Vec<UdpSocket>> {
-    let v4 = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port).into())
+/// For each lane one socket per family; a host without IPv6 has one.
+fn tunnel_sockets(port: u16, lanes: u8) -> anyhow::Result<Vec<Vec<UdpSocket>>> {
+    let steering = Steering { kind: isthmus_core::BULK_TYPE };
+    let bind = |ip: IpAddr| UdpSocket::bind_group((ip, port).into(), lanes, steering);
+    let v4 = bind(Ipv4Addr::UNSPECIFIED.into())
         .with_context(|| format!("Failed to open the tunnels' UDP port {port} (listen_port)"))?;
-    match UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port).into()) {
-        Ok(v6) => Ok(vec![v4, v6]),
+    let v6 = match bind(Ipv6Addr::UNSPECIFIED.into()) {
+        Ok(v6) => v6,
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            Err(error).with_context(|| format!("Failed to open UDP port {port} for IPv6"))
+            return Err(error).with_context(|| format!("Failed to open UDP port {port} for IPv6"));
         }
         Err(error) => {
             tracing::warn!(%error, "no tunnels over IPv6");
-            Ok(vec![v4])
+            Vec::new()
         }
-    }
+    };
+    let mut v6 = v6.into_iter();
+    Ok(v4.into_iter().map(|v4| std::iter::once(v4).chain(v6.next()).collect()).collect())
 }
 
 fn proxy_listeners(port: u16) -> anyhow::Result<Vec<TcpListener>> {

@@ -26,6 +26,8 @@ pub struct Settings {
     pub mtu: u16,
     /// What traffic between agents is sealed with.
     pub bulk: Bulk,
+    /// Pairs of threads that carry packets; 0: by the number of processors.
+    pub lanes: u8,
     /// The TCP port that flows of http services are handed to.
     pub proxy_port: u16,
     /// Where metrics and health are served; empty: nowhere.
@@ -128,6 +130,7 @@ impl Default for Settings {
             listen_port: 51820,
             mtu: 1420,
             bulk: Bulk::Auto,
+            lanes: 0,
             proxy_port: 15001,
             metrics: "127.0.0.1:9464".to_owned(),
             log: "info".to_owned(),
@@ -177,6 +180,9 @@ pub enum SettingsError {
     },
 }
 
+/// As many as a bulk session can tell apart.
+const MOST_LANES: u8 = isthmus_core::LANES;
+
 impl Settings {
     /// Reads a settings file. A missing file at the default place means default settings.
     ///
@@ -209,6 +215,16 @@ impl Settings {
         Ok(settings)
     }
 
+    /// How many lanes there are: each keeps two processors busy at the most.
+    #[must_use]
+    pub fn lanes(&self) -> u8 {
+        if self.lanes > 0 {
+            return self.lanes;
+        }
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        u8::try_from(processors / 2).unwrap_or(MOST_LANES).clamp(1, MOST_LANES)
+    }
+
     /// Where metrics are served, if anywhere.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
@@ -221,6 +237,9 @@ impl Settings {
         };
         if !(1280..=1500).contains(&self.mtu) {
             return refuse("mtu", "must be from 1280 (IPv6 needs it) to 1500");
+        }
+        if self.lanes > MOST_LANES {
+            return refuse("lanes", "must be from 1 to 16, or 0 to go by the number of processors");
         }
         if self.listen_port == 0 {
             return refuse("listen_port", "must not be 0: other hosts need to know it");
@@ -264,6 +283,7 @@ mod tests {
             device = "mesh0"
             listen_port = 4500
             mtu = 1380
+            lanes = 3
             proxy_port = 16001
             metrics = ""
             log = "debug"
@@ -277,6 +297,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(settings.device, "mesh0");
+        assert_eq!(settings.lanes(), 3);
         assert_eq!(settings.endpoints.len(), 2);
         assert_eq!(settings.metrics_address(), None);
         assert_eq!(settings.log_format, LogFormat::Json);
@@ -297,6 +318,7 @@ mod tests {
         for (text, key) in [
             ("mtu = 1200", "mtu"),
             ("mtu = 9000", "mtu"),
+            ("lanes = 17", "lanes"),
             ("listen_port = 0", "listen_port"),
             ("proxy_port = 0", "proxy_port"),
             ("metrics = \"localhost\"", "metrics"),

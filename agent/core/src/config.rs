@@ -20,6 +20,8 @@ pub struct Config {
     pub limits: Limits,
     /// What bulk sessions may be sealed with; none turns them off.
     pub ciphers: Ciphers,
+    /// How many lanes there are: threads that receive. 1 to 16.
+    pub lanes: u8,
     /// Whether the TUN device takes packets that stand for many.
     pub coalesces: bool,
 }
@@ -48,6 +50,7 @@ impl Config {
             seed,
             limits: Limits::default(),
             ciphers: Ciphers::of(&[Cipher::ChaCha20Poly1305]),
+            lanes: 1,
             coalesces: true,
         }
     }

@@ -14,7 +14,7 @@ use crate::node::{Node, Owner, Owners, PeerName};
 use crate::packet::{
     FlowKey, Headers, Reason, Rewrite, Transport, clamp_mss, decrement_hops, protocol,
 };
-use crate::peers::Slot;
+use crate::peers::{Peer, Slot};
 use crate::random::mix;
 
 /// No link carries less IPv6 (RFC 8200 section 5): its senders needn't make smaller packets.
@@ -31,6 +31,17 @@ pub(crate) enum Exit {
     Done,
     /// To the TUN device, so many bytes of it.
     ToTun(usize),
+    /// To a peer that has a bulk session.
+    ToPeer(Departure),
+}
+
+/// A packet that is to be sealed by a bulk session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Departure {
+    pub(crate) slot: Slot,
+    pub(crate) flow: FlowRef,
+    pub(crate) length: usize,
+    pub(crate) dont_fragment: bool,
 }
 
 /// What was decided for a first fragment.
@@ -416,10 +427,17 @@ impl Node {
                 Exit::ToTun(headers.total_length)
             }
             Port::Peer(name) => {
-                if let Some(ready) = self.prepare(ingress, name, packet, headers, now) {
-                    self.note(flow, leg, packet, headers, one(headers), now);
-                    self.seal_on(ingress, ready, rewrite, packet, headers, now);
+                let Some(ready) = self.prepare(ingress, name, packet, headers, now) else {
+                    return Exit::Done;
+                };
+                self.note(flow, leg, packet, headers, one(headers), now);
+                self.finish(ingress, ready, rewrite, packet, headers);
+                let Ready { slot, dont_fragment } = ready;
+                if self.peers.get(slot).is_some_and(Peer::seals_in_bulk) {
+                    let length = headers.total_length;
+                    return Exit::ToPeer(Departure { slot, flow, length, dont_fragment });
                 }
+                self.send(slot, packet, dont_fragment, now);
                 Exit::Done
             }
         }
@@ -480,14 +498,14 @@ impl Node {
         Some(Ready { slot, dont_fragment: fits && is_host })
     }
 
-    fn seal_on(
+    /// Makes a packet what the peer is to get.
+    fn finish(
         &mut self,
         ingress: Port,
         ready: Ready,
         rewrite: Rewrite,
         packet: &mut [u8],
         headers: &Headers,
-        now: Instant,
     ) {
         self.clamp(ingress, packet, headers);
         if let Some(peer) = self.peers.get_mut(ready.slot) {
@@ -499,7 +517,6 @@ impl Node {
         if matches!(ingress, Port::Peer(_)) {
             decrement_hops(packet);
         }
-        self.send(ready.slot, packet, ready.dont_fragment, now);
     }
 
     /// Keeps what the receiver will send within the path that this came by.
@@ -516,6 +533,7 @@ impl Node {
 }
 
 /// A packet may go to this peer.
+#[derive(Clone, Copy)]
 struct Ready {
     slot: Slot,
     dont_fragment: bool,

@@ -57,8 +57,10 @@ mod outbox;
 mod peers;
 mod ping;
 mod random;
+mod receive;
 mod refuse;
 mod rejudge;
+mod sealing;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod state;
@@ -66,12 +68,14 @@ mod translate;
 mod tunnel;
 mod view;
 
-pub use bulk::{Cipher, Ciphers};
+pub use bulk::{Cipher, Ciphers, LANES, TYPE as BULK_TYPE};
 pub use config::{Config, Limits};
 pub use counters::{Counters, DropReason, Traffic};
 pub use event::{Denial, Event};
 pub use node::{Node, Owner, Owners, PeerName, Received, SendError, Transmit, TunWriter};
-pub use outbox::segments_per_run;
+pub use outbox::{Outbox, segments_per_run};
+pub use receive::Inbox;
+pub use sealing::Sealing;
 pub use state::State;
 pub use tunnel::public_key;
 pub use view::{FlowState, FlowView, PeerView};

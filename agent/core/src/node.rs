@@ -8,21 +8,22 @@ use std::time::{Duration, Instant};
 use isthmus_model::{DeviceId, HostId, ServiceId};
 
 use crate::admission::Admission;
-use crate::bulk::Ciphers;
+use crate::bulk::{LANES, Offering};
 use crate::config::Config;
 use crate::counters::{Counters, DropReason};
 use crate::event::{Event, Events};
 use crate::flows::FlowTable;
 use crate::forged::ForgedLog;
 use crate::forward::FragmentFlow;
-use crate::inbound::Batch;
 use crate::mtu;
-use crate::outbox::{Buffers, Outbox, TunQueue};
+use crate::outbox::{Outbox, TunQueue};
 use crate::packet::{FlowKey, FragmentTable, Offload};
 use crate::peers::{Peers, Slot};
 use crate::ping::Pings;
 use crate::random::Random;
+use crate::receive::Inbox;
 use crate::rejudge::Sweep;
+use crate::sealing::Sealing;
 use crate::state::State;
 use crate::tunnel::{self, Keys, Tick};
 use crate::view::{self, FlowView, PeerView};
@@ -121,9 +122,8 @@ pub struct Node {
     pub(crate) epoch: u32,
     pub(crate) mtu: usize,
     pub(crate) proxy_port: u16,
-    pub(crate) ciphers: Ciphers,
-    /// Tells this node's life from its former ones.
-    pub(crate) life: u64,
+    /// What this host offers to its peers.
+    pub(crate) offering: Offering,
     pub(crate) keys: Keys,
     pub(crate) admission: Admission,
     pub(crate) peers: Peers,
@@ -132,9 +132,7 @@ pub struct Node {
     pub(crate) sweep: Option<Sweep>,
     pub(crate) pings: Pings,
     pub(crate) forged: ForgedLog,
-    pub(crate) buffers: Buffers,
     pub(crate) scratch: Vec<u8>,
-    pub(crate) batch: Batch,
     pub(crate) coalesces: bool,
     pub(crate) outbox: Outbox,
     pub(crate) tun_queue: TunQueue,
@@ -142,12 +140,14 @@ pub struct Node {
     pub(crate) events: Events,
     load_reset: Option<Instant>,
     due: Vec<Slot>,
+    inbox: Inbox,
 }
 
 impl Node {
     /// Makes a node that has no tunnels and knows no flows yet.
     pub fn new(config: Config, state: Arc<State>, now: Instant) -> Self {
-        let Config { private_key, mtu, proxy_port, seed, limits, ciphers, coalesces } = config;
+        let Config { private_key, mtu, proxy_port, seed, limits, ciphers, lanes, coalesces } =
+            config;
         let mut seeds = Random::new(seed);
         let mut peers = Peers::new(seeds.next());
         peers.update(&state);
@@ -156,8 +156,7 @@ impl Node {
             epoch: 0,
             mtu: mtu.into(),
             proxy_port,
-            ciphers,
-            life: seeds.next(),
+            offering: Offering { life: seeds.next(), ciphers, lanes: lanes.clamp(1, LANES) },
             keys: Keys::new(*private_key),
             admission: Admission::new(seeds.next(), now),
             peers,
@@ -166,9 +165,7 @@ impl Node {
             sweep: None,
             pings: Pings::new(),
             forged: ForgedLog::default(),
-            buffers: Buffers::default(),
             scratch: Vec::new(),
-            batch: Batch::default(),
             coalesces,
             outbox: Outbox::new(limits.transmit_bytes),
             tun_queue: TunQueue::new(limits.tun_packets),
@@ -176,6 +173,7 @@ impl Node {
             events: Events::default(),
             load_reset: None,
             due: Vec::new(),
+            inbox: Inbox::default(),
         }
     }
 
@@ -205,7 +203,7 @@ impl Node {
     }
 
     /// A packet that the kernel wrote to the TUN device, possibly one that stands for many. It may
-    /// be changed in place.
+    /// be changed in place. In one go what [`decide_tun`](Self::decide_tun) does in two.
     pub fn handle_tun(
         &mut self,
         offload: Offload,
@@ -213,13 +211,31 @@ impl Node {
         owners: &mut dyn Owners,
         now: Instant,
     ) {
-        self.outbound(offload, packet, owners, now);
+        if let Some(sealing) = self.decide_tun(0, offload, packet, owners, now) {
+            self.seal_now(&sealing, packet);
+        }
     }
 
-    /// What came to the tunnel port from one place: a datagram, or several in a row.
+    /// Decides about a packet that the kernel wrote to the TUN device, and changes it in place.
     ///
-    /// The packets in it go to `tun` at once, many in one frame where they may. The owners are
-    /// asked about connections that are older than this node: see `adopt.rs`.
+    /// If there is work left it is the caller's, who may do it without the node: to seal the packet
+    /// as it is now. What the node has sealed itself meanwhile (see
+    /// [`poll_transmit`](Self::poll_transmit)) may be of the same flow, and came after all that was
+    /// given out before, and before all that is given out later.
+    #[must_use]
+    pub fn decide_tun(
+        &mut self,
+        lane: u8,
+        offload: Offload,
+        packet: &mut [u8],
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) -> Option<Sealing> {
+        self.outbound(lane, offload, packet, owners, now)
+    }
+
+    /// What came to the tunnel port from one place: a datagram, or several in a row. In one go what
+    /// [`Inbox`] does in four.
     pub fn handle_udp(
         &mut self,
         received: Received<'_>,
@@ -227,8 +243,13 @@ impl Node {
         tun: &mut dyn TunWriter,
         now: Instant,
     ) {
-        let received = Received { from: canonical(received.from), ..received };
-        self.inbound(received, owners, tun, now);
+        let mut received = [received];
+        let mut inbox = std::mem::take(&mut self.inbox);
+        self.find_keys(&mut inbox, &received);
+        inbox.open(&mut received);
+        self.decide_udp(&mut inbox, &mut received, owners, now);
+        inbox.write(&received, tun);
+        self.inbox = inbox;
     }
 
     /// The time that [`poll_timeout`](Self::poll_timeout) gave has come.
@@ -257,20 +278,25 @@ impl Node {
         timers.into_iter().flatten().min()
     }
 
+    /// Whether [`poll_transmit`](Self::poll_transmit) has something.
+    pub fn has_transmit(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
     /// Datagrams to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit<'_>> {
-        self.outbox.poll(&mut self.buffers)
+        self.outbox.poll()
     }
 
     /// Datagrams to send, as far as they fill a whole run: to be called between the packets of a
     /// batch, so that what is sealed is sent while it is in the cache.
     pub fn poll_full_transmit(&mut self) -> Option<Transmit<'_>> {
-        self.outbox.poll_full(&mut self.buffers)
+        self.outbox.poll_full()
     }
 
     /// A packet of the node's own to write to the TUN device, complete and without a vnet header.
     pub fn poll_tun(&mut self) -> Option<&[u8]> {
-        self.tun_queue.poll(&mut self.buffers)
+        self.tun_queue.poll()
     }
 
     /// Something to tell.
@@ -388,7 +414,7 @@ impl Node {
 }
 
 /// A dual-stack socket shows IPv4 peers by mapped addresses.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 

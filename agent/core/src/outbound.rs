@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use crate::bulk;
 use crate::bulk::message::Message;
 use crate::control::{self, Control};
 use crate::counters::DropReason;
 use crate::event::Event;
-use crate::flows::Port;
-use crate::forward::{Exit, Load};
+use crate::flows::{FlowRef, Port};
+use crate::forward::{Departure, Exit, Load};
 use crate::mtu;
 use crate::node::{Node, Owners, PeerName};
-use crate::packet::{BadOffload, Headers, Offload, SuperPacket};
+use crate::packet::{Headers, Offload, SuperPacket};
 use crate::peers::{Peer, Slot};
+use crate::sealing::{Cut, Sealing, padded, write_padded};
 use crate::tunnel::{MIN_BUFFER, OVERHEAD, Tunnel};
 
 /// WireGuard's Keepalive-Timeout, and that with its Rekey-Timeout.
@@ -23,112 +23,221 @@ const REKEY_JITTER: Duration = Duration::from_secs(10);
 /// WireGuard pads packets to a multiple of this, to tell less of their length.
 pub(crate) const PADDING: usize = 16;
 
+/// The largest packet that a super-packet is cut into.
+const MAX_SEGMENT: usize = 65_535;
+
+/// What became of a super-packet.
+enum Super {
+    /// Nothing yet: it is to be decided packet by packet.
+    Refused,
+    /// It was passed on, up to what is left to do.
+    Passed(Option<Sealing>),
+}
+
 impl Node {
     pub(crate) fn outbound(
         &mut self,
+        lane: u8,
         offload: Offload,
         packet: &mut [u8],
         owners: &mut dyn Owners,
         now: Instant,
-    ) {
+    ) -> Option<Sealing> {
         match offload.segment {
-            None if offload.checksum_start.is_none() => self.outbound_one(packet, owners, now),
-            segment => self.outbound_unfinished(offload, segment, packet, owners, now),
+            None if offload.checksum_start.is_none() => {
+                self.outbound_one(lane, packet, owners, now)
+            }
+            segment => self.outbound_unfinished(lane, offload, segment, packet, owners, now),
         }
     }
 
-    fn outbound_one(&mut self, packet: &mut [u8], owners: &mut dyn Owners, now: Instant) {
+    fn outbound_one(
+        &mut self,
+        lane: u8,
+        packet: &mut [u8],
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) -> Option<Sealing> {
         self.counters.from_tun.add(packet.len());
-        if let Exit::ToTun(length) = self.route(Port::Tun, packet, owners, now) {
-            let hairpin = self.buffers.copy(packet.get(..length).unwrap_or_default());
-            self.push_tun(hairpin);
+        match self.route(Port::Tun, packet, owners, now) {
+            Exit::Done => None,
+            Exit::ToTun(length) => {
+                self.push_tun(packet.get(..length).unwrap_or_default());
+                None
+            }
+            Exit::ToPeer(departure) => self.depart(lane, departure, now),
         }
     }
 
     /// A packet that lacks its checksum, or stands for many.
     fn outbound_unfinished(
         &mut self,
+        lane: u8,
         offload: Offload,
         segment: Option<u16>,
         packet: &mut [u8],
         owners: &mut dyn Owners,
         now: Instant,
-    ) {
+    ) -> Option<Sealing> {
         let Ok(headers) = Headers::parse(packet) else {
-            return self.counters.drop(DropReason::Malformed);
+            self.counters.drop(DropReason::Malformed);
+            return None;
         };
         let Some(segment) = segment else {
-            return match offload.complete(packet, &headers) {
-                Ok(()) => self.outbound_one(packet, owners, now),
-                Err(BadOffload) => self.counters.drop(DropReason::Malformed),
-            };
+            if offload.complete(packet, &headers).is_err() {
+                self.counters.drop(DropReason::Malformed);
+                return None;
+            }
+            return self.outbound_one(lane, packet, owners, now);
         };
-        if self.pass_super(packet, &headers, segment, owners, now) {
-            return;
-        }
-        // Whatever isn't simply passed on is decided packet by packet.
-        let Ok(whole) = SuperPacket::new(packet, &headers, segment) else {
-            return self.counters.drop(DropReason::Malformed);
-        };
-        let mut one = self.buffers.take(usize::from(u16::MAX));
-        for index in 0..whole.count() {
-            if let Some(packet) = whole.write(index, &mut one).and_then(|n| one.get_mut(..n)) {
-                self.outbound_one(packet, owners, now);
+        match self.pass_super(lane, packet, &headers, segment, owners, now) {
+            Super::Passed(sealing) => sealing,
+            Super::Refused => {
+                self.pass_segments(lane, packet, &headers, segment, owners, now);
+                None
             }
         }
-        self.buffers.give(one);
+    }
+
+    /// Decides about a super-packet packet by packet.
+    fn pass_segments(
+        &mut self,
+        lane: u8,
+        packet: &[u8],
+        headers: &Headers,
+        segment: u16,
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) {
+        let Ok(whole) = SuperPacket::new(packet, headers, segment) else {
+            return self.counters.drop(DropReason::Malformed);
+        };
+        let mut one = [0; MAX_SEGMENT];
+        for index in 0..whole.count() {
+            let Some(packet) = whole.write(index, &mut one).and_then(|n| one.get_mut(..n)) else {
+                self.counters.drop(DropReason::Malformed);
+                continue;
+            };
+            if let Some(sealing) = self.outbound_one(lane, packet, owners, now) {
+                self.seal_now(&sealing, packet);
+            }
+        }
     }
 
     /// Sends a super-packet of a flow that is known and allowed, and leads to a peer that can take
-    /// it. False, with nothing done, for any other.
+    /// it.
     fn pass_super(
         &mut self,
+        lane: u8,
         packet: &mut [u8],
         headers: &Headers,
         segment: u16,
         owners: &mut dyn Owners,
         now: Instant,
-    ) -> bool {
-        let Some(passage) = self.passage(Port::Tun, headers, owners, now) else { return false };
-        let Port::Peer(name) = passage.egress else { return false };
-        let Some(slot) = self.peers.by_name(name) else { return false };
-        let Some(peer) = self.peers.get_mut(slot) else { return false };
+    ) -> Super {
+        let Some(passage) = self.passage(Port::Tun, headers, owners, now) else {
+            return Super::Refused;
+        };
+        let Port::Peer(name) = passage.egress else { return Super::Refused };
+        let Some(slot) = self.peers.by_name(name) else { return Super::Refused };
+        let Some(peer) = self.peers.get_mut(slot) else { return Super::Refused };
         let largest = headers.payload_offset + usize::from(segment);
         let has_session = peer.tunnel.as_ref().is_some_and(Tunnel::has_session);
         let is_whole = SuperPacket::new(packet, headers, segment).is_ok();
         if !is_whole || !has_session || peer.endpoint().is_none() || largest > peer.inner_limit() {
-            return false;
+            return Super::Refused;
         }
         let dont_fragment = peer.is_host();
         peer.path.note_use();
-        let key = passage.rewrite.key_after(headers);
+        let headers = &Headers { key: passage.rewrite.key_after(headers), ..*headers };
         passage.rewrite.apply(packet, headers);
-        let Ok(whole) = SuperPacket::new(packet, &Headers { key, ..*headers }, segment) else {
+        let Ok(whole) = SuperPacket::new(packet, headers, segment) else {
             self.counters.drop(DropReason::Malformed);
-            return true;
+            return Super::Passed(None);
         };
-        let count = whole.count();
-        let load = Load { packets: count, bytes: whole.bytes() };
+        let load = Load { packets: whole.count(), bytes: whole.bytes() };
         self.note(passage.flow, passage.leg, packet, headers, load, now);
         self.counters.from_tun.add_many(load.packets, load.bytes);
-        for index in 0..count {
-            let length = whole.length(index);
-            self.seal_with(slot, length, dont_fragment, PADDING, now, |out| {
+        let departure =
+            Departure { slot, flow: passage.flow, length: headers.total_length, dont_fragment };
+        if self.peers.get(slot).is_some_and(Peer::seals_in_bulk) {
+            let cut = Cut::Segments { headers: *headers, segment };
+            return Super::Passed(self.depart_as(lane, departure, cut, &whole, now));
+        }
+        for index in 0..whole.count() {
+            self.seal_with(slot, whole.length(index), dont_fragment, PADDING, now, |out| {
                 whole.write(index, out).is_some()
             });
         }
-        true
+        Super::Passed(None)
+    }
+
+    /// What is left to do for a packet that goes to a peer by its bulk session.
+    pub(crate) fn depart(
+        &mut self,
+        lane: u8,
+        departure: Departure,
+        now: Instant,
+    ) -> Option<Sealing> {
+        let length = departure.length;
+        self.reserve(lane, departure, Cut::Whole(length), 1, |limit| sealed(length, limit), now)
+    }
+
+    fn depart_as(
+        &mut self,
+        lane: u8,
+        departure: Departure,
+        cut: Cut,
+        whole: &SuperPacket<'_>,
+        now: Instant,
+    ) -> Option<Sealing> {
+        let count = whole.count();
+        let last = count.saturating_sub(1);
+        let bytes =
+            |limit| last * sealed(whole.length(0), limit) + sealed(whole.length(last), limit);
+        self.reserve(lane, departure, cut, count, bytes, now)
+    }
+
+    /// Counts datagrams as sent, and gives them their numbers.
+    fn reserve(
+        &mut self,
+        lane: u8,
+        departure: Departure,
+        cut: Cut,
+        count: usize,
+        bytes: impl FnOnce(usize) -> usize,
+        now: Instant,
+    ) -> Option<Sealing> {
+        let Departure { slot, flow, dont_fragment, .. } = departure;
+        let peer = self.peers.get_mut(slot)?;
+        let Some(to) = peer.endpoint() else {
+            self.counters.drop_many(DropReason::NoEndpoint, count as u64);
+            return None;
+        };
+        let limit = peer.inner_limit();
+        let (key, header) = peer.bulk.reserve(lane, flow.number(), count as u64)?;
+        let bytes = bytes(limit);
+        peer.sent_bytes += bytes as u64;
+        peer.last_sent = Some(now);
+        if departure.length > 0 {
+            peer.bulk.last_sent = Some(now);
+        }
+        self.counters.sent.add_many(count, bytes);
+        Some(Sealing { key, header, to, dont_fragment, padding: PADDING, limit, cut })
+    }
+
+    /// Seals into the node's own outbox.
+    pub(crate) fn seal_now(&mut self, sealing: &Sealing, packet: &[u8]) {
+        let lost = sealing.seal(packet, &mut self.outbox);
+        self.counters.drop_many(DropReason::TransmitQueue, lost as u64);
     }
 
     /// Gives a packet to the TUN device.
-    pub(crate) fn push_tun(&mut self, packet: Vec<u8>) {
-        let length = packet.len();
-        match self.tun_queue.push(packet) {
-            Ok(()) => self.counters.to_tun.add(length),
-            Err(packet) => {
-                self.buffers.give(packet);
-                self.counters.drop(DropReason::TunQueue);
-            }
+    pub(crate) fn push_tun(&mut self, packet: &[u8]) {
+        if self.tun_queue.push(packet) {
+            self.counters.to_tun.add(packet.len());
+        } else {
+            self.counters.drop(DropReason::TunQueue);
         }
     }
 
@@ -157,13 +266,22 @@ impl Node {
         padding: usize,
         now: Instant,
     ) {
-        self.seal_with(slot, packet.len(), dont_fragment, padding, now, |out| {
+        let length = packet.len();
+        if self.peers.get(slot).is_some_and(|peer| peer.bulk.cipher().is_some()) {
+            let departure = Departure { slot, flow: FlowRef::NONE, length, dont_fragment };
+            if let Some(mut sealing) = self.depart(0, departure, now) {
+                sealing.padding = padding;
+                self.seal_now(&sealing, packet);
+            }
+            return;
+        }
+        self.seal_with(slot, length, dont_fragment, padding, now, |out| {
             out.copy_from_slice(packet);
             true
         });
     }
 
-    /// Seals a packet that `write` writes into exactly `length` bytes.
+    /// Seals a packet that `write` writes into exactly `length` bytes by the WireGuard session.
     fn seal_with(
         &mut self,
         slot: Slot,
@@ -177,42 +295,25 @@ impl Node {
         let (Some(to), limit) = (peer.endpoint(), peer.inner_limit()) else {
             return self.counters.drop(DropReason::NoEndpoint);
         };
-        let padded = length.next_multiple_of(padding).min(limit.max(length));
-        let sealed = padded + OVERHEAD;
-        let bulk = &mut peer.bulk;
-        let mut is_written = true;
-        let is_sent = if bulk.cipher().is_some() {
-            let room = (sealed, sealed);
-            self.outbox.push_with(&mut self.buffers, to, dont_fragment, room, |datagram| {
-                let plain = datagram.get_mut(bulk::HEADER..bulk::HEADER + padded)?;
-                is_written = write_padded(plain, length, write);
-                (is_written && bulk.seal(datagram)).then_some(sealed)
-            })
-        } else {
-            let Some(tunnel) = &mut peer.tunnel else { return };
-            if self.scratch.len() < padded {
-                self.scratch.resize(padded, 0);
-            }
-            let Some(plain) = self.scratch.get_mut(..padded) else { return };
-            is_written = write_padded(plain, length, write);
-            let room = (sealed, sealed.max(MIN_BUFFER));
-            is_written
-                && self.outbox.push_with(&mut self.buffers, to, dont_fragment, room, |out| {
-                    tunnel.seal(plain, out, now)
-                })
-        };
-        match (is_sent, is_written) {
-            (true, _) => {
-                peer.sent_bytes += sealed as u64;
-                peer.last_sent = Some(now);
-                if length > 0 && peer.bulk.cipher().is_some() {
-                    peer.bulk.last_sent = Some(now);
-                }
-                self.counters.sent.add(sealed);
-            }
-            (false, true) => self.counters.drop(DropReason::TransmitQueue),
-            (false, false) => self.counters.drop(DropReason::Malformed),
+        let Some(tunnel) = &mut peer.tunnel else { return };
+        let padded = padded(length, padding, limit);
+        if self.scratch.len() < padded {
+            self.scratch.resize(padded, 0);
         }
+        let Some(plain) = self.scratch.get_mut(..padded) else { return };
+        if !write_padded(plain, length, write) {
+            return self.counters.drop(DropReason::Malformed);
+        }
+        let sealed = padded + OVERHEAD;
+        let room = (sealed, sealed.max(MIN_BUFFER));
+        let is_sent =
+            self.outbox.push_with(to, dont_fragment, room, |out| tunnel.seal(plain, out, now));
+        if !is_sent {
+            return self.counters.drop(DropReason::TransmitQueue);
+        }
+        peer.sent_bytes += sealed as u64;
+        peer.last_sent = Some(now);
+        self.counters.sent.add(sealed);
     }
 
     /// What bulk sessions need as time passes: messages repeated and, in place of boringtun, which
@@ -277,7 +378,7 @@ impl Node {
 
     /// Sends what isn't a packet of a flow: handshakes, keepalives, cookies.
     pub(crate) fn push_datagram(&mut self, slot: Slot, to: std::net::SocketAddr, datagram: &[u8]) {
-        if !self.outbox.push(&mut self.buffers, to, datagram) {
+        if !self.outbox.push(to, datagram) {
             return self.counters.drop(DropReason::TransmitQueue);
         }
         self.counters.sent.add(datagram.len());
@@ -351,9 +452,7 @@ impl Node {
     }
 }
 
-/// Writes a packet to the start of `plain`, and zeros behind it.
-fn write_padded(plain: &mut [u8], length: usize, write: impl FnOnce(&mut [u8]) -> bool) -> bool {
-    let Some((packet, zeros)) = plain.split_at_mut_checked(length) else { return false };
-    zeros.fill(0);
-    write(packet)
+/// The bytes of a packet's datagram.
+fn sealed(length: usize, limit: usize) -> usize {
+    padded(length, PADDING, limit) + OVERHEAD
 }

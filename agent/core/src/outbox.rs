@@ -26,31 +26,17 @@ const KEEP_CAPACITY: usize = 1 << 17;
 
 /// Buffers to use again.
 #[derive(Default)]
-pub(crate) struct Buffers {
+struct Buffers {
     free: Vec<Vec<u8>>,
 }
 
 impl Buffers {
     /// A buffer of any length, with anything in it.
-    fn any(&mut self) -> Vec<u8> {
+    fn take(&mut self) -> Vec<u8> {
         self.free.pop().unwrap_or_default()
     }
 
-    /// A buffer of this length, with anything in it.
-    pub(crate) fn take(&mut self, length: usize) -> Vec<u8> {
-        let mut buffer = self.any();
-        buffer.resize(length, 0);
-        buffer
-    }
-
-    /// A buffer with a copy of these bytes.
-    pub(crate) fn copy(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut buffer = self.take(0);
-        buffer.extend_from_slice(bytes);
-        buffer
-    }
-
-    pub(crate) fn give(&mut self, buffer: Vec<u8>) {
+    fn give(&mut self, buffer: Vec<u8>) {
         if self.free.len() < POOL && buffer.capacity() <= KEEP_CAPACITY {
             self.free.push(buffer);
         }
@@ -87,23 +73,30 @@ impl Run {
 }
 
 /// Datagrams that wait to be sent.
-pub(crate) struct Outbox {
+pub struct Outbox {
     runs: VecDeque<Run>,
     given: Option<Run>,
     waiting: usize,
     limit: usize,
+    buffers: Buffers,
 }
 
 impl Outbox {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { runs: VecDeque::new(), given: None, waiting: 0, limit }
+    /// Takes up to `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        let buffers = Buffers::default();
+        Self { runs: VecDeque::new(), given: None, waiting: 0, limit, buffers }
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
     }
 
     /// Adds a datagram that `write` writes into a buffer of at least `room` bytes, of which `length`
     /// will be used. False if too much waits already or `write` gave up.
     pub(crate) fn push_with(
         &mut self,
-        buffers: &mut Buffers,
         to: SocketAddr,
         dont_fragment: bool,
         (length, room): (usize, usize),
@@ -114,7 +107,7 @@ impl Outbox {
         }
         let follows = self.runs.back().is_some_and(|run| run.accepts(to, length, dont_fragment));
         if !follows {
-            let bytes = buffers.any();
+            let bytes = self.buffers.take();
             let run = Run { to, bytes, used: 0, segment: length, count: 0, dont_fragment };
             self.runs.push_back(run);
         }
@@ -133,37 +126,35 @@ impl Outbox {
         if run.count == 0
             && let Some(run) = self.runs.pop_back()
         {
-            buffers.give(run.bytes);
+            self.buffers.give(run.bytes);
         }
         false
     }
 
     /// Adds a datagram.
-    pub(crate) fn push(&mut self, buffers: &mut Buffers, to: SocketAddr, datagram: &[u8]) -> bool {
+    pub(crate) fn push(&mut self, to: SocketAddr, datagram: &[u8]) -> bool {
         let length = datagram.len();
-        self.push_with(buffers, to, false, (length, length), |out| {
+        self.push_with(to, false, (length, length), |out| {
             out.copy_from_slice(datagram);
             Some(length)
         })
     }
 
-    pub(crate) fn poll(&mut self, buffers: &mut Buffers) -> Option<Transmit<'_>> {
-        self.poll_if(buffers, |_| true)
+    /// What is to be sent next.
+    pub fn poll(&mut self) -> Option<Transmit<'_>> {
+        self.poll_if(|_| true)
     }
 
-    /// Only what nothing can be added to any more.
-    pub(crate) fn poll_full(&mut self, buffers: &mut Buffers) -> Option<Transmit<'_>> {
+    /// Only what nothing can be added to any more: to be called between the packets of a batch, so
+    /// that what is sealed is sent while it is in the cache.
+    pub fn poll_full(&mut self) -> Option<Transmit<'_>> {
         let waits_behind = self.runs.len() > 1;
-        self.poll_if(buffers, |run| waits_behind || !run.is_open())
+        self.poll_if(|run| waits_behind || !run.is_open())
     }
 
-    fn poll_if(
-        &mut self,
-        buffers: &mut Buffers,
-        is_ready: impl FnOnce(&Run) -> bool,
-    ) -> Option<Transmit<'_>> {
+    fn poll_if(&mut self, is_ready: impl FnOnce(&Run) -> bool) -> Option<Transmit<'_>> {
         if let Some(given) = self.given.take() {
-            buffers.give(given.bytes);
+            self.buffers.give(given.bytes);
         }
         if !is_ready(self.runs.front()?) {
             return None;
@@ -180,30 +171,40 @@ impl Outbox {
     }
 }
 
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox").field("bytes", &self.waiting).finish_non_exhaustive()
+    }
+}
+
 /// Packets that wait for the TUN device.
 pub(crate) struct TunQueue {
     packets: VecDeque<Vec<u8>>,
     given: Option<Vec<u8>>,
     limit: usize,
+    buffers: Buffers,
 }
 
 impl TunQueue {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { packets: VecDeque::new(), given: None, limit }
+        Self { packets: VecDeque::new(), given: None, limit, buffers: Buffers::default() }
     }
 
-    /// Returns the packet if too many wait.
-    pub(crate) fn push(&mut self, packet: Vec<u8>) -> Result<(), Vec<u8>> {
-        if self.packets.len() >= self.limit {
-            return Err(packet);
+    /// False if too many wait.
+    pub(crate) fn push(&mut self, packet: &[u8]) -> bool {
+        let has_room = self.packets.len() < self.limit;
+        if has_room {
+            let mut copy = self.buffers.take();
+            copy.clear();
+            copy.extend_from_slice(packet);
+            self.packets.push_back(copy);
         }
-        self.packets.push_back(packet);
-        Ok(())
+        has_room
     }
 
-    pub(crate) fn poll(&mut self, buffers: &mut Buffers) -> Option<&[u8]> {
+    pub(crate) fn poll(&mut self) -> Option<&[u8]> {
         if let Some(given) = self.given.take() {
-            buffers.give(given);
+            self.buffers.give(given);
         }
         let packet = self.packets.pop_front()?;
         Some(self.given.insert(packet))
@@ -214,41 +215,41 @@ impl TunQueue {
 mod tests {
     use super::*;
 
-    fn push(outbox: &mut Outbox, buffers: &mut Buffers, port: u16, length: usize) -> bool {
+    fn push(outbox: &mut Outbox, port: u16, length: usize) -> bool {
         let to = SocketAddr::from(([192, 0, 2, 1], port));
-        outbox.push(buffers, to, &vec![length as u8; length])
+        outbox.push(to, &vec![length as u8; length])
     }
 
     #[test]
     fn equal_datagrams_in_a_row_become_segments_of_one_run() {
-        let (mut outbox, mut buffers) = (Outbox::new(1 << 20), Buffers::default());
+        let mut outbox = Outbox::new(1 << 20);
         for length in [100, 100, 40, 100] {
-            assert!(push(&mut outbox, &mut buffers, 1, length));
+            assert!(push(&mut outbox, 1, length));
         }
-        let first = outbox.poll(&mut buffers).unwrap();
+        let first = outbox.poll().unwrap();
         assert_eq!((first.contents.len(), first.segment_size), (240, Some(100)));
-        let second = outbox.poll(&mut buffers).unwrap();
+        let second = outbox.poll().unwrap();
         assert_eq!((second.contents.len(), second.segment_size), (100, None));
-        assert!(outbox.poll(&mut buffers).is_none());
+        assert!(outbox.poll().is_none());
     }
 
     #[test]
     fn runs_go_to_one_place_only_and_end_with_the_limits() {
-        let (mut outbox, mut buffers) = (Outbox::new(1 << 20), Buffers::default());
-        push(&mut outbox, &mut buffers, 1, 10);
-        push(&mut outbox, &mut buffers, 2, 10);
-        assert_eq!(outbox.poll(&mut buffers).unwrap().contents.len(), 10);
-        assert_eq!(outbox.poll(&mut buffers).unwrap().contents.len(), 10);
+        let mut outbox = Outbox::new(1 << 20);
+        push(&mut outbox, 1, 10);
+        push(&mut outbox, 2, 10);
+        assert_eq!(outbox.poll().unwrap().contents.len(), 10);
+        assert_eq!(outbox.poll().unwrap().contents.len(), 10);
         for _ in 0..100 {
-            push(&mut outbox, &mut buffers, 1, 10);
+            push(&mut outbox, 1, 10);
         }
-        assert_eq!(outbox.poll(&mut buffers).unwrap().contents.len(), 10 * MAX_SEGMENTS);
+        assert_eq!(outbox.poll().unwrap().contents.len(), 10 * MAX_SEGMENTS);
     }
 
     #[test]
     fn what_waits_is_bounded() {
-        let (mut outbox, mut buffers) = (Outbox::new(1000), Buffers::default());
-        let taken = (0..100).filter(|_| push(&mut outbox, &mut buffers, 1, 100)).count();
+        let mut outbox = Outbox::new(1000);
+        let taken = (0..100).filter(|_| push(&mut outbox, 1, 100)).count();
         assert_eq!(taken, 10);
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use isthmus_model::PublicKey;
 
-use crate::bulk::{Bulk, Ciphers};
+use crate::bulk::{Bulk, Offering, Receiving};
 use crate::mtu::{self, Path};
 use crate::node::PeerName;
 use crate::random::Random;
@@ -116,6 +116,11 @@ impl Peer {
         usize::from(self.path.mtu()) - mtu::overhead(self.endpoint())
     }
 
+    /// Whether traffic to the peer goes by a bulk session, rather than by WireGuard's.
+    pub(crate) fn seals_in_bulk(&self) -> bool {
+        self.bulk.cipher().is_some() && self.tunnel.as_ref().is_some_and(Tunnel::has_session)
+    }
+
     /// Whether to tell the peer now that this host is elsewhere.
     pub(crate) fn take_announcement(&mut self) -> bool {
         let is_due = self.announcements > 0;
@@ -215,8 +220,13 @@ impl Peers {
         self.by_bulk_session.get(&session).copied()
     }
 
+    /// What opens the datagrams of a bulk session.
+    pub(crate) fn receiving(&self, session: u32) -> Option<&Receiving> {
+        self.get(self.by_bulk_session(session)?)?.bulk.receiving(session)
+    }
+
     /// Offers the peer a bulk session to send by.
-    pub(crate) fn offer_bulk(&mut self, slot: Slot, life: u64, ciphers: Ciphers, now: Instant) {
+    pub(crate) fn offer_bulk(&mut self, slot: Slot, by: Offering, now: Instant) {
         let session = loop {
             let session = (self.random.next() >> 32) as u32;
             if !self.by_bulk_session.contains_key(&session) {
@@ -224,7 +234,7 @@ impl Peers {
             }
         };
         let Some(peer) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
-        peer.bulk.offer(session, life, ciphers, now);
+        peer.bulk.offer(session, by, now);
         peer.bulk_sessions.push(session);
         self.by_bulk_session.insert(session, slot);
         self.forget_bulk_sessions(slot);

@@ -110,10 +110,7 @@ impl Node {
     fn emit(&mut self, to: Port, packet: &[u8], now: Instant) {
         self.counters.refusals += 1;
         match to {
-            Port::Tun => {
-                let packet = self.buffers.copy(packet);
-                self.push_tun(packet);
-            }
+            Port::Tun => self.push_tun(packet),
             Port::Peer(name) => {
                 if let Some(slot) = self.peers.by_name(name) {
                     self.send(slot, packet, true, now);

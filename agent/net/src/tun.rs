@@ -17,12 +17,20 @@ pub const FRAME_BYTES_MAX: usize = VNET_HEADER + 65_535;
 /// One read or write is one frame: a virtio-net header, and an IP packet that may stand for many.
 /// Where the kernel can't do that, frames have an empty header all the same, and writes must.
 /// Reads and writes never block.
+///
+/// A device has one queue or several. The kernel hands a flow's frames to the queue that frames of
+/// the flow were written to last, or else spreads flows over the queues.
 pub struct Tun {
-    device: SyncDevice,
-    frames: File,
+    queues: Vec<Queue>,
     name: String,
     index: u32,
     offloads: Offloads,
+}
+
+/// A queue of the device.
+struct Queue {
+    device: SyncDevice,
+    frames: File,
 }
 
 /// What the kernel leaves to the device's owner, and takes from it.
@@ -35,12 +43,20 @@ pub struct Offloads {
 }
 
 impl Tun {
-    /// Creates the device `name`; it has no addresses and is down.
+    /// Creates the device `name` with one queue; it has no addresses and is down.
     ///
     /// # Errors
     /// A device of that name must not exist: adopting one would mean to delete, on exit,
     /// something that the agent didn't make.
     pub fn create(name: &str, mtu: u32) -> Result<Self, TunError> {
+        Self::with_queues(name, mtu, 1)
+    }
+
+    /// Creates the device `name` with so many queues, at least one.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn with_queues(name: &str, mtu: u32, queues: usize) -> Result<Self, TunError> {
         check_name(name)?;
         let mtu = u16::try_from(mtu).map_err(|_| TunError::BadMtu(mtu))?;
         if interface_index(name).is_some() {
@@ -53,6 +69,7 @@ impl Tun {
                 .layer(Layer::L3)
                 .packet_information(false)
                 .offload(offload)
+                .multi_queue(queues > 1)
                 .enable(false)
                 .build_sync()
         };
@@ -62,13 +79,18 @@ impl Tun {
             built => built,
         }
         .map_err(|error| TunError::from_create(name, error))?;
-        device.set_nonblocking(true).map_err(|source| TunError::os("make non-blocking", source))?;
         let index =
             device.if_index().map_err(|source| TunError::os("read the index of", source))?;
-        let frames = device.as_fd().try_clone_to_owned();
-        let frames = frames.map_err(|source| TunError::os("duplicate", source))?.into();
         let offloads = Offloads { tcp: device.tcp_gso(), udp: device.udp_gso() };
-        Ok(Self { device, frames, name: name.to_owned(), index, offloads })
+        let mut devices = vec![device];
+        while let [first, ..] = devices.as_slice()
+            && devices.len() < queues
+        {
+            let next = first.try_clone().map_err(|error| TunError::os("add a queue to", error))?;
+            devices.push(next);
+        }
+        let queues = devices.into_iter().map(Queue::new).collect::<Result<_, _>>()?;
+        Ok(Self { queues, name: name.to_owned(), index, offloads })
     }
 
     /// What the kernel can do.
@@ -76,34 +98,46 @@ impl Tun {
         self.offloads
     }
 
-    /// Reads one frame; a longer one than `buffer` is cut, so give it [`FRAME_BYTES_MAX`].
+    /// To wait for frames of a queue.
+    pub fn queue(&self, queue: usize) -> Option<BorrowedFd<'_>> {
+        Some(self.queues.get(queue)?.device.as_fd())
+    }
+
+    /// Reads one frame from a queue; a longer one than `buffer` is cut, so give it
+    /// [`FRAME_BYTES_MAX`].
     ///
     /// # Errors
     /// `WouldBlock` when no frame waits.
-    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub fn recv(&self, queue: usize, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut frames = self.frames(queue)?;
         if self.offloads.tcp {
-            return (&self.frames).read(buffer);
+            return frames.read(buffer);
         }
         let (header, packet) =
             buffer.split_at_mut_checked(VNET_HEADER).ok_or(io::ErrorKind::InvalidInput)?;
         header.fill(0);
-        Ok(VNET_HEADER + (&self.frames).read(packet)?)
+        Ok(VNET_HEADER + frames.read(packet)?)
     }
 
-    /// Hands one frame to the host's stack. The first piece holds the virtio-net header.
+    /// Hands one frame to the host's stack, by a queue. The first piece holds the virtio-net header.
     ///
     /// # Errors
     /// `EINVAL` for bytes that aren't a frame, `EIO` while the device is down.
-    pub fn send(&self, frame: &[IoSlice<'_>]) -> io::Result<()> {
+    pub fn send(&self, queue: usize, frame: &[IoSlice<'_>]) -> io::Result<()> {
+        let mut frames = self.frames(queue)?;
         if self.offloads.tcp {
-            return (&self.frames).write_vectored(frame).map(drop);
+            return frames.write_vectored(frame).map(drop);
         }
         match frame {
             [header, packet @ ..] if header.len() == VNET_HEADER => {
-                (&self.frames).write_vectored(packet).map(drop)
+                frames.write_vectored(packet).map(drop)
             }
             _ => Err(io::ErrorKind::InvalidInput.into()),
         }
+    }
+
+    fn frames(&self, queue: usize) -> io::Result<&File> {
+        Ok(&self.queues.get(queue).ok_or(io::ErrorKind::NotFound)?.frames)
     }
 
     pub fn name(&self) -> &str {
@@ -115,9 +149,12 @@ impl Tun {
     }
 }
 
-impl AsFd for Tun {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
+impl Queue {
+    fn new(device: SyncDevice) -> Result<Self, TunError> {
+        device.set_nonblocking(true).map_err(|source| TunError::os("make non-blocking", source))?;
+        let frames = device.as_fd().try_clone_to_owned();
+        let frames = frames.map_err(|source| TunError::os("duplicate", source))?.into();
+        Ok(Self { device, frames })
     }
 }
 
@@ -223,7 +260,7 @@ mod tests {
             packet[16..20].copy_from_slice(&OURS.octets());
             packet[20] = 0;
             packet[22..24].copy_from_slice(&[0xff, 0xfd]);
-            tun.send(&[IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(&packet)]).unwrap();
+            tun.send(0, &[IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(&packet)]).unwrap();
             let mut answer = [0; 128];
             let len = io::Read::read(&mut &ping, &mut answer).unwrap();
             assert_eq!(answer[12..16], PEER.octets());
@@ -235,7 +272,7 @@ mod tests {
     fn an_empty_device_would_block() {
         in_netns(|| {
             let tun = Tun::create("isth-t1", 1400).unwrap();
-            let error = tun.recv(&mut [0; 1500]).unwrap_err();
+            let error = tun.recv(0, &mut [0; 1500]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
             assert_eq!(Some(tun.index()), interface_index("isth-t1"));
         });
@@ -289,13 +326,13 @@ mod tests {
     /// Skips what IPv6 says on a new link (router solicitations, multicast reports).
     fn next_ipv4(tun: &Tun) -> Vec<u8> {
         let poller = Poller::new().unwrap();
-        poller.add(tun, 1, Interest::READ).unwrap();
+        poller.add(&tun.queue(0).unwrap(), 1, Interest::READ).unwrap();
         let mut events = Events::with_capacity(1);
         let mut buffer = [0; 2048];
         loop {
             poller.wait(&mut events, Some(Duration::from_secs(5))).unwrap();
             assert!(!events.is_empty(), "no packet came");
-            while let Ok(len) = tun.recv(&mut buffer) {
+            while let Ok(len) = tun.recv(0, &mut buffer) {
                 if buffer[VNET_HEADER] >> 4 == 4 {
                     return buffer[VNET_HEADER..len].to_vec();
                 }

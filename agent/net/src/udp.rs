@@ -1,6 +1,6 @@
 //! The underlay: UDP sockets that carry sealed packets, in batches.
 //!
-//! One socket speaks IPv4 and another IPv6; each belongs to one thread. Reading takes up to 8
+//! One socket speaks IPv4 and another IPv6; threads may share them. Reading takes up to 8
 //! kernel messages at once, each of which GRO may have made of many datagrams; sending hands the
 //! kernel up to 64 equal segments in one call (GSO). Where GSO isn't available, or a driver
 //! refuses it, the same calls send the segments one by one.
@@ -11,7 +11,6 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 pub use quinn_udp::EcnCodepoint as Ecn;
@@ -23,7 +22,7 @@ use tracing::debug;
 const BUFFER_BYTES: usize = 4 << 20;
 
 /// Messages read at once: more would only leave the processor's cache before they are opened.
-const BATCH_SIZE: usize = 8;
+pub const BATCH_SIZE: usize = 8;
 
 /// A GRO message is an IP packet as far as its length goes.
 const MESSAGE_BYTES: usize = 1 << 16;
@@ -35,10 +34,16 @@ const GSO_BYTES: usize = 65_000;
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: Socket,
-    /// Replaced where it drew the wrong conclusion, see [`UdpSocket::restore_offload`].
-    state: RwLock<UdpSocketState>,
+    mode: RwLock<Mode>,
     local: SocketAddr,
-    fragments: AtomicBool,
+}
+
+/// How the socket sends. INVARIANT: it is what the kernel was told, whoever holds the lock.
+#[derive(Debug)]
+struct Mode {
+    /// Replaced where it drew the wrong conclusion, see [`UdpSocket::restore_offload`].
+    state: UdpSocketState,
+    fragments: bool,
 }
 
 impl UdpSocket {
@@ -50,18 +55,45 @@ impl UdpSocket {
     /// `AddrInUse` when another program has the port, `Unsupported`-like errors on a host without
     /// that family.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        Self::bind_as(address, false)
+    }
+
+    /// Binds several sockets to one address: each datagram is handed to one of them, see
+    /// [`Steering`].
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_group(address: SocketAddr, count: u8, steering: Steering) -> io::Result<Vec<Self>> {
+        let first = Self::bind(address)?;
+        let mut sockets = vec![first];
+        while let [first, ..] = sockets.as_slice()
+            && sockets.len() < usize::from(count)
+        {
+            // Not before it's bound: then it would share the port with any program that does so.
+            first.socket.set_reuse_port(true)?;
+            sockets.push(Self::bind_as(first.local, true)?);
+        }
+        if let [first, _, ..] = sockets.as_slice() {
+            attach_reuse_port_filter(&first.socket, &steering.program(count))?;
+        }
+        Ok(sockets)
+    }
+
+    fn bind_as(address: SocketAddr, shared: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
         grow_buffers(&socket);
+        socket.set_reuse_port(shared)?;
         socket.bind(&address.into())?;
         let local = socket
             .local_addr()?
             .as_socket()
             .ok_or_else(|| io::Error::other("bound to something that isn't an IP address"))?;
         let state = configure(&socket)?;
-        Ok(Self { socket, state: RwLock::new(state), local, fragments: AtomicBool::new(false) })
+        let mode = RwLock::new(Mode { state, fragments: false });
+        Ok(Self { socket, mode, local })
     }
 
     /// Where it is bound, with the port that the kernel chose for port 0.
@@ -71,7 +103,7 @@ impl UdpSocket {
 
     /// Whether segments are still sent in one call. A driver's refusal turns that off.
     pub fn gso_enabled(&self) -> bool {
-        self.state().max_gso_segments() > 1
+        self.mode().state.max_gso_segments() > 1
     }
 
     /// Refills `batch` with what has arrived and returns how many datagrams that is.
@@ -84,7 +116,7 @@ impl UdpSocket {
         let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         batch.filled =
-            self.state().recv((&self.socket).into(), &mut slices, &mut batch.messages)?;
+            self.mode().state.recv((&self.socket).into(), &mut slices, &mut batch.messages)?;
         Ok(batch.messages[..batch.filled].iter().map(datagrams_in).sum())
     }
 
@@ -92,9 +124,7 @@ impl UdpSocket {
     ///
     /// After anything but [`SendOutcome::Sent`] some of its segments may still have left.
     pub fn send(&self, transmit: &Transmit<'_>) -> SendOutcome {
-        let result =
-            self.allow_fragments(!transmit.dont_fragment).and_then(|()| self.try_send(transmit));
-        let Err(error) = result else { return SendOutcome::Sent };
+        let Err(error) = self.send_in_mode(transmit) else { return SendOutcome::Sent };
         if is_gso_refusal(&error) {
             self.restore_offload();
             if transmit.from.is_some() {
@@ -105,15 +135,32 @@ impl UdpSocket {
         SendOutcome::of(&error)
     }
 
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    /// Sends while the socket allows fragments, or doesn't, as is wished: a system call only when
+    /// the wish changes, for nearly all traffic is sent unfragmented.
+    fn send_in_mode(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let wished = !transmit.dont_fragment;
+        let mode = self.mode();
+        if mode.fragments == wished {
+            return self.send_by(&mode.state, transmit);
+        }
+        drop(mode);
+        let mut mode = self.mode.write().unwrap_or_else(PoisonError::into_inner);
+        if mode.fragments != wished {
+            self.allow_fragments(wished)?;
+            mode.fragments = wished;
+        }
+        self.send_by(&mode.state, transmit)
+    }
+
+    fn send_by(&self, state: &UdpSocketState, transmit: &Transmit<'_>) -> io::Result<()> {
         let segment = match transmit.segment_size {
             Some(size) if (1..transmit.contents.len()).contains(&size) => size,
-            Some(_) | None => return self.send_message(transmit, transmit.contents, None),
+            Some(_) | None => return self.send_message(state, transmit, transmit.contents, None),
         };
         if transmit.dont_fragment {
             // Older kernels answer EINVAL to a segment above the MTU, which would turn GSO off:
             // hence no GSO when fragments are wanted.
-            match self.send_segmented(transmit, segment) {
+            match self.send_segmented(state, transmit, segment) {
                 Err(error) if is_gso_refusal(&error) => {
                     debug!(%error, "a send of segments failed; sending them one by one");
                 }
@@ -123,19 +170,25 @@ impl UdpSocket {
         transmit
             .contents
             .chunks(segment)
-            .try_for_each(|datagram| self.send_message(transmit, datagram, None))
+            .try_for_each(|datagram| self.send_message(state, transmit, datagram, None))
     }
 
-    fn send_segmented(&self, transmit: &Transmit<'_>, segment: usize) -> io::Result<()> {
-        let segments = self.state().max_gso_segments().min(GSO_BYTES / segment).max(1);
+    fn send_segmented(
+        &self,
+        state: &UdpSocketState,
+        transmit: &Transmit<'_>,
+        segment: usize,
+    ) -> io::Result<()> {
+        let segments = state.max_gso_segments().min(GSO_BYTES / segment).max(1);
         transmit
             .contents
             .chunks(segment * segments)
-            .try_for_each(|message| self.send_message(transmit, message, Some(segment)))
+            .try_for_each(|message| self.send_message(state, transmit, message, Some(segment)))
     }
 
     fn send_message(
         &self,
+        state: &UdpSocketState,
         transmit: &Transmit<'_>,
         contents: &[u8],
         segment_size: Option<usize>,
@@ -147,7 +200,7 @@ impl UdpSocket {
             segment_size,
             src_ip: transmit.from,
         };
-        self.state().try_send((&self.socket).into(), &message)
+        state.try_send((&self.socket).into(), &message)
     }
 
     /// quinn-udp takes any EINVAL or EIO for a driver that can't do GSO, and stops using it (and
@@ -157,33 +210,25 @@ impl UdpSocket {
         if self.gso_enabled() {
             return;
         }
-        if let Ok(fresh) = configure(&self.socket) {
-            *self.state.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        let mut mode = self.mode.write().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(state) = configure(&self.socket) {
             // A fresh state forbids fragments.
-            self.fragments.store(false, Ordering::Relaxed);
+            *mode = Mode { state, fragments: false };
         }
     }
 
-    fn state(&self) -> RwLockReadGuard<'_, UdpSocketState> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    fn mode(&self) -> RwLockReadGuard<'_, Mode> {
+        self.mode.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A system call only when the wish changes: nearly all traffic is sent unfragmented.
     fn allow_fragments(&self, allow: bool) -> io::Result<()> {
-        if self.fragments.load(Ordering::Relaxed) == allow {
-            return Ok(());
-        }
         if self.local.is_ipv4() {
             let mode = if allow { libc::IP_PMTUDISC_DONT } else { libc::IP_PMTUDISC_PROBE };
-            set_option(&self.socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode)?;
-        } else {
-            let mode = if allow { libc::IPV6_PMTUDISC_DONT } else { libc::IPV6_PMTUDISC_PROBE };
-            set_option(&self.socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, mode)?;
-            let dont = libc::c_int::from(!allow);
-            set_option(&self.socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, dont)?;
+            return set_option(&self.socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode);
         }
-        self.fragments.store(allow, Ordering::Relaxed);
-        Ok(())
+        let mode = if allow { libc::IPV6_PMTUDISC_DONT } else { libc::IPV6_PMTUDISC_PROBE };
+        set_option(&self.socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, mode)?;
+        set_option(&self.socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, libc::c_int::from(!allow))
     }
 }
 
@@ -192,6 +237,35 @@ impl AsFd for UdpSocket {
         self.socket.as_fd()
     }
 }
+
+/// Which socket of a group a datagram is handed to: one whose first byte is `kind`, to the socket
+/// that its second byte counts; any other, to the first.
+#[derive(Debug, Clone, Copy)]
+pub struct Steering {
+    pub kind: u8,
+}
+
+impl Steering {
+    /// Classic BPF; the datagram's bytes begin at 0.
+    fn program(self, count: u8) -> [libc::sock_filter; 6] {
+        let op = |code, k, if_true, if_false| {
+            let code = u16::try_from(code).unwrap_or_default();
+            libc::sock_filter { code, jt: if_true, jf: if_false, k }
+        };
+        let load_byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+        [
+            op(load_byte, 0, 0, 0),
+            op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, u32::from(self.kind), 0, 2),
+            op(load_byte, 1, 0, 0),
+            op(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, u32::from(count), 0, 1),
+            op(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+            op(libc::BPF_RET | RETURN_A, 0, 0, 0),
+        ]
+    }
+}
+
+/// `BPF_A` of `linux/filter.h`, which libc lacks.
+const RETURN_A: u32 = 0x10;
 
 /// What to send: one datagram, or several of `segment_size` (the last may be shorter) in a row.
 #[derive(Debug, Clone, Copy)]
@@ -357,6 +431,26 @@ fn grow_buffers(socket: &Socket) {
     if set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BYTES).is_err() {
         drop(socket.set_send_buffer_size(BUFFER_BYTES));
     }
+}
+
+fn attach_reuse_port_filter(socket: &Socket, program: &[libc::sock_filter]) -> io::Result<()> {
+    const LEN: libc::socklen_t = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: `program` and the instructions that it points to live across the call; the kernel
+    // only reads them, `LEN` and `len` of each. The descriptor is open.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            LEN,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn set_option(
@@ -541,6 +635,32 @@ mod tests {
         let first = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let error = UdpSocket::bind(first.local_addr()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_group_hands_each_datagram_to_the_socket_that_it_names() {
+        let steering = Steering { kind: 0x40 };
+        for ip in BOTH {
+            let group = UdpSocket::bind_group((ip, 0).into(), 3, steering).unwrap();
+            assert_eq!(
+                UdpSocket::bind(group[0].local_addr()).unwrap_err().kind(),
+                io::ErrorKind::AddrInUse
+            );
+            let (sender, _) = pair(ip);
+            let cases: [(&[u8], usize); 6] = [
+                (&[0x40, 0, 9], 0),
+                (&[0x40, 1, 9], 1),
+                (&[0x40, 2, 9], 2),
+                (&[0x40, 3, 9], 0),
+                (&[0x04, 2, 9], 0),
+                (&[0x40], 0),
+            ];
+            for (datagram, socket) in cases {
+                let transmit = Transmit::datagram(group[0].local_addr(), datagram);
+                assert_eq!(sender.send(&transmit), SendOutcome::Sent);
+                assert_eq!(receive(&group[socket], 1), [datagram], "{ip}");
+            }
+        }
     }
 
     #[test]

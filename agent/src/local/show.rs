@@ -99,7 +99,11 @@ fn notes(sample: &Sample) -> Vec<String> {
         Some(Offloads { tcp: false, .. }) => "TUN offload off: this kernel has none",
         None => "no TUN device",
     };
-    let mut notes = vec![gso.to_owned(), tun.to_owned()];
+    let lanes = match sample.lanes {
+        1 => "1 lane".to_owned(),
+        lanes => format!("{lanes} lanes"),
+    };
+    let mut notes = vec![lanes, gso.to_owned(), tun.to_owned()];
     if sample.send_busy > 0 {
         notes.push(format!("{} datagrams found the send buffer full", sample.send_busy));
     }

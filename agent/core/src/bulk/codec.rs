@@ -4,7 +4,7 @@
 //!   0                   1                   2                   3
 //!   0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 //!  +---------------+---------------+---------------+---------------+
-//!  |  type = 0x40  | receiver lane |  sender lane  |       0       |
+//!  |  type = 0x40  | receiver lane |  sender lane  |     flags     |
 //!  +---------------+---------------+---------------+---------------+
 //!  |                  session, the receiver's (LE)                 |
 //!  +---------------------------------------------------------------+
@@ -15,7 +15,9 @@
 //!  |  a tag of 16 bytes ...
 //! ```
 //!
-//! As WireGuard's data message, but for the type and the lanes. All 16 bytes are associated data.
+//! As WireGuard's data message, but for the type, the lanes and the flags. All 16 bytes are
+//! associated data. Flags: 1, the transport's checksum holds the sum of the pseudo-header only: the
+//! sender's kernel left it to the device, and the tag says more than it would.
 //! The nonce is receiver lane, sender lane, two zeros, and the counter as it stands: each pair of
 //! lanes counts for itself.
 
@@ -26,7 +28,9 @@ use zeroize::Zeroizing;
 
 pub(crate) const HEADER: usize = 16;
 pub(crate) const TAG: usize = 16;
-const TYPE: u8 = 0x40;
+/// The first byte of a bulk packet; the second is the receiver's lane.
+pub const TYPE: u8 = 0x40;
+const PARTIAL: u8 = 1;
 const SALT: &[u8] = b"isthmus bulk session v1";
 pub(crate) const SECRET: usize = 32;
 
@@ -100,6 +104,8 @@ impl Ciphers {
 pub(crate) struct Header {
     pub(crate) receiver_lane: u8,
     pub(crate) sender_lane: u8,
+    /// Whether the packet's checksum is to be completed.
+    pub(crate) partial: bool,
     pub(crate) session: u32,
     pub(crate) counter: u64,
 }
@@ -109,10 +115,12 @@ impl Header {
     #[inline]
     pub(crate) fn read(datagram: &[u8]) -> Option<Self> {
         let header = datagram.first_chunk::<HEADER>()?;
-        let is_bulk = header[0] == TYPE && header[3] == 0 && datagram.len() >= HEADER + TAG;
+        let is_bulk =
+            header[0] == TYPE && header[3] & !PARTIAL == 0 && datagram.len() >= HEADER + TAG;
         is_bulk.then(|| Self {
             receiver_lane: header[1],
             sender_lane: header[2],
+            partial: header[3] & PARTIAL != 0,
             session: u32::from_le_bytes([header[4], header[5], header[6], header[7]]),
             counter: u64::from_le_bytes([
                 header[8], header[9], header[10], header[11], header[12], header[13], header[14],
@@ -121,9 +129,15 @@ impl Header {
         })
     }
 
+    /// The receiver's lane and the sender's.
+    pub(crate) const fn lanes(self) -> (u8, u8) {
+        (self.receiver_lane, self.sender_lane)
+    }
+
     fn bytes(self) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
-        bytes[..3].copy_from_slice(&[TYPE, self.receiver_lane, self.sender_lane]);
+        let flags = if self.partial { PARTIAL } else { 0 };
+        bytes[..4].copy_from_slice(&[TYPE, self.receiver_lane, self.sender_lane, flags]);
         bytes[4..8].copy_from_slice(&self.session.to_le_bytes());
         bytes[8..].copy_from_slice(&self.counter.to_le_bytes());
         bytes
@@ -228,8 +242,13 @@ mod tests {
         sender: HostId(7),
         receiver: HostId(9),
     };
-    const HEADER_7: Header =
-        Header { receiver_lane: 1, sender_lane: 2, session: 0x0102_0304, counter: 7 };
+    const HEADER_7: Header = Header {
+        receiver_lane: 1,
+        sender_lane: 2,
+        partial: false,
+        session: 0x0102_0304,
+        counter: 7,
+    };
 
     fn key(purpose: Purpose) -> Key {
         Key::derive(&[0x11; 32], &[0x22; 32], purpose).unwrap()
@@ -295,6 +314,16 @@ mod tests {
         assert_eq!(other.open(HEADER_7, &mut datagram.clone()), None);
         let other = Key::derive(&[0x12; 32], &[0x22; 32], PURPOSE).unwrap();
         assert_eq!(other.open(HEADER_7, &mut datagram.clone()), None);
+    }
+
+    #[test]
+    fn flags_are_sealed_with_the_rest_and_unknown_ones_refused() {
+        let header = Header { partial: true, ..HEADER_7 };
+        let mut bytes = [0; HEADER + TAG];
+        assert!(key(PURPOSE).seal(header, &mut bytes));
+        assert_eq!(Header::read(&bytes), Some(header));
+        bytes[3] = 2;
+        assert_eq!(Header::read(&bytes), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!   0                   1                   2                   3
 //!   0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 //!  +---------------+---------------+---------------+---------------+
-//!  |  version = 1  |     kind      |    ciphers    |       0       |
+//!  |  version = 1  |     kind      |    ciphers    |     lanes     |
 //!  +---------------+---------------+---------------+---------------+
 //!  |                           session                             |
 //!  +---------------------------------------------------------------+
@@ -14,11 +14,13 @@
 //!       7  Ready   ciphers: 0; then what proves that the key is the same (16)
 //! ```
 //!
-//! Ciphers: 1 AES-256-GCM, 2 ChaCha20-Poly1305. Numbers are in network order.
+//! Ciphers: 1 AES-256-GCM, 2 ChaCha20-Poly1305. Lanes: how many the receiver has, in an offer; 0
+//! elsewhere, and from a receiver that has one. Numbers are in network order.
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::codec::{Cipher, Ciphers, Proof, SECRET};
+use super::{LANES, Offering};
 
 const VERSION: u8 = 1;
 const OFFER: u8 = 5;
@@ -104,10 +106,11 @@ impl Message<'_> {
 }
 
 impl Offer {
-    pub(crate) fn new(session: u32, life: u64, ciphers: Ciphers, share: &[u8]) -> Option<Self> {
+    pub(crate) fn new(session: u32, by: Offering, share: &[u8]) -> Option<Self> {
         let mut bytes = [0; OFFER_LENGTH];
-        bytes[..HEAD].copy_from_slice(&head(OFFER, ciphers.bits(), session));
-        bytes[HEAD..HEAD + 8].copy_from_slice(&life.to_be_bytes());
+        bytes[..HEAD].copy_from_slice(&head(OFFER, by.ciphers.bits(), session));
+        bytes[3] = by.lanes;
+        bytes[HEAD..HEAD + 8].copy_from_slice(&by.life.to_be_bytes());
         bytes[HEAD + 8..].copy_from_slice(share.first_chunk::<SHARE>()?);
         Some(Self(bytes))
     }
@@ -124,6 +127,10 @@ impl Offer {
 
     pub(crate) const fn ciphers(&self) -> Ciphers {
         Ciphers::from_bits(self.0[2])
+    }
+
+    pub(crate) fn lanes(&self) -> u8 {
+        self.0[3].clamp(1, LANES)
     }
 
     pub(crate) fn share(&self) -> &[u8] {

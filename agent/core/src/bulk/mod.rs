@@ -33,9 +33,9 @@ use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768}
 use isthmus_model::HostId;
 use zeroize::Zeroizing;
 
-pub use codec::{Cipher, Ciphers};
-pub(crate) use codec::{HEADER, Header, SECRET, TAG};
-use codec::{Key, Purpose};
+use codec::Purpose;
+pub use codec::{Cipher, Ciphers, TYPE};
+pub(crate) use codec::{HEADER, Header, Key, SECRET, TAG};
 use message::{Answer, Message, Offer, Ready};
 use window::Window;
 
@@ -54,8 +54,8 @@ const RECEIVING: usize = 4;
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// WireGuard's Rekey-After-Time: boringtun doesn't see the traffic that would make it rekey.
 const REKEY_AFTER: Duration = Duration::from_secs(120);
-/// Lanes that a sender can have.
-const LANES: usize = 256;
+/// Lanes that a host can have.
+pub const LANES: u8 = 16;
 
 /// Both directions of bulk traffic with one peer.
 #[derive(Default)]
@@ -70,6 +70,15 @@ pub(crate) struct Bulk {
     /// The last bulk packet of each direction.
     pub(crate) last_received: Option<Instant>,
     pub(crate) last_sent: Option<Instant>,
+}
+
+/// What a receiver says of itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offering {
+    /// Another after each start.
+    pub(crate) life: u64,
+    pub(crate) ciphers: Ciphers,
+    pub(crate) lanes: u8,
 }
 
 /// Who speaks to whom.
@@ -97,16 +106,53 @@ struct Pending {
 struct Sending {
     session: u32,
     key: Arc<Key>,
-    counter: u64,
+    /// How many lanes the receiver has.
+    lanes: u8,
+    /// The next counter of each pair of lanes: by the sender's, then by the receiver's.
+    counters: Vec<u64>,
     since: Instant,
 }
 
-struct Receiving {
+pub(crate) struct Receiving {
     session: u32,
     key: Arc<Key>,
-    /// By the sender's lane.
-    windows: Vec<Option<Box<Window>>>,
+    /// By the pair of lanes: few of them are in use.
+    windows: Vec<(Lanes, Box<Window>)>,
     superseded: Option<Instant>,
+}
+
+/// The receiver's lane and the sender's.
+type Lanes = (u8, u8);
+
+impl Receiving {
+    fn new(session: u32, key: Arc<Key>) -> Self {
+        Self { session, key, windows: Vec::new(), superseded: None }
+    }
+
+    pub(crate) const fn key(&self) -> &Arc<Key> {
+        &self.key
+    }
+
+    /// Whether a datagram may be new: asked before it is opened, for speed only.
+    #[inline]
+    pub(crate) fn may_be_new(&self, header: Header) -> bool {
+        let mut windows = self.windows.iter();
+        let window = windows.find(|(lanes, _)| *lanes == header.lanes());
+        window.is_none_or(|(_, window)| window.may_be_new(header.counter))
+    }
+
+    fn accept(&mut self, header: Header) -> bool {
+        let lanes = header.lanes();
+        if lanes.0.max(lanes.1) >= LANES {
+            return false;
+        }
+        let place = self.windows.iter().position(|(known, _)| *known == lanes);
+        let place = place.unwrap_or_else(|| {
+            self.windows.push((lanes, Box::new(Window::new())));
+            self.windows.len() - 1
+        });
+        self.windows.get_mut(place).is_some_and(|(_, window)| window.accept(header.counter))
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -133,13 +179,13 @@ impl Repeats {
 impl Bulk {
     /// Offers a session to receive by, in place of any offer that is still open. The offer itself
     /// comes by [`poll`](Self::poll).
-    pub(crate) fn offer(&mut self, session: u32, life: u64, ciphers: Ciphers, now: Instant) {
+    pub(crate) fn offer(&mut self, session: u32, by: Offering, now: Instant) {
         let Ok(share) = DecapsulationKey::generate(&ML_KEM_768) else { return };
         let Some(message) = share
             .encapsulation_key()
             .and_then(|public| public.key_bytes())
             .ok()
-            .and_then(|bytes| Offer::new(session, life, ciphers, bytes.as_ref()))
+            .and_then(|bytes| Offer::new(session, by, bytes.as_ref()))
         else {
             return;
         };
@@ -201,7 +247,7 @@ impl Bulk {
             self.receiving.remove(0);
         }
         let key = Arc::new(key);
-        self.receiving.push(Receiving { session, key, windows: Vec::new(), superseded: None });
+        self.receiving.push(Receiving::new(session, key));
         Some(ready)
     }
 
@@ -222,54 +268,56 @@ impl Bulk {
         self.sending.as_ref().map(|sending| sending.key.cipher)
     }
 
-    /// Seals a datagram in place, see [`Key::seal`]. False without a session.
+    /// What is needed to seal so many datagrams in a row: a key, and the header of the first, whose
+    /// counter goes up by one with each. None without a session. `flow` chooses the receiver's lane.
     #[inline]
-    pub(crate) fn seal(&mut self, datagram: &mut [u8]) -> bool {
-        let Some(sending) = &mut self.sending else { return false };
-        let counter = sending.counter;
-        sending.counter += 1;
+    pub(crate) fn reserve(
+        &mut self,
+        lane: u8,
+        flow: u32,
+        count: u64,
+    ) -> Option<(Arc<Key>, Header)> {
+        let sending = self.sending.as_mut()?;
+        let lanes = u32::from(sending.lanes);
+        let receiver_lane = (flow % lanes) as u8;
+        let pair = usize::from(lane) * lanes as usize + usize::from(receiver_lane);
+        if sending.counters.len() <= pair {
+            sending.counters.resize(pair + 1, 0);
+        }
+        let next = sending.counters.get_mut(pair)?;
+        let counter = *next;
+        *next += count;
         let session = sending.session;
-        let header = Header { receiver_lane: 0, sender_lane: 0, session, counter };
-        sending.key.seal(header, datagram)
+        let header = Header { receiver_lane, sender_lane: lane, partial: false, session, counter };
+        Some((Arc::clone(&sending.key), header))
     }
 
-    /// Opens a datagram in place, see [`Key::open`]. None if it isn't authentic, or was seen.
+    /// What opens a session's datagrams.
     #[inline]
-    pub(crate) fn open(
-        &mut self,
-        header: Header,
-        datagram: &mut [u8],
-        now: Instant,
-    ) -> Option<usize> {
-        let place = self.receiving.iter().position(|it| it.session == header.session)?;
+    pub(crate) fn receiving(&self, session: u32) -> Option<&Receiving> {
+        self.receiving.iter().find(|it| it.session == session)
+    }
+
+    /// Whether a datagram that `key` has opened is new. A session that ended meanwhile takes none.
+    #[inline]
+    pub(crate) fn accept(&mut self, header: Header, key: &Arc<Key>, now: Instant) -> bool {
+        let is_it = |it: &Receiving| it.session == header.session && Arc::ptr_eq(&it.key, key);
+        let Some(place) = self.receiving.iter().position(is_it) else { return false };
         let (before, rest) = self.receiving.split_at_mut(place);
-        let receiving = rest.first_mut()?;
-        let lane = usize::from(header.sender_lane);
-        if let Some(Some(window)) = receiving.windows.get(lane)
-            && !window.may_be_new(header.counter)
-        {
-            return None;
+        let is_new = rest.first_mut().is_some_and(|receiving| receiving.accept(header));
+        if is_new {
+            // The sender has moved on: not when it may, but when it does.
+            for older in before {
+                older.superseded.get_or_insert(now);
+            }
         }
-        let length = receiving.key.open(header, datagram)?;
-        if receiving.windows.len() <= lane {
-            receiving.windows.resize_with((lane + 1).min(LANES), || None);
-        }
-        let window = receiving.windows.get_mut(lane)?;
-        let window = window.get_or_insert_with(|| Box::new(Window::new()));
-        if !window.accept(header.counter) {
-            return None;
-        }
-        // The sender has moved on: not when it may, but when it does.
-        for older in before {
-            older.superseded.get_or_insert(now);
-        }
-        Some(length)
+        is_new
     }
 
     /// Whether the sending session has served its time.
     pub(crate) fn is_old(&self, patience: Duration, now: Instant) -> bool {
         self.sending.as_ref().is_some_and(|sending| {
-            sending.counter > 0 && now >= sending.since + REKEY_AFTER + patience
+            !sending.counters.is_empty() && now >= sending.since + REKEY_AFTER + patience
         })
     }
 
@@ -277,6 +325,22 @@ impl Bulk {
     pub(crate) fn sessions(&self) -> impl Iterator<Item = u32> {
         let offered = self.offered.iter().map(|offered| offered.session);
         self.receiving.iter().map(|receiving| receiving.session).chain(offered)
+    }
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl Bulk {
+    /// Seals a datagram and opens one as a node does it, in one go.
+    pub(crate) fn seal(&mut self, lane: u8, flow: u32, datagram: &mut [u8]) -> bool {
+        let reserved = self.reserve(lane, flow, 1);
+        reserved.is_some_and(|(key, header)| key.seal(header, datagram))
+    }
+
+    /// Whether the datagram is authentic and new.
+    pub(crate) fn open(&mut self, header: Header, datagram: &mut [u8], now: Instant) -> bool {
+        let session = self.receiving(header.session).filter(|it| it.may_be_new(header));
+        let Some(key) = session.map(|it| Arc::clone(it.key())) else { return false };
+        key.open(header, datagram).is_some() && self.accept(header, &key, now)
     }
 }
 
@@ -292,7 +356,7 @@ fn answer(offer: &Offer, ciphers: Ciphers, ends: Ends, now: Instant) -> Option<P
     let key = Arc::new(Key::derive(shared.as_ref(), &random, purpose)?);
     let message = Answer::new(session, cipher, &random, sealed.as_ref())?;
     Some(Pending {
-        sending: Sending { session, key, counter: 0, since: now },
+        sending: Sending { session, key, lanes: offer.lanes(), counters: Vec::new(), since: now },
         message: Box::new(message),
         repeats: Repeats::new(now),
     })

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::message::Heard;
 use super::*;
 
+const LANES_HERE: u8 = 3;
 const BOTH: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305];
 
 /// One end, and what it was told to say.
@@ -60,7 +61,8 @@ impl Pair {
     fn rekey(&mut self, side: usize) {
         let end = &mut self.ends[side];
         end.sessions += 1;
-        end.bulk.offer(end.sessions, end.life, Ciphers::of(&BOTH), self.now);
+        let by = Offering { life: end.life, ciphers: Ciphers::of(&BOTH), lanes: LANES_HERE };
+        end.bulk.offer(end.sessions, by, self.now);
         self.speak(side);
     }
 
@@ -77,7 +79,8 @@ impl Pair {
         datagram.extend_from_slice(&self.numbers.to_be_bytes());
         datagram.extend_from_slice(&[0; TAG]);
         let life = self.ends[side].bulk.peer_life.unwrap_or_default();
-        if self.ends[side].bulk.seal(&mut datagram) {
+        let (lane, flow) = (self.numbers % 2, self.numbers % 5);
+        if self.ends[side].bulk.seal(lane as u8, flow as u32, &mut datagram) {
             let (number, at) = (self.numbers, self.now);
             self.lines[1 - side].push(Packet::Sealed { number, datagram, life, at });
         }
@@ -115,13 +118,13 @@ impl Pair {
             }
             Packet::Sealed { number, mut datagram, life, .. } => {
                 let Some(header) = Header::read(&datagram) else { panic!("no bulk packet") };
-                let length = end.bulk.open(header, &mut datagram, self.now);
-                if length.is_some() {
+                let opens = end.bulk.open(header, &mut datagram, self.now);
+                if opens {
                     assert_eq!(datagram[HEADER..HEADER + 8], number.to_be_bytes());
                     assert_eq!(life, end.life, "a former life's packet was opened");
                     assert!(self.opened.insert(number), "{number} was opened twice");
                 }
-                Some((number, length.is_some()))
+                Some((number, opens))
             }
         }
     }
@@ -169,7 +172,8 @@ fn each_direction_is_ready_after_three_messages() {
 #[test]
 fn who_has_no_cipher_in_common_stays_with_wireguard() {
     let mut pair = Pair::new();
-    pair.ends[0].bulk.offer(7, 1, Ciphers::of(&[Cipher::Aes256Gcm]), pair.now);
+    let by = Offering { life: 1, ciphers: Ciphers::of(&[Cipher::Aes256Gcm]), lanes: 1 };
+    pair.ends[0].bulk.offer(7, by, pair.now);
     pair.speak(0);
     let Some(Packet::Message(offer)) = pair.lines[1].pop() else { panic!("no offer") };
     let Some(Heard::Offer(offer)) = Heard::read(&offer) else { panic!("no offer") };
@@ -216,6 +220,32 @@ fn an_offer_that_comes_again_too_late_leads_nowhere() {
     pair.receive(1, offer);
     pair.settle(Duration::from_secs(8));
     assert_eq!(pair.ends[1].bulk.cipher(), None, "the other end has the former key");
+}
+
+#[test]
+fn each_pair_of_lanes_counts_for_itself() {
+    let mut pair = Pair::new();
+    pair.rekey(0);
+    pair.settle(Duration::from_secs(1));
+    let mut reserve = |lane, flow, count| {
+        let (_, header) = pair.ends[1].bulk.reserve(lane, flow, count).unwrap();
+        (header.receiver_lane, header.sender_lane, header.counter)
+    };
+    assert_eq!(reserve(0, 7, 10), (7 % LANES_HERE, 0, 0));
+    assert_eq!(reserve(1, 7, 1), (7 % LANES_HERE, 1, 0));
+    assert_eq!(reserve(0, 8, 1), (8 % LANES_HERE, 0, 0));
+    assert_eq!(reserve(0, 7, 1), (7 % LANES_HERE, 0, 10));
+}
+
+#[test]
+fn a_lane_that_no_host_has_is_refused() {
+    let mut pair = Pair::new();
+    pair.rekey(0);
+    pair.settle(Duration::from_secs(1));
+    let (key, header) = pair.ends[1].bulk.reserve(LANES, 0, 1).unwrap();
+    let mut datagram = vec![0; HEADER + TAG];
+    assert!(key.seal(header, &mut datagram));
+    assert!(!pair.ends[0].bulk.open(header, &mut datagram, pair.now));
 }
 
 #[test]

@@ -108,6 +108,16 @@ pub(crate) struct FlowRef {
     generation: u32,
 }
 
+impl FlowRef {
+    /// No flow.
+    pub(crate) const NONE: Self = Self { at: u32::MAX, generation: 0 };
+
+    /// The same for all packets of the flow.
+    pub(crate) const fn number(self) -> u32 {
+        self.at
+    }
+}
+
 /// Why a flow can't be inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InsertError {

@@ -50,11 +50,11 @@ impl RunHeader {
 
 impl Run {
     /// Begins a run. None if the packet must stay alone: it isn't plain data, or its checksum is
-    /// wrong, which must be the receiver's to see.
+    /// wrong, which must be the receiver's to see. A partial checksum has nothing to be verified.
     #[inline]
-    pub(crate) fn begin(packet: &[u8], headers: &Headers) -> Option<Self> {
+    pub(crate) fn begin(packet: &[u8], headers: &Headers, partial: bool) -> Option<Self> {
         let stream = headers.transport.stream()?;
-        let payload = is_plain(packet, headers, stream)?;
+        let payload = is_plain(packet, headers, stream, partial)?;
         let (sequence, pushed) = match stream {
             Stream::Tcp => {
                 let tcp = packet.get(headers.l4_offset..)?.first_chunk::<14>()?;
@@ -76,8 +76,14 @@ impl Run {
 
     /// Adds a packet, if it follows. `first` is the run's first packet, unchanged.
     #[inline]
-    pub(crate) fn join(&mut self, first: &[u8], packet: &[u8], headers: &Headers) -> bool {
-        let Some(next) = self.follows(first, packet, headers) else { return false };
+    pub(crate) fn join(
+        &mut self,
+        first: &[u8],
+        packet: &[u8],
+        headers: &Headers,
+        partial: bool,
+    ) -> bool {
+        let Some(next) = self.follows(first, packet, headers, partial) else { return false };
         self.length += next.payload;
         self.count += 1;
         self.next_sequence = self.next_sequence.wrapping_add(next.payload as u32);
@@ -87,7 +93,13 @@ impl Run {
     }
 
     #[inline]
-    fn follows(&self, first: &[u8], packet: &[u8], headers: &Headers) -> Option<Next> {
+    fn follows(
+        &self,
+        first: &[u8],
+        packet: &[u8],
+        headers: &Headers,
+        partial: bool,
+    ) -> Option<Next> {
         let payload = headers.total_length - headers.payload_offset;
         let fits = !self.closed
             && self.count < MAX_SEGMENTS
@@ -122,7 +134,7 @@ impl Run {
             }
             Stream::Udp => false,
         };
-        is_plain(packet, headers, self.stream)?;
+        is_plain(packet, headers, self.stream, partial)?;
         Some(Next { payload, pushed })
     }
 
@@ -207,7 +219,7 @@ struct Next {
 
 /// The length of the packet's payload, if the packet is nothing but data with a right checksum.
 #[inline]
-fn is_plain(packet: &[u8], headers: &Headers, stream: Stream) -> Option<usize> {
+fn is_plain(packet: &[u8], headers: &Headers, stream: Stream, partial: bool) -> Option<usize> {
     let payload = headers.total_length.checked_sub(headers.payload_offset)?;
     let ip_header = if headers.key.source.is_v4() { 20 } else { 40 };
     if payload == 0 || headers.fragment.is_some() || headers.l4_offset != ip_header {
@@ -221,7 +233,7 @@ fn is_plain(packet: &[u8], headers: &Headers, stream: Stream) -> Option<usize> {
         Stream::Tcp => *segment.get(13)? & !PSH == ACK,
         Stream::Udp => {
             let claimed = u16::from_be_bytes(*segment.get(4..)?.first_chunk()?);
-            let has_checksum = segment.get(6..8)? != [0, 0];
+            let has_checksum = partial || segment.get(6..8)? != [0, 0];
             has_checksum && usize::from(claimed) == segment.len()
         }
     };
@@ -229,9 +241,11 @@ fn is_plain(packet: &[u8], headers: &Headers, stream: Stream) -> Option<usize> {
         return None;
     }
     let key = &headers.key;
-    let pseudo_header =
-        checksum::pseudo_header(key.source, key.destination, key.protocol, segment.len());
-    let is_right = add(pseudo_header, checksum::sum(segment)) == 0xffff;
+    let is_right = partial || {
+        let pseudo_header =
+            checksum::pseudo_header(key.source, key.destination, key.protocol, segment.len());
+        add(pseudo_header, checksum::sum(segment)) == 0xffff
+    };
     // A wrong sum of the IP header is the receiver's to see, too.
     let header_is_right = ip_header == 40 || checksum::sum(packet.get(..20)?) == 0xffff;
     (is_right && header_is_right).then_some(payload)

@@ -40,7 +40,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use coalesce::{MAX_SEGMENTS, Run};
+pub(crate) use coalesce::{MAX_SEGMENTS, Run, RunHeader};
 
 pub use address::{Address, FlowKey};
 pub use build::{Echo, echo, echo_reply, udp_datagram};

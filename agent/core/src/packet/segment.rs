@@ -70,13 +70,30 @@ impl<'a> SuperPacket<'a> {
     /// such segment or no room.
     #[inline]
     pub fn write(&self, index: usize, out: &mut [u8]) -> Option<usize> {
+        self.cut(index, out, false)
+    }
+
+    /// As [`write`](Self::write), but leaves the checksum as the kernel did: it holds the sum of the
+    /// pseudo-header only, and [`Offload::complete`](super::Offload::complete) finishes it.
+    #[inline]
+    pub fn write_partial(&self, index: usize, out: &mut [u8]) -> Option<usize> {
+        self.cut(index, out, true)
+    }
+
+    #[inline]
+    fn cut(&self, index: usize, out: &mut [u8], partial: bool) -> Option<usize> {
         let start = index * self.size;
         let end = (start + self.size).min(self.payload.len());
         let payload = self.payload.get(start..end).filter(|payload| !payload.is_empty())?;
         let length = self.header.len() + payload.len();
         let (header, body) = out.get_mut(..length)?.split_at_mut_checked(self.header.len())?;
         header.copy_from_slice(self.header);
-        let sum = copy_and_sum(payload, body);
+        let sum = if partial {
+            body.copy_from_slice(payload);
+            0
+        } else {
+            copy_and_sum(payload, body)
+        };
         let (ip, l4) = header.split_at_mut_checked(self.l4_offset)?;
         if self.is_v4 {
             finish_v4(ip, index, length)?;
@@ -95,6 +112,10 @@ impl<'a> SuperPacket<'a> {
         let field = self.stream.checksum_offset();
         l4.get_mut(field..field + 2)?.fill(0);
         let pseudo_header = fold(u64::from(self.pseudo_header) + l4_length as u64);
+        if partial {
+            l4.get_mut(field..field + 2)?.copy_from_slice(&pseudo_header.to_be_bytes());
+            return Some(length);
+        }
         let value = match !add(add(pseudo_header, checksum::sum(l4)), sum) {
             0 if self.stream == Stream::Udp => 0xffff,
             value => value,

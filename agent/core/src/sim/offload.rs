@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use isthmus_model::HostId;
 
 use crate::bulk::message::{Heard, Message};
-use crate::bulk::{Bulk, Ends, HEADER, Header, TAG};
+use crate::bulk::{Bulk, Ends, HEADER, Header, Offering, TAG};
 use crate::packet::{Headers, Offload, Run, SuperPacket, checksum};
+use crate::receive::complete;
 use crate::{Cipher, Ciphers};
 
 /// The packets that a super-packet stands for. None if it is none.
@@ -21,9 +22,13 @@ pub fn split(packet: &[u8], size: u16) -> Option<Vec<Vec<u8>>> {
     let segments: Vec<Vec<u8>> = (0..whole.count())
         .map(|index| {
             // INVARIANT: no packet is longer than 65,535 bytes.
-            let length = whole.write(index, &mut out).expect("a segment");
+            let length = whole.write_partial(index, &mut out).expect("a segment");
             assert_eq!(length, whole.length(index));
-            out[..length].to_vec()
+            let mut completed = out[..length].to_vec();
+            complete(&mut completed).expect("what was left out");
+            assert_eq!(whole.write(index, &mut out), Some(length));
+            assert_eq!(completed, out[..length], "completed later, or at once");
+            completed
         })
         .collect();
     assert_eq!(whole.write(whole.count(), &mut out), None);
@@ -41,10 +46,11 @@ pub fn put_together_and_apart(packets: &[Vec<u8>]) -> (Vec<Vec<u8>>, usize) {
     let mut out = Vec::new();
     let (mut at, mut frames) = (0, 0);
     while let Some(first) = packets.get(at) {
-        let mut run = Headers::parse(first).ok().and_then(|headers| Run::begin(first, &headers));
+        let mut run =
+            Headers::parse(first).ok().and_then(|headers| Run::begin(first, &headers, false));
         let mut count = 1;
         while let (Some(run), Some(next)) = (&mut run, packets.get(at + count)) {
-            if !Headers::parse(next).is_ok_and(|headers| run.join(first, next, &headers)) {
+            if !Headers::parse(next).is_ok_and(|headers| run.join(first, next, &headers, false)) {
                 break;
             }
             count += 1;
@@ -137,7 +143,10 @@ pub fn fuzz_bulk(input: &[u8]) -> bool {
         rest = after;
         let side = usize::from(action & 1);
         match action >> 1 & 7 {
-            0 => ends[side].offer(u32::from(*argument), u64::from(action >> 4), ciphers, now),
+            0 => {
+                let (session, life) = (u32::from(*argument), u64::from(action >> 4));
+                ends[side].offer(session, Offering { life, ciphers, lanes: 2 }, now);
+            }
             1 => now += Duration::from_millis(u64::from(*argument) * 100),
             2 => line.truncate(usize::from(*argument)),
             3 => seal_and_open(&mut ends, side, *argument, now),
@@ -183,14 +192,14 @@ pub fn fuzz_bulk(input: &[u8]) -> bool {
 
 fn seal_and_open(ends: &mut [Bulk; 2], side: usize, change: u8, now: Instant) {
     let mut datagram = vec![7; HEADER + 32 + TAG];
-    if !ends[side].seal(&mut datagram) {
+    if !ends[side].seal(0, 0, &mut datagram) {
         return;
     }
     let mut changed = datagram.clone();
     changed[usize::from(change) % (HEADER + 32 + TAG)] ^= 1;
     let other = &mut ends[1 - side];
     for (mut bytes, may_open) in [(changed, false), (datagram.clone(), true), (datagram, false)] {
-        let opened = Header::read(&bytes).and_then(|header| other.open(header, &mut bytes, now));
-        assert!(may_open || opened.is_none(), "opened what was changed, or twice");
+        let opened = Header::read(&bytes).is_some_and(|header| other.open(header, &mut bytes, now));
+        assert!(may_open || !opened, "opened what was changed, or twice");
     }
 }

@@ -241,7 +241,7 @@ fn udp_without_a_checksum_and_without_data_stays_alone() {
     packets.iter_mut().for_each(|packet| packet[26..28].fill(0));
     assert_eq!(put_together_and_apart(&packets), (packets, 2));
     let empty = data(true, false).packet(&[]);
-    assert!(Run::begin(&empty, &Headers::parse(&empty).unwrap()).is_none());
+    assert!(Run::begin(&empty, &Headers::parse(&empty).unwrap(), false).is_none());
 }
 
 #[test]

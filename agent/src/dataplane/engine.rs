@@ -1,0 +1,210 @@
+//! What the threads share.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use isthmus_core::{Config, Event, Node, Owners, SendError, TunWriter};
+use isthmus_net::poll::Waker;
+use isthmus_net::tun::{Tun, VNET_HEADER};
+use isthmus_net::udp::{SendOutcome, Transmit, UdpSocket};
+use tokio::sync::mpsc;
+
+use super::Setup;
+
+/// What the threads share: the node, the device and the sockets.
+pub(super) struct Shared<O> {
+    engine: Mutex<Engine<O>>,
+    pub(super) tun: Tun,
+    pub(super) sockets: Vec<Vec<UdpSocket>>,
+    pub(super) wakers: Wakers,
+    pub(super) refused: Refused,
+    stopping: AtomicBool,
+    failure: Mutex<Option<anyhow::Error>>,
+}
+
+/// How the threads are woken.
+pub(super) struct Wakers {
+    pub(super) keeper: Waker,
+    pub(super) lanes: Vec<Waker>,
+}
+
+/// What the kernel didn't take, and what of it we didn't.
+#[derive(Default)]
+pub(super) struct Refused {
+    pub(super) busy_sends: AtomicU64,
+    pub(super) frames: AtomicU64,
+    pub(super) strange: AtomicU64,
+}
+
+/// The node, and those it asks.
+pub(super) struct Engine<O> {
+    pub(super) node: Node,
+    pub(super) owners: O,
+    events: mpsc::Sender<Event>,
+    /// When the keeper wakes up; none: only if it's woken.
+    alarm: Option<Instant>,
+}
+
+/// A datagram that couldn't be sent, and why.
+pub(super) type Failed = (SocketAddr, SendError);
+
+impl Wakers {
+    pub(super) fn new(lanes: usize) -> io::Result<Self> {
+        let lanes: Result<_, _> = (0..lanes).map(|_| Waker::new()).collect();
+        Ok(Self { keeper: Waker::new()?, lanes: lanes? })
+    }
+}
+
+impl<O> Shared<O> {
+    pub(super) fn new(setup: Setup<O>, wakers: Wakers) -> Self {
+        let Setup { tun, sockets, config, state, owners, events } = setup;
+        let lanes = u8::try_from(sockets.len()).unwrap_or(u8::MAX);
+        let config = Config { coalesces: tun.offloads().tcp, lanes, ..config };
+        let node = Node::new(config, state, Instant::now());
+        Self {
+            engine: Mutex::new(Engine { node, owners, events, alarm: None }),
+            tun,
+            sockets,
+            wakers,
+            refused: Refused::default(),
+            stopping: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        }
+    }
+
+    /// A panic of another thread ends the data plane: until then its node does as well as it can.
+    pub(super) fn engine(&self) -> MutexGuard<'_, Engine<O>> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a run of datagrams by a lane's socket. Returns what is to be told to the node.
+    pub(super) fn send(
+        &self,
+        lane: usize,
+        transmit: &isthmus_core::Transmit<'_>,
+    ) -> Option<Failed> {
+        let size = transmit.segment_size.unwrap_or(transmit.contents.len());
+        match send(self.sockets.get(lane).map_or(&[], Vec::as_slice), transmit) {
+            SendOutcome::Sent => None,
+            SendOutcome::TooBig => Some((transmit.to, SendError::TooBig { size })),
+            SendOutcome::Busy => {
+                self.refused.busy_sends.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+            SendOutcome::Unreachable | SendOutcome::Blocked | SendOutcome::Failed(_) => {
+                Some((transmit.to, SendError::Unreachable))
+            }
+        }
+    }
+
+    pub(super) fn frames(&self, lane: usize) -> FrameWriter<'_> {
+        FrameWriter { tun: &self.tun, lane, refused: &self.refused.frames }
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Makes all threads end.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.wakers.keeper.wake();
+        self.wakers.lanes.iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn fail(&self, error: anyhow::Error) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.stop();
+    }
+
+    pub(super) fn take_failure(&self) -> Option<anyhow::Error> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl<O: Owners> Shared<O> {
+    /// Ends a piece of work with the node: what it wants to say is said, and the keeper learns of
+    /// deadlines that come sooner than it knows.
+    pub(super) fn finish(&self, mut engine: MutexGuard<'_, Engine<O>>) {
+        self.flush(&mut engine);
+        engine.tell();
+        let due = engine.node.poll_timeout();
+        let is_sooner = due.is_some_and(|due| engine.alarm.is_none_or(|alarm| due < alarm));
+        if is_sooner {
+            engine.alarm = due;
+        }
+        drop(engine);
+        if is_sooner {
+            self.wakers.keeper.wake();
+        }
+    }
+
+    /// Sends and writes whatever the node has ready.
+    pub(super) fn flush(&self, engine: &mut Engine<O>) {
+        let mut frames = self.frames(0);
+        while let Some(packet) = engine.node.poll_tun() {
+            frames.write(&[IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(packet)]);
+        }
+        let mut failed = Vec::new();
+        while let Some(transmit) = engine.node.poll_transmit() {
+            failed.extend(self.send(0, &transmit));
+        }
+        engine.report(&mut failed);
+    }
+}
+
+impl<O: Owners> Engine<O> {
+    pub(super) fn report(&mut self, failed: &mut Vec<Failed>) {
+        for (to, error) in failed.drain(..) {
+            tracing::trace!(%to, ?error, "a datagram couldn't be sent");
+            self.node.handle_send_error(to, error, Instant::now());
+        }
+    }
+
+    /// Does what is due, and returns when something will be.
+    pub(super) fn keep_time(&mut self, now: Instant) -> Option<Instant> {
+        if self.node.poll_timeout().is_some_and(|due| due <= now) {
+            self.node.handle_timeout(now);
+        }
+        self.alarm = self.node.poll_timeout();
+        self.alarm
+    }
+
+    pub(super) fn tell(&mut self) {
+        while let Some(event) = self.node.poll_event() {
+            // Full: whoever listens is behind, and events are counted elsewhere too.
+            drop(self.events.try_send(event));
+        }
+    }
+}
+
+/// Writes the node's frames to a queue of the device, and counts those that it doesn't take.
+pub(super) struct FrameWriter<'a> {
+    tun: &'a Tun,
+    lane: usize,
+    refused: &'a AtomicU64,
+}
+
+impl TunWriter for FrameWriter<'_> {
+    fn write(&mut self, frame: &[IoSlice<'_>]) {
+        if self.tun.send(self.lane, frame).is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn send(sockets: &[UdpSocket], transmit: &isthmus_core::Transmit<'_>) -> SendOutcome {
+    let family = |socket: &&UdpSocket| socket.local_addr().is_ipv4() == transmit.to.is_ipv4();
+    let Some(socket) = sockets.iter().find(family) else { return SendOutcome::Unreachable };
+    socket.send(&Transmit {
+        to: transmit.to,
+        from: None,
+        contents: transmit.contents,
+        segment_size: transmit.segment_size,
+        ecn: None,
+        dont_fragment: transmit.dont_fragment,
+    })
+}

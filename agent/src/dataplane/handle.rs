@@ -1,0 +1,110 @@
+//! How the control plane speaks to the data plane: a bounded queue of commands, which it never
+//! waits for.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use anyhow::{Context as _, anyhow};
+use isthmus_core::State;
+use isthmus_model::HostId;
+use isthmus_net::poll::Waker;
+use tokio::sync::oneshot;
+
+use super::{Listed, Sample};
+
+/// Flows and status are asked for by people.
+const COMMANDS: usize = 64;
+
+pub(super) enum Command {
+    Switch(Arc<State>, oneshot::Sender<()>),
+    Flows(usize, oneshot::Sender<Listed>),
+    Sample(oneshot::Sender<Sample>),
+    Ping(Ping, oneshot::Sender<Option<HostId>>),
+    Moved,
+    Stop,
+}
+
+/// What [`Handle::ping`] asks for; it comes back in the event.
+#[derive(Clone, Copy, Debug)]
+pub struct Ping {
+    pub target: IpAddr,
+    pub identifier: u16,
+    pub sequence: u16,
+}
+
+/// The control plane's end.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: SyncSender<Command>,
+    waker: Waker,
+}
+
+impl Handle {
+    pub(super) fn new(waker: Waker) -> (Self, Receiver<Command>) {
+        let (commands, obeyed) = sync_channel(COMMANDS);
+        (Self { commands, waker }, obeyed)
+    }
+
+    /// Makes `state` the revision in force; returns when it is.
+    ///
+    /// # Errors
+    /// When the data plane is gone.
+    pub async fn switch(&self, state: Arc<State>) -> anyhow::Result<()> {
+        self.ask(|reply| Command::Switch(state, reply)).await
+    }
+
+    /// Up to `limit` flows, and how many there are.
+    ///
+    /// # Errors
+    /// When the data plane is gone or busy.
+    pub async fn flows(&self, limit: usize) -> anyhow::Result<Listed> {
+        self.ask(|reply| Command::Flows(limit, reply)).await
+    }
+
+    /// Counters and peers.
+    ///
+    /// # Errors
+    /// When the data plane is gone or busy.
+    pub async fn sample(&self) -> anyhow::Result<Sample> {
+        self.ask(Command::Sample).await
+    }
+
+    /// Sends an echo; the answer comes as an event. Tells which host is asked.
+    ///
+    /// # Errors
+    /// When the data plane is gone or busy.
+    pub async fn ping(&self, ping: Ping) -> anyhow::Result<Option<HostId>> {
+        self.ask(|reply| Command::Ping(ping, reply)).await
+    }
+
+    /// This host has other addresses now.
+    pub fn moved(&self) {
+        // A full queue: there is more to do than to speed up roaming.
+        if self.commands.try_send(Command::Moved).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    /// Tells the thread to end.
+    pub fn stop(&self) {
+        // A full queue is emptied in a moment: the thread never blocks.
+        drop(self.commands.send(Command::Stop));
+        self.waker.wake();
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> anyhow::Result<T> {
+        let (reply, answer) = oneshot::channel();
+        match self.commands.try_send(command(reply)) {
+            Ok(()) => self.waker.wake(),
+            Err(TrySendError::Full(_)) => return Err(anyhow!("The data plane is busy; try again")),
+            Err(TrySendError::Disconnected(_)) => {
+                return Err(anyhow!("The data plane has stopped"));
+            }
+        }
+        answer.await.context("The data plane has stopped")
+    }
+}

@@ -1,0 +1,97 @@
+//! Time, and what the control plane wants.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use isthmus_core::Owners;
+use isthmus_net::poll::{Events, Interest, Poller};
+use isthmus_net::udp::UdpSocket;
+
+use super::engine::{Engine, Shared};
+use super::handle::{Command, Ping};
+use super::{Listed, Sample};
+
+/// The thread that keeps time.
+pub(super) struct Keeper<O> {
+    shared: Arc<Shared<O>>,
+    poller: Poller,
+    commands: Receiver<Command>,
+}
+
+impl<O: Owners> Keeper<O> {
+    pub(super) fn new(shared: Arc<Shared<O>>, commands: Receiver<Command>) -> anyhow::Result<Self> {
+        let poller = Poller::new().context("Failed to make an epoll instance")?;
+        poller
+            .add(&shared.wakers.keeper, 0, Interest::READ)
+            .context("Failed to watch the waker")?;
+        Ok(Self { shared, poller, commands })
+    }
+
+    /// Returns when it's told to stop, or when another thread has failed.
+    pub(super) fn run(&mut self) -> anyhow::Result<()> {
+        let mut ready = Events::with_capacity(1);
+        loop {
+            let mut engine = self.shared.engine();
+            let due = engine.keep_time(Instant::now());
+            self.shared.flush(&mut engine);
+            engine.tell();
+            drop(engine);
+            let wait = due.map(|due| due.saturating_duration_since(Instant::now()));
+            self.poller.wait(&mut ready, wait).context("Failed to wait")?;
+            self.shared.wakers.keeper.drain();
+            if self.shared.is_stopping() || !self.obey() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether to go on.
+    fn obey(&mut self) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            let mut engine = self.shared.engine();
+            let now = Instant::now();
+            // Whoever asked may have gone: their loss.
+            match command {
+                Command::Switch(state, reply) => {
+                    engine.node.handle_state(state, now);
+                    self.shared.flush(&mut engine);
+                    let _ = reply.send(());
+                }
+                Command::Flows(limit, reply) => {
+                    let (flows, total) = (engine.node.flows(limit, now), engine.node.flow_count());
+                    let state = Arc::clone(engine.node.state());
+                    drop(reply.send(Listed { flows, total, state }));
+                }
+                Command::Sample(reply) => drop(reply.send(self.sample(&engine, now))),
+                Command::Ping(ping, reply) => {
+                    let Ping { target, identifier, sequence } = ping;
+                    let _ = reply.send(engine.node.ping(target, identifier, sequence, now));
+                }
+                Command::Moved => {
+                    engine.node.handle_moved(now);
+                    self.shared.flush(&mut engine);
+                }
+                Command::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn sample(&self, engine: &Engine<O>, now: Instant) -> Sample {
+        let refused = &self.shared.refused;
+        Sample {
+            counters: engine.node.counters().clone(),
+            flows: engine.node.flow_count(),
+            peers: engine.node.peers(now),
+            lanes: self.shared.sockets.len(),
+            gso: self.shared.sockets.iter().flatten().all(UdpSocket::gso_enabled),
+            send_busy: refused.busy_sends.load(Ordering::Relaxed),
+            tun_refused: refused.frames.load(Ordering::Relaxed),
+            tun_strange: refused.strange.load(Ordering::Relaxed),
+            offloads: Some(self.shared.tun.offloads()),
+        }
+    }
+}
