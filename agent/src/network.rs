@@ -144,6 +144,12 @@ pub async fn endpoints(device: &str, port: u16) -> Vec<SocketAddr> {
     }
 }
 
+/// The MTU of the widest link that tunnels may use, if it can be told.
+pub async fn underlay_mtu(device: &str) -> Option<u32> {
+    let netlink = Netlink::connect().ok()?;
+    netlink.underlay_mtu(device).await.ok().flatten()
+}
+
 /// All addresses of the mesh.
 #[must_use]
 pub fn prefixes(snapshot: &Snapshot) -> [IpNet; 2] {

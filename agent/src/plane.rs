@@ -114,8 +114,9 @@ impl Running {
         let proxy = proxy_listeners(settings.proxy_port)?;
         let lanes = settings.lanes();
         let sockets = tunnel_sockets(settings.listen_port, lanes)?;
-        let tun = create_device(&settings.device, settings.mtu, lanes).await?;
-        let mut network = Network::set_up(&tun, settings.mtu).await?;
+        let mtu = settings.mtu(network::underlay_mtu(&settings.device).await);
+        let tun = create_device(&settings.device, mtu, lanes).await?;
+        let mut network = Network::set_up(&tun, mtu).await?;
         guard(&settings.device, state).await;
         network.apply(&state.snapshot).await?;
 
@@ -129,7 +130,7 @@ impl Running {
 
         let device = tun.index();
         let owners = socket_owners(shared, device);
-        let config = node_config(shared, key)?;
+        let config = node_config(shared, key, mtu)?;
         let setup = Setup { tun, sockets, config, state: Arc::clone(state), owners, events };
         let failed = Arc::clone(shared);
         let (packets, thread) = dataplane::start(setup, move |error| {
@@ -218,10 +219,10 @@ fn view(state: &State) -> Arc<View> {
     })
 }
 
-fn node_config(shared: &Shared, key: &TunnelKey) -> anyhow::Result<Config> {
+fn node_config(shared: &Shared, key: &TunnelKey, mtu: u16) -> anyhow::Result<Config> {
     let seed = getrandom::u64().context("Failed to get random bytes from the kernel")?;
     let mut config = Config::new(key.bytes().clone(), seed);
-    config.mtu = shared.settings.mtu;
+    config.mtu = mtu;
     config.ciphers = shared.settings.bulk.ciphers();
     config.proxy_port = shared.settings.proxy_port;
     Ok(config)

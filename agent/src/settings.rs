@@ -22,7 +22,7 @@ pub struct Settings {
     pub device: String,
     /// The UDP port of the tunnels.
     pub listen_port: u16,
-    /// The TUN device's MTU.
+    /// The TUN device's MTU; 0: what the underlay has room for.
     pub mtu: u16,
     /// What traffic between agents is sealed with.
     pub bulk: Bulk,
@@ -128,7 +128,7 @@ impl Default for Settings {
             socket: "/run/isthmus/agent.sock".into(),
             device: "isth0".to_owned(),
             listen_port: 51820,
-            mtu: 1420,
+            mtu: 0,
             bulk: Bulk::Auto,
             lanes: 0,
             proxy_port: 15001,
@@ -180,6 +180,10 @@ pub enum SettingsError {
     },
 }
 
+const LEAST_MTU: u16 = 1280;
+const MOST_MTU: u16 = 8920;
+/// What a tunnel over IPv6 adds to a packet.
+const TUNNEL_OVERHEAD: u32 = 80;
 /// As many as a bulk session can tell apart.
 const MOST_LANES: u8 = isthmus_core::LANES;
 
@@ -215,6 +219,16 @@ impl Settings {
         Ok(settings)
     }
 
+    /// The overlay's MTU, where the widest link of the underlay has this one.
+    #[must_use]
+    pub fn mtu(&self, underlay: Option<u32>) -> u16 {
+        if self.mtu > 0 {
+            return self.mtu;
+        }
+        let room = underlay.unwrap_or(1500).saturating_sub(TUNNEL_OVERHEAD);
+        u16::try_from(room).unwrap_or(MOST_MTU).clamp(LEAST_MTU, MOST_MTU)
+    }
+
     /// How many lanes there are: each keeps two processors busy at the most.
     #[must_use]
     pub fn lanes(&self) -> u8 {
@@ -235,8 +249,10 @@ impl Settings {
         let refuse = |key, message: &str| {
             Err(SettingsError::Value { path: path.to_owned(), key, message: message.to_owned() })
         };
-        if !(1280..=1500).contains(&self.mtu) {
-            return refuse("mtu", "must be from 1280 (IPv6 needs it) to 1500");
+        if self.mtu != 0 && !(LEAST_MTU..=MOST_MTU).contains(&self.mtu) {
+            let message = "must be from 1280 (IPv6 needs it) to 8920 (which fits jumbo frames of \
+                           9000), or 0 to go by the underlay";
+            return refuse("mtu", message);
         }
         if self.lanes > MOST_LANES {
             return refuse("lanes", "must be from 1 to 16, or 0 to go by the number of processors");
@@ -317,6 +333,7 @@ mod tests {
     fn values_that_cannot_work_are_refused() {
         for (text, key) in [
             ("mtu = 1200", "mtu"),
+            ("mtu = 8921", "mtu"),
             ("mtu = 9000", "mtu"),
             ("lanes = 17", "lanes"),
             ("listen_port = 0", "listen_port"),
@@ -328,6 +345,21 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains("agent.toml"), "{key}: {error}");
         }
+    }
+
+    #[test]
+    fn the_overlay_takes_what_room_the_underlay_has() {
+        let settings = Settings::default();
+        for (underlay, overlay) in [
+            (None, 1420),
+            (Some(1500), 1420),
+            (Some(1300), 1280),
+            (Some(9000), 8920),
+            (Some(65_536), 8920),
+        ] {
+            assert_eq!(settings.mtu(underlay), overlay, "{underlay:?}");
+        }
+        assert_eq!(parse("mtu = 1500").unwrap().mtu(Some(1500)), 1500, "by choice");
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn addresses(mesh: &Mesh) -> Vec<[String; 2]> {
 }
 
 /// `largest` is what datagrams may measure without being told that the path is narrower.
-fn everything_comes_back(options: MeshOptions, largest: usize) {
+fn everything_comes_back(options: MeshOptions, largest: usize) -> Mesh {
     let is_wireguard = options.settings.contains("off");
     let mesh = Mesh::with(&["app-1", "web-1"], options);
     mesh.apply(TOPOLOGY);
@@ -152,22 +152,44 @@ fn everything_comes_back(options: MeshOptions, largest: usize) {
             assert!(metrics.contains(&none), "{none} isn't among {metrics}");
         }
     }
+    mesh
+}
+
+#[test]
+fn flows_spread_over_the_lanes_and_stay_in_theirs() {
+    let options = MeshOptions { settings: "lanes = 3", ..MeshOptions::default() };
+    let mesh = everything_comes_back(options, usize::MAX);
+    for host in ["app-1", "web-1"].map(|name| mesh.host(name)) {
+        for lane in 0..3 {
+            let lane = format!("lane=\"{lane}\"");
+            for name in ["isthmus_lane_messages_total", "isthmus_lane_frames_total"] {
+                let read = host.metric(name, &lane);
+                assert!(read > 0.0, "{name} of {lane}: {read}");
+            }
+        }
+    }
+    // The device is closed with all of its queues, and a new agent has it again.
+    let mut mesh = mesh;
+    let app = mesh.host_mut("app-1");
+    app.agent().terminate(Duration::from_secs(5));
+    app.start_agent();
+    assert!(mesh.host("app-1").status()["notes"].to_string().contains("3 lanes"));
 }
 
 #[test]
 fn what_comes_out_is_what_went_in_by_bulk_sessions() {
-    everything_comes_back(MeshOptions::default(), usize::MAX);
+    let _ = everything_comes_back(MeshOptions::default(), usize::MAX);
 }
 
 #[test]
 fn what_comes_out_is_what_went_in_by_wireguard_sessions() {
     let options = MeshOptions { settings: "bulk = \"off\"", ..MeshOptions::default() };
-    everything_comes_back(options, usize::MAX);
+    let _ = everything_comes_back(options, usize::MAX);
 }
 
 #[test]
 fn what_comes_out_is_what_went_in_by_a_narrow_path() {
-    everything_comes_back(MeshOptions { mtu: 1280, ..MeshOptions::default() }, 1_100);
+    let _ = everything_comes_back(MeshOptions { mtu: 1280, ..MeshOptions::default() }, 1_100);
 }
 
 #[test]

@@ -29,7 +29,7 @@ const LENGTH: usize = 8;
 /// IPv6 and UDP headers.
 const HEADERS: usize = 48;
 /// No probe is larger.
-const MAX_PAYLOAD: usize = 1500;
+const MAX_PAYLOAD: usize = 9000;
 /// A buffer for any message.
 pub(crate) const MAX_PACKET: usize = HEADERS + MAX_PAYLOAD;
 

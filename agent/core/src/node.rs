@@ -149,7 +149,7 @@ impl Node {
         let Config { private_key, mtu, proxy_port, seed, limits, ciphers, lanes, coalesces } =
             config;
         let mut seeds = Random::new(seed);
-        let mut peers = Peers::new(seeds.next());
+        let mut peers = Peers::new(seeds.next(), mtu::top(mtu));
         peers.update(&state);
         Self {
             state,

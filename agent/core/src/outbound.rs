@@ -113,7 +113,13 @@ impl Node {
             return self.counters.drop(DropReason::Malformed);
         };
         let mut one = [0; MAX_SEGMENT];
+        let too_big = self.counters.dropped(DropReason::TooBig);
         for index in 0..whole.count() {
+            // The sender was told by the first.
+            if self.counters.dropped(DropReason::TooBig) > too_big {
+                let rest = (whole.count() - index) as u64;
+                return self.counters.drop_many(DropReason::TooBig, rest);
+            }
             let Some(packet) = whole.write(index, &mut one).and_then(|n| one.get_mut(..n)) else {
                 self.counters.drop(DropReason::Malformed);
                 continue;
@@ -415,9 +421,7 @@ impl Node {
                 self.tell(Event::PathMtu { host, bytes });
             }
             mtu::Action::Probe { identifier, above, ceiling } => {
-                let sizes =
-                    mtu::LADDER.into_iter().filter(|size| (above + 1..=ceiling).contains(size));
-                for size in sizes {
+                for size in peer.path.sizes(above, ceiling) {
                     self.send_probe(slot, identifier, size, now);
                 }
             }

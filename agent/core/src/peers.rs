@@ -58,6 +58,7 @@ pub(crate) struct Peer {
 
 /// All peers.
 pub(crate) struct Peers {
+    top: u16,
     slots: Vec<Option<Peer>>,
     by_name: HashMap<PeerName, Slot>,
     by_key: HashMap<[u8; 32], Slot>,
@@ -75,7 +76,7 @@ struct Phase {
 }
 
 impl Peer {
-    fn new(name: PeerName, key: PublicKey, configured: Vec<SocketAddr>) -> Self {
+    fn new(name: PeerName, key: PublicKey, configured: Vec<SocketAddr>, path: Path) -> Self {
         Self {
             name,
             key,
@@ -85,7 +86,7 @@ impl Peer {
             index: None,
             bulk: Bulk::default(),
             bulk_sessions: Vec::new(),
-            path: Path::new(),
+            path,
             received_bytes: 0,
             sent_bytes: 0,
             last_heard: None,
@@ -135,8 +136,10 @@ impl Peer {
 }
 
 impl Peers {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// `top` is the largest datagram that a path must carry, as IP packet.
+    pub(crate) fn new(seed: u64, top: u16) -> Self {
         Self {
+            top,
             slots: Vec::new(),
             by_name: HashMap::new(),
             by_key: HashMap::new(),
@@ -163,7 +166,7 @@ impl Peers {
         for (name, (key, endpoints)) in wanted {
             match self.by_name.get(&name).and_then(|slot| self.slots.get_mut(*slot)?.as_mut()) {
                 Some(peer) => peer.configured = endpoints,
-                None => self.insert(Peer::new(name, key, endpoints)),
+                None => self.insert(Peer::new(name, key, endpoints, Path::new(self.top))),
             }
         }
         let endpoints = self.slots.iter().enumerate().flat_map(|(slot, peer)| {

@@ -141,19 +141,29 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub async fn underlay_addresses(&self, overlay: &str) -> Result<Vec<IpAddr>, NetlinkError> {
-        let links = self.links().await?;
-        let reachable = |found: &AddressInfo| {
-            found.global
-                && found.usable
-                && !found.address.is_loopback()
-                && links
-                    .get(&found.link)
-                    .is_some_and(|link| link.up && !link.loopback && link.name != overlay)
-        };
-        let addresses = self.addresses().await?;
-        let sorted: BTreeSet<IpAddr> =
-            addresses.iter().filter(|found| reachable(found)).map(|found| found.address).collect();
+        let underlay = self.underlay(overlay).await?;
+        let sorted: BTreeSet<IpAddr> = underlay.iter().map(|(found, _)| found.address).collect();
         Ok(sorted.into_iter().collect())
+    }
+
+    /// The largest MTU of the links that have such addresses, if there are any.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub async fn underlay_mtu(&self, overlay: &str) -> Result<Option<u32>, NetlinkError> {
+        let underlay = self.underlay(overlay).await?;
+        Ok(underlay.into_iter().filter_map(|(_, link)| link.mtu).max())
+    }
+
+    async fn underlay(&self, overlay: &str) -> Result<Vec<(AddressInfo, LinkInfo)>, NetlinkError> {
+        let links = self.links().await?;
+        let reachable = |found: AddressInfo| {
+            let link = links.get(&found.link)?;
+            let is_usable = found.global && found.usable && !found.address.is_loopback();
+            let is_underlay = link.up && !link.loopback && link.name != overlay;
+            (is_usable && is_underlay).then(|| (found, link.clone()))
+        };
+        Ok(self.addresses().await?.into_iter().filter_map(reachable).collect())
     }
 
     async fn change(
@@ -372,7 +382,7 @@ mod tests {
     fn only_reachable_addresses_are_endpoints() {
         in_netns(|| {
             let underlay = Tun::create("isth-n2", 1400).unwrap();
-            let overlay = Tun::create("isth-n3", 1400).unwrap();
+            let overlay = Tun::create("isth-n3", 1500).unwrap();
             let down = Tun::create("isth-n4", 1400).unwrap();
             block_on(async {
                 let netlink = netlink();
@@ -390,6 +400,8 @@ mod tests {
                 }
                 let found = netlink.underlay_addresses("isth-n3").await.unwrap();
                 assert_eq!(found, Vec::from_iter(set(&["192.0.2.7", "2001:db8::7"])));
+                assert_eq!(netlink.underlay_mtu("isth-n3").await.unwrap(), Some(1400));
+                assert_eq!(netlink.underlay_mtu("isth-n2").await.unwrap(), Some(1500));
             });
         });
     }

@@ -337,6 +337,12 @@ impl RecvBatch {
         }
     }
 
+    /// How many messages there are.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks: reading fails if nothing came")]
+    pub fn len(&self) -> usize {
+        self.filled
+    }
+
     /// The messages in the order of arrival.
     pub fn messages(&mut self) -> impl Iterator<Item = Message<'_>> {
         self.buffer.chunks_exact_mut(MESSAGE_BYTES).zip(&self.messages[..self.filled]).map(

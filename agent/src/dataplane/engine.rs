@@ -19,6 +19,8 @@ pub(super) struct Shared<O> {
     engine: Mutex<Engine<O>>,
     pub(super) tun: Tun,
     pub(super) sockets: Vec<Vec<UdpSocket>>,
+    pub(super) mtu: u16,
+    pub(super) lanes: Vec<Lane>,
     pub(super) wakers: Wakers,
     pub(super) refused: Refused,
     stopping: AtomicBool,
@@ -37,6 +39,13 @@ pub(super) struct Refused {
     pub(super) busy_sends: AtomicU64,
     pub(super) frames: AtomicU64,
     pub(super) strange: AtomicU64,
+}
+
+/// What a lane has read.
+#[derive(Default)]
+pub(super) struct Lane {
+    pub(super) frames: AtomicU64,
+    pub(super) messages: AtomicU64,
 }
 
 /// The node, and those it asks.
@@ -62,12 +71,15 @@ impl<O> Shared<O> {
     pub(super) fn new(setup: Setup<O>, wakers: Wakers) -> Self {
         let Setup { tun, sockets, config, state, owners, events } = setup;
         let lanes = u8::try_from(sockets.len()).unwrap_or(u8::MAX);
+        let mtu = config.mtu;
         let config = Config { coalesces: tun.offloads().tcp, lanes, ..config };
         let node = Node::new(config, state, Instant::now());
         Self {
             engine: Mutex::new(Engine { node, owners, events, alarm: None }),
             tun,
+            lanes: sockets.iter().map(|_| Lane::default()).collect(),
             sockets,
+            mtu,
             wakers,
             refused: Refused::default(),
             stopping: AtomicBool::new(false),

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -57,6 +58,9 @@ impl<O: Owners> Inbound<O> {
         // An error that an ICMP message left on the socket is taken by reading it.
         if socket.recv(&mut self.batch).is_err() {
             return;
+        }
+        if let Some(lane) = self.shared.lanes.get(self.lane) {
+            lane.messages.fetch_add(self.batch.len() as u64, Ordering::Relaxed);
         }
         let mut messages = self.batch.messages();
         let mut received: [Received<'_>; BATCH_SIZE] = std::array::from_fn(|_| {

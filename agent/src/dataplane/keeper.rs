@@ -10,9 +10,9 @@ use isthmus_core::Owners;
 use isthmus_net::poll::{Events, Interest, Poller};
 use isthmus_net::udp::UdpSocket;
 
-use super::engine::{Engine, Shared};
+use super::engine::{Engine, Lane, Shared};
 use super::handle::{Command, Ping};
-use super::{Listed, Sample};
+use super::{LaneLoad, Listed, Sample};
 
 /// The thread that keeps time.
 pub(super) struct Keeper<O> {
@@ -86,12 +86,20 @@ impl<O: Owners> Keeper<O> {
             counters: engine.node.counters().clone(),
             flows: engine.node.flow_count(),
             peers: engine.node.peers(now),
-            lanes: self.shared.sockets.len(),
+            lanes: self.shared.lanes.iter().map(load).collect(),
+            mtu: self.shared.mtu,
             gso: self.shared.sockets.iter().flatten().all(UdpSocket::gso_enabled),
             send_busy: refused.busy_sends.load(Ordering::Relaxed),
             tun_refused: refused.frames.load(Ordering::Relaxed),
             tun_strange: refused.strange.load(Ordering::Relaxed),
             offloads: Some(self.shared.tun.offloads()),
         }
+    }
+}
+
+fn load(lane: &Lane) -> LaneLoad {
+    LaneLoad {
+        frames: lane.frames.load(Ordering::Relaxed),
+        messages: lane.messages.load(Ordering::Relaxed),
     }
 }

@@ -59,7 +59,9 @@ pub struct Sample {
     pub counters: Counters,
     pub flows: usize,
     pub peers: Vec<PeerView>,
-    pub lanes: usize,
+    pub lanes: Vec<LaneLoad>,
+    /// Of the device.
+    pub mtu: u16,
     /// Whether each socket still sends in batches.
     pub gso: bool,
     /// Datagrams that the kernel had no room for.
@@ -70,6 +72,15 @@ pub struct Sample {
     pub tun_strange: u64,
     /// What the device's kernel leaves to us.
     pub offloads: Option<Offloads>,
+}
+
+/// What a lane has read so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LaneLoad {
+    /// Of the device.
+    pub frames: u64,
+    /// Of its sockets; a message holds one datagram or many.
+    pub messages: u64,
 }
 
 /// Flows, and the state whose rules they name.

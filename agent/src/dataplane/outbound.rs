@@ -65,6 +65,9 @@ impl<O: Owners> Outbound<O> {
         let mut ready = Events::with_capacity(2);
         while !self.shared.is_stopping() {
             if self.read().context("The overlay's device is gone")? {
+                if let Some(lane) = self.shared.lanes.get(self.lane) {
+                    lane.frames.fetch_add(self.batch.frames.len() as u64, Ordering::Relaxed);
+                }
                 self.decide();
                 self.work.run(&self.shared, self.lane, &self.batch);
                 self.work.report(&self.shared);

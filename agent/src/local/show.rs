@@ -27,7 +27,6 @@ pub(super) fn status(
         connected: status.connected,
         last_error: why_not(status),
         device: settings.device.clone(),
-        mtu: settings.mtu.into(),
         proxy: status.proxy.clone(),
         dns: status.dns.clone(),
         snapshot_age_seconds: status.snapshot_age(SystemTime::now()).as_secs(),
@@ -45,6 +44,7 @@ pub(super) fn status(
         shown.services = local_services(state);
     }
     if let Some(sample) = sample {
+        shown.mtu = sample.mtu.into();
         shown.flows = sample.flows as u64;
         shown.peers = sample.peers.len() as u64;
         shown.peers_up = sample.peers.iter().filter(|peer| is_up(peer)).count() as u64;
@@ -99,7 +99,7 @@ fn notes(sample: &Sample) -> Vec<String> {
         Some(Offloads { tcp: false, .. }) => "TUN offload off: this kernel has none",
         None => "no TUN device",
     };
-    let lanes = match sample.lanes {
+    let lanes = match sample.lanes.len() {
         1 => "1 lane".to_owned(),
         lanes => format!("{lanes} lanes"),
     };

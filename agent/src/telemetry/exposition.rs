@@ -12,7 +12,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::dataplane::Sample;
+use crate::dataplane::{LaneLoad, Sample};
 use crate::local::peer_state;
 use crate::owners::OwnerCounters;
 use crate::status::Status;
@@ -136,6 +136,14 @@ fn traffic(out: &mut Out<'_>, sample: &Sample) -> fmt::Result {
     out.counter("device_refused_packets", help, sample.tun_refused)?;
     let help = "Frames of the overlay's device that weren't understood";
     out.counter("device_strange_frames", help, sample.tun_strange)?;
+    let numbered = |count: fn(&LaneLoad) -> u64| {
+        let lanes = sample.lanes.iter().enumerate();
+        lanes.map(move |(lane, load)| ([("lane", lane.to_string())], count(load)))
+    };
+    let help = "Frames of the overlay's device, by the lane that read them";
+    out.counters("lane_frames", help, None, numbered(|load| load.frames))?;
+    let help = "Messages of one datagram or many, by the lane that read them";
+    out.counters("lane_messages", help, None, numbered(|load| load.messages))?;
     let help = "Whether datagrams are sent in batches (UDP GSO)";
     out.gauge("udp_gso_enabled", help, i64::from(sample.gso))
 }
