@@ -30,5 +30,5 @@ pub mod sysctl;
 pub mod tun;
 pub mod udp;
 
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
