@@ -25,7 +25,7 @@ use generator::{FLOWS, Generator};
 use isthmus_core::packet::{Headers, Offload, SuperPacket, VNET_HEADER, checksum, protocol};
 use isthmus_net::testing::in_netns;
 use kernel::Kernel;
-use mesh::Mesh;
+use mesh::{Mesh, Session};
 use packets::{Row, whole};
 
 /// Compared each way.
@@ -52,8 +52,9 @@ struct Comparison {
     seed: u64,
     generator: Generator,
     kernel: Kernel,
-    apart: Mesh,
-    together: Mesh,
+    /// They take turns.
+    by_bulk: Meshes,
+    by_wireguard: Meshes,
     /// What the kernel makes of a batch, and why.
     forwarded: Row,
     expected: Vec<Expected>,
@@ -68,6 +69,12 @@ struct Comparison {
     frames_out: usize,
 }
 
+/// Without and with offload at the receiver's device.
+struct Meshes {
+    apart: Mesh,
+    together: Mesh,
+}
+
 /// A packet that must come out.
 struct Expected {
     flow: usize,
@@ -78,14 +85,18 @@ struct Expected {
 impl Comparison {
     fn new(seed: u64) -> Self {
         let kernel = Kernel::new();
-        let (apart, together) = (Mesh::new(false), Mesh::new(true));
-        let hosts = [true, false].map(|v4| apart.addresses(v4));
+        let meshes = |session| Meshes {
+            apart: Mesh::new(session, false),
+            together: Mesh::new(session, true),
+        };
+        let (by_bulk, by_wireguard) = (meshes(Session::Bulk), meshes(Session::WireGuard));
+        let hosts = [true, false].map(|v4| by_bulk.apart.addresses(v4));
         Self {
             seed,
             generator: Generator::new(seed, hosts),
             kernel,
-            apart,
-            together,
+            by_bulk,
+            by_wireguard,
             forwarded: Row::new(),
             expected: Vec::new(),
             one_by_one: Row::new(),
@@ -118,8 +129,11 @@ impl Comparison {
             let carried = batch.iter().filter(|(frame, _)| frame.way != Way::Splitter);
             carried.map(|(_, bytes)| *bytes)
         };
-        self.apart.carry(carried(), &mut self.one_by_one);
-        self.together.carry(carried(), &mut self.frames);
+        let is_even = self.batches.is_multiple_of(2);
+        let Meshes { apart, together } =
+            if is_even { &mut self.by_bulk } else { &mut self.by_wireguard };
+        apart.carry(carried(), &mut self.one_by_one);
+        together.carry(carried(), &mut self.frames);
         for frame in self.frames.iter() {
             self.kernel.forward(frame, &mut self.put_together);
         }
@@ -187,8 +201,8 @@ impl Comparison {
              kernel's, {kernels_length} bytes: {}\nours, {our_length} bytes: {}\n{}{}",
             hex(kernels),
             hex(ours),
-            self.apart.counters(),
-            self.together.counters(),
+            self.by_bulk.together.counters(),
+            self.by_wireguard.together.counters(),
         );
     }
 }

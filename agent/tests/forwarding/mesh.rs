@@ -1,4 +1,4 @@
-//! Our own way: two hosts' nodes with a bulk session between them.
+//! Our own way: two hosts' nodes with a session between them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use isthmus_core::packet::{Address, FlowKey, Offload};
 use isthmus_core::sim::topology::host_key;
 use isthmus_core::sim::{Builder, Host, World, packets::ping};
-use isthmus_core::{Config, Node, Owner, Owners, Received, State, Transmit, TunWriter};
+use isthmus_core::{Ciphers, Config, Node, Owner, Owners, Received, State, Transmit, TunWriter};
 use isthmus_model::Action;
 use zeroize::Zeroizing;
 
@@ -21,6 +21,13 @@ pub(crate) struct Mesh {
     message: Vec<u8>,
 }
 
+/// What packets between the hosts are sealed by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Session {
+    Bulk,
+    WireGuard,
+}
+
 /// All sockets are the host's own: so addresses stay as they are.
 struct HostsOwn;
 
@@ -31,19 +38,26 @@ impl Owners for HostsOwn {
 }
 
 impl Mesh {
-    /// `coalesces`: whether the second host's device takes packets that stand for many.
-    pub(crate) fn new(coalesces: bool) -> Self {
+    /// `session`: of which kind. `coalesces`: whether the second host's device takes packets that
+    /// stand for many.
+    pub(crate) fn new(session: Session, coalesces: bool) -> Self {
         let topology = Builder::new(2).default_action(Action::Allow).build();
         let (one, two) = (topology.host_address(1, true), topology.host_address(2, true));
         let mut world = World::new(topology, 1);
         let state = Arc::new(State::new(world.topology.snapshot(2)));
-        let config = Config { coalesces, ..Config::new(Zeroizing::new(host_key(2)), 2) };
+        let usual = Config::new(Zeroizing::new(host_key(2)), 2);
+        let ciphers = match session {
+            Session::Bulk => usual.ciphers,
+            Session::WireGuard => Ciphers::NONE,
+        };
+        let config = Config { coalesces, ciphers, ..usual };
         world.hosts[1].node = Node::new(config, state, world.now);
         world.send(1, &ping(one, two, 1, 1));
         world.run(Duration::from_secs(3));
         let now = world.now;
         let peers = world.hosts[0].node.peers(now);
-        assert!(peers.iter().any(|peer| peer.bulk.is_some()), "no bulk session: {peers:?}");
+        let is_bulk = peers.iter().any(|peer| peer.bulk.is_some());
+        assert_eq!(is_bulk, session == Session::Bulk, "{peers:?}");
         Self { world, message: Vec::new() }
     }
 
