@@ -8,7 +8,12 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::FixedState;
 use isthmus_model::{Identity, Name, Rule, Subject};
+
+/// Up to sixteen look-ups make a decision. What operators write needs no defence against flooding, so
+/// the hash may be a fast one, and the same in every process.
+pub(crate) type Map<K, V> = HashMap<K, V, FixedState>;
 
 /// A subject, as a small number.
 type Id = u32;
@@ -25,10 +30,10 @@ const MAX_PAIRS: usize = 256;
 /// Numbers for the subjects that rules name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Subjects {
-    services: HashMap<Name, Id>,
-    namespaces: HashMap<Name, Id>,
-    hosts: HashMap<Name, Id>,
-    devices: HashMap<Name, Id>,
+    services: Map<Name, Id>,
+    namespaces: Map<Name, Id>,
+    hosts: Map<Name, Id>,
+    devices: Map<Name, Id>,
 }
 
 /// The subjects that one identity answers to.
@@ -94,11 +99,11 @@ impl Subjects {
 /// Rules by whom they relate.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
-    pairs: HashMap<(Id, Id), Vec<u32>>,
+    pairs: Map<(Id, Id), Vec<u32>>,
     /// By destination: the rules that name too many pairs.
-    wide: HashMap<Id, Vec<u32>>,
+    wide: Map<Id, Vec<u32>>,
     /// The sources of those.
-    wide_from: HashMap<u32, Vec<Id>>,
+    wide_from: Map<u32, Vec<Id>>,
 }
 
 impl Index {

@@ -1,7 +1,5 @@
 //! A policy, compiled.
 
-use std::collections::HashMap;
-
 use isthmus_model::topology::Topology;
 use isthmus_model::{
     Action, Identity, Layer4, Name, Protocol, RequestMatch, Rule, Rules, Snapshot,
@@ -9,7 +7,7 @@ use isthmus_model::{
 
 use crate::engine::Silent;
 use crate::explain::{Explanation, Log};
-use crate::index::{Index, Subjects};
+use crate::index::{Index, Map, Subjects};
 use crate::path::Pattern;
 use crate::verdict::{DecidedBy, Decision, Query, RuleId, Verdict};
 
@@ -24,7 +22,7 @@ pub struct Policy {
     pub(crate) subjects: Subjects,
     pub(crate) denies: Index,
     pub(crate) allows: Index,
-    services: HashMap<Name, Served>,
+    services: Map<Name, Served>,
 }
 
 /// What a service offers.
@@ -69,7 +67,7 @@ impl Policy {
         Self::new(&topology.rules, served.collect())
     }
 
-    pub(crate) fn new(rules: &Rules, services: HashMap<Name, Served>) -> Self {
+    pub(crate) fn new(rules: &Rules, services: Map<Name, Served>) -> Self {
         let mut policy = Self {
             default: rules.default,
             audit: rules.audit,

@@ -1,12 +1,11 @@
 //! The engine against a reference that is slow, simple and written apart from it.
 
-use std::collections::HashMap;
-
 use isthmus_model::{
     Action, Identity, Layer4, Name, Origin, PortRule, Protocol, RequestMatch, Rule, Rules, Subject,
 };
 use proptest::prelude::*;
 
+use crate::index::Map;
 use crate::policy::{Policy, Served};
 use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, Request, RuleId, Verdict};
 
@@ -253,11 +252,12 @@ fn path_matches(pattern: &[&str], path: &[&str]) -> bool {
     }
 }
 
-fn services() -> HashMap<Name, Served> {
+fn services() -> Map<Name, Served> {
     use Protocol::{Http, Tcp, Udp};
     [("web", 80, Http), ("db", 5432, Tcp), ("log", 514, Udp)]
         .map(|(name, port, protocol)| (name.parse().unwrap(), Served::new(port, protocol)))
-        .into()
+        .into_iter()
+        .collect()
 }
 
 fn some_rules() -> impl Strategy<Value = Rules> {

@@ -1,10 +1,9 @@
 //! Large policies: what a decision looks at must not grow with what doesn't concern it.
 
-use std::collections::HashMap;
-
 use isthmus_model::{Action, Identity, Layer4, Name, Origin, Protocol, Rule, Rules, Subject};
 
 use crate::engine::{Case, Fit, Recorder};
+use crate::index::Map;
 use crate::policy::{Policy, Served};
 use crate::verdict::{BuiltIn, Outcome, Query, RuleId};
 
@@ -49,7 +48,7 @@ impl Recorder for Count {
 fn policy(rules: Vec<Rule>) -> Policy {
     let served = (0..SERVICES).map(|n| (service(n), Served::new(80, Protocol::Tcp)));
     let rules = Rules { default: Action::Deny, audit: false, rules };
-    Policy::new(&rules, served.collect::<HashMap<_, _>>())
+    Policy::new(&rules, served.collect::<Map<_, _>>())
 }
 
 fn rule(from: &[usize], to: &[usize]) -> Rule {
