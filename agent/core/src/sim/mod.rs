@@ -3,6 +3,7 @@
 //! Everything is deterministic by the seed, but for boringtun's keys and its own view of the time
 //! (see `tunnel.rs`), which no scenario here depends on.
 
+pub mod bench;
 pub mod device;
 pub mod fuzz;
 pub mod host;
