@@ -8,7 +8,7 @@
 use std::hint::black_box;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
-use isthmus_core::packet::{Headers, Rewrite, SuperPacket};
+use isthmus_core::packet::{Headers, Rewrite};
 use isthmus_core::sim::bench::{self as steps, Established};
 use isthmus_core::sim::packets;
 
@@ -86,7 +86,7 @@ fn rewritten(packet: Vec<u8>) -> (Rewrite, Vec<Parsed>) {
 #[bench::udp_v6(rewritten(udp(false, &[7; 100])))]
 fn rewrite((rewrite, mut packets): (Rewrite, Vec<Parsed>)) -> Vec<Parsed> {
     for (packet, headers) in &mut packets {
-        black_box(rewrite).apply(black_box(packet), headers);
+        steps::rewrite(black_box(&rewrite), black_box(packet), headers);
     }
     packets
 }
@@ -99,11 +99,7 @@ fn large(packet: Vec<u8>) -> (Parsed, Vec<u8>) {
 #[bench::tcp_v4(large(tcp(true, 0, &[7; 65_000])))]
 #[bench::udp_v6(large(udp(false, &[7; 65_000])))]
 fn split(((packet, headers), mut out): (Parsed, Vec<u8>)) -> (Vec<u8>, Vec<u8>) {
-    if let Ok(whole) = SuperPacket::new(&packet, &headers, SEGMENT) {
-        for index in 0..whole.count() {
-            black_box(whole.write(index, black_box(&mut out)));
-        }
-    }
+    black_box(steps::split(black_box(&packet), &headers, SEGMENT, black_box(&mut out)));
     (packet, out)
 }
 

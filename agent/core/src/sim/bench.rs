@@ -1,5 +1,7 @@
 //! One step of a packet's way at a time, for benchmarks: a node's inner calls that they measure are
 //! called here and nowhere else.
+//!
+//! What is measured isn't inlined into a benchmark: its instructions would change with the benchmark's.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -10,7 +12,7 @@ use super::packets::{ACK, SYN, SYN_ACK, ping, tcp, tcp_key};
 use super::{Builder, Topology, World};
 use crate::flows::Port;
 use crate::forward::{Load, Passage};
-use crate::packet::{FlowKey, Headers, Offload, Rewrite, Run};
+use crate::packet::{FlowKey, Headers, Offload, Rewrite, Run, SuperPacket};
 use crate::random::mix;
 use crate::{Limits, Node, Owner, Owners, PeerName, State};
 
@@ -78,13 +80,13 @@ impl Established {
     }
 
     /// Finds a packet's flow and its verdict.
-    #[inline]
+    #[inline(never)]
     pub fn look_up(&mut self, headers: &Headers) -> Option<Rewrite> {
         self.passage(Port::Tun, headers).map(|passage| passage.rewrite)
     }
 
     /// Finds a packet's flow and its verdict, and counts the packet.
-    #[inline]
+    #[inline(never)]
     pub fn note(&mut self, packet: &[u8], headers: &Headers) -> Option<Rewrite> {
         self.note_by(Port::Tun, packet, headers)
     }
@@ -163,8 +165,21 @@ impl Ruled {
     }
 }
 
+/// Rewrites a packet.
+#[inline(never)]
+pub fn rewrite(rewrite: &Rewrite, packet: &mut [u8], headers: &Headers) {
+    rewrite.apply(packet, headers);
+}
+
+/// Splits a super-packet, each segment over the one before. Returns how many there were.
+#[inline(never)]
+pub fn split(packet: &[u8], headers: &Headers, segment: u16, out: &mut [u8]) -> usize {
+    let Ok(whole) = SuperPacket::new(packet, headers, segment) else { return 0 };
+    (0..whole.count()).filter(|index| whole.write(*index, out).is_some()).count()
+}
+
 /// Puts packets together that follow each other. Returns of how many the run is.
-#[inline]
+#[inline(never)]
 pub fn coalesce(packets: &[Vec<u8>]) -> Option<usize> {
     let (first, rest) = packets.split_first()?;
     let headers = Headers::parse(first).ok()?;
