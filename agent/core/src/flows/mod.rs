@@ -18,10 +18,11 @@
 mod list;
 mod wheel;
 
+use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 use isthmus_model::{Layer4, Place};
 use isthmus_policy::Verdict;
 
@@ -131,11 +132,22 @@ pub(crate) enum InsertError {
 pub(crate) struct FlowTable {
     slots: Vec<Slot>,
     free: Vec<u32>,
-    index: HashMap<LegKey, (u32, u8), FixedState>,
+    index: HashTable<Indexed>,
+    hasher: FixedState,
     wheel: Wheel,
     half_open: List,
     half_open_count: usize,
     limits: Limits,
+}
+
+/// A leg in the index. Its key stands in its flow: in a large table the look-up of a flow waits for
+/// memory, and this small the index stays in the cache. With the hash here, growing it doesn't touch
+/// the flows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Indexed {
+    hash: u32,
+    /// The slot, and the leg in the lowest bit.
+    place: u32,
 }
 
 struct Slot {
@@ -272,7 +284,8 @@ impl FlowTable {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            index: HashMap::with_hasher(FixedState::with_seed(seed)),
+            index: HashTable::new(),
+            hasher: FixedState::with_seed(seed),
             wheel: Wheel::new(now),
             half_open: List::default(),
             half_open_count: 0,
@@ -287,8 +300,16 @@ impl FlowTable {
     /// Which flow, and which of its legs, a packet belongs to.
     #[inline]
     pub(crate) fn find(&self, key: &LegKey) -> Option<(FlowRef, u8)> {
-        let (at, leg) = *self.index.get(key)?;
-        Some((FlowRef { at, generation: self.slots.get(at as usize)?.generation }, leg))
+        let hash = self.hash(key);
+        let is_it = |it: &Indexed| it.hash == hash && it.key(&self.slots) == Some(key);
+        let found = *self.index.find(spread(hash), is_it)?;
+        let at = found.slot();
+        Some((FlowRef { at, generation: self.slots.get(at as usize)?.generation }, found.leg()))
+    }
+
+    #[inline]
+    fn hash(&self, key: &LegKey) -> u32 {
+        self.hasher.hash_one(key) as u32
     }
 
     #[inline]
@@ -353,10 +374,22 @@ impl FlowTable {
             }
         }
         let evicted = self.make_room()?;
-        for (leg, key) in (0..).zip(used) {
-            self.index.insert(*key, (self.next_slot(), leg));
+        let legs = used.len();
+        let flow = self.place(flow, now);
+        for (leg, key) in (0..).zip(&keys[..legs]) {
+            self.index(key, Indexed { hash: self.hash(key), place: flow.at << 1 | leg });
         }
-        Ok((self.place(flow, now), evicted))
+        Ok((flow, evicted))
+    }
+
+    /// INVARIANT: the leg's flow is in its slot, and no other flow has the key in the index.
+    fn index(&mut self, key: &LegKey, leg: Indexed) {
+        let is_it = |it: &Indexed| it.hash == leg.hash && it.key(&self.slots) == Some(key);
+        // A service that calls itself from its own port: both legs look the same.
+        match self.index.find_mut(spread(leg.hash), is_it) {
+            Some(same) => *same = leg,
+            None => drop(self.index.insert_unique(spread(leg.hash), leg, |it| spread(it.hash))),
+        }
     }
 
     /// Returns how many half-open flows had to go.
@@ -403,9 +436,10 @@ impl FlowTable {
             self.half_open_count -= 1;
             list::unlink::<Queue>(&mut self.slots, &mut self.half_open, at);
         }
-        for leg in &removed.legs {
-            if self.index.get(&leg.key).is_some_and(|(owner, _)| *owner == at) {
-                self.index.remove(&leg.key);
+        for (leg, key) in (0..).zip(removed.legs.map(|leg| leg.key)) {
+            let indexed = Indexed { hash: self.hash(&key), place: at << 1 | leg };
+            if let Ok(entry) = self.index.find_entry(spread(indexed.hash), |it| *it == indexed) {
+                entry.remove();
             }
         }
         self.free.push(at);
@@ -447,6 +481,28 @@ impl FlowTable {
         let used = numbered.filter(|(_, slot)| slot.flow.is_some());
         Some(used.map(|(at, slot)| FlowRef { at, generation: slot.generation }).collect())
     }
+}
+
+impl Indexed {
+    const fn slot(self) -> u32 {
+        self.place >> 1
+    }
+
+    const fn leg(self) -> u8 {
+        (self.place & 1) as u8
+    }
+
+    #[inline]
+    fn key(self, slots: &[Slot]) -> Option<&LegKey> {
+        let flow = slots.get(self.slot() as usize)?.flow.as_ref()?;
+        let [first, second] = &flow.legs;
+        Some(if self.leg() == 0 { &first.key } else { &second.key })
+    }
+}
+
+/// hashbrown takes a bucket by the lowest bits and tells its entries apart by the highest.
+const fn spread(hash: u32) -> u64 {
+    (hash as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl Default for Slot {

@@ -75,6 +75,43 @@ fn a_flow_is_found_by_both_legs_and_only_by_its_ports() {
 }
 
 #[test]
+fn a_flow_whose_legs_look_the_same_is_found_and_forgotten_as_one() {
+    let (mut table, now) = table(10, 10);
+    let mut new = new_flow(80, protocol::TCP, Outcome::Allow);
+    new.egress = Port::Tun;
+    new.translated = new.original.reversed();
+    let key = LegKey { flow: new.original, port: Port::Tun };
+    let (flow, _) = table.insert(&new, 1, now).unwrap();
+    assert_eq!(table.find(&key), Some((flow, 1)));
+    table.remove(flow);
+    assert_eq!((table.find(&key), table.index.len()), (None, 0));
+}
+
+#[test]
+fn the_index_agrees_with_a_plain_map_whatever_happens() {
+    let (mut table, now) = table(3000, 3000);
+    let mut random = crate::random::Random::new(3);
+    let mut model = std::collections::HashMap::new();
+    for _ in 0..20_000 {
+        let port = (random.next() % 2000) as u16;
+        match model.remove(&port) {
+            Some(flow) if !random.next().is_multiple_of(4) => drop(table.remove(flow)),
+            Some(_) | None => drop(model.insert(port, insert(&mut table, port, now).unwrap())),
+        }
+    }
+    assert!(model.len() > 500);
+    assert_eq!(table.index.len(), 2 * model.len());
+    for port in 0..2000 {
+        let new = new_flow(port, protocol::TCP, Outcome::Allow);
+        let known = model.get(&port).copied();
+        let forward = LegKey { flow: new.original, port: new.ingress };
+        let backward = LegKey { flow: new.original.reversed(), port: new.egress };
+        assert_eq!(table.find(&forward), known.map(|flow| (flow, 0)));
+        assert_eq!(table.find(&backward), known.map(|flow| (flow, 1)));
+    }
+}
+
+#[test]
 fn silence_ends_flows_by_their_state() {
     type Step = (u8, Transport);
     let cases: [(u8, &[Step], u64); 9] = [
