@@ -173,7 +173,9 @@ fn flows_spread_over_the_lanes_and_stay_in_theirs() {
     let app = mesh.host_mut("app-1");
     app.agent().terminate(Duration::from_secs(5));
     app.start_agent();
-    assert!(mesh.host("app-1").status()["notes"].to_string().contains("3 lanes"));
+    wait_for("the device is there again", Duration::from_secs(5), || {
+        mesh.host("app-1").status()["notes"].to_string().contains("3 lanes")
+    });
 }
 
 #[test]

@@ -42,11 +42,11 @@ impl Kernel {
     ///
     /// Forwarding is done within the write, so whatever will come is there then.
     pub(crate) fn forward(&mut self, frame: &[u8], out: &mut Row) -> usize {
-        self.input.send(&[IoSlice::new(frame)]).expect("the kernel takes the frame");
+        self.input.send(0, &[IoSlice::new(frame)]).expect("the kernel takes the frame");
         let (mut count, mut is_empty) = (0, false);
         while !is_empty {
             let is_added = out.push_with(|room| {
-                let length = match self.output.recv(&mut room[..FRAME_BYTES_MAX]) {
+                let length = match self.output.recv(0, &mut room[..FRAME_BYTES_MAX]) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
                         is_empty = true;
                         return None;

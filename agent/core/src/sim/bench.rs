@@ -183,10 +183,10 @@ pub fn split(packet: &[u8], headers: &Headers, segment: u16, out: &mut [u8]) -> 
 pub fn coalesce(packets: &[Vec<u8>]) -> Option<usize> {
     let (first, rest) = packets.split_first()?;
     let headers = Headers::parse(first).ok()?;
-    let mut run = Run::begin(first, &headers)?;
+    let mut run = Run::begin(first, &headers, false)?;
     for next in rest {
         let headers = Headers::parse(next).ok()?;
-        if !run.join(first, next, &headers) {
+        if !run.join(first, next, &headers, false) {
             break;
         }
     }
