@@ -58,7 +58,7 @@ impl Config {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 262_144, half_open: 65_536, transmit_bytes: 16 << 20, tun_packets: 16_384 }
+        Self { flows: 1_000_000, half_open: 65_536, transmit_bytes: 16 << 20, tun_packets: 16_384 }
     }
 }
 

@@ -34,6 +34,9 @@ use crate::view::FlowState;
 use list::{Linked, Links, List};
 use wheel::Wheel;
 
+/// Flows looked at in one step of expiry: packets wait meanwhile.
+const STEP: usize = 1024;
+
 /// What packets come in and go out by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Port {
@@ -450,10 +453,12 @@ impl FlowTable {
         self.wheel.poll_timeout()
     }
 
-    /// Removes what has been silent for too long. Returns how many flows that were.
+    /// Removes what has been silent for too long, a step of it at a time: the deadline stays where
+    /// it is until all of it is gone. Returns how many flows that were.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> usize {
         let mut removed = 0;
-        while let Some(at) = self.wheel.take_due(&mut self.slots, now) {
+        for _ in 0..STEP {
+            let Some(at) = self.wheel.take_due(&mut self.slots, now) else { break };
             let Some(slot) = self.slots.get(at as usize) else { continue };
             let Some(flow) = &slot.flow else { continue };
             let due = flow.last_seen + flow.timeout();

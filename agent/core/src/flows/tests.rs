@@ -228,3 +228,41 @@ fn every_deadline_is_cleared_by_reaching_it() {
     assert_eq!(table.len(), 0);
     assert!(steps < 100);
 }
+
+/// As many flows as a host may have by default, and a flood of as many SYNs.
+#[test]
+fn a_million_established_flows_outlive_a_flood_and_expire_in_steps() {
+    let now = Instant::now();
+    let limits = Limits::default();
+    let mut table = FlowTable::new(limits, 7, now);
+    let flow = |number: u32| {
+        let mut new = new_flow(number as u16, protocol::TCP, Outcome::Allow);
+        let [a, b, c, d] = number.to_be_bytes();
+        new.original.source = Address::v4([a, b, c, d]);
+        new.translated = new.original;
+        new
+    };
+    let lasting = (limits.flows - limits.half_open) as u32;
+    for number in 0..lasting {
+        let (flow, evicted) = table.insert(&flow(number), 1, now).unwrap();
+        assert_eq!(evicted, 0);
+        establish(&mut table, flow, now);
+    }
+    for number in lasting..lasting + 1_000_000 {
+        table.insert(&flow(number), 1, now).unwrap();
+    }
+    assert_eq!(table.len(), limits.flows);
+    let is_there =
+        |number| table.find(&LegKey { flow: flow(number).original, port: Port::Tun }).is_some();
+    assert!((0..lasting).step_by(1_009).all(is_there));
+    let end = now + Duration::from_secs(241);
+    let mut expired = 0;
+    while table.poll_timeout().is_some_and(|due| due <= end) {
+        let step = table.handle_timeout(end);
+        assert!(step <= STEP);
+        expired += step;
+    }
+    assert_eq!(expired, limits.half_open);
+    assert_eq!(table.len(), lasting as usize);
+    assert!(size_of::<Slot>() <= 448, "a full table takes more memory than is written down");
+}
