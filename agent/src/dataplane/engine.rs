@@ -13,6 +13,7 @@ use isthmus_net::udp::{SendOutcome, Transmit, UdpSocket};
 use tokio::sync::mpsc;
 
 use super::Setup;
+use super::outbound::Sealer;
 
 /// What the threads share: the node, the device and the sockets.
 pub(super) struct Shared<O> {
@@ -21,6 +22,7 @@ pub(super) struct Shared<O> {
     pub(super) sockets: Vec<Vec<UdpSocket>>,
     pub(super) mtu: u16,
     pub(super) lanes: Vec<Lane>,
+    started: Instant,
     pub(super) wakers: Wakers,
     pub(super) refused: Refused,
     stopping: AtomicBool,
@@ -41,9 +43,12 @@ pub(super) struct Refused {
     pub(super) strange: AtomicU64,
 }
 
-/// What a lane has read.
-#[derive(Default)]
+/// What the threads of a lane share.
 pub(super) struct Lane {
+    pub(super) sealer: Mutex<Sealer>,
+    /// When its own thread used it last, see [`Shared::micros`].
+    pub(super) sealed_at: AtomicU64,
+    /// What the lane has read.
     pub(super) frames: AtomicU64,
     pub(super) messages: AtomicU64,
 }
@@ -67,6 +72,17 @@ impl Wakers {
     }
 }
 
+impl Lane {
+    fn new() -> Self {
+        Self {
+            sealer: Mutex::new(Sealer::new()),
+            sealed_at: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
+            messages: AtomicU64::new(0),
+        }
+    }
+}
+
 impl<O> Shared<O> {
     pub(super) fn new(setup: Setup<O>, wakers: Wakers) -> Self {
         let Setup { tun, sockets, config, state, owners, events } = setup;
@@ -77,7 +93,8 @@ impl<O> Shared<O> {
         Self {
             engine: Mutex::new(Engine { node, owners, events, alarm: None }),
             tun,
-            lanes: sockets.iter().map(|_| Lane::default()).collect(),
+            lanes: sockets.iter().map(|_| Lane::new()).collect(),
+            started: Instant::now(),
             sockets,
             mtu,
             wakers,
@@ -114,6 +131,11 @@ impl<O> Shared<O> {
 
     pub(super) fn frames(&self, lane: usize) -> FrameWriter<'_> {
         FrameWriter { tun: &self.tun, lane, refused: &self.refused.frames }
+    }
+
+    /// Microseconds since the start.
+    pub(super) fn micros(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     pub(super) fn is_stopping(&self) -> bool {

@@ -11,6 +11,7 @@ use isthmus_net::poll::{Events, Interest, Poller};
 use isthmus_net::udp::{BATCH_SIZE, Message, RecvBatch};
 
 use super::engine::{Engine, Shared};
+use super::outbound::pass_answers;
 
 const WAKER: u64 = u64::MAX;
 /// What is opened, decided and written in one go: it should stay in the processor's cache.
@@ -79,6 +80,7 @@ impl<O: Owners> Inbound<O> {
             rest = others;
             pass(&self.shared, self.lane, &mut self.inbox, portion);
         }
+        pass_answers(&self.shared, self.lane);
     }
 }
 

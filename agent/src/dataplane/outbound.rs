@@ -2,9 +2,9 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use isthmus_core::packet::Offload;
@@ -19,11 +19,19 @@ use super::engine::{Engine, Failed, Shared};
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 1 << 16;
 
+/// How long after its last batch a thread is taken to be at work.
+const AWAKE: Duration = Duration::from_micros(500);
+
 /// A thread that seals.
 pub(super) struct Outbound<O> {
     shared: Arc<Shared<O>>,
     lane: usize,
     poller: Poller,
+}
+
+/// What comes out of a lane's queue of the device, and becomes of it. Whoever holds it is the only
+/// one to read the queue and to send what was read: that keeps packets in order.
+pub(super) struct Sealer {
     batch: Batch,
     work: Work,
 }
@@ -48,43 +56,74 @@ impl<O: Owners> Outbound<O> {
         poller.add(&queue, 0, Interest::READ).context("Failed to watch the TUN device")?;
         let waker = shared.wakers.lanes.get(2 * lane).context("Failed to find a waker")?;
         poller.add(waker, 1, Interest::READ).context("Failed to watch a waker")?;
-        Ok(Self {
-            shared,
-            lane,
-            poller,
-            batch: Batch { bytes: vec![0; BATCH_BYTES + FRAME_BYTES_MAX], frames: Vec::new() },
-            work: Work {
-                sealings: Vec::new(),
-                outbox: Outbox::new(usize::MAX),
-                failed: Vec::new(),
-            },
-        })
+        Ok(Self { shared, lane, poller })
     }
 
     pub(super) fn run(&mut self) -> anyhow::Result<()> {
         let mut ready = Events::with_capacity(2);
         while !self.shared.is_stopping() {
-            if self.read().context("The overlay's device is gone")? {
-                if let Some(lane) = self.shared.lanes.get(self.lane) {
-                    lane.frames.fetch_add(self.batch.frames.len() as u64, Ordering::Relaxed);
-                }
-                self.decide();
-                self.work.run(&self.shared, self.lane, &self.batch);
-                self.work.report(&self.shared);
-            } else {
+            if !self.pass().context("The overlay's device is gone")? {
                 self.poller.wait(&mut ready, None).context("Failed to wait for packets")?;
             }
         }
         Ok(())
     }
 
-    /// Reads a batch. False if there was nothing to read.
-    fn read(&mut self) -> io::Result<bool> {
+    fn pass(&self) -> io::Result<bool> {
+        let Some(lane) = self.shared.lanes.get(self.lane) else { return Ok(false) };
+        let mut sealer = lane.sealer.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_passed = sealer.pass(&self.shared, self.lane)?;
+        if has_passed {
+            lane.sealed_at.store(self.shared.micros(), Ordering::Relaxed);
+        }
+        Ok(has_passed)
+    }
+}
+
+/// Passes on what the kernel has answered at once to what was written just now, as long as the
+/// thread whose work that is has none: an answer needn't wait until it wakes up.
+pub(super) fn pass_answers<O: Owners>(shared: &Shared<O>, lane: usize) {
+    let number = lane;
+    let Some(lane) = shared.lanes.get(number) else { return };
+    let sealed_at = lane.sealed_at.load(Ordering::Relaxed);
+    if shared.micros().saturating_sub(sealed_at) < AWAKE.as_micros() as u64 {
+        return;
+    }
+    if let Ok(mut sealer) = lane.sealer.try_lock() {
+        // Its own thread meets with the same error, and says so.
+        drop(sealer.pass(shared, number));
+    }
+}
+
+impl Sealer {
+    pub(super) fn new() -> Self {
+        Self {
+            batch: Batch { bytes: vec![0; BATCH_BYTES + FRAME_BYTES_MAX], frames: Vec::new() },
+            work: Work {
+                sealings: Vec::new(),
+                outbox: Outbox::new(usize::MAX),
+                failed: Vec::new(),
+            },
+        }
+    }
+
+    /// Reads a batch and passes it on. False if there was nothing to read.
+    fn pass<O: Owners>(&mut self, shared: &Shared<O>, lane: usize) -> io::Result<bool> {
+        if !self.read(shared, lane)? {
+            return Ok(false);
+        }
+        self.decide(shared, lane);
+        self.work.run(shared, lane, &self.batch);
+        self.work.report(shared);
+        Ok(true)
+    }
+
+    fn read<O>(&mut self, shared: &Shared<O>, lane: usize) -> io::Result<bool> {
         let Batch { bytes, frames } = &mut self.batch;
         frames.clear();
         let mut end = 0;
         while frames.len() < BATCH && end < BATCH_BYTES {
-            match self.shared.tun.recv(self.lane, &mut bytes[end..end + FRAME_BYTES_MAX]) {
+            match shared.tun.recv(lane, &mut bytes[end..end + FRAME_BYTES_MAX]) {
                 Ok(length) => {
                     frames.push(end..end + length);
                     end += length;
@@ -94,6 +133,9 @@ impl<O: Owners> Outbound<O> {
                 Err(error) => return Err(error),
             }
         }
+        if let Some(lane) = shared.lanes.get(lane) {
+            lane.frames.fetch_add(frames.len() as u64, Ordering::Relaxed);
+        }
         Ok(!frames.is_empty())
     }
 
@@ -101,33 +143,33 @@ impl<O: Owners> Outbound<O> {
     ///
     /// What it seals itself, on flows' slow way, stays in order with the rest: both are done as far
     /// as they are before the other goes on.
-    fn decide(&mut self) {
+    fn decide<O: Owners>(&mut self, shared: &Shared<O>, lane: usize) {
         let now = Instant::now();
-        let lane = u8::try_from(self.lane).unwrap_or_default();
-        let mut engine = self.shared.engine();
+        let number = u8::try_from(lane).unwrap_or_default();
+        let mut engine = shared.engine();
         for at in 0..self.batch.frames.len() {
             let range = self.batch.frames[at].clone();
             let Ok((offload, packet)) = Offload::read(&mut self.batch.bytes[range.clone()]) else {
-                self.shared.refused.strange.fetch_add(1, Ordering::Relaxed);
+                shared.refused.strange.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
             let Engine { node, owners, .. } = &mut *engine;
             let had_own = node.has_transmit();
-            let sealing = node.decide_tun(lane, offload, packet, owners, now);
+            let sealing = node.decide_tun(number, offload, packet, owners, now);
             match sealing {
                 Some(sealing) => {
                     if had_own {
-                        self.shared.flush(&mut engine);
+                        shared.flush(&mut engine);
                     }
                     self.work.sealings.push((range, sealing));
                 }
                 None if engine.node.has_transmit() => {
-                    self.work.run(&self.shared, self.lane, &self.batch);
+                    self.work.run(shared, lane, &self.batch);
                 }
                 None => {}
             }
         }
-        self.shared.finish(engine);
+        shared.finish(engine);
     }
 }
 
