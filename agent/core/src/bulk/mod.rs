@@ -54,6 +54,8 @@ const RECEIVING: usize = 4;
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// WireGuard's Rekey-After-Time: boringtun doesn't see the traffic that would make it rekey.
 const REKEY_AFTER: Duration = Duration::from_secs(120);
+/// How long a new WireGuard session has to bring new bulk sessions, before another is begun.
+const RENEWAL: Duration = Duration::from_secs(10);
 /// Lanes that a host can have.
 pub const LANES: u8 = 16;
 
@@ -67,6 +69,8 @@ pub(crate) struct Bulk {
     /// The peer's life that the sending sessions are with.
     peer_life: Option<u64>,
     last_answer: Option<Instant>,
+    /// When the last WireGuard session began.
+    last_offer: Option<Instant>,
     /// The last bulk packet of each direction.
     pub(crate) last_received: Option<Instant>,
     pub(crate) last_sent: Option<Instant>,
@@ -190,6 +194,7 @@ impl Bulk {
             return;
         };
         let repeats = Repeats::new(now);
+        self.last_offer = Some(now);
         self.offered = Some(Offered { session, share, message: Box::new(message), repeats });
     }
 
@@ -314,10 +319,13 @@ impl Bulk {
         is_new
     }
 
-    /// Whether the sending session has served its time.
+    /// Whether the sending session has served its time, and is still made use of: what goes unused
+    /// ends with its WireGuard session.
     pub(crate) fn is_old(&self, patience: Duration, now: Instant) -> bool {
+        let is_renewed = self.last_offer.is_some_and(|last| now < last + RENEWAL);
         self.sending.as_ref().is_some_and(|sending| {
-            !sending.counters.is_empty() && now >= sending.since + REKEY_AFTER + patience
+            let old = sending.since + REKEY_AFTER;
+            !is_renewed && now >= old + patience && self.last_sent.is_some_and(|last| last >= old)
         })
     }
 

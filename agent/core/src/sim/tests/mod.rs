@@ -2,6 +2,7 @@ mod basics;
 mod bulk;
 mod devices;
 mod forged;
+mod idle;
 mod limits;
 mod paths;
 mod restarts;
