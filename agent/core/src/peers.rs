@@ -1,7 +1,7 @@
 //! Who has a tunnel to this host, and where they are.
 //!
 //! A peer exists as long as the snapshot has it; its tunnel is made at the first packet in either
-//! direction. When the snapshot drops a peer, or gives it another key, its tunnel and keys are gone
+//! direction, and freed when there is nothing left to time. When the snapshot drops a peer, or gives it another key, its tunnel and keys are gone
 //! at once, and with them everything that it could still send or receive.
 
 use std::collections::BTreeMap;
@@ -60,6 +60,7 @@ pub(crate) struct Peer {
 pub(crate) struct Peers {
     top: u16,
     slots: Vec<Option<Peer>>,
+    free: Vec<Slot>,
     by_name: HashMap<PeerName, Slot>,
     by_key: HashMap<[u8; 32], Slot>,
     by_index: HashMap<u32, Slot>,
@@ -141,6 +142,7 @@ impl Peers {
         Self {
             top,
             slots: Vec::new(),
+            free: Vec::new(),
             by_name: HashMap::new(),
             by_key: HashMap::new(),
             by_index: HashMap::new(),
@@ -177,7 +179,7 @@ impl Peers {
     }
 
     fn insert(&mut self, peer: Peer) {
-        let slot = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
+        let slot = self.free.pop().unwrap_or(self.slots.len());
         self.by_name.insert(peer.name, slot);
         self.by_key.insert(peer.key.0, slot);
         match self.slots.get_mut(slot) {
@@ -189,14 +191,9 @@ impl Peers {
     fn remove(&mut self, slot: Slot) {
         self.rest(slot);
         let Some(peer) = self.slots.get_mut(slot).and_then(Option::take) else { return };
+        self.free.push(slot);
         self.by_name.remove(&peer.name);
         self.by_key.remove(&peer.key.0);
-        if let Some(index) = peer.index {
-            self.by_index.remove(&index);
-        }
-        for session in &peer.bulk_sessions {
-            self.by_bulk_session.remove(session);
-        }
     }
 
     pub(crate) fn get(&self, slot: Slot) -> Option<&Peer> {
@@ -363,9 +360,20 @@ impl Peers {
         }
     }
 
-    /// Stops ticking a peer whose tunnel has nothing left to time.
+    /// Frees a tunnel that has nothing left to time, with all keys of its sessions, and stops ticking
+    /// the peer.
+    ///
+    /// boringtun forgets with it how new the peer's last initiation was, as it does when the agent
+    /// restarts: an old one that is replayed will be answered. That gains nothing: there is no session
+    /// to disturb, none comes of it (only the initiator can confirm it), the peer isn't moved by
+    /// it, and any genuine initiation is newer.
     pub(crate) fn rest(&mut self, slot: Slot) {
-        let Some(peer) = self.get_mut(slot) else { return };
+        self.end_bulk(slot);
+        let Some(peer) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        peer.tunnel = None;
+        if let Some(index) = peer.index.take() {
+            self.by_index.remove(&index);
+        }
         if std::mem::take(&mut peer.is_ticking) {
             let phase = &mut self.phases[slot % PHASES];
             phase.ticking -= 1;

@@ -110,7 +110,8 @@ pub(crate) struct Waiting {
 ///      └─────────────────┴────────────◀────────┴──────┘
 /// ```
 pub(crate) struct Tunnel {
-    tunn: Tunn,
+    /// In a box: it takes 10 KiB, and most peers have none.
+    tunn: Box<Tunn>,
     /// Whether there is a session to send by. INVARIANT: true only if boringtun has one; it drops
     /// sessions in `update_timers` only, after which this is set anew.
     session: bool,
@@ -198,7 +199,7 @@ impl Tunnel {
             Some(Arc::clone(&keys.unlimited)),
         );
         Self {
-            tunn,
+            tunn: Box::new(tunn),
             session: false,
             unconfirmed: false,
             attempt: None,
