@@ -32,7 +32,7 @@ pub struct Settings {
     pub proxy_port: u16,
     /// Where metrics and health are served; empty: nowhere.
     pub metrics: String,
-    /// What to log, in `tracing`'s filter syntax.
+    /// What to log: a level, or levels by crate and module (`tracing_subscriber`'s `Targets`).
     pub log: String,
     /// Text for people, JSON for machines.
     pub log_format: LogFormat,

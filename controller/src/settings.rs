@@ -24,7 +24,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// How long hosts' certificates are good for.
     pub certificate_lifetime: Duration,
-    /// Which events to log, as `tracing` filters are written.
+    /// Which events to log: a level, or levels by crate and module (`tracing_subscriber`'s `Targets`).
     pub log: String,
     /// How to write them.
     pub log_format: LogFormat,
