@@ -325,11 +325,16 @@ impl Joined {
 }
 
 impl Host {
-    /// Starts the agent (again) and waits until its socket answers.
-    pub fn start_agent(&mut self) {
+    /// Starts the agent (again), without waiting for anything.
+    pub fn spawn_agent(&mut self) {
         let mut command = self.node.command(binary("isthmus-agent"));
         command.arg("run").arg("--settings").arg(&self.settings);
         self.agent = Some(self.node.spawn("agent", command));
+    }
+
+    /// Starts the agent (again) and waits until its socket answers.
+    pub fn start_agent(&mut self) {
+        self.spawn_agent();
         wait_for("the agent answers", START, || self.agentctl(&["status"]).success());
     }
 

@@ -1,12 +1,13 @@
 //! The data plane beside its rivals: every path between two hosts on one switch, measured in turn,
 //! round by round.
 
-use std::fs;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use isthmus_netns_tests::{Lab, Mesh, MeshOptions, Node, Process, wait_for};
 use serde_json::Value;
 
+use crate::noise::{Noise, Shares};
 use crate::report::Figures;
 use crate::{Options, rivals};
 
@@ -20,6 +21,9 @@ const PING_99: &str = "ping p99, µs";
 const LOADED: &str = "loaded ping p50, ms";
 const LOADED_99: &str = "loaded ping p99, ms";
 const MEMORY: &str = "resident, MB";
+const START: &str = "first reply, ms";
+const OTHERS: &str = "others' CPU, %";
+const STOLEN: &str = "stolen CPU, %";
 
 const TOPOLOGY: &str = r#"
 [host.app-1]
@@ -37,6 +41,11 @@ to = "service:iperf"
 ports = ["tcp/5201", "udp/5201", "icmp"]
 "#;
 
+/// The hosts of a mesh, client first.
+const ENDS: [&str; 2] = ["app-1", "web-1"];
+/// For a program to end in.
+const ENOUGH: Duration = Duration::from_secs(10);
+
 /// How Isthmus is measured: a name, what its agents' settings say, and the ceiling that its cipher
 /// allows.
 const VARIANTS: &[(&str, &str, &str)] = &[
@@ -52,14 +61,74 @@ pub(crate) struct Path {
     pub(crate) server: Node,
     /// The server's address by this way.
     pub(crate) target: String,
+    pub(crate) overlay: Overlay,
+}
+
+/// What makes a way.
+pub(crate) enum Overlay {
+    /// The network itself.
+    None,
+    /// One that isn't started again: not an overlay that people use.
+    Once(Vec<Process>),
+    Rival(Rival),
+    Isthmus(Box<Mesh>),
+}
+
+/// Programs of both hosts, of which all that can be prepared is.
+pub(crate) struct Rival {
+    /// Starts both and gives them what they need.
+    pub(crate) start: Box<dyn Fn() -> Vec<Process>>,
+    /// By host: the device that goes with its program.
+    pub(crate) devices: [String; 2],
     pub(crate) processes: Vec<Process>,
-    /// Of the overlay's programs, where they aren't in `processes`.
-    pub(crate) pids: Option<Vec<u32>>,
 }
 
 impl Path {
+    /// Of the overlay's programs.
     fn pids(&self) -> Vec<u32> {
-        self.pids.clone().unwrap_or_else(|| self.processes.iter().map(Process::id).collect())
+        match &self.overlay {
+            Overlay::None => Vec::new(),
+            Overlay::Once(processes) => processes.iter().map(Process::id).collect(),
+            Overlay::Rival(rival) => rival.processes.iter().map(Process::id).collect(),
+            Overlay::Isthmus(mesh) => ENDS.map(|name| mesh.host(name).agent_id()).to_vec(),
+        }
+    }
+
+    /// Starts the overlay's programs again. None if there is nothing to start.
+    fn restart(&mut self) -> Option<Instant> {
+        match &mut self.overlay {
+            Overlay::None | Overlay::Once(_) => None,
+            Overlay::Rival(rival) => {
+                for process in &mut rival.processes {
+                    process.terminate(ENOUGH);
+                }
+                for (node, device) in [&self.client, &self.server].into_iter().zip(&rival.devices) {
+                    wait_for("the device is gone", ENOUGH, || {
+                        !node.try_sh(&format!("ip link show {device}")).success()
+                    });
+                }
+                let started = Instant::now();
+                rival.processes = (rival.start)();
+                Some(started)
+            }
+            Overlay::Isthmus(mesh) => {
+                for name in ENDS {
+                    mesh.host_mut(name).agent().terminate(ENOUGH);
+                }
+                let started = Instant::now();
+                for name in ENDS {
+                    mesh.host_mut(name).spawn_agent();
+                }
+                Some(started)
+            }
+        }
+    }
+
+    /// Waits for the answer to a ping; they follow each other quickly.
+    fn wait_for_reply(&self) {
+        let ping = format!("ping -n -i 0.002 -w 2 {} 2>&1", self.target);
+        let until = format!("until {ping} | grep -q -m 1 time=; do sleep 0.002; done");
+        self.client.sh(&format!("timeout 20 sh -c '{until}'"));
     }
 
     /// CPU time of the overlay's programs so far.
@@ -92,13 +161,9 @@ pub(crate) fn run(options: &Options) -> Figures {
         offload(node);
     }
     offload_switch(&switch);
-    let meshes: Vec<(Mesh, &str)> = VARIANTS
-        .iter()
-        .filter(|(name, ..)| wants(name))
-        .map(|(name, settings, _)| (mesh(settings), *name))
-        .collect();
     let mut paths = vec![rivals::veth(nodes.clone(), &addresses)];
-    paths.extend(meshes.iter().map(|(mesh, name)| isthmus(mesh, name)));
+    let variants = VARIANTS.iter().filter(|(name, ..)| wants(name));
+    paths.extend(variants.map(|(name, settings, _)| isthmus(mesh(settings), name)));
     if let Some(program) = &options.ceiling {
         for (number, cipher) in (1..).zip(["raes", "rchacha"]) {
             if wants(&format!("ceiling {cipher}")) {
@@ -112,14 +177,23 @@ pub(crate) fn run(options: &Options) -> Figures {
     let noise = wait_for_calm();
     let mut figures = Figures::default();
     for round in 1..=options.rounds {
-        for path in &paths {
+        for path in &mut paths {
             eprintln!("round {round} of {}: {}", options.rounds, path.name);
+            let before = Noise::now();
+            if let Some(started) = path.restart() {
+                path.wait_for_reply();
+                figures.record(&path.name, START, started.elapsed().as_secs_f64() * 1e3);
+            }
             measure(&mut figures, path, options.seconds);
+            let Shares { others, stolen } = Noise::since(before);
+            figures.record(&path.name, OTHERS, others * 100.0);
+            figures.record(&path.name, STOLEN, stolen * 100.0);
         }
     }
     println!("{}", figures.table());
     println!("{}", ratios(&figures));
     println!("before the first round the machine was {:.1} % busy", noise * 100.0);
+    println!("{}", noise_of_rounds(&figures));
     figures
 }
 
@@ -129,35 +203,40 @@ fn installed(
     addresses: &[String; 2],
     wants: &impl Fn(&str) -> bool,
 ) -> Vec<Path> {
-    let has = |program: &str| {
-        wants(program) && nodes[0].try_sh(&format!("command -v {program}")).success()
-    };
+    let find = |program: &str| if wants(program) { which(program) } else { None };
     let mut paths = Vec::new();
-    if has("wireguard-go") {
+    if let Some(program) = find("wireguard-go") {
         let start =
-            |device: &str| format!("exec env WG_PROCESS_FOREGROUND=1 wireguard-go -f {device}");
+            move |device: &str| format!("exec env WG_PROCESS_FOREGROUND=1 {program} -f {device}");
         paths.push(rivals::wireguard("wireguard-go", start, 1, nodes.clone(), addresses));
     }
-    if has("boringtun-cli") {
-        let start = |device: &str| {
-            format!("exec env WG_SUDO=1 boringtun-cli -f --disable-drop-privileges {device}")
+    if let Some(program) = find("boringtun-cli") {
+        let start = move |device: &str| {
+            format!("exec env WG_SUDO=1 {program} -f --disable-drop-privileges {device}")
         };
         paths.push(rivals::wireguard("boringtun-cli", start, 2, nodes.clone(), addresses));
     }
-    if has("nebula") {
-        paths.push(rivals::nebula(lab, nodes.clone(), addresses));
+    if let Some(program) = find("nebula") {
+        paths.push(rivals::nebula(&program, lab, nodes.clone(), addresses));
     }
-    if has("vpncloud") {
-        paths.push(rivals::vpncloud(nodes.clone(), addresses));
+    if let Some(program) = find("vpncloud") {
+        paths.push(rivals::vpncloud(&program, nodes.clone(), addresses));
     }
     paths
+}
+
+/// Where a program is: nodes have a search path of their own, without what cargo installed.
+fn which(program: &str) -> Option<String> {
+    let folders = env::var_os("PATH")?;
+    let found = env::split_paths(&folders).map(|it| it.join(program)).find(|it| it.is_file())?;
+    Some(found.display().to_string())
 }
 
 /// Two hosts with agents that work by these settings.
 fn mesh(settings: &'static str) -> Mesh {
     let options = MeshOptions { settings, ..MeshOptions::default() };
-    let mesh = Mesh::with(&["app-1", "web-1"], options);
-    for name in ["app-1", "web-1"] {
+    let mesh = Mesh::with(&ENDS, options);
+    for name in ENDS {
         offload(&mesh.host(name).node);
     }
     offload_switch(&mesh.switch);
@@ -176,17 +255,15 @@ fn offload_switch(switch: &Node) {
          ethtool -K $port tx on >/dev/null; done");
 }
 
-fn isthmus(mesh: &Mesh, name: &str) -> Path {
-    let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
+fn isthmus(mesh: Mesh, name: &str) -> Path {
     let services = mesh.agentctl(&["service", "list", "-o", "json"]).json();
     let workload = services[0]["workloads"][0]["ipv4"].as_str().expect("a workload").to_owned();
     Path {
         name: name.to_owned(),
-        client: app.node.clone(),
-        server: web.node.clone(),
+        client: mesh.host("app-1").node.clone(),
+        server: mesh.host("web-1").node.clone(),
         target: workload,
-        processes: Vec::new(),
-        pids: Some(vec![app.agent_id(), web.agent_id()]),
+        overlay: Overlay::Isthmus(Box::new(mesh)),
     }
 }
 
@@ -308,6 +385,21 @@ fn wait_for_calm() -> f64 {
             return busy;
         }
     }
+}
+
+/// What a reader must know before believing the rest.
+fn noise_of_rounds(figures: &Figures) -> String {
+    let of = |measure| {
+        let mut shares = figures.all(measure);
+        shares.sort_by(f64::total_cmp);
+        let median = shares.get(shares.len() / 2).copied().unwrap_or(f64::NAN);
+        format!("{median:.1} % (at most {:.1})", shares.last().copied().unwrap_or(f64::NAN))
+    };
+    format!(
+        "during the rounds other processes took {} of the machine's CPU time, its host {}",
+        of(OTHERS),
+        of(STOLEN)
+    )
 }
 
 fn ratios(figures: &Figures) -> String {

@@ -5,6 +5,7 @@
 
 mod control;
 mod l3;
+mod noise;
 mod report;
 mod rivals;
 

@@ -88,6 +88,13 @@ impl Figures {
         Some(of(path)? / of(to)?)
     }
 
+    /// The values of one measure, of all paths.
+    #[must_use]
+    pub(crate) fn all(&self, measure: &'static str) -> Vec<f64> {
+        let of = self.values.iter().filter(|((_, of), _)| *of == measure);
+        of.flat_map(|(_, values)| values.iter().copied()).collect()
+    }
+
     /// All values.
     #[must_use]
     pub(crate) fn json(&self) -> Value {
