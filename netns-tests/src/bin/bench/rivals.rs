@@ -145,11 +145,18 @@ pub(crate) fn nebula(program: &str, lab: &Lab, nodes: [Node; 2], addresses: &[St
 
 /// vpncloud as a router, with what cipher it finds fastest.
 pub(crate) fn vpncloud(program: &str, nodes: [Node; 2], addresses: &[String; 2]) -> Path {
+    for node in &nodes {
+        // It finds out its own address by the route that leads everywhere, and panics without one.
+        node.sh("ip route replace default dev eth0");
+    }
     let lines = PAIRS.map(|(here, there)| {
         format!(
-            "exec {program} -t tun -d vpc{here} --ip 10.4.0.{} -l {}:3210 -c {}:3210 --password bench --no-port-forwarding \
-             --ifup 'ip link set vpc{here} mtu 1420 up; ip addr add 10.4.0.{}/24 dev vpc{here}'",
-            here + 1, addresses[here], addresses[there], here + 1,
+            "exec {program} -t tun -d vpc{here} --ip 10.4.0.{this} -l {}:3210 -c {}:3210 \
+             --password bench --no-port-forwarding --no-auto-claim --claim 10.4.0.{this}/32 \
+             --ifup 'ip link set vpc{here} mtu 1420 up; ip addr add 10.4.0.{this}/24 dev vpc{here}'",
+            addresses[here],
+            addresses[there],
+            this = here + 1,
         )
     });
     let devices = ["vpc0".to_owned(), "vpc1".to_owned()];
