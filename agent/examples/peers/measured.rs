@@ -146,9 +146,10 @@ fn prepare(state: &Path, topology: &Topology) -> anyhow::Result<()> {
 /// What the agent says of its tunnels.
 fn counts() -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(METRICS).context("Failed to ask for metrics")?;
+    stream.set_read_timeout(Some(START))?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    stream.read_to_string(&mut answer).context("The agent doesn't tell its metrics")?;
     let value = |name: &str| {
         let line = answer.lines().find_map(|line| line.strip_prefix(name));
         line.map(|value| value.trim().to_owned()).ok_or_else(|| anyhow!("no metric {name}"))
