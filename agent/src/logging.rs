@@ -48,7 +48,7 @@ mod tests {
         assert!(!filter.would_enable("isthmus_agent", &Level::INFO));
         assert!(filter.would_enable("isthmus_core::node", &Level::DEBUG));
         assert!(filter.would_enable("isthmus_agent::sync::backoff", &Level::TRACE));
-        assert!(!filter.would_enable("boringtun::noise", &Level::ERROR));
+        assert!(!filter.would_enable("boringtun", &Level::ERROR));
     }
 
     #[test]
