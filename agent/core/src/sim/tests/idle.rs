@@ -115,7 +115,7 @@ fn an_old_initiation_that_is_replayed_after_a_tunnel_was_freed_gains_nothing() {
 #[test]
 fn places_in_the_table_are_used_again() {
     let mut topology: Topology = Builder::new(20).build();
-    let mut peers = Peers::new(1);
+    let mut peers = Peers::new(1, 1500);
     peers.update(&State::new(topology.snapshot(1)));
     for gone in 2..=20 {
         let removed = topology.snapshot(1).hosts[&HostId(gone)].clone();
