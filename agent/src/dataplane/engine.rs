@@ -13,6 +13,7 @@ use isthmus_net::udp::{SendOutcome, Transmit, UdpSocket};
 use tokio::sync::mpsc;
 
 use super::Setup;
+use super::alarm::Alarm;
 use super::outbound::Sealer;
 
 /// What the threads share: the node, the device and the sockets.
@@ -58,8 +59,7 @@ pub(super) struct Engine<O> {
     pub(super) node: Node,
     pub(super) owners: O,
     events: mpsc::Sender<Event>,
-    /// When the keeper wakes up; none: only if it's woken.
-    alarm: Option<Instant>,
+    alarm: Alarm,
 }
 
 /// A datagram that couldn't be sent, and why.
@@ -91,7 +91,7 @@ impl<O> Shared<O> {
         let config = Config { coalesces: tun.offloads().tcp, lanes, ..config };
         let node = Node::new(config, state, Instant::now());
         Self {
-            engine: Mutex::new(Engine { node, owners, events, alarm: None }),
+            engine: Mutex::new(Engine { node, owners, events, alarm: Alarm::default() }),
             tun,
             lanes: sockets.iter().map(|_| Lane::new()).collect(),
             started: Instant::now(),
@@ -166,12 +166,9 @@ impl<O: Owners> Shared<O> {
         self.flush(&mut engine);
         engine.tell();
         let due = engine.node.poll_timeout();
-        let is_sooner = due.is_some_and(|due| engine.alarm.is_none_or(|alarm| due < alarm));
-        if is_sooner {
-            engine.alarm = due;
-        }
+        let is_late = engine.alarm.bring_forward(due);
         drop(engine);
-        if is_sooner {
+        if is_late {
             self.wakers.keeper.wake();
         }
     }
@@ -198,13 +195,18 @@ impl<O: Owners> Engine<O> {
         }
     }
 
-    /// Does what is due, and returns when something will be.
-    pub(super) fn keep_time(&mut self, now: Instant) -> Option<Instant> {
+    /// Does what is due.
+    pub(super) fn keep_time(&mut self, now: Instant) {
         if self.node.poll_timeout().is_some_and(|due| due <= now) {
             self.node.handle_timeout(now);
         }
-        self.alarm = self.node.poll_timeout();
-        self.alarm
+    }
+
+    /// When something will be due: until then the keeper sleeps.
+    pub(super) fn set_alarm(&mut self) -> Option<Instant> {
+        let due = self.node.poll_timeout();
+        self.alarm.set(due);
+        due
     }
 
     pub(super) fn tell(&mut self) {

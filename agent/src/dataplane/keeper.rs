@@ -35,9 +35,10 @@ impl<O: Owners> Keeper<O> {
         let mut ready = Events::with_capacity(1);
         loop {
             let mut engine = self.shared.engine();
-            let due = engine.keep_time(Instant::now());
+            engine.keep_time(Instant::now());
             self.shared.flush(&mut engine);
             engine.tell();
+            let due = engine.set_alarm();
             drop(engine);
             let wait = due.map(|due| due.saturating_duration_since(Instant::now()));
             self.poller.wait(&mut ready, wait).context("Failed to wait")?;

@@ -18,6 +18,7 @@
 //! The keeper owns time and the control plane's commands. It never waits for the control plane's
 //! queues, nor does the control plane for its.
 
+mod alarm;
 mod engine;
 mod handle;
 mod inbound;
