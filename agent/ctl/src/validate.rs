@@ -55,6 +55,7 @@ fn summary(topology: &Topology) -> String {
         count(topology.services.len(), "service"),
         count(topology.devices.len(), "device"),
         count(topology.rules.rules.len(), "rule"),
+        count(topology.routes.len(), "route"),
     ];
     let tests = match topology.tests.len() {
         0 => "no tests (write [[test]]s: they keep a change from breaking what works)".to_owned(),
@@ -82,6 +83,7 @@ impl Checked {
                 "services": topology.services.len(),
                 "devices": topology.devices.len(),
                 "rules": topology.rules.rules.len(),
+                "routes": topology.routes.len(),
                 "tests": topology.tests.len(),
             })
         });
@@ -149,7 +151,7 @@ mod tests {
         assert!(checked.findings.is_empty());
         let text = plain(&summary(&checked.topology.unwrap()));
         assert!(
-            text.starts_with("valid: 2 hosts, 0 services, 0 devices, 0 rules; no tests"),
+            text.starts_with("valid: 2 hosts, 0 services, 0 devices, 0 rules, 0 routes; no tests"),
             "{text}"
         );
     }

@@ -145,6 +145,7 @@ fn snapshot() -> Snapshot {
         services: BTreeMap::from([(ServiceId(4), service)]),
         devices: BTreeMap::from([(DeviceId(9), device)]),
         rules: Rules::default(),
+        routes: Vec::new(),
     }
 }
 

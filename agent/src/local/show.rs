@@ -289,6 +289,7 @@ pub(crate) mod tests {
             .into(),
             devices: [(DeviceId(9), device)].into(),
             rules: Rules::default(),
+            routes: Vec::new(),
         })
     }
 

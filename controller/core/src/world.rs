@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use isthmus_model::topology::Topology;
 use isthmus_model::{
-    Device, DeviceId, Host, HostId, Identity, Mesh, Name, Principal, Rule, Rules, Service,
+    Device, DeviceId, Host, HostId, Identity, Mesh, Name, Principal, Route, Rule, Rules, Service,
     ServiceId, Snapshot, Subject,
 };
 use isthmus_policy::Policy;
@@ -81,6 +81,7 @@ impl World {
             local,
             hosts: hosts.map(|(id, host)| (*id, host.clone())).collect(),
             rules: self.rules_for(here),
+            routes: self.routes_for(here),
             services,
             devices,
         })
@@ -98,6 +99,17 @@ impl World {
             }
         };
         later.inventory.members().filter(differs).map(|member| member.name.clone()).collect()
+    }
+
+    /// Whoever may call a service needs its routes.
+    fn routes_for(&self, here: &[usize]) -> Vec<Route> {
+        let called = self.relations.called_by_any(here);
+        let services = self.everything.services.iter().filter(|(id, _)| {
+            self.residents.index.get(&Principal::Service(**id)).is_some_and(|index| called[*index])
+        });
+        let called: BTreeSet<&Name> = services.map(|(_, service)| &service.name).collect();
+        let routes = self.everything.routes.iter();
+        routes.filter(|route| called.contains(&route.service)).cloned().collect()
     }
 
     /// A rule can only decide about traffic of those whom it names.
@@ -189,32 +201,47 @@ impl Residents {
     }
 }
 
-/// Which pairs of identities may exchange traffic, in either direction.
+/// Which pairs of identities may exchange traffic.
 #[derive(Clone, Debug)]
 struct Relations {
     count: usize,
+    /// In either direction.
     related: Vec<bool>,
+    /// The one of the row may open flows to the one of the column.
+    calls: Vec<bool>,
 }
 
 impl Relations {
     fn new(policy: &Policy, identities: &[Identity]) -> Self {
         let count = identities.len();
         let mut related = vec![false; count * count];
+        let mut calls = vec![false; count * count];
         for (i, one) in identities.iter().enumerate() {
             for (j, other) in identities.iter().enumerate().skip(i) {
-                let yes = policy.relates(one, other) || policy.relates(other, one);
+                calls[i * count + j] = policy.relates(one, other);
+                calls[j * count + i] = policy.relates(other, one);
+                let yes = calls[i * count + j] || calls[j * count + i];
                 related[i * count + j] = yes;
                 related[j * count + i] = yes;
             }
         }
-        Self { count, related }
+        Self { count, related, calls }
     }
 
     /// By index: who may exchange traffic with any of these.
     fn of_any(&self, these: &[usize]) -> Vec<bool> {
+        self.union(&self.related, these)
+    }
+
+    /// By index: whom any of these may call.
+    fn called_by_any(&self, these: &[usize]) -> Vec<bool> {
+        self.union(&self.calls, these)
+    }
+
+    fn union(&self, matrix: &[bool], these: &[usize]) -> Vec<bool> {
         let mut found = vec![false; self.count];
         for index in these {
-            let row = &self.related[index * self.count..(index + 1) * self.count];
+            let row = &matrix[index * self.count..(index + 1) * self.count];
             for (found, related) in found.iter_mut().zip(row) {
                 *found |= related;
             }
@@ -239,6 +266,7 @@ fn everything(state: &State) -> Snapshot {
         services: services(state),
         devices: devices(state),
         rules: topology.rules.clone(),
+        routes: topology.routes.clone(),
     }
 }
 

@@ -179,6 +179,26 @@ fn a_host_learns_only_of_those_it_may_meet() {
 }
 
 #[test]
+fn routes_are_for_those_who_may_call_the_service() {
+    let text = format!(
+        "{}\n[[route.db]]\ntimeout = \"2s\"\n",
+        TOPOLOGY.replace("port = 5432", "port = 5432\nprotocol = \"http\"")
+    );
+    let (state, _) = three();
+    let world = World::new(&apply(&state, &text));
+    let routes = |host: &str| {
+        let id = world.inventory().member(host).unwrap().id;
+        world.slice(id).unwrap().routes
+    };
+    assert_eq!(routes("web-1").len(), 1);
+    assert_eq!(routes("other-1"), [], "it may not call the service");
+    assert_eq!(routes("db-1"), [], "it is called, and calls nobody");
+    let later = World::new(&apply(&state, &text.replace("2s", "3s")));
+    let affected: Vec<String> = world.affected(&later).iter().map(ToString::to_string).collect();
+    assert_eq!(affected, ["web-1"]);
+}
+
+#[test]
 fn only_those_are_affected_whose_slices_differ() {
     let (state, _) = three();
     let before = World::new(&state);

@@ -11,6 +11,7 @@ use crate::address::{Ipv4Net, MeshPrefix};
 use crate::identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
 use crate::key::PublicKey;
 use crate::name::Name;
+use crate::route::Route;
 use crate::rules::{Layer4, Rules};
 
 /// The number of an immutable snapshot of the mesh's configuration. 0 is "none yet".
@@ -42,6 +43,8 @@ pub struct Snapshot {
     pub devices: BTreeMap<DeviceId, Device>,
     /// The rules that can decide about this host's traffic.
     pub rules: Rules,
+    /// The routes of services that this host's residents may call, in order.
+    pub routes: Vec<Route>,
 }
 
 /// What holds for the whole mesh.

@@ -152,6 +152,7 @@ impl Builder {
             services: services.collect(),
             devices: devices.collect(),
             rules: self.rules.clone(),
+            routes: Vec::new(),
         };
         Topology { snapshot }
     }

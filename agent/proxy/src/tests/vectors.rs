@@ -106,6 +106,7 @@ impl Lab {
             services,
             devices: devices(topology),
             rules: with_ports(&topology.rules, &ports),
+            routes: Vec::new(),
         });
         Self::serve(snapshot)
     }

@@ -56,6 +56,7 @@ pub(crate) fn snapshot() -> Snapshot {
         )]
         .into(),
         rules: Rules::default(),
+        routes: Vec::new(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the parts of a snapshot must be to each other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use super::ConvertError;
@@ -8,6 +8,7 @@ use crate::address::Ipv4Net;
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::name::Name;
+use crate::route::RouteAction;
 use crate::snapshot::{Device, Host, Service, Snapshot};
 
 /// Checks the invariants of a snapshot.
@@ -30,6 +31,28 @@ pub(super) fn invariants(snapshot: &Snapshot) -> Result<(), ConvertError> {
         let key = format!("device/{}", id.0);
         names.claim(&key, "device", &device.name)?;
         check.device(&key, *id, device)?;
+    }
+    routes(snapshot)
+}
+
+/// Routes name only services that are there.
+fn routes(snapshot: &Snapshot) -> Result<(), ConvertError> {
+    let services: HashSet<&Name> =
+        snapshot.services.values().map(|service| &service.name).collect();
+    for route in &snapshot.routes {
+        let to = match &route.action {
+            RouteAction::Forward { to, .. } => to.as_slice(),
+            RouteAction::Redirect(_) | RouteAction::Respond { .. } => &[],
+        };
+        let named = std::iter::once(&route.service)
+            .chain(to.iter().map(|backend| &backend.service))
+            .chain(route.mirrors.iter().map(|mirror| &mirror.service));
+        for name in named {
+            if !services.contains(name) {
+                let key = format!("route/{}", route.name);
+                return fail(&key, format!("there is no service {:?}", name.as_str()));
+            }
+        }
     }
     Ok(())
 }

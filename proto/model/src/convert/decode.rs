@@ -13,10 +13,11 @@ use v1::resource::Body;
 use v1::selector::By;
 
 use super::encode::key;
-use super::{ConvertError, check};
+use super::{ConvertError, check, routes};
 use crate::address::{Ipv4Net, MeshPrefix};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
+use crate::route::Route;
 use crate::rules::{Action, Origin, RequestMatch, Rule, Rules};
 use crate::snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};
 
@@ -51,7 +52,7 @@ pub fn snapshot<'a>(
 }
 
 /// Why a part is wrong; the caller knows which resource it is in.
-type Reason = String;
+pub(super) type Reason = String;
 
 /// What has been read so far.
 #[derive(Default)]
@@ -63,6 +64,7 @@ struct Parts<'a> {
     services: BTreeMap<ServiceId, Service>,
     devices: BTreeMap<DeviceId, Device>,
     rules: BTreeMap<u32, Rule>,
+    routes: BTreeMap<u32, Route>,
 }
 
 impl<'a> Parts<'a> {
@@ -87,6 +89,11 @@ impl<'a> Parts<'a> {
             Body::Device(body) => {
                 self.devices.insert(DeviceId(number(body.id)?), device(body)?);
             }
+            Body::Route(body) => {
+                if let Some(other) = self.routes.insert(body.order, routes::decode(body)?) {
+                    return Err(format!("route {:?} has the same order", other.name));
+                }
+            }
             Body::Rule(body) => {
                 if let Some(other) = self.rules.insert(body.order, rule(body)?) {
                     return Err(format!("rule {:?} has the same order", other.name));
@@ -110,6 +117,7 @@ impl<'a> Parts<'a> {
             services: self.services,
             devices: self.devices,
             rules: Rules { default, audit: policy.audit, rules },
+            routes: self.routes.into_values().collect(),
         })
     }
 }
@@ -256,25 +264,25 @@ fn all<T: FromStr<Err: Display>>(field: &str, texts: &[String]) -> Result<Vec<T>
     texts.iter().map(|text| parse(field, text)).collect()
 }
 
-fn parse<T: FromStr<Err: Display>>(field: &str, value: &str) -> Result<T, Reason> {
+pub(super) fn parse<T: FromStr<Err: Display>>(field: &str, value: &str) -> Result<T, Reason> {
     if value.len() > MAX_TEXT {
         return Err(format!("{field}: a text of {} bytes is too long", value.len()));
     }
     value.parse().map_err(|error| format!("{field}: {:?}: {error}", brief(value)))
 }
 
-fn text(field: &str, value: &str) -> Result<Arc<str>, Reason> {
+pub(super) fn text(field: &str, value: &str) -> Result<Arc<str>, Reason> {
     if value.len() > MAX_TEXT || value.contains('\0') {
         return Err(format!("{field}: a text has a NUL, or is longer than {MAX_TEXT} bytes"));
     }
     Ok(value.into())
 }
 
-fn filled(field: &str, value: &str) -> Result<Arc<str>, Reason> {
+pub(super) fn filled(field: &str, value: &str) -> Result<Arc<str>, Reason> {
     if value.is_empty() { Err(format!("{field}: it is empty")) } else { text(field, value) }
 }
 
-fn bounded(field: &str, count: usize, most: usize) -> Result<(), Reason> {
+pub(super) fn bounded(field: &str, count: usize, most: usize) -> Result<(), Reason> {
     if count > most { Err(format!("{field}: {count} are too many")) } else { Ok(()) }
 }
 

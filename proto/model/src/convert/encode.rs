@@ -6,12 +6,13 @@ use isthmus_proto::v1;
 use v1::resource::Body;
 use v1::selector::By;
 
+use super::routes;
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::rules::{Action, RequestMatch, Rule};
 use crate::snapshot::{Device, Host, Protocol, Selector, Service, Snapshot};
 
-/// The resources that a snapshot consists of: `mesh` and `policy`, then hosts, services, devices and
-/// rules. Equal snapshots give equal resources, so that two slices can be compared by them.
+/// The resources that a snapshot consists of: `mesh` and `policy`, then hosts, services, devices,
+/// rules and routes. Equal snapshots give equal resources, so that two slices can be compared by them.
 #[must_use]
 pub fn resources(snapshot: &Snapshot) -> Vec<v1::Resource> {
     let mut bodies = vec![mesh(snapshot), policy(snapshot)];
@@ -19,6 +20,9 @@ pub fn resources(snapshot: &Snapshot) -> Vec<v1::Resource> {
     bodies.extend(snapshot.services.iter().map(|(id, service_)| service(*id, service_)));
     bodies.extend(snapshot.devices.iter().map(|(id, device_)| device(*id, device_)));
     bodies.extend((0..).zip(&snapshot.rules.rules).map(|(order, rule_)| rule(order, rule_)));
+    bodies.extend(
+        (0..).zip(&snapshot.routes).map(|(order, route)| Body::Route(routes::encode(order, route))),
+    );
     bodies.into_iter().map(|body| v1::Resource { key: key(&body), body: Some(body) }).collect()
 }
 
@@ -31,6 +35,7 @@ pub(super) fn key(body: &Body) -> String {
         Body::Service(service) => format!("service/{}", service.id),
         Body::Device(device) => format!("device/{}", device.id),
         Body::Rule(rule) => format!("rule/{}", rule.name),
+        Body::Route(route) => format!("route/{}", route.name),
     }
 }
 

@@ -7,6 +7,7 @@
 mod check;
 mod decode;
 mod encode;
+mod routes;
 #[cfg(test)]
 mod tests;
 

@@ -10,8 +10,10 @@ use crate::address::{Ipv4Net, MeshPrefix};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::name::Name;
+use crate::route::Route;
 use crate::rules::{Action, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
 use crate::snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};
+use crate::topology::{SourceFile, parse};
 
 proptest! {
     #[test]
@@ -97,6 +99,20 @@ fn what_contradicts_itself_is_refused_by_name() {
         ("rule/may", "doesn't begin with '/'", |r| {
             rule(r).http = vec![v1::RequestMatch { method: String::new(), path: "a".into() }];
         }),
+        ("route/s0-1", "no service \"gone\"", |r| route(r).service = "gone".into()),
+        ("route/s0-1", "nobody has a weight", |r| {
+            let to = vec![v1::Backend { service: "s0".into(), weight: 0 }];
+            let forward = v1::Forward { to, ..v1::Forward::default() };
+            route(r).action = Some(v1::route::Action::Forward(forward));
+        }),
+        ("route/s0-1", "action", |r| route(r).action = None),
+        ("route/s0-1", "more than all", |r| route(r).mirrors[0].share = 1_000_001),
+        ("route/s0-1", "path", |r| {
+            route(r).matches[0].path = Some(v1::route_match::Path::Regex("(".into()));
+        }),
+        ("route/s0-2", "same order", |r| {
+            route(r).order = 1;
+        }),
         ("rule/twin", "same order", |r| {
             let mut twin = rule(r).clone();
             twin.name = "twin".into();
@@ -144,6 +160,10 @@ fn rule(wire: &mut [v1::Resource]) -> &mut v1::Rule {
     pick(wire, |body| if let Body::Rule(body) = body { Some(body) } else { None })
 }
 
+fn route(wire: &mut [v1::Resource]) -> &mut v1::Route {
+    pick(wire, |body| if let Body::Route(body) = body { Some(body) } else { None })
+}
+
 fn pick<T>(wire: &mut [v1::Resource], of: fn(&mut Body) -> Option<&mut T>) -> &mut T {
     wire.iter_mut().filter_map(|r| r.body.as_mut()).find_map(of).unwrap()
 }
@@ -165,6 +185,9 @@ fn inflict(resource: &mut v1::Resource, (what, number, text): (u8, u32, String))
         Body::Device(body) => body.ipv4 = text,
         Body::Rule(body) if what % 2 == 0 => body.from.push(text),
         Body::Rule(body) => body.order = number,
+        Body::Route(body) if what % 3 == 0 => body.timeout_ms = number.into(),
+        Body::Route(body) if what % 2 == 0 => body.service = text,
+        Body::Route(body) => body.order = number,
     }
 }
 
@@ -255,7 +278,39 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
             })
             .collect(),
         rules,
+        routes: if services.is_empty() { Vec::new() } else { sample_routes() },
     }
+}
+
+/// All that routes can say, of the first service.
+fn sample_routes() -> Vec<Route> {
+    let text = r#"
+[host.a]
+[service.s0]
+port = 1
+protocol = "http"
+hosts = ["a"]
+[[route.s0]]
+match = [{ path = "/a", method = "GET", host = ["a.example", "*.b"] }, { path = { prefix = "/p" }, header = { x = "1", y = { regex = "a+" } }, query = { q = "" } }, { path = { regex = "/r.*" } }]
+to = [{ service = "s0", weight = 3 }]
+rewrite = { host = "in", path = "/x" }
+request_headers = { set = { a = "1" }, add = { b = "2" }, remove = ["c"] }
+response_headers = { add = { d = "" } }
+timeout = "2s"
+try_timeout = "1s"
+retry = { attempts = 3, on = ["5xx", "429", "unavailable"], budget = 0.1, backoff = "5ms", non_idempotent = true }
+mirror = [{ service = "s0", percent = 5 }]
+fault = { delay = "1s", delay_percent = 3, abort = 500, abort_percent = 4 }
+[[route.s0]]
+redirect = { scheme = "https", host = "h", port = 1, path = "/", status = 307 }
+[[route.s0]]
+match = { path = { prefix = "/p" } }
+redirect = { prefix = "/q" }
+[[route.s0]]
+direct_response = { status = 200, body = "x" }
+"#;
+    let file = SourceFile { name: "mesh.toml".into(), text: text.to_owned() };
+    parse(&[file]).expect("the routes are right").routes
 }
 
 fn name(text: &str) -> Name {

@@ -9,7 +9,7 @@ use super::parse::{Declared, Draft};
 use super::policy::{RuleDraft, TestDraft};
 use super::reader::{At, Report, quote};
 use super::suggest::nearest;
-use super::{Placement, addresses};
+use super::{Placement, addresses, routes};
 use crate::name::Name;
 use crate::rules::Subject;
 use crate::snapshot::{Protocol, Selector};
@@ -27,11 +27,16 @@ pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
     check_workloads(draft, report);
     check_devices(draft, report);
     check_rules(draft, report);
+    routes::check(draft, report);
     check_tests(draft, report);
 }
 
 fn check_placements(draft: &Draft, report: &mut Report<'_>) {
-    for service in drafts(&draft.services) {
+    for (name, service) in named(&draft.services) {
+        if !service.is_placed() && !draft.routes.iter().any(|it| it.route.service == *name) {
+            let message = format!("[service.{name}] has no `hosts`");
+            report.error(service.at, message, "add `hosts = [\"app-1\"]`");
+        }
         let Placement::Names(names) = &service.decl.hosts else { continue };
         for (name, at) in names.iter().zip(&service.hosts) {
             require("host", name, *at, &draft.hosts, report);
@@ -263,7 +268,7 @@ impl<'a> Names<'a> {
 }
 
 /// Whether a name is declared; if not, this has been reported.
-fn require<D>(
+pub(super) fn require<D>(
     kind: &str,
     name: &Name,
     at: At,
@@ -281,6 +286,6 @@ fn require<D>(
     false
 }
 
-fn drafts<D>(declared: &BTreeMap<Name, Declared<D>>) -> impl Iterator<Item = &D> {
-    declared.values().filter_map(|declared| declared.draft.as_ref())
+fn named<D>(declared: &BTreeMap<Name, Declared<D>>) -> impl Iterator<Item = (&Name, &D)> {
+    declared.iter().filter_map(|(name, declared)| Some((name, declared.draft.as_ref()?)))
 }

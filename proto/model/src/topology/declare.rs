@@ -52,6 +52,14 @@ pub(super) struct ServiceDraft {
     /// One place for each name in `hosts`; none for labels.
     pub(super) hosts: Vec<At>,
     pub(super) workload: At,
+    pub(super) at: At,
+}
+
+impl ServiceDraft {
+    /// Whether it has workloads of its own.
+    pub(super) fn is_placed(&self) -> bool {
+        !matches!(&self.decl.hosts, Placement::Names(names) if names.is_empty())
+    }
 }
 
 #[derive(Debug)]
@@ -99,9 +107,9 @@ pub(super) fn service<'a>(
 ) -> Read<ServiceDraft> {
     let namespace =
         table.optional("namespace", |entry| values::name(entry.string(report)?, report));
-    let port = table.required("port", report).and_then(|entry| port(entry, report));
+    let port = table.required("port", report).and_then(|entry| values::port(entry, report));
     let protocol = table.optional("protocol", |entry| protocol(entry.string(report)?, report));
-    let hosts = table.required("hosts", report).and_then(|entry| placement(entry, report));
+    let hosts = table.optional("hosts", |entry| placement(entry, report));
     let selectors = table.optional("workload", |entry| {
         selectors(
             &entry.table(Context::Within("workload", "service", name), WORKLOAD, report)?,
@@ -109,7 +117,7 @@ pub(super) fn service<'a>(
             report,
         )
     });
-    let (placement, hosts) = hosts?;
+    let (placement, hosts) = hosts?.unwrap_or((Placement::Names(Vec::new()), Vec::new()));
     let decl = ServiceDecl {
         namespace: match namespace? {
             Some(namespace) => namespace,
@@ -125,19 +133,12 @@ pub(super) fn service<'a>(
         decl,
         hosts,
         workload: table.get("workload").map_or(table.at, |entry| entry.at),
+        at: table.at,
     })
 }
 
 fn default_namespace() -> Name {
     "default".parse().expect("INVARIANT: \"default\" is a name")
-}
-
-fn port(entry: Entry<'_>, report: &mut Report<'_>) -> Read<u16> {
-    let number = entry.integer(report)?;
-    u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| {
-        let message = format!("there is no port {number}");
-        report.error(entry.at, message, "write a number from 1 to 65535, such as `port = 8080`")
-    })
 }
 
 fn protocol(text: Located<&str>, report: &mut Report<'_>) -> Read<Protocol> {

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use super::route_words;
 use super::{DeviceDecl, HostDecl, MeshDecl, Placement, ServiceDecl, TestDecl, Topology};
 use crate::name::Name;
+use crate::route::Route;
 use crate::rules::{Action, RequestMatch, Rule};
 use crate::snapshot::Selector;
 
@@ -59,6 +61,7 @@ pub fn diff(old: Option<&Topology>, new: &Topology) -> Vec<Change> {
     policy.note("audit", old.rules.audit, new.rules.audit);
     changes.changed("policy", policy);
     changes.rules(&old.rules.rules, &new.rules.rules);
+    changes.routes(&old.routes, &new.routes);
     changes.tests(&old.tests, &new.tests);
     changes.list
 }
@@ -116,6 +119,28 @@ impl Changes {
         if let Some((old, new)) = moved {
             let detail = format!("order: {:?} now comes before {:?}", &*new.name, &*old.name);
             self.push(ChangeKind::Changed, "rules".to_owned(), detail);
+        }
+    }
+
+    fn routes(&mut self, old: &[Route], new: &[Route]) {
+        let before: HashMap<_, _> = old.iter().map(|route| (&route.name, route)).collect();
+        let after: HashMap<_, _> = new.iter().map(|route| (&route.name, route)).collect();
+        for new in new {
+            let subject = format!("route {}", new.name);
+            match before.get(&new.name) {
+                Some(old) => self.changed(subject, route(old, new)),
+                None => self.push(ChangeKind::Added, subject, route_words::summary(new)),
+            }
+        }
+        for old in old.iter().filter(|route| !after.contains_key(&route.name)) {
+            self.push(ChangeKind::Removed, format!("route {}", old.name), String::new());
+        }
+        let kept_before = old.iter().filter(|route| after.contains_key(&route.name));
+        let kept_after = new.iter().filter(|route| before.contains_key(&route.name));
+        let moved = kept_before.zip(kept_after).find(|(old, new)| old.name != new.name);
+        if let Some((old, new)) = moved {
+            let detail = format!("order: {:?} now comes before {:?}", &*new.name, &*old.name);
+            self.push(ChangeKind::Changed, "routes".to_owned(), detail);
         }
     }
 
@@ -219,6 +244,14 @@ fn rule(old: &Rule, new: &Rule) -> Details {
     details.note_list("ports", ports, &new.ports, ToString::to_string);
     details.note_list("http", http, &new.http, show_request);
     details.note("audit", audit, new.audit);
+    details
+}
+
+fn route(old: &Route, new: &Route) -> Details {
+    let mut details = Details::default();
+    for ((key, old), (_, new)) in route_words::facts(old).into_iter().zip(route_words::facts(new)) {
+        details.note(key, old, new);
+    }
     details
 }
 

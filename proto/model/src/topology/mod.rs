@@ -8,7 +8,7 @@
 //! Reading has three steps, each in modules of its own:
 //!
 //! ```text
-//!  text ──syntax──▶ TOML tree ──parse, declare, policy──▶ draft ──check──▶ Topology
+//!  text ──syntax──▶ TOML tree ──parse, declare, policy, route──▶ draft ──check──▶ Topology
 //!                   with spans    one table at a time               between tables
 //! ```
 
@@ -16,10 +16,15 @@ mod addresses;
 mod check;
 mod declare;
 mod diff;
+mod fields;
 mod mesh;
 mod parse;
 mod policy;
 mod reader;
+mod route;
+mod route_words;
+mod routes;
+mod routing;
 mod suggest;
 mod syntax;
 #[cfg(test)]
@@ -36,6 +41,7 @@ use crate::address::Ipv4Net;
 use crate::identity::TrustDomain;
 use crate::key::PublicKey;
 use crate::name::Name;
+use crate::route::Route;
 use crate::rules::{Action, Layer4, Origin, Rules, Subject};
 use crate::snapshot::{Protocol, Selector};
 
@@ -64,6 +70,8 @@ pub struct Topology {
     pub devices: BTreeMap<Name, DeviceDecl>,
     /// `[policy]`, `[[allow]]`, `[[deny]]`
     pub rules: Rules,
+    /// `[[route.NAME]]`, in order of the files.
+    pub routes: Vec<Route>,
     /// `[[test]]`
     pub tests: Vec<TestDecl>,
 }
@@ -198,6 +206,7 @@ impl Default for Topology {
             services: BTreeMap::new(),
             devices: BTreeMap::new(),
             rules: Rules::default(),
+            routes: Vec::new(),
             tests: Vec::new(),
         }
     }

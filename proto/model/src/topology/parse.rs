@@ -8,6 +8,7 @@ use toml::de::{DeTable, DeValue};
 use super::declare::{self, DeviceDraft, HostDraft, ServiceDraft};
 use super::policy::{self, PolicyDraft, RuleDraft, TestDraft};
 use super::reader::{At, Context, Located, Read, Report, Reported, Schema, Table, clip, instead};
+use super::route::{self, RouteDraft};
 use super::{Diagnostic, MeshDecl, SourceFile, Topology, check, mesh, syntax, values};
 use crate::name::Name;
 use crate::rules::{Action, Rules};
@@ -15,6 +16,7 @@ use crate::rules::{Action, Rules};
 const MOST_BYTES: usize = 8 << 20;
 const MOST_DECLARATIONS: usize = 65_536;
 const MOST_RULES: usize = 100_000;
+const MOST_ROUTES: usize = 20_000;
 
 /// What stands at the top of a file, each with an example.
 const TOP: Schema = &[
@@ -25,6 +27,7 @@ const TOP: Schema = &[
     ("device", "[device.press]"),
     ("allow", "[[allow]]"),
     ("deny", "[[deny]]"),
+    ("route", "[[route.web]]"),
     ("test", "[[test]]"),
 ];
 
@@ -38,6 +41,9 @@ pub(super) struct Draft {
     pub(super) services: BTreeMap<Name, Declared<ServiceDraft>>,
     pub(super) devices: BTreeMap<Name, Declared<DeviceDraft>>,
     pub(super) rules: Vec<RuleDraft>,
+    pub(super) routes: Vec<RouteDraft>,
+    /// How many each service has.
+    route_counts: BTreeMap<Name, usize>,
     pub(super) tests: Vec<TestDraft>,
 }
 
@@ -111,6 +117,7 @@ impl Draft {
                 ),
                 "deny" => rules
                     .extend(elements(file, "deny", value, report).map(|rule| (Action::Deny, rule))),
+                "route" => self.read_routes(file, at, value.get_ref(), report),
                 "test" => self.read_tests(elements(file, "test", value, report), report),
                 _ => unknown(word, header, value.get_ref(), report),
             }
@@ -138,6 +145,7 @@ impl Draft {
                 audit: rules.audit,
                 rules: self.rules.into_iter().map(|draft| draft.rule).collect(),
             },
+            routes: self.routes.into_iter().map(|draft| draft.route).collect(),
             tests: self.tests.into_iter().map(|draft| draft.decl).collect(),
         })
     }
@@ -222,6 +230,40 @@ impl Draft {
             let context = Context::Item(policy::kind_of(action));
             let table = Table::new(context, element.at, element.items, policy::RULE, report);
             self.rules.extend(policy::rule(action, &table, report));
+        }
+    }
+
+    /// `[[route.*]]`: a list for each service.
+    fn read_routes(&mut self, file: usize, at: At, value: &DeValue<'_>, report: &mut Report<'_>) {
+        let Some(services) = value.as_table() else {
+            let help = format!("write `{}`, with the service's name", example("route"));
+            report.error(at, "`route` must name a service", help);
+            return;
+        };
+        let mut routes = Vec::new();
+        for (key, list) in services {
+            let word: &str = key.get_ref();
+            let written = Located { value: word, at: At::new(file, key.span()) };
+            let Ok(name) = values::name(written, report) else { continue };
+            let name = Located { value: name, at: written.at };
+            for element in elements(file, "route", list, report) {
+                routes.push((word, name.clone(), element));
+            }
+        }
+        // In the order in which they stand, whichever service they are of.
+        routes.sort_by_key(|(.., element)| element.at);
+        for (word, name, element) in routes {
+            if report.is_full() {
+                return;
+            }
+            if self.routes.len() == MOST_ROUTES {
+                return too_many("routes", MOST_ROUTES, element.at, report);
+            }
+            let context = Context::NamedItem("route", word);
+            let table = Table::new(context, element.at, element.items, route::ROUTE, report);
+            let count = self.route_counts.entry(name.value.clone()).or_default();
+            *count += 1;
+            self.routes.extend(route::route(&name, *count, &table, report));
         }
     }
 

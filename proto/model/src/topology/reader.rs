@@ -144,6 +144,8 @@ pub(super) enum Context<'a> {
     Within(&'static str, &'static str, &'a str),
     /// An element of a list within `[[allow]]`.
     Element(&'static str, &'static str),
+    /// `[[route.api]]`
+    NamedItem(&'static str, &'a str),
 }
 
 impl fmt::Display for Context<'_> {
@@ -154,6 +156,7 @@ impl fmt::Display for Context<'_> {
             Self::Item(kind) => write!(f, "[[{kind}]]"),
             Self::Within(key, kind, name) => write!(f, "`{key}` of [{kind}.{}]", clip(name)),
             Self::Element(key, kind) => write!(f, "`{key}` of [[{kind}]]"),
+            Self::NamedItem(kind, name) => write!(f, "[[{kind}.{}]]", clip(name)),
         }
     }
 }
@@ -242,6 +245,11 @@ impl<'a> Entry<'a> {
         Ok(Located { value: text, at: self.at })
     }
 
+    /// The value, if it is a string.
+    pub(super) fn text(&self) -> Option<Located<&'a str>> {
+        Some(Located { value: self.value.as_str()?, at: self.at })
+    }
+
     pub(super) fn boolean(&self, report: &mut Report<'_>) -> Read<bool> {
         self.value.as_bool().ok_or_else(|| self.wrong_type("true or false", report))
     }
@@ -253,6 +261,15 @@ impl<'a> Entry<'a> {
             let message = format!("`{}` is too large: {}", self.key, clip(number.as_str()));
             report.error(self.at, message, format!("write `{}`", self.example))
         })
+    }
+
+    /// A number, whole or not.
+    pub(super) fn number(&self, report: &mut Report<'_>) -> Read<f64> {
+        let whole = self.value.as_integer().and_then(number_of).map(|number| number as f64);
+        let number = whole.or_else(|| self.value.as_float()?.as_str().parse().ok());
+        number
+            .filter(|number| number.is_finite())
+            .ok_or_else(|| self.wrong_type("a number", report))
     }
 
     /// A list of strings that isn't empty.
@@ -299,6 +316,30 @@ impl<'a> Entry<'a> {
     ) -> Read<Table<'a>> {
         let items = self.value.as_table().ok_or_else(|| self.wrong_type("a table", report))?;
         Ok(Table::new(context, self.at, items, schema, report))
+    }
+
+    /// A table, or a list of tables that isn't empty.
+    pub(super) fn table_or_tables(
+        &self,
+        context: Context<'a>,
+        schema: Schema,
+        report: &mut Report<'_>,
+    ) -> Read<Vec<Table<'a>>> {
+        match self.value.as_table() {
+            Some(items) => Ok(vec![Table::new(context, self.at, items, schema, report)]),
+            None => self.tables(context, schema, report),
+        }
+    }
+
+    /// What a table with free keys holds.
+    pub(super) fn entries(&self, report: &mut Report<'_>) -> Read<Vec<(Located<&'a str>, Self)>> {
+        let items = self.value.as_table().ok_or_else(|| self.wrong_type("a table", report))?;
+        let entry = |(key, value): (&'a toml::Spanned<_>, &'a toml::Spanned<DeValue<'a>>)| {
+            let key: &toml::Spanned<std::borrow::Cow<'a, str>> = key;
+            let name = Located { value: &**key.get_ref(), at: self.at.within(key.span()) };
+            (name, Self { at: self.at.within(value.span()), value: value.get_ref(), ..*self })
+        };
+        Ok(items.iter().map(entry).collect())
     }
 
     /// A list of tables that isn't empty.

@@ -1,8 +1,9 @@
 //! Single values: names, prefixes, endpoints, paths, units.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use super::reader::{Located, Read, Report, Reported, quote};
+use super::reader::{Entry, Located, Read, Report, Reported, quote};
 use crate::address::Ipv4Net;
 use crate::name::Name;
 
@@ -50,6 +51,44 @@ pub(super) fn title(what: &str, text: Located<&str>, report: &mut Report<'_>) ->
         return Ok(());
     };
     Err(report.error(text.at, message, help))
+}
+
+pub(super) fn port(entry: Entry<'_>, report: &mut Report<'_>) -> Read<u16> {
+    let number = entry.integer(report)?;
+    u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| {
+        let message = format!("there is no port {number}");
+        report.error(entry.at, message, "write a number from 1 to 65535, such as `port = 8080`")
+    })
+}
+
+/// A time such as `500ms`, `2s`, `1.5s`, `1m`: more than nothing, and not more than a day.
+pub(super) fn duration(key: &str, text: Located<&str>, report: &mut Report<'_>) -> Read<Duration> {
+    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    let digits = text.value.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let second = match &text.value[digits.len()..] {
+        "ms" => Some(0.001),
+        "s" => Some(1.0),
+        "m" => Some(60.0),
+        "h" => Some(3600.0),
+        _ => None,
+    };
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number = digits.parse::<f64>().ok().filter(|_| plain);
+    let (Some(number), Some(second)) = (number, second) else {
+        let message = format!("{} is no time", quote(text.value));
+        let help = format!("write a number and a unit, such as `{key} = \"500ms\"` or \"2s\"");
+        return Err(report.error(text.at, message, help));
+    };
+    let time = Duration::from_millis((number * second * 1000.0).round() as u64);
+    if time.is_zero() || time > LONGEST {
+        let message = format!(
+            "{} is too {}",
+            quote(text.value),
+            if time.is_zero() { "short" } else { "long" }
+        );
+        return Err(report.error(text.at, message, "write a time from \"1ms\" to \"24h\""));
+    }
+    Ok(time)
 }
 
 pub(super) fn label(key: Located<&str>, value: Located<&str>, report: &mut Report<'_>) -> Read<()> {

@@ -113,6 +113,28 @@ fn what_requests_a_rule_is_about_is_told() {
 }
 
 #[test]
+fn differences_of_routes_are_told() {
+    let routes = |routes: &str| {
+        read(&format!(
+            "[host.a]\n[service.w]\nport = 1\nprotocol = \"http\"\nhosts = [\"a\"]\n{routes}"
+        ))
+    };
+    let none = routes("");
+    let one = routes("[[route.w]]\nto = [{ service = \"w\", weight = 5 }]\ntimeout = \"2s\"");
+    let two = routes(
+        "[[route.w]]\nmatch = { header = { X-Canary = \"1\" }, path = { prefix = \"/a/\" } }\nretry = { attempts = 2 }\n",
+    );
+    assert_eq!(changes(&none, &one), ["+ route w-1: w: everything to w 5"]);
+    assert_eq!(
+        changes(&one, &two),
+        ["~ route w-1: match everything -> prefix /a header x-canary=1; action to w 5 -> to w 1; \
+             timeout 2s -> none; retry none -> 2 on connect-failure, reset, gateway-error, budget \
+             20%, backoff 25ms"]
+    );
+    assert_eq!(changes(&two, &none), ["- route w-1"]);
+}
+
+#[test]
 fn what_is_gone_is_told() {
     let end = BEFORE.find("[[allow]]").unwrap();
     let told = changes(&read(BEFORE), &read(&BEFORE[..end]));

@@ -1,6 +1,9 @@
 //! Right topologies mean what they say.
 
 use super::*;
+use std::time::Duration;
+
+use crate::route::{PathChange, RetryOn, RouteAction, Share};
 use crate::rules::PortRule;
 
 const CONFIGS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs");
@@ -133,6 +136,95 @@ expect = "allow"
     assert_eq!(rule.ports, [PortRule::Tcp(22, 22), PortRule::Udp(5, 9), PortRule::Icmp]);
     assert!(rule.audit);
     assert_eq!(topology.tests[0].layer4, Some(Layer4::Icmp));
+}
+
+#[test]
+fn every_key_of_a_route_is_read() {
+    let topology = read(
+        r#"
+[host.a]
+[service.v1]
+port = 1
+protocol = "http"
+hosts = ["a"]
+[service.v2]
+port = 1
+protocol = "http"
+hosts = ["a"]
+[service.api]
+port = 80
+protocol = "http"
+[[route.api]]
+name = "canary"
+match = [
+  { path = { prefix = "/v1/" }, method = "GET", header = { X-Canary = "1", x-n = { regex = "[0-9]+" } } },
+  { path = { prefix = "/v2" }, query = { v = "2" }, host = ["a.example", "*.b.example"] },
+]
+to = [{ service = "v1", weight = 95 }, { service = "v2", weight = 5 }]
+rewrite = { host = "in.example", prefix = "/" }
+request_headers = { set = { x-a = "1" }, add = { x-b = "2" }, remove = ["x-c"] }
+response_headers = { remove = ["server"] }
+timeout = "2s"
+try_timeout = "250ms"
+retry = { attempts = 2, on = ["503", "reset", "unavailable"], budget = 0.25, backoff = "10ms", non_idempotent = true }
+mirror = [{ service = "v2", percent = 12.5 }]
+fault = { delay = "1m", delay_percent = 1, abort = 503 }
+[[route.api]]
+match = { path = "/old" }
+redirect = { scheme = "https", host = "new.example", port = 8443, path = "/new", status = 308 }
+[[route.api]]
+match = { path = { regex = "/closed/.*" } }
+direct_response = { status = 503, body = "closed" }
+"#,
+    );
+    let [canary, old, closed] = topology.routes.as_slice() else { panic!("three routes") };
+    assert_eq!((&*canary.name, canary.service.as_str()), ("canary", "api"));
+    let shown: Vec<_> = canary.matches.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        [
+            "GET prefix /v1 header x-canary=1 header x-n~[0-9]+",
+            "prefix /v2 host a.example|*.b.example query v=2"
+        ]
+    );
+    let RouteAction::Forward { to, rewrite } = &canary.action else { panic!("it forwards") };
+    let weights: Vec<_> = to.iter().map(|it| (it.service.as_str(), it.weight)).collect();
+    assert_eq!(weights, [("v1", 95), ("v2", 5)]);
+    assert_eq!(rewrite.host.as_deref(), Some("in.example"));
+    assert_eq!(rewrite.path, Some(PathChange::Prefix("/".into())));
+    let changes = &canary.request_headers;
+    assert_eq!(changes.set, [("x-a".into(), "1".into())]);
+    assert_eq!(changes.add, [("x-b".into(), "2".into())]);
+    assert_eq!(changes.remove, ["x-c".into()]);
+    assert_eq!(canary.response_headers.remove, ["server".into()]);
+    let millis = |number| Some(Duration::from_millis(number));
+    assert_eq!((canary.timeout, canary.try_timeout), (millis(2000), millis(250)));
+    let retry = canary.retry.as_ref().unwrap();
+    assert_eq!(retry.on, [RetryOn::Status(503), RetryOn::Reset, RetryOn::Grpc(14)]);
+    assert_eq!((retry.attempts, retry.budget, retry.non_idempotent), (2, share(250_000), true));
+    assert_eq!(Some(retry.backoff), millis(10));
+    assert_eq!(canary.mirrors[0].share, share(125_000));
+    assert_eq!(canary.delay, Some((Duration::from_mins(1), share(10_000))));
+    assert_eq!(canary.abort, Some((503, Share::ALL)));
+    assert_eq!(canary.origin, Origin { file: "mesh.toml".into(), line: 14 });
+    assert_eq!((&*old.name, &*closed.name), ("api-2", "api-3"));
+    let RouteAction::Redirect(redirect) = &old.action else { panic!("it redirects") };
+    assert_eq!((redirect.port, redirect.status), (Some(8443), 308));
+    assert_eq!(redirect.path, Some(PathChange::Full("/new".into())));
+    assert_eq!(closed.action, RouteAction::Respond { status: 503, body: "closed".into() });
+}
+
+fn share(millionths: u32) -> Share {
+    Share::new(millionths).unwrap()
+}
+
+#[test]
+fn a_route_that_names_nobody_leads_to_its_own_service() {
+    let topology = read(
+        "[host.a]\n[service.w]\nport = 1\nprotocol = \"http\"\nhosts = [\"a\"]\n[[route.w]]\ntimeout = \"1s\"",
+    );
+    let RouteAction::Forward { to, .. } = &topology.routes[0].action else { panic!("it forwards") };
+    assert_eq!(to[0].service.as_str(), "w");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Wrong topologies, and what is said of each: the place, the cause and the remedy.
 
 mod between;
+mod routes;
 mod syntax;
 mod tables;
 mod values;
@@ -52,7 +53,7 @@ const fn on(
 }
 
 fn rows() -> impl Iterator<Item = &'static Row> {
-    [syntax::ROWS, tables::ROWS, values::ROWS, between::ROWS].into_iter().flatten()
+    [syntax::ROWS, tables::ROWS, values::ROWS, routes::ROWS, between::ROWS].into_iter().flatten()
 }
 
 impl Row {

@@ -35,14 +35,14 @@ port = 80",
 cidr = "10.0.0.0/8""#,
         (1, 2),
         "unknown table `network`",
-        "`mesh`, `policy`, `host`, `service`, `device`, `allow`, `deny`, `test`",
+        "`mesh`, `policy`, `host`, `service`, `device`, `allow`, `deny`, `route`, `test`",
     ),
     row(
         "list of tables of a capability that isn't built",
-        r#"[[route.api]]
-timeout = "2s""#,
+        r#"[[segment.floor]]
+vni = 42"#,
         (1, 3),
-        "unknown table `route`",
+        "unknown table `segment`",
         "a topology consists of",
     ),
     row(

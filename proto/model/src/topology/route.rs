@@ -1,0 +1,319 @@
+//! `[[route.NAME]]`, each by itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::declare::all;
+use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
+use super::{fields, routing, values};
+use crate::name::Name;
+use crate::route::{
+    Backend, FieldMatch, HostMatch, PathMatch, Retry, RetryOn, Route, RouteAction, RouteMatch,
+    Share, ValueMatch,
+};
+
+pub(super) const ROUTE: Schema = &[
+    ("name", "name = \"canary\""),
+    ("match", "match = { path = { prefix = \"/v1\" } }"),
+    ("to", "to = [{ service = \"api-v1\", weight = 95 }, { service = \"api-v2\", weight = 5 }]"),
+    ("redirect", "redirect = { scheme = \"https\" }"),
+    ("direct_response", "direct_response = { status = 503, body = \"closed\" }"),
+    ("rewrite", "rewrite = { host = \"api.example\", prefix = \"/\" }"),
+    ("request_headers", "request_headers = { set = { x-stage = \"canary\" } }"),
+    ("response_headers", "response_headers = { remove = [\"server\"] }"),
+    ("timeout", "timeout = \"2s\""),
+    ("try_timeout", "try_timeout = \"500ms\""),
+    ("retry", "retry = { attempts = 2, on = [\"503\"], budget = 0.2 }"),
+    ("mirror", "mirror = [{ service = \"api-v2\", percent = 10 }]"),
+    ("fault", "fault = { delay = \"100ms\", delay_percent = 5 }"),
+];
+
+const MATCH: Schema = &[
+    ("path", "path = { prefix = \"/v1\" }"),
+    ("method", "method = \"GET\""),
+    ("header", "header = { x-canary = \"1\" }"),
+    ("query", "query = { version = \"2\" }"),
+    ("host", "host = \"api.example.com\""),
+];
+
+const PATH: Schema = &[
+    ("exact", "exact = \"/v1/users\""),
+    ("prefix", "prefix = \"/v1\""),
+    ("regex", "regex = \"/users/[0-9]+\""),
+];
+
+const TO: Schema = &[("service", "service = \"api-v1\""), ("weight", "weight = 95")];
+
+const RETRY: Schema = &[
+    ("attempts", "attempts = 2"),
+    ("on", "on = [\"connect-failure\", \"503\"]"),
+    ("budget", "budget = 0.2"),
+    ("backoff", "backoff = \"25ms\""),
+    ("non_idempotent", "non_idempotent = true"),
+];
+
+const DEFAULT_BUDGET: u32 = 200_000;
+const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
+const MOST_ATTEMPTS: i64 = 10;
+const MOST_WEIGHT: i64 = 1_000_000;
+
+/// A route, and the places that checks between tables point at.
+#[derive(Debug)]
+pub(super) struct RouteDraft {
+    pub(super) route: Route,
+    pub(super) at: At,
+    /// The asked service's name, in the header.
+    pub(super) service: At,
+    pub(super) name: At,
+    /// One place for each backend.
+    pub(super) to: Vec<At>,
+    /// One place for each mirror.
+    pub(super) mirrors: Vec<At>,
+}
+
+/// Reads a route of the service whose table it is; the `index`th of them, counted from 1.
+pub(super) fn route(
+    service: &Located<Name>,
+    index: usize,
+    table: &Table<'_>,
+    report: &mut Report<'_>,
+) -> Read<RouteDraft> {
+    let name = table.optional("name", |entry| {
+        let text = entry.string(report)?;
+        values::title("route", text, report)?;
+        Ok(Located { value: Arc::from(text.value), at: text.at })
+    });
+    let matches = table.optional("match", |entry| matches(entry, report));
+    let backends = table.optional("to", |entry| backends(entry, report));
+    let exits = routing::exits(table, report);
+    let request_headers = table
+        .optional("request_headers", |entry| fields::changes(entry, "request_headers", report));
+    let response_headers = table
+        .optional("response_headers", |entry| fields::changes(entry, "response_headers", report));
+    let timeout = table.optional("timeout", |entry| duration(entry, report));
+    let try_timeout = table.optional("try_timeout", |entry| duration(entry, report));
+    let retry = table.optional("retry", |entry| retry(entry, report));
+    let mirrors = table.optional("mirror", |entry| routing::mirrors(entry, report));
+    let fault = routing::fault(table, report);
+    let (matches, backends) = (matches?.unwrap_or_default(), backends?);
+    let name = name?.unwrap_or_else(|| Located {
+        value: format!("{}-{index}", service.value).into(),
+        at: table.at,
+    });
+    let exits = routing::one_exit(table, &service.value, backends, exits?, report)?;
+    let (mirrors, fault) = (mirrors?.unwrap_or_default(), fault?);
+    let (timeout, try_timeout, retry) = (timeout?, try_timeout?, retry?);
+    routing::check_sense(table, &matches, &exits.action, report)?;
+    let route = Route {
+        name: name.value,
+        service: service.value.clone(),
+        matches,
+        action: exits.action,
+        request_headers: request_headers?.unwrap_or_default(),
+        response_headers: response_headers?.unwrap_or_default(),
+        timeout,
+        try_timeout,
+        retry,
+        mirrors: mirrors.iter().map(|mirror| mirror.value.clone()).collect(),
+        delay: fault.delay,
+        abort: fault.abort,
+        origin: report.origin(table.at),
+    };
+    Ok(RouteDraft {
+        route,
+        at: table.at,
+        service: service.at,
+        name: name.at,
+        to: exits.to,
+        mirrors: mirrors.iter().map(|mirror| mirror.at).collect(),
+    })
+}
+
+/// `match`: a table, or a list of tables any of which may fit.
+fn matches(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<RouteMatch>> {
+    let tables = entry.table_or_tables(Context::Element("match", "route"), MATCH, report)?;
+    all(&tables, |table| {
+        if table.is_empty() {
+            let help = "to match every request leave `match` out";
+            return Err(report.error(table.at, "an empty `match` fits every request", help));
+        }
+        let path = table.optional("path", |entry| path(entry, report));
+        let method = table.optional("method", |entry| {
+            let text = entry.string(report)?;
+            values::method(text, report).map(|()| Arc::from(text.value))
+        });
+        let headers = table.optional("header", |entry| field_matches(entry, true, report));
+        let query = table.optional("query", |entry| field_matches(entry, false, report));
+        let hosts =
+            table.optional("host", |entry| all(entry.one_or_more(report)?, |it| host(it, report)));
+        Ok(RouteMatch {
+            hosts: hosts?.unwrap_or_default(),
+            path: path?,
+            method: method?,
+            headers: headers?.unwrap_or_default(),
+            query: query?.unwrap_or_default(),
+        })
+    })
+}
+
+/// A string is the whole path; a table says how to compare.
+fn path(entry: Entry<'_>, report: &mut Report<'_>) -> Read<PathMatch> {
+    if let Some(text) = entry.text() {
+        if let Some(start) = text.value.strip_suffix("/*") {
+            let message = format!("the path {} has a '*'", quote(text.value));
+            let help = format!(
+                "write `path = {{ prefix = \"{}\" }}`",
+                if start.is_empty() { "/" } else { start }
+            );
+            return Err(report.error(text.at, message, help));
+        }
+        values::path(text, false, report)?;
+        return Ok(PathMatch::Exact(text.value.into()));
+    }
+    let table = entry.table(Context::Element("path", "route"), PATH, report)?;
+    let exact = table.optional("exact", |entry| {
+        let text = entry.string(report)?;
+        values::path(text, false, report).map(|()| PathMatch::Exact(text.value.into()))
+    });
+    let prefix = table.optional("prefix", |entry| {
+        let text = entry.string(report)?;
+        values::path(text, false, report)?;
+        // The slash at the end says nothing: `/a` fits `/a/`, too.
+        let trimmed = text.value.trim_end_matches('/');
+        Ok(PathMatch::Prefix(if trimmed.is_empty() { "/" } else { trimmed }.into()))
+    });
+    let regex = table.optional("regex", |entry| {
+        fields::pattern(entry.string(report)?, report).map(PathMatch::Regex)
+    });
+    let mut found = [exact?, prefix?, regex?].into_iter().flatten();
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok(one),
+        (None, _) => Err(entry.empty(report)),
+        (Some(_), Some(_)) => {
+            let message = "a path can be compared in one way only";
+            let help =
+                "keep one of `exact`, `prefix` and `regex`; several are several entries of `match`";
+            Err(report.error(entry.at, message, help))
+        }
+    }
+}
+
+fn field_matches(
+    entry: Entry<'_>,
+    is_header: bool,
+    report: &mut Report<'_>,
+) -> Read<Vec<FieldMatch>> {
+    let entries = entry.entries(report)?;
+    if entries.is_empty() {
+        return Err(entry.empty(report));
+    }
+    all(entries, |(key, value)| {
+        let name = if is_header {
+            fields::header_name(key, report)?
+        } else {
+            fields::parameter(key, report)?
+        };
+        Ok(FieldMatch { name, value: value_match(value, is_header, report)? })
+    })
+}
+
+fn value_match(entry: Entry<'_>, is_header: bool, report: &mut Report<'_>) -> Read<ValueMatch> {
+    const VALUE: Schema = &[("regex", "regex = \"[0-9]+\"")];
+    if let Some(text) = entry.text() {
+        if is_header {
+            fields::header_value(text, report)?;
+        }
+        return Ok(ValueMatch::Exact(text.value.into()));
+    }
+    let table = entry.table(Context::Element("match", "route"), VALUE, report)?;
+    let text = table.required("regex", report)?.string(report)?;
+    fields::pattern(text, report).map(ValueMatch::Regex)
+}
+
+fn host(text: Located<&str>, report: &mut Report<'_>) -> Read<HostMatch> {
+    match text.value.strip_prefix('*') {
+        Some(suffix) if suffix.starts_with('.') => {
+            fields::host(Located { value: &suffix[1..], at: text.at }, report)?;
+            Ok(HostMatch::Suffix(suffix.into()))
+        }
+        Some(_) | None => fields::host(text, report).map(|()| HostMatch::Exact(text.value.into())),
+    }
+}
+
+fn backends(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Located<Backend>>> {
+    let tables = entry.tables(Context::Element("to", "route"), TO, report)?;
+    let backends = all(&tables, |table| {
+        let service = table.required("service", report).and_then(|entry| {
+            let text = entry.string(report)?;
+            Ok(Located { value: values::name(text, report)?, at: text.at })
+        });
+        let weight = table.optional("weight", |entry| weight(entry, report));
+        let service = service?;
+        let backend = Backend { service: service.value, weight: weight?.unwrap_or(1) };
+        Ok(Located { value: backend, at: service.at })
+    })?;
+    if backends.iter().all(|backend| backend.value.weight == 0) {
+        let help = "give one of them a weight, or write `direct_response = { status = 503 }`";
+        return Err(report.error(entry.at, "all weights of `to` are 0", help));
+    }
+    Ok(backends)
+}
+
+fn weight(entry: Entry<'_>, report: &mut Report<'_>) -> Read<u32> {
+    let number = entry.integer(report)?;
+    let weight = u32::try_from(number).ok().filter(|_| number <= MOST_WEIGHT);
+    weight.ok_or_else(|| {
+        let help = format!("write a number from 0 to {MOST_WEIGHT}, such as `weight = 95`");
+        report.error(entry.at, format!("there is no weight {number}"), help)
+    })
+}
+
+fn retry(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Retry> {
+    let table = entry.table(Context::Element("retry", "route"), RETRY, report)?;
+    let attempts = table.required("attempts", report).and_then(|entry| {
+        let number = entry.integer(report)?;
+        let attempts = u32::try_from(number).ok().filter(|_| (1..=MOST_ATTEMPTS).contains(&number));
+        attempts.ok_or_else(|| {
+            let message = format!("a request can't be tried again {number} times");
+            let help = format!("write 1 to {MOST_ATTEMPTS}, or leave `retry` out");
+            report.error(entry.at, message, help)
+        })
+    });
+    let on = table.optional("on", |entry| {
+        all(entry.one_or_more(report)?, |text| fields::retry_on(text, report))
+    });
+    let budget = table.optional("budget", |entry| share(entry, 1.0, report));
+    let backoff = table.optional("backoff", |entry| duration(entry, report));
+    let non_idempotent = table.optional("non_idempotent", |entry| entry.boolean(report));
+    let (attempts, on, budget, backoff) = (attempts?, on?, budget?, backoff?);
+    Ok(Retry {
+        attempts,
+        on: on.unwrap_or_else(|| {
+            vec![RetryOn::ConnectFailure, RetryOn::Reset, RetryOn::GatewayError]
+        }),
+        budget: budget.or(Share::new(DEFAULT_BUDGET)).unwrap_or(Share::ALL),
+        backoff: backoff.unwrap_or(DEFAULT_BACKOFF),
+        non_idempotent: non_idempotent?.unwrap_or(false),
+    })
+}
+
+/// A part of a whole, where `whole` stands for all of it.
+pub(super) fn share(entry: Entry<'_>, whole: f64, report: &mut Report<'_>) -> Read<Share> {
+    let number = entry.number(report)?;
+    let millionths = (number / whole * 1_000_000.0).round();
+    if !(0.0..=1_000_000.0).contains(&millionths) {
+        let message = format!("`{}` can't be {number}", entry.key);
+        return Err(report.error(entry.at, message, format!("write a number from 0 to {whole}")));
+    }
+    // In range: it was just checked.
+    Ok(Share::new(millionths as u32).unwrap_or(Share::ALL))
+}
+
+pub(super) fn duration(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Duration> {
+    values::duration(entry.key, entry.string(report)?, report)
+}
+
+pub(super) fn exit_of(backends: &[Located<Backend>]) -> RouteAction {
+    let to = backends.iter().map(|backend| backend.value.clone()).collect();
+    RouteAction::Forward { to, rewrite: crate::route::Rewrite::default() }
+}
