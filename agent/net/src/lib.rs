@@ -25,6 +25,7 @@ pub mod poll;
 pub mod privileges;
 pub mod process;
 pub mod routes;
+pub mod rules;
 pub mod sock_diag;
 pub mod sysctl;
 pub mod tun;

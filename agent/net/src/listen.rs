@@ -4,7 +4,7 @@
 //! come and go while they run; `IP_FREEBIND` lets them bind regardless.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -20,6 +20,37 @@ pub fn bind_freebind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Likewise, and it answers from whichever address it was asked at, the host's or not: from those
+/// that only packets of one device lead here with (`AGENT_TABLE`).
+///
+/// # Errors
+/// `AddrInUse` when something listens there already; `PermissionDenied` without `NET_ADMIN`.
+pub fn bind_transparent_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = bindable(address, Type::STREAM, Protocol::TCP)?;
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A non-blocking TCP socket that isn't connected yet and will speak from `source`. The mark shows
+/// in the kernel's socket diagnosis; to set one takes `NET_ADMIN`.
+///
+/// # Errors
+/// `AddrNotAvailable` when `source` isn't the host's; `PermissionDenied` without `NET_ADMIN`.
+pub fn bind_marked_tcp(source: IpAddr, mark: u32) -> io::Result<TcpStream> {
+    let socket =
+        Socket::new(Domain::for_address((source, 0).into()), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_mark(mark)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
     Ok(socket.into())
 }
 

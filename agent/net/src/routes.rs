@@ -32,6 +32,9 @@ pub struct Route {
     pub metric: Option<u32>,
 }
 
+/// The agent's own table: packets from its device are looked up here, others aren't.
+pub const AGENT_TABLE: u8 = 151;
+
 /// What a route does with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RouteKind {
@@ -39,6 +42,8 @@ pub enum RouteKind {
     Unicast,
     /// Takes it as the host's own ("AnyIP"): a listener gets it though no device has the address.
     Local,
+    /// Likewise, but only what [`Netlink::look_up_own_table`] leads there.
+    LocalFromDevice,
 }
 
 impl Route {
@@ -51,6 +56,11 @@ impl Route {
     pub fn local(destination: IpNet) -> Self {
         let kind = RouteKind::Local;
         Self { destination, device: LOOPBACK, kind, source: None, metric: None }
+    }
+
+    /// Makes the host answer for all of `destination` to packets that come in by the agent's device.
+    pub fn local_from_device(destination: IpNet) -> Self {
+        Self { kind: RouteKind::LocalFromDevice, ..Self::local(destination) }
     }
 
     pub fn with_source(self, source: IpAddr) -> Self {
@@ -80,6 +90,7 @@ impl Route {
                 (RouteType::Unicast, RouteHeader::RT_TABLE_MAIN, RouteScope::Link)
             }
             RouteKind::Local => (RouteType::Local, RT_TABLE_LOCAL, RouteScope::Host),
+            RouteKind::LocalFromDevice => (RouteType::Local, AGENT_TABLE, RouteScope::Host),
         };
         if let Some(source) = self.source {
             message.attributes.push(RouteAttribute::PrefSource(source.into()));
@@ -249,7 +260,11 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 fn as_own(found: &RouteInfo) -> Option<Route> {
-    let kind = if found.local { RouteKind::Local } else { RouteKind::Unicast };
+    let kind = match (found.local, found.table) {
+        (true, table) if table == u32::from(AGENT_TABLE) => RouteKind::LocalFromDevice,
+        (true, _) => RouteKind::Local,
+        (false, _) => RouteKind::Unicast,
+    };
     let RouteInfo { destination, metric, .. } = *found;
     Some(Route { destination, device: found.device?, kind, source: None, metric })
 }
@@ -321,6 +336,7 @@ mod tests {
                 let own = [
                     Route::local(net("100.127.0.0/16")),
                     Route::local(net("fd00::/96")),
+                    Route::local_from_device(net("100.127.0.0/16")),
                     Route::via_device(net("100.64.0.0/10"), tun.index()),
                     Route::via_device(net("fd00::/48"), tun.index()).with_metric(7),
                 ];

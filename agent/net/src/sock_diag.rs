@@ -23,6 +23,7 @@ use socket2::{Domain, Socket, Type};
 const TIMEOUT: Duration = Duration::from_millis(100);
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const INET_DIAG_MARK: u16 = 15;
 const INET_DIAG_CGROUP_ID: u16 = 21;
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 const ALL_STATES: u32 = u32::MAX;
@@ -175,6 +176,9 @@ pub struct SocketOwner {
     pub inode: u32,
     /// The cgroup in which the socket was made, where the kernel tells.
     pub cgroup_id: Option<u64>,
+    /// The socket's mark (`SO_MARK`), which only privileged processes can set; 0 for none, and where
+    /// this process may not see it.
+    pub mark: u32,
     /// The kernel's TCP state number, for UDP as well (1 connected, 7 not).
     pub state: u8,
     /// The flow has no connection yet: this is who listens on its local port.
@@ -218,6 +222,9 @@ impl Found {
             inode: u32_at(fixed, 68)?,
             cgroup_id: attribute(&message[ANSWER_LEN..], INET_DIAG_CGROUP_ID)
                 .and_then(|value| Some(u64::from_ne_bytes(*value.first_chunk()?))),
+            mark: attribute(&message[ANSWER_LEN..], INET_DIAG_MARK)
+                .and_then(|value| u32_at(value, 0))
+                .unwrap_or(0),
             state,
             listening: state == TCP_LISTEN,
         };
@@ -313,6 +320,24 @@ mod tests {
 
     const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+    #[test]
+    fn a_mark_is_seen_while_connecting_and_after() {
+        for ip in [V4, V6] {
+            in_netns(move || {
+                let listener = TcpListener::bind((ip, 0)).unwrap();
+                let client = crate::listen::bind_marked_tcp(ip, 0x15_75).unwrap();
+                let client = Socket::from(client);
+                client.set_nonblocking(false).unwrap();
+                client.connect(&listener.local_addr().unwrap().into()).unwrap();
+                let (server, _) = listener.accept().unwrap();
+                let mark =
+                    |socket: socket2::SockRef<'_>| find(Protocol::Tcp, &socket).unwrap().mark;
+                assert_eq!(mark(socket2::SockRef::from(&client)), 0x15_75);
+                assert_eq!(mark(socket2::SockRef::from(&server)), 0);
+            });
+        }
+    }
 
     #[test]
     fn a_tcp_connection_is_found_from_either_end() {
