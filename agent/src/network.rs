@@ -4,10 +4,12 @@
 //! ```text
 //!  isth0   this host's own addresses, then those of its workloads (/32 and /128)
 //!  routes  the mesh's /48 and its IPv4 range, sent from the host's own address
+//!  rule    what comes in by the device with a virtual address is the host's own: the proxy's
 //! ```
 //!
-//! All of it hangs on the TUN device, which the kernel removes with the process, however that
-//! ends: nothing can be left behind. The filter around it is [`crate::guard`]'s.
+//! Addresses and routes hang on the TUN device, which the kernel removes with the process, however
+//! that ends. The rule and its table outlive a crash; without the device they mean nothing, and the
+//! next start finds them. The filter around it all is [`crate::guard`]'s.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -29,9 +31,11 @@ const QUEUE_PACKETS: u32 = 1_000;
 pub struct Network {
     netlink: Netlink,
     device: u32,
+    name: String,
     /// Whether the kernel speaks IPv6 at all.
     ipv6: bool,
     routes: BTreeSet<IpNet>,
+    virtuals: BTreeSet<IpNet>,
 }
 
 impl Network {
@@ -48,7 +52,13 @@ impl Network {
             tracing::debug!(%error, "large packets will be sent in two parts");
         }
         netlink.set_up(tun.index()).await.context("Failed to bring the overlay's device up")?;
-        Ok(Self { netlink, device: tun.index(), ipv6, routes: BTreeSet::new() })
+        let name = tun.name().to_owned();
+        netlink
+            .look_up_own_table(&name, ipv6)
+            .await
+            .context("Failed to lead virtual addresses to the proxy")?;
+        let (routes, virtuals) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Self { netlink, device: tun.index(), name, ipv6, routes, virtuals })
     }
 
     /// The device's index.
@@ -77,6 +87,36 @@ impl Network {
             self.netlink.delete_route(&Route::via_device(*stale, self.device)).await?;
         }
         self.routes = destinations;
+        self.follow_virtuals(snapshot).await
+    }
+
+    /// Takes away what doesn't go with the device.
+    pub async fn tear_down(&self) {
+        let routes = async {
+            for prefix in &self.virtuals {
+                self.netlink.delete_route(&Route::local_from_device(*prefix)).await?;
+            }
+            self.netlink.forget_own_table(&self.name, self.ipv6).await
+        };
+        if let Err(error) = routes.await {
+            tracing::warn!(%error, "couldn't take the proxy's routes away");
+        }
+    }
+
+    /// Gives the proxy what comes in by the device with a virtual address.
+    async fn follow_virtuals(&mut self, snapshot: &Snapshot) -> anyhow::Result<()> {
+        let wanted: BTreeSet<IpNet> = virtual_prefixes(snapshot)
+            .into_iter()
+            .filter(|prefix| self.ipv6 || matches!(prefix, IpNet::V4(_)))
+            .collect();
+        for prefix in &wanted {
+            let route = Route::local_from_device(*prefix);
+            self.netlink.replace_route(&route).await.context("Failed to set the proxy's routes")?;
+        }
+        for stale in self.virtuals.difference(&wanted) {
+            self.netlink.delete_route(&Route::local_from_device(*stale)).await?;
+        }
+        self.virtuals = wanted;
         Ok(())
     }
 
@@ -157,6 +197,14 @@ pub fn prefixes(snapshot: &Snapshot) -> [IpNet; 2] {
     // INVARIANT: 48 is a valid prefix length.
     let ipv6 = Ipv6Net::new_assert(mesh.prefix.network(), 48);
     [IpNet::V6(ipv6), IpNet::V4(mesh.ipv4)]
+}
+
+/// The virtual addresses of all services.
+fn virtual_prefixes(snapshot: &Snapshot) -> [IpNet; 2] {
+    // INVARIANT: 96 is a valid prefix length. Host 0 stands for virtual addresses.
+    let ipv6 = Ipv6Net::new_assert(snapshot.virtual_ipv6(ServiceId(0)), 96);
+    let ipv4 = snapshot.mesh.virtual_ipv4;
+    [IpNet::V6(ipv6), IpNet::V4(ipv4)]
 }
 
 /// What the kernel should do differently on this device. Says whether there is IPv6.

@@ -13,10 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use isthmus_core::packet::{FlowKey, protocol};
 use isthmus_core::{Owner, Owners, State};
-use isthmus_model::{Revision, Selector, ServiceId, Snapshot};
+use isthmus_model::{Place, Revision, Selector, ServiceId, Snapshot};
 use isthmus_net::cgroup::Cgroups;
 use isthmus_net::process;
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag, SocketOwner};
+
+/// Marks the sockets by which the agent's proxy speaks for a workload of this host: what they are
+/// bound to is who they speak for. Whoever can set a mark can do what the host can do.
+pub const PROXY_MARK: u32 = 0x1575_0001;
 
 /// Answers remembered of each kind. A host has fewer users times cgroups than this.
 const REMEMBERED: usize = 8192;
@@ -172,10 +176,30 @@ impl Owners for SocketOwners {
     fn owner(&mut self, flow: &FlowKey, state: &State) -> Owner {
         self.follow(state);
         let Some(socket) = self.socket_of(flow) else { return Owner::Unknown };
+        if socket.mark == PROXY_MARK {
+            return spoken_for(flow, state);
+        }
         match self.match_cgroup(&socket) {
             Match::Owner(owner) => owner,
             Match::NeedsProgram => self.match_program(&socket),
         }
+    }
+}
+
+/// Whom the proxy speaks for by a socket that is bound to this address.
+fn spoken_for(flow: &FlowKey, state: &State) -> Owner {
+    match state.directory.place(flow.source.into()) {
+        Some(Place::Workload(host, service)) if host == state.snapshot.local => {
+            Owner::Service(service)
+        }
+        Some(
+            Place::Workload(..)
+            | Place::Host(_)
+            | Place::Device(..)
+            | Place::Virtual(_)
+            | Place::Anycast,
+        )
+        | None => Owner::Host,
     }
 }
 

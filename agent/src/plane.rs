@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use isthmus_core::{Config, Event, PeerName, State};
 use isthmus_model::Snapshot;
-use isthmus_net::listen::bind_freebind_tcp;
+use isthmus_net::listen::{bind_marked_tcp, bind_transparent_tcp};
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_net::sock_diag::SocketDiag;
 use isthmus_net::tun::{Tun, TunError};
@@ -23,7 +23,7 @@ use crate::guard;
 use crate::identity::TunnelKey;
 use crate::names::Names;
 use crate::network::{self, Network};
-use crate::owners::SocketOwners;
+use crate::owners::{PROXY_MARK, SocketOwners};
 use crate::status::{Pong, Shared};
 
 /// Events that wait for being logged and reported.
@@ -201,6 +201,7 @@ impl Running {
             }
         }
         self.tasks.shutdown().await;
+        self.network.tear_down().await;
     }
 }
 
@@ -212,11 +213,11 @@ async fn guard(device: &str, state: &State) {
 }
 
 fn view(state: &State) -> Arc<View> {
-    Arc::new(View {
-        snapshot: Arc::clone(&state.snapshot),
-        policy: Arc::clone(&state.policy),
-        directory: state.directory.clone(),
-    })
+    Arc::new(View::assemble(
+        Arc::clone(&state.snapshot),
+        Arc::clone(&state.policy),
+        state.directory.clone(),
+    ))
 }
 
 fn node_config(shared: &Shared, key: &TunnelKey, mtu: u16) -> anyhow::Result<Config> {
@@ -278,7 +279,7 @@ fn tunnel_sockets(port: u16, lanes: u8) -> anyhow::Result<Vec<Vec<UdpSocket>>> {
 }
 
 fn proxy_listeners(port: u16) -> anyhow::Result<Vec<TcpListener>> {
-    let bind = |ip: IpAddr| bind_freebind_tcp(SocketAddr::new(ip, port));
+    let bind = |ip: IpAddr| bind_transparent_tcp(SocketAddr::new(ip, port));
     let v4 = bind(Ipv4Addr::UNSPECIFIED.into()).with_context(|| {
         format!("Failed to open the proxy's port {port}; choose another with proxy_port")
     })?;
@@ -301,7 +302,9 @@ async fn run_proxy(
         status.proxy = format!("listening on port {}", shared.settings.proxy_port);
     });
     let metrics = Arc::clone(&shared.proxy);
-    if let Err(error) = isthmus_proxy::serve(listeners, views, metrics, is_set(stopped)).await {
+    let bind = |source| bind_marked_tcp(source, PROXY_MARK);
+    let stop = is_set(stopped);
+    if let Err(error) = isthmus_proxy::serve(listeners, views, metrics, bind, stop).await {
         shared.fail(&anyhow::Error::new(error).context("The proxy failed"));
     }
 }

@@ -214,6 +214,9 @@ impl Node {
     ) -> Result<NewFlow, Refusal> {
         let local = self.state.local();
         let seen = FlowKey { source: from.address, ..original };
+        if let Some(new) = self.plan_to_proxy(ingress, from, original, layer4) {
+            return Ok(new);
+        }
         let to = self.destination(ingress, &seen)?;
         let egress = self.egress(ingress, to.place, &seen)?;
         let verdict =
@@ -231,6 +234,42 @@ impl Node {
             }
         }
         Ok(NewFlow { from, to, layer4, verdict, ingress, egress, original, translated })
+    }
+
+    /// A flow from this host to the virtual address of a service that speaks HTTP goes to the proxy
+    /// here, which chooses a backend for each request. It keeps its destination, so that the proxy
+    /// knows whom it is for, and shows who opened it as flows that stay on this host do.
+    fn plan_to_proxy(
+        &self,
+        ingress: Port,
+        from: End,
+        original: FlowKey,
+        layer4: Layer4,
+    ) -> Option<NewFlow> {
+        let Place::Virtual(service) = self.state.place(original.destination)? else { return None };
+        if ingress != Port::Tun {
+            return None;
+        }
+        let to = End { place: Place::Virtual(service), address: original.destination };
+        let local = self.state.local();
+        let verdict =
+            self.state.judge(from.place.principal(local), to.place.principal(local), layer4);
+        let translated = FlowKey {
+            source: self.hairpin_source(from),
+            destination_port: self.proxy_port,
+            ..original
+        };
+        let egress = Port::Tun;
+        (verdict.outcome == Outcome::Inspect).then_some(NewFlow {
+            from,
+            to,
+            layer4,
+            verdict,
+            ingress,
+            egress,
+            original,
+            translated,
+        })
     }
 
     /// On flows that stay on this host, the receiver must answer by the TUN device: not to an

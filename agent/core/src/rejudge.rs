@@ -94,9 +94,10 @@ impl Node {
             Port::Peer(name) => self.peers.by_name(name).is_some(),
         };
         let addressed = match state.place(flow.legs[0].key.flow.destination) {
-            Some(Place::Virtual(service)) => {
-                matches!(flow.to.place, Place::Workload(_, other) if other == service)
-            }
+            Some(Place::Virtual(service)) => match flow.to.place {
+                Place::Workload(_, other) | Place::Virtual(other) => other == service,
+                Place::Host(_) | Place::Device(..) | Place::Anycast => false,
+            },
             Some(place) => place == flow.to.place,
             None => false,
         };

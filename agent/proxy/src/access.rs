@@ -6,11 +6,12 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use http::{Method, StatusCode, Version};
+use isthmus_model::{HostId, ServiceId};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::activity::UnderWay;
-use crate::metrics::{Metrics, RequestLabels, Ruling, StatusClass};
-use crate::view::Parties;
+use crate::metrics::{Metrics, RequestLabels, RouteLabels, Ruling, StatusClass};
+use crate::view::{Parties, Side, View};
 
 /// Of a path in the log.
 const MAX_PATH_BYTES: usize = 1024;
@@ -29,12 +30,22 @@ pub(crate) struct Record {
     ruling: Ruling,
     decided_by: String,
     origin: Option<String>,
+    taken: Taken,
     status: Option<StatusCode>,
     answer_bytes: u64,
     request_bytes: Arc<AtomicU64>,
     completed: bool,
     _under_way: UnderWay,
     place: Option<OwnedSemaphorePermit>,
+}
+
+/// Where the client's side sent a request.
+#[derive(Debug, Default)]
+struct Taken {
+    route: Option<String>,
+    backend: Option<String>,
+    host: Option<String>,
+    tries: u32,
 }
 
 /// Names a request in the log and in refusals.
@@ -59,6 +70,7 @@ impl Record {
             ruling: Ruling::Invalid,
             decided_by: String::new(),
             origin: None,
+            taken: Taken::default(),
             status: None,
             answer_bytes: 0,
             request_bytes: Arc::default(),
@@ -73,6 +85,21 @@ impl Record {
         self.ruling = ruling;
         decided_by.clone_into(&mut self.decided_by);
         self.origin = origin;
+    }
+
+    pub(crate) fn take_route(&mut self, route: &str) {
+        self.taken.route = Some(route.to_owned());
+    }
+
+    pub(crate) fn take_backend(&mut self, view: &View, service: ServiceId) {
+        let service = view.snapshot.services.get(&service);
+        self.taken.backend = service.map(|it| it.name.to_string());
+    }
+
+    /// Counts a try, too.
+    pub(crate) fn take_endpoint(&mut self, view: &View, host: HostId) {
+        self.taken.host = view.snapshot.hosts.get(&host).map(|it| it.name.to_string());
+        self.taken.tries += 1;
     }
 
     pub(crate) fn answer(&mut self, status: StatusCode) {
@@ -100,11 +127,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.metrics.count_request(RequestLabels {
-            service: self.parties.to.name().to_string(),
-            status: self.status.map_or(StatusClass::None, StatusClass::from),
-            ruling: self.ruling,
-        });
+        self.count();
         tracing::info!(
             target: "isthmus::access",
             request_id = %self.id,
@@ -113,6 +136,10 @@ impl Drop for Record {
             verdict = %self.ruling,
             rule = self.decided_by,
             origin = self.origin,
+            route = self.taken.route,
+            backend = self.taken.backend,
+            host = self.taken.host,
+            tries = (self.taken.tries > 0).then_some(self.taken.tries),
             method = self.method.as_str(),
             path = self.path,
             version = ?self.version,
@@ -123,6 +150,28 @@ impl Drop for Record {
             completed = self.completed,
             "request"
         );
+    }
+}
+
+impl Record {
+    fn count(&self) {
+        let service = self.parties.to.name().to_string();
+        let status = self.status.map_or(StatusClass::None, StatusClass::from);
+        match self.parties.side {
+            Side::Server => {
+                self.metrics.count_request(RequestLabels { service, status, ruling: self.ruling });
+            }
+            Side::Client => {
+                let labels = RouteLabels {
+                    source: self.parties.from.to_string(),
+                    service,
+                    backend: self.taken.backend.clone().unwrap_or_default(),
+                    route: self.taken.route.clone().unwrap_or_default(),
+                    status,
+                };
+                self.metrics.count_route(labels, self.started.elapsed());
+            }
+        }
     }
 }
 

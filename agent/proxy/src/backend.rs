@@ -1,19 +1,20 @@
-//! The way to the applications: connections, pooled for each of their addresses.
+//! The way to the applications, and to proxies of other hosts before them: connections, pooled for
+//! each address, and for each caller that the proxy speaks for.
 //!
 //! hyper-util's ready-made client pools by the request's authority, which is the caller's to choose
 //! and must reach the application unchanged. So the pool is ours, on hyper's connections.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::body::Upload;
@@ -24,11 +25,23 @@ const MAX_IDLE: usize = 64;
 /// Shorter than what common servers keep theirs for, so that they rarely close one under our hands.
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
-/// All applications of this host.
+/// Makes a socket that speaks from an address of this host and isn't connected yet.
+pub type Bind = fn(IpAddr) -> io::Result<std::net::TcpStream>;
+
+/// All that the proxy has connections to.
 #[derive(Debug)]
 pub(crate) struct Backends {
     connect_timeout: Duration,
-    applications: Mutex<HashMap<SocketAddr, Arc<Application>>>,
+    bind: Bind,
+    applications: Mutex<HashMap<Target, Arc<Application>>>,
+}
+
+/// Where requests go, and from which address: who shares a connection shares an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    /// None to an application of this host.
+    pub(crate) source: Option<IpAddr>,
 }
 
 /// How to speak to an application.
@@ -46,15 +59,45 @@ pub(crate) enum BackendError {
     Refused(#[source] io::Error),
     #[error("the application didn't accept a connection in time")]
     TimedOut,
+    #[error("the application didn't answer in time")]
+    TryTimedOut,
     #[error("the application broke off: {0}")]
     Broken(#[source] hyper::Error),
+}
+
+/// Why there is no answer, and the request if no byte of it has left.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: BackendError,
+    pub(crate) unsent: Option<Box<Request<Upload>>>,
+}
+
+impl Wire {
+    pub(crate) const fn version(self) -> Version {
+        match self {
+            Self::Http1 => Version::HTTP_11,
+            Self::Http2 => Version::HTTP_2,
+        }
+    }
+}
+
+impl Failure {
+    fn unsent(error: BackendError, request: Request<Upload>) -> Self {
+        Self { error, unsent: Some(Box::new(request)) }
+    }
+
+    fn of_sending(mut error: TrySendError<Request<Upload>>) -> Self {
+        let unsent = error.take_message().map(Box::new);
+        Self { error: BackendError::Broken(error.into_error()), unsent }
+    }
 }
 
 /// Connections to one application.
 #[derive(Debug)]
 struct Application {
-    address: SocketAddr,
+    target: Target,
     connect_timeout: Duration,
+    bind: Bind,
     idle: Mutex<Vec<Idle>>,
     /// One connection carries all; the lock is held while it is being made.
     multiplexed: tokio::sync::Mutex<Option<http2::SendRequest<Upload>>>,
@@ -67,18 +110,18 @@ struct Idle {
 }
 
 impl Backends {
-    pub(crate) fn new(connect_timeout: Duration) -> Self {
-        Self { connect_timeout, applications: Mutex::default() }
+    pub(crate) fn new(connect_timeout: Duration, bind: Bind) -> Self {
+        Self { connect_timeout, bind, applications: Mutex::default() }
     }
 
-    /// Sends a request to the application at `address`, and gives its answer's head.
+    /// Sends a request, and gives its answer's head.
     pub(crate) async fn send(
         &self,
-        address: SocketAddr,
+        target: Target,
         wire: Wire,
         request: Request<Upload>,
-    ) -> Result<Response<Incoming>, BackendError> {
-        let application = self.application(address);
+    ) -> Result<Response<Incoming>, Failure> {
+        let application = self.application(target);
         match wire {
             Wire::Http1 => application.send_http1(request).await,
             Wire::Http2 => application.send_http2(request).await,
@@ -95,19 +138,20 @@ impl Backends {
         });
     }
 
-    fn application(&self, address: SocketAddr) -> Arc<Application> {
+    fn application(&self, target: Target) -> Arc<Application> {
         let make = || {
             Arc::new(Application {
-                address,
+                target,
                 connect_timeout: self.connect_timeout,
+                bind: self.bind,
                 idle: Mutex::default(),
                 multiplexed: tokio::sync::Mutex::default(),
             })
         };
-        Arc::clone(self.lock().entry(address).or_insert_with(make))
+        Arc::clone(self.lock().entry(target).or_insert_with(make))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Arc<Application>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Target, Arc<Application>>> {
         self.applications.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -116,40 +160,45 @@ impl Application {
     async fn send_http1(
         self: &Arc<Self>,
         mut request: Request<Upload>,
-    ) -> Result<Response<Incoming>, BackendError> {
+    ) -> Result<Response<Incoming>, Failure> {
         loop {
             let idle = self.take_idle();
             let reused = idle.is_some();
             let mut sender = match idle {
                 Some(sender) => sender,
-                None => self.connect_http1().await?,
+                None => match self.connect_http1().await {
+                    Ok(sender) => sender,
+                    Err(error) => return Err(Failure::unsent(error, request)),
+                },
             };
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     self.keep_when_ready(sender);
                     return Ok(response);
                 }
-                Err(mut error) => match error.take_message() {
+                Err(error) => match Failure::of_sending(error) {
                     // The application closed it meanwhile, and nothing was sent.
-                    Some(unsent) if reused => request = unsent,
-                    Some(_) | None => return Err(BackendError::Broken(error.into_error())),
+                    Failure { unsent: Some(unsent), .. } if reused => request = *unsent,
+                    failure => return Err(failure),
                 },
             }
         }
     }
 
-    async fn send_http2(
-        &self,
-        request: Request<Upload>,
-    ) -> Result<Response<Incoming>, BackendError> {
-        let mut sender = {
-            let mut multiplexed = self.multiplexed.lock().await;
-            match multiplexed.as_ref().filter(|sender| sender.is_ready()) {
-                Some(sender) => sender.clone(),
-                None => multiplexed.insert(self.connect_http2().await?).clone(),
-            }
+    async fn send_http2(&self, request: Request<Upload>) -> Result<Response<Incoming>, Failure> {
+        let mut sender = match self.multiplexed().await {
+            Ok(sender) => sender,
+            Err(error) => return Err(Failure::unsent(error, request)),
         };
-        sender.send_request(request).await.map_err(BackendError::Broken)
+        sender.try_send_request(request).await.map_err(Failure::of_sending)
+    }
+
+    async fn multiplexed(&self) -> Result<http2::SendRequest<Upload>, BackendError> {
+        let mut multiplexed = self.multiplexed.lock().await;
+        if let Some(sender) = multiplexed.as_ref().filter(|sender| sender.is_ready()) {
+            return Ok(sender.clone());
+        }
+        Ok(multiplexed.insert(self.connect_http2().await?).clone())
     }
 
     fn take_idle(&self) -> Option<http1::SendRequest<Upload>> {
@@ -211,7 +260,7 @@ impl Application {
     /// Connects to the workload's address. Not to 127.0.0.1 instead: another service, or anybody,
     /// may listen there.
     async fn connect(&self) -> Result<TcpStream, BackendError> {
-        match timeout(self.connect_timeout, TcpStream::connect(self.address)).await {
+        match timeout(self.connect_timeout, self.dial()).await {
             Ok(Ok(stream)) => {
                 // If it fails requests are merely slower.
                 let _ = stream.set_nodelay(true);
@@ -219,6 +268,14 @@ impl Application {
             }
             Ok(Err(error)) => Err(BackendError::Refused(error)),
             Err(_) => Err(BackendError::TimedOut),
+        }
+    }
+
+    async fn dial(&self) -> io::Result<TcpStream> {
+        let Target { address, source } = self.target;
+        match source {
+            Some(source) => TcpSocket::from_std_stream((self.bind)(source)?).connect(address).await,
+            None => TcpStream::connect(address).await,
         }
     }
 

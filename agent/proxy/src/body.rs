@@ -1,20 +1,43 @@
 //! Bodies on their way through, counted.
 
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::access::Record;
+use crate::outbound::InFlight;
+
+/// Of a request that can be sent again.
+const MAX_WHOLE_BYTES: u64 = 64 * 1024;
 
 /// A request's body on its way to the application.
 #[derive(Debug)]
 pub(crate) struct Upload {
-    inner: Incoming,
+    source: Source,
     bytes: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Stream(Incoming),
+    /// Counted already.
+    Whole(Option<Bytes>),
+}
+
+/// A request's body, as long as it may have to be sent again.
+#[derive(Debug)]
+pub(crate) enum Payload {
+    /// It can be sent once. None while it is being sent.
+    Stream(Option<Upload>),
+    /// It is here, and can be sent again and again.
+    Whole(Bytes),
 }
 
 /// An answer's body on its way to the caller. The request's record ends with it.
@@ -23,6 +46,18 @@ pub(crate) struct Answer {
     kind: Kind,
     /// None on `101`: there the tunnel has it.
     record: Option<Record>,
+    /// The workload has the request until the answer's last byte.
+    flight: Option<InFlight>,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why an answer ends before its last byte.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AnswerError {
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    #[error("the answer took longer than the route's timeout")]
+    TimedOut,
 }
 
 #[derive(Debug)]
@@ -33,23 +68,88 @@ enum Kind {
 
 impl Upload {
     pub(crate) const fn new(inner: Incoming, bytes: Arc<AtomicU64>) -> Self {
-        Self { inner, bytes }
+        Self { source: Source::Stream(inner), bytes }
     }
+}
+
+impl Payload {
+    /// A body; whole where that is wanted, and it is known to be small.
+    pub(crate) async fn of(
+        body: Incoming,
+        wants_whole: bool,
+        bytes: Arc<AtomicU64>,
+    ) -> Result<Self, hyper::Error> {
+        if body.is_end_stream() {
+            return Ok(Self::Whole(Bytes::new()));
+        }
+        let is_small = body.size_hint().upper().is_some_and(|size| size <= MAX_WHOLE_BYTES);
+        if !wants_whole || !is_small {
+            return Ok(Self::Stream(Some(Upload::new(body, bytes))));
+        }
+        let whole = body.collect().await?.to_bytes();
+        bytes.fetch_add(whole.len() as u64, Ordering::Relaxed);
+        Ok(Self::Whole(whole))
+    }
+
+    /// Whether there is something to send.
+    pub(crate) const fn is_ready(&self) -> bool {
+        match self {
+            Self::Stream(upload) => upload.is_some(),
+            Self::Whole(_) => true,
+        }
+    }
+
+    pub(crate) fn take(&mut self) -> Option<Upload> {
+        match self {
+            Self::Stream(upload) => upload.take(),
+            Self::Whole(bytes) => Some(whole(bytes)),
+        }
+    }
+
+    /// Nobody has read of it.
+    pub(crate) fn give_back(&mut self, upload: Upload) {
+        if let Self::Stream(empty) = self {
+            *empty = Some(upload);
+        }
+    }
+
+    /// Another one like it, where it is whole.
+    pub(crate) fn copy(&self) -> Option<Upload> {
+        match self {
+            Self::Stream(_) => None,
+            Self::Whole(bytes) => Some(whole(bytes)),
+        }
+    }
+}
+
+fn whole(bytes: &Bytes) -> Upload {
+    let bytes = (!bytes.is_empty()).then(|| bytes.clone());
+    Upload { source: Source::Whole(bytes), bytes: Arc::default() }
 }
 
 impl Answer {
     /// The proxy's own words.
     pub(crate) fn own(text: String, record: Record) -> Self {
-        Self { kind: Kind::Own(Some(text.into())), record: Some(record) }
+        Self::new(Kind::Own(Some(text.into())), Some(record))
     }
 
     pub(crate) const fn application(inner: Incoming, record: Record) -> Self {
-        Self { kind: Kind::Application(inner), record: Some(record) }
+        Self::new(Kind::Application(inner), Some(record))
     }
 
     /// The body of `101`.
     pub(crate) const fn nothing() -> Self {
-        Self { kind: Kind::Own(None), record: None }
+        Self::new(Kind::Own(None), None)
+    }
+
+    const fn new(kind: Kind, record: Option<Record>) -> Self {
+        Self { kind, record, flight: None, deadline: None }
+    }
+
+    /// Keeps the workload busy until the answer's end, which must come before a deadline.
+    pub(crate) fn hold(&mut self, flight: InFlight, deadline: Option<Instant>) {
+        self.flight = Some(flight);
+        self.deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
     }
 }
 
@@ -61,28 +161,44 @@ impl Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let frame = match &mut self.source {
+            Source::Whole(bytes) => return Poll::Ready(bytes.take().map(|it| Ok(Frame::data(it)))),
+            Source::Stream(inner) => ready!(Pin::new(inner).poll_frame(cx)),
+        };
         self.bytes.fetch_add(data_len(frame.as_ref()), Ordering::Relaxed);
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.source {
+            Source::Stream(inner) => inner.is_end_stream(),
+            Source::Whole(bytes) => bytes.is_none(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.source {
+            Source::Stream(inner) => inner.size_hint(),
+            Source::Whole(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+        }
     }
 }
 
 impl Body for Answer {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(AnswerError::TimedOut)));
+        }
         let frame = match &mut self.kind {
             Kind::Own(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Kind::Application(inner) => ready!(Pin::new(inner).poll_frame(cx)),
@@ -93,7 +209,7 @@ impl Body for Answer {
                 None => record.complete(),
             }
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Broken)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -27,6 +27,13 @@ const HOP_BY_HOP: [HeaderName; 6] = [
 
 /// Prepares a request's header fields for the application.
 pub(crate) fn to_application(headers: &mut HeaderMap, host: HeaderValue, from: &str, peer: IpAddr) {
+    to_next_hop(headers);
+    headers.insert(HOST, host);
+    introduce(headers, from, peer);
+}
+
+/// Removes from a request's header fields what is for this hop only, and what nobody may claim.
+pub(crate) fn to_next_hop(headers: &mut HeaderMap) {
     let wants_trailers = list(headers, &TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
     remove_hop_by_hop(headers);
     remove_identities(headers);
@@ -36,7 +43,10 @@ pub(crate) fn to_application(headers: &mut HeaderMap, host: HeaderValue, from: &
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    headers.insert(HOST, host);
+}
+
+/// Tells an application who calls.
+pub(crate) fn introduce(headers: &mut HeaderMap, from: &str, peer: IpAddr) {
     // A SPIFFE ID consists of letters that a header may hold.
     if let Ok(from) = HeaderValue::from_str(from) {
         headers.insert(IDENTITY, from);

@@ -1,6 +1,7 @@
-//! The proxy: judges requests to services that speak HTTP.
+//! The proxy: routes and judges requests to services that speak HTTP.
 //!
-//! It stands at the server's side. The flow table gives a workload's HTTP port to the proxy, so that
+//! It stands at both sides. At the client's ([`outbound`]) it chooses who takes a request; at the
+//! server's it decides whether it may pass. There the flow table gives a workload's HTTP port to the proxy, so that
 //! the two addresses of an accepted connection say everything: the local one is the workload that
 //! was called, the remote one is who calls, already verified by the tunnel. The proxy never guesses
 //! an identity, and it believes no header about one.
@@ -19,13 +20,17 @@
 mod access;
 mod activity;
 mod backend;
+mod balance;
 mod body;
+mod chance;
 mod connection;
 mod headers;
 mod io;
 mod limits;
 mod metrics;
+mod outbound;
 mod request;
+mod routing;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -33,6 +38,11 @@ mod tunnel;
 mod upgrade;
 mod view;
 
-pub use metrics::{Metrics, MetricsSnapshot, RequestLabels, Ruling, StatusClass};
+pub use backend::Bind;
+pub use metrics::{
+    LATENCY_BOUNDS_MS, Metrics, MetricsSnapshot, RequestLabels, RouteLabels, RouteStats, Ruling,
+    StatusClass,
+};
+pub use outbound::EndpointView;
 pub use server::serve;
 pub use view::View;

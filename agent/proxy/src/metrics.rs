@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use http::StatusCode;
+
+use crate::outbound::{Clusters, EndpointView};
 
 /// Services come and go; their series stay. Beyond this many they share one without a name.
 const MAX_SERIES: usize = 4096;
@@ -19,7 +22,40 @@ pub struct Metrics {
     pub(crate) refused: AtomicU64,
     pub(crate) cut: AtomicU64,
     pub(crate) denied: AtomicU64,
+    routes: Mutex<BTreeMap<RouteLabels, RouteStats>>,
+    retries: AtomicU64,
+    ejections: AtomicU64,
+    clusters: Mutex<Weak<Clusters>>,
 }
+
+/// What requests of this host's callers are counted by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteLabels {
+    /// Who called, as in `service:web`; empty once there are too many, like all names here.
+    pub source: String,
+    /// The service that was asked.
+    pub service: String,
+    /// The service that got the request; empty if none did.
+    pub backend: String,
+    /// The route; empty if none fitted.
+    pub route: String,
+    /// The first digit of the answer's status.
+    pub status: StatusClass,
+}
+
+/// Requests with the same labels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteStats {
+    /// How many ended.
+    pub requests: u64,
+    /// How long they took, all together.
+    pub time: Duration,
+    /// How many took no longer than each of [`LATENCY_BOUNDS_MS`], and how many longer than all.
+    pub buckets: [u64; LATENCY_BOUNDS_MS.len() + 1],
+}
+
+/// Upper bounds of latencies that are counted apart, in milliseconds.
+pub const LATENCY_BOUNDS_MS: [u64; 12] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 5000, 30_000];
 
 /// What requests are counted by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,6 +113,12 @@ pub struct MetricsSnapshot {
     pub cut_connections: u64,
     /// Requests that policy refused.
     pub denied_requests: u64,
+    /// Requests of this host's callers that ended, since the start.
+    pub routes: Vec<(RouteLabels, RouteStats)>,
+    /// Tries beyond the first.
+    pub retries: u64,
+    /// Workloads that were ejected.
+    pub ejections: u64,
 }
 
 impl Metrics {
@@ -91,7 +133,48 @@ impl Metrics {
             refused_connections: self.refused.load(Ordering::Relaxed),
             cut_connections: self.cut.load(Ordering::Relaxed),
             denied_requests: self.denied.load(Ordering::Relaxed),
+            routes: self.lock_routes().iter().map(|(labels, it)| (labels.clone(), *it)).collect(),
+            retries: self.retries.load(Ordering::Relaxed),
+            ejections: self.ejections.load(Ordering::Relaxed),
         }
+    }
+
+    /// The workloads that callers of this host were sent to, and how they are.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<EndpointView> {
+        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        clusters.upgrade().map(|clusters| clusters.views()).unwrap_or_default()
+    }
+
+    pub(crate) fn watch(&self, clusters: &Arc<Clusters>) {
+        let mut watched = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        *watched = Arc::downgrade(clusters);
+    }
+
+    pub(crate) fn count_retry(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_ejection(&self) {
+        self.ejections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_route(&self, mut labels: RouteLabels, took: Duration) {
+        let mut routes = self.lock_routes();
+        if routes.len() >= MAX_SERIES && !routes.contains_key(&labels) {
+            let none = String::new;
+            let (source, service, backend, route) = (none(), none(), none(), none());
+            labels = RouteLabels { source, service, backend, route, status: labels.status };
+        }
+        let stats = routes.entry(labels).or_default();
+        stats.requests += 1;
+        stats.time += took;
+        let bucket = LATENCY_BOUNDS_MS.partition_point(|ms| Duration::from_millis(*ms) < took);
+        stats.buckets[bucket] += 1;
+    }
+
+    fn lock_routes(&self) -> MutexGuard<'_, BTreeMap<RouteLabels, RouteStats>> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn count_request(&self, mut labels: RequestLabels) {

@@ -13,14 +13,15 @@ use hyper::upgrade::OnUpgrade;
 use isthmus_policy::{Outcome, Request as Asked};
 
 use crate::access::Record;
-use crate::backend::{BackendError, Wire};
+use crate::backend::{BackendError, Target, Wire};
 use crate::body::{Answer, Upload};
 use crate::connection::Connection;
 use crate::headers::{self, list};
 use crate::metrics::Ruling;
+use crate::outbound::{self, Call};
 use crate::tunnel::Tunnel;
 use crate::upgrade;
-use crate::view::View;
+use crate::view::{Side, View};
 
 /// Serves one request. There is always an answer.
 pub(crate) async fn handle(
@@ -38,7 +39,11 @@ pub(crate) async fn handle(
         Err(Improper(reason)) => return Ok(rejection(reason, head.version, record)),
     };
     let view = connection.view();
-    if !may_pass(&connection, &view, &head, &mut record) {
+    if connection.parties.side == Side::Client && connection.parties_in(&view).is_none() {
+        return Ok(refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record));
+    }
+    if connection.parties.side == Side::Server && !may_pass(&connection, &view, &head, &mut record)
+    {
         return Ok(refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record));
     }
     let Ok(place) = Arc::clone(&connection.shared.requests).try_acquire_owned() else {
@@ -46,7 +51,14 @@ pub(crate) async fn handle(
         return Ok(refusal(StatusCode::SERVICE_UNAVAILABLE, reason, record));
     };
     record.occupy(place);
-    Ok(forward(&connection, &view, head, body, host, on_upgrade, record).await)
+    Ok(match connection.parties.side {
+        Side::Server => forward(&connection, &view, head, body, host, on_upgrade, record).await,
+        Side::Client => {
+            record.decide(Ruling::Allow, "", None);
+            let call = Call { head, body, host, on_upgrade };
+            outbound::handle(&connection, &view, call, record).await
+        }
+    })
 }
 
 /// What is wrong with a request, in words for its sender.
@@ -108,7 +120,12 @@ fn proper(head: &Parts) -> Result<(), Improper> {
     }
 }
 
-fn may_pass(connection: &Connection, view: &View, head: &Parts, record: &mut Record) -> bool {
+pub(crate) fn may_pass(
+    connection: &Connection,
+    view: &View,
+    head: &Parts,
+    record: &mut Record,
+) -> bool {
     let Some(parties) = connection.parties_in(view) else {
         record.decide(Ruling::Deny, "no longer who they were", None);
         return false;
@@ -154,15 +171,13 @@ async fn forward(
     *request.method_mut() = head.method;
     *request.uri_mut() = uri;
     *request.headers_mut() = head.headers;
-    *request.version_mut() = match wire {
-        Wire::Http1 => Version::HTTP_11,
-        Wire::Http2 => Version::HTTP_2,
-    };
+    *request.version_mut() = wire.version();
 
     let address = SocketAddr::new(connection.local, connection.parties.port);
-    let response = match connection.shared.backends.send(address, wire, request).await {
+    let application = Target { address, source: None };
+    let response = match connection.shared.backends.send(application, wire, request).await {
         Ok(response) => response,
-        Err(error) => return failure(&error, record),
+        Err(failed) => return failure(&failed.error, record),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return pass(response, record);
@@ -178,7 +193,7 @@ async fn forward(
     }
 }
 
-fn wire(head: &Parts) -> Wire {
+pub(crate) fn wire(head: &Parts) -> Wire {
     let content_type = head.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     if head.version == Version::HTTP_2 && content_type.starts_with(b"application/grpc") {
         Wire::Http2
@@ -188,7 +203,7 @@ fn wire(head: &Parts) -> Wire {
 }
 
 /// The target as the application gets it: a path by HTTP/1, a whole URI by HTTP/2.
-fn target(uri: &Uri, host: &HeaderValue, wire: Wire) -> Option<Uri> {
+pub(crate) fn target(uri: &Uri, host: &HeaderValue, wire: Wire) -> Option<Uri> {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let builder = Uri::builder().path_and_query(path);
     let builder = match wire {
@@ -199,7 +214,7 @@ fn target(uri: &Uri, host: &HeaderValue, wire: Wire) -> Option<Uri> {
 }
 
 /// Gives the application's answer to the caller.
-fn pass(response: Response<Incoming>, mut record: Record) -> Response<Answer> {
+pub(crate) fn pass(response: Response<Incoming>, mut record: Record) -> Response<Answer> {
     let (head, body) = response.into_parts();
     record.answer(head.status);
     let mut answer = Response::new(Answer::application(body, record));
@@ -210,7 +225,7 @@ fn pass(response: Response<Incoming>, mut record: Record) -> Response<Answer> {
 }
 
 /// Agrees to an upgrade, now that the application has. The connection's task carries the bytes.
-fn switch(
+pub(crate) fn switch(
     connection: &Connection,
     mut response: Response<Incoming>,
     protocol: &HeaderValue,
@@ -232,11 +247,14 @@ fn switch(
     answer
 }
 
-fn failure(error: &BackendError, record: Record) -> Response<Answer> {
+pub(crate) fn failure(error: &BackendError, record: Record) -> Response<Answer> {
     tracing::debug!(%error, request_id = %record.id, "No answer from an application");
     let (status, reason) = match error {
         BackendError::Refused(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "the application doesn't accept connections")
+        }
+        BackendError::TryTimedOut => {
+            (StatusCode::GATEWAY_TIMEOUT, "the application didn't answer in time")
         }
         BackendError::TimedOut => {
             (StatusCode::GATEWAY_TIMEOUT, "the application didn't accept a connection in time")
@@ -247,7 +265,7 @@ fn failure(error: &BackendError, record: Record) -> Response<Answer> {
 }
 
 /// The answer to what is no proper request. What comes behind it isn't trusted either.
-fn rejection(reason: &str, version: Version, record: Record) -> Response<Answer> {
+pub(crate) fn rejection(reason: &str, version: Version, record: Record) -> Response<Answer> {
     let mut answer = refusal(StatusCode::BAD_REQUEST, reason, record);
     if version != Version::HTTP_2 {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -257,7 +275,7 @@ fn rejection(reason: &str, version: Version, record: Record) -> Response<Answer>
 
 /// An answer in the proxy's own words. They never name a rule: whom the mesh lets in is not the
 /// caller's to learn. The number leads to the line in the access log.
-fn refusal(status: StatusCode, reason: &str, mut record: Record) -> Response<Answer> {
+pub(crate) fn refusal(status: StatusCode, reason: &str, mut record: Record) -> Response<Answer> {
     record.answer(status);
     let text = format!("{reason} (request {})\n", record.id);
     let mut answer = Response::new(Answer::own(text, record));

@@ -4,17 +4,19 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::backend::Backends;
+use crate::backend::{Backends, Bind};
+use crate::chance::Chance;
 use crate::connection;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::outbound::Clusters;
 use crate::view::View;
 
 /// Between two looks for application connections that nobody used.
@@ -28,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) backends: Backends,
+    pub(crate) clusters: Arc<Clusters>,
+    pub(crate) chance: Chance,
     pub(crate) limits: Limits,
     pub(crate) requests: Arc<Semaphore>,
     /// True once the proxy stops.
@@ -35,6 +39,7 @@ pub(crate) struct Shared {
 }
 
 /// Serves the listeners until `stop` completes; then finishes requests under way for a few seconds.
+/// `bind` makes the sockets by which the proxy speaks for callers of this host.
 ///
 /// # Errors
 ///
@@ -43,9 +48,10 @@ pub async fn serve(
     listeners: Vec<std::net::TcpListener>,
     view: watch::Receiver<Arc<View>>,
     metrics: Arc<Metrics>,
+    bind: Bind,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    serve_within(Limits::default(), listeners, view, metrics, stop).await
+    serve_within(Limits::default(), listeners, view, metrics, bind, stop).await
 }
 
 pub(crate) async fn serve_within(
@@ -53,13 +59,18 @@ pub(crate) async fn serve_within(
     listeners: Vec<std::net::TcpListener>,
     view: watch::Receiver<Arc<View>>,
     metrics: Arc<Metrics>,
+    bind: Bind,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let (stopping_sender, stopping) = watch::channel(false);
+    let clusters = Arc::new(Clusters::new(Instant::now()));
+    metrics.watch(&clusters);
     let shared = Arc::new(Shared {
         view,
         metrics,
-        backends: Backends::new(limits.connect),
+        backends: Backends::new(limits.connect, bind),
+        clusters,
+        chance: Chance::new(),
         limits,
         requests: Arc::new(Semaphore::new(limits.requests)),
         stopping,

@@ -10,6 +10,7 @@ use tokio::io::copy_bidirectional;
 
 use crate::access::Record;
 use crate::connection::Connection;
+use crate::view::Side;
 
 /// A tunnel that both sides have agreed to. Its request stays under way until its end.
 #[derive(Debug)]
@@ -26,7 +27,11 @@ impl Tunnel {
     /// tunnel.
     pub(crate) async fn run(self, connection: &Connection, cut: &AtomicBool) {
         let Self { caller, application, method, path, mut record } = self;
-        let request = Request { method: &method, path: &path };
+        // What a route changed is judged at the other side, which gets to see it.
+        let request = match connection.parties.side {
+            Side::Server => Some(Request { method: &method, path: &path }),
+            Side::Client => None,
+        };
         // Pinned out here, so that the sockets outlive the decision to reset them.
         let mut carried = pin!(async {
             let (caller, application) = tokio::try_join!(caller, application)?;
@@ -37,7 +42,7 @@ impl Tunnel {
         });
         tokio::select! {
             biased;
-            () = connection.revoked(Some(request)) => connection.on_revoked(cut),
+            () = connection.revoked(request) => connection.on_revoked(cut),
             ended = &mut carried => match ended {
                 Ok((up, down)) => {
                     record.request_bytes().fetch_add(up, Ordering::Relaxed);

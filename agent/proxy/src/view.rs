@@ -4,8 +4,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isthmus_model::{Directory, HostId, Identity, Layer4, Place, Protocol, ServiceId, Snapshot};
+use isthmus_model::{
+    Directory, HostId, Identity, Layer4, Place, Principal, Protocol, ServiceId, Snapshot,
+};
 use isthmus_policy::{Policy, Query, Request, Verdict};
+
+use crate::routing::Routes;
 
 /// One revision of the mesh, ready for look-ups. Shared as `Arc<View>`.
 #[derive(Clone)]
@@ -16,11 +20,24 @@ pub struct View {
     pub policy: Arc<Policy>,
     /// The addresses of the same revision.
     pub directory: Directory,
+    /// Its routes, compiled.
+    pub(crate) routes: Arc<Routes>,
+}
+
+/// Which end of a request this proxy stands at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Before a workload here: requests are judged.
+    Server,
+    /// Behind a caller here: requests are routed.
+    Client,
 }
 
 /// Who calls whom on a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Parties {
+    pub(crate) side: Side,
+    pub(crate) caller: Principal,
     pub(crate) from: Identity,
     pub(crate) to: Identity,
     pub(crate) service: ServiceId,
@@ -33,31 +50,84 @@ impl View {
     #[must_use]
     pub fn new(snapshot: Arc<Snapshot>, policy: Arc<Policy>) -> Self {
         let directory = Directory::new(&snapshot);
-        Self { snapshot, policy, directory }
+        Self::assemble(snapshot, policy, directory)
     }
 
-    /// Who the addresses of an accepted connection stand for. None unless `local` is a workload of
-    /// an HTTP service on this host and `peer` is placed.
+    /// Puts together what others have indexed already.
+    #[must_use]
+    pub fn assemble(snapshot: Arc<Snapshot>, policy: Arc<Policy>, directory: Directory) -> Self {
+        let routes = Arc::new(Routes::new(&snapshot));
+        Self { snapshot, policy, directory, routes }
+    }
+
+    /// Who the addresses of an accepted connection stand for. None unless `peer` is placed and
+    /// `local` is a workload of an HTTP service on this host, or the virtual address of one.
     pub(crate) fn parties(&self, local: IpAddr, peer: IpAddr) -> Option<Parties> {
-        let Place::Workload(host, id) = self.directory.place(local)? else { return None };
-        if host != self.snapshot.local {
-            return None;
-        }
-        let service = self.snapshot.services.get(&id)?;
-        if service.protocol != Protocol::Http {
-            return None;
-        }
+        let here = self.snapshot.local;
         let caller = self.directory.place(peer)?;
-        if is_on_kernels_loopback(caller, self.snapshot.local) {
+        if is_on_kernels_loopback(caller, here) {
             return None;
         }
-        let caller = caller.principal(self.snapshot.local);
+        match self.directory.place(local)? {
+            Place::Workload(host, service) if host == here => {
+                self.parties_of(Side::Server, caller.principal(here), service)
+            }
+            Place::Virtual(service) if self.is_of_here(caller) => {
+                self.parties_of(Side::Client, caller.principal(here), service)
+            }
+            Place::Workload(..)
+            | Place::Virtual(_)
+            | Place::Host(_)
+            | Place::Device(..)
+            | Place::Anycast => None,
+        }
+    }
+
+    /// The same caller, at the door of a workload here.
+    pub(crate) fn parties_here(&self, parties: &Parties, service: ServiceId) -> Option<Parties> {
+        self.parties_of(Side::Server, parties.caller, service)
+    }
+
+    /// The address of a caller's workload here, from which the mesh knows it.
+    pub(crate) fn speaks_from(&self, parties: &Parties, v4: bool) -> Option<IpAddr> {
+        let here = self.snapshot.local;
+        let (ipv4, service) = match parties.caller {
+            Principal::Service(id) => {
+                (*self.snapshot.services.get(&id)?.placements.get(&here)?, id)
+            }
+            Principal::Host(_) => (self.snapshot.local_host().ipv4(), ServiceId(0)),
+            Principal::Device(_) => return None,
+        };
+        let ipv6 = self.snapshot.workload_ipv6(here, service);
+        Some(if v4 { ipv4.into() } else { ipv6.into() })
+    }
+
+    fn parties_of(&self, side: Side, caller: Principal, id: ServiceId) -> Option<Parties> {
+        let service = self.snapshot.services.get(&id)?;
+        (service.protocol == Protocol::Http).then_some(())?;
         Some(Parties {
+            side,
+            caller,
             from: self.snapshot.identity(caller)?,
             to: service.identity(),
             service: id,
             port: service.port,
         })
+    }
+
+    /// Who opens a flow that stays on this host shows the virtual address of its service, or the
+    /// host's anycast one.
+    fn is_of_here(&self, caller: Place) -> bool {
+        match caller {
+            Place::Virtual(service) => {
+                let services = &self.snapshot.services;
+                services
+                    .get(&service)
+                    .is_some_and(|it| it.placements.contains_key(&self.snapshot.local))
+            }
+            Place::Anycast => true,
+            Place::Host(_) | Place::Workload(..) | Place::Device(..) => false,
+        }
     }
 
     /// Judges a request, or without one the connection as a whole.

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use isthmus_model::{Principal, Protocol};
+use isthmus_model::{Place, Principal, Protocol};
 
 use super::topology::{Builder, endpoint};
 use super::world::World;
-use crate::packet::{FragmentLimits, Headers, checksum};
+use crate::packet::{FragmentLimits, Headers, Transport, checksum};
 use crate::{Limits, Node};
 
 /// Bounds that a short input can reach.
@@ -40,7 +40,7 @@ fn stays_within_limits(node: &Node) {
     assert!(node.fragments.len() <= fragments, "fragments outgrew their limit");
 }
 
-/// Whatever a kernel is given can be read, is for an address of this host, and comes from one that
+/// Whatever a kernel is given can be read, is for an address of this host or for its proxy, and comes from one that
 /// the mesh knows: nothing forged, and nothing from or for the world outside.
 fn is_the_kernels_business(node: &Node, packet: &[u8]) {
     let headers = Headers::parse(packet).expect("a kernel is given what can be read");
@@ -48,7 +48,10 @@ fn is_the_kernels_business(node: &Node, packet: &[u8]) {
     let (source, destination) = (headers.key.source.ip(), headers.key.destination.ip());
     let snapshot = &node.state.snapshot;
     let is_local = snapshot.local_addresses().any(|address| address == destination);
-    assert!(is_local, "host {:?} was given {:?}", snapshot.local, headers.key);
+    let is_proxys = matches!(node.state.directory.place(destination), Some(Place::Virtual(_)))
+        && (headers.key.destination_port == node.proxy_port
+            || matches!(headers.transport, Transport::IcmpError { .. }));
+    assert!(is_local || is_proxys, "host {:?} was given {:?}", snapshot.local, headers.key);
     assert!(node.state.directory.place(source).is_some(), "{source} is nobody of the mesh");
 }
 

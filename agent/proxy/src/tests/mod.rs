@@ -5,6 +5,8 @@ mod application;
 mod changes;
 mod framing;
 mod patience;
+mod routed;
+mod routes;
 mod streams;
 mod support;
 mod upgrades;

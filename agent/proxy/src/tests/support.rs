@@ -21,6 +21,7 @@ use isthmus_model::{
     Rule, Rules, Service, ServiceId, Snapshot, Subject,
 };
 use isthmus_policy::Policy;
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
@@ -66,16 +67,27 @@ impl Proxy {
     }
 
     pub(crate) fn start_within(limits: Limits, application_port: u16, rules: Vec<Rule>) -> Self {
+        Self::serve(limits, WEB, application_port, view(application_port, rules))
+    }
+
+    /// A proxy that listens on this address.
+    pub(crate) fn serve(
+        limits: Limits,
+        address: IpAddr,
+        application_port: u16,
+        first: Arc<View>,
+    ) -> Self {
         listen();
-        let listener = std::net::TcpListener::bind((WEB, 0)).unwrap();
+        let listener = std::net::TcpListener::bind((address, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Arc::new(Metrics::default());
-        let (views, view) = watch::channel(view(application_port, rules));
+        let (views, view) = watch::channel(first);
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async {
             let _ = stopped.await;
         };
-        let serving = serve_within(limits, vec![listener], view, Arc::clone(&metrics), stopped);
+        let metrics_ = Arc::clone(&metrics);
+        let serving = serve_within(limits, vec![listener], view, metrics_, bind, stopped);
         let task = tokio::spawn(serving);
         Self { address, metrics, application_port, views, stop: Some(stop), task }
     }
@@ -83,6 +95,10 @@ impl Proxy {
     /// A new revision with these rules.
     pub(crate) fn apply(&self, rules: Vec<Rule>) {
         self.views.send_replace(view(self.application_port, rules));
+    }
+
+    pub(crate) fn switch(&self, view: Arc<View>) {
+        self.views.send_replace(view);
     }
 
     pub(crate) fn begin_stop(&mut self) {
@@ -143,16 +159,25 @@ impl Application {
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
-        let listener = TcpListener::bind((address, 0)).await.unwrap();
+        Self::start_on(SocketAddr::new(address, 0), answer).await
+    }
+
+    pub(crate) async fn start_on<A, F>(address: SocketAddr, answer: A) -> Self
+    where
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::<Mutex<Vec<http::request::Parts>>>::default();
         let record = Arc::clone(&seen);
         tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            while let Ok((stream, peer)) = listener.accept().await {
                 let (record, answer) = (Arc::clone(&record), answer.clone());
                 let service = service_fn(move |mut request: Request<Incoming>| {
                     let upgrade = hyper::upgrade::on(&mut request);
-                    let (head, body) = request.into_parts();
+                    let (mut head, body) = request.into_parts();
+                    head.extensions.insert(peer);
                     record.lock().unwrap().push(head.clone());
                     let mut request = Request::from_parts(head, body);
                     request.extensions_mut().insert(upgrade);
@@ -181,6 +206,14 @@ impl Application {
     pub(crate) fn seen(&self) -> Vec<http::request::Parts> {
         self.seen.lock().unwrap().clone()
     }
+}
+
+/// Without a mark, which only root may set.
+pub(crate) fn bind(source: IpAddr) -> std::io::Result<std::net::TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    Ok(socket.into())
 }
 
 pub(crate) async fn connect(from: IpAddr, to: SocketAddr) -> TcpStream {

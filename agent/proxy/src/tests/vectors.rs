@@ -15,7 +15,7 @@ use isthmus_policy::vectors::{Case, Vector, all};
 use isthmus_policy::{Outcome, Policy};
 use tokio::sync::watch;
 
-use super::support::{Application, exchange, host};
+use super::support::{Application, bind, exchange, host};
 use crate::{Metrics, View, serve};
 
 /// Where services that are called have their workloads.
@@ -121,7 +121,7 @@ impl Lab {
             listeners.push(listener);
         }
         let (views, view) = watch::channel(Arc::new(View::new(Arc::clone(&snapshot), policy)));
-        tokio::spawn(serve(listeners, view, Arc::new(Metrics::default()), pending()));
+        tokio::spawn(serve(listeners, view, Arc::new(Metrics::default()), bind, pending()));
         Self { snapshot, proxies, _views: views }
     }
 

@@ -173,7 +173,7 @@ fn a_service_that_becomes_http_is_inspected_from_then_on() {
     world.apply();
     assert_eq!(flags(&world.host(2).take_inbox()[0]), RST, "nobody has looked at it so far");
     world.host(1).take_inbox();
-    let got = world.exchange(1, &tcp(&key, SYN, 1, 0, b""), 2);
+    let got = world.exchange(1, &tcp(&key, SYN, 1, 0, b""), 1);
     assert_eq!(read(&got[0]).key.destination_port, 15001);
 }
 

@@ -80,25 +80,84 @@ fn a_host_meets_its_own_service_under_the_anycast_address_if_it_may() {
     assert_eq!(world.dropped(1, DropReason::Denied), 1);
 }
 
-/// Sees which port a connection to the service reaches, and that answers come back from its own.
-fn arrives_at(world: &mut World, protocol: Protocol) -> u16 {
-    assert_eq!(protocol, Protocol::Http);
-    let own = (world.topology.host_address(1, true), 40_000);
-    let vip = (world.topology.vip("api", true), 8080);
-    let (_, seen) = world.connect(1, tcp_key(own, vip), None);
-    seen.destination_port
+fn http_mesh(hosts: &[u32]) -> World {
+    let topology = Builder::new(2)
+        .service("client", 9, &[1])
+        .service_of(Protocol::Http, "api", 8080, hosts)
+        .allow("service:client", "service:api")
+        .build();
+    World::new(topology, 1)
 }
 
 #[test]
-fn connections_to_http_services_arrive_at_the_proxy() {
-    for hosts in [&[2], &[1]] {
-        let topology = Builder::new(2)
-            .service_of(Protocol::Http, "api", 8080, hosts)
-            .allow("host:*", "service:api")
-            .build();
-        let mut world = World::new(topology, 1);
-        assert_eq!(arrives_at(&mut world, Protocol::Http), 15001);
+fn connections_to_the_virtual_address_of_an_http_service_arrive_at_the_proxy_here() {
+    for (hosts, v4) in [(&[2][..], true), (&[1], true), (&[], true), (&[2], false)] {
+        let mut world = http_mesh(hosts);
+        let client = world.topology.service("client");
+        let own = (world.topology.host_address(1, v4), 40_000);
+        let vip = world.topology.vip("api", v4);
+        let (host, seen) = world.connect(1, tcp_key(own, (vip, 8080)), Some(client));
+        assert_eq!(host, 1, "nothing leaves the host");
+        let caller = (world.topology.vip("client", v4), 40_000);
+        assert_eq!(seen, tcp_key(caller, (vip, 15_001)), "who asks, and for whom");
     }
+}
+
+#[test]
+fn who_may_not_use_an_http_service_is_refused_before_the_proxy() {
+    let mut world = http_mesh(&[2]);
+    let vip = (world.topology.vip("api", true), 8080);
+    let own = tcp_key((world.topology.host_address(1, true), 40_000), vip);
+    world.send(1, &tcp(&own, SYN, 1, 0, b""));
+    assert_eq!(world.dropped(1, DropReason::Denied), 1);
+}
+
+#[test]
+fn connections_to_a_workload_of_an_http_service_arrive_at_the_proxy_there() {
+    let mut world = http_mesh(&[2]);
+    let client = world.topology.service("client");
+    let own = (world.topology.host_address(1, true), 40_000);
+    let workload = (world.topology.workload("api", 2, true), 8080);
+    let (host, seen) = world.connect(1, tcp_key(own, workload), Some(client));
+    assert_eq!((host, seen.destination_port), (2, 15_001));
+    assert_eq!(seen.source, world.topology.workload("client", 1, true).into());
+}
+
+#[test]
+fn a_device_has_no_proxy_in_front_of_it() {
+    let topology = Builder::new(2)
+        .service_of(Protocol::Http, "api", 8080, &[2])
+        .device("press", 1)
+        .allow("device:press", "service:api")
+        .build();
+    let mut world = World::new(topology, 1);
+    let press = (world.topology.device_address("press", true), 40_000);
+    let vip = (world.topology.vip("api", true), 8080);
+    world.device_send("press", &tcp(&tcp_key(press, vip), SYN, 100, 0, b""));
+    world.run(Duration::from_millis(100));
+    let arrived = world.host(2).take_inbox();
+    let key = read(&arrived[0]).key;
+    assert_eq!(key, tcp_key(press, (world.topology.workload("api", 2, true), 15_001)));
+}
+
+#[test]
+fn a_connection_to_the_proxy_stands_while_its_service_stays_and_falls_with_its_rule() {
+    let mut world = http_mesh(&[2]);
+    let client = world.topology.service("client");
+    let own = (world.topology.host_address(1, true), 40_000);
+    let key = tcp_key(own, (world.topology.vip("api", true), 8080));
+    world.connect(1, key, Some(client));
+    world.topology.change(|snapshot| {
+        let api = snapshot.services.values_mut().find(|it| it.name.as_str() == "api");
+        api.expect("it is there").placements.clear();
+    });
+    world.apply();
+    let got = world.exchange(1, &tcp(&key, ACK, 101, 501, b"GET"), 1);
+    assert_eq!(payload(&got[0]), b"GET", "backends are the proxy's to choose");
+    world.topology.change(|snapshot| snapshot.rules.rules.clear());
+    world.apply();
+    assert_eq!(world.host(1).node.counters().flows_cut, 1);
+    assert_eq!(world.host(1).take_inbox().len(), 2, "both ends are told");
 }
 
 #[test]

@@ -1,0 +1,297 @@
+//! One request on its way to a workload: pick, try, and perhaps try again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use isthmus_model::route::{Retry, RetryOn, Share};
+use isthmus_model::{HostId, ServiceId};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::cluster::{Cluster, Endpoint, InFlight};
+use super::{Call, local, mirror, set_host};
+use crate::access::Record;
+use crate::backend::{BackendError, Target, Wire};
+use crate::balance::{Attempt, may_repeat, wants_retry};
+use crate::body::{Answer, Payload};
+use crate::connection::Connection;
+use crate::headers;
+use crate::request::{failure, pass, refusal, switch, target, wire};
+use crate::routing::Compiled;
+use crate::upgrade;
+use crate::view::View;
+
+/// A request as every try of it begins.
+pub(super) struct Template {
+    pub(super) head: Parts,
+    pub(super) wire: Wire,
+    host: HeaderValue,
+    upgrade: Option<HeaderValue>,
+}
+
+/// What all tries of a request share.
+struct Exchange<'a> {
+    connection: &'a Connection,
+    view: &'a Arc<View>,
+    service: ServiceId,
+    cluster: Arc<Cluster>,
+    template: Template,
+    try_timeout: Option<Duration>,
+    policy: Retry,
+}
+
+/// How a try ended.
+enum Tried {
+    Answer(Response<Incoming>, InFlight),
+    Failed(BackendError, Attempt),
+    /// A workload here may not be asked this.
+    Denied,
+}
+
+/// How all of them did.
+enum Ended {
+    Answer(Response<Incoming>, InFlight),
+    Failed(BackendError),
+    Denied,
+    Nobody,
+}
+
+/// Sends a request to a backend, and gives the answer to the caller.
+pub(super) async fn run(
+    connection: &Connection,
+    view: &Arc<View>,
+    call: Call,
+    service: ServiceId,
+    route: Option<Arc<Compiled>>,
+    mut record: Record,
+) -> Response<Answer> {
+    let deadline = route.as_ref().and_then(|it| it.timeout).map(|it| Instant::now() + it);
+    let v4 = connection.peer.is_ipv4();
+    let Some(cluster) = connection.shared.clusters.of(view, service, v4) else {
+        return nobody(record);
+    };
+    record.take_backend(view, service);
+    let Call { head, body, host, on_upgrade } = call;
+    let template = Template::new(head, host, route.as_deref());
+    let policy = route.as_ref().and_then(|it| it.retry.clone()).unwrap_or_else(only_unsent);
+    let wants_whole = route.as_ref().is_some_and(|it| it.retry.is_some() || !it.mirrors.is_empty());
+    let Ok(mut payload) = Payload::of(body, wants_whole, record.request_bytes()).await else {
+        return refusal(StatusCode::BAD_REQUEST, "the body broke off", record);
+    };
+    if let Some(route) = &route {
+        mirror::send(connection, view, route, &template, &payload);
+    }
+    let try_timeout = route.as_ref().and_then(|it| it.try_timeout);
+    let exchange = Exchange { connection, view, service, cluster, template, try_timeout, policy };
+    let ended = match deadline {
+        Some(deadline) => timeout_at(deadline, exchange.run(&mut payload, &mut record)).await,
+        None => Ok(exchange.run(&mut payload, &mut record).await),
+    };
+    match ended {
+        Ok(Ended::Answer(response, flight)) => {
+            let holding = Holding { flight, deadline };
+            answer(connection, exchange.template, response, route, on_upgrade, record, holding)
+        }
+        Ok(Ended::Failed(error)) => failure(&error, record),
+        Ok(Ended::Denied) => refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record),
+        Ok(Ended::Nobody) => nobody(record),
+        Err(_) => {
+            let reason = "the service didn't answer within the route's timeout";
+            refusal(StatusCode::GATEWAY_TIMEOUT, reason, record)
+        }
+    }
+}
+
+/// What the answer's body keeps.
+struct Holding {
+    flight: InFlight,
+    deadline: Option<Instant>,
+}
+
+fn answer(
+    connection: &Connection,
+    template: Template,
+    response: Response<Incoming>,
+    route: Option<Arc<Compiled>>,
+    on_upgrade: OnUpgrade,
+    record: Record,
+    holding: Holding,
+) -> Response<Answer> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let asked = (template.head.method.to_string(), template.head.uri.path().to_owned());
+        return match template.upgrade {
+            Some(protocol) if upgrade::agrees(&protocol, response.headers()) => {
+                switch(connection, response, &protocol, on_upgrade, asked, record)
+            }
+            Some(_) | None => {
+                let reason = "the service switched to a protocol that nobody asked for";
+                refusal(StatusCode::BAD_GATEWAY, reason, record)
+            }
+        };
+    }
+    let mut answer = pass(response, record);
+    if let Some(route) = route {
+        route.response_headers.apply(answer.headers_mut());
+    }
+    answer.body_mut().hold(holding.flight, holding.deadline);
+    answer
+}
+
+fn nobody(record: Record) -> Response<Answer> {
+    refusal(StatusCode::SERVICE_UNAVAILABLE, "the service has no workload", record)
+}
+
+/// Without a policy only what can do no harm is tried again: what nobody has seen.
+fn only_unsent() -> Retry {
+    Retry {
+        attempts: 2,
+        on: vec![RetryOn::ConnectFailure],
+        budget: Share::ALL,
+        backoff: Duration::ZERO,
+        non_idempotent: false,
+    }
+}
+
+impl Exchange<'_> {
+    async fn run(&self, payload: &mut Payload, record: &mut Record) -> Ended {
+        let clusters = &self.connection.shared.clusters;
+        self.cluster.budget().deposit(self.policy.budget, clusters.now());
+        let mut tried: Vec<HostId> = Vec::new();
+        loop {
+            let random = self.connection.shared.chance.next();
+            let Some((endpoint, flight)) = clusters.pick(&self.cluster, &tried, random) else {
+                return Ended::Nobody;
+            };
+            record.take_endpoint(self.view, endpoint.host);
+            tried.push(endpoint.host);
+            let (error, attempt) = match self.try_once(&endpoint, flight, payload).await {
+                Tried::Answer(response, flight) => {
+                    let attempt = Attempt::answered(response.status(), response.headers());
+                    if !self.tries_again(attempt, &tried, payload).await {
+                        return Ended::Answer(response, flight);
+                    }
+                    continue;
+                }
+                Tried::Denied => return Ended::Denied,
+                Tried::Failed(error, attempt) => (error, attempt),
+            };
+            if !self.tries_again(attempt, &tried, payload).await {
+                return Ended::Failed(error);
+            }
+        }
+    }
+
+    /// Decides about another try, and waits for its time.
+    async fn tries_again(&self, attempt: Attempt, tried: &[HostId], payload: &Payload) -> bool {
+        let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX) - 1;
+        let may = wants_retry(&self.policy, attempt)
+            && may_repeat(&self.policy, &self.template.head.method, attempt)
+            && retries < self.policy.attempts
+            && payload.is_ready();
+        let now = self.connection.shared.clusters.now();
+        if !may || !self.cluster.budget().withdraw(now) {
+            return false;
+        }
+        self.connection.shared.metrics.count_retry();
+        let longest = self.policy.backoff * 2_u32.saturating_pow(retries);
+        // Full jitter: clients that failed together don't come back together.
+        let share = self.connection.shared.chance.next() % 1024;
+        sleep(longest.mul_f64(share as f64 / 1024.0)).await;
+        true
+    }
+
+    async fn try_once(
+        &self,
+        endpoint: &Endpoint,
+        mut flight: InFlight,
+        payload: &mut Payload,
+    ) -> Tried {
+        let mut fields = self.template.copy();
+        let place = (self.service, &*self.cluster, endpoint);
+        let aimed = self.template.aim(self.connection, self.view, place, &mut fields);
+        let Some((target, uri)) = aimed else { return Tried::Denied };
+        let Some(body) = payload.take() else {
+            return Tried::Failed(BackendError::TimedOut, Attempt::Reset);
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = self.template.head.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = fields;
+        *request.version_mut() = self.template.wire.version();
+        let sending = self.connection.shared.backends.send(target, self.template.wire, request);
+        let sent = match self.try_timeout {
+            Some(patience) => timeout(patience, sending).await,
+            None => Ok(sending.await),
+        };
+        let random = self.connection.shared.chance.next();
+        let (error, attempt) = match sent {
+            Ok(Ok(response)) => {
+                let attempt = Attempt::answered(response.status(), response.headers());
+                self.note(flight.tell(attempt, random), endpoint);
+                return Tried::Answer(response, flight);
+            }
+            Ok(Err(failure)) => match failure.unsent {
+                Some(request) => {
+                    payload.give_back(request.into_body());
+                    (failure.error, Attempt::NotSent)
+                }
+                None => (failure.error, Attempt::Reset),
+            },
+            Err(_) => (BackendError::TryTimedOut, Attempt::Reset),
+        };
+        self.note(flight.tell(attempt, random), endpoint);
+        Tried::Failed(error, attempt)
+    }
+
+    fn note(&self, ejected: bool, endpoint: &Endpoint) {
+        if ejected {
+            self.connection.shared.metrics.count_ejection();
+            let snapshot = &self.view.snapshot;
+            let service = snapshot.services.get(&self.service).map(|it| it.name.as_str());
+            let host = snapshot.hosts.get(&endpoint.host).map(|it| it.name.as_str());
+            tracing::info!(service, host, "Ejected a workload that keeps failing");
+        }
+    }
+}
+
+impl Template {
+    fn new(mut head: Parts, host: HeaderValue, route: Option<&Compiled>) -> Self {
+        let (wire, upgrade) = (wire(&head), upgrade::wanted(head.version, &head.headers));
+        headers::to_next_hop(&mut head.headers);
+        set_host(&mut head, &host);
+        if let Some(route) = route {
+            route.request_headers.apply(&mut head.headers);
+        }
+        if let Some(protocol) = &upgrade {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            head.headers.insert(UPGRADE, protocol.clone());
+        }
+        Self { head, wire, host, upgrade }
+    }
+
+    pub(super) fn copy(&self) -> HeaderMap {
+        self.head.headers.clone()
+    }
+
+    /// Where a try goes, as whom, and with which URI. None if a workload here may not be asked.
+    pub(super) fn aim(
+        &self,
+        connection: &Connection,
+        view: &View,
+        place: (ServiceId, &Cluster, &Endpoint),
+        fields: &mut HeaderMap,
+    ) -> Option<(Target, Uri)> {
+        let (_, cluster, endpoint) = place;
+        let uri = target(&self.head.uri, &self.host, self.wire)?;
+        if endpoint.host == view.snapshot.local {
+            return Some((local::admit(connection, view, place, &self.head, fields)?, uri));
+        }
+        let source = view.speaks_from(&connection.parties, connection.peer.is_ipv4())?;
+        let address = (endpoint.address, cluster.port).into();
+        Some((Target { address, source: Some(source) }, uri))
+    }
+}

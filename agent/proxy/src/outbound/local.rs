@@ -1,0 +1,31 @@
+//! Requests to a workload of this host: they needn't leave it to be judged.
+
+use http::HeaderMap;
+use http::request::Parts;
+use isthmus_model::ServiceId;
+use isthmus_policy::{Outcome, Request};
+
+use crate::backend::Target;
+use crate::connection::Connection;
+use crate::headers;
+use crate::outbound::cluster::{Cluster, Endpoint};
+use crate::view::View;
+
+/// Judges a request to a service here, as the server's side does for callers of other hosts, and
+/// tells the application who calls. None if it may not pass.
+pub(super) fn admit(
+    connection: &Connection,
+    view: &View,
+    (service, cluster, endpoint): (ServiceId, &Cluster, &Endpoint),
+    head: &Parts,
+    fields: &mut HeaderMap,
+) -> Option<Target> {
+    let parties = view.parties_here(&connection.parties, service)?;
+    let asked = Request { method: head.method.as_str(), path: head.uri.path() };
+    if view.judge(&parties, Some(asked)).outcome != Outcome::Allow {
+        return None;
+    }
+    let from = parties.from.spiffe(&view.snapshot.mesh.trust_domain);
+    headers::introduce(fields, &from, connection.peer);
+    Some(Target { address: (endpoint.address, cluster.port).into(), source: None })
+}

@@ -1,0 +1,174 @@
+//! The client's side: which backend, and which of its workloads, takes a request.
+//!
+//! ```text
+//!  caller ─ TUN ─ flow table ──▶ VIRTUAL:15001 (proxy) ══ as the caller's workload ══▶ WORKLOAD:8080
+//! ```
+//!
+//! The connection's local address is the service that was asked, its remote one says who asks. The
+//! proxy dials from the caller's own workload address, so that the other side sees who calls, not
+//! through whom. A workload of this host is not dialled but served here, judged by the same policy.
+
+mod cluster;
+mod forward;
+mod local;
+mod mirror;
+
+use std::sync::Arc;
+
+use http::header::{CONTENT_TYPE, HOST, LOCATION};
+use http::request::Parts;
+use http::{HeaderValue, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use isthmus_model::ServiceId;
+use isthmus_policy::path::canonical;
+
+use crate::access::Record;
+use crate::body::Answer;
+use crate::connection::Connection;
+use crate::request::{may_pass, refusal, rejection};
+use crate::routing::{Act, Asked, Chosen, Compiled, location, target};
+use crate::view::View;
+
+pub use cluster::EndpointView;
+pub(crate) use cluster::{Clusters, InFlight};
+
+/// A request that is to be routed.
+pub(crate) struct Call {
+    pub(crate) head: Parts,
+    pub(crate) body: Incoming,
+    pub(crate) host: HeaderValue,
+    pub(crate) on_upgrade: OnUpgrade,
+}
+
+/// Serves one request of a caller on this host.
+pub(crate) async fn handle(
+    connection: &Connection,
+    view: &Arc<View>,
+    mut call: Call,
+    mut record: Record,
+) -> Response<Answer> {
+    let asked = connection.parties.service;
+    let Ok(chosen) = choose(view, asked, &call) else {
+        return rejection("a path that can be read in two ways", call.head.version, record);
+    };
+    let Some(Chosen { route, prefix }) = chosen else {
+        return forward::run(connection, view, call, asked, None, record).await;
+    };
+    record.take_route(&route.name);
+    if let Some(status) = inject_fault(connection, &route).await {
+        return refusal(status, "a fault that the route injects", record);
+    }
+    match &route.act {
+        Act::Respond { status, body } => respond(*status, body, &route, record),
+        Act::Redirect(redirect) => {
+            let place = whole_host(&call, connection.parties.port);
+            let (path, query) = (path_of(&call.head), call.head.uri.query());
+            let to = location(redirect, prefix.as_deref(), place, &path, query);
+            send_elsewhere(redirect.status, &to, &route, record)
+        }
+        Act::Forward { to, rewrite } => {
+            let Some(backend) = to.pick(connection.shared.chance.next()) else {
+                let reason = "the route leads nowhere";
+                return refusal(StatusCode::INTERNAL_SERVER_ERROR, reason, record);
+            };
+            // The other side judges what it is asked for. What only this side sees is judged here.
+            if backend != asked && !may_pass(connection, view, &call.head, &mut record) {
+                return refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record);
+            }
+            if let Some(change) = &rewrite.path {
+                let (path, query) = (path_of(&call.head), call.head.uri.query());
+                let Some(new) = target(change, prefix.as_deref(), &path, query) else {
+                    return rejection("a path that can't be changed", call.head.version, record);
+                };
+                call.head.uri = new.into();
+            }
+            if let Some(host) = rewrite.host.as_deref().map(HeaderValue::from_str) {
+                call.host = host.unwrap_or(call.host);
+            }
+            forward::run(connection, view, call, backend, Some(route), record).await
+        }
+    }
+}
+
+/// A path that two programs could read in two ways.
+struct Ambiguous;
+
+fn choose(view: &View, asked: ServiceId, call: &Call) -> Result<Option<Chosen>, Ambiguous> {
+    let Some(table) = view.routes.of(asked) else { return Ok(None) };
+    if table.compares_paths() && call.head.uri.path() != "*" {
+        canonical(call.head.uri.path()).map_err(|_| Ambiguous)?;
+    }
+    let host = call.host.to_str().unwrap_or_default().to_ascii_lowercase();
+    Ok(table.choose(&Asked {
+        method: call.head.method.as_str(),
+        host: without_port(&host),
+        path: &path_of(&call.head),
+        query: call.head.uri.query(),
+        headers: &call.head.headers,
+    }))
+}
+
+/// The path in the form that routes are compared with: canonical where it can be, and with the slash
+/// at its end, which means something to routes.
+fn path_of(head: &Parts) -> String {
+    let path = head.uri.path();
+    let Ok(form) = canonical(path) else { return path.to_owned() };
+    let slash = if path.len() > 1 && path.ends_with('/') { "/" } else { "" };
+    format!("{form}{slash}")
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        // Not within the brackets of an IPv6 address.
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        Some(_) | None => host,
+    }
+}
+
+/// The host and port that a client believes it speaks to.
+fn whole_host(call: &Call, asked_port: u16) -> (&str, u16) {
+    let host = call.host.to_str().unwrap_or_default();
+    let name = without_port(host);
+    let port = host.get(name.len() + 1..).and_then(|port| port.parse().ok());
+    (name, port.unwrap_or(asked_port))
+}
+
+/// Waits, or says what to answer, as often as the route wants it.
+async fn inject_fault(connection: &Connection, route: &Compiled) -> Option<StatusCode> {
+    let chance = &connection.shared.chance;
+    if let Some((time, share)) = route.delay
+        && share.takes(chance.next())
+    {
+        tokio::time::sleep(time).await;
+    }
+    let (status, share) = route.abort?;
+    if share.takes(chance.next()) { StatusCode::from_u16(status).ok() } else { None }
+}
+
+fn respond(status: u16, body: &str, route: &Compiled, mut record: Record) -> Response<Answer> {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    record.answer(status);
+    let mut answer = Response::new(Answer::own(body.to_owned(), record));
+    *answer.status_mut() = status;
+    if !body.is_empty() {
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        answer.headers_mut().insert(CONTENT_TYPE, plain);
+    }
+    route.response_headers.apply(answer.headers_mut());
+    answer
+}
+
+fn send_elsewhere(status: u16, to: &str, route: &Compiled, record: Record) -> Response<Answer> {
+    let Ok(to) = HeaderValue::from_str(to) else {
+        return refusal(StatusCode::BAD_REQUEST, "a target that can't be a Location", record);
+    };
+    let mut answer = respond(status, "", route, record);
+    answer.headers_mut().insert(LOCATION, to);
+    answer
+}
+
+/// Puts the host where the other side looks for it.
+fn set_host(head: &mut Parts, host: &HeaderValue) {
+    head.headers.insert(HOST, host.clone());
+}

@@ -1,0 +1,412 @@
+//! The client's side: where requests go, as whom, and what happens when that fails.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use super::routed::*;
+use super::support::{Application, Body, Proxy, SOON, full, read_until, request, request1, text};
+
+/// Sends a request on a connection of its own.
+async fn ask(proxy: &Proxy, request: Request<Body>) -> (StatusCode, String) {
+    let mut client = proxy.http1(CALLER).await;
+    let answer = client.send_request(request).await.unwrap();
+    (answer.status(), text(answer).await)
+}
+
+async fn get(proxy: &Proxy, path: &str) -> (StatusCode, String) {
+    ask(proxy, request1("GET", path)).await
+}
+
+fn post(body: impl Into<bytes::Bytes>) -> Request<Body> {
+    let request = Request::builder().method("POST").uri("/");
+    request.header("host", "api").body(full(body)).unwrap()
+}
+
+fn answer(status: u16, text: &str) -> Response<Body> {
+    Response::builder().status(status).body(full(text.to_owned())).unwrap()
+}
+
+/// Says who it is.
+async fn named(backends: &Backends, address: std::net::IpAddr, name: &'static str) -> Application {
+    backends.start(address, move |_| async move { answer(200, name) }).await
+}
+
+/// Fails in the same way each time.
+async fn failing(backends: &Backends, address: std::net::IpAddr, status: u16) -> Application {
+    backends.start(address, move |_| async move { answer(status, "bad") }).await
+}
+
+#[tokio::test]
+async fn a_request_arrives_as_its_callers_and_claims_nothing() {
+    let mut backends = Backends::new();
+    let v2 = named(&backends, V2, "v2").await;
+    let proxy = backends.proxy(
+        "[[route.api]]\nmatch = { path = { prefix = \"/in\" } }\nto = [{ service = \"v2\" }]\n\
+         rewrite = { host = \"inner\", prefix = \"/\" }\n\
+         request_headers = { set = { x-set = \"1\" }, remove = [\"x-gone\"] }\n\
+         response_headers = { add = { x-via = \"mesh\" } }",
+    );
+    let request = Request::get("/in/a%20b/?q=1").header("host", "API.example:80");
+    let request = request.header("x-isthmus-identity", "spiffe://corp.example/ns/prod/sa/root");
+    let request = request.header("connection", "x-hop").header("x-hop", "1").header("x-gone", "1");
+    let mut client = proxy.http1(CALLER).await;
+    let got = client.send_request(request.body(full("")).unwrap()).await.unwrap();
+    assert_eq!((got.status(), &got.headers()["x-via"]), (StatusCode::OK, &"mesh".parse().unwrap()));
+
+    let head = &v2.seen()[0];
+    assert_eq!((head.uri.to_string().as_str()), "/a%20b/?q=1");
+    assert_eq!(head.headers["host"], "inner");
+    assert_eq!(head.extensions.get::<SocketAddr>().unwrap().ip(), CLIENT);
+    assert_eq!(head.headers["x-set"], "1");
+    for name in ["x-isthmus-identity", "x-hop", "x-gone", "x-forwarded-for", "connection"] {
+        assert!(!head.headers.contains_key(name), "{name}: {head:?}");
+    }
+}
+
+#[tokio::test]
+async fn requests_of_one_connection_are_shared_out() {
+    let mut backends = Backends::new();
+    let (two, three) = (named(&backends, API_2, "2").await, named(&backends, API_3, "3").await);
+    let proxy = backends.proxy("");
+    for version in [1, 2] {
+        let (mut one, mut many) = (proxy.http1(CALLER).await, proxy.http2(CALLER).await);
+        for _ in 0..40 {
+            let sent = if version == 1 {
+                one.ready().await.unwrap();
+                one.send_request(request1("GET", "/")).await
+            } else {
+                many.send_request(request("GET", "/")).await
+            };
+            text(sent.unwrap()).await;
+        }
+    }
+    let share = (two.seen().len(), three.seen().len());
+    assert!(share.0 + share.1 == 80 && share.0 > 10 && share.1 > 10, "{share:?}");
+}
+
+#[tokio::test]
+async fn without_a_fitting_route_the_service_itself_is_asked() {
+    let mut backends = Backends::new();
+    let _api = (named(&backends, API_2, "api").await, named(&backends, API_3, "api").await);
+    let _v2 = named(&backends, V2, "v2").await;
+    let proxy = backends.proxy(
+        "[[route.api]]\nmatch = { header = { x-canary = \"1\" } }\nto = [{ service = \"v2\" }]",
+    );
+    assert_eq!(get(&proxy, "/").await, (StatusCode::OK, "api".to_owned()));
+    let canary = Request::get("/").header("host", "api").header("x-canary", "1");
+    let canary = canary.body(full("")).unwrap();
+    assert_eq!(ask(&proxy, canary).await, (StatusCode::OK, "v2".to_owned()));
+}
+
+#[tokio::test]
+async fn ambiguous_paths_are_refused_where_routes_compare_paths() {
+    let mut backends = Backends::new();
+    let api = (named(&backends, API_2, "api").await, named(&backends, API_3, "api").await);
+    let proxy = backends.proxy(
+        "[[route.api]]\nmatch = { path = { prefix = \"/admin\" } }\ndirect_response = { status = 404 }",
+    );
+    assert_eq!(get(&proxy, "/%61dmin/x").await.0, StatusCode::NOT_FOUND);
+    for path in ["/x/../admin", "/x%2f..%2fadmin", "//admin", "/admin;x", "/%252e"] {
+        assert_eq!(get(&proxy, path).await.0, StatusCode::BAD_REQUEST, "{path}");
+    }
+    assert_eq!(api.0.seen().len() + api.1.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn what_the_asked_service_forbids_no_route_leads_around() {
+    let mut backends = Backends::new();
+    let v2 = named(&backends, V2, "v2").await;
+    let proxy = backends.proxy_with(
+        "[[route.api]]\nto = [{ service = \"v2\" }]\nrewrite = { path = \"/public\" }\n\
+         [[allow]]\nname = \"reads\"\nfrom = \"service:client\"\nto = \"service:api\"\n\
+         http = [{ method = \"GET\", path = \"/public\" }]\n\
+         [[allow]]\nname = \"v2\"\nfrom = \"service:client\"\nto = \"service:v2\"",
+    );
+    assert_eq!(get(&proxy, "/public").await.0, StatusCode::OK);
+    assert_eq!(get(&proxy, "/private").await.0, StatusCode::FORBIDDEN);
+    assert_eq!(v2.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_workload_of_the_same_host_is_judged_here() {
+    let mut backends = Backends::new();
+    let near = named(&backends, NEAR, "near").await;
+    let proxy = backends.proxy_with(
+        "[[route.api]]\nto = [{ service = \"near\" }]\n\
+         [[allow]]\nname = \"api\"\nfrom = \"service:client\"\nto = \"service:api\"\n\
+         [[allow]]\nname = \"near\"\nfrom = \"service:client\"\nto = \"service:near\"\n\
+         http = [{ method = \"GET\" }]",
+    );
+    assert_eq!(get(&proxy, "/").await, (StatusCode::OK, "near".to_owned()));
+    assert_eq!(ask(&proxy, post("x")).await.0, StatusCode::FORBIDDEN);
+    let seen = near.seen();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen[0].headers["x-isthmus-identity"], "spiffe://corp.example/ns/prod/sa/client");
+}
+
+#[tokio::test]
+async fn who_is_not_of_this_host_is_not_served() {
+    let mut backends = Backends::new();
+    let proxy = backends.proxy("");
+    // Another service's virtual address, a workload's, one of another host, and the host's own.
+    for caller in [API, CLIENT, API_2, "127.65.1.0".parse().unwrap()] {
+        let got = proxy.exchange(caller, "GET / HTTP/1.1\r\nHost: api\r\n\r\n").await;
+        assert_eq!(got, "", "{caller}");
+    }
+    proxy.metrics_become(|metrics| metrics.refused_connections == 4).await;
+}
+
+#[tokio::test]
+async fn a_failing_workload_is_hidden_by_retries_and_ejected() {
+    let mut backends = Backends::new();
+    let good = named(&backends, API_2, "good").await;
+    let bad = failing(&backends, API_3, 503).await;
+    let proxy = backends.proxy("[[route.api]]\nretry = { attempts = 1, backoff = \"1ms\" }");
+    for _ in 0..200 {
+        assert_eq!(get(&proxy, "/").await, (StatusCode::OK, "good".to_owned()));
+    }
+    assert_eq!(good.seen().len(), 200);
+    assert!((1..20).contains(&bad.seen().len()), "{}", bad.seen().len());
+    let metrics = proxy.metrics.snapshot();
+    assert_eq!(metrics.retries, bad.seen().len() as u64);
+    let (labels, stats) = &metrics.routes[0];
+    assert_eq!((labels.source.as_str(), labels.service.as_str()), ("service:client", "api"));
+    assert_eq!((labels.route.as_str(), labels.backend.as_str()), ("api-1", "api"));
+    assert_eq!((stats.requests, stats.buckets.iter().sum::<u64>()), (200, 200));
+}
+
+#[tokio::test]
+async fn a_workload_that_refuses_fast_attracts_nothing() {
+    let mut backends = Backends::new();
+    let good = backends
+        .start(API_2, |_| async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            answer(200, "good")
+        })
+        .await;
+    let busy = failing(&backends, API_3, 429).await;
+    let proxy = backends.proxy("");
+    for _ in 0..100 {
+        get(&proxy, "/").await;
+    }
+    assert!(busy.seen().len() < 10, "{} of 100", busy.seen().len());
+    assert!(good.seen().len() > 90);
+}
+
+#[tokio::test]
+async fn what_was_not_sent_is_tried_elsewhere_whatever_the_method() {
+    let mut backends = Backends::new();
+    let good = named(&backends, API_2, "good").await;
+    let proxy = backends.proxy("");
+    for _ in 0..20 {
+        assert_eq!(ask(&proxy, post("data")).await, (StatusCode::OK, "good".to_owned()));
+    }
+    assert_eq!(good.seen().len(), 20);
+    assert!(proxy.metrics.snapshot().retries > 0, "the other workload doesn't listen");
+}
+
+#[tokio::test]
+async fn what_may_have_been_done_is_not_repeated_unless_the_route_says_so() {
+    for (more, calls) in [("", 1), (", non_idempotent = true", 3)] {
+        let mut backends = Backends::new();
+        let bad = (failing(&backends, API_2, 503).await, failing(&backends, API_3, 503).await);
+        let route = format!(
+            "[[route.api]]\nretry = {{ attempts = 2, on = [\"5xx\"], backoff = \"1ms\"{more} }}"
+        );
+        let proxy = backends.proxy(&route);
+        let (status, _) = ask(&proxy, post("data")).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(bad.0.seen().len() + bad.1.seen().len(), calls, "{more}");
+    }
+}
+
+#[tokio::test]
+async fn a_small_body_is_repeated_whole_and_a_large_one_never() {
+    for (size, status, calls) in [(64 << 10, 200, 2), ((64 << 10) + 1, 500, 1)] {
+        let mut backends = Backends::new();
+        let count = Arc::new(AtomicUsize::new(0));
+        let fails_once = |count: Arc<AtomicUsize>| {
+            move |request: Request<hyper::body::Incoming>| {
+                let count = Arc::clone(&count);
+                async move {
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let is_first = count.fetch_add(1, Ordering::Relaxed) == 0;
+                    answer(if is_first { 500 } else { 200 }, &body.len().to_string())
+                }
+            }
+        };
+        let _api = (
+            backends.start(API_2, fails_once(Arc::clone(&count))).await,
+            backends.start(API_3, fails_once(Arc::clone(&count))).await,
+        );
+        let route = "[[route.api]]\nretry = { attempts = 3, on = [\"5xx\"], backoff = \"1ms\", non_idempotent = true }";
+        let proxy = backends.proxy(route);
+        let got = ask(&proxy, post(vec![b'x'; size])).await;
+        assert_eq!(got, (StatusCode::from_u16(status).unwrap(), size.to_string()));
+        assert_eq!(count.load(Ordering::Relaxed), calls);
+    }
+}
+
+#[tokio::test]
+async fn a_workload_that_hangs_is_given_up_and_another_asked() {
+    let mut backends = Backends::new();
+    let _hanging = TcpListener::bind((API_3, backends.port)).await.unwrap();
+    let _good = named(&backends, API_2, "good").await;
+    let proxy = backends.proxy(
+        "[[route.api]]\ntry_timeout = \"50ms\"\nretry = { attempts = 1, on = [\"reset\"], backoff = \"1ms\" }",
+    );
+    for _ in 0..20 {
+        assert_eq!(get(&proxy, "/").await, (StatusCode::OK, "good".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn the_whole_exchange_has_a_time_limit() {
+    let mut backends = Backends::new();
+    let _hanging = (
+        TcpListener::bind((API_2, backends.port)).await.unwrap(),
+        TcpListener::bind((API_3, backends.port)).await.unwrap(),
+    );
+    let proxy = backends.proxy(
+        "[[route.api]]\ntimeout = \"200ms\"\ntry_timeout = \"50ms\"\n\
+         retry = { attempts = 10, on = [\"reset\"], backoff = \"1ms\" }",
+    );
+    let started = Instant::now();
+    assert_eq!(get(&proxy, "/").await.0, StatusCode::GATEWAY_TIMEOUT);
+    assert!((190..1000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn an_answer_that_never_ends_is_cut_at_the_time_limit() {
+    let mut backends = Backends::new();
+    let drip = TcpListener::bind((V2, backends.port)).await.unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = drip.accept().await.unwrap();
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello";
+        stream.write_all(head).await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await
+    });
+    let proxy = backends.proxy("[[route.api]]\nto = [{ service = \"v2\" }]\ntimeout = \"100ms\"");
+    let got = proxy.exchange(CALLER, "GET / HTTP/1.1\r\nHost: api\r\n\r\n").await;
+    assert!(got.starts_with("HTTP/1.1 200") && got.ends_with("hello"), "{got}");
+}
+
+#[tokio::test]
+async fn with_every_workload_down_retries_stay_within_their_budget() {
+    let mut backends = Backends::new();
+    let bad = (failing(&backends, API_2, 503).await, failing(&backends, API_3, 503).await);
+    let proxy = backends.proxy(
+        "[[route.api]]\nretry = { attempts = 5, on = [\"5xx\"], budget = 0.1, backoff = \"1ms\" }",
+    );
+    let started = Instant::now();
+    for _ in 0..300 {
+        assert_eq!(get(&proxy, "/").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    // Ten saved up, a tenth of the requests, and one for each second.
+    let most = 300 + 10 + 30 + 1 + started.elapsed().as_secs() as usize;
+    let calls = bad.0.seen().len() + bad.1.seen().len();
+    assert!((320..=most).contains(&calls), "{calls}, at most {most}");
+}
+
+#[tokio::test]
+async fn a_service_without_workloads_is_unavailable() {
+    let mut backends = Backends::new();
+    let proxy = backends.proxy("");
+    let view = backends
+        .view_on("[[allow]]\nname = \"all\"\nfrom = \"service:client\"\nto = \"service:*\"\n", &[]);
+    proxy.switch(view);
+    let (status, body) = get(&proxy, "/").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(body.starts_with("the service has no workload"), "{body}");
+}
+
+#[tokio::test]
+async fn faults_answers_and_redirects_are_made_here() {
+    let mut backends = Backends::new();
+    let proxy = backends.proxy(
+        "[[route.api]]\nmatch = { path = \"/abort\" }\nfault = { abort = 418, delay = \"20ms\" }\n\
+         [[route.api]]\nmatch = { path = \"/answer\" }\ndirect_response = { status = 410, body = \"gone\" }\n\
+         response_headers = { set = { x-a = \"1\" } }\n\
+         [[route.api]]\nmatch = { path = { prefix = \"/old\" } }\n\
+         redirect = { scheme = \"https\", prefix = \"/new\", status = 308 }",
+    );
+    let started = Instant::now();
+    assert_eq!(get(&proxy, "/abort").await.0, StatusCode::IM_A_TEAPOT);
+    assert!(started.elapsed() >= Duration::from_millis(20));
+    assert_eq!(get(&proxy, "/answer").await, (StatusCode::GONE, "gone".to_owned()));
+    let mut client = proxy.http1(CALLER).await;
+    let moved = client.send_request(request1("GET", "/old/x?q")).await.unwrap();
+    assert_eq!(moved.status(), StatusCode::PERMANENT_REDIRECT);
+    assert_eq!(moved.headers()["location"], "https://web.prod.mesh.internal/new/x?q");
+}
+
+#[tokio::test]
+async fn a_mirror_gets_copies_and_nobody_waits_for_it() {
+    let mut backends = Backends::new();
+    let _api = (named(&backends, API_2, "api").await, named(&backends, API_3, "api").await);
+    let mirror = failing(&backends, V2, 500).await;
+    let proxy = backends.proxy("[[route.api]]\nmirror = [{ service = \"v2\" }]");
+    for _ in 0..5 {
+        assert_eq!(ask(&proxy, post("data")).await, (StatusCode::OK, "api".to_owned()));
+    }
+    let copied = async {
+        while mirror.seen().len() < 5 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, copied).await.expect("each request is copied");
+    assert_eq!(mirror.seen()[0].method, "POST");
+}
+
+#[tokio::test]
+async fn an_upgrade_passes_to_the_workload_and_back() {
+    let mut backends = Backends::new();
+    let echo = TcpListener::bind((V2, backends.port)).await.unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = echo.accept().await.unwrap();
+        read_until(&mut stream, "\r\n\r\n").await;
+        let head =
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+        let mut bytes = [0; 4];
+        stream.read_exact(&mut bytes).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await
+    });
+    let proxy = backends.proxy("[[route.api]]\nto = [{ service = \"v2\" }]\ntimeout = \"50ms\"");
+    let mut stream = proxy.connect(CALLER).await;
+    let request = "GET /chat HTTP/1.1\r\nHost: api\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let head = read_until(&mut stream, "\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    tokio::time::sleep(Duration::from_millis(80)).await;
+    stream.write_all(b"ping").await.unwrap();
+    assert_eq!(read_until(&mut stream, "ping").await, "ping", "a tunnel has no time limit");
+}
+
+#[tokio::test]
+async fn workloads_that_come_and_go_cost_no_request() {
+    let mut backends = Backends::new();
+    let _api = (named(&backends, API_2, "2").await, named(&backends, API_3, "3").await);
+    let proxy = backends.proxy("");
+    let allow = "[[allow]]\nname = \"all\"\nfrom = \"service:client\"\nto = \"service:*\"\n";
+    let mut client = proxy.http1(CALLER).await;
+    for round in 0..50 {
+        let workloads: &[_] = if round % 2 == 0 { &[API_2] } else { &[API_3] };
+        proxy.switch(backends.view_on(allow, workloads));
+        for _ in 0..4 {
+            client.ready().await.unwrap();
+            let got = client.send_request(request1("GET", "/")).await.unwrap();
+            let expected = if round % 2 == 0 { "2" } else { "3" };
+            assert_eq!((got.status(), text(got).await.as_str()), (StatusCode::OK, expected));
+        }
+    }
+}
