@@ -158,6 +158,27 @@ fn a_split_gives_each_version_its_share() {
     assert_eq!(count("200 v1") + count("200 v2"), 4000, "{answers:?}");
     // 200 are expected; five standard deviations of a fair draw are 69.
     assert!((131..=269).contains(&count("200 v2")), "{answers:?}");
+    the_agent_tells_the_same(mesh.host("app-1"), count("200 v2"));
+}
+
+#[track_caller]
+fn the_agent_tells_the_same(app: &Host, canaries: u32) {
+    let routes = app.agentctl(&["routes", "-o", "json"]).json();
+    let to = |backend: &str| {
+        let traffic = routes["traffic"].as_array().expect("traffic is a list");
+        let found = traffic.iter().find(|it| it["backend"] == backend && it["route"] == "split");
+        found.unwrap_or_else(|| panic!("nothing went to {backend}: {routes}")).clone()
+    };
+    let (v1, v2) = (to("api-v1"), to("api-v2"));
+    assert_eq!((&v2["requests"], &v2["status"]), (&canaries.into(), &"2xx".into()));
+    assert_eq!(v1["source"], "service:client");
+    assert!(v1["p99_microseconds"].as_u64() >= v1["p50_microseconds"].as_u64());
+    assert!(v1["p50_microseconds"].as_u64() > Some(0));
+    assert_eq!(routes["endpoints"].as_array().map(Vec::len), Some(2), "{routes}");
+    assert_eq!(routes["routes"][4]["action"], "to api-v1 95, api-v2 5");
+    let counted = app.metric("isthmus_route_requests_total", "backend=\"api-v2\"");
+    assert_eq!(counted, f64::from(canaries));
+    assert!(app.metric("isthmus_route_latency_seconds", "quantile=\"0.99\"") > 0.0);
 }
 
 #[test]

@@ -135,6 +135,9 @@ pub(crate) enum Command {
         #[arg(long, short)]
         watch: bool,
     },
+    /// Shows where HTTP requests of this host go: routes, workloads with their health, traffic
+    #[command(after_help = "Examples:\n  agentctl routes\n  agentctl routes -o json")]
+    Routes,
     /// Says whether FROM may reach TO, and which rule decides
     ///
     /// FROM and TO are `service:web`, `host:app-1`, `device:press`, or a name alone where only one

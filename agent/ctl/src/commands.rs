@@ -11,7 +11,7 @@ use crate::cli::{Cli, Command, Shell};
 use crate::errors::{self, Exit, is_broken_pipe};
 use crate::output::{self, Tone, clean, paint};
 use crate::transport::{Session, Whom};
-use crate::{apply, explain, flows, inventory, join, ping, status, token, validate};
+use crate::{apply, explain, flows, inventory, join, ping, routes, status, token, validate};
 
 /// The program.
 pub(crate) fn main() -> ExitCode {
@@ -55,6 +55,7 @@ async fn run(session: &Session, command: Command) -> Result<Exit> {
         Command::Join(arguments) => join::join(session, arguments).await,
         Command::Peers => status::peers(session).await,
         Command::Flows { limit, watch } => flows::flows(session, limit, watch).await,
+        Command::Routes => routes::routes(session).await,
         Command::Explain(arguments) => explain::explain(session, &arguments).await,
         Command::Ping { target, count, interval } => {
             ping::ping(session, &target, count, interval).await

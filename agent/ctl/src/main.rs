@@ -26,6 +26,7 @@ mod mesh_view;
 mod output;
 mod ping;
 mod rollout;
+mod routes;
 mod sources;
 mod status;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -28,7 +29,7 @@ pub(crate) struct Upload {
 enum Source {
     Stream(Incoming),
     /// Counted already.
-    Whole(Option<Bytes>),
+    Whole(Option<Bytes>, Option<HeaderMap>),
 }
 
 /// A request's body, as long as it may have to be sent again.
@@ -36,8 +37,8 @@ enum Source {
 pub(crate) enum Payload {
     /// It can be sent once. None while it is being sent.
     Stream(Option<Upload>),
-    /// It is here, and can be sent again and again.
-    Whole(Bytes),
+    /// It is here, and can be sent again and again; with its trailers.
+    Whole(Bytes, Option<HeaderMap>),
 }
 
 /// An answer's body on its way to the caller. The request's record ends with it.
@@ -80,29 +81,31 @@ impl Payload {
         bytes: Arc<AtomicU64>,
     ) -> Result<Self, hyper::Error> {
         if body.is_end_stream() {
-            return Ok(Self::Whole(Bytes::new()));
+            return Ok(Self::Whole(Bytes::new(), None));
         }
         let is_small = body.size_hint().upper().is_some_and(|size| size <= MAX_WHOLE_BYTES);
         if !wants_whole || !is_small {
             return Ok(Self::Stream(Some(Upload::new(body, bytes))));
         }
-        let whole = body.collect().await?.to_bytes();
+        let collected = body.collect().await?;
+        let trailers = collected.trailers().cloned();
+        let whole = collected.to_bytes();
         bytes.fetch_add(whole.len() as u64, Ordering::Relaxed);
-        Ok(Self::Whole(whole))
+        Ok(Self::Whole(whole, trailers))
     }
 
     /// Whether there is something to send.
     pub(crate) const fn is_ready(&self) -> bool {
         match self {
             Self::Stream(upload) => upload.is_some(),
-            Self::Whole(_) => true,
+            Self::Whole(..) => true,
         }
     }
 
     pub(crate) fn take(&mut self) -> Option<Upload> {
         match self {
             Self::Stream(upload) => upload.take(),
-            Self::Whole(bytes) => Some(whole(bytes)),
+            Self::Whole(bytes, trailers) => Some(whole(bytes, trailers.as_ref())),
         }
     }
 
@@ -117,14 +120,14 @@ impl Payload {
     pub(crate) fn copy(&self) -> Option<Upload> {
         match self {
             Self::Stream(_) => None,
-            Self::Whole(bytes) => Some(whole(bytes)),
+            Self::Whole(bytes, trailers) => Some(whole(bytes, trailers.as_ref())),
         }
     }
 }
 
-fn whole(bytes: &Bytes) -> Upload {
+fn whole(bytes: &Bytes, trailers: Option<&HeaderMap>) -> Upload {
     let bytes = (!bytes.is_empty()).then(|| bytes.clone());
-    Upload { source: Source::Whole(bytes), bytes: Arc::default() }
+    Upload { source: Source::Whole(bytes, trailers.cloned()), bytes: Arc::default() }
 }
 
 impl Answer {
@@ -162,7 +165,11 @@ impl Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = match &mut self.source {
-            Source::Whole(bytes) => return Poll::Ready(bytes.take().map(|it| Ok(Frame::data(it)))),
+            Source::Whole(bytes, trailers) => {
+                let data = bytes.take().map(Frame::data);
+                let frame = data.or_else(|| trailers.take().map(Frame::trailers));
+                return Poll::Ready(frame.map(Ok));
+            }
             Source::Stream(inner) => ready!(Pin::new(inner).poll_frame(cx)),
         };
         self.bytes.fetch_add(data_len(frame.as_ref()), Ordering::Relaxed);
@@ -172,14 +179,14 @@ impl Body for Upload {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Stream(inner) => inner.is_end_stream(),
-            Source::Whole(bytes) => bytes.is_none(),
+            Source::Whole(bytes, trailers) => bytes.is_none() && trailers.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Stream(inner) => inner.size_hint(),
-            Source::Whole(bytes) => {
+            Source::Whole(bytes, _) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
         }

@@ -25,6 +25,7 @@ mod body;
 mod chance;
 mod connection;
 mod headers;
+mod histogram;
 mod io;
 mod limits;
 mod metrics;
@@ -39,10 +40,8 @@ mod upgrade;
 mod view;
 
 pub use backend::Bind;
-pub use metrics::{
-    LATENCY_BOUNDS_MS, Metrics, MetricsSnapshot, RequestLabels, RouteLabels, RouteStats, Ruling,
-    StatusClass,
-};
+pub use histogram::Histogram;
+pub use metrics::{Metrics, MetricsSnapshot, RequestLabels, RouteLabels, Ruling, StatusClass};
 pub use outbound::EndpointView;
 pub use server::serve;
 pub use view::View;

@@ -8,6 +8,8 @@ pub(crate) struct Limits {
     /// For a request's head, from its first byte (for the first request: from the connection's
     /// beginning).
     pub(crate) head: Duration,
+    /// For a body that must be here as a whole before it is sent.
+    pub(crate) body: Duration,
     /// For the next request on a connection without any.
     pub(crate) idle: Duration,
     /// For a connection to the application.
@@ -23,6 +25,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             head: Duration::from_secs(10),
+            body: Duration::from_secs(30),
             idle: Duration::from_secs(60),
             connect: Duration::from_secs(5),
             drain: Duration::from_secs(5),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::histogram::Histogram;
 use crate::outbound::{Clusters, EndpointView};
 
 /// Services come and go; their series stay. Beyond this many they share one without a name.
@@ -22,7 +23,7 @@ pub struct Metrics {
     pub(crate) refused: AtomicU64,
     pub(crate) cut: AtomicU64,
     pub(crate) denied: AtomicU64,
-    routes: Mutex<BTreeMap<RouteLabels, RouteStats>>,
+    routes: Mutex<BTreeMap<RouteLabels, Histogram>>,
     retries: AtomicU64,
     ejections: AtomicU64,
     clusters: Mutex<Weak<Clusters>>,
@@ -31,7 +32,7 @@ pub struct Metrics {
 /// What requests of this host's callers are counted by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteLabels {
-    /// Who called, as in `service:web`; empty once there are too many, like all names here.
+    /// Who called, as in `service:web`; `other` once there are too many, like all names here.
     pub source: String,
     /// The service that was asked.
     pub service: String,
@@ -42,20 +43,6 @@ pub struct RouteLabels {
     /// The first digit of the answer's status.
     pub status: StatusClass,
 }
-
-/// Requests with the same labels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RouteStats {
-    /// How many ended.
-    pub requests: u64,
-    /// How long they took, all together.
-    pub time: Duration,
-    /// How many took no longer than each of [`LATENCY_BOUNDS_MS`], and how many longer than all.
-    pub buckets: [u64; LATENCY_BOUNDS_MS.len() + 1],
-}
-
-/// Upper bounds of latencies that are counted apart, in milliseconds.
-pub const LATENCY_BOUNDS_MS: [u64; 12] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 5000, 30_000];
 
 /// What requests are counted by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -114,7 +101,7 @@ pub struct MetricsSnapshot {
     /// Requests that policy refused.
     pub denied_requests: u64,
     /// Requests of this host's callers that ended, since the start.
-    pub routes: Vec<(RouteLabels, RouteStats)>,
+    pub routes: Vec<(RouteLabels, Histogram)>,
     /// Tries beyond the first.
     pub retries: u64,
     /// Workloads that were ejected.
@@ -133,7 +120,11 @@ impl Metrics {
             refused_connections: self.refused.load(Ordering::Relaxed),
             cut_connections: self.cut.load(Ordering::Relaxed),
             denied_requests: self.denied.load(Ordering::Relaxed),
-            routes: self.lock_routes().iter().map(|(labels, it)| (labels.clone(), *it)).collect(),
+            routes: self
+                .lock_routes()
+                .iter()
+                .map(|(labels, it)| (labels.clone(), it.clone()))
+                .collect(),
             retries: self.retries.load(Ordering::Relaxed),
             ejections: self.ejections.load(Ordering::Relaxed),
         }
@@ -162,18 +153,14 @@ impl Metrics {
     pub(crate) fn count_route(&self, mut labels: RouteLabels, took: Duration) {
         let mut routes = self.lock_routes();
         if routes.len() >= MAX_SERIES && !routes.contains_key(&labels) {
-            let none = String::new;
-            let (source, service, backend, route) = (none(), none(), none(), none());
+            let other = || "other".to_owned();
+            let (source, service, backend, route) = (other(), other(), other(), other());
             labels = RouteLabels { source, service, backend, route, status: labels.status };
         }
-        let stats = routes.entry(labels).or_default();
-        stats.requests += 1;
-        stats.time += took;
-        let bucket = LATENCY_BOUNDS_MS.partition_point(|ms| Duration::from_millis(*ms) < took);
-        stats.buckets[bucket] += 1;
+        routes.entry(labels).or_default().observe(took);
     }
 
-    fn lock_routes(&self) -> MutexGuard<'_, BTreeMap<RouteLabels, RouteStats>> {
+    fn lock_routes(&self) -> MutexGuard<'_, BTreeMap<RouteLabels, Histogram>> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

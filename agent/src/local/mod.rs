@@ -3,6 +3,7 @@
 mod listen;
 mod ping;
 mod resolve;
+mod routes;
 mod show;
 
 use std::sync::Arc;
@@ -213,6 +214,17 @@ impl Local for Api {
         let listed = self.packets()?.flows(limit).await.map_err(unavailable)?;
         let flows = listed.flows.iter().map(|flow| show::flow(&listed.state, flow)).collect();
         Ok(Response::new(v1::Flows { flows, total: listed.total as u64 }))
+    }
+
+    async fn list_routes(
+        &self,
+        _: Request<v1::ListRoutesRequest>,
+    ) -> Result<Response<v1::Routes>, Status> {
+        // Says why there is none.
+        self.packets()?;
+        let status = self.shared.status();
+        let state = status.state.ok_or_else(|| Status::unavailable("The overlay is going down"))?;
+        Ok(Response::new(routes::routes(&state, &self.shared.proxy)))
     }
 
     async fn read_snapshot(

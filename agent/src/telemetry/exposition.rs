@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use isthmus_core::Traffic;
-use isthmus_proxy::{MetricsSnapshot, Ruling, StatusClass};
+use isthmus_proxy::{MetricsSnapshot, RouteLabels, Ruling, StatusClass};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -45,6 +45,7 @@ impl Collector for Scrape {
         self.membership(&mut out)?;
         self.owners(&mut out)?;
         self.requests(&mut out)?;
+        self.routes(&mut out)?;
         let Some(sample) = &self.sample else { return Ok(()) };
         traffic(&mut out, sample)?;
         tunnels(&mut out, sample)?;
@@ -109,6 +110,39 @@ impl Scrape {
         ];
         out.counters("proxy_connections_seen", help, None, fates)
     }
+
+    /// What callers of this host asked for, seen from here.
+    fn routes(&self, out: &mut Out<'_>) -> fmt::Result {
+        let proxy = &self.proxy;
+        let help = "HTTP requests of this host's callers, by source, service, route, backend and status class";
+        let requests = proxy.routes.iter().map(|(labels, it)| (route_labels(labels), it.count()));
+        out.counters("route_requests", help, None, requests)?;
+        let help = "How long they took, by the same and by quantile";
+        let quantiles = proxy.routes.iter().flat_map(|(labels, latency)| {
+            QUANTILES.into_iter().filter_map(move |(name, share)| {
+                let took = latency.quantile(share)?;
+                let [source, service, route, backend, status] = route_labels(labels);
+                let quantile = ("quantile", name);
+                Some(([source, service, route, backend, status, quantile], took.as_secs_f64()))
+            })
+        });
+        out.times("route_latency", help, quantiles)?;
+        out.counter("route_retries", "Tries of requests beyond the first", proxy.retries)?;
+        let help = "Workloads that got no requests for a while, since they kept failing";
+        out.counter("route_ejections", help, proxy.ejections)
+    }
+}
+
+const QUANTILES: [(&str, f64); 3] = [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)];
+
+fn route_labels(labels: &RouteLabels) -> [(&'static str, &str); 5] {
+    [
+        ("source", &labels.source),
+        ("service", &labels.service),
+        ("route", &labels.route),
+        ("backend", &labels.backend),
+        ("status", status_class(labels.status)),
+    ]
 }
 
 fn traffic(out: &mut Out<'_>, sample: &Sample) -> fmt::Result {
@@ -243,6 +277,21 @@ impl Out<'_> {
     fn gauge_in(&mut self, name: &str, help: &str, unit: Unit, value: i64) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, Some(&unit), MetricType::Gauge)?;
         metric.encode_gauge(&value)
+    }
+
+    /// Gauges in seconds.
+    fn times<'v, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = ([(&'static str, &'v str); N], f64)>,
+    ) -> fmt::Result {
+        let unit = Some(&Unit::Seconds);
+        let mut metric = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        for (labels, value) in series {
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
     }
 
     fn gauges<const N: usize>(

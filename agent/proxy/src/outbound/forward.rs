@@ -79,8 +79,15 @@ pub(super) async fn run(
     let template = Template::new(head, host, route.as_deref());
     let policy = route.as_ref().and_then(|it| it.retry.clone()).unwrap_or_else(only_unsent);
     let wants_whole = route.as_ref().is_some_and(|it| it.retry.is_some() || !it.mirrors.is_empty());
-    let Ok(mut payload) = Payload::of(body, wants_whole, record.request_bytes()).await else {
-        return refusal(StatusCode::BAD_REQUEST, "the body broke off", record);
+    let patience = deadline.unwrap_or_else(|| Instant::now() + connection.shared.limits.body);
+    let collecting = Payload::of(body, wants_whole, record.request_bytes());
+    let mut payload = match timeout_at(patience, collecting).await {
+        Ok(Ok(payload)) => payload,
+        Ok(Err(_)) => return refusal(StatusCode::BAD_REQUEST, "the body broke off", record),
+        Err(_) => {
+            let reason = "the body didn't come in time";
+            return refusal(StatusCode::REQUEST_TIMEOUT, reason, record);
+        }
     };
     if let Some(route) = &route {
         mirror::send(connection, view, route, &template, &payload);

@@ -10,7 +10,7 @@ pub(super) fn facts(route: &Route) -> Vec<(&'static str, String)> {
     let Route {
         name: _,
         service,
-        matches,
+        matches: _,
         action,
         request_headers,
         response_headers,
@@ -34,7 +34,7 @@ pub(super) fn facts(route: &Route) -> Vec<(&'static str, String)> {
     let abort = abort.map(|(status, share)| format!("{status} {share}"));
     vec![
         ("service", service.to_string()),
-        ("match", if matches.is_empty() { "everything".to_owned() } else { list(matches) }),
+        ("match", show_matches(route)),
         ("action", show_action(action)),
         ("request_headers", changes(request_headers)),
         ("response_headers", changes(response_headers)),
@@ -49,9 +49,19 @@ pub(super) fn facts(route: &Route) -> Vec<(&'static str, String)> {
 
 /// What a route does, in one line.
 pub(super) fn summary(route: &Route) -> String {
-    let wanted =
-        if route.matches.is_empty() { "everything".to_owned() } else { list(&route.matches) };
-    format!("{}: {wanted} {}", route.service, show_action(&route.action))
+    format!("{}: {} {}", route.service, show_matches(route), show_action(&route.action))
+}
+
+impl Route {
+    /// Which requests it takes, in words, and what it does with them.
+    #[must_use]
+    pub fn in_words(&self) -> (String, String) {
+        (show_matches(self), show_action(&self.action))
+    }
+}
+
+fn show_matches(route: &Route) -> String {
+    if route.matches.is_empty() { "everything".to_owned() } else { list(&route.matches) }
 }
 
 /// What becomes of requests, as in `to api-v1 95, api-v2 5`.

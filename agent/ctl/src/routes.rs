@@ -1,0 +1,187 @@
+//! `agentctl routes`: where requests of this host go, and how that goes.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use comfy_table::Cell;
+use isthmus_proto::v1;
+use serde_json::{Value, json};
+
+use crate::errors::Exit;
+use crate::output::{self, Tone, cell, number, table, toned};
+use crate::transport::{Session, ask_agent};
+
+pub(crate) async fn routes(session: &Session) -> Result<Exit> {
+    let mut agent = session.agent().await?;
+    let routes = ask_agent(agent.list_routes(v1::ListRoutesRequest {})).await?;
+    output::show(session.output, || text(&routes), || json(&routes))?;
+    Ok(Exit::Success)
+}
+
+fn text(routes: &v1::Routes) -> String {
+    let mut parts = Vec::new();
+    if !routes.routes.is_empty() {
+        let header = ["SERVICE", "ROUTE", "MATCH", "ACTION", "ORIGIN"];
+        parts.push(table(&header, routes.routes.iter().map(route).collect()));
+    }
+    if !routes.endpoints.is_empty() {
+        let header = ["SERVICE", "HOST", "ADDRESS", "STATE", "LATENCY", "UNDER WAY"];
+        parts.push(table(&header, routes.endpoints.iter().map(endpoint).collect()));
+    }
+    if !routes.traffic.is_empty() {
+        let header =
+            ["FROM", "SERVICE", "ROUTE", "BACKEND", "STATUS", "REQUESTS", "P50", "P95", "P99"];
+        parts.push(table(&header, routes.traffic.iter().map(traffic).collect()));
+        parts.push(format!("{} retries, {} ejections", routes.retries, routes.ejections));
+    }
+    if parts.is_empty() {
+        return "no routes, and nobody here has asked an HTTP service yet".to_owned();
+    }
+    parts.join("\n\n")
+}
+
+fn route(route: &v1::RouteStatus) -> Vec<Cell> {
+    let v1::RouteStatus { service, name, matches, action, origin } = route;
+    [service, name, matches, action, origin].into_iter().map(cell).collect()
+}
+
+fn endpoint(endpoint: &v1::EndpointStatus) -> Vec<Cell> {
+    let (state, tone) =
+        if endpoint.ejected { ("ejected", Tone::Bad) } else { ("healthy", Tone::Good) };
+    vec![
+        cell(&endpoint.service),
+        cell(&endpoint.host),
+        cell(&endpoint.address),
+        toned(state, tone),
+        cell(latency(endpoint.latency_microseconds)),
+        number(endpoint.under_way),
+    ]
+}
+
+fn traffic(traffic: &v1::RouteTraffic) -> Vec<Cell> {
+    let tone = match &*traffic.status {
+        "5xx" | "none" => Tone::Bad,
+        "4xx" => Tone::Warn,
+        _ => Tone::Good,
+    };
+    vec![
+        cell(&traffic.source),
+        cell(&traffic.service),
+        cell(&traffic.route),
+        cell(&traffic.backend),
+        toned(&traffic.status, tone),
+        number(traffic.requests),
+        cell(latency(traffic.p50_microseconds)),
+        cell(latency(traffic.p95_microseconds)),
+        cell(latency(traffic.p99_microseconds)),
+    ]
+}
+
+/// Three digits are what a quantile is true to.
+fn latency(microseconds: u64) -> String {
+    let time = Duration::from_micros(microseconds);
+    let millis = time.as_secs_f64() * 1000.0;
+    match microseconds {
+        0..10_000 => format!("{millis:.2} ms"),
+        10_000..100_000 => format!("{millis:.1} ms"),
+        _ => format!("{millis:.0} ms"),
+    }
+}
+
+fn json(routes: &v1::Routes) -> Value {
+    let route = |it: &v1::RouteStatus| {
+        json!({
+            "service": it.service,
+            "name": it.name,
+            "match": it.matches,
+            "action": it.action,
+            "origin": it.origin,
+        })
+    };
+    let endpoint = |it: &v1::EndpointStatus| {
+        json!({
+            "service": it.service,
+            "host": it.host,
+            "address": it.address,
+            "latency_microseconds": it.latency_microseconds,
+            "under_way": it.under_way,
+            "ejected": it.ejected,
+        })
+    };
+    let traffic = |it: &v1::RouteTraffic| {
+        json!({
+            "source": it.source,
+            "service": it.service,
+            "route": it.route,
+            "backend": it.backend,
+            "status": it.status,
+            "requests": it.requests,
+            "p50_microseconds": it.p50_microseconds,
+            "p95_microseconds": it.p95_microseconds,
+            "p99_microseconds": it.p99_microseconds,
+        })
+    };
+    json!({
+        "routes": routes.routes.iter().map(route).collect::<Value>(),
+        "endpoints": routes.endpoints.iter().map(endpoint).collect::<Value>(),
+        "traffic": routes.traffic.iter().map(traffic).collect::<Value>(),
+        "retries": routes.retries,
+        "ejections": routes.ejections,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::plain;
+
+    #[test]
+    fn routes_workloads_and_traffic_are_shown() {
+        let routes = v1::Routes {
+            routes: vec![v1::RouteStatus {
+                service: "api".to_owned(),
+                name: "canary".to_owned(),
+                matches: "header x-canary=1".to_owned(),
+                action: "to api-v2 1".to_owned(),
+                origin: "mesh.toml:7".to_owned(),
+            }],
+            endpoints: vec![v1::EndpointStatus {
+                service: "api-v2".to_owned(),
+                host: "app-2".to_owned(),
+                address: "100.64.0.33".to_owned(),
+                latency_microseconds: 1_234,
+                under_way: 3,
+                ejected: true,
+            }],
+            traffic: vec![v1::RouteTraffic {
+                source: "service:web".to_owned(),
+                service: "api".to_owned(),
+                route: "canary".to_owned(),
+                backend: "api-v2".to_owned(),
+                status: "5xx".to_owned(),
+                requests: 12,
+                p50_microseconds: 900,
+                p95_microseconds: 23_400,
+                p99_microseconds: 345_000,
+            }],
+            retries: 4,
+            ejections: 1,
+        };
+        let shown = plain(&text(&routes));
+        for part in [
+            "header x-canary=1",
+            "to api-v2 1",
+            "mesh.toml:7",
+            "ejected",
+            "1.23 ms",
+            "0.90 ms",
+            "23.4 ms",
+            "345 ms",
+            "4 retries, 1 ejections",
+        ] {
+            assert!(shown.contains(part), "{part} in:\n{shown}");
+        }
+        assert_eq!(json(&routes)["traffic"][0]["requests"], 12);
+        assert!(text(&v1::Routes::default()).starts_with("no routes"));
+    }
+}
