@@ -233,3 +233,67 @@ fn hanging(host: &Host) -> Process {
     });
     process
 }
+
+/// Keeps a few connections busy until it is told to end, then says what it got.
+const STEADY: &str = r#"
+import collections, http.client, signal, sys, threading
+host, stop = sys.argv[1], threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+answers, lock = collections.Counter(), threading.Lock()
+def work():
+    mine = collections.Counter()
+    connection = http.client.HTTPConnection(host, 80, timeout=10)
+    while not stop.is_set():
+        try:
+            connection.request("GET", "/")
+            response = connection.getresponse()
+            mine[f"{response.status} {response.read().decode()}"] += 1
+        except Exception as error:
+            mine[f"failed: {error!r}"] += 1
+            connection = http.client.HTTPConnection(host, 80, timeout=10)
+    with lock:
+        answers.update(mine)
+workers = [threading.Thread(target=work) for _ in range(4)]
+[worker.start() for worker in workers]
+print("started", flush=True)
+stop.wait()
+[worker.join() for worker in workers]
+for answer, number in answers.items():
+    print(number, answer)
+"#;
+
+#[test]
+fn fifty_changes_under_load_cost_no_request_and_no_connection() {
+    let mesh = Mesh::new(&["app-1", "api-1", "api-2"]);
+    let weights = |v2: u32| {
+        format!(
+            "{SERVICES}\n[[route.api]]\nto = [{{ service = \"api-v1\", weight = {} }}, \
+             {{ service = \"api-v2\", weight = {v2} }}]\n",
+            100 - v2
+        )
+    };
+    mesh.apply(&weights(50));
+    let _v1 = mesh.host("api-1").nginx(V1, 8081, "return 200 v1;");
+    let _v2 = mesh.host("api-2").nginx(V2, 8082, "return 200 v2;");
+    let app = mesh.host("app-1");
+    let address = mesh.virtual_addresses("api").0.to_string();
+    let mut command = app.command_as(CLIENT, "python3");
+    command.args(["-u", "-c", STEADY, &address]);
+    let mut client = app.node.spawn("steady", command);
+    wait_for("requests are sent", Duration::from_secs(5), || client.output().contains("started"));
+
+    for change in 0..50 {
+        mesh.apply(&weights(change * 2 % 101));
+    }
+    client.terminate(Duration::from_secs(20));
+    let output = client.output();
+    let good: u32 = output
+        .lines()
+        .filter(|line| line.contains(" 200 v"))
+        .filter_map(|line| line.split(' ').next()?.parse::<u32>().ok())
+        .sum();
+    println!("{output}");
+    assert!(good > 1000, "{output}");
+    let answers = output.lines().filter(|line| *line != "started");
+    assert!(answers.clone().all(|line| line.contains(" 200 v")), "{output}");
+}
