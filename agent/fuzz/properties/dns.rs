@@ -124,6 +124,7 @@ fn snapshot() -> Snapshot {
             (HostId(2), Ipv4Addr::new(100, 64, 0, 33)),
         ]),
         selectors: Vec::new(),
+        balance: isthmus_model::Balance::default(),
     };
     let device = Device {
         name: name("press"),

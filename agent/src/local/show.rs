@@ -259,6 +259,7 @@ pub(crate) mod tests {
                 .map(|(id, ipv4)| (HostId(*id), ipv4.parse().unwrap()))
                 .collect(),
             selectors: vec![Selector::User("33".into())],
+            balance: isthmus_model::Balance::default(),
         };
         let device = Device {
             name: "press".parse().unwrap(),

@@ -299,6 +299,7 @@ fn services(state: &State) -> BTreeMap<ServiceId, Service> {
                 .filter_map(|host| Some((*host, state.allocation.workload(*host, id)?)))
                 .collect(),
             selectors: declared.selectors.clone(),
+            balance: declared.balance.clone(),
         };
         Some((id, service))
     };

@@ -12,6 +12,7 @@
 #![warn(missing_docs)]
 
 pub mod address;
+pub mod balance;
 #[cfg(feature = "proto")]
 pub mod convert;
 pub mod directory;
@@ -25,6 +26,7 @@ pub mod token;
 pub mod topology;
 
 pub use address::{Ipv4Net, MeshPrefix};
+pub use balance::{Balance, BalancePolicy, HashKey};
 #[cfg(feature = "proto")]
 pub use convert::ConvertError;
 pub use directory::{Directory, Place};

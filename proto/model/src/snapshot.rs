@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::address::{Ipv4Net, MeshPrefix};
+use crate::balance::Balance;
 use crate::identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -97,6 +98,8 @@ pub struct Service {
     pub placements: BTreeMap<HostId, Ipv4Addr>,
     /// How its processes are known on a host.
     pub selectors: Vec<Selector>,
+    /// How its requests are shared out, if it speaks HTTP.
+    pub balance: Balance,
 }
 
 /// What a service speaks.

@@ -1,16 +1,18 @@
-//! Which endpoint takes a request: two picked at random, of which the one with the lower cost takes
-//! it ("power of two choices", Mitzenmacher 2001). The cost is peak-EWMA's.
+//! Which endpoint takes a request. By default, of two picked at random the one with the lower cost
+//! ("power of two choices", Mitzenmacher 2001); the cost is peak-EWMA's.
 //!
 //! No clock, no chance, no IO: times and random numbers come in as arguments.
 
 mod budget;
 mod ejection;
 mod ewma;
+mod hash;
 mod retry;
 
 pub(crate) use budget::Budget;
 pub(crate) use ejection::{Admission, Ejection};
 pub(crate) use ewma::PeakEwma;
+pub(crate) use hash::{HashTable, hash};
 pub(crate) use retry::{Attempt, may_repeat, wants_retry};
 
 /// Picks one of `count` candidates, by two halves of a random number. None if there is nobody.

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use isthmus_model::{HostId, Revision, ServiceId};
+use isthmus_model::{BalancePolicy, HashKey, HostId, Revision, ServiceId};
 
-use crate::balance::{Admission, Attempt, Budget, Ejection, PeakEwma, p2c};
+use crate::balance::{Admission, Attempt, Budget, Ejection, HashTable, PeakEwma, p2c};
 use crate::view::View;
 
 /// What a failure is taken to have cost, so that who fails fast doesn't attract traffic.
@@ -27,7 +27,35 @@ pub(crate) struct Cluster {
     revision: Revision,
     pub(crate) port: u16,
     endpoints: Vec<Arc<Endpoint>>,
-    budget: Arc<Mutex<Budget>>,
+    method: Method,
+    most: usize,
+    /// What stays when the workloads change.
+    kept: Arc<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    budget: Mutex<Budget>,
+    under_way: AtomicUsize,
+    turn: AtomicUsize,
+}
+
+/// How a workload is found.
+#[derive(Debug)]
+enum Method {
+    PeakEwma,
+    LeastRequest,
+    RoundRobin,
+    Hash(HashKey, HashTable),
+}
+
+/// Why a request has no workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// There is none.
+    Nobody,
+    /// The breaker is open: too many requests are under way.
+    Overloaded,
 }
 
 /// One workload.
@@ -44,6 +72,7 @@ pub(crate) struct Endpoint {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     endpoint: Arc<Endpoint>,
+    cluster: Arc<Kept>,
     origin: Instant,
     began: Duration,
     told: bool,
@@ -92,19 +121,24 @@ impl Clusters {
         &self,
         cluster: &Cluster,
         tried: &[HostId],
-        random: u64,
-    ) -> Option<(Arc<Endpoint>, InFlight)> {
+        (key, random): (Option<u64>, u64),
+    ) -> Result<(Arc<Endpoint>, InFlight), NoPlace> {
         let now = self.now();
-        let endpoint = cluster.pick(tried, random, now)?;
+        if cluster.kept.under_way.load(Ordering::Relaxed) >= cluster.most {
+            return Err(NoPlace::Overloaded);
+        }
+        let endpoint = cluster.pick(tried, (key, random), now).ok_or(NoPlace::Nobody)?;
         lock(&endpoint.ejection).begin_probe();
         endpoint.under_way.fetch_add(1, Ordering::Relaxed);
+        cluster.kept.under_way.fetch_add(1, Ordering::Relaxed);
         let flight = InFlight {
             endpoint: Arc::clone(&endpoint),
+            cluster: Arc::clone(&cluster.kept),
             origin: self.origin,
             began: now,
             told: false,
         };
-        Some((endpoint, flight))
+        Ok((endpoint, flight))
     }
 
     pub(crate) fn views(&self) -> Vec<EndpointView> {
@@ -142,39 +176,100 @@ impl Cluster {
             let kept = known.and_then(|known| known.endpoints.iter().find(stays));
             kept.map_or_else(|| Arc::new(Endpoint::new(*host, address, now)), Arc::clone)
         };
-        let budget = known.map(|known| Arc::clone(&known.budget));
+        let numbers: Vec<u64> = declared.placements.keys().map(|host| host.0.into()).collect();
+        let kept = known.map(|known| Arc::clone(&known.kept));
         Some(Self {
             revision: snapshot.revision,
             port: declared.port,
             endpoints: declared.placements.iter().map(endpoint).collect(),
-            budget: budget.unwrap_or_else(|| Arc::new(Mutex::new(Budget::new(now)))),
+            method: Method::new(&declared.balance.policy, &numbers),
+            most: usize::try_from(declared.balance.max_requests).unwrap_or(usize::MAX),
+            kept: kept.unwrap_or_else(|| Arc::new(Kept::new(now))),
         })
     }
 
     pub(crate) fn budget(&self) -> MutexGuard<'_, Budget> {
-        lock(&self.budget)
+        lock(&self.kept.budget)
     }
 
-    /// Whoever is due to prove itself first; else the better of two healthy ones; where nobody is
-    /// healthy, anybody.
-    fn pick(&self, tried: &[HostId], random: u64, now: Duration) -> Option<Arc<Endpoint>> {
-        let fresh = |endpoint: &&Arc<Endpoint>| !tried.contains(&endpoint.host);
+    /// What requests are hashed by, if they are.
+    pub(crate) const fn hash_key(&self) -> Option<&HashKey> {
+        match &self.method {
+            Method::Hash(key, _) => Some(key),
+            Method::PeakEwma | Method::LeastRequest | Method::RoundRobin => None,
+        }
+    }
+
+    /// Whoever is due to prove itself first; else a healthy one; where nobody is healthy, anybody.
+    fn pick(
+        &self,
+        tried: &[HostId],
+        (key, random): (Option<u64>, u64),
+        now: Duration,
+    ) -> Option<Arc<Endpoint>> {
+        let fresh = |at: &usize| !tried.contains(&self.endpoints[*at].host);
         let mut open = Vec::with_capacity(self.endpoints.len());
-        for endpoint in self.endpoints.iter().filter(fresh) {
-            match endpoint.admission(now) {
-                Admission::Probe => return Some(Arc::clone(endpoint)),
-                Admission::Open => open.push(endpoint),
+        for at in (0..self.endpoints.len()).filter(fresh) {
+            match self.endpoints[at].admission(now) {
+                Admission::Probe => return Some(Arc::clone(&self.endpoints[at])),
+                Admission::Open => open.push(at),
                 Admission::Closed => {}
             }
         }
         if open.is_empty() {
-            open.extend(self.endpoints.iter().filter(fresh));
+            open.extend((0..self.endpoints.len()).filter(fresh));
         }
         if open.is_empty() {
-            open.extend(&self.endpoints);
+            open.extend(0..self.endpoints.len());
         }
-        let at = p2c(open.len(), random, |at| open[at].cost(now))?;
-        open.get(at).map(|endpoint| Arc::clone(endpoint))
+        let at = self.choose(&open, (key, random), now)?;
+        self.endpoints.get(at).map(Arc::clone)
+    }
+
+    /// One of the open ones.
+    fn choose(
+        &self,
+        open: &[usize],
+        (key, random): (Option<u64>, u64),
+        now: Duration,
+    ) -> Option<usize> {
+        let endpoint = |at: usize| &self.endpoints[open[at]];
+        let chosen = match &self.method {
+            Method::PeakEwma => p2c(open.len(), random, |at| endpoint(at).cost(now)),
+            Method::LeastRequest => {
+                p2c(open.len(), random, |at| endpoint(at).under_way.load(Ordering::Relaxed) as f64)
+            }
+            Method::RoundRobin => {
+                self.kept.turn.fetch_add(1, Ordering::Relaxed).checked_rem(open.len())
+            }
+            Method::Hash(_, table) => {
+                return table.pick(key.unwrap_or(random), |at| open.contains(&at));
+            }
+        };
+        chosen.and_then(|at| open.get(at).copied())
+    }
+}
+
+impl Method {
+    /// Of workloads on hosts with these numbers.
+    fn new(policy: &BalancePolicy, hosts: &[u64]) -> Self {
+        match policy {
+            BalancePolicy::PeakEwma => Self::PeakEwma,
+            BalancePolicy::LeastRequest => Self::LeastRequest,
+            BalancePolicy::RoundRobin => Self::RoundRobin,
+            BalancePolicy::RingHash(key) => Self::Hash(key.clone(), HashTable::ring(hosts)),
+            BalancePolicy::Maglev(key) => Self::Hash(key.clone(), HashTable::maglev(hosts)),
+        }
+    }
+}
+
+impl Kept {
+    fn new(now: Duration) -> Self {
+        Self {
+            budget: Mutex::new(Budget::new(now)),
+            under_way: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -229,6 +324,7 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.cluster.under_way.fetch_sub(1, Ordering::Relaxed);
         if !self.told {
             lock(&self.endpoint.ejection).on_cancel(self.origin.elapsed());
         }

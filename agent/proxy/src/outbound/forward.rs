@@ -1,22 +1,23 @@
 //! One request on its way to a workload: pick, try, and perhaps try again.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, UPGRADE};
+use http::header::{CONNECTION, COOKIE, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use isthmus_model::route::{Retry, RetryOn, Share};
-use isthmus_model::{HostId, ServiceId};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use isthmus_model::{HashKey, HostId, ServiceId};
+use tokio::time::{Instant, sleep, timeout_at};
 
-use super::cluster::{Cluster, Endpoint, InFlight};
+use super::cluster::{Cluster, Endpoint, InFlight, NoPlace};
 use super::{Call, local, mirror, set_host};
 use crate::access::Record;
 use crate::backend::{BackendError, Target, Wire};
-use crate::balance::{Attempt, may_repeat, wants_retry};
+use crate::balance::{Attempt, hash, may_repeat, wants_retry};
 use crate::body::{Answer, Payload};
 use crate::connection::Connection;
 use crate::headers;
@@ -40,8 +41,11 @@ struct Exchange<'a> {
     service: ServiceId,
     cluster: Arc<Cluster>,
     template: Template,
+    deadline: Option<Instant>,
     try_timeout: Option<Duration>,
     policy: Retry,
+    /// What the request is hashed to.
+    key: Option<u64>,
 }
 
 /// How a try ended.
@@ -57,7 +61,7 @@ enum Ended {
     Answer(Response<Incoming>, InFlight),
     Failed(BackendError),
     Denied,
-    Nobody,
+    NoPlace(NoPlace),
 }
 
 /// Sends a request to a backend, and gives the answer to the caller.
@@ -72,10 +76,11 @@ pub(super) async fn run(
     let deadline = route.as_ref().and_then(|it| it.timeout).map(|it| Instant::now() + it);
     let v4 = connection.peer.is_ipv4();
     let Some(cluster) = connection.shared.clusters.of(view, service, v4) else {
-        return nobody(record);
+        return no_place(NoPlace::Nobody, record);
     };
     record.take_backend(view, service);
     let Call { head, body, host, on_upgrade } = call;
+    let key = cluster.hash_key().and_then(|by| key_of(by, &head.headers, connection.peer));
     let template = Template::new(head, host, route.as_deref());
     let policy = route.as_ref().and_then(|it| it.retry.clone()).unwrap_or_else(only_unsent);
     let wants_whole = route.as_ref().is_some_and(|it| it.retry.is_some() || !it.mirrors.is_empty());
@@ -93,7 +98,17 @@ pub(super) async fn run(
         mirror::send(connection, view, route, &template, &payload);
     }
     let try_timeout = route.as_ref().and_then(|it| it.try_timeout);
-    let exchange = Exchange { connection, view, service, cluster, template, try_timeout, policy };
+    let exchange = Exchange {
+        connection,
+        view,
+        service,
+        cluster,
+        template,
+        deadline,
+        try_timeout,
+        policy,
+        key,
+    };
     let ended = match deadline {
         Some(deadline) => timeout_at(deadline, exchange.run(&mut payload, &mut record)).await,
         None => Ok(exchange.run(&mut payload, &mut record).await),
@@ -105,7 +120,7 @@ pub(super) async fn run(
         }
         Ok(Ended::Failed(error)) => failure(&error, record),
         Ok(Ended::Denied) => refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record),
-        Ok(Ended::Nobody) => nobody(record),
+        Ok(Ended::NoPlace(reason)) => no_place(reason, record),
         Err(_) => {
             let reason = "the service didn't answer within the route's timeout";
             refusal(StatusCode::GATEWAY_TIMEOUT, reason, record)
@@ -148,8 +163,27 @@ fn answer(
     answer
 }
 
-fn nobody(record: Record) -> Response<Answer> {
-    refusal(StatusCode::SERVICE_UNAVAILABLE, "the service has no workload", record)
+fn no_place(reason: NoPlace, record: Record) -> Response<Answer> {
+    let words = match reason {
+        NoPlace::Nobody => "the service has no workload",
+        NoPlace::Overloaded => "too many requests to the service are under way",
+    };
+    refusal(StatusCode::SERVICE_UNAVAILABLE, words, record)
+}
+
+/// What a request is hashed to; none if it lacks what is hashed.
+fn key_of(by: &HashKey, fields: &HeaderMap, peer: IpAddr) -> Option<u64> {
+    match by {
+        HashKey::Header(name) => Some(hash(fields.get(&**name)?.as_bytes())),
+        HashKey::Cookie(name) => {
+            let lines = fields.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
+            let mut pairs =
+                lines.flat_map(|line| line.split(';')).filter_map(|it| it.split_once('='));
+            let (_, value) = pairs.find(|(key, _)| key.trim() == &**name)?;
+            Some(hash(value.trim().as_bytes()))
+        }
+        HashKey::Source => Some(hash(peer.to_string().as_bytes())),
+    }
 }
 
 /// Without a policy only what can do no harm is tried again: what nobody has seen.
@@ -169,9 +203,10 @@ impl Exchange<'_> {
         self.cluster.budget().deposit(self.policy.budget, clusters.now());
         let mut tried: Vec<HostId> = Vec::new();
         loop {
-            let random = self.connection.shared.chance.next();
-            let Some((endpoint, flight)) = clusters.pick(&self.cluster, &tried, random) else {
-                return Ended::Nobody;
+            let by = (self.key, self.connection.shared.chance.next());
+            let (endpoint, flight) = match clusters.pick(&self.cluster, &tried, by) {
+                Ok(picked) => picked,
+                Err(reason) => return Ended::NoPlace(reason),
             };
             record.take_endpoint(self.view, endpoint.host);
             tried.push(endpoint.host);
@@ -195,7 +230,9 @@ impl Exchange<'_> {
     /// Decides about another try, and waits for its time.
     async fn tries_again(&self, attempt: Attempt, tried: &[HostId], payload: &Payload) -> bool {
         let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX) - 1;
-        let may = wants_retry(&self.policy, attempt)
+        let has_time = self.deadline.is_none_or(|deadline| Instant::now() < deadline);
+        let may = has_time
+            && wants_retry(&self.policy, attempt)
             && may_repeat(&self.policy, &self.template.head.method, attempt)
             && retries < self.policy.attempts
             && payload.is_ready();
@@ -230,8 +267,10 @@ impl Exchange<'_> {
         *request.headers_mut() = fields;
         *request.version_mut() = self.template.wire.version();
         let sending = self.connection.shared.backends.send(target, self.template.wire, request);
-        let sent = match self.try_timeout {
-            Some(patience) => timeout(patience, sending).await,
+        // The exchange's own deadline, too: it is the workload that let it pass.
+        let patience = self.try_timeout.map(|patience| Instant::now() + patience);
+        let sent = match [patience, self.deadline].into_iter().flatten().min() {
+            Some(until) => timeout_at(until, sending).await,
             None => Ok(sending.await),
         };
         let random = self.connection.shared.chance.next();

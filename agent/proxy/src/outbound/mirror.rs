@@ -48,9 +48,8 @@ fn send_one(
     let Some(cluster) = shared.clusters.of(view, service, connection.peer.is_ipv4()) else {
         return;
     };
-    let Some((endpoint, flight)) = shared.clusters.pick(&cluster, &[], shared.chance.next()) else {
-        return;
-    };
+    let by = (None, shared.chance.next());
+    let Ok((endpoint, flight)) = shared.clusters.pick(&cluster, &[], by) else { return };
     let mut head = template.copy();
     let Some((target, uri)) =
         template.aim(connection, view, (service, &cluster, &endpoint), &mut head)

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use isthmus_model::topology::{SourceFile, parse};
-use isthmus_model::{HostId, Mesh, MeshPrefix, Protocol, Revision, Service, ServiceId, Snapshot};
+use isthmus_model::{
+    Balance, HostId, Mesh, MeshPrefix, Protocol, Revision, Service, ServiceId, Snapshot,
+};
 use isthmus_policy::Policy;
 
 use super::support::{Application, Body, Proxy, host};
@@ -58,6 +60,8 @@ const ALLOW: &str = "[[allow]]\nname = \"all\"\nfrom = \"service:client\"\nto = 
 /// Applications of several workloads, all on one port.
 pub(crate) struct Backends {
     pub(crate) port: u16,
+    /// Of all services.
+    pub(crate) balance: Balance,
     revision: u64,
 }
 
@@ -72,7 +76,7 @@ impl Backends {
         let start = listener.local_addr().unwrap().port();
         drop(listener);
         let port = (start..=u16::MAX).chain(2048..start).find(free).unwrap();
-        Self { port, revision: 0 }
+        Self { port, balance: Balance::default(), revision: 0 }
     }
 
     pub(crate) async fn start<A, F>(&self, address: IpAddr, answer: A) -> Application
@@ -147,6 +151,7 @@ impl Backends {
             virtual_ipv4: Ipv4Addr::new(127, 65, 0, number),
             placements: workloads.iter().map(placement).collect(),
             selectors: Vec::new(),
+            balance: self.balance.clone(),
         }
     }
 }

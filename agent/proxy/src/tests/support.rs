@@ -78,7 +78,11 @@ impl Proxy {
         first: Arc<View>,
     ) -> Self {
         listen();
-        let listener = std::net::TcpListener::bind((address, 0)).unwrap();
+        // A service with the proxy's own port is refused.
+        let listener =
+            std::iter::repeat_with(|| std::net::TcpListener::bind((address, 0)).unwrap())
+                .find(|listener| listener.local_addr().unwrap().port() != application_port)
+                .unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Arc::new(Metrics::default());
         let (views, view) = watch::channel(first);
@@ -353,6 +357,7 @@ fn service(
         virtual_ipv4: Ipv4Addr::new(127, 64, 0, number),
         placements: [(HostId(host), workload)].into(),
         selectors: Vec::new(),
+        balance: isthmus_model::Balance::default(),
     }
 }
 

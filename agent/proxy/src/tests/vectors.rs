@@ -83,6 +83,7 @@ impl Lab {
                 virtual_ipv4: Ipv4Addr::new(127, 64, 0, number),
                 placements: [(HERE, here), (THERE, Ipv4Addr::new(127, 64, 2, number))].into(),
                 selectors: Vec::new(),
+                balance: isthmus_model::Balance::default(),
             };
             services.insert(ServiceId(number.into()), service);
         }

@@ -7,6 +7,7 @@ use v1::resource::Body;
 
 use super::{resources, snapshot};
 use crate::address::{Ipv4Net, MeshPrefix};
+use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -236,6 +237,16 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
             Selector::Exe("/usr/sbin/nginx".into()),
             Selector::Cgroup("/system.slice".into()),
         ],
+        balance: Balance {
+            max_requests: n + 1,
+            policy: match n % 5 {
+                0 => BalancePolicy::PeakEwma,
+                1 => BalancePolicy::LeastRequest,
+                2 => BalancePolicy::RoundRobin,
+                3 => BalancePolicy::RingHash(HashKey::Cookie("c".into())),
+                _ => BalancePolicy::Maglev(HashKey::Source),
+            },
+        },
     };
     let count = u32::try_from(services.len()).unwrap();
     Snapshot {

@@ -6,7 +6,7 @@ use super::mesh::{HOST_BLOCKS, bad_block_length};
 use super::reader::{
     At, Context, Entry, Located, Pair, Read, Report, Schema, Table, instead, quote,
 };
-use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, values};
+use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, balance, values};
 use crate::address::Ipv4Net;
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -25,6 +25,8 @@ pub(super) const SERVICE: Schema = &[
     ("protocol", "protocol = \"tcp\""),
     ("hosts", "hosts = [\"app-1\"]"),
     ("workload", "workload = { systemd = \"web.service\" }"),
+    ("balance", "balance = \"least-request\""),
+    ("breaker", "breaker = { max_requests = 1024 }"),
 ];
 
 pub(super) const DEVICE: Schema =
@@ -117,6 +119,8 @@ pub(super) fn service<'a>(
             report,
         )
     });
+    let protocol = protocol?.unwrap_or(Protocol::Tcp);
+    let balance = balance::balance(table, protocol, report);
     let (placement, hosts) = hosts?.unwrap_or((Placement::Names(Vec::new()), Vec::new()));
     let decl = ServiceDecl {
         namespace: match namespace? {
@@ -124,9 +128,10 @@ pub(super) fn service<'a>(
             None => default_namespace(),
         },
         port: port?,
-        protocol: protocol?.unwrap_or(Protocol::Tcp),
+        protocol,
         hosts: placement,
         selectors: selectors?.unwrap_or_default(),
+        balance: balance?,
         origin: report.origin(table.at),
     };
     Ok(ServiceDraft {

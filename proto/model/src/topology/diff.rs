@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::route_words;
 use super::{DeviceDecl, HostDecl, MeshDecl, Placement, ServiceDecl, TestDecl, Topology};
+use crate::balance::Balance;
 use crate::name::Name;
 use crate::route::Route;
 use crate::rules::{Action, RequestMatch, Rule};
@@ -215,13 +216,16 @@ fn host(old: &HostDecl, new: &HostDecl) -> Details {
 }
 
 fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
-    let ServiceDecl { namespace, port, protocol, hosts, selectors, origin: _ } = old;
+    let ServiceDecl { namespace, port, protocol, hosts, selectors, balance, origin: _ } = old;
+    let Balance { policy, max_requests } = balance;
     let mut details = Details::default();
     details.note("namespace", namespace, &new.namespace);
     details.note("port", port, new.port);
     details.note("protocol", protocol, new.protocol);
     details.note("hosts", show_placement(hosts), show_placement(&new.hosts));
     details.note_list("workload", selectors, &new.selectors, show_selector);
+    details.note("balance", policy, &new.balance.policy);
+    details.note("max_requests", max_requests, new.balance.max_requests);
     details
 }
 

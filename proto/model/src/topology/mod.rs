@@ -13,6 +13,7 @@
 //! ```
 
 mod addresses;
+mod balance;
 mod check;
 mod declare;
 mod diff;
@@ -38,6 +39,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::address::Ipv4Net;
+use crate::balance::Balance;
 use crate::identity::TrustDomain;
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -120,6 +122,8 @@ pub struct ServiceDecl {
     pub hosts: Placement,
     /// `workload`
     pub selectors: Vec<Selector>,
+    /// `balance` and `breaker`
+    pub balance: Balance,
     /// Where it is declared.
     pub origin: Origin,
 }

@@ -113,6 +113,25 @@ fn what_requests_a_rule_is_about_is_told() {
 }
 
 #[test]
+fn differences_of_balance_are_told() {
+    let web = |more: &str| {
+        read(&format!(
+            "[host.a]\n[service.w]\nport = 1\nprotocol = \"http\"\nhosts = [\"a\"]\n{more}"
+        ))
+    };
+    let hashed = web("balance = { policy = \"maglev\", header = \"X-User\" }");
+    assert_eq!(
+        changes(&web(""), &hashed),
+        ["~ service w: balance peak-ewma -> maglev by header x-user"]
+    );
+    let limited = web("balance = \"least-request\"\nbreaker = { max_requests = 5 }");
+    assert_eq!(
+        changes(&limited, &web("")),
+        ["~ service w: balance least-request -> peak-ewma; max_requests 5 -> 1024"]
+    );
+}
+
+#[test]
 fn differences_of_routes_are_told() {
     let routes = |routes: &str| {
         read(&format!(

@@ -4,6 +4,71 @@ use super::{Row, on, row};
 
 pub(super) const ROWS: &[Row] = &[
     on(
+        "balance of what speaks no HTTP",
+        r#"[service.x]
+port = 1
+hosts = ["a"]
+balance = "round-robin""#,
+        (12, 1),
+        "`balance` is about requests, and this service speaks tcp",
+        "write `protocol = \"http\"`",
+    ),
+    on(
+        "balance that doesn't exist",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+balance = "round-robbin""#,
+        (13, 11),
+        "there is no balance \"round-robbin\"",
+        "did you mean `round-robin`?",
+    ),
+    on(
+        "hash of nothing",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+balance = "maglev""#,
+        (13, 11),
+        "\"maglev\" must know what to hash",
+        "source = true",
+    ),
+    on(
+        "key that isn't hashed",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+balance = { policy = "round-robin", header = "x" }"#,
+        (13, 22),
+        "\"round-robin\" hashes nothing",
+        "leave the key out",
+    ),
+    on(
+        "two keys to hash",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+balance = { policy = "maglev", header = "x", source = true }"#,
+        (13, 11),
+        "a request can be hashed by one thing only",
+        "keep one of",
+    ),
+    on(
+        "breaker that lets nothing pass",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+breaker = { max_requests = 0 }"#,
+        (13, 28),
+        "`max_requests` can't be 0",
+        "such as 1024",
+    ),
+    on(
         "unknown key, misspelt",
         r#"[service.x]
 prot = "udp"
