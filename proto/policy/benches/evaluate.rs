@@ -8,8 +8,8 @@ use std::net::Ipv4Addr;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use isthmus_model::{
-    Action, HostId, Identity, Ipv4Net, Layer4, Mesh, MeshPrefix, Name, Origin, Protocol, Revision,
-    Rule, Rules, Service, ServiceId, Snapshot, Subject,
+    Action, Balance, HostId, Identity, Ipv4Net, Layer4, Mesh, MeshPrefix, Name, Origin, Protocol,
+    Revision, Rule, Rules, Service, ServiceId, Snapshot, Subject,
 };
 use isthmus_policy::{DecidedBy, Policy, Query};
 
@@ -39,6 +39,7 @@ fn snapshot(rules: usize) -> Snapshot {
             virtual_ipv4: Ipv4Addr::from(0x647f_0000 + number),
             placements: BTreeMap::new(),
             selectors: Vec::new(),
+            balance: Balance::default(),
         };
         (ServiceId(number + 1), service)
     });
@@ -66,6 +67,7 @@ fn snapshot(rules: usize) -> Snapshot {
         services: services.collect(),
         devices: BTreeMap::new(),
         rules: Rules { default: Action::Deny, audit: false, rules: (0..rules).map(rule).collect() },
+        routes: Vec::new(),
     }
 }
 
