@@ -10,6 +10,7 @@ use crate::flows::{FlowRef, Port};
 use crate::forward::{Departure, Exit, Load};
 use crate::mtu;
 use crate::node::{Node, Owners, PeerName};
+use crate::outbox::Way;
 use crate::packet::{Headers, Offload, SuperPacket};
 use crate::peers::{Peer, Slot};
 use crate::sealing::{Cut, Sealing, padded, write_padded};
@@ -312,8 +313,9 @@ impl Node {
         }
         let sealed = padded + OVERHEAD;
         let room = (sealed, sealed.max(MIN_BUFFER));
-        let is_sent =
-            self.outbox.push_with(to, dont_fragment, room, |out| tunnel.seal(plain, out, now));
+        let is_sent = self.outbox.push_with(Way { to, lane: 0, dont_fragment }, room, |out| {
+            tunnel.seal(plain, out, now)
+        });
         if !is_sent {
             return self.counters.drop(DropReason::TransmitQueue);
         }

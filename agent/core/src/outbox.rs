@@ -43,23 +43,30 @@ impl Buffers {
     }
 }
 
+/// What datagrams of a run have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    pub(crate) to: SocketAddr,
+    /// The receiver's: a run may arrive as one message, in the lane of its first datagram.
+    pub(crate) lane: u8,
+    pub(crate) dont_fragment: bool,
+}
+
 /// A run of datagrams to one place.
 struct Run {
-    to: SocketAddr,
+    way: Way,
     /// Longer than what is used of it: what was zeroed once isn't zeroed again.
     bytes: Vec<u8>,
     used: usize,
     segment: usize,
     count: usize,
-    dont_fragment: bool,
 }
 
 impl Run {
     /// Whether a datagram may follow: same place, same treatment, not larger than those before, and
     /// none of those before was short.
-    fn accepts(&self, to: SocketAddr, length: usize, dont_fragment: bool) -> bool {
-        self.to == to
-            && self.dont_fragment == dont_fragment
+    fn accepts(&self, way: Way, length: usize) -> bool {
+        self.way == way
             && length <= self.segment
             && self.count < MAX_SEGMENTS
             && self.used == self.segment * self.count
@@ -68,7 +75,7 @@ impl Run {
 
     /// Whether more datagrams like its first could still follow.
     fn is_open(&self) -> bool {
-        self.accepts(self.to, self.segment, self.dont_fragment)
+        self.accepts(self.way, self.segment)
     }
 }
 
@@ -97,18 +104,17 @@ impl Outbox {
     /// will be used. False if too much waits already or `write` gave up.
     pub(crate) fn push_with(
         &mut self,
-        to: SocketAddr,
-        dont_fragment: bool,
+        way: Way,
         (length, room): (usize, usize),
         write: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> bool {
         if self.waiting + length > self.limit {
             return false;
         }
-        let follows = self.runs.back().is_some_and(|run| run.accepts(to, length, dont_fragment));
+        let follows = self.runs.back().is_some_and(|run| run.accepts(way, length));
         if !follows {
             let bytes = self.buffers.take();
-            let run = Run { to, bytes, used: 0, segment: length, count: 0, dont_fragment };
+            let run = Run { way, bytes, used: 0, segment: length, count: 0 };
             self.runs.push_back(run);
         }
         let Some(run) = self.runs.back_mut() else { return false };
@@ -134,7 +140,8 @@ impl Outbox {
     /// Adds a datagram.
     pub(crate) fn push(&mut self, to: SocketAddr, datagram: &[u8]) -> bool {
         let length = datagram.len();
-        self.push_with(to, false, (length, length), |out| {
+        let way = Way { to, lane: 0, dont_fragment: false };
+        self.push_with(way, (length, length), |out| {
             out.copy_from_slice(datagram);
             Some(length)
         })
@@ -163,10 +170,10 @@ impl Outbox {
         self.waiting -= run.used;
         let run = self.given.insert(run);
         Some(Transmit {
-            to: run.to,
+            to: run.way.to,
             contents: run.bytes.get(..run.used).unwrap_or_default(),
             segment_size: (run.count > 1).then_some(run.segment),
-            dont_fragment: run.dont_fragment,
+            dont_fragment: run.way.dont_fragment,
         })
     }
 }
@@ -244,6 +251,21 @@ mod tests {
             push(&mut outbox, 1, 10);
         }
         assert_eq!(outbox.poll().unwrap().contents.len(), 10 * MAX_SEGMENTS);
+    }
+
+    #[test]
+    fn runs_go_to_one_lane_only() {
+        let mut outbox = Outbox::new(1 << 20);
+        for lane in [1, 1, 2, 1] {
+            let to = SocketAddr::from(([192, 0, 2, 1], 1));
+            let way = Way { to, lane, dont_fragment: true };
+            assert!(outbox.push_with(way, (10, 10), |out| Some(out.len())));
+        }
+        let mut lengths = Vec::new();
+        while let Some(run) = outbox.poll() {
+            lengths.push(run.contents.len());
+        }
+        assert_eq!(lengths, [20, 10, 10]);
     }
 
     #[test]

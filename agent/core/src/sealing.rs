@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::bulk::{HEADER, Header, Key};
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Way};
 use crate::packet::{Headers, SuperPacket};
 use crate::tunnel::OVERHEAD;
 
@@ -72,7 +72,9 @@ impl Sealing {
         let sealed = padded + OVERHEAD;
         let partial = matches!(self.cut, Cut::Segments { .. });
         let header = Header { counter: self.header.counter + index, partial, ..self.header };
-        outbox.push_with(self.to, self.dont_fragment, (sealed, sealed), |datagram| {
+        let (lane, _) = header.lanes();
+        let way = Way { to: self.to, lane, dont_fragment: self.dont_fragment };
+        outbox.push_with(way, (sealed, sealed), |datagram| {
             let plain = datagram.get_mut(HEADER..HEADER + padded)?;
             let is_sealed = write_padded(plain, length, write) && self.key.seal(header, datagram);
             is_sealed.then_some(sealed)
