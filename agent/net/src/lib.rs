@@ -27,6 +27,7 @@ pub mod process;
 pub mod routes;
 pub mod rules;
 pub mod sock_diag;
+pub mod steering;
 pub mod sysctl;
 pub mod tun;
 pub mod udp;

@@ -18,6 +18,8 @@ use quinn_udp::{RecvMeta, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::debug;
 
+use crate::steering::Steering;
+
 /// Large enough for a burst of 40 ms at 1 Gbit/s.
 const BUFFER_BYTES: usize = 4 << 20;
 
@@ -74,7 +76,7 @@ impl UdpSocket {
             sockets.push(Self::bind_as(first.local, true)?);
         }
         if let [first, _, ..] = sockets.as_slice() {
-            attach_reuse_port_filter(&first.socket, &steering.program(count))?;
+            steering.attach(&first.socket, count)?;
         }
         Ok(sockets)
     }
@@ -237,35 +239,6 @@ impl AsFd for UdpSocket {
         self.socket.as_fd()
     }
 }
-
-/// Which socket of a group a datagram is handed to: one whose first byte is `kind`, to the socket
-/// that its second byte counts; any other, to the first.
-#[derive(Debug, Clone, Copy)]
-pub struct Steering {
-    pub kind: u8,
-}
-
-impl Steering {
-    /// Classic BPF; the datagram's bytes begin at 0.
-    fn program(self, count: u8) -> [libc::sock_filter; 6] {
-        let op = |code, k, if_true, if_false| {
-            let code = u16::try_from(code).unwrap_or_default();
-            libc::sock_filter { code, jt: if_true, jf: if_false, k }
-        };
-        let load_byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
-        [
-            op(load_byte, 0, 0, 0),
-            op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, u32::from(self.kind), 0, 2),
-            op(load_byte, 1, 0, 0),
-            op(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, u32::from(count), 0, 1),
-            op(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-            op(libc::BPF_RET | RETURN_A, 0, 0, 0),
-        ]
-    }
-}
-
-/// `BPF_A` of `linux/filter.h`, which libc lacks.
-const RETURN_A: u32 = 0x10;
 
 /// What to send: one datagram, or several of `segment_size` (the last may be shorter) in a row.
 #[derive(Debug, Clone, Copy)]
@@ -437,26 +410,6 @@ fn grow_buffers(socket: &Socket) {
     if set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BYTES).is_err() {
         drop(socket.set_send_buffer_size(BUFFER_BYTES));
     }
-}
-
-fn attach_reuse_port_filter(socket: &Socket, program: &[libc::sock_filter]) -> io::Result<()> {
-    const LEN: libc::socklen_t = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    let program = libc::sock_fprog {
-        len: u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
-        filter: program.as_ptr().cast_mut(),
-    };
-    // SAFETY: `program` and the instructions that it points to live across the call; the kernel
-    // only reads them, `LEN` and `len` of each. The descriptor is open.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_CBPF,
-            (&raw const program).cast(),
-            LEN,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn set_option(
@@ -641,32 +594,6 @@ mod tests {
         let first = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let error = UdpSocket::bind(first.local_addr()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-    }
-
-    #[test]
-    fn a_group_hands_each_datagram_to_the_socket_that_it_names() {
-        let steering = Steering { kind: 0x40 };
-        for ip in BOTH {
-            let group = UdpSocket::bind_group((ip, 0).into(), 3, steering).unwrap();
-            assert_eq!(
-                UdpSocket::bind(group[0].local_addr()).unwrap_err().kind(),
-                io::ErrorKind::AddrInUse
-            );
-            let (sender, _) = pair(ip);
-            let cases: [(&[u8], usize); 6] = [
-                (&[0x40, 0, 9], 0),
-                (&[0x40, 1, 9], 1),
-                (&[0x40, 2, 9], 2),
-                (&[0x40, 3, 9], 0),
-                (&[0x04, 2, 9], 0),
-                (&[0x40], 0),
-            ];
-            for (datagram, socket) in cases {
-                let transmit = Transmit::datagram(group[0].local_addr(), datagram);
-                assert_eq!(sender.send(&transmit), SendOutcome::Sent);
-                assert_eq!(receive(&group[socket], 1), [datagram], "{ip}");
-            }
-        }
     }
 
     #[test]
