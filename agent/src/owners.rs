@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,8 @@ use isthmus_net::process;
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag, SocketOwner};
 
 /// Marks the sockets by which the agent's proxy speaks for a workload of this host: what they are
-/// bound to is who they speak for. Whoever can set a mark can do what the host can do.
+/// bound to is who they speak for. A container with the host's network and CAP_NET_RAW can set a mark,
+/// too: such a socket must have been made in the agent's own cgroup.
 pub const PROXY_MARK: u32 = 0x1575_0001;
 
 /// Answers remembered of each kind. A host has fewer users times cgroups than this.
@@ -47,6 +49,8 @@ pub type SharedCgroups = Arc<Mutex<Option<Cgroups>>>;
 pub struct SocketOwners {
     sockets: Option<SocketDiag>,
     cgroups: SharedCgroups,
+    /// The agent's, where it can be told.
+    own_cgroup: Option<u64>,
     counters: Arc<OwnerCounters>,
     revision: Option<Revision>,
     services: Vec<LocalService>,
@@ -62,9 +66,11 @@ impl SocketOwners {
         cgroups: SharedCgroups,
         counters: Arc<OwnerCounters>,
     ) -> Self {
+        let own_cgroup = own_cgroup(&cgroups);
         Self {
             sockets,
             cgroups,
+            own_cgroup,
             counters,
             revision: None,
             services: Vec::new(),
@@ -176,7 +182,7 @@ impl Owners for SocketOwners {
     fn owner(&mut self, flow: &FlowKey, state: &State) -> Owner {
         self.follow(state);
         let Some(socket) = self.socket_of(flow) else { return Owner::Unknown };
-        if socket.mark == PROXY_MARK {
+        if socket.mark == PROXY_MARK && is_of(self.own_cgroup, socket.cgroup_id) {
             return spoken_for(flow, state);
         }
         match self.match_cgroup(&socket) {
@@ -184,6 +190,20 @@ impl Owners for SocketOwners {
             Match::NeedsProgram => self.match_program(&socket),
         }
     }
+}
+
+/// The number of this process's cgroup: its directory's inode.
+fn own_cgroup(cgroups: &SharedCgroups) -> Option<u64> {
+    let table = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = table.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let cgroups = cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = cgroups.as_ref()?.directory(path);
+    Some(std::fs::metadata(directory).ok()?.ino())
+}
+
+/// Where either can't be told, the mark must do.
+fn is_of(own: Option<u64>, socket: Option<u64>) -> bool {
+    own.zip(socket).is_none_or(|(own, socket)| own == socket)
 }
 
 /// Whom the proxy speaks for by a socket that is bound to this address.
@@ -367,6 +387,21 @@ mod tests {
 
     fn of(id: u32) -> Match {
         Match::Owner(Owner::Service(ServiceId(id)))
+    }
+
+    #[test]
+    fn a_mark_counts_only_on_a_socket_of_the_agents_cgroup() {
+        assert!(is_of(Some(7), Some(7)));
+        assert!(!is_of(Some(7), Some(8)));
+        assert!(is_of(None, Some(8)) && is_of(Some(7), None), "the mark must do");
+        let cgroups = Arc::new(Mutex::new(Some(Cgroups::open().unwrap())));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (local, remote) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+        let lookup = Lookup { protocol: Protocol::Tcp, local, remote };
+        let socket = SocketDiag::open().unwrap().lookup(&lookup).unwrap().unwrap();
+        assert_eq!(own_cgroup(&cgroups), socket.cgroup_id, "as the kernel tells it");
+        assert!(socket.cgroup_id.is_some());
     }
 
     #[test]
