@@ -60,8 +60,9 @@ impl<O: Owners> Inbound<O> {
         if socket.recv(&mut self.batch).is_err() {
             return;
         }
+        let count = self.batch.len();
         if let Some(lane) = self.shared.lanes.get(self.lane) {
-            lane.messages.fetch_add(self.batch.len() as u64, Ordering::Relaxed);
+            lane.messages.fetch_add(count as u64, Ordering::Relaxed);
         }
         let mut messages = self.batch.messages();
         let mut received: [Received<'_>; BATCH_SIZE] = std::array::from_fn(|_| {
@@ -74,7 +75,7 @@ impl<O: Owners> Inbound<O> {
                 },
             )
         });
-        let mut rest = &mut received[..];
+        let mut rest = received.get_mut(..count).unwrap_or_default();
         while !rest.is_empty() {
             let (portion, others) = rest.split_at_mut(portion(rest));
             rest = others;

@@ -144,9 +144,10 @@ impl Sealer {
     /// What it seals itself, on flows' slow way, stays in order with the rest: both are done as far
     /// as they are before the other goes on.
     fn decide<O: Owners>(&mut self, shared: &Shared<O>, lane: usize) {
-        let now = Instant::now();
         let number = u8::try_from(lane).unwrap_or_default();
         let mut engine = shared.engine();
+        // Not before: for the node, time never goes backwards.
+        let now = Instant::now();
         for at in 0..self.batch.frames.len() {
             let range = self.batch.frames[at].clone();
             let Ok((offload, packet)) = Offload::read(&mut self.batch.bytes[range.clone()]) else {
