@@ -10,8 +10,8 @@
 //! [`membership`] is what a member does; [`plane`] is everything that exists only while there is a
 //! snapshot (device, packet thread, proxy, DNS).
 //!
-//! Two worlds of threads: the control plane runs on tokio, the data plane on one thread of its own
-//! ([`dataplane`]) which never waits for the control plane. They talk through bounded channels.
+//! Two worlds of threads: the control plane runs on tokio, the data plane on threads of its own
+//! ([`dataplane`]) which never wait for the control plane. They talk through bounded channels.
 
 #![forbid(unsafe_code)]
 

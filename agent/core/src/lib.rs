@@ -27,8 +27,8 @@
 //!
 //! # Files, in the order a packet meets them
 //!
-//! `node.rs` the calling contract · `outbound.rs`, `inbound.rs` the two ways in · `forward.rs` what
-//! they share · `decide.rs` a new flow's fate · `balance.rs` which backend · `adopt.rs` flows older
+//! `node.rs` the calling contract · `outbound.rs`, `sealing.rs` from the TUN device · `receive.rs`,
+//! `inbound.rs` from the tunnels · `forward.rs` what both share · `decide.rs` a new flow's fate · `balance.rs` which backend · `adopt.rs` flows older
 //! than this process · `refuse.rs` RST and ICMP · `translate.rs` ICMP errors · `peers.rs`,
 //! `tunnel.rs`, `admission.rs` the tunnels · `bulk/` what agents seal their traffic with beside WireGuard · `mtu.rs`, `control.rs` what agents say to each other
 

@@ -4,8 +4,8 @@
 //! contain `unsafe`. It knows nothing of services, policy or tunnels: it moves bytes and answers
 //! questions.
 //!
-//! Two kinds of caller use it. The **data plane** is one thread that sleeps in [`poll::Poller`]
-//! over a [`tun::Tun`], two [`udp::UdpSocket`]s and a [`poll::Waker`]; what it calls is
+//! Two kinds of caller use it. The **data plane** is some threads that sleep in [`poll::Poller`]
+//! over a queue of a [`tun::Tun`], or [`udp::UdpSocket`]s, and a [`poll::Waker`]; what it calls is
 //! synchronous, never blocks beyond a stated bound and doesn't allocate per packet. When a new
 //! flow appears it asks [`sock_diag::SocketDiag`] whose socket it is, and [`cgroup::Cgroups`] and
 //! [`process`] what runs behind it. The **control plane** runs in tokio: it shapes links,
