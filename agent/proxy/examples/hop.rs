@@ -111,6 +111,7 @@ fn snapshot(side: Side, port: u16, topology: Topology) -> Result<Snapshot> {
             placements: BTreeMap::from([placement]),
             selectors: Vec::new(),
             balance: Balance::default(),
+            edge: None,
         })
     };
     let host = |name: &str, ipv4_block: &str| -> Result<Host> {

@@ -16,6 +16,7 @@ pub mod balance;
 #[cfg(feature = "proto")]
 pub mod convert;
 pub mod directory;
+pub mod edge;
 pub mod identity;
 pub mod key;
 pub mod name;
@@ -30,6 +31,7 @@ pub use balance::{Balance, BalancePolicy, HashKey};
 #[cfg(feature = "proto")]
 pub use convert::ConvertError;
 pub use directory::{Directory, Place};
+pub use edge::{Edge, External, Gateway};
 pub use identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
 pub use key::PublicKey;
 pub use name::Name;

@@ -358,6 +358,7 @@ fn service(
         placements: [(HostId(host), workload)].into(),
         selectors: Vec::new(),
         balance: isthmus_model::Balance::default(),
+        edge: None,
     }
 }
 

@@ -84,6 +84,7 @@ impl Lab {
                 placements: [(HERE, here), (THERE, Ipv4Addr::new(127, 64, 2, number))].into(),
                 selectors: Vec::new(),
                 balance: isthmus_model::Balance::default(),
+                edge: None,
             };
             services.insert(ServiceId(number.into()), service);
         }

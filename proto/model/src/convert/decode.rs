@@ -13,7 +13,7 @@ use v1::resource::Body;
 use v1::selector::By;
 
 use super::encode::key;
-use super::{ConvertError, check, routes};
+use super::{ConvertError, check, edge, routes};
 use crate::address::{Ipv4Net, MeshPrefix};
 use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::identity::{DeviceId, HostId, ServiceId};
@@ -177,6 +177,7 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
         virtual_ipv4: address("virtual_ipv4", &body.virtual_ipv4)?,
         placements,
         selectors: body.selectors.iter().map(selector).collect::<Result<_, _>>()?,
+        edge: body.edge.as_ref().map(edge::decode).transpose()?,
         balance: body.balance.as_ref().map(balance).transpose()?.unwrap_or_default(),
     })
 }
@@ -209,8 +210,8 @@ fn selector(body: &v1::Selector) -> Result<Selector, Reason> {
     Ok(match by {
         By::Systemd(unit) => Selector::Systemd(filled("selectors", unit)?),
         By::User(user) => Selector::User(filled("selectors", user)?),
-        By::Exe(exe) => Selector::Exe(path(exe)?),
-        By::Cgroup(cgroup) => Selector::Cgroup(path(cgroup)?),
+        By::Exe(exe) => Selector::Exe(path("selectors", exe)?),
+        By::Cgroup(cgroup) => Selector::Cgroup(path("selectors", cgroup)?),
     })
 }
 
@@ -277,9 +278,9 @@ fn net(field: &str, text: &str) -> Result<Ipv4Net, Reason> {
     }
 }
 
-fn path(value: &str) -> Result<PathBuf, Reason> {
-    let path = PathBuf::from(&*filled("selectors", value)?);
-    if path.is_absolute() { Ok(path) } else { Err(format!("selectors: {path:?} isn't absolute")) }
+pub(super) fn path(field: &str, value: &str) -> Result<PathBuf, Reason> {
+    let path = PathBuf::from(&*filled(field, value)?);
+    if path.is_absolute() { Ok(path) } else { Err(format!("{field}: {path:?} isn't absolute")) }
 }
 
 fn all<T: FromStr<Err: Display>>(field: &str, texts: &[String]) -> Result<Vec<T>, Reason> {

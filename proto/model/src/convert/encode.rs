@@ -6,7 +6,7 @@ use isthmus_proto::v1;
 use v1::resource::Body;
 use v1::selector::By;
 
-use super::routes;
+use super::{edge, routes};
 use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::rules::{Action, RequestMatch, Rule};
@@ -88,6 +88,7 @@ fn service(id: ServiceId, service: &Service) -> Body {
         virtual_ipv4: service.virtual_ipv4.to_string(),
         placements: placements.map(|(host, ipv4)| (host.0, ipv4.to_string())).collect(),
         selectors: service.selectors.iter().map(selector).collect(),
+        edge: service.edge.as_ref().map(edge::encode),
         balance: (service.balance != Balance::default()).then(|| balance(&service.balance)),
     })
 }

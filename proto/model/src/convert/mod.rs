@@ -6,6 +6,7 @@
 
 mod check;
 mod decode;
+mod edge;
 mod encode;
 mod routes;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use v1::resource::Body;
 use super::{resources, snapshot};
 use crate::address::{Ipv4Net, MeshPrefix};
 use crate::balance::{Balance, BalancePolicy, HashKey};
+use crate::edge::Edge;
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -237,6 +238,7 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
             Selector::Exe("/usr/sbin/nginx".into()),
             Selector::Cgroup("/system.slice".into()),
         ],
+        edge: edge_of(n),
         balance: Balance {
             max_requests: n + 1,
             policy: match n % 5 {
@@ -291,6 +293,32 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
         rules,
         routes: if services.is_empty() { Vec::new() } else { sample_routes() },
     }
+}
+
+/// All that gateways and external services can say.
+fn edge_of(n: u32) -> Option<Edge> {
+    let text = r#"
+[host.a]
+[gateway.g]
+hosts = ["a"]
+trusted_proxies = ["192.0.2.0/24", "2001:db8::1"]
+[[gateway.g.listeners]]
+port = 80
+[[gateway.g.listeners]]
+port = 443
+hosts = ["a.example", "*.b.example"]
+tls = { certificate = "/c", key = "/k", client_ca = "/ca", client_certificate = "optional" }
+[external.plain]
+host = "192.0.2.7"
+tls = false
+[external.shown]
+host = "a.example"
+target_port = 8443
+tls = { ca = "/ca", server_name = "b.example", certificate = "/c", key = "/k" }
+"#;
+    let file = SourceFile { name: "mesh.toml".into(), text: text.to_owned() };
+    let services = parse(&[file]).expect("the edge is right").services;
+    services.into_values().nth(usize::try_from(n % 4).unwrap()).and_then(|service| service.edge)
 }
 
 /// All that routes can say, of the first service.

@@ -8,6 +8,7 @@ use super::reader::{
 };
 use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, balance, values};
 use crate::address::Ipv4Net;
+use crate::edge::Edge;
 use crate::key::PublicKey;
 use crate::name::Name;
 use crate::snapshot::{Protocol, Selector};
@@ -61,6 +62,29 @@ impl ServiceDraft {
     /// Whether it has workloads of its own.
     pub(super) fn is_placed(&self) -> bool {
         !matches!(&self.decl.hosts, Placement::Names(names) if names.is_empty())
+    }
+
+    /// Whether requests can be sent to it.
+    pub(super) fn takes_requests(&self) -> bool {
+        match &self.decl.edge {
+            Some(Edge::External(_)) => true,
+            Some(Edge::Gateway(_)) => false,
+            None => self.is_placed(),
+        }
+    }
+
+    /// The kind of table that declares it.
+    pub(super) const fn kind(&self) -> &'static str {
+        kind_of(&self.decl)
+    }
+}
+
+/// The kind of table that declares a service.
+pub(super) const fn kind_of(decl: &ServiceDecl) -> &'static str {
+    match &decl.edge {
+        Some(Edge::Gateway(_)) => "gateway",
+        Some(Edge::External(_)) => "external",
+        None => "service",
     }
 }
 
@@ -132,6 +156,7 @@ pub(super) fn service<'a>(
         hosts: placement,
         selectors: selectors?.unwrap_or_default(),
         balance: balance?,
+        edge: None,
         origin: report.origin(table.at),
     };
     Ok(ServiceDraft {
@@ -142,7 +167,7 @@ pub(super) fn service<'a>(
     })
 }
 
-fn default_namespace() -> Name {
+pub(super) fn default_namespace() -> Name {
     "default".parse().expect("INVARIANT: \"default\" is a name")
 }
 
@@ -169,7 +194,7 @@ fn protocol(text: Located<&str>, report: &mut Report<'_>) -> Read<Protocol> {
     }
 }
 
-fn placement(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(Placement, Vec<At>)> {
+pub(super) fn placement(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(Placement, Vec<At>)> {
     if let Some(pairs) = entry.pairs(report) {
         let pairs = pairs?;
         if pairs.is_empty() {

@@ -132,6 +132,29 @@ fn differences_of_balance_are_told() {
 }
 
 #[test]
+fn differences_at_the_edge_are_told() {
+    let edge = |more: &str| read(&format!("[host.a]\n{more}"));
+    let tls = "tls = { certificate = \"/c\", key = \"/k\", client_ca = \"/ca\" }";
+    let gateway = |listener: &str| {
+        edge(&format!("[gateway.g]\nhosts = [\"a\"]\nlisteners = [{{ port = 443, {listener} }}]"))
+    };
+    let (plain, secret) = (gateway("hosts = \"x\""), gateway(tls));
+    assert_eq!(changes(&edge(""), &plain), ["+ gateway g"]);
+    assert_eq!(
+        changes(&plain, &secret),
+        [
+            "~ gateway g: edge http 443 x -> https 443 (/c, key /k, client certificate required by /ca)"
+        ]
+    );
+    let external = |more: &str| edge(&format!("[external.e]\nhost = \"e.example\"\n{more}"));
+    let (plain, secret) = (external("tls = false"), external("tls = { server_name = \"f\" }"));
+    assert_eq!(
+        changes(&plain, &secret),
+        ["~ external e: edge http e.example:80 -> https e.example:443 as f"]
+    );
+}
+
+#[test]
 fn differences_of_routes_are_told() {
     let routes = |routes: &str| {
         read(&format!(
