@@ -13,9 +13,8 @@ use v1::resource::Body;
 use v1::selector::By;
 
 use super::encode::key;
-use super::{ConvertError, check, edge, routes};
+use super::{ConvertError, balance, check, edge, routes};
 use crate::address::{Ipv4Net, MeshPrefix};
-use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::route::Route;
@@ -178,29 +177,8 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
         placements,
         selectors: body.selectors.iter().map(selector).collect::<Result<_, _>>()?,
         edge: body.edge.as_ref().map(edge::decode).transpose()?,
-        balance: body.balance.as_ref().map(balance).transpose()?.unwrap_or_default(),
+        balance: body.balance.as_ref().map(balance::decode).transpose()?.unwrap_or_default(),
     })
-}
-
-fn balance(body: &v1::Balance) -> Result<Balance, Reason> {
-    use v1::balance::Policy;
-    let key = |body: &v1::HashKey| -> Result<HashKey, Reason> {
-        use v1::hash_key::Key;
-        Ok(match body.key.as_ref().ok_or("balance: nothing is hashed")? {
-            Key::Header(name) => HashKey::Header(filled("balance", name)?),
-            Key::Cookie(name) => HashKey::Cookie(filled("balance", name)?),
-            Key::Source(_) => HashKey::Source,
-        })
-    };
-    let unknown = "balance: it has no policy that this version knows";
-    let policy = match body.policy.as_ref().ok_or(unknown)? {
-        Policy::PeakEwma(_) => BalancePolicy::PeakEwma,
-        Policy::LeastRequest(_) => BalancePolicy::LeastRequest,
-        Policy::RoundRobin(_) => BalancePolicy::RoundRobin,
-        Policy::RingHash(by) => BalancePolicy::RingHash(key(by)?),
-        Policy::Maglev(by) => BalancePolicy::Maglev(key(by)?),
-    };
-    Ok(Balance { policy, max_requests: number(body.max_requests)? })
 }
 
 fn selector(body: &v1::Selector) -> Result<Selector, Reason> {
@@ -255,7 +233,7 @@ fn request_match(body: &v1::RequestMatch) -> Result<RequestMatch, Reason> {
     Ok(RequestMatch { method: some("method", &body.method)?, path })
 }
 
-fn number(number: u32) -> Result<u32, Reason> {
+pub(super) fn number(number: u32) -> Result<u32, Reason> {
     if number == 0 { Err("a number is 0; they count from 1".into()) } else { Ok(number) }
 }
 

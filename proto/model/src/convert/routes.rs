@@ -48,7 +48,7 @@ pub(super) fn encode(order: u32, route: &Route) -> v1::Route {
     }
 }
 
-fn whole_millis(time: Duration) -> u64 {
+pub(super) fn whole_millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

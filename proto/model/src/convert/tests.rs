@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use isthmus_proto::v1;
 use proptest::prelude::*;
@@ -12,6 +13,7 @@ use crate::edge::Edge;
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::name::Name;
+use crate::resilience::{Breaker, Outlier};
 use crate::route::Route;
 use crate::rules::{Action, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
 use crate::snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};
@@ -240,7 +242,16 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
         ],
         edge: edge_of(n),
         balance: Balance {
-            max_requests: n + 1,
+            weights: [(name("h1"), n), (name("h2"), 1000)].into(),
+            locality: n.is_multiple_of(2),
+            slow_start: n.is_multiple_of(3).then(|| Duration::from_secs(30)),
+            panic_threshold: (n % 101) as u8,
+            breaker: Breaker {
+                max_requests: n + 1,
+                max_retries: n.is_multiple_of(2).then_some(n),
+                ..Breaker::default()
+            },
+            outlier: Outlier { consecutive_5xx: n, ..Outlier::default() },
             policy: match n % 5 {
                 0 => BalancePolicy::PeakEwma,
                 1 => BalancePolicy::LeastRequest,

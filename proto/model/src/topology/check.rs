@@ -41,6 +41,9 @@ fn check_placements(draft: &Draft, report: &mut Report<'_>) {
             let message = format!("[service.{name}] has no `hosts`");
             report.error(service.at, message, "add `hosts = [\"app-1\"]`");
         }
+        for host in &service.weighed {
+            require("host", &host.value, host.at, &draft.hosts, report);
+        }
         let Placement::Names(names) = &service.decl.hosts else { continue };
         for (name, at) in names.iter().zip(&service.hosts) {
             require("host", name, *at, &draft.hosts, report);

@@ -27,6 +27,7 @@ pub(super) const SERVICE: Schema = &[
     ("hosts", "hosts = [\"app-1\"]"),
     ("workload", "workload = { systemd = \"web.service\" }"),
     ("balance", "balance = \"least-request\""),
+    ("outlier", "outlier = { consecutive_5xx = 5 }"),
     ("breaker", "breaker = { max_requests = 1024 }"),
 ];
 
@@ -55,6 +56,8 @@ pub(super) struct ServiceDraft {
     /// One place for each name in `hosts`; none for labels.
     pub(super) hosts: Vec<At>,
     pub(super) workload: At,
+    /// The hosts that `balance` names.
+    pub(super) weighed: Vec<Located<Name>>,
     pub(super) at: At,
 }
 
@@ -145,6 +148,7 @@ pub(super) fn service<'a>(
     });
     let protocol = protocol?.unwrap_or(Protocol::Tcp);
     let balance = balance::balance(table, protocol, report);
+    let balance = balance?;
     let (placement, hosts) = hosts?.unwrap_or((Placement::Names(Vec::new()), Vec::new()));
     let decl = ServiceDecl {
         namespace: match namespace? {
@@ -155,7 +159,7 @@ pub(super) fn service<'a>(
         protocol,
         hosts: placement,
         selectors: selectors?.unwrap_or_default(),
-        balance: balance?,
+        balance: balance.balance,
         edge: None,
         origin: report.origin(table.at),
     };
@@ -163,6 +167,7 @@ pub(super) fn service<'a>(
         decl,
         hosts,
         workload: table.get("workload").map_or(table.at, |entry| entry.at),
+        weighed: balance.weighed,
         at: table.at,
     })
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::declare::kind_of;
 use super::route_words;
@@ -220,7 +221,9 @@ fn host(old: &HostDecl, new: &HostDecl) -> Details {
 
 fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     let ServiceDecl { namespace, port, protocol, hosts, selectors, balance, edge, origin: _ } = old;
-    let Balance { policy, max_requests } = balance;
+    let Balance { policy, weights, locality, slow_start, panic_threshold, breaker, outlier } =
+        balance;
+    let time = |time: Option<Duration>| time.map_or_else(|| "none".into(), |it| format!("{it:?}"));
     let mut details = Details::default();
     details.note("namespace", namespace, &new.namespace);
     details.note("port", port, new.port);
@@ -228,7 +231,12 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     details.note("hosts", show_placement(hosts), show_placement(&new.hosts));
     details.note_list("workload", selectors, &new.selectors, show_selector);
     details.note("balance", policy, &new.balance.policy);
-    details.note("max_requests", max_requests, new.balance.max_requests);
+    details.note("weights", show_weights(weights), show_weights(&new.balance.weights));
+    details.note("locality", locality, new.balance.locality);
+    details.note("slow_start", time(*slow_start), time(new.balance.slow_start));
+    details.note("panic_threshold", panic_threshold, new.balance.panic_threshold);
+    details.note("breaker", breaker, new.balance.breaker);
+    details.note("outlier", outlier, new.balance.outlier);
     details.note_optional("edge", edge.as_ref(), new.edge.as_ref());
     details
 }
@@ -296,6 +304,11 @@ fn list<T>(values: &[T], show: impl Fn(&T) -> String) -> String {
 fn show_labels(labels: &BTreeMap<String, String>) -> String {
     let pairs: Vec<_> = labels.iter().collect();
     list(&pairs, |(key, value)| format!("{key}={value:?}"))
+}
+
+fn show_weights(weights: &BTreeMap<Name, u32>) -> String {
+    let pairs: Vec<_> = weights.iter().collect();
+    list(&pairs, |(host, weight)| format!("{host}={weight}"))
 }
 
 fn show_placement(hosts: &Placement) -> String {

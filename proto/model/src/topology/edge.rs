@@ -33,6 +33,7 @@ pub(super) const EXTERNAL: Schema = &[
     ("via", "via = [\"edge-1\"]"),
     ("balance", "balance = \"least-request\""),
     ("breaker", "breaker = { max_requests = 1024 }"),
+    ("outlier", "outlier = { consecutive_5xx = 5 }"),
 ];
 
 const LISTENER: Schema = &[
@@ -83,7 +84,7 @@ pub(super) fn gateway<'a>(
         protocol: Protocol::Http,
         hosts: Placement::Names(Vec::new()),
         selectors: Vec::new(),
-        balance: balance::balance(table, Protocol::Http, report)?,
+        balance: balance::balance(table, Protocol::Http, report)?.balance,
         edge: Some(Edge::Gateway(gateway)),
         origin: report.origin(table.at),
     };
@@ -113,7 +114,7 @@ pub(super) fn external<'a>(table: &Table<'a>, report: &mut Report<'_>) -> Read<S
         protocol: Protocol::Http,
         hosts: Placement::Names(Vec::new()),
         selectors: Vec::new(),
-        balance: balance?,
+        balance: balance?.balance,
         edge: Some(Edge::External(external)),
         origin: report.origin(table.at),
     };
@@ -127,7 +128,7 @@ fn placed(
     table: &Table<'_>,
 ) -> ServiceDraft {
     let decl = ServiceDecl { hosts, ..decl };
-    ServiceDraft { decl, hosts: places, workload: table.at, at: table.at }
+    ServiceDraft { decl, hosts: places, workload: table.at, weighed: Vec::new(), at: table.at }
 }
 
 fn namespace(table: &Table<'_>, report: &mut Report<'_>) -> Read<Name> {

@@ -125,7 +125,7 @@ pub struct ServiceDecl {
     pub hosts: Placement,
     /// `workload`
     pub selectors: Vec<Selector>,
-    /// `balance` and `breaker`
+    /// `balance`, `breaker` and `outlier`
     pub balance: Balance,
     /// What a gateway or an external service says.
     pub edge: Option<Edge>,

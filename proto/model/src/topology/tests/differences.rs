@@ -127,8 +127,22 @@ fn differences_of_balance_are_told() {
     let limited = web("balance = \"least-request\"\nbreaker = { max_requests = 5 }");
     assert_eq!(
         changes(&limited, &web("")),
-        ["~ service w: balance least-request -> peak-ewma; max_requests 5 -> 1024"]
+        ["~ service w: balance least-request -> peak-ewma; breaker 1024 connections, \
+          1024 pending, 5 requests -> 1024 connections, 1024 pending, 1024 requests"]
     );
+    let shared = web(
+        "balance = { weights = { a = 3 }, locality = false, slow_start = \"30s\", panic_threshold = 0 }\n\
+         breaker = { max_retries = 3 }\noutlier = { consecutive_5xx = 3, max_ejection_percent = 10 }",
+    );
+    let told = changes(&web(""), &shared).join("");
+    for part in [
+        "weights none -> a=3; locality true -> false; slow_start none -> 30s; panic_threshold 50 -> 0;",
+        "1024 requests -> 1024 connections, 1024 pending, 1024 requests, 3 retries;",
+        "outlier 5 in a row (5 unanswered), 1s to 60s, at most 50 %,",
+        "-> 3 in a row (5 unanswered), 1s to 60s, at most 10 %,",
+    ] {
+        assert!(told.contains(part), "{part} in:\n{told}");
+    }
 }
 
 #[test]
