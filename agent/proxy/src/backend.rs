@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use http::header::HOST;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -114,11 +115,6 @@ impl Backends {
         Self { connect_timeout, bind, applications: Mutex::default() }
     }
 
-    /// Another one like it, with nothing open yet.
-    pub(crate) fn without_connections(&self) -> Self {
-        Self::new(self.connect_timeout, self.bind)
-    }
-
     /// Sends a request, and gives its answer's head.
     pub(crate) async fn send(
         &self,
@@ -190,7 +186,12 @@ impl Application {
         }
     }
 
-    async fn send_http2(&self, request: Request<Upload>) -> Result<Response<Incoming>, Failure> {
+    async fn send_http2(
+        &self,
+        mut request: Request<Upload>,
+    ) -> Result<Response<Incoming>, Failure> {
+        // The URI's authority says it; nginx refuses a request that has both.
+        request.headers_mut().remove(HOST);
         let mut sender = match self.multiplexed().await {
             Ok(sender) => sender,
             Err(error) => return Err(Failure::unsent(error, request)),

@@ -1,8 +1,7 @@
 //! What a connection becomes after `101 Switching Protocols`: bytes, both ways.
 
-use std::future::pending;
 use std::pin::pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -26,18 +25,12 @@ pub(crate) struct Tunnel {
 impl Tunnel {
     /// Carries bytes until both sides have ended, or until policy denies the request that made the
     /// tunnel.
-    pub(crate) async fn run(self, connection: &Connection) {
+    pub(crate) async fn run(self, connection: &Connection, cut: &AtomicBool) {
         let Self { caller, application, method, path, mut record } = self;
         // What a route changed is judged at the other side, which gets to see it.
         let request = match connection.parties.side {
             Side::Server => Some(Request { method: &method, path: &path }),
             Side::Client => None,
-        };
-        let revoked = async {
-            match request {
-                Some(request) => connection.revoked(request).await,
-                None => pending().await,
-            }
         };
         // Pinned out here, so that the sockets outlive the decision to reset them.
         let mut carried = pin!(async {
@@ -49,7 +42,7 @@ impl Tunnel {
         });
         tokio::select! {
             biased;
-            () = revoked => connection.on_revoked(),
+            () = connection.revoked(request) => connection.on_revoked(cut),
             ended = &mut carried => match ended {
                 Ok((up, down)) => {
                     record.request_bytes().fetch_add(up, Ordering::Relaxed);

@@ -152,7 +152,6 @@ impl Backends {
             placements: workloads.iter().map(placement).collect(),
             selectors: Vec::new(),
             balance: self.balance.clone(),
-            edge: None,
         }
     }
 }

@@ -35,6 +35,7 @@ async fn a_mebibyte_passes_unchanged_both_ways() {
     let wires: Vec<_> = application.seen().iter().map(|seen| seen.version).collect();
     assert_eq!(wires, [Version::HTTP_11, Version::HTTP_11, Version::HTTP_2]);
     assert_eq!(application.seen()[2].uri, "http://web/up");
+    assert!(!application.seen()[2].headers.contains_key("host"), "nginx refuses both");
 }
 
 #[tokio::test]
