@@ -305,8 +305,7 @@ async fn run_proxy(
     let metrics = Arc::clone(&shared.proxy);
     let bind = |source| bind_marked_tcp(source, PROXY_MARK);
     let stop = is_set(stopped);
-    let options = isthmus_proxy::Options { threads: shared.settings.proxy_threads() };
-    if let Err(error) = isthmus_proxy::serve(options, listeners, views, metrics, bind, stop).await {
+    if let Err(error) = isthmus_proxy::serve(listeners, views, metrics, bind, stop).await {
         shared.fail(&anyhow::Error::new(error).context("The proxy failed"));
     }
 }

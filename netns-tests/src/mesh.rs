@@ -26,11 +26,19 @@ pub struct MeshOptions {
     pub certificate_lifetime: Option<&'static str>,
     /// Lines at the start of each agent's settings.
     pub settings: &'static str,
+    /// The processor that agents are bound to, if to any.
+    pub processor: Option<usize>,
 }
 
 impl Default for MeshOptions {
     fn default() -> Self {
-        Self { mtu: 1500, ipv6_underlay: false, certificate_lifetime: None, settings: "" }
+        Self {
+            mtu: 1500,
+            ipv6_underlay: false,
+            certificate_lifetime: None,
+            settings: "",
+            processor: None,
+        }
     }
 }
 
@@ -58,6 +66,7 @@ pub struct Host {
     agent: Option<Process>,
     settings: PathBuf,
     socket: PathBuf,
+    processor: Option<usize>,
 }
 
 impl Mesh {
@@ -197,7 +206,8 @@ impl Mesh {
         let _ = writeln!(settings, "[dns]\nupstream = [\"10.9.0.1:53\"]");
         let path = folder.join("agent.toml");
         std::fs::write(&path, settings).expect("the lab's folder can be written");
-        let mut host = Host { node, agent: None, settings: path, socket };
+        let mut host =
+            Host { node, agent: None, settings: path, socket, processor: self.options.processor };
         host.start_agent();
         self.hosts.entry(name.to_owned()).or_insert(host)
     }
@@ -327,7 +337,14 @@ impl Joined {
 impl Host {
     /// Starts the agent (again), without waiting for anything.
     pub fn spawn_agent(&mut self) {
-        let mut command = self.node.command(binary("isthmus-agent"));
+        let mut command = match self.processor {
+            None => self.node.command(binary("isthmus-agent")),
+            Some(processor) => {
+                let mut command = self.node.command("taskset");
+                command.args(["-c", &processor.to_string()]).arg(binary("isthmus-agent"));
+                command
+            }
+        };
         command.arg("run").arg("--settings").arg(&self.settings);
         self.agent = Some(self.node.spawn("agent", command));
     }

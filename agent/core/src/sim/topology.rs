@@ -132,7 +132,6 @@ impl Builder {
                 placements,
                 selectors: Vec::new(),
                 balance: isthmus_model::Balance::default(),
-                edge: None,
             };
             (ServiceId(id), service)
         });

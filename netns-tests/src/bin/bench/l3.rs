@@ -2,12 +2,13 @@
 //! round by round.
 
 use std::time::{Duration, Instant};
-use std::{env, fs};
 
 use isthmus_netns_tests::{Lab, Mesh, MeshOptions, Node, Process, wait_for};
 use serde_json::Value;
 
-use crate::noise::{Noise, Shares};
+use crate::noise::{
+    Noise, cpu_seconds, noise_of_rounds, record_noise, resident_mb, wait_for_calm, which,
+};
 use crate::report::Figures;
 use crate::{Options, rivals};
 
@@ -22,8 +23,6 @@ const LOADED: &str = "loaded ping p50, ms";
 const LOADED_99: &str = "loaded ping p99, ms";
 const MEMORY: &str = "resident, MB";
 const START: &str = "first reply, ms";
-const OTHERS: &str = "others' CPU, %";
-const STOLEN: &str = "stolen CPU, %";
 
 const TOPOLOGY: &str = r#"
 [host.app-1]
@@ -138,12 +137,7 @@ impl Path {
 
     /// Of the larger end.
     fn resident_mb(&self) -> f64 {
-        let kib = |pid: &u32| -> Option<f64> {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-            line.split_whitespace().nth(1)?.parse().ok()
-        };
-        self.pids().iter().filter_map(kib).fold(0.0, f64::max) / 1024.0
+        self.pids().iter().map(|pid| resident_mb(*pid)).fold(0.0, f64::max)
     }
 }
 
@@ -185,9 +179,7 @@ pub(crate) fn run(options: &Options) -> Figures {
                 figures.record(&path.name, START, started.elapsed().as_secs_f64() * 1e3);
             }
             measure(&mut figures, path, options.seconds);
-            let Shares { others, stolen } = Noise::since(before);
-            figures.record(&path.name, OTHERS, others * 100.0);
-            figures.record(&path.name, STOLEN, stolen * 100.0);
+            record_noise(&mut figures, &path.name, before);
         }
     }
     println!("{}", figures.table());
@@ -223,13 +215,6 @@ fn installed(
         paths.push(rivals::vpncloud(&program, nodes.clone(), addresses));
     }
     paths
-}
-
-/// Where a program is: nodes have a search path of their own, without what cargo installed.
-fn which(program: &str) -> Option<String> {
-    let folders = env::var_os("PATH")?;
-    let found = env::split_paths(&folders).map(|it| it.join(program)).find(|it| it.is_file())?;
-    Some(found.display().to_string())
 }
 
 /// Two hosts with agents that work by these settings.
@@ -349,57 +334,6 @@ fn ping(path: &Path, arguments: &str) -> [f64; 2] {
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
     [at(0.5), at(0.99)]
-}
-
-/// User and system time of a process.
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> =
-        stat.rsplit_once(") ").map_or("", |it| it.1).split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|it| it.parse::<f64>().ok()).unwrap_or(0.0);
-    // Fields 14 and 15 (utime, stime), counted from the state, which is field 3.
-    (ticks(11) + ticks(12)) / 100.0
-}
-
-/// Waits until the machine is idle, for a while; tells how busy it was in the end.
-fn wait_for_calm() -> f64 {
-    let idle = || -> Option<(f64, f64)> {
-        let stat = fs::read_to_string("/proc/stat").ok()?;
-        let fields: Vec<f64> = stat
-            .lines()
-            .next()?
-            .split_whitespace()
-            .skip(1)
-            .filter_map(|field| field.parse().ok())
-            .collect();
-        Some((fields.get(3)? + fields.get(4)?, fields.iter().sum()))
-    };
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let Some(before) = idle() else { return f64::NAN };
-        let until = Instant::now() + Duration::from_secs(2);
-        wait_for("two seconds", Duration::from_secs(3), || Instant::now() >= until);
-        let Some(after) = idle() else { return f64::NAN };
-        let busy = 1.0 - (after.0 - before.0) / (after.1 - before.1);
-        if busy < 0.05 || Instant::now() >= deadline {
-            return busy;
-        }
-    }
-}
-
-/// What a reader must know before believing the rest.
-fn noise_of_rounds(figures: &Figures) -> String {
-    let of = |measure| {
-        let mut shares = figures.all(measure);
-        shares.sort_by(f64::total_cmp);
-        let median = shares.get(shares.len() / 2).copied().unwrap_or(f64::NAN);
-        format!("{median:.1} % (at most {:.1})", shares.last().copied().unwrap_or(f64::NAN))
-    };
-    format!(
-        "during the rounds other processes took {} of the machine's CPU time, its host {}",
-        of(OTHERS),
-        of(STOLEN)
-    )
 }
 
 fn ratios(figures: &Figures) -> String {

@@ -69,9 +69,10 @@ impl Figures {
             for measure in &self.measures {
                 let at = |share| self.quantile(path, measure, share);
                 let cell = match (at(0.5), at(0.0), at(1.0)) {
-                    (Some(p50), Some(min), Some(max)) => {
+                    (Some(p50), Some(min), Some(max)) if min < max => {
                         format!("{} ({}-{})", short(p50), short(min), short(max))
                     }
+                    (Some(p50), ..) => short(p50),
                     _ => "-".to_owned(),
                 };
                 out += &format!(" {cell:>22}");
@@ -93,6 +94,11 @@ impl Figures {
     pub(crate) fn all(&self, measure: &'static str) -> Vec<f64> {
         let of = self.values.iter().filter(|((_, of), _)| *of == measure);
         of.flat_map(|(_, values)| values.iter().copied()).collect()
+    }
+
+    #[must_use]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.values.is_empty()
     }
 
     /// All values.

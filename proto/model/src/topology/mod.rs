@@ -17,8 +17,6 @@ mod balance;
 mod check;
 mod declare;
 mod diff;
-mod edge;
-mod edges;
 mod fields;
 mod mesh;
 mod parse;
@@ -42,7 +40,6 @@ use std::sync::Arc;
 
 use crate::address::Ipv4Net;
 use crate::balance::Balance;
-use crate::edge::Edge;
 use crate::identity::TrustDomain;
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -69,7 +66,7 @@ pub struct Topology {
     pub mesh: MeshDecl,
     /// `[host.NAME]`
     pub hosts: BTreeMap<Name, HostDecl>,
-    /// `[service.NAME]`, `[gateway.NAME]` and `[external.NAME]`
+    /// `[service.NAME]`
     pub services: BTreeMap<Name, ServiceDecl>,
     /// `[device.NAME]`
     pub devices: BTreeMap<Name, DeviceDecl>,
@@ -112,7 +109,7 @@ pub struct HostDecl {
     pub origin: Origin,
 }
 
-/// `[service.NAME]`, `[gateway.NAME]` or `[external.NAME]`
+/// `[service.NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceDecl {
     /// `namespace`; `default` unless given.
@@ -125,10 +122,8 @@ pub struct ServiceDecl {
     pub hosts: Placement,
     /// `workload`
     pub selectors: Vec<Selector>,
-    /// `balance`, `breaker` and `outlier`
+    /// `balance` and `breaker`
     pub balance: Balance,
-    /// What a gateway or an external service says.
-    pub edge: Option<Edge>,
     /// Where it is declared.
     pub origin: Origin,
 }

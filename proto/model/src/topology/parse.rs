@@ -6,7 +6,6 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::declare::{self, DeviceDraft, HostDraft, ServiceDraft};
-use super::edge;
 use super::policy::{self, PolicyDraft, RuleDraft, TestDraft};
 use super::reader::{At, Context, Located, Read, Report, Reported, Schema, Table, clip, instead};
 use super::route::{self, RouteDraft};
@@ -26,8 +25,6 @@ const TOP: Schema = &[
     ("host", "[host.app-1]"),
     ("service", "[service.web]"),
     ("device", "[device.press]"),
-    ("gateway", "[gateway.public]"),
-    ("external", "[external.payments]"),
     ("allow", "[[allow]]"),
     ("deny", "[[deny]]"),
     ("route", "[[route.web]]"),
@@ -112,7 +109,7 @@ impl Draft {
             match word {
                 "mesh" => self.read_mesh(at, value.get_ref(), report),
                 "policy" => self.read_policy(at, value.get_ref(), report),
-                "host" | "service" | "device" | "gateway" | "external" => {
+                "host" | "service" | "device" => {
                     self.read_named(file, word, Located { value: value.get_ref(), at }, report);
                 }
                 "allow" => rules.extend(
@@ -171,7 +168,7 @@ impl Draft {
         self.policy = Some(Declared { at, draft });
     }
 
-    /// `[host.*]`, `[service.*]`, `[device.*]`, `[gateway.*]` or `[external.*]`.
+    /// `[host.*]`, `[service.*]` or `[device.*]`.
     fn read_named(
         &mut self,
         file: usize,
@@ -208,24 +205,6 @@ impl Draft {
                     &mut self.services,
                     report,
                     declare::service,
-                ),
-                "gateway" => named(
-                    "gateway",
-                    edge::GATEWAY,
-                    name,
-                    value,
-                    &mut self.services,
-                    report,
-                    edge::gateway,
-                ),
-                "external" => named(
-                    "external",
-                    edge::EXTERNAL,
-                    name,
-                    value,
-                    &mut self.services,
-                    report,
-                    |_, table, report| edge::external(table, report),
                 ),
                 _ => named(
                     "device",

@@ -1,7 +1,6 @@
 //! Wrong topologies, and what is said of each: the place, the cause and the remedy.
 
 mod between;
-mod edges;
 mod routes;
 mod syntax;
 mod tables;
@@ -54,9 +53,7 @@ const fn on(
 }
 
 fn rows() -> impl Iterator<Item = &'static Row> {
-    [syntax::ROWS, tables::ROWS, values::ROWS, routes::ROWS, edges::ROWS, between::ROWS]
-        .into_iter()
-        .flatten()
+    [syntax::ROWS, tables::ROWS, values::ROWS, routes::ROWS, between::ROWS].into_iter().flatten()
 }
 
 impl Row {
