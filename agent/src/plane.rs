@@ -305,7 +305,8 @@ async fn run_proxy(
     let metrics = Arc::clone(&shared.proxy);
     let bind = |source| bind_marked_tcp(source, PROXY_MARK);
     let stop = is_set(stopped);
-    if let Err(error) = isthmus_proxy::serve(listeners, views, metrics, bind, stop).await {
+    let options = isthmus_proxy::Options { threads: shared.settings.proxy_threads() };
+    if let Err(error) = isthmus_proxy::serve(options, listeners, views, metrics, bind, stop).await {
         shared.fail(&anyhow::Error::new(error).context("The proxy failed"));
     }
 }

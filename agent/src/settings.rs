@@ -30,6 +30,8 @@ pub struct Settings {
     pub lanes: u8,
     /// The TCP port that flows of http services are handed to.
     pub proxy_port: u16,
+    /// Threads that carry requests; 0: by the number of processors.
+    pub proxy_threads: u8,
     /// Where metrics and health are served; empty: nowhere.
     pub metrics: String,
     /// What to log: a level, or levels by crate and module (`tracing_subscriber`'s `Targets`).
@@ -132,6 +134,7 @@ impl Default for Settings {
             bulk: Bulk::Auto,
             lanes: 0,
             proxy_port: 15001,
+            proxy_threads: 0,
             metrics: "127.0.0.1:9464".to_owned(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -186,6 +189,7 @@ const MOST_MTU: u16 = 8920;
 const TUNNEL_OVERHEAD: u32 = 80;
 /// As many as a bulk session can tell apart.
 const MOST_LANES: u8 = isthmus_core::LANES;
+const MOST_PROXY_THREADS: u8 = 16;
 
 impl Settings {
     /// Reads a settings file. A missing file at the default place means default settings.
@@ -239,6 +243,16 @@ impl Settings {
         u8::try_from(processors / 2).unwrap_or(MOST_LANES).clamp(1, MOST_LANES)
     }
 
+    /// How many threads carry requests: each keeps one processor busy at the most.
+    #[must_use]
+    pub fn proxy_threads(&self) -> usize {
+        if self.proxy_threads > 0 {
+            return self.proxy_threads.into();
+        }
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        processors.clamp(1, MOST_PROXY_THREADS.into())
+    }
+
     /// Where metrics are served, if anywhere.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
@@ -256,6 +270,10 @@ impl Settings {
         }
         if self.lanes > MOST_LANES {
             return refuse("lanes", "must be from 1 to 16, or 0 to go by the number of processors");
+        }
+        if self.proxy_threads > MOST_PROXY_THREADS {
+            let message = "must be from 1 to 16, or 0 to go by the number of processors";
+            return refuse("proxy_threads", message);
         }
         if self.listen_port == 0 {
             return refuse("listen_port", "must not be 0: other hosts need to know it");
@@ -301,6 +319,7 @@ mod tests {
             mtu = 1380
             lanes = 3
             proxy_port = 16001
+            proxy_threads = 4
             metrics = ""
             log = "debug"
             log_format = "json"
@@ -313,7 +332,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(settings.device, "mesh0");
-        assert_eq!(settings.lanes(), 3);
+        assert_eq!((settings.lanes(), settings.proxy_threads()), (3, 4));
         assert_eq!(settings.endpoints.len(), 2);
         assert_eq!(settings.metrics_address(), None);
         assert_eq!(settings.log_format, LogFormat::Json);
@@ -336,6 +355,7 @@ mod tests {
             ("mtu = 8921", "mtu"),
             ("mtu = 9000", "mtu"),
             ("lanes = 17", "lanes"),
+            ("proxy_threads = 17", "proxy_threads"),
             ("listen_port = 0", "listen_port"),
             ("proxy_port = 0", "proxy_port"),
             ("metrics = \"localhost\"", "metrics"),

@@ -25,7 +25,8 @@ fn text(routes: &v1::Routes) -> String {
         parts.push(table(&header, routes.routes.iter().map(route).collect()));
     }
     if !routes.endpoints.is_empty() {
-        let header = ["SERVICE", "HOST", "ADDRESS", "STATE", "LATENCY", "UNDER WAY"];
+        let header =
+            ["SERVICE", "HOST", "SITE", "ADDRESS", "WEIGHT", "STATE", "LATENCY", "UNDER WAY"];
         parts.push(table(&header, routes.endpoints.iter().map(endpoint).collect()));
     }
     if !routes.traffic.is_empty() {
@@ -33,6 +34,10 @@ fn text(routes: &v1::Routes) -> String {
             ["FROM", "SERVICE", "ROUTE", "BACKEND", "STATUS", "REQUESTS", "P50", "P95", "P99"];
         parts.push(table(&header, routes.traffic.iter().map(traffic).collect()));
         parts.push(format!("{} retries, {} ejections", routes.retries, routes.ejections));
+        let overflows = routes.overflows.iter().filter(|(_, count)| **count > 0);
+        parts.extend(
+            overflows.map(|(limit, count)| format!("{count} refused by breakers' {limit}")),
+        );
     }
     if parts.is_empty() {
         return "no routes, and nobody here has asked an HTTP service yet".to_owned();
@@ -46,12 +51,17 @@ fn route(route: &v1::RouteStatus) -> Vec<Cell> {
 }
 
 fn endpoint(endpoint: &v1::EndpointStatus) -> Vec<Cell> {
-    let (state, tone) =
-        if endpoint.ejected { ("ejected", Tone::Bad) } else { ("healthy", Tone::Good) };
+    let (state, tone) = match (endpoint.unhealthy, endpoint.ejected) {
+        (true, _) => ("unhealthy", Tone::Bad),
+        (false, true) => ("ejected", Tone::Bad),
+        (false, false) => ("healthy", Tone::Good),
+    };
     vec![
         cell(&endpoint.service),
         cell(&endpoint.host),
+        cell(&endpoint.site),
         cell(&endpoint.address),
+        number(endpoint.weight),
         toned(state, tone),
         cell(latency(endpoint.latency_microseconds)),
         number(endpoint.under_way),
@@ -106,6 +116,9 @@ fn json(routes: &v1::Routes) -> Value {
             "latency_microseconds": it.latency_microseconds,
             "under_way": it.under_way,
             "ejected": it.ejected,
+            "unhealthy": it.unhealthy,
+            "weight": it.weight,
+            "site": it.site,
         })
     };
     let traffic = |it: &v1::RouteTraffic| {
@@ -127,6 +140,7 @@ fn json(routes: &v1::Routes) -> Value {
         "traffic": routes.traffic.iter().map(traffic).collect::<Value>(),
         "retries": routes.retries,
         "ejections": routes.ejections,
+        "overflows": routes.overflows,
     })
 }
 
@@ -152,6 +166,9 @@ mod tests {
                 latency_microseconds: 1_234,
                 under_way: 3,
                 ejected: true,
+                unhealthy: false,
+                weight: 7,
+                site: "dc1".to_owned(),
             }],
             traffic: vec![v1::RouteTraffic {
                 source: "service:web".to_owned(),
@@ -166,6 +183,7 @@ mod tests {
             }],
             retries: 4,
             ejections: 1,
+            overflows: [("max_requests".to_owned(), 9), ("max_retries".to_owned(), 0)].into(),
         };
         let shown = plain(&text(&routes));
         for part in [
@@ -178,6 +196,8 @@ mod tests {
             "23.4 ms",
             "345 ms",
             "4 retries, 1 ejections",
+            "dc1",
+            "9 refused by breakers' max_requests",
         ] {
             assert!(shown.contains(part), "{part} in:\n{shown}");
         }

@@ -125,6 +125,7 @@ fn snapshot() -> Snapshot {
         ]),
         selectors: Vec::new(),
         balance: isthmus_model::Balance::default(),
+        edge: None,
     };
     let device = Device {
         name: name("press"),

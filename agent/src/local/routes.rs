@@ -20,6 +20,14 @@ pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
         latency_microseconds: micros(Some(view.latency)),
         under_way: view.under_way as u64,
         ejected: view.ejected,
+        unhealthy: view.unhealthy,
+        weight: view.weight,
+        site: snapshot
+            .hosts
+            .get(&view.host)
+            .and_then(|host| host.site.as_ref())
+            .map(ToString::to_string)
+            .unwrap_or_default(),
     };
     let counted = metrics.snapshot();
     v1::Routes {
@@ -28,6 +36,11 @@ pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
         traffic: counted.routes.iter().map(|(labels, latency)| traffic(labels, latency)).collect(),
         retries: counted.retries,
         ejections: counted.ejections,
+        overflows: counted
+            .overflows
+            .iter()
+            .map(|(limit, count)| ((*limit).to_owned(), *count))
+            .collect(),
     }
 }
 

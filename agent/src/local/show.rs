@@ -260,6 +260,7 @@ pub(crate) mod tests {
                 .collect(),
             selectors: vec![Selector::User("33".into())],
             balance: isthmus_model::Balance::default(),
+            edge: None,
         };
         let device = Device {
             name: "press".parse().unwrap(),

@@ -129,7 +129,10 @@ impl Scrape {
         out.times("route_latency", help, quantiles)?;
         out.counter("route_retries", "Tries of requests beyond the first", proxy.retries)?;
         let help = "Workloads that got no requests for a while, since they kept failing";
-        out.counter("route_ejections", help, proxy.ejections)
+        out.counter("route_ejections", help, proxy.ejections)?;
+        let help = "Requests and retries that breakers refused, by the limit that did";
+        let overflows = proxy.overflows.iter().map(|(limit, count)| ([("limit", *limit)], *count));
+        out.counters("route_overflows", help, None, overflows)
     }
 }
 

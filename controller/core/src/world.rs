@@ -101,12 +101,16 @@ impl World {
         later.inventory.members().filter(differs).map(|member| member.name.clone()).collect()
     }
 
-    /// Whoever may call a service needs its routes.
+    /// Whoever may call a service needs its routes, and so does a gateway: for its clients.
     fn routes_for(&self, here: &[usize]) -> Vec<Route> {
         let called = self.relations.called_by_any(here);
-        let services = self.everything.services.iter().filter(|(id, _)| {
-            self.residents.index.get(&Principal::Service(**id)).is_some_and(|index| called[*index])
-        });
+        let concerns = |(id, service): &(&ServiceId, &Service)| {
+            let index = self.residents.index.get(&Principal::Service(**id));
+            index.is_some_and(|index| {
+                called[*index] || (service.gateway().is_some() && here.contains(index))
+            })
+        };
+        let services = self.everything.services.iter().filter(concerns);
         let called: BTreeSet<&Name> = services.map(|(_, service)| &service.name).collect();
         let routes = self.everything.routes.iter();
         routes.filter(|route| called.contains(&route.service)).cloned().collect()
@@ -129,14 +133,15 @@ impl World {
     }
 }
 
-/// A service is in every directory; where its workloads are, only those know who may meet them, and
-/// how its processes are told, only those who run them.
+/// A service is in every directory; where its workloads are, only those know who may meet them; how
+/// its processes are told, or what a gateway listens for, only those who run them.
 fn seen_from(local: HostId, service: &Service, related: bool) -> Service {
     let here = service.placements.contains_key(&local);
     let placements = service.placements.iter().filter(|(host, _)| related || **host == local);
     Service {
         placements: placements.map(|(host, ipv4)| (*host, *ipv4)).collect(),
         selectors: if here { service.selectors.clone() } else { Vec::new() },
+        edge: service.edge.clone().filter(|edge| here || (related && edge.external().is_some())),
         ..service.clone()
     }
 }
@@ -300,6 +305,7 @@ fn services(state: &State) -> BTreeMap<ServiceId, Service> {
                 .collect(),
             selectors: declared.selectors.clone(),
             balance: declared.balance.clone(),
+            edge: declared.edge.clone(),
         };
         Some((id, service))
     };

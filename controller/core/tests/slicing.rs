@@ -199,6 +199,46 @@ fn routes_are_for_those_who_may_call_the_service() {
 }
 
 #[test]
+fn the_edge_is_known_to_those_who_stand_there() {
+    let edge = r#"
+[gateway.public]
+hosts = ["web-1"]
+listeners = [{ port = 443, tls = { certificate = "/c", key = "/k" } }]
+
+[external.payments]
+host = "payments.example"
+tls = true
+via = ["other-1"]
+
+[[route.public]]
+to = [{ service = "db" }]
+
+[[allow]]
+name = "the world reads db"
+from = "service:public"
+to = "service:db"
+
+[[allow]]
+name = "db pays"
+from = "service:db"
+to = "service:payments"
+"#;
+    let text = TOPOLOGY.replace("port = 5432", "port = 5432\nprotocol = \"http\"");
+    let (state, _) = three();
+    let world = World::new(&apply(&state, &format!("{text}{edge}")));
+    let slice = |host: &str| world.slice(world.inventory().member(host).unwrap().id).unwrap();
+    let knows = |host: &str| {
+        let slice = slice(host);
+        let edges = slice.services.values().filter(|service| service.edge.is_some());
+        let names: Vec<String> = edges.map(|service| service.name.to_string()).collect();
+        (names, slice.routes.len())
+    };
+    assert_eq!(knows("web-1"), (vec!["public".to_owned()], 1), "the gateway needs its routes");
+    assert_eq!(knows("db-1"), (vec!["payments".to_owned()], 0));
+    assert_eq!(knows("other-1"), (vec!["payments".to_owned()], 0));
+}
+
+#[test]
 fn only_those_are_affected_whose_slices_differ() {
     let (state, _) = three();
     let before = World::new(&state);

@@ -1,15 +1,30 @@
 //! How requests are shared out over a service's workloads, and how many there may be at a time.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// `balance` and `breaker` of a service that speaks HTTP.
+use crate::name::Name;
+use crate::resilience::{Breaker, Outlier};
+
+/// `balance`, `breaker` and `outlier` of a service that speaks HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Balance {
     /// Which workload takes a request.
     pub policy: BalancePolicy,
-    /// Requests that each host's callers may have under way, all together. Envoy's default.
-    pub max_requests: u32,
+    /// How much workloads take of it, by host: 1 unless it stands here, nothing at 0.
+    pub weights: BTreeMap<Name, u32>,
+    /// Whether workloads of the caller's own site come first.
+    pub locality: bool,
+    /// In this time a workload that is new, or back, comes to its full share.
+    pub slow_start: Option<Duration>,
+    /// If a smaller share than this is healthy, in percent, all are used.
+    pub panic_threshold: u8,
+    /// How many requests there may be.
+    pub breaker: Breaker,
+    /// Who is left out since it fails.
+    pub outlier: Outlier,
 }
 
 /// Which workload takes a request.
@@ -41,13 +56,21 @@ pub enum HashKey {
 }
 
 impl Balance {
-    /// As many as Envoy lets pass by default.
-    pub const MAX_REQUESTS: u32 = 1024;
+    /// What a host may weigh.
+    pub const MAX_WEIGHT: u32 = 1000;
 }
 
 impl Default for Balance {
     fn default() -> Self {
-        Self { policy: BalancePolicy::default(), max_requests: Self::MAX_REQUESTS }
+        Self {
+            policy: BalancePolicy::default(),
+            weights: BTreeMap::new(),
+            locality: true,
+            slow_start: None,
+            panic_threshold: 50,
+            breaker: Breaker::default(),
+            outlier: Outlier::default(),
+        }
     }
 }
 

@@ -16,9 +16,11 @@ pub mod balance;
 #[cfg(feature = "proto")]
 pub mod convert;
 pub mod directory;
+pub mod edge;
 pub mod identity;
 pub mod key;
 pub mod name;
+pub mod resilience;
 pub mod route;
 pub mod rules;
 pub mod snapshot;
@@ -30,9 +32,11 @@ pub use balance::{Balance, BalancePolicy, HashKey};
 #[cfg(feature = "proto")]
 pub use convert::ConvertError;
 pub use directory::{Directory, Place};
+pub use edge::{Edge, External, Gateway};
 pub use identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
 pub use key::PublicKey;
 pub use name::Name;
+pub use resilience::{Breaker, Outlier};
 pub use route::Route;
 pub use rules::{Action, Layer4, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
 pub use snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};

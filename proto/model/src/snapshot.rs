@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::address::{Ipv4Net, MeshPrefix};
 use crate::balance::Balance;
+use crate::edge::{Edge, External, Gateway};
 use crate::identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -100,6 +101,8 @@ pub struct Service {
     pub selectors: Vec<Selector>,
     /// How its requests are shared out, if it speaks HTTP.
     pub balance: Balance,
+    /// What it is at the mesh's edge, if it is there. Its placements are gateways' hosts then.
+    pub edge: Option<Edge>,
 }
 
 /// What a service speaks.
@@ -170,6 +173,18 @@ impl Service {
     #[must_use]
     pub fn identity(&self) -> Identity {
         Identity::Service { namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+
+    /// The gateway, if it is one.
+    #[must_use]
+    pub fn gateway(&self) -> Option<&Gateway> {
+        self.edge.as_ref().and_then(Edge::gateway)
+    }
+
+    /// The server outside of the mesh, if it stands for one.
+    #[must_use]
+    pub fn external(&self) -> Option<&External> {
+        self.edge.as_ref().and_then(Edge::external)
     }
 
     /// What a client of this service sends: its port, over TCP or UDP.

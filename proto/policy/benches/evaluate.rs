@@ -40,6 +40,7 @@ fn snapshot(rules: usize) -> Snapshot {
             placements: BTreeMap::new(),
             selectors: Vec::new(),
             balance: Balance::default(),
+            edge: None,
         };
         (ServiceId(number + 1), service)
     });

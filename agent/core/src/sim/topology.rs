@@ -132,6 +132,7 @@ impl Builder {
                 placements,
                 selectors: Vec::new(),
                 balance: isthmus_model::Balance::default(),
+                edge: None,
             };
             (ServiceId(id), service)
         });

@@ -84,6 +84,7 @@ fn service(name: &str, namespace: &str, number: u8, placements: &[(u8, u8)]) -> 
         placements: placed.collect(),
         selectors: Vec::new(),
         balance: isthmus_model::Balance::default(),
+        edge: None,
     }
 }
 

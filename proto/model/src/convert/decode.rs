@@ -13,9 +13,8 @@ use v1::resource::Body;
 use v1::selector::By;
 
 use super::encode::key;
-use super::{ConvertError, check, routes};
+use super::{ConvertError, balance, check, edge, routes};
 use crate::address::{Ipv4Net, MeshPrefix};
-use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::route::Route;
@@ -177,29 +176,9 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
         virtual_ipv4: address("virtual_ipv4", &body.virtual_ipv4)?,
         placements,
         selectors: body.selectors.iter().map(selector).collect::<Result<_, _>>()?,
-        balance: body.balance.as_ref().map(balance).transpose()?.unwrap_or_default(),
+        edge: body.edge.as_ref().map(edge::decode).transpose()?,
+        balance: body.balance.as_ref().map(balance::decode).transpose()?.unwrap_or_default(),
     })
-}
-
-fn balance(body: &v1::Balance) -> Result<Balance, Reason> {
-    use v1::balance::Policy;
-    let key = |body: &v1::HashKey| -> Result<HashKey, Reason> {
-        use v1::hash_key::Key;
-        Ok(match body.key.as_ref().ok_or("balance: nothing is hashed")? {
-            Key::Header(name) => HashKey::Header(filled("balance", name)?),
-            Key::Cookie(name) => HashKey::Cookie(filled("balance", name)?),
-            Key::Source(_) => HashKey::Source,
-        })
-    };
-    let unknown = "balance: it has no policy that this version knows";
-    let policy = match body.policy.as_ref().ok_or(unknown)? {
-        Policy::PeakEwma(_) => BalancePolicy::PeakEwma,
-        Policy::LeastRequest(_) => BalancePolicy::LeastRequest,
-        Policy::RoundRobin(_) => BalancePolicy::RoundRobin,
-        Policy::RingHash(by) => BalancePolicy::RingHash(key(by)?),
-        Policy::Maglev(by) => BalancePolicy::Maglev(key(by)?),
-    };
-    Ok(Balance { policy, max_requests: number(body.max_requests)? })
 }
 
 fn selector(body: &v1::Selector) -> Result<Selector, Reason> {
@@ -209,8 +188,8 @@ fn selector(body: &v1::Selector) -> Result<Selector, Reason> {
     Ok(match by {
         By::Systemd(unit) => Selector::Systemd(filled("selectors", unit)?),
         By::User(user) => Selector::User(filled("selectors", user)?),
-        By::Exe(exe) => Selector::Exe(path(exe)?),
-        By::Cgroup(cgroup) => Selector::Cgroup(path(cgroup)?),
+        By::Exe(exe) => Selector::Exe(path("selectors", exe)?),
+        By::Cgroup(cgroup) => Selector::Cgroup(path("selectors", cgroup)?),
     })
 }
 
@@ -254,7 +233,7 @@ fn request_match(body: &v1::RequestMatch) -> Result<RequestMatch, Reason> {
     Ok(RequestMatch { method: some("method", &body.method)?, path })
 }
 
-fn number(number: u32) -> Result<u32, Reason> {
+pub(super) fn number(number: u32) -> Result<u32, Reason> {
     if number == 0 { Err("a number is 0; they count from 1".into()) } else { Ok(number) }
 }
 
@@ -277,9 +256,9 @@ fn net(field: &str, text: &str) -> Result<Ipv4Net, Reason> {
     }
 }
 
-fn path(value: &str) -> Result<PathBuf, Reason> {
-    let path = PathBuf::from(&*filled("selectors", value)?);
-    if path.is_absolute() { Ok(path) } else { Err(format!("selectors: {path:?} isn't absolute")) }
+pub(super) fn path(field: &str, value: &str) -> Result<PathBuf, Reason> {
+    let path = PathBuf::from(&*filled(field, value)?);
+    if path.is_absolute() { Ok(path) } else { Err(format!("{field}: {path:?} isn't absolute")) }
 }
 
 fn all<T: FromStr<Err: Display>>(field: &str, texts: &[String]) -> Result<Vec<T>, Reason> {

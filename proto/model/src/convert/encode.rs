@@ -6,8 +6,8 @@ use isthmus_proto::v1;
 use v1::resource::Body;
 use v1::selector::By;
 
-use super::routes;
-use crate::balance::{Balance, BalancePolicy, HashKey};
+use super::{balance, edge, routes};
+use crate::balance::Balance;
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::rules::{Action, RequestMatch, Rule};
 use crate::snapshot::{Device, Host, Protocol, Selector, Service, Snapshot};
@@ -88,29 +88,9 @@ fn service(id: ServiceId, service: &Service) -> Body {
         virtual_ipv4: service.virtual_ipv4.to_string(),
         placements: placements.map(|(host, ipv4)| (host.0, ipv4.to_string())).collect(),
         selectors: service.selectors.iter().map(selector).collect(),
-        balance: (service.balance != Balance::default()).then(|| balance(&service.balance)),
+        edge: service.edge.as_ref().map(edge::encode),
+        balance: (service.balance != Balance::default()).then(|| balance::encode(&service.balance)),
     })
-}
-
-fn balance(balance: &Balance) -> v1::Balance {
-    use v1::balance::Policy;
-    let key = |key: &HashKey| {
-        use v1::hash_key::Key;
-        let key = match key {
-            HashKey::Header(name) => Key::Header(name.to_string()),
-            HashKey::Cookie(name) => Key::Cookie(name.to_string()),
-            HashKey::Source => Key::Source(true),
-        };
-        v1::HashKey { key: Some(key) }
-    };
-    let policy = match &balance.policy {
-        BalancePolicy::PeakEwma => Policy::PeakEwma(true),
-        BalancePolicy::LeastRequest => Policy::LeastRequest(true),
-        BalancePolicy::RoundRobin => Policy::RoundRobin(true),
-        BalancePolicy::RingHash(by) => Policy::RingHash(key(by)),
-        BalancePolicy::Maglev(by) => Policy::Maglev(key(by)),
-    };
-    v1::Balance { policy: Some(policy), max_requests: balance.max_requests }
 }
 
 fn selector(selector: &Selector) -> v1::Selector {

@@ -4,8 +4,10 @@
 //! they make a [`Snapshot`] whose invariants hold, or a [`ConvertError`] names the resource that is
 //! wrong. The order of the resources doesn't matter; that of the rules is in each rule's `order`.
 
+mod balance;
 mod check;
 mod decode;
+mod edge;
 mod encode;
 mod routes;
 #[cfg(test)]

@@ -48,7 +48,7 @@ pub(super) fn encode(order: u32, route: &Route) -> v1::Route {
     }
 }
 
-fn whole_millis(time: Duration) -> u64 {
+pub(super) fn whole_millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -170,13 +170,6 @@ fn decode_match(body: &v1::RouteMatch) -> Result<RouteMatch, Reason> {
     bounded("hosts", body.hosts.len(), MAX_LIST)?;
     bounded("headers", body.headers.len(), MAX_LIST)?;
     bounded("query", body.query.len(), MAX_LIST)?;
-    let host = |host: &String| -> Result<HostMatch, Reason> {
-        let host = filled("hosts", host)?;
-        Ok(match host.strip_prefix('*') {
-            Some(suffix) => HostMatch::Suffix(suffix.into()),
-            None => HostMatch::Exact(host),
-        })
-    };
     let path = body.path.as_ref().map(|path| match path {
         Path::Exact(path) => rooted(path).map(PathMatch::Exact),
         Path::Prefix(path) => rooted(path).map(PathMatch::Prefix),
@@ -184,11 +177,20 @@ fn decode_match(body: &v1::RouteMatch) -> Result<RouteMatch, Reason> {
     });
     let method = (!body.method.is_empty()).then(|| text("method", &body.method));
     Ok(RouteMatch {
-        hosts: body.hosts.iter().map(host).collect::<Result<_, _>>()?,
+        hosts: body.hosts.iter().map(|it| host(it)).collect::<Result<_, _>>()?,
         path: path.transpose()?,
         method: method.transpose()?,
         headers: body.headers.iter().map(decode_field).collect::<Result<_, _>>()?,
         query: body.query.iter().map(decode_field).collect::<Result<_, _>>()?,
+    })
+}
+
+/// A host, or a suffix of them.
+pub(super) fn host(host: &str) -> Result<HostMatch, Reason> {
+    let host = filled("hosts", host)?;
+    Ok(match host.strip_prefix('*') {
+        Some(suffix) => HostMatch::Suffix(suffix.into()),
+        None => HostMatch::Exact(host),
     })
 }
 

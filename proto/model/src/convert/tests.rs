@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use isthmus_proto::v1;
 use proptest::prelude::*;
@@ -8,9 +9,11 @@ use v1::resource::Body;
 use super::{resources, snapshot};
 use crate::address::{Ipv4Net, MeshPrefix};
 use crate::balance::{Balance, BalancePolicy, HashKey};
+use crate::edge::Edge;
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::name::Name;
+use crate::resilience::{Breaker, Outlier};
 use crate::route::Route;
 use crate::rules::{Action, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
 use crate::snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};
@@ -237,8 +240,18 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
             Selector::Exe("/usr/sbin/nginx".into()),
             Selector::Cgroup("/system.slice".into()),
         ],
+        edge: edge_of(n),
         balance: Balance {
-            max_requests: n + 1,
+            weights: [(name("h1"), n), (name("h2"), 1000)].into(),
+            locality: n.is_multiple_of(2),
+            slow_start: n.is_multiple_of(3).then(|| Duration::from_secs(30)),
+            panic_threshold: (n % 101) as u8,
+            breaker: Breaker {
+                max_requests: n + 1,
+                max_retries: n.is_multiple_of(2).then_some(n),
+                ..Breaker::default()
+            },
+            outlier: Outlier { consecutive_5xx: n, ..Outlier::default() },
             policy: match n % 5 {
                 0 => BalancePolicy::PeakEwma,
                 1 => BalancePolicy::LeastRequest,
@@ -291,6 +304,32 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
         rules,
         routes: if services.is_empty() { Vec::new() } else { sample_routes() },
     }
+}
+
+/// All that gateways and external services can say.
+fn edge_of(n: u32) -> Option<Edge> {
+    let text = r#"
+[host.a]
+[gateway.g]
+hosts = ["a"]
+trusted_proxies = ["192.0.2.0/24", "2001:db8::1"]
+[[gateway.g.listeners]]
+port = 80
+[[gateway.g.listeners]]
+port = 443
+hosts = ["a.example", "*.b.example"]
+tls = { certificate = "/c", key = "/k", client_ca = "/ca", client_certificate = "optional" }
+[external.plain]
+host = "192.0.2.7"
+tls = false
+[external.shown]
+host = "a.example"
+target_port = 8443
+tls = { ca = "/ca", server_name = "b.example", certificate = "/c", key = "/k" }
+"#;
+    let file = SourceFile { name: "mesh.toml".into(), text: text.to_owned() };
+    let services = parse(&[file]).expect("the edge is right").services;
+    services.into_values().nth(usize::try_from(n % 4).unwrap()).and_then(|service| service.edge)
 }
 
 /// All that routes can say, of the first service.

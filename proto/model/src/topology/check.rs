@@ -9,7 +9,7 @@ use super::parse::{Declared, Draft};
 use super::policy::{RuleDraft, TestDraft};
 use super::reader::{At, Report, quote};
 use super::suggest::nearest;
-use super::{Placement, addresses, routes};
+use super::{Placement, addresses, edges, routes};
 use crate::name::Name;
 use crate::rules::Subject;
 use crate::snapshot::{Protocol, Selector};
@@ -25,6 +25,7 @@ pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
     }
     check_placements(draft, report);
     check_workloads(draft, report);
+    edges::check(draft, report);
     check_devices(draft, report);
     check_rules(draft, report);
     routes::check(draft, report);
@@ -33,9 +34,15 @@ pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
 
 fn check_placements(draft: &Draft, report: &mut Report<'_>) {
     for (name, service) in named(&draft.services) {
-        if !service.is_placed() && !draft.routes.iter().any(|it| it.route.service == *name) {
+        if service.decl.edge.is_none()
+            && !service.is_placed()
+            && !draft.routes.iter().any(|it| it.route.service == *name)
+        {
             let message = format!("[service.{name}] has no `hosts`");
             report.error(service.at, message, "add `hosts = [\"app-1\"]`");
+        }
+        for host in &service.weighed {
+            require("host", &host.value, host.at, &draft.hosts, report);
         }
         let Placement::Names(names) = &service.decl.hosts else { continue };
         for (name, at) in names.iter().zip(&service.hosts) {
@@ -286,6 +293,8 @@ pub(super) fn require<D>(
     false
 }
 
-fn named<D>(declared: &BTreeMap<Name, Declared<D>>) -> impl Iterator<Item = (&Name, &D)> {
+pub(super) fn named<D>(
+    declared: &BTreeMap<Name, Declared<D>>,
+) -> impl Iterator<Item = (&Name, &D)> {
     declared.iter().filter_map(|(name, declared)| Some((name, declared.draft.as_ref()?)))
 }

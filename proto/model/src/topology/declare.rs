@@ -8,6 +8,7 @@ use super::reader::{
 };
 use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, balance, values};
 use crate::address::Ipv4Net;
+use crate::edge::Edge;
 use crate::key::PublicKey;
 use crate::name::Name;
 use crate::snapshot::{Protocol, Selector};
@@ -26,6 +27,7 @@ pub(super) const SERVICE: Schema = &[
     ("hosts", "hosts = [\"app-1\"]"),
     ("workload", "workload = { systemd = \"web.service\" }"),
     ("balance", "balance = \"least-request\""),
+    ("outlier", "outlier = { consecutive_5xx = 5 }"),
     ("breaker", "breaker = { max_requests = 1024 }"),
 ];
 
@@ -54,6 +56,8 @@ pub(super) struct ServiceDraft {
     /// One place for each name in `hosts`; none for labels.
     pub(super) hosts: Vec<At>,
     pub(super) workload: At,
+    /// The hosts that `balance` names.
+    pub(super) weighed: Vec<Located<Name>>,
     pub(super) at: At,
 }
 
@@ -61,6 +65,29 @@ impl ServiceDraft {
     /// Whether it has workloads of its own.
     pub(super) fn is_placed(&self) -> bool {
         !matches!(&self.decl.hosts, Placement::Names(names) if names.is_empty())
+    }
+
+    /// Whether requests can be sent to it.
+    pub(super) fn takes_requests(&self) -> bool {
+        match &self.decl.edge {
+            Some(Edge::External(_)) => true,
+            Some(Edge::Gateway(_)) => false,
+            None => self.is_placed(),
+        }
+    }
+
+    /// The kind of table that declares it.
+    pub(super) const fn kind(&self) -> &'static str {
+        kind_of(&self.decl)
+    }
+}
+
+/// The kind of table that declares a service.
+pub(super) const fn kind_of(decl: &ServiceDecl) -> &'static str {
+    match &decl.edge {
+        Some(Edge::Gateway(_)) => "gateway",
+        Some(Edge::External(_)) => "external",
+        None => "service",
     }
 }
 
@@ -121,6 +148,7 @@ pub(super) fn service<'a>(
     });
     let protocol = protocol?.unwrap_or(Protocol::Tcp);
     let balance = balance::balance(table, protocol, report);
+    let balance = balance?;
     let (placement, hosts) = hosts?.unwrap_or((Placement::Names(Vec::new()), Vec::new()));
     let decl = ServiceDecl {
         namespace: match namespace? {
@@ -131,18 +159,20 @@ pub(super) fn service<'a>(
         protocol,
         hosts: placement,
         selectors: selectors?.unwrap_or_default(),
-        balance: balance?,
+        balance: balance.balance,
+        edge: None,
         origin: report.origin(table.at),
     };
     Ok(ServiceDraft {
         decl,
         hosts,
         workload: table.get("workload").map_or(table.at, |entry| entry.at),
+        weighed: balance.weighed,
         at: table.at,
     })
 }
 
-fn default_namespace() -> Name {
+pub(super) fn default_namespace() -> Name {
     "default".parse().expect("INVARIANT: \"default\" is a name")
 }
 
@@ -169,7 +199,7 @@ fn protocol(text: Located<&str>, report: &mut Report<'_>) -> Read<Protocol> {
     }
 }
 
-fn placement(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(Placement, Vec<At>)> {
+pub(super) fn placement(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(Placement, Vec<At>)> {
     if let Some(pairs) = entry.pairs(report) {
         let pairs = pairs?;
         if pairs.is_empty() {

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::declare::kind_of;
 use super::route_words;
 use super::{DeviceDecl, HostDecl, MeshDecl, Placement, ServiceDecl, TestDecl, Topology};
 use crate::balance::Balance;
@@ -54,9 +56,9 @@ pub fn diff(old: Option<&Topology>, new: &Topology) -> Vec<Change> {
     let old = old.unwrap_or(&nothing);
     let mut changes = Changes::default();
     changes.changed("mesh", mesh(&old.mesh, &new.mesh));
-    changes.tables("host", &old.hosts, &new.hosts, host);
-    changes.tables("service", &old.services, &new.services, service);
-    changes.tables("device", &old.devices, &new.devices, device);
+    changes.tables(|_| "host", &old.hosts, &new.hosts, host);
+    changes.tables(kind_of, &old.services, &new.services, service);
+    changes.tables(|_| "device", &old.devices, &new.devices, device);
     let mut policy = Details::default();
     policy.note("default", action(old.rules.default), action(new.rules.default));
     policy.note("audit", old.rules.audit, new.rules.audit);
@@ -85,19 +87,21 @@ impl Changes {
 
     fn tables<D>(
         &mut self,
-        kind: &str,
+        kind: impl Fn(&D) -> &'static str,
         old: &BTreeMap<Name, D>,
         new: &BTreeMap<Name, D>,
         differences: impl Fn(&D, &D) -> Details,
     ) {
         for (name, decl) in new {
             match old.get(name) {
-                Some(old) => self.changed(format!("{kind} {name}"), differences(old, decl)),
-                None => self.push(ChangeKind::Added, format!("{kind} {name}"), String::new()),
+                Some(old) => self.changed(format!("{} {name}", kind(decl)), differences(old, decl)),
+                None => {
+                    self.push(ChangeKind::Added, format!("{} {name}", kind(decl)), String::new())
+                }
             }
         }
-        for name in old.keys().filter(|name| !new.contains_key(*name)) {
-            self.push(ChangeKind::Removed, format!("{kind} {name}"), String::new());
+        for (name, decl) in old.iter().filter(|(name, _)| !new.contains_key(*name)) {
+            self.push(ChangeKind::Removed, format!("{} {name}", kind(decl)), String::new());
         }
     }
 
@@ -216,8 +220,10 @@ fn host(old: &HostDecl, new: &HostDecl) -> Details {
 }
 
 fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
-    let ServiceDecl { namespace, port, protocol, hosts, selectors, balance, origin: _ } = old;
-    let Balance { policy, max_requests } = balance;
+    let ServiceDecl { namespace, port, protocol, hosts, selectors, balance, edge, origin: _ } = old;
+    let Balance { policy, weights, locality, slow_start, panic_threshold, breaker, outlier } =
+        balance;
+    let time = |time: Option<Duration>| time.map_or_else(|| "none".into(), |it| format!("{it:?}"));
     let mut details = Details::default();
     details.note("namespace", namespace, &new.namespace);
     details.note("port", port, new.port);
@@ -225,7 +231,13 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     details.note("hosts", show_placement(hosts), show_placement(&new.hosts));
     details.note_list("workload", selectors, &new.selectors, show_selector);
     details.note("balance", policy, &new.balance.policy);
-    details.note("max_requests", max_requests, new.balance.max_requests);
+    details.note("weights", show_weights(weights), show_weights(&new.balance.weights));
+    details.note("locality", locality, new.balance.locality);
+    details.note("slow_start", time(*slow_start), time(new.balance.slow_start));
+    details.note("panic_threshold", panic_threshold, new.balance.panic_threshold);
+    details.note("breaker", breaker, new.balance.breaker);
+    details.note("outlier", outlier, new.balance.outlier);
+    details.note_optional("edge", edge.as_ref(), new.edge.as_ref());
     details
 }
 
@@ -292,6 +304,11 @@ fn list<T>(values: &[T], show: impl Fn(&T) -> String) -> String {
 fn show_labels(labels: &BTreeMap<String, String>) -> String {
     let pairs: Vec<_> = labels.iter().collect();
     list(&pairs, |(key, value)| format!("{key}={value:?}"))
+}
+
+fn show_weights(weights: &BTreeMap<Name, u32>) -> String {
+    let pairs: Vec<_> = weights.iter().collect();
+    list(&pairs, |(host, weight)| format!("{host}={weight}"))
 }
 
 fn show_placement(hosts: &Placement) -> String {

@@ -17,6 +17,8 @@ mod balance;
 mod check;
 mod declare;
 mod diff;
+mod edge;
+mod edges;
 mod fields;
 mod mesh;
 mod parse;
@@ -40,6 +42,7 @@ use std::sync::Arc;
 
 use crate::address::Ipv4Net;
 use crate::balance::Balance;
+use crate::edge::Edge;
 use crate::identity::TrustDomain;
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -66,7 +69,7 @@ pub struct Topology {
     pub mesh: MeshDecl,
     /// `[host.NAME]`
     pub hosts: BTreeMap<Name, HostDecl>,
-    /// `[service.NAME]`
+    /// `[service.NAME]`, `[gateway.NAME]` and `[external.NAME]`
     pub services: BTreeMap<Name, ServiceDecl>,
     /// `[device.NAME]`
     pub devices: BTreeMap<Name, DeviceDecl>,
@@ -109,7 +112,7 @@ pub struct HostDecl {
     pub origin: Origin,
 }
 
-/// `[service.NAME]`
+/// `[service.NAME]`, `[gateway.NAME]` or `[external.NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceDecl {
     /// `namespace`; `default` unless given.
@@ -122,8 +125,10 @@ pub struct ServiceDecl {
     pub hosts: Placement,
     /// `workload`
     pub selectors: Vec<Selector>,
-    /// `balance` and `breaker`
+    /// `balance`, `breaker` and `outlier`
     pub balance: Balance,
+    /// What a gateway or an external service says.
+    pub edge: Option<Edge>,
     /// Where it is declared.
     pub origin: Origin,
 }

@@ -6,6 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::declare::{self, DeviceDraft, HostDraft, ServiceDraft};
+use super::edge;
 use super::policy::{self, PolicyDraft, RuleDraft, TestDraft};
 use super::reader::{At, Context, Located, Read, Report, Reported, Schema, Table, clip, instead};
 use super::route::{self, RouteDraft};
@@ -25,6 +26,8 @@ const TOP: Schema = &[
     ("host", "[host.app-1]"),
     ("service", "[service.web]"),
     ("device", "[device.press]"),
+    ("gateway", "[gateway.public]"),
+    ("external", "[external.payments]"),
     ("allow", "[[allow]]"),
     ("deny", "[[deny]]"),
     ("route", "[[route.web]]"),
@@ -109,7 +112,7 @@ impl Draft {
             match word {
                 "mesh" => self.read_mesh(at, value.get_ref(), report),
                 "policy" => self.read_policy(at, value.get_ref(), report),
-                "host" | "service" | "device" => {
+                "host" | "service" | "device" | "gateway" | "external" => {
                     self.read_named(file, word, Located { value: value.get_ref(), at }, report);
                 }
                 "allow" => rules.extend(
@@ -168,7 +171,7 @@ impl Draft {
         self.policy = Some(Declared { at, draft });
     }
 
-    /// `[host.*]`, `[service.*]` or `[device.*]`.
+    /// `[host.*]`, `[service.*]`, `[device.*]`, `[gateway.*]` or `[external.*]`.
     fn read_named(
         &mut self,
         file: usize,
@@ -205,6 +208,24 @@ impl Draft {
                     &mut self.services,
                     report,
                     declare::service,
+                ),
+                "gateway" => named(
+                    "gateway",
+                    edge::GATEWAY,
+                    name,
+                    value,
+                    &mut self.services,
+                    report,
+                    edge::gateway,
+                ),
+                "external" => named(
+                    "external",
+                    edge::EXTERNAL,
+                    name,
+                    value,
+                    &mut self.services,
+                    report,
+                    |_, table, report| edge::external(table, report),
                 ),
                 _ => named(
                     "device",

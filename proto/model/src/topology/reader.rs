@@ -250,6 +250,11 @@ impl<'a> Entry<'a> {
         Some(Located { value: self.value.as_str()?, at: self.at })
     }
 
+    /// The value, if it is true or false.
+    pub(super) fn flag(&self) -> Option<bool> {
+        self.value.as_bool()
+    }
+
     pub(super) fn boolean(&self, report: &mut Report<'_>) -> Read<bool> {
         self.value.as_bool().ok_or_else(|| self.wrong_type("true or false", report))
     }

@@ -230,7 +230,7 @@ fn value_match(entry: Entry<'_>, is_header: bool, report: &mut Report<'_>) -> Re
     fields::pattern(text, report).map(ValueMatch::Regex)
 }
 
-fn host(text: Located<&str>, report: &mut Report<'_>) -> Read<HostMatch> {
+pub(super) fn host(text: Located<&str>, report: &mut Report<'_>) -> Read<HostMatch> {
     match text.value.strip_prefix('*') {
         Some(suffix) if suffix.starts_with('.') => {
             fields::host(Located { value: &suffix[1..], at: text.at }, report)?;

@@ -66,7 +66,11 @@ fn require_http(draft: &Draft, name: &Name, at: At, report: &mut Report<'_>) -> 
 
 fn require_workloads(draft: &Draft, name: &Name, at: At, report: &mut Report<'_>) {
     let service = draft.services.get(name).and_then(|declared| declared.draft.as_ref());
-    if service.is_some_and(|service| !service.is_placed()) {
+    let Some(service) = service.filter(|service| !service.takes_requests()) else { return };
+    if service.kind() == "gateway" {
+        let message = format!("gateway \"{name}\" has no workloads to send requests to");
+        report.error(at, message, "name the services that take the requests with `to`");
+    } else {
         let message = format!("service \"{name}\" has no workloads to send requests to");
         let help = format!("name other services with `to`, or add `hosts` to [service.{name}]");
         report.error(at, message, help);

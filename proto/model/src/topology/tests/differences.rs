@@ -127,7 +127,44 @@ fn differences_of_balance_are_told() {
     let limited = web("balance = \"least-request\"\nbreaker = { max_requests = 5 }");
     assert_eq!(
         changes(&limited, &web("")),
-        ["~ service w: balance least-request -> peak-ewma; max_requests 5 -> 1024"]
+        ["~ service w: balance least-request -> peak-ewma; breaker 1024 connections, \
+          1024 pending, 5 requests -> 1024 connections, 1024 pending, 1024 requests"]
+    );
+    let shared = web(
+        "balance = { weights = { a = 3 }, locality = false, slow_start = \"30s\", panic_threshold = 0 }\n\
+         breaker = { max_retries = 3 }\noutlier = { consecutive_5xx = 3, max_ejection_percent = 10 }",
+    );
+    let told = changes(&web(""), &shared).join("");
+    for part in [
+        "weights none -> a=3; locality true -> false; slow_start none -> 30s; panic_threshold 50 -> 0;",
+        "1024 requests -> 1024 connections, 1024 pending, 1024 requests, 3 retries;",
+        "outlier 5 in a row (5 unanswered), 1s to 60s, at most 50 %,",
+        "-> 3 in a row (5 unanswered), 1s to 60s, at most 10 %,",
+    ] {
+        assert!(told.contains(part), "{part} in:\n{told}");
+    }
+}
+
+#[test]
+fn differences_at_the_edge_are_told() {
+    let edge = |more: &str| read(&format!("[host.a]\n{more}"));
+    let tls = "tls = { certificate = \"/c\", key = \"/k\", client_ca = \"/ca\" }";
+    let gateway = |listener: &str| {
+        edge(&format!("[gateway.g]\nhosts = [\"a\"]\nlisteners = [{{ port = 443, {listener} }}]"))
+    };
+    let (plain, secret) = (gateway("hosts = \"x\""), gateway(tls));
+    assert_eq!(changes(&edge(""), &plain), ["+ gateway g"]);
+    assert_eq!(
+        changes(&plain, &secret),
+        [
+            "~ gateway g: edge http 443 x -> https 443 (/c, key /k, client certificate required by /ca)"
+        ]
+    );
+    let external = |more: &str| edge(&format!("[external.e]\nhost = \"e.example\"\n{more}"));
+    let (plain, secret) = (external("tls = false"), external("tls = { server_name = \"f\" }"));
+    assert_eq!(
+        changes(&plain, &secret),
+        ["~ external e: edge http e.example:80 -> https e.example:443 as f"]
     );
 }
 

@@ -1,6 +1,7 @@
 //! Wrong topologies, and what is said of each: the place, the cause and the remedy.
 
 mod between;
+mod edges;
 mod routes;
 mod syntax;
 mod tables;
@@ -53,7 +54,9 @@ const fn on(
 }
 
 fn rows() -> impl Iterator<Item = &'static Row> {
-    [syntax::ROWS, tables::ROWS, values::ROWS, routes::ROWS, between::ROWS].into_iter().flatten()
+    [syntax::ROWS, tables::ROWS, values::ROWS, routes::ROWS, edges::ROWS, between::ROWS]
+        .into_iter()
+        .flatten()
 }
 
 impl Row {

@@ -66,7 +66,62 @@ hosts = ["a"]
 breaker = { max_requests = 0 }"#,
         (13, 28),
         "`max_requests` can't be 0",
-        "such as 1024",
+        "write a number from 1",
+    ),
+    on(
+        "weight of a host that isn't there",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+balance = { weights = { aa = 3 } }"#,
+        (13, 25),
+        "there is no host \"aa\"",
+        "declare it with",
+    ),
+    on(
+        "weight beyond all measure",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+balance = { weights = { a = 1001 } }"#,
+        (13, 29),
+        "`weights` can't be 1001",
+        "write a number from 0 to 1000",
+    ),
+    on(
+        "more than all",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+outlier = { max_ejection_percent = 101 }"#,
+        (13, 36),
+        "`max_ejection_percent` can't be 101",
+        "write a number from 0 to 100",
+    ),
+    on(
+        "ejection that is longer than the longest",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+outlier = { base_ejection_time = "2m" }"#,
+        (13, 11),
+        "`base_ejection_time` is longer than `max_ejection_time`",
+        "at least as long",
+    ),
+    on(
+        "outlier, misspelt",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+outlier = { consecutive_5x = 5 }"#,
+        (13, 13),
+        "unknown key `consecutive_5x`",
+        "did you mean `consecutive_5xx`?",
     ),
     on(
         "unknown key, misspelt",
@@ -100,7 +155,7 @@ port = 80",
 cidr = "10.0.0.0/8""#,
         (1, 2),
         "unknown table `network`",
-        "`mesh`, `policy`, `host`, `service`, `device`, `allow`, `deny`, `route`, `test`",
+        "`mesh`, `policy`, `host`, `service`, `device`, `gateway`, `external`, `allow`, `deny`, `route`, `test`",
     ),
     row(
         "list of tables of a capability that isn't built",

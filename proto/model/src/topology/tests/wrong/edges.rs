@@ -1,0 +1,118 @@
+//! Gateways and external services.
+
+use super::{Row, on};
+
+pub(super) const ROWS: &[Row] = &[
+    on(
+        "gateway nowhere",
+        "[gateway.g]\nlisteners = [{ port = 80 }]",
+        (9, 1),
+        "[gateway.g] has no `hosts`",
+        "add `hosts = [\"edge-1\"]`",
+    ),
+    on(
+        "gateway that hears nothing",
+        "[gateway.g]\nhosts = [\"a\"]",
+        (9, 1),
+        "[gateway.g] has no `listeners`",
+        "add `listeners = [{ port = 80 }]`",
+    ),
+    on(
+        "gateway with a service's name",
+        "[gateway.web]\nhosts = [\"a\"]\nlisteners = [{ port = 80 }]",
+        (2, 10),
+        "service \"web\" is already declared at mesh.toml:9",
+        "keep one of the two",
+    ),
+    on(
+        "gateway on a host that isn't there",
+        "[gateway.g]\nhosts = [\"b\"]\nlisteners = [{ port = 80 }]",
+        (10, 10),
+        "there is no host \"b\"",
+        "declare it with `[host.b]`",
+    ),
+    on(
+        "listener's key misspelt",
+        "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 80, host = [\"x\"] }]",
+        (11, 27),
+        "unknown key `host` in `listeners` of [[gateway]]",
+        "did you mean `hosts`?",
+    ),
+    on(
+        "certificate without a key",
+        "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 443, tls = { certificate = \"/c\" } }]",
+        (11, 34),
+        "`tls` of [[gateway]] has no `key`",
+        "add `key = ",
+    ),
+    on(
+        "certificate by a relative path",
+        "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 443, tls = { certificate = \"c\", key = \"/k\" } }]",
+        (11, 50),
+        "certificate \"c\" is not an absolute path",
+        "/etc/isthmus/tls/shop.pem",
+    ),
+    on(
+        "clients' certificates of nobody",
+        "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 443, tls = { certificate = \"/c\", key = \"/k\", client_certificate = \"optional\" } }]",
+        (11, 68),
+        "`client_certificate` without `client_ca`",
+        "add `client_ca",
+    ),
+    on(
+        "one port with and without TLS",
+        "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 443, hosts = [\"x\"] }, { port = 443, tls = { certificate = \"/c\", key = \"/k\" } }]",
+        (11, 45),
+        "port 443 of gateway \"g\" speaks both HTTP and HTTPS",
+        "use another port",
+    ),
+    on(
+        "two listeners for one host",
+        "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 80, hosts = [\"x.example\"] }, { port = 80, hosts = [\"x.example\"] }]",
+        (11, 52),
+        "two listeners on port 80 are for \"x.example\"",
+        "name other hosts",
+    ),
+    on(
+        "two gateways on one port",
+        "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 80 }]\n[gateway.h]\nhosts = [\"a\"]\nlisteners = [{ port = 80 }]",
+        (12, 1),
+        "gateways \"g\" and \"h\" both listen on port 80 of host \"a\"",
+        "make them one gateway",
+    ),
+    on(
+        "proxies that aren't a range",
+        "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 80 }]\ntrusted_proxies = [\"lb\"]",
+        (12, 20),
+        "\"lb\" is no range of addresses",
+        "192.0.2.0/24",
+    ),
+    on(
+        "route of a gateway to itself",
+        "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 80 }]\n[[route.g]]\ntimeout = \"1s\"",
+        (12, 1),
+        "gateway \"g\" has no workloads to send requests to",
+        "name the services that take the requests with `to`",
+    ),
+    on(
+        "external without a word about TLS",
+        "[external.e]\nhost = \"e.example\"",
+        (9, 1),
+        "[external.e] has no `tls`",
+        "add `tls = true`",
+    ),
+    on(
+        "external with a port in its host",
+        "[external.e]\nhost = \"e.example:443\"\ntls = true",
+        (10, 8),
+        "\"e.example:443\" can't be the name of a host",
+        "leave the port out",
+    ),
+    on(
+        "key without a certificate",
+        "[external.e]\nhost = \"e.example\"\ntls = { key = \"/k\" }",
+        (11, 9),
+        "`key` without `certificate`",
+        "add `certificate`",
+    ),
+];
