@@ -7,7 +7,8 @@
 //! ```
 //!
 //! `--listen PORT` and `--backend PORT` choose other ports (so that the one can lead to the other),
-//! `--routes N` and `--rules N` add some that don't fit, `--log LEVELS` is as in the agent's settings.
+//! `--routes N` and `--rules N` add some that don't fit, `--log LEVELS` is as in the agent's settings, `--threads N` is 1 unless
+//! given.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -20,7 +21,7 @@ use isthmus_model::{
     Snapshot,
 };
 use isthmus_policy::Policy;
-use isthmus_proxy::{Metrics, View};
+use isthmus_proxy::{Metrics, Options, View};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 use tracing_subscriber::filter::Targets;
@@ -56,12 +57,14 @@ fn main() -> Result<()> {
     let local = if side == Side::Client { WEB_VIRTUAL } else { WEB };
     let listener = TcpListener::bind((local, option("--listen", "15001")?))?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let metrics = Arc::new(Metrics::default());
-        isthmus_proxy::serve(vec![listener], view, metrics, bind, std::future::pending()).await
-    })?;
-    Ok(())
+        let options = Options { threads: option("--threads", "1")? };
+        let never = std::future::pending();
+        isthmus_proxy::serve(options, vec![listener], view, metrics, bind, never).await?;
+        Ok(())
+    })
 }
 
 /// What stands behind a name among the arguments.
@@ -111,6 +114,7 @@ fn snapshot(side: Side, port: u16, topology: Topology) -> Result<Snapshot> {
             placements: BTreeMap::from([placement]),
             selectors: Vec::new(),
             balance: Balance::default(),
+            edge: None,
         })
     };
     let host = |name: &str, ipv4_block: &str| -> Result<Host> {

@@ -1,106 +1,137 @@
 //! When a connection has been quiet for too long.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
-
-use crate::limits::Limits;
 
 /// Watches one connection. There are two ways to be too quiet, and requests under way are neither:
 /// not to finish a head that was begun, and not to begin another.
 ///
-/// hyper's own head timer can't tell the two apart: it runs on idle connections as well.
+/// Only the connection's own thread writes here. It neither reads a clock nor sets a timer for it:
+/// the thread's worker counts ticks, and looks after all its connections with each.
 #[derive(Debug)]
 pub(crate) struct Activity {
-    head: Duration,
-    idle: Duration,
-    state: Mutex<State>,
-    changed: Notify,
+    clock: Arc<Clock>,
+    under_way: AtomicU32,
+    phase: AtomicU8,
+    /// The tick at which the phase was entered, or the last request ended.
+    since: AtomicU32,
+    /// HTTP/2 sends bytes that belong to no request.
+    multiplexed: AtomicBool,
+    /// No further requests, please.
+    leaving: AtomicBool,
+    /// Rings when `leaving` is said.
+    farewell: Notify,
+    /// Policy no longer lets the caller in: its socket is reset, not closed.
+    cut: AtomicBool,
 }
 
-#[derive(Debug)]
-struct State {
-    under_way: usize,
-    /// A head has begun to arrive, on an HTTP/1 connection.
-    in_head: bool,
-    /// Where this was last found false or true: `deadline` counts from here.
-    since: Instant,
-    /// HTTP/2 sends bytes that belong to no request.
-    multiplexed: bool,
+/// Ticks that a worker has counted.
+#[derive(Debug, Default)]
+pub(crate) struct Clock(AtomicU32);
+
+/// How many ticks a connection may spend waiting.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) head: u32,
+    pub(crate) idle: u32,
 }
+
+/// Nothing has come yet: the first head is expected at once.
+const FRESH: u8 = 0;
+const IDLE: u8 = 1;
+/// A head has begun to arrive, on an HTTP/1 connection.
+const IN_HEAD: u8 = 2;
 
 /// A request under way.
 #[derive(Debug)]
 pub(crate) struct UnderWay(Arc<Activity>);
 
+impl Clock {
+    pub(crate) fn tick(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 impl Activity {
-    /// A connection that was just accepted; its first request is expected at once.
-    pub(crate) fn new(limits: &Limits) -> Self {
-        let state =
-            State { under_way: 0, in_head: true, since: Instant::now(), multiplexed: false };
+    /// A connection that was just accepted.
+    pub(crate) fn new(clock: Arc<Clock>) -> Self {
+        let since = AtomicU32::new(clock.now());
         Self {
-            head: limits.head,
-            idle: limits.idle,
-            state: Mutex::new(state),
-            changed: Notify::new(),
+            clock,
+            under_way: AtomicU32::new(0),
+            phase: AtomicU8::new(FRESH),
+            since,
+            multiplexed: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            farewell: Notify::new(),
+            cut: AtomicBool::new(false),
         }
     }
 
     /// Bytes came from the caller.
     pub(crate) fn on_bytes(&self) {
-        let mut state = self.lock();
-        if state.under_way == 0 && !state.in_head && !state.multiplexed {
-            state.in_head = true;
-            state.since = Instant::now();
-            self.changed.notify_one();
+        let phase = self.phase.load(Ordering::Relaxed);
+        if phase != IN_HEAD && self.is_quiet() && !self.multiplexed.load(Ordering::Relaxed) {
+            self.phase.store(IN_HEAD, Ordering::Relaxed);
+            if phase == IDLE {
+                self.since.store(self.clock.now(), Ordering::Relaxed);
+            }
         }
     }
 
     /// A request's head is complete.
     pub(crate) fn on_request(self: &Arc<Self>, multiplexed: bool) -> UnderWay {
-        let mut state = self.lock();
-        state.under_way += 1;
-        state.in_head = false;
-        state.multiplexed = multiplexed;
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        self.phase.store(IDLE, Ordering::Relaxed);
+        self.multiplexed.store(multiplexed, Ordering::Relaxed);
         UnderWay(Arc::clone(self))
     }
 
+    /// No request is under way.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.lock().under_way == 0
+        self.under_way.load(Ordering::Relaxed) == 0
     }
 
-    /// Completes once the connection has been quiet for too long.
-    pub(crate) async fn too_quiet(&self) {
-        loop {
-            let deadline = self.deadline();
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return;
-            }
-            tokio::select! {
-                () = self.changed.notified() => {}
-                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
-            }
+    pub(crate) fn is_too_quiet(&self, patience: Patience) -> bool {
+        let allowed = match self.phase.load(Ordering::Relaxed) {
+            IDLE => patience.idle,
+            _ => patience.head,
+        };
+        let passed = self.clock.now().wrapping_sub(self.since.load(Ordering::Relaxed));
+        self.is_quiet() && passed > allowed
+    }
+
+    /// Asks the connection to end after the requests under way.
+    pub(crate) fn ask_to_leave(&self) {
+        if !self.leaving.swap(true, Ordering::Relaxed) {
+            self.farewell.notify_one();
         }
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        let state = self.lock();
-        let patience = if state.in_head { self.head } else { self.idle };
-        (state.under_way == 0).then(|| state.since + patience)
+    /// Completes once the connection is asked to end.
+    pub(crate) async fn asked_to_leave(&self) {
+        self.farewell.notified().await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Says whether this is news.
+    pub(crate) fn cut(&self) -> bool {
+        !self.cut.swap(true, Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.under_way -= 1;
-        state.since = Instant::now();
-        self.0.changed.notify_one();
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.0.since.store(self.0.clock.now(), Ordering::Relaxed);
     }
 }

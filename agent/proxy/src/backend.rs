@@ -115,6 +115,11 @@ impl Backends {
         Self { connect_timeout, bind, applications: Mutex::default() }
     }
 
+    /// Another one like it, with nothing open yet.
+    pub(crate) fn without_connections(&self) -> Self {
+        Self::new(self.connect_timeout, self.bind)
+    }
+
     /// Sends a request, and gives its answer's head.
     pub(crate) async fn send(
         &self,

@@ -13,6 +13,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::access::Record;
+use crate::headers;
 use crate::outbound::InFlight;
 
 /// Of a request that can be sent again.
@@ -88,7 +89,10 @@ impl Payload {
             return Ok(Self::Stream(Some(Upload::new(body, bytes))));
         }
         let collected = body.collect().await?;
-        let trailers = collected.trailers().cloned();
+        let trailers = collected.trailers().cloned().map(|mut trailers| {
+            headers::of_trailers(&mut trailers);
+            trailers
+        });
         let whole = collected.to_bytes();
         bytes.fetch_add(whole.len() as u64, Ordering::Relaxed);
         Ok(Self::Whole(whole, trailers))
@@ -164,7 +168,7 @@ impl Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = match &mut self.source {
+        let mut frame = match &mut self.source {
             Source::Whole(bytes, trailers) => {
                 let data = bytes.take().map(Frame::data);
                 let frame = data.or_else(|| trailers.take().map(Frame::trailers));
@@ -173,6 +177,11 @@ impl Body for Upload {
             Source::Stream(inner) => ready!(Pin::new(inner).poll_frame(cx)),
         };
         self.bytes.fetch_add(data_len(frame.as_ref()), Ordering::Relaxed);
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::of_trailers(trailers);
+        }
         Poll::Ready(frame)
     }
 

@@ -3,7 +3,7 @@
 use std::future::{Future, pending};
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::limits::{
     MAX_STREAMS,
 };
 use crate::request;
-use crate::server::{Shared, stopped};
+use crate::server::Shared;
 use crate::tunnel::Tunnel;
 use crate::view::{Parties, View};
 
@@ -46,38 +46,8 @@ pub(crate) struct Connection {
     tunnel: Mutex<Option<Tunnel>>,
 }
 
-/// Why a connection no longer serves requests.
-enum End {
-    /// It is over, or has become a tunnel.
-    Done,
-    /// Policy no longer lets the caller in.
-    Revoked,
-    /// Nobody used it, or a head didn't come in time.
-    Quiet,
-}
-
-/// Serves a connection to its end.
-pub(crate) async fn run(shared: Arc<Shared>, stream: TcpStream) {
-    let cut = Arc::new(AtomicBool::new(false));
-    let Some(connection) = identify(&shared, &stream) else {
-        shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
-        let _ = stream.set_zero_linger();
-        return;
-    };
-    // If it fails answers are merely slower.
-    let _ = stream.set_nodelay(true);
-    let io = CallerIo::new(stream, Arc::clone(&connection.activity), Arc::clone(&cut));
-
-    if matches!(serve_requests(&connection, io, &cut).await, End::Revoked) {
-        return;
-    }
-    let tunnel = connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(tunnel) = tunnel {
-        tunnel.run(&connection, &cut).await;
-    }
-}
-
-fn identify(shared: &Arc<Shared>, stream: &TcpStream) -> Option<Arc<Connection>> {
+/// Who is connected, if they may be.
+pub(crate) fn identify(shared: &Arc<Shared>, stream: &TcpStream) -> Option<Connection> {
     let own = stream.local_addr().ok()?;
     let local = own.ip().to_canonical();
     let peer = stream.peer_addr().ok()?.ip().to_canonical();
@@ -94,53 +64,53 @@ fn identify(shared: &Arc<Shared>, stream: &TcpStream) -> Option<Arc<Connection>>
         tracing::debug!(from = %parties.from, to = %parties.to, "Closed a denied connection");
         return None;
     }
-    Some(Arc::new(Connection {
+    Some(Connection {
         shared: Arc::clone(shared),
         local,
         peer,
         parties,
-        activity: Arc::new(Activity::new(&shared.limits)),
+        activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
         tunnel: Mutex::new(None),
-    }))
+    })
 }
 
-async fn serve_requests(connection: &Arc<Connection>, io: CallerIo, cut: &AtomicBool) -> End {
+/// Serves a connection to its end. Its worker aborts this when policy no longer lets the caller in.
+pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
+    // If it fails answers are merely slower.
+    let _ = stream.set_nodelay(true);
+    let io = CallerIo::new(stream, Arc::clone(&connection.activity));
+    serve_requests(&connection, io).await;
+    let tunnel = connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(tunnel) = tunnel {
+        tunnel.run(&connection).await;
+    }
+}
+
+async fn serve_requests(connection: &Arc<Connection>, io: CallerIo) {
     // Dropped with this function: ends the tasks of HTTP/2 streams that are still there.
     let (_over, streams) = watch::channel(());
     let builder = builder(StreamTasks(streams));
     let service = service_fn(|request| request::handle(Arc::clone(connection), request));
     let mut http = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
-    let mut revoked = pin!(connection.revoked(None));
-    let mut quiet = pin!(connection.activity.too_quiet());
-    let mut stopping = connection.shared.stopping.clone();
     let mut farewell: Option<Instant> = None;
-    let mut leaving = false;
     loop {
         tokio::select! {
             biased;
-            () = &mut revoked => {
-                connection.on_revoked(cut);
-                return End::Revoked;
-            }
             ended = http.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, from = %connection.parties.from, "A connection failed");
                 }
-                return End::Done;
+                return;
             }
-            () = &mut quiet, if farewell.is_none() => {
+            () = connection.activity.asked_to_leave(), if farewell.is_none() => {
                 http.as_mut().graceful_shutdown();
                 farewell = Some(Instant::now() + FAREWELL);
             }
             () = sleep_until(farewell.unwrap_or_else(Instant::now)), if farewell.is_some() => {
                 if connection.activity.is_quiet() {
-                    return End::Quiet;
+                    return;
                 }
                 farewell = Some(Instant::now() + FAREWELL);
-            }
-            () = stopped(&mut stopping), if !leaving => {
-                http.as_mut().graceful_shutdown();
-                leaving = true;
             }
         }
     }
@@ -176,16 +146,24 @@ impl Connection {
         view.parties(self.local, self.peer).filter(|now| *now == self.parties)
     }
 
-    /// Completes when a view denies this connection, or the request that it was given to.
-    pub(crate) async fn revoked(&self, request: Option<Request<'_>>) {
+    /// Whether policy no longer lets the caller in at all.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.denies(&self.view(), None)
+    }
+
+    fn denies(&self, view: &View, request: Option<Request<'_>>) -> bool {
+        match self.parties_in(view) {
+            Some(parties) => view.judge(&parties, request).outcome == Outcome::Deny,
+            None => true,
+        }
+    }
+
+    /// Completes when a view denies the request that this connection was given to.
+    pub(crate) async fn revoked(&self, request: Request<'_>) {
         let mut view = self.shared.view.clone();
         loop {
             let newest = Arc::clone(&view.borrow_and_update());
-            let denied = match self.parties_in(&newest) {
-                Some(parties) => newest.judge(&parties, request).outcome == Outcome::Deny,
-                None => true,
-            };
-            if denied {
+            if self.denies(&newest, Some(request)) {
                 return;
             }
             if view.changed().await.is_err() {
@@ -195,14 +173,15 @@ impl Connection {
     }
 
     /// Marks the caller's socket for a reset, and says so.
-    pub(crate) fn on_revoked(&self, cut: &AtomicBool) {
-        cut.store(true, Ordering::Relaxed);
-        self.shared.metrics.cut.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(
-            from = %self.parties.from,
-            to = %self.parties.to,
-            "Cut a connection that policy no longer allows"
-        );
+    pub(crate) fn on_revoked(&self) {
+        if self.activity.cut() {
+            self.shared.metrics.cut.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(
+                from = %self.parties.from,
+                to = %self.parties.to,
+                "Cut a connection that policy no longer allows"
+            );
+        }
     }
 
     pub(crate) fn leave_tunnel(&self, tunnel: Tunnel) {

@@ -11,8 +11,9 @@ use http::header::{
 pub(crate) const IDENTITY: HeaderName = HeaderName::from_static("x-isthmus-identity");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// What only the proxy may say about a caller. The second is what Envoy says it in.
-const IDENTITIES: [&str; 2] = ["x-isthmus-identity", "x-forwarded-client-cert"];
+/// What only the proxy may say: all that begins so, and what Envoy says who calls in.
+const OURS: &str = "x-isthmus-";
+const CLIENT_CERT: &str = "x-forwarded-client-cert";
 
 /// Meant for the next hop even where `Connection` doesn't list them (RFC 9110, section 7.6.1).
 /// `Trailer` isn't: it announces what arrives with the body.
@@ -76,17 +77,32 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what claims to be an identity, in each spelling: applications behind CGI or WSGI see `-`
-/// and `_` as the same.
+/// Removes what claims to be an identity.
 fn remove_identities(headers: &mut HeaderMap) {
-    let claims: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| IDENTITIES.contains(&name.as_str().replace('_', "-").as_str()))
-        .cloned()
-        .collect();
+    let claims: Vec<HeaderName> =
+        headers.keys().filter(|name| is_claim(name.as_str())).cloned().collect();
     for name in claims {
         headers.remove(name);
     }
+}
+
+/// Whether a field, by its lower-case name, is the proxy's to say. In each spelling: applications
+/// behind CGI or WSGI see `-` and `_` as the same.
+fn is_claim(name: &str) -> bool {
+    let same = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
+    let begins = |with: &str| name.len() >= with.len() && name.bytes().zip(with.bytes()).all(same);
+    begins(OURS) || (name.len() == CLIENT_CERT.len() && begins(CLIENT_CERT))
+}
+
+/// Removes from a request's trailers what nobody may claim, and what must come before the body
+/// (RFC 9110, section 6.5.1): a backend that merges the two would read another request.
+pub(crate) fn of_trailers(trailers: &mut HeaderMap) {
+    const BEFORE: [HeaderName; 5] =
+        [CONTENT_LENGTH, HOST, header::TRAILER, header::AUTHORIZATION, COOKIE];
+    for name in HOP_BY_HOP.iter().chain(&BEFORE) {
+        trailers.remove(name);
+    }
+    remove_identities(trailers);
 }
 
 /// HTTP/2 may split a cookie over lines, HTTP/1.1 may not (RFC 9113, section 8.2.3).

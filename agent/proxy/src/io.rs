@@ -3,7 +3,6 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,22 +16,17 @@ use crate::activity::Activity;
 pub(crate) struct CallerIo {
     stream: TcpStream,
     activity: Arc<Activity>,
-    cut: Arc<AtomicBool>,
 }
 
 impl CallerIo {
-    pub(crate) const fn new(
-        stream: TcpStream,
-        activity: Arc<Activity>,
-        cut: Arc<AtomicBool>,
-    ) -> Self {
-        Self { stream, activity, cut }
+    pub(crate) const fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
+        Self { stream, activity }
     }
 }
 
 impl Drop for CallerIo {
     fn drop(&mut self) {
-        if self.cut.load(Ordering::Relaxed) {
+        if self.activity.is_cut() {
             // If it fails the socket closes in the ordinary way.
             let _ = self.stream.set_zero_linger();
         }

@@ -38,10 +38,11 @@ mod tests;
 mod tunnel;
 mod upgrade;
 mod view;
+mod worker;
 
 pub use backend::Bind;
 pub use histogram::Histogram;
 pub use metrics::{Metrics, MetricsSnapshot, RequestLabels, RouteLabels, Ruling, StatusClass};
 pub use outbound::EndpointView;
-pub use server::serve;
+pub use server::{Options, serve};
 pub use view::View;

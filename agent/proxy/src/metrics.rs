@@ -26,6 +26,7 @@ pub struct Metrics {
     routes: Mutex<BTreeMap<RouteLabels, Histogram>>,
     retries: AtomicU64,
     ejections: AtomicU64,
+    overflows: [AtomicU64; 3],
     clusters: Mutex<Weak<Clusters>>,
 }
 
@@ -106,6 +107,16 @@ pub struct MetricsSnapshot {
     pub retries: u64,
     /// Workloads that were ejected.
     pub ejections: u64,
+    /// What breakers refused, by the setting that did.
+    pub overflows: Vec<(&'static str, u64)>,
+}
+
+/// Which limit of a breaker refused something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overflow {
+    Requests,
+    Pending,
+    Retries,
 }
 
 impl Metrics {
@@ -127,6 +138,9 @@ impl Metrics {
                 .collect(),
             retries: self.retries.load(Ordering::Relaxed),
             ejections: self.ejections.load(Ordering::Relaxed),
+            overflows: [Overflow::Requests, Overflow::Pending, Overflow::Retries]
+                .map(|it| (it.setting(), self.overflows[it as usize].load(Ordering::Relaxed)))
+                .to_vec(),
         }
     }
 
@@ -144,6 +158,10 @@ impl Metrics {
 
     pub(crate) fn count_retry(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_overflow(&self, what: Overflow) {
+        self.overflows[what as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn count_ejection(&self) {
@@ -173,6 +191,17 @@ impl Metrics {
             labels.service = String::new();
         }
         *requests.entry(labels).or_insert(0) += 1;
+    }
+}
+
+impl Overflow {
+    /// The key in `breaker`.
+    pub(crate) const fn setting(self) -> &'static str {
+        match self {
+            Self::Requests => "max_requests",
+            Self::Pending => "max_pending_requests",
+            Self::Retries => "max_retries",
+        }
     }
 }
 

@@ -88,11 +88,17 @@ fn proper_host(head: &Parts) -> Result<HeaderValue, Improper> {
         (None, None) => return Err(Improper("no Host")),
     };
     match host.parse::<Authority>() {
-        Ok(authority) if !authority.as_str().contains('@') => {
+        Ok(authority) if is_host_and_port(&authority) => {
             HeaderValue::from_str(host).map_err(|_| Improper("a Host that isn't text"))
         }
         Ok(_) | Err(_) => Err(Improper("a Host that isn't a host and port")),
     }
+}
+
+/// `http` lets a user, and anything for a port, pass.
+fn is_host_and_port(authority: &Authority) -> bool {
+    let rest = authority.as_str().strip_prefix(authority.host());
+    rest.is_some_and(|rest| rest.is_empty() || authority.port_u16().is_some())
 }
 
 /// What hyper lets pass and the proxy doesn't: each could be read in two ways.

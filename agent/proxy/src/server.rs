@@ -4,38 +4,81 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::sleep;
 
+use crate::activity::Clock;
 use crate::backend::{Backends, Bind};
 use crate::chance::Chance;
-use crate::connection;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::outbound::Clusters;
 use crate::view::View;
+use crate::worker::{self, Door};
 
-/// Between two looks for application connections that nobody used.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 /// After a failed `accept`, which is usually a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What all connections of a proxy share.
+/// What an administrator may decide about the proxy of a host.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Threads that serve connections.
+    pub threads: usize,
+}
+
+/// What all connections of a thread share. What all threads share is behind an `Arc`.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Of this thread alone: its connections to applications.
     pub(crate) backends: Backends,
     pub(crate) clusters: Arc<Clusters>,
     pub(crate) chance: Chance,
     pub(crate) limits: Limits,
     pub(crate) requests: Arc<Semaphore>,
-    /// True once the proxy stops.
-    pub(crate) stopping: watch::Receiver<bool>,
+    /// Of this thread.
+    pub(crate) clock: Arc<Clock>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        limits: Limits,
+        view: watch::Receiver<Arc<View>>,
+        metrics: Arc<Metrics>,
+        bind: Bind,
+    ) -> Self {
+        let clusters = Arc::new(Clusters::new(Instant::now()));
+        metrics.watch(&clusters);
+        Self {
+            view,
+            metrics,
+            backends: Backends::new(limits.connect, bind),
+            clusters,
+            chance: Chance::new(),
+            limits,
+            requests: Arc::new(Semaphore::new(limits.requests)),
+            clock: Arc::default(),
+        }
+    }
+
+    fn for_another_thread(&self) -> Self {
+        Self {
+            view: self.view.clone(),
+            metrics: Arc::clone(&self.metrics),
+            backends: self.backends.without_connections(),
+            clusters: Arc::clone(&self.clusters),
+            chance: Chance::new(),
+            limits: self.limits,
+            requests: Arc::clone(&self.requests),
+            clock: Arc::default(),
+        }
+    }
 }
 
 /// Serves the listeners until `stop` completes; then finishes requests under way for a few seconds.
@@ -43,121 +86,85 @@ pub(crate) struct Shared {
 ///
 /// # Errors
 ///
-/// If a listener can't be handed to the runtime.
+/// If a listener can't be handed to the runtime, or a thread can't be started.
 pub async fn serve(
+    options: Options,
     listeners: Vec<std::net::TcpListener>,
     view: watch::Receiver<Arc<View>>,
     metrics: Arc<Metrics>,
     bind: Bind,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    serve_within(Limits::default(), listeners, view, metrics, bind, stop).await
+    let shared = Shared::new(Limits::default(), view, metrics, bind);
+    let (running, mut ended) = mpsc::channel::<()>(1);
+    let start = |number| start_thread(number, shared.for_another_thread(), running.clone());
+    let doors = (0..options.threads.max(1)).map(start).collect::<io::Result<Vec<Door>>>()?;
+    drop(running);
+    accept_until(stop, listeners, &shared, doors).await?;
+    // Nobody sends: this is the end of the last thread.
+    let _ = ended.recv().await;
+    Ok(())
 }
 
-pub(crate) async fn serve_within(
-    limits: Limits,
-    listeners: Vec<std::net::TcpListener>,
-    view: watch::Receiver<Arc<View>>,
-    metrics: Arc<Metrics>,
-    bind: Bind,
+/// One thread, one runtime, one worker.
+fn start_thread(number: usize, shared: Shared, running: mpsc::Sender<()>) -> io::Result<Door> {
+    let (door, arrivals) = Door::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name(format!("proxy-{number}")).spawn(move || {
+        let _running = running;
+        runtime.block_on(worker::run(Arc::new(shared), arrivals));
+    })?;
+    Ok(door)
+}
+
+/// Accepts, and gives each connection to the worker that has the fewest: connections live long and
+/// may be few, so that the kernel's hashing (`SO_REUSEPORT`) would often load one thread alone.
+pub(crate) async fn accept_until(
     stop: impl Future<Output = ()>,
+    listeners: Vec<std::net::TcpListener>,
+    shared: &Shared,
+    doors: Vec<Door>,
 ) -> io::Result<()> {
-    let (stopping_sender, stopping) = watch::channel(false);
-    let clusters = Arc::new(Clusters::new(Instant::now()));
-    metrics.watch(&clusters);
-    let shared = Arc::new(Shared {
-        view,
-        metrics,
-        backends: Backends::new(limits.connect, bind),
-        clusters,
-        chance: Chance::new(),
-        limits,
-        requests: Arc::new(Semaphore::new(limits.requests)),
-        stopping,
-    });
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Arc::new(Semaphore::new(shared.limits.connections));
+    let doors: Arc<[Door]> = doors.into();
     let mut loops = JoinSet::new();
     for listener in listeners {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        loops.spawn(accept_until_stopped(listener, Arc::clone(&shared), Arc::clone(&places)));
+        let metrics = Arc::clone(&shared.metrics);
+        loops.spawn(accept(listener, metrics, Arc::clone(&places), Arc::clone(&doors)));
     }
-    tokio::select! {
-        () = stop => {}
-        () = sweep_forever(&shared) => {}
-    }
-    stopping_sender.send_replace(true);
-    while loops.join_next().await.is_some() {}
+    drop(doors);
+    stop.await;
+    loops.shutdown().await;
     Ok(())
 }
 
-/// Completes once the proxy stops.
-pub(crate) async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone: that is a stop, too.
-    let _ = stopping.wait_for(|stopping| *stopping).await;
-}
-
-async fn sweep_forever(shared: &Shared) {
-    let mut ticks = interval(SWEEP_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn accept(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    places: Arc<Semaphore>,
+    doors: Arc<[Door]>,
+) {
     loop {
-        ticks.tick().await;
-        shared.backends.sweep();
-    }
-}
-
-async fn accept_until_stopped(listener: TcpListener, shared: Arc<Shared>, places: Arc<Semaphore>) {
-    let mut connections = JoinSet::new();
-    let mut stopping = shared.stopping.clone();
-    loop {
-        tokio::select! {
-            () = stopped(&mut stopping) => break,
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => admit(stream, &shared, &places, &mut connections),
-                Err(error) => {
-                    tracing::warn!(%error, "Failed to accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
+        match listener.accept().await {
+            Ok((stream, _)) => admit(stream, &metrics, &places, &doors),
+            Err(error) => {
+                tracing::warn!(%error, "Failed to accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
-    drop(listener);
-    let drained =
-        timeout(shared.limits.drain, async { while connections.join_next().await.is_some() {} });
-    if drained.await.is_err() {
-        tracing::info!(connections = connections.len(), "Cut connections that were still busy");
-    }
 }
 
-fn admit(
-    stream: TcpStream,
-    shared: &Arc<Shared>,
-    places: &Arc<Semaphore>,
-    connections: &mut JoinSet<()>,
-) {
-    shared.metrics.accepted.fetch_add(1, Ordering::Relaxed);
-    let Ok(place) = Arc::clone(places).try_acquire_owned() else {
-        shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
-        return;
-    };
-    connections.spawn(attend(stream, Arc::clone(shared), place));
-}
-
-async fn attend(stream: TcpStream, shared: Arc<Shared>, place: OwnedSemaphorePermit) {
-    shared.metrics.active.fetch_add(1, Ordering::Relaxed);
-    let _leave = Leave { shared: Arc::clone(&shared), _place: place };
-    connection::run(shared, stream).await;
-}
-
-/// Counts a connection out, also when its task is aborted.
-struct Leave {
-    shared: Arc<Shared>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Drop for Leave {
-    fn drop(&mut self) {
-        self.shared.metrics.active.fetch_sub(1, Ordering::Relaxed);
+fn admit(stream: TcpStream, metrics: &Metrics, places: &Arc<Semaphore>, doors: &[Door]) {
+    metrics.accepted.fetch_add(1, Ordering::Relaxed);
+    let place = Arc::clone(places).try_acquire_owned();
+    let door = doors.iter().min_by_key(|door| door.load());
+    match (place, door, stream.into_std()) {
+        (Ok(place), Some(door), Ok(stream)) => door.enter(stream, place),
+        (_, _, _) => {
+            metrics.refused.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }

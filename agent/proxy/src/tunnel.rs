@@ -1,7 +1,8 @@
 //! What a connection becomes after `101 Switching Protocols`: bytes, both ways.
 
+use std::future::pending;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -25,12 +26,18 @@ pub(crate) struct Tunnel {
 impl Tunnel {
     /// Carries bytes until both sides have ended, or until policy denies the request that made the
     /// tunnel.
-    pub(crate) async fn run(self, connection: &Connection, cut: &AtomicBool) {
+    pub(crate) async fn run(self, connection: &Connection) {
         let Self { caller, application, method, path, mut record } = self;
         // What a route changed is judged at the other side, which gets to see it.
         let request = match connection.parties.side {
             Side::Server => Some(Request { method: &method, path: &path }),
             Side::Client => None,
+        };
+        let revoked = async {
+            match request {
+                Some(request) => connection.revoked(request).await,
+                None => pending().await,
+            }
         };
         // Pinned out here, so that the sockets outlive the decision to reset them.
         let mut carried = pin!(async {
@@ -42,7 +49,7 @@ impl Tunnel {
         });
         tokio::select! {
             biased;
-            () = connection.revoked(request) => connection.on_revoked(cut),
+            () = revoked => connection.on_revoked(),
             ended = &mut carried => match ended {
                 Ok((up, down)) => {
                     record.request_bytes().fetch_add(up, Ordering::Relaxed);

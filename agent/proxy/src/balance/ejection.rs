@@ -2,17 +2,25 @@
 //! itself.
 //!
 //! ```text
-//!   Healthy ──5 failures in a row──▶ Ejected ──time──▶ Probing ──success──▶ Healthy
-//!                                        ▲                │
-//!                                        └────failure─────┘   (for twice as long)
+//!   Healthy ──failures in a row──▶ Ejected ──time──▶ Probing ──success──▶ Healthy
+//!                                     ▲                 │
+//!                                     └─────failure─────┘   (for twice as long)
 //! ```
 
 use std::time::Duration;
 
-/// Envoy's `consecutive_5xx`.
-const FAILURES: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+use isthmus_model::Outlier;
+
+/// How an endpoint failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// It answered that it can't.
+    Answer,
+    /// It didn't answer.
+    NoAnswer,
+    /// Its host says that it fails its health check.
+    Unhealthy,
+}
 
 /// How an endpoint has done lately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,79 +28,155 @@ pub(crate) enum Ejection {
     Healthy {
         /// In a row.
         failures: u32,
+        /// In a row.
+        unanswered: u32,
+        /// How often it was ejected before this; long ago counts less.
+        times: u32,
+        since: Duration,
     },
     Ejected {
         until: Duration,
         /// In a row.
         times: u32,
+        unhealthy: bool,
     },
     /// One request is under way that will tell.
-    Probing { times: u32 },
+    Probing { times: u32, unhealthy: bool },
 }
 
 /// Whether an endpoint may take a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
-    Open,
-    /// This one request: call [`Ejection::begin_probe`] if it is sent.
-    Probe,
-    Closed,
-}
-
-impl Default for Ejection {
-    fn default() -> Self {
-        Self::Healthy { failures: 0 }
-    }
+    /// It may, since then.
+    Open { since: Duration },
+    /// From then on one may, that will tell.
+    Closed { until: Duration },
+    /// One is under way that will tell.
+    Probing,
 }
 
 impl Ejection {
-    pub(crate) fn admission(self, now: Duration) -> Admission {
+    /// Of an endpoint that nobody knows.
+    pub(crate) const fn new(now: Duration) -> Self {
+        Self::Healthy { failures: 0, unanswered: 0, times: 0, since: now }
+    }
+
+    pub(crate) const fn admission(self) -> Admission {
         match self {
-            Self::Healthy { .. } => Admission::Open,
-            Self::Ejected { until, .. } if now >= until => Admission::Probe,
-            Self::Ejected { .. } | Self::Probing { .. } => Admission::Closed,
+            Self::Healthy { since, .. } => Admission::Open { since },
+            Self::Ejected { until, .. } => Admission::Closed { until },
+            Self::Probing { .. } => Admission::Probing,
         }
     }
 
-    pub(crate) fn begin_probe(&mut self) {
-        if let Self::Ejected { times, .. } = *self {
-            *self = Self::Probing { times };
-        }
+    pub(crate) const fn is_out(self) -> bool {
+        !matches!(self, Self::Healthy { .. })
     }
 
-    pub(crate) fn on_success(&mut self) {
-        match self {
-            // Of requests that were sent before; the probe tells.
-            Self::Ejected { .. } => {}
-            Self::Healthy { .. } | Self::Probing { .. } => *self = Self::default(),
-        }
+    /// Whether its host said that it fails its health check.
+    pub(crate) const fn is_unhealthy(self) -> bool {
+        matches!(
+            self,
+            Self::Ejected { unhealthy: true, .. } | Self::Probing { unhealthy: true, .. }
+        )
     }
 
-    /// Says whether the endpoint is ejected by this. `random` jitters the pause by a quarter.
-    pub(crate) fn on_failure(&mut self, now: Duration, random: u64) -> bool {
-        let times = match *self {
-            Self::Healthy { failures } if failures + 1 < FAILURES => {
-                *self = Self::Healthy { failures: failures + 1 };
-                return false;
+    /// Whether nothing is held against it.
+    pub(crate) const fn is_spotless(self) -> bool {
+        matches!(self, Self::Healthy { failures: 0, .. })
+    }
+
+    /// Says whether a request may be sent that will tell: the first one after its time.
+    pub(crate) fn begin_probe(&mut self, now: Duration) -> bool {
+        match *self {
+            Self::Ejected { until, times, unhealthy } if now >= until => {
+                *self = Self::Probing { times, unhealthy };
+                true
             }
-            Self::Healthy { .. } => 1,
-            Self::Probing { times } => times + 1,
+            Self::Healthy { .. } | Self::Ejected { .. } | Self::Probing { .. } => false,
+        }
+    }
+
+    /// Says whether the endpoint is back by this.
+    pub(crate) fn on_success(&mut self, now: Duration) -> bool {
+        match *self {
+            // Of requests that were sent before; the probe tells.
+            Self::Ejected { .. } => false,
+            Self::Healthy { times, since, .. } => {
+                *self = Self::Healthy { failures: 0, unanswered: 0, times, since };
+                false
+            }
+            Self::Probing { times, .. } => {
+                *self = Self::Healthy { failures: 0, unanswered: 0, times, since: now };
+                true
+            }
+        }
+    }
+
+    /// Says whether the endpoint is ejected by this; `may_eject` says whether another one may be.
+    /// `random` jitters the pause by a quarter.
+    pub(crate) fn on_failure(
+        &mut self,
+        failure: Failure,
+        settings: &Outlier,
+        may_eject: bool,
+        (now, random): (Duration, u64),
+    ) -> bool {
+        let unhealthy = failure == Failure::Unhealthy;
+        let times = match *self {
+            Self::Healthy { failures, unanswered, times, since } => {
+                let failures = failures.saturating_add(1);
+                let unanswered =
+                    if failure == Failure::NoAnswer { unanswered.saturating_add(1) } else { 0 };
+                let reaches = |count: u32, limit: u32| limit != 0 && count >= limit;
+                let enough = reaches(failures, settings.consecutive_5xx)
+                    || reaches(unanswered, settings.consecutive_local_origin_failure);
+                if !(unhealthy || enough && may_eject) {
+                    *self = Self::Healthy { failures, unanswered, times, since };
+                    return false;
+                }
+                remembered(times, now.saturating_sub(since), settings) + 1
+            }
+            Self::Probing { times, .. } => times.saturating_add(1),
             Self::Ejected { .. } => return false,
         };
-        *self = Self::Ejected { until: now + pause(times, random), times };
+        *self = Self::Ejected { until: now + pause(times, settings, random), times, unhealthy };
+        true
+    }
+
+    /// It succeeds less often than its like. Says whether that ejects it.
+    pub(crate) fn on_low_success(
+        &mut self,
+        settings: &Outlier,
+        (now, random): (Duration, u64),
+    ) -> bool {
+        let Self::Healthy { times, since, .. } = *self else { return false };
+        let times = remembered(times, now.saturating_sub(since), settings) + 1;
+        // One success says little here: not before there can be a new rate.
+        let pause = pause(times, settings, random).max(settings.interval);
+        *self = Self::Ejected { until: now + pause, times, unhealthy: false };
         true
     }
 
     /// The probe ended without telling anything: its client went away.
-    pub(crate) fn on_cancel(&mut self, now: Duration) {
-        if let Self::Probing { times } = *self {
-            *self = Self::Ejected { until: now, times };
-        }
+    pub(crate) fn on_cancel(&mut self, now: Duration) -> bool {
+        let Self::Probing { times, unhealthy } = *self else { return false };
+        *self = Self::Ejected { until: now, times, unhealthy };
+        true
     }
 }
 
-fn pause(times: u32, random: u64) -> Duration {
-    let doubled = FIRST_PAUSE.saturating_mul(1 << (times - 1).min(16)).min(LONGEST_PAUSE);
+/// Each interval of health makes up for an ejection.
+fn remembered(times: u32, healthy: Duration, settings: &Outlier) -> u32 {
+    let intervals = healthy.as_nanos().checked_div(settings.interval.as_nanos()).unwrap_or(0);
+    times.saturating_sub(u32::try_from(intervals).unwrap_or(u32::MAX))
+}
+
+fn pause(times: u32, settings: &Outlier, random: u64) -> Duration {
+    let doubled = settings
+        .base_ejection_time
+        .saturating_mul(1 << (times - 1).min(16))
+        .min(settings.max_ejection_time);
     let jitter = (random % 512) as f64 / 1024.0 - 0.25;
     doubled.mul_f64(1.0 + jitter)
 }
@@ -103,37 +187,78 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
+    fn fail(state: &mut Ejection, failure: Failure, now: Duration) -> bool {
+        state.on_failure(failure, &Outlier::default(), true, (now, 256))
+    }
+
     fn failed() -> Ejection {
-        let mut state = Ejection::default();
-        for _ in 1..FAILURES {
-            assert!(!state.on_failure(Duration::ZERO, 256));
-            assert_eq!(state.admission(Duration::ZERO), Admission::Open);
+        let mut state = Ejection::new(Duration::ZERO);
+        for _ in 1..5 {
+            assert!(!fail(&mut state, Failure::Answer, Duration::ZERO));
+            assert!(!state.is_out());
         }
-        assert!(state.on_failure(Duration::ZERO, 256));
+        assert!(fail(&mut state, Failure::Answer, Duration::ZERO));
         state
     }
 
     #[test]
     fn failures_in_a_row_eject_and_a_probe_brings_back() {
         let mut state = failed();
-        assert_eq!(state.admission(S / 2), Admission::Closed);
-        assert_eq!(state.admission(S), Admission::Probe);
-        state.begin_probe();
-        assert_eq!(state.admission(2 * S), Admission::Closed, "one probe at a time");
-        state.on_success();
-        assert_eq!(state, Ejection::Healthy { failures: 0 });
+        assert_eq!(state.admission(), Admission::Closed { until: S });
+        assert!(!state.begin_probe(S / 2));
+        assert!(state.begin_probe(S));
+        assert!(!state.begin_probe(2 * S), "one probe at a time");
+        assert_eq!(state.admission(), Admission::Probing);
+        assert!(state.on_success(2 * S));
+        assert_eq!(state.admission(), Admission::Open { since: 2 * S });
     }
 
     #[test]
     fn a_success_between_failures_starts_the_count_again() {
-        let mut state = Ejection::default();
+        let mut state = Ejection::new(S);
         for _ in 0..10 {
-            for _ in 1..FAILURES {
-                assert!(!state.on_failure(S, 0));
+            for _ in 1..5 {
+                assert!(!fail(&mut state, Failure::NoAnswer, S));
             }
-            state.on_success();
+            assert!(!state.is_spotless());
+            state.on_success(S);
+            assert!(state.is_spotless());
         }
-        assert_eq!(state.admission(S), Admission::Open);
+    }
+
+    #[test]
+    fn each_detector_has_its_own_limit_and_zero_is_off() {
+        let first = |settings: Outlier, failure| {
+            let mut state = Ejection::new(S);
+            (1..100).find(|_| state.on_failure(failure, &settings, true, (S, 0)))
+        };
+        let settings = Outlier {
+            consecutive_5xx: 7,
+            consecutive_local_origin_failure: 3,
+            ..Outlier::default()
+        };
+        assert_eq!(first(settings, Failure::Answer), Some(7));
+        assert_eq!(first(settings, Failure::NoAnswer), Some(3));
+        assert_eq!(first(settings, Failure::Unhealthy), Some(1));
+        let off = Outlier {
+            consecutive_5xx: 0,
+            consecutive_local_origin_failure: 0,
+            ..Outlier::default()
+        };
+        assert_eq!(first(off, Failure::NoAnswer), None);
+    }
+
+    #[test]
+    fn who_may_not_be_ejected_is_once_it_may() {
+        let mut state = Ejection::new(S);
+        let settings = Outlier::default();
+        for _ in 0..20 {
+            assert!(!state.on_failure(Failure::Answer, &settings, false, (S, 0)));
+        }
+        assert!(state.on_failure(Failure::Answer, &settings, true, (S, 0)));
+        let mut unhealthy = Ejection::new(S);
+        assert!(unhealthy.on_failure(Failure::Unhealthy, &settings, false, (S, 0)));
+        assert!(unhealthy.is_unhealthy());
     }
 
     #[test]
@@ -141,17 +266,42 @@ mod tests {
         let mut state = failed();
         let mut now = Duration::ZERO;
         for expected in [1, 2, 4, 8, 16, 32, 60, 60] {
-            let Ejection::Ejected { until, .. } = state else { panic!("{state:?}") };
+            let Admission::Closed { until } = state.admission() else { panic!("{state:?}") };
             assert_eq!(until - now, expected * S);
             now = until;
-            state.begin_probe();
-            assert!(state.on_failure(now, 256));
+            assert!(state.begin_probe(now));
+            assert!(fail(&mut state, Failure::Answer, now));
         }
     }
 
     #[test]
+    fn who_comes_and_goes_stays_out_longer_until_it_has_been_well_for_long() {
+        let pause_after = |healthy: Duration| {
+            let mut state = failed();
+            assert!(state.begin_probe(S) && state.on_success(S));
+            let now = S + healthy;
+            for _ in 0..5 {
+                fail(&mut state, Failure::Answer, now);
+            }
+            let Admission::Closed { until } = state.admission() else { panic!("{state:?}") };
+            until - now
+        };
+        assert_eq!(pause_after(3 * S), 2 * S);
+        assert_eq!(pause_after(10 * S), S);
+    }
+
+    #[test]
+    fn a_low_success_rate_ejects_until_there_can_be_another() {
+        let mut state = Ejection::new(S);
+        assert!(state.on_low_success(&Outlier::default(), (S, 256)));
+        assert_eq!(state.admission(), Admission::Closed { until: 11 * S });
+        assert!(!state.on_low_success(&Outlier::default(), (S, 256)), "it is out already");
+    }
+
+    #[test]
     fn pauses_are_jittered_by_a_quarter() {
-        let pauses: Vec<Duration> = (0..512).map(|random| pause(1, random)).collect();
+        let settings = Outlier::default();
+        let pauses: Vec<Duration> = (0..512).map(|random| pause(1, &settings, random)).collect();
         assert!(pauses.iter().all(|it| (S * 3 / 4..S * 5 / 4).contains(it)), "{pauses:?}");
         assert!(pauses.iter().max().unwrap() > &(S * 6 / 5));
     }
@@ -159,10 +309,9 @@ mod tests {
     #[test]
     fn late_answers_do_not_end_an_ejection_and_a_lost_probe_is_repeated() {
         let mut state = failed();
-        state.on_success();
-        assert_eq!(state.admission(S / 2), Admission::Closed);
-        state.begin_probe();
-        state.on_cancel(2 * S);
-        assert_eq!(state.admission(2 * S), Admission::Probe);
+        assert!(!state.on_success(S / 2));
+        assert!(state.begin_probe(S));
+        assert!(state.on_cancel(2 * S));
+        assert!(state.begin_probe(2 * S));
     }
 }

@@ -1,7 +1,7 @@
 //! Consistent hashing: the same key meets the same endpoint, on every host and after a restart, and
 //! when an endpoint goes, hardly any other's keys move.
 
-/// Points that each endpoint has on a ring.
+/// Points that each endpoint has on a ring, by the mean.
 const POINTS: u64 = 160;
 /// Slots of a Maglev table: a prime, a hundred times as many as there may be endpoints to be even.
 const SLOTS: u64 = 16_381;
@@ -16,27 +16,44 @@ pub(crate) enum HashTable {
 }
 
 impl HashTable {
-    /// A ring of endpoints that have these numbers.
-    pub(crate) fn ring(endpoints: &[u64]) -> Self {
+    /// A ring of endpoints that have these numbers and weights.
+    pub(crate) fn ring(endpoints: &[(u64, u32)]) -> Self {
+        let whole: f64 = endpoints.iter().map(|(_, weight)| f64::from(*weight)).sum();
+        let all = POINTS as f64 * endpoints.len() as f64;
+        let count = |weight: u32| match weight {
+            0 => 0,
+            _ => ((f64::from(weight) / whole * all).round() as u64).max(1),
+        };
         let mut points: Vec<(u64, u32)> = (0..)
             .zip(endpoints)
-            .flat_map(|(at, number)| (0..POINTS).map(move |point| (mix(*number, point), at)))
+            .flat_map(|(at, (number, weight))| {
+                (0..count(*weight)).map(move |point| (mix(*number, point), at))
+            })
             .collect();
         points.sort_unstable();
         Self::Ring(points)
     }
 
-    /// A Maglev table of endpoints that have these numbers.
-    pub(crate) fn maglev(endpoints: &[u64]) -> Self {
+    /// A Maglev table of endpoints that have these numbers and weights.
+    pub(crate) fn maglev(endpoints: &[(u64, u32)]) -> Self {
         const FREE: u32 = u32::MAX;
-        let mut slots = vec![FREE; if endpoints.is_empty() { 0 } else { SLOTS as usize }];
-        let mut turns: Vec<(u64, u64)> = endpoints
+        let heaviest = endpoints.iter().map(|(_, weight)| *weight).max().unwrap_or(0);
+        let mut slots = vec![FREE; if heaviest == 0 { 0 } else { SLOTS as usize }];
+        let mut turns: Vec<(u64, u64, u32, u32)> = endpoints
             .iter()
-            .map(|number| (mix(*number, 1) % SLOTS, mix(*number, 2) % (SLOTS - 1) + 1))
+            .map(|(number, weight)| {
+                (mix(*number, 1) % SLOTS, mix(*number, 2) % (SLOTS - 1) + 1, *weight, 0)
+            })
             .collect();
         let mut left = slots.len();
         while left > 0 {
-            for (at, (next, skip)) in (0..).zip(&mut turns) {
+            for (at, (next, skip, weight, saved)) in (0..).zip(&mut turns) {
+                // The heaviest takes a slot each time, half its weight every other time.
+                *saved += *weight;
+                if *saved < heaviest {
+                    continue;
+                }
+                *saved -= heaviest;
                 // Each takes the first free slot of its own permutation.
                 while slots[*next as usize] != FREE {
                     *next = (*next + *skip) % SLOTS;
@@ -91,6 +108,10 @@ mod tests {
 
     const KEYS: u64 = 20_000;
 
+    fn equal(numbers: &[u64]) -> Vec<(u64, u32)> {
+        numbers.iter().map(|number| (*number, 1)).collect()
+    }
+
     fn owners(table: &HashTable, numbers: &[u64], is_open: impl Fn(usize) -> bool) -> Vec<u64> {
         let pick = |key: u64| table.pick(hash(&key.to_be_bytes()), &is_open).unwrap();
         (0..KEYS).map(|key| numbers[pick(key)]).collect()
@@ -100,7 +121,7 @@ mod tests {
     fn keys_are_shared_evenly() {
         let numbers: Vec<u64> = (1..=5).collect();
         for (table, tolerance) in
-            [(HashTable::ring(&numbers), 1200), (HashTable::maglev(&numbers), 300)]
+            [(HashTable::ring(&equal(&numbers)), 1200), (HashTable::maglev(&equal(&numbers)), 300)]
         {
             let owners = owners(&table, &numbers, |_| true);
             for number in &numbers {
@@ -111,6 +132,19 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_shared_by_weight() {
+        let weighed = [(1, 3), (2, 1), (3, 0)];
+        for table in [HashTable::ring(&weighed), HashTable::maglev(&weighed)] {
+            let owners = owners(&table, &[1, 2, 3], |_| true);
+            let share = |number| owners.iter().filter(|owner| **owner == number).count() as u64;
+            assert!(share(1).abs_diff(KEYS * 3 / 4) < 1200, "{}", share(1));
+            assert_eq!(share(3), 0);
+        }
+        assert_eq!(HashTable::maglev(&[(1, 0)]).pick(7, |_| true), None);
+        assert_eq!(HashTable::ring(&[(1, 0)]).pick(7, |_| true), None);
+    }
+
+    #[test]
     fn when_an_endpoint_goes_the_others_keep_their_keys() {
         let (all, fewer): (Vec<u64>, Vec<u64>) = ((1..=5).collect(), vec![1, 2, 4, 5]);
         let moved = |one: &HashTable, other: &HashTable| {
@@ -118,16 +152,16 @@ mod tests {
             let pairs = before.into_iter().zip(after);
             pairs.filter(|(before, after)| *before != 3 && before != after).count() as u64
         };
-        assert_eq!(moved(&HashTable::ring(&all), &HashTable::ring(&fewer)), 0);
+        assert_eq!(moved(&HashTable::ring(&equal(&all)), &HashTable::ring(&equal(&fewer))), 0);
         // Maglev trades a few for evenness.
-        let maglev = moved(&HashTable::maglev(&all), &HashTable::maglev(&fewer));
+        let maglev = moved(&HashTable::maglev(&equal(&all)), &HashTable::maglev(&equal(&fewer)));
         assert!(maglev < KEYS / 20, "{maglev}");
     }
 
     #[test]
     fn keys_of_a_closed_endpoint_go_elsewhere_and_come_back() {
         let numbers: Vec<u64> = (1..=3).collect();
-        for table in [HashTable::ring(&numbers), HashTable::maglev(&numbers)] {
+        for table in [HashTable::ring(&equal(&numbers)), HashTable::maglev(&equal(&numbers))] {
             let before = owners(&table, &numbers, |_| true);
             let during = owners(&table, &numbers, |at| at != 1);
             assert!(!during.contains(&2));

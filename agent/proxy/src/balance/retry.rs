@@ -3,6 +3,8 @@
 use http::{HeaderMap, Method, StatusCode};
 use isthmus_model::route::{Retry, RetryOn};
 
+use super::ejection::Failure;
+
 /// How a try ended, if not well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
@@ -24,15 +26,16 @@ impl Attempt {
         Self::Answered { status, grpc }
     }
 
-    /// Whether the endpoint is to blame: what ejects it. 429 and RESOURCE_EXHAUSTED count, or who
-    /// refuses fast would attract traffic.
-    pub(crate) fn is_endpoints_failure(self) -> bool {
+    /// What ejects the endpoint, if it is to blame. 429 and RESOURCE_EXHAUSTED count, or who refuses
+    /// fast would attract traffic.
+    pub(crate) fn failure(self) -> Option<Failure> {
         match self {
-            Self::NotSent | Self::Reset => true,
+            Self::NotSent | Self::Reset => Some(Failure::NoAnswer),
             Self::Answered { status, grpc } => {
-                status.is_server_error()
+                let fails = status.is_server_error()
                     || status == StatusCode::TOO_MANY_REQUESTS
-                    || matches!(grpc, Some(4 | 8 | 13 | 14 | 15))
+                    || matches!(grpc, Some(4 | 8 | 13 | 14 | 15));
+                fails.then_some(Failure::Answer)
             }
         }
     }
@@ -132,10 +135,10 @@ mod tests {
     #[test]
     fn fast_refusals_are_failures_and_clients_mistakes_are_not() {
         for attempt in [status(500), status(503), status(429), grpc(8), grpc(14), Attempt::Reset] {
-            assert!(attempt.is_endpoints_failure(), "{attempt:?}");
+            assert!(attempt.failure().is_some(), "{attempt:?}");
         }
         for attempt in [status(200), status(404), status(403), grpc(0), grpc(5)] {
-            assert!(!attempt.is_endpoints_failure(), "{attempt:?}");
+            assert!(attempt.failure().is_none(), "{attempt:?}");
         }
     }
 }

@@ -1,18 +1,18 @@
-//! The workloads of a service, and what is known of each: how long it takes, whether it fails.
+//! The workloads of a service, and who of them takes a request.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use isthmus_model::{BalancePolicy, HashKey, HostId, Revision, ServiceId};
+use isthmus_model::{
+    Balance, BalancePolicy, HashKey, HostId, Name, Outlier, Revision, Service, ServiceId, Snapshot,
+};
 
-use crate::balance::{Admission, Attempt, Budget, Ejection, HashTable, PeakEwma, p2c};
+use super::endpoint::{Endpoint, EndpointView, InFlight, Turn};
+use crate::balance::{Budget, Candidate, HashTable, Level, Ready, Sharpness, outliers};
 use crate::view::View;
-
-/// What a failure is taken to have cost, so that who fails fast doesn't attract traffic.
-const FAILURE_COSTS: Duration = Duration::from_secs(1);
 
 /// The workloads of all services that were asked for.
 #[derive(Debug)]
@@ -24,20 +24,49 @@ pub(crate) struct Clusters {
 /// The workloads of one service, by addresses of one family.
 #[derive(Debug)]
 pub(crate) struct Cluster {
+    name: Name,
     revision: Revision,
     pub(crate) port: u16,
-    endpoints: Vec<Arc<Endpoint>>,
+    places: Vec<Place>,
     method: Method,
-    most: usize,
+    balance: Balance,
+    ready: RwLock<Found>,
     /// What stays when the workloads change.
     kept: Arc<Kept>,
 }
 
+/// A workload, and what the topology says of it.
 #[derive(Debug)]
-struct Kept {
+struct Place {
+    endpoint: Arc<Endpoint>,
+    near: bool,
+    weight: u32,
+}
+
+/// Who was ready, and when that was found.
+#[derive(Debug, Default)]
+struct Found {
+    ready: Ready,
+    /// `Kept::changes` of then; none before the first time.
+    at: Option<u64>,
+    /// When it has to be found anew.
+    until: Duration,
+}
+
+/// What stays of a cluster.
+#[derive(Debug)]
+pub(crate) struct Kept {
     budget: Mutex<Budget>,
-    under_way: AtomicUsize,
+    pub(super) under_way: AtomicUsize,
+    retries: AtomicUsize,
     turn: AtomicUsize,
+    /// Workloads, and those of them that are ejected.
+    count: AtomicUsize,
+    ejected: AtomicUsize,
+    /// Moves whenever a workload is ejected, tried or back.
+    changes: AtomicU64,
+    /// When success rates are compared next, in milliseconds.
+    next_look: AtomicU64,
 }
 
 /// How a workload is found.
@@ -58,41 +87,16 @@ pub(crate) enum NoPlace {
     Overloaded,
 }
 
-/// One workload.
+/// A retry under way, as the breaker counts it.
 #[derive(Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) host: HostId,
-    pub(crate) address: IpAddr,
-    latency: PeakEwma,
-    under_way: AtomicUsize,
-    ejection: Mutex<Ejection>,
-}
+pub(crate) struct Retrying(Arc<Kept>);
 
-/// A request that a workload has. Dropping it ends it.
-#[derive(Debug)]
-pub(crate) struct InFlight {
-    endpoint: Arc<Endpoint>,
-    cluster: Arc<Kept>,
-    origin: Instant,
-    began: Duration,
-    told: bool,
-}
-
-/// A workload as `agentctl routes` shows it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EndpointView {
-    /// Of this service.
-    pub service: ServiceId,
-    /// Where.
-    pub host: HostId,
-    /// Its address.
-    pub address: IpAddr,
-    /// What it is expected to take.
-    pub latency: Duration,
-    /// Requests that it has now.
-    pub under_way: usize,
-    /// Whether it gets no requests for now, since it kept failing.
-    pub ejected: bool,
+/// By what one of many is chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Draw {
+    /// What the request is hashed to, if it is.
+    pub(crate) key: Option<u64>,
+    pub(crate) random: u64,
 }
 
 impl Clusters {
@@ -108,10 +112,11 @@ impl Clusters {
     pub(crate) fn of(&self, view: &View, service: ServiceId, v4: bool) -> Option<Arc<Cluster>> {
         let mut clusters = self.lock();
         let known = clusters.get(&(service, v4));
-        if let Some(known) = known.filter(|it| it.revision == view.snapshot.revision) {
+        // A request that began under an older view takes what is newer.
+        if let Some(known) = known.filter(|it| it.revision >= view.snapshot.revision) {
             return Some(Arc::clone(known));
         }
-        let made = Arc::new(Cluster::new(view, service, v4, known, self.now())?);
+        let made = Arc::new(Cluster::new(&view.snapshot, service, v4, known, self.now())?);
         clusters.insert((service, v4), Arc::clone(&made));
         Some(made)
     }
@@ -121,23 +126,15 @@ impl Clusters {
         &self,
         cluster: &Cluster,
         tried: &[HostId],
-        (key, random): (Option<u64>, u64),
+        draw: Draw,
     ) -> Result<(Arc<Endpoint>, InFlight), NoPlace> {
         let now = self.now();
-        if cluster.kept.under_way.load(Ordering::Relaxed) >= cluster.most {
+        let most = usize::try_from(cluster.balance.breaker.max_requests).unwrap_or(usize::MAX);
+        if cluster.kept.under_way.load(Ordering::Relaxed) >= most {
             return Err(NoPlace::Overloaded);
         }
-        let endpoint = cluster.pick(tried, (key, random), now).ok_or(NoPlace::Nobody)?;
-        lock(&endpoint.ejection).begin_probe();
-        endpoint.under_way.fetch_add(1, Ordering::Relaxed);
-        cluster.kept.under_way.fetch_add(1, Ordering::Relaxed);
-        let flight = InFlight {
-            endpoint: Arc::clone(&endpoint),
-            cluster: Arc::clone(&cluster.kept),
-            origin: self.origin,
-            began: now,
-            told: false,
-        };
+        let endpoint = cluster.pick(tried, draw, now).ok_or(NoPlace::Nobody)?;
+        let flight = InFlight::begin(&endpoint, &cluster.kept, self.origin, now);
         Ok((endpoint, flight))
     }
 
@@ -147,7 +144,7 @@ impl Clusters {
         let mut views: Vec<EndpointView> = clusters
             .iter()
             .flat_map(|((service, _), cluster)| {
-                cluster.endpoints.iter().map(|endpoint| endpoint.view(*service, now))
+                cluster.places.iter().map(|place| place.view(*service, now))
             })
             .collect();
         views.sort_by_key(|view| (view.service, view.host, view.address));
@@ -161,35 +158,60 @@ impl Clusters {
 
 impl Cluster {
     fn new(
-        view: &View,
+        snapshot: &Snapshot,
         service: ServiceId,
         v4: bool,
         known: Option<&Arc<Self>>,
         now: Duration,
     ) -> Option<Self> {
-        let snapshot = &view.snapshot;
         let declared = snapshot.services.get(&service)?;
         let endpoint = |(host, ipv4): (&HostId, &std::net::Ipv4Addr)| {
             let address: IpAddr =
                 if v4 { (*ipv4).into() } else { snapshot.workload_ipv6(*host, service).into() };
-            let stays = |it: &&Arc<Endpoint>| it.host == *host && it.address == address;
-            let kept = known.and_then(|known| known.endpoints.iter().find(stays));
-            kept.map_or_else(|| Arc::new(Endpoint::new(*host, address, now)), Arc::clone)
+            let stays = |it: &&Place| it.endpoint.host == *host && it.endpoint.address == address;
+            let kept = known.and_then(|known| known.places.iter().find(stays));
+            let endpoint = kept.map_or_else(
+                || Arc::new(Endpoint::new(*host, address, now)),
+                |place| Arc::clone(&place.endpoint),
+            );
+            Place {
+                endpoint,
+                near: is_near(snapshot, declared, *host),
+                weight: weight(snapshot, declared, *host),
+            }
         };
-        let numbers: Vec<u64> = declared.placements.keys().map(|host| host.0.into()).collect();
-        let kept = known.map(|known| Arc::clone(&known.kept));
+        let places: Vec<Place> = declared.placements.iter().map(endpoint).collect();
+        let weighed: Vec<(u64, u32)> =
+            places.iter().map(|it| (it.endpoint.host.0.into(), it.weight)).collect();
+        let kept = known.map_or_else(|| Arc::new(Kept::new(now)), |it| Arc::clone(&it.kept));
+        kept.recount(&places);
         Some(Self {
+            name: declared.name.clone(),
             revision: snapshot.revision,
             port: declared.port,
-            endpoints: declared.placements.iter().map(endpoint).collect(),
-            method: Method::new(&declared.balance.policy, &numbers),
-            most: usize::try_from(declared.balance.max_requests).unwrap_or(usize::MAX),
-            kept: kept.unwrap_or_else(|| Arc::new(Kept::new(now))),
+            places,
+            method: Method::new(&declared.balance.policy, &weighed),
+            balance: declared.balance.clone(),
+            ready: RwLock::default(),
+            kept,
         })
     }
 
     pub(crate) fn budget(&self) -> MutexGuard<'_, Budget> {
         lock(&self.kept.budget)
+    }
+
+    pub(crate) const fn outlier(&self) -> &Outlier {
+        &self.balance.outlier
+    }
+
+    /// Lets a retry pass, if the breaker does.
+    pub(crate) fn begin_retry(&self) -> Option<Retrying> {
+        let most = self.balance.breaker.max_retries.map_or(usize::MAX, |most| most as usize);
+        let before = self.kept.retries.fetch_add(1, Ordering::Relaxed);
+        // Dropped at once if it is one too many.
+        let retrying = Retrying(Arc::clone(&self.kept));
+        (before < most).then_some(retrying)
     }
 
     /// What requests are hashed by, if they are.
@@ -200,59 +222,145 @@ impl Cluster {
         }
     }
 
-    /// Whoever is due to prove itself first; else a healthy one; where nobody is healthy, anybody.
-    fn pick(
-        &self,
-        tried: &[HostId],
-        (key, random): (Option<u64>, u64),
-        now: Duration,
-    ) -> Option<Arc<Endpoint>> {
-        let fresh = |at: &usize| !tried.contains(&self.endpoints[*at].host);
-        let mut open = Vec::with_capacity(self.endpoints.len());
-        for at in (0..self.endpoints.len()).filter(fresh) {
-            match self.endpoints[at].admission(now) {
-                Admission::Probe => return Some(Arc::clone(&self.endpoints[at])),
-                Admission::Open => open.push(at),
-                Admission::Closed => {}
-            }
+    /// Whoever is due to prove itself first; else one who is ready and wasn't tried; else anybody
+    /// who wasn't; else anybody.
+    fn pick(&self, tried: &[HostId], draw: Draw, now: Duration) -> Option<Arc<Endpoint>> {
+        self.find_ready(now);
+        let found = self.ready.read().unwrap_or_else(PoisonError::into_inner);
+        let ready = &found.ready;
+        let fresh = |at: usize| !tried.contains(&self.places[at].endpoint.host);
+        let probes = |at: &&usize| fresh(**at) && self.places[**at].endpoint.begin_probe(now);
+        if let Some(at) = ready.due.iter().find(probes) {
+            self.kept.changed();
+            return Some(Arc::clone(&self.places[*at].endpoint));
         }
-        if open.is_empty() {
-            open.extend((0..self.endpoints.len()).filter(fresh));
-        }
-        if open.is_empty() {
-            open.extend(0..self.endpoints.len());
-        }
-        let at = self.choose(&open, (key, random), now)?;
-        self.endpoints.get(at).map(Arc::clone)
+        let everybody = || 0..self.places.len();
+        let chosen = if tried.is_empty() {
+            self.choose(ready, draw, now)
+        } else {
+            let open =
+                Level::new(everybody().filter(|at| fresh(*at) && ready.is_open(*at)).map(even));
+            self.among(&open, draw, now)
+        };
+        let at = chosen
+            .or_else(|| {
+                self.among(&Level::new(everybody().filter(|at| fresh(*at)).map(even)), draw, now)
+            })
+            .or_else(|| self.among(&Level::new(everybody().map(even)), draw, now))?;
+        self.places.get(at).map(|place| Arc::clone(&place.endpoint))
     }
 
-    /// One of the open ones.
-    fn choose(
-        &self,
-        open: &[usize],
-        (key, random): (Option<u64>, u64),
-        now: Duration,
-    ) -> Option<usize> {
-        let endpoint = |at: usize| &self.endpoints[open[at]];
-        let chosen = match &self.method {
-            Method::PeakEwma => p2c(open.len(), random, |at| endpoint(at).cost(now)),
+    /// One of those who are ready. Hashes go by keys alone, or hosts wouldn't agree.
+    fn choose(&self, ready: &Ready, draw: Draw, now: Duration) -> Option<usize> {
+        if let Method::Hash(_, table) = &self.method {
+            return table.pick(draw.key.unwrap_or(draw.random), |at| ready.is_open(at));
+        }
+        let point = (draw.random.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 11) as f64;
+        let levels = ready.levels(point / (1_u64 << 53) as f64);
+        levels.into_iter().find_map(|level| self.among(level, draw, now))
+    }
+
+    fn among(&self, level: &Level, draw: Draw, now: Duration) -> Option<usize> {
+        let endpoint = |at: usize| &self.places[at].endpoint;
+        match &self.method {
+            Method::PeakEwma => {
+                let cost = |at| endpoint(at).cost(now);
+                level.cheaper_of_two(draw.random, Sharpness::Measured, cost)
+            }
             Method::LeastRequest => {
-                p2c(open.len(), random, |at| endpoint(at).under_way.load(Ordering::Relaxed) as f64)
+                let cost = |at| (endpoint(at).under_way() + 1) as f64;
+                level.cheaper_of_two(draw.random, Sharpness::Counted, cost)
             }
-            Method::RoundRobin => {
-                self.kept.turn.fetch_add(1, Ordering::Relaxed).checked_rem(open.len())
-            }
+            Method::RoundRobin => level.in_turn(self.kept.turn.fetch_add(1, Ordering::Relaxed)),
             Method::Hash(_, table) => {
-                return table.pick(key.unwrap_or(random), |at| open.contains(&at));
+                let key = draw.key.unwrap_or(draw.random);
+                table.pick(key, |at| level.places().contains(&at))
             }
-        };
-        chosen.and_then(|at| open.get(at).copied())
+        }
+    }
+
+    /// Finds out who is ready, if something has changed.
+    fn find_ready(&self, now: Duration) {
+        let changes = self.kept.changes.load(Ordering::Acquire);
+        let holds = |found: &Found| found.at == Some(changes) && now < found.until;
+        if holds(&self.ready.read().unwrap_or_else(PoisonError::into_inner)) {
+            return;
+        }
+        let mut found = self.ready.write().unwrap_or_else(PoisonError::into_inner);
+        if holds(&found) {
+            return;
+        }
+        let next_look = self.compare_success(now);
+        // What changes from here on makes it be found again.
+        let changes = self.kept.changes.load(Ordering::Acquire);
+        let candidates: Vec<Candidate> = self.places.iter().map(Place::candidate).collect();
+        let Balance { slow_start, panic_threshold, .. } = &self.balance;
+        let ready = Ready::new(&candidates, *slow_start, *panic_threshold, now);
+        if ready.panic && !found.ready.panic {
+            let service = self.name.as_str();
+            tracing::warn!(service, "So few workloads are healthy that all are used");
+        }
+        let until = ready.until.map_or(next_look, |until| until.min(next_look));
+        *found = Found { ready, at: Some(changes), until };
+    }
+
+    /// Ejects who succeeds less often than the others, once in an interval; says when that is next.
+    fn compare_success(&self, now: Duration) -> Duration {
+        let settings = &self.balance.outlier;
+        let due = Duration::from_millis(self.kept.next_look.load(Ordering::Relaxed));
+        if now < due {
+            return due;
+        }
+        let next = now + settings.interval;
+        self.kept.next_look.store(next.as_millis() as u64, Ordering::Relaxed);
+        let tallies: Vec<(u32, u32)> =
+            self.places.iter().map(|place| place.endpoint.take_tally()).collect();
+        for at in outliers(&tallies, settings) {
+            let may = self.kept.may_eject(settings.max_ejection_percent);
+            if may
+                && self.places[at].endpoint.on_low_success(settings, (now, now.as_nanos() as u64))
+            {
+                self.kept.note(Turn::Ejected);
+                tracing::info!(
+                    address = %self.places[at].endpoint.address,
+                    "Ejected a workload that fails more often than the others"
+                );
+            }
+        }
+        next
+    }
+}
+
+const fn even(at: usize) -> (usize, f64) {
+    (at, 1.0)
+}
+
+/// Whether a host is of this host's site, if that counts.
+fn is_near(snapshot: &Snapshot, service: &Service, host: HostId) -> bool {
+    let site = |host: &HostId| snapshot.hosts.get(host).and_then(|host| host.site.as_ref());
+    !service.balance.locality
+        || host == snapshot.local
+        || site(&snapshot.local).is_none_or(|own| site(&host) == Some(own))
+}
+
+fn weight(snapshot: &Snapshot, service: &Service, host: HostId) -> u32 {
+    let name = snapshot.hosts.get(&host).map(|host| &host.name);
+    name.and_then(|name| service.balance.weights.get(name)).copied().unwrap_or(1)
+}
+
+impl Place {
+    fn candidate(&self) -> Candidate {
+        Candidate { near: self.near, weight: self.weight, admission: self.endpoint.admission() }
+    }
+
+    fn view(&self, service: ServiceId, now: Duration) -> EndpointView {
+        EndpointView { weight: self.weight, near: self.near, ..self.endpoint.view(service, now) }
     }
 }
 
 impl Method {
-    /// Of workloads on hosts with these numbers.
-    fn new(policy: &BalancePolicy, hosts: &[u64]) -> Self {
+    /// Of workloads on hosts with these numbers and weights.
+    fn new(policy: &BalancePolicy, hosts: &[(u64, u32)]) -> Self {
         match policy {
             BalancePolicy::PeakEwma => Self::PeakEwma,
             BalancePolicy::LeastRequest => Self::LeastRequest,
@@ -268,69 +376,53 @@ impl Kept {
         Self {
             budget: Mutex::new(Budget::new(now)),
             under_way: AtomicUsize::new(0),
+            retries: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
+            count: AtomicUsize::new(0),
+            ejected: AtomicUsize::new(0),
+            changes: AtomicU64::new(0),
+            next_look: AtomicU64::new(0),
         }
+    }
+
+    fn recount(&self, places: &[Place]) {
+        let ejected = places.iter().filter(|place| place.endpoint.is_out()).count();
+        self.count.store(places.len(), Ordering::Relaxed);
+        self.ejected.store(ejected, Ordering::Relaxed);
+        self.changed();
+    }
+
+    /// Whether another workload may be ejected; one may in any case.
+    pub(super) fn may_eject(&self, max_percent: u8) -> bool {
+        let ejected = self.ejected.load(Ordering::Relaxed);
+        let count = self.count.load(Ordering::Relaxed);
+        ejected == 0 || (ejected + 1) * 100 <= usize::from(max_percent) * count
+    }
+
+    pub(super) fn note(&self, turn: Turn) {
+        let less_one = |ejected: usize| Some(ejected.saturating_sub(1));
+        match turn {
+            Turn::Ejected => drop(self.ejected.fetch_add(1, Ordering::Relaxed)),
+            Turn::Back => {
+                // It never declines.
+                let _ = self.ejected.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less_one);
+            }
+            Turn::Nothing => return,
+        }
+        self.changed();
+    }
+
+    pub(super) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
     }
 }
 
-impl Endpoint {
-    fn new(host: HostId, address: IpAddr, now: Duration) -> Self {
-        Self {
-            host,
-            address,
-            latency: PeakEwma::new(now),
-            under_way: AtomicUsize::new(0),
-            ejection: Mutex::default(),
-        }
-    }
-
-    fn admission(&self, now: Duration) -> Admission {
-        lock(&self.ejection).admission(now)
-    }
-
-    fn cost(&self, now: Duration) -> f64 {
-        self.latency.cost(self.under_way.load(Ordering::Relaxed), now)
-    }
-
-    fn view(&self, service: ServiceId, now: Duration) -> EndpointView {
-        EndpointView {
-            service,
-            host: self.host,
-            address: self.address,
-            latency: self.latency.latency(now),
-            under_way: self.under_way.load(Ordering::Relaxed),
-            ejected: !matches!(*lock(&self.ejection), Ejection::Healthy { .. }),
-        }
-    }
-}
-
-impl InFlight {
-    /// The answer has begun, or won't come. Says whether this ejects the workload.
-    pub(crate) fn tell(&mut self, attempt: Attempt, random: u64) -> bool {
-        self.told = true;
-        let now = self.origin.elapsed();
-        let took = now.saturating_sub(self.began);
-        let mut ejection = lock(&self.endpoint.ejection);
-        if attempt.is_endpoints_failure() {
-            self.endpoint.latency.observe(took.max(FAILURE_COSTS), now);
-            return ejection.on_failure(now, random);
-        }
-        self.endpoint.latency.observe(took, now);
-        ejection.on_success();
-        false
-    }
-}
-
-impl Drop for InFlight {
+impl Drop for Retrying {
     fn drop(&mut self) {
-        self.endpoint.under_way.fetch_sub(1, Ordering::Relaxed);
-        self.cluster.under_way.fetch_sub(1, Ordering::Relaxed);
-        if !self.told {
-            lock(&self.endpoint.ejection).on_cancel(self.origin.elapsed());
-        }
+        self.0.retries.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, COOKIE, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use isthmus_model::route::{Retry, RetryOn, Share};
 use isthmus_model::{HashKey, HostId, ServiceId};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::cluster::{Cluster, Endpoint, InFlight, NoPlace};
+use super::cluster::{Cluster, Draw, NoPlace, Retrying};
+use super::endpoint::{Endpoint, InFlight, Turn};
 use super::{Call, local, mirror, set_host};
 use crate::access::Record;
 use crate::backend::{BackendError, Target, Wire};
@@ -21,10 +22,14 @@ use crate::balance::{Attempt, hash, may_repeat, wants_retry};
 use crate::body::{Answer, Payload};
 use crate::connection::Connection;
 use crate::headers;
+use crate::metrics::Overflow;
 use crate::request::{failure, pass, refusal, switch, target, wire};
 use crate::routing::Compiled;
 use crate::upgrade;
 use crate::view::View;
+
+/// What a breaker's refusal says, with the limit's name: our `x-envoy-overloaded`.
+const OVERLOADED: HeaderName = HeaderName::from_static("x-isthmus-overloaded");
 
 /// A request as every try of it begins.
 pub(super) struct Template {
@@ -76,7 +81,7 @@ pub(super) async fn run(
     let deadline = route.as_ref().and_then(|it| it.timeout).map(|it| Instant::now() + it);
     let v4 = connection.peer.is_ipv4();
     let Some(cluster) = connection.shared.clusters.of(view, service, v4) else {
-        return no_place(NoPlace::Nobody, record);
+        return no_place(NoPlace::Nobody, connection, record);
     };
     record.take_backend(view, service);
     let Call { head, body, host, on_upgrade } = call;
@@ -120,7 +125,7 @@ pub(super) async fn run(
         }
         Ok(Ended::Failed(error)) => failure(&error, record),
         Ok(Ended::Denied) => refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record),
-        Ok(Ended::NoPlace(reason)) => no_place(reason, record),
+        Ok(Ended::NoPlace(reason)) => no_place(reason, connection, record),
         Err(_) => {
             let reason = "the service didn't answer within the route's timeout";
             refusal(StatusCode::GATEWAY_TIMEOUT, reason, record)
@@ -163,12 +168,26 @@ fn answer(
     answer
 }
 
-fn no_place(reason: NoPlace, record: Record) -> Response<Answer> {
-    let words = match reason {
-        NoPlace::Nobody => "the service has no workload",
-        NoPlace::Overloaded => "too many requests to the service are under way",
+fn no_place(reason: NoPlace, connection: &Connection, record: Record) -> Response<Answer> {
+    match reason {
+        NoPlace::Nobody => {
+            refusal(StatusCode::SERVICE_UNAVAILABLE, "the service has no workload", record)
+        }
+        NoPlace::Overloaded => overloaded(Overflow::Requests, connection, record),
+    }
+}
+
+/// The breaker is open. A caller who sees the header knows that trying again at once is no use.
+fn overloaded(what: Overflow, connection: &Connection, record: Record) -> Response<Answer> {
+    connection.shared.metrics.count_overflow(what);
+    let reason = match what {
+        Overflow::Requests => "too many requests to the service are under way",
+        Overflow::Pending => "too many requests to the service wait for a connection",
+        Overflow::Retries => "too many requests to the service are tried again",
     };
-    refusal(StatusCode::SERVICE_UNAVAILABLE, words, record)
+    let mut answer = refusal(StatusCode::SERVICE_UNAVAILABLE, reason, record);
+    answer.headers_mut().insert(OVERLOADED, HeaderValue::from_static(what.setting()));
+    answer
 }
 
 /// What a request is hashed to; none if it lacks what is hashed.
@@ -202,9 +221,11 @@ impl Exchange<'_> {
         let clusters = &self.connection.shared.clusters;
         self.cluster.budget().deposit(self.policy.budget, clusters.now());
         let mut tried: Vec<HostId> = Vec::new();
+        // Until the retry has its answer's head.
+        let mut _retrying: Option<Retrying> = None;
         loop {
-            let by = (self.key, self.connection.shared.chance.next());
-            let (endpoint, flight) = match clusters.pick(&self.cluster, &tried, by) {
+            let draw = Draw { key: self.key, random: self.connection.shared.chance.next() };
+            let (endpoint, flight) = match clusters.pick(&self.cluster, &tried, draw) {
                 Ok(picked) => picked,
                 Err(reason) => return Ended::NoPlace(reason),
             };
@@ -213,7 +234,8 @@ impl Exchange<'_> {
             let (error, attempt) = match self.try_once(&endpoint, flight, payload).await {
                 Tried::Answer(response, flight) => {
                     let attempt = Attempt::answered(response.status(), response.headers());
-                    if !self.tries_again(attempt, &tried, payload).await {
+                    _retrying = self.tries_again(attempt, &tried, payload).await;
+                    if _retrying.is_none() {
                         return Ended::Answer(response, flight);
                     }
                     continue;
@@ -221,14 +243,20 @@ impl Exchange<'_> {
                 Tried::Denied => return Ended::Denied,
                 Tried::Failed(error, attempt) => (error, attempt),
             };
-            if !self.tries_again(attempt, &tried, payload).await {
+            _retrying = self.tries_again(attempt, &tried, payload).await;
+            if _retrying.is_none() {
                 return Ended::Failed(error);
             }
         }
     }
 
     /// Decides about another try, and waits for its time.
-    async fn tries_again(&self, attempt: Attempt, tried: &[HostId], payload: &Payload) -> bool {
+    async fn tries_again(
+        &self,
+        attempt: Attempt,
+        tried: &[HostId],
+        payload: &Payload,
+    ) -> Option<Retrying> {
         let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX) - 1;
         let has_time = self.deadline.is_none_or(|deadline| Instant::now() < deadline);
         let may = has_time
@@ -237,15 +265,23 @@ impl Exchange<'_> {
             && retries < self.policy.attempts
             && payload.is_ready();
         let now = self.connection.shared.clusters.now();
-        if !may || !self.cluster.budget().withdraw(now) {
-            return false;
+        if !may {
+            return None;
         }
-        self.connection.shared.metrics.count_retry();
+        let metrics = &self.connection.shared.metrics;
+        let Some(retrying) = self.cluster.begin_retry() else {
+            metrics.count_overflow(Overflow::Retries);
+            return None;
+        };
+        if !self.cluster.budget().withdraw(now) {
+            return None;
+        }
+        metrics.count_retry();
         let longest = self.policy.backoff * 2_u32.saturating_pow(retries);
         // Full jitter: clients that failed together don't come back together.
         let share = self.connection.shared.chance.next() % 1024;
         sleep(longest.mul_f64(share as f64 / 1024.0)).await;
-        true
+        Some(retrying)
     }
 
     async fn try_once(
@@ -277,7 +313,7 @@ impl Exchange<'_> {
         let (error, attempt) = match sent {
             Ok(Ok(response)) => {
                 let attempt = Attempt::answered(response.status(), response.headers());
-                self.note(flight.tell(attempt, random), endpoint);
+                self.note(flight.tell(attempt, self.cluster.outlier(), random), endpoint);
                 return Tried::Answer(response, flight);
             }
             Ok(Err(failure)) => match failure.unsent {
@@ -289,17 +325,25 @@ impl Exchange<'_> {
             },
             Err(_) => (BackendError::TryTimedOut, Attempt::Reset),
         };
-        self.note(flight.tell(attempt, random), endpoint);
+        self.note(flight.tell(attempt, self.cluster.outlier(), random), endpoint);
         Tried::Failed(error, attempt)
     }
 
-    fn note(&self, ejected: bool, endpoint: &Endpoint) {
-        if ejected {
-            self.connection.shared.metrics.count_ejection();
-            let snapshot = &self.view.snapshot;
-            let service = snapshot.services.get(&self.service).map(|it| it.name.as_str());
-            let host = snapshot.hosts.get(&endpoint.host).map(|it| it.name.as_str());
-            tracing::info!(service, host, "Ejected a workload that keeps failing");
+    fn note(&self, turn: Turn, endpoint: &Endpoint) {
+        let snapshot = &self.view.snapshot;
+        let service = || snapshot.services.get(&self.service).map(|it| it.name.as_str());
+        let host = || snapshot.hosts.get(&endpoint.host).map(|it| it.name.as_str());
+        match turn {
+            Turn::Ejected => {
+                self.connection.shared.metrics.count_ejection();
+                let (service, host) = (service(), host());
+                tracing::info!(service, host, "Ejected a workload that keeps failing");
+            }
+            Turn::Back => {
+                let (service, host) = (service(), host());
+                tracing::info!(service, host, "A workload that was ejected is back");
+            }
+            Turn::Nothing => {}
         }
     }
 }

@@ -8,7 +8,8 @@ use isthmus_policy::{Outcome, Request};
 use crate::backend::Target;
 use crate::connection::Connection;
 use crate::headers;
-use crate::outbound::cluster::{Cluster, Endpoint};
+use crate::outbound::cluster::Cluster;
+use crate::outbound::endpoint::Endpoint;
 use crate::view::View;
 
 /// Judges a request to a service here, as the server's side does for callers of other hosts, and

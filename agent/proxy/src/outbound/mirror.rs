@@ -8,6 +8,7 @@ use http_body_util::BodyExt as _;
 use isthmus_model::ServiceId;
 use tokio::time::timeout;
 
+use super::cluster::Draw;
 use super::forward::Template;
 use crate::body::Payload;
 use crate::connection::Connection;
@@ -48,8 +49,8 @@ fn send_one(
     let Some(cluster) = shared.clusters.of(view, service, connection.peer.is_ipv4()) else {
         return;
     };
-    let by = (None, shared.chance.next());
-    let Ok((endpoint, flight)) = shared.clusters.pick(&cluster, &[], by) else { return };
+    let draw = Draw { key: None, random: shared.chance.next() };
+    let Ok((endpoint, flight)) = shared.clusters.pick(&cluster, &[], draw) else { return };
     let mut head = template.copy();
     let Some((target, uri)) =
         template.aim(connection, view, (service, &cluster, &endpoint), &mut head)

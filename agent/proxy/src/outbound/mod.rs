@@ -9,6 +9,7 @@
 //! through whom. A workload of this host is not dialled but served here, judged by the same policy.
 
 mod cluster;
+mod endpoint;
 mod forward;
 mod local;
 mod mirror;
@@ -30,8 +31,9 @@ use crate::request::{may_pass, refusal, rejection};
 use crate::routing::{Act, Asked, Chosen, Compiled, location, target};
 use crate::view::View;
 
-pub use cluster::EndpointView;
-pub(crate) use cluster::{Clusters, InFlight};
+pub(crate) use cluster::Clusters;
+pub use endpoint::EndpointView;
+pub(crate) use endpoint::InFlight;
 
 /// A request that is to be routed.
 pub(crate) struct Call {

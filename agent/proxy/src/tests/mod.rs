@@ -7,6 +7,7 @@ mod framing;
 mod patience;
 mod routed;
 mod routes;
+mod smuggling;
 mod streams;
 mod support;
 mod upgrades;

@@ -152,6 +152,7 @@ impl Backends {
             placements: workloads.iter().map(placement).collect(),
             selectors: Vec::new(),
             balance: self.balance.clone(),
+            edge: None,
         }
     }
 }

@@ -417,7 +417,7 @@ async fn least_request_avoids_who_is_busy() {
 #[tokio::test]
 async fn no_more_requests_are_under_way_than_the_breaker_lets_pass() {
     let mut backends = Backends::new();
-    backends.balance.max_requests = 2;
+    backends.balance.breaker.max_requests = 2;
     let (entered, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
     let go = Arc::new(tokio::sync::Semaphore::new(0));
     let slow = {

@@ -29,7 +29,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::limits::Limits;
-use crate::server::serve_within;
+use crate::server::{Shared, accept_until};
+use crate::worker::{self, Door};
 use crate::{Metrics, MetricsSnapshot, View};
 
 /// The workload of `web` on this host.
@@ -91,8 +92,14 @@ impl Proxy {
             let _ = stopped.await;
         };
         let metrics_ = Arc::clone(&metrics);
-        let serving = serve_within(limits, vec![listener], view, metrics_, bind, stopped);
-        let task = tokio::spawn(serving);
+        // On the test's own thread, where its log is.
+        let task = tokio::spawn(async move {
+            let shared = Arc::new(Shared::new(limits, view, metrics_, bind));
+            let (door, arrivals) = Door::new();
+            let working = tokio::spawn(worker::run(Arc::clone(&shared), arrivals));
+            accept_until(stopped, vec![listener], &shared, vec![door]).await?;
+            Ok(working.await?)
+        });
         Self { address, metrics, application_port, views, stop: Some(stop), task }
     }
 
@@ -358,6 +365,7 @@ fn service(
         placements: [(HostId(host), workload)].into(),
         selectors: Vec::new(),
         balance: isthmus_model::Balance::default(),
+        edge: None,
     }
 }
 

@@ -16,7 +16,7 @@ use isthmus_policy::{Outcome, Policy};
 use tokio::sync::watch;
 
 use super::support::{Application, bind, exchange, host};
-use crate::{Metrics, View, serve};
+use crate::{Metrics, Options, View, serve};
 
 /// Where services that are called have their workloads.
 const HERE: HostId = HostId(1);
@@ -84,6 +84,7 @@ impl Lab {
                 placements: [(HERE, here), (THERE, Ipv4Addr::new(127, 64, 2, number))].into(),
                 selectors: Vec::new(),
                 balance: isthmus_model::Balance::default(),
+                edge: None,
             };
             services.insert(ServiceId(number.into()), service);
         }
@@ -122,7 +123,14 @@ impl Lab {
             listeners.push(listener);
         }
         let (views, view) = watch::channel(Arc::new(View::new(Arc::clone(&snapshot), policy)));
-        tokio::spawn(serve(listeners, view, Arc::new(Metrics::default()), bind, pending()));
+        tokio::spawn(serve(
+            Options { threads: 2 },
+            listeners,
+            view,
+            Arc::new(Metrics::default()),
+            bind,
+            pending(),
+        ));
         Self { snapshot, proxies, _views: views }
     }
 

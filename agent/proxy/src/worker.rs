@@ -1,0 +1,205 @@
+//! One thread's share of the connections, and who looks after them.
+//!
+//! A connection stays on its thread with all that it uses: its tasks, its connections to
+//! applications. So nothing is handed over, and no lock on a request's way is ever waited for.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::activity::Patience;
+use crate::connection::{self, Connection};
+use crate::limits::Limits;
+use crate::server::Shared;
+
+/// Between two looks at all connections, if the limits' times are long.
+const LONGEST_TICK: Duration = Duration::from_secs(1);
+const SHORTEST_TICK: Duration = Duration::from_millis(10);
+/// Between two looks for application connections that nobody used.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The way to a worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    arrivals: mpsc::UnboundedSender<Arrival>,
+    connections: Arc<AtomicUsize>,
+}
+
+/// A connection on its way to a worker.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    stream: std::net::TcpStream,
+    stay: Stay,
+}
+
+/// Keeps a connection's place, among all and among its worker's.
+#[derive(Debug)]
+struct Stay {
+    connections: Arc<AtomicUsize>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Door {
+    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Arrival>) {
+        let (arrivals, receiver) = mpsc::unbounded_channel();
+        (Self { arrivals, connections: Arc::default() }, receiver)
+    }
+
+    pub(crate) fn load(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Hands over a connection. Its place bounds how many there can be.
+    pub(crate) fn enter(&self, stream: std::net::TcpStream, place: OwnedSemaphorePermit) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        let stay = Stay { connections: Arc::clone(&self.connections), _place: place };
+        // A worker that is gone takes the connection with it.
+        let _ = self.arrivals.send(Arrival { stream, stay });
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves what comes through a door until it closes; then finishes requests under way.
+pub(crate) async fn run(shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiver<Arrival>) {
+    let tick = tick(&shared.limits);
+    let mut flock = Flock::new(patience(&shared.limits, tick));
+    let mut views = shared.view.clone();
+    let mut has_views = true;
+    let mut ticks = interval(tick);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut swept = Instant::now();
+    let mut drained: Option<Instant> = None;
+    while drained.is_none() || !flock.tasks.is_empty() {
+        tokio::select! {
+            arrival = arrivals.recv(), if drained.is_none() => match arrival {
+                Some(arrival) => flock.admit(&shared, arrival),
+                None => {
+                    flock.ask_all_to_leave();
+                    drained = Some(Instant::now() + shared.limits.drain);
+                }
+            },
+            Some(_) = flock.tasks.join_next() => {}
+            changed = views.changed(), if has_views => {
+                has_views = changed.is_ok();
+                views.mark_unchanged();
+                flock.judge_all();
+            }
+            _ = ticks.tick() => {
+                shared.clock.tick();
+                flock.end_the_quiet();
+                if swept.elapsed() >= SWEEP_INTERVAL {
+                    shared.backends.sweep();
+                    swept = Instant::now();
+                }
+            }
+            () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {
+                let connections = flock.tasks.len();
+                tracing::info!(connections, "Cut connections that were still busy");
+                return;
+            }
+        }
+    }
+}
+
+/// The connections of one worker.
+struct Flock {
+    tasks: JoinSet<()>,
+    members: Vec<Member>,
+    patience: Patience,
+}
+
+struct Member {
+    connection: Weak<Connection>,
+    task: AbortHandle,
+}
+
+impl Flock {
+    fn new(patience: Patience) -> Self {
+        Self { tasks: JoinSet::new(), members: Vec::new(), patience }
+    }
+
+    fn admit(&mut self, shared: &Arc<Shared>, Arrival { stream, stay }: Arrival) {
+        let Ok(stream) = TcpStream::from_std(stream) else { return };
+        let Some(connection) = connection::identify(shared, &stream) else {
+            shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
+            let _ = stream.set_zero_linger();
+            return;
+        };
+        let connection = Arc::new(connection);
+        let weak = Arc::downgrade(&connection);
+        let present = Present::new(Arc::clone(shared), stay);
+        let task = self.tasks.spawn(async move {
+            let _present = present;
+            connection::run(connection, stream).await;
+        });
+        self.members.push(Member { connection: weak, task });
+    }
+
+    /// Cuts those whose callers may no longer reach their service.
+    fn judge_all(&mut self) {
+        self.members.retain(|member| {
+            let Some(connection) = member.connection.upgrade() else { return false };
+            if connection.is_denied() {
+                connection.on_revoked();
+                member.task.abort();
+            }
+            true
+        });
+    }
+
+    /// Has those leave that nobody used, or whose head didn't come in time.
+    fn end_the_quiet(&mut self) {
+        let patience = self.patience;
+        self.members.retain(|member| {
+            let Some(connection) = member.connection.upgrade() else { return false };
+            if connection.activity.is_too_quiet(patience) {
+                connection.activity.ask_to_leave();
+            }
+            true
+        });
+    }
+
+    fn ask_all_to_leave(&self) {
+        let members = self.members.iter().filter_map(|member| member.connection.upgrade());
+        members.for_each(|connection| connection.activity.ask_to_leave());
+    }
+}
+
+/// Counts a connection in and out, also when its task is aborted.
+struct Present {
+    shared: Arc<Shared>,
+    _stay: Stay,
+}
+
+impl Present {
+    fn new(shared: Arc<Shared>, stay: Stay) -> Self {
+        shared.metrics.active.fetch_add(1, Ordering::Relaxed);
+        Self { shared, _stay: stay }
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.shared.metrics.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An eighth of the shortest patience is how late its end may be seen.
+fn tick(limits: &Limits) -> Duration {
+    (limits.head.min(limits.idle) / 8).clamp(SHORTEST_TICK, LONGEST_TICK)
+}
+
+fn patience(limits: &Limits, tick: Duration) -> Patience {
+    let ticks = |time: Duration| (time.as_millis() / tick.as_millis().max(1)) as u32;
+    Patience { head: ticks(limits.head), idle: ticks(limits.idle) }
+}
