@@ -9,7 +9,7 @@ use super::parse::{Declared, Draft};
 use super::policy::{RuleDraft, TestDraft};
 use super::reader::{At, Report, quote};
 use super::suggest::nearest;
-use super::{Placement, addresses, edges, routes};
+use super::{Placement, addresses, edges, rollout, routes};
 use crate::name::Name;
 use crate::rules::Subject;
 use crate::snapshot::{Protocol, Selector};
@@ -29,6 +29,7 @@ pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
     check_devices(draft, report);
     check_rules(draft, report);
     routes::check(draft, report);
+    rollout::check(draft, report);
     check_tests(draft, report);
 }
 

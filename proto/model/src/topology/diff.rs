@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::declare::kind_of;
 use super::route_words;
-use super::{DeviceDecl, HostDecl, MeshDecl, Placement, ServiceDecl, TestDecl, Topology};
+use super::{
+    DeviceDecl, HostDecl, MeshDecl, Placement, RolloutDecl, ServiceDecl, TestDecl, Topology,
+};
 use crate::balance::Balance;
 use crate::name::Name;
 use crate::route::Route;
@@ -65,6 +67,7 @@ pub fn diff(old: Option<&Topology>, new: &Topology) -> Vec<Change> {
     changes.changed("policy", policy);
     changes.rules(&old.rules.rules, &new.rules.rules);
     changes.routes(&old.routes, &new.routes);
+    changes.tables(|_| "rollout", &old.rollouts, &new.rollouts, rollout);
     changes.tests(&old.tests, &new.tests);
     changes.list
 }
@@ -266,6 +269,14 @@ fn rule(old: &Rule, new: &Rule) -> Details {
 fn route(old: &Route, new: &Route) -> Details {
     let mut details = Details::default();
     for ((key, old), (_, new)) in route_words::facts(old).into_iter().zip(route_words::facts(new)) {
+        details.note(key, old, new);
+    }
+    details
+}
+
+fn rollout(old: &RolloutDecl, new: &RolloutDecl) -> Details {
+    let mut details = Details::default();
+    for ((key, old), (_, new)) in old.facts().into_iter().zip(new.facts()) {
         details.note(key, old, new);
     }
     details

@@ -24,6 +24,7 @@ mod mesh;
 mod parse;
 mod policy;
 mod reader;
+mod rollout;
 mod route;
 mod route_words;
 mod routes;
@@ -52,6 +53,7 @@ use crate::snapshot::{Protocol, Selector};
 
 pub use diff::{Change, ChangeKind, diff};
 pub use parse::parse;
+pub use rollout::{LatencyBound, LatencyGoal, OnFailure, RolloutDecl};
 
 /// A file of a topology.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +79,8 @@ pub struct Topology {
     pub rules: Rules,
     /// `[[route.NAME]]`, in order of the files.
     pub routes: Vec<Route>,
+    /// `[rollout.NAME]`
+    pub rollouts: BTreeMap<Name, RolloutDecl>,
     /// `[[test]]`
     pub tests: Vec<TestDecl>,
 }
@@ -216,6 +220,7 @@ impl Default for Topology {
             devices: BTreeMap::new(),
             rules: Rules::default(),
             routes: Vec::new(),
+            rollouts: BTreeMap::new(),
             tests: Vec::new(),
         }
     }

@@ -9,6 +9,7 @@ use super::declare::{self, DeviceDraft, HostDraft, ServiceDraft};
 use super::edge;
 use super::policy::{self, PolicyDraft, RuleDraft, TestDraft};
 use super::reader::{At, Context, Located, Read, Report, Reported, Schema, Table, clip, instead};
+use super::rollout::{self, RolloutDraft};
 use super::route::{self, RouteDraft};
 use super::{Diagnostic, MeshDecl, SourceFile, Topology, check, mesh, syntax, values};
 use crate::name::Name;
@@ -31,6 +32,7 @@ const TOP: Schema = &[
     ("allow", "[[allow]]"),
     ("deny", "[[deny]]"),
     ("route", "[[route.web]]"),
+    ("rollout", "[rollout.web]"),
     ("test", "[[test]]"),
 ];
 
@@ -45,6 +47,7 @@ pub(super) struct Draft {
     pub(super) devices: BTreeMap<Name, Declared<DeviceDraft>>,
     pub(super) rules: Vec<RuleDraft>,
     pub(super) routes: Vec<RouteDraft>,
+    pub(super) rollouts: BTreeMap<Name, Declared<RolloutDraft>>,
     /// How many each service has.
     route_counts: BTreeMap<Name, usize>,
     pub(super) tests: Vec<TestDraft>,
@@ -112,7 +115,7 @@ impl Draft {
             match word {
                 "mesh" => self.read_mesh(at, value.get_ref(), report),
                 "policy" => self.read_policy(at, value.get_ref(), report),
-                "host" | "service" | "device" | "gateway" | "external" => {
+                "host" | "service" | "device" | "gateway" | "external" | "rollout" => {
                     self.read_named(file, word, Located { value: value.get_ref(), at }, report);
                 }
                 "allow" => rules.extend(
@@ -149,6 +152,7 @@ impl Draft {
                 rules: self.rules.into_iter().map(|draft| draft.rule).collect(),
             },
             routes: self.routes.into_iter().map(|draft| draft.route).collect(),
+            rollouts: unwrap(self.rollouts, |rollout| rollout.decl)?,
             tests: self.tests.into_iter().map(|draft| draft.decl).collect(),
         })
     }
@@ -171,7 +175,7 @@ impl Draft {
         self.policy = Some(Declared { at, draft });
     }
 
-    /// `[host.*]`, `[service.*]`, `[device.*]`, `[gateway.*]` or `[external.*]`.
+    /// `[host.*]`, `[service.*]`, `[device.*]`, `[gateway.*]`, `[external.*]` or `[rollout.*]`.
     fn read_named(
         &mut self,
         file: usize,
@@ -226,6 +230,15 @@ impl Draft {
                     &mut self.services,
                     report,
                     |_, table, report| edge::external(table, report),
+                ),
+                "rollout" => named(
+                    "rollout",
+                    rollout::ROLLOUT,
+                    name,
+                    value,
+                    &mut self.rollouts,
+                    report,
+                    rollout::rollout,
                 ),
                 _ => named(
                     "device",

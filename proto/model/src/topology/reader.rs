@@ -292,6 +292,24 @@ impl<'a> Entry<'a> {
         self.elements(list.ok_or_else(|| self.wrong_type("a string or a list", report))?, report)
     }
 
+    /// A list of whole numbers that isn't empty.
+    pub(super) fn integers(&self, report: &mut Report<'_>) -> Read<Vec<Located<i64>>> {
+        let list = self.value.as_array();
+        let list = list.ok_or_else(|| self.wrong_type("a list of whole numbers", report))?;
+        if list.is_empty() {
+            return Err(self.empty(report));
+        }
+        let read: Vec<Read<_>> = list
+            .iter()
+            .map(|element| {
+                let entry =
+                    Self { at: self.at.within(element.span()), value: element.get_ref(), ..*self };
+                Ok(Located { value: entry.integer(report)?, at: entry.at })
+            })
+            .collect();
+        read.into_iter().collect()
+    }
+
     fn elements(
         &self,
         list: &'a DeArray<'a>,

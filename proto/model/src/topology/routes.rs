@@ -52,7 +52,7 @@ fn check_backends(draft: &Draft, route: &RouteDraft, report: &mut Report<'_>) {
     }
 }
 
-fn require_http(draft: &Draft, name: &Name, at: At, report: &mut Report<'_>) -> bool {
+pub(super) fn require_http(draft: &Draft, name: &Name, at: At, report: &mut Report<'_>) -> bool {
     let service = draft.services.get(name).and_then(|declared| declared.draft.as_ref());
     let Some(service) = service else { return false };
     let protocol = service.decl.protocol;
@@ -64,7 +64,7 @@ fn require_http(draft: &Draft, name: &Name, at: At, report: &mut Report<'_>) -> 
     false
 }
 
-fn require_workloads(draft: &Draft, name: &Name, at: At, report: &mut Report<'_>) {
+pub(super) fn require_workloads(draft: &Draft, name: &Name, at: At, report: &mut Report<'_>) {
     let service = draft.services.get(name).and_then(|declared| declared.draft.as_ref());
     let Some(service) = service.filter(|service| !service.takes_requests()) else { return };
     if service.kind() == "gateway" {

@@ -244,3 +244,19 @@ fn a_new_rule_between_others_is_no_new_order() {
         after("[[deny]]", "[[deny]]\nname = \"0\"\nfrom = \"any\"\nto = \"host:a\"\n[[deny]]");
     assert_eq!(told, ["+ rule 0"]);
 }
+
+#[test]
+fn rollouts_are_told_by_what_they_say() {
+    let text = format!(
+        "{}\n[service.v2]\nport = 81\nprotocol = \"http\"\nhosts = [\"a\"]\n[[route.web]]\nname = \"r\"\n\
+         [rollout.web]\nroute = \"r\"\nstable = \"web\"\ncanary = \"v2\"\n",
+        BEFORE.replace("port = 80\n", "port = 80\nprotocol = \"http\"\n")
+    );
+    let before = read(&text);
+    let after = read(&format!("{text}interval = \"5m\"\nlatency = {{ p99 = \"120%\" }}\n"));
+    assert_eq!(
+        changes(&before, &after),
+        ["~ rollout web: interval 60s -> 300s; latency none -> p99 120% of the stable's"]
+    );
+    assert!(changes(&read(BEFORE), &before).contains(&"+ rollout web".to_owned()));
+}

@@ -2,6 +2,7 @@
 
 mod between;
 mod edges;
+mod rollouts;
 mod routes;
 mod syntax;
 mod tables;
@@ -54,9 +55,17 @@ const fn on(
 }
 
 fn rows() -> impl Iterator<Item = &'static Row> {
-    [syntax::ROWS, tables::ROWS, values::ROWS, routes::ROWS, edges::ROWS, between::ROWS]
-        .into_iter()
-        .flatten()
+    [
+        syntax::ROWS,
+        tables::ROWS,
+        values::ROWS,
+        rollouts::ROWS,
+        routes::ROWS,
+        edges::ROWS,
+        between::ROWS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 impl Row {
