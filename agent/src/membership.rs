@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use ipnet::IpNet;
 use isthmus_proto::v1;
+use isthmus_proxy::Traffic;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -258,12 +259,22 @@ impl sync::Member for Membership {
         }
     }
 
-    fn forgeries(&mut self) -> Vec<v1::Forgery> {
-        self.shared.take_forgeries()
+    fn report(&mut self) -> v1::Report {
+        let traffic = self.shared.proxy.measured().take();
+        v1::Report {
+            forgeries: self.shared.take_forgeries(),
+            traffic: traffic.into_iter().map(traffic_message).collect(),
+        }
+    }
+
+    fn watch(&mut self, routes: Vec<String>) {
+        self.shared.proxy.measured().watch(routes);
     }
 
     fn connected(&mut self, controller: &str) {
         tracing::info!(controller, "connected to the controller");
+        // A controller says anew what it wants to know.
+        self.shared.proxy.measured().watch([]);
         self.shared.update(|status| {
             controller.clone_into(&mut status.controller);
             status.connected = true;
@@ -282,5 +293,19 @@ impl sync::Member for Membership {
 
     fn device(&self) -> Option<u32> {
         self.plane.device()
+    }
+}
+
+fn traffic_message((route, backend, traffic): (String, String, Traffic)) -> v1::BackendTraffic {
+    let latency = |(took, requests): (Duration, u64)| v1::LatencyCount {
+        microseconds: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        requests,
+    };
+    v1::BackendTraffic {
+        route,
+        backend,
+        requests: traffic.latencies.count(),
+        failures: traffic.failures,
+        latencies: traffic.latencies.counts().map(latency).collect(),
     }
 }

@@ -20,7 +20,7 @@ use crate::caller::{Caller, peer};
 use crate::mesh::{Applied, ApplyError, Mesh};
 use crate::store::StoreError;
 use crate::tokens::{self, NewToken};
-use crate::{export, rollout, status};
+use crate::{delivery, export, rollout, status};
 
 const MOST_FILES: usize = 1_000;
 
@@ -179,6 +179,23 @@ impl admin_server::Admin for Admin {
         let name = request.into_inner().name;
         let config = export::device(&now.state, now.world.everything(), &name)?;
         Ok(Response::new(v1::ExportedDevice { config }))
+    }
+
+    async fn list_deliveries(
+        &self,
+        _: Request<v1::ListDeliveriesRequest>,
+    ) -> Result<Response<v1::Deliveries>, Status> {
+        Ok(Response::new(v1::Deliveries { deliveries: delivery::all(&self.mesh) }))
+    }
+
+    async fn steer_delivery(
+        &self,
+        request: Request<v1::SteerDeliveryRequest>,
+    ) -> Result<Response<v1::Delivery>, Status> {
+        let operator = operator(&request);
+        let request = request.into_inner();
+        let work = move |mesh: &Mesh| delivery::steer(mesh, &request, &operator);
+        Ok(Response::new(self.mesh.work(work).await??))
     }
 }
 
@@ -350,6 +367,6 @@ fn diagnostic(diagnostic: &Diagnostic) -> v1::Diagnostic {
     }
 }
 
-fn not_stored(error: StoreError) -> Status {
+pub(crate) fn not_stored(error: StoreError) -> Status {
     Status::unavailable(format!("Nothing was changed: {error}."))
 }

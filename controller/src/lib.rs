@@ -17,6 +17,7 @@ mod agents;
 mod authority;
 mod caller;
 mod cli;
+mod delivery;
 mod events;
 mod export;
 mod files;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use isthmus_controller_core::delivery::Phase;
 use isthmus_controller_core::{
     AllocationError, JoinError, MeshIdentity, Newcomer, Rollouts, State, TokenRecord, World,
 };
@@ -16,6 +17,7 @@ use tonic::Status;
 use tracing::{debug, error, info};
 
 use crate::agents::Agents;
+use crate::delivery::Trials;
 use crate::events::Events;
 use crate::store::{Change, Saved, Store, StoreError, changes_between};
 use crate::time;
@@ -36,6 +38,7 @@ pub struct Mesh {
     relocation: Notify,
     pub(crate) agents: Arc<Agents>,
     pub(crate) events: Events,
+    pub(crate) trials: Trials,
 }
 
 /// A state, and the same as a whole.
@@ -82,6 +85,7 @@ impl Mesh {
             relocation: Notify::new(),
             agents: Arc::default(),
             events: Events::default(),
+            trials: Trials::default(),
         }))
     }
 
@@ -168,7 +172,7 @@ impl Mesh {
             }
             return Ok(Applied { revision, before, affected: BTreeSet::new(), unchanged: true });
         }
-        let next = before.apply(files, topology).map_err(ApplyError::Contradicts)?;
+        let next = before.apply(files, topology, time::now()).map_err(ApplyError::Contradicts)?;
         let world = World::new(&next);
         let affected = now.world.affected(&world);
         if dry_run {
@@ -179,6 +183,20 @@ impl Mesh {
         self.rollouts().insert(revision, affected.clone());
         debug!(%revision, affected = affected.len(), "a topology was applied");
         Ok(Applied { revision, before, affected, unchanged: false })
+    }
+
+    /// A rollout reaches another phase; false if it isn't in the one that this was decided in.
+    pub(crate) fn deliver(
+        &self,
+        name: &Name,
+        decided_in: &Phase,
+        then: Phase,
+    ) -> Result<bool, StoreError> {
+        let tokens = self.tokens();
+        let next = self.now().state.deliver(name, decided_in, then, time::now());
+        let Some(next) = next else { return Ok(false) };
+        self.move_to(&tokens, next, &[])?;
+        Ok(true)
     }
 
     /// Whom a revision concerns: all, where that isn't remembered.
@@ -308,7 +326,7 @@ impl Published {
 }
 
 fn restore(identity: MeshIdentity, saved: Saved) -> anyhow::Result<State> {
-    let Saved { revision, files, allocation, members, tokens: _ } = saved;
+    let Saved { revision, files, allocation, members, tokens: _, deliveries } = saved;
     let topology = if files.is_empty() {
         Topology::default()
     } else {
@@ -326,5 +344,6 @@ fn restore(identity: MeshIdentity, saved: Saved) -> anyhow::Result<State> {
         topology: Arc::new(topology),
         inventory: members.into_iter().collect(),
         allocation,
+        deliveries,
     })
 }

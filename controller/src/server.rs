@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 use crate::admin::Admin;
 use crate::authority::Authority;
 use crate::caller::{hosts_only, operators_only};
+use crate::delivery;
 use crate::join::Join;
 use crate::limits::Failures;
 use crate::listener;
@@ -69,6 +70,7 @@ pub async fn serve(
     let background = [
         tokio::spawn(listener::accept(listener, tls, authority.trust_domain().clone(), accepted)),
         tokio::spawn(Arc::clone(&mesh).follow_relocations()),
+        tokio::spawn(delivery::follow(Arc::clone(&mesh))),
         tokio::spawn(renew(certificate, Arc::clone(&authority), mesh_file.addresses.clone())),
     ];
     let router = router(

@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 use crate::agents::{Held, Question, Resources, Session};
 use crate::authority::{Authority, RequestedKey};
 use crate::caller::{Caller, Peer, peer};
+use crate::delivery;
 use crate::join::certificate_message;
 use crate::mesh::{Mesh, Published};
 use crate::time;
@@ -137,6 +138,8 @@ struct Standing {
     questions: u64,
     /// An agent that has just come hears of the current revision even if it changes nothing.
     greeted: bool,
+    /// The routes that it was asked to report the traffic of.
+    watched: Vec<String>,
 }
 
 /// The line is done with.
@@ -174,6 +177,7 @@ impl Line {
             asked: HashMap::new(),
             questions: 0,
             greeted: false,
+            watched: Vec::new(),
         }
     }
 
@@ -258,6 +262,7 @@ impl Line {
         if self.ends_removed().await {
             return Err(End);
         }
+        self.send_watch(standing).await?;
         if standing.unanswered.is_some() {
             return Ok(());
         }
@@ -287,6 +292,16 @@ impl Line {
         self.say(Saying::Delta(delta)).await
     }
 
+    /// Names the routes whose traffic decides about a rollout, where these are others than before.
+    async fn send_watch(&self, standing: &mut Standing) -> Result<(), End> {
+        let routes = delivery::watched(&self.published.borrow().state);
+        if routes == standing.watched {
+            return Ok(());
+        }
+        standing.watched.clone_from(&routes);
+        self.say(Saying::Watch(v1::Watch { routes })).await
+    }
+
     async fn say(&self, body: Saying) -> Result<(), End> {
         let message = ControllerMessage { body: Some(body) };
         self.outgoing.send(Ok(message)).await.map_err(|_| End)
@@ -312,6 +327,7 @@ impl Line {
 
     fn report(&self, report: v1::Report) {
         let now = self.published.borrow();
+        self.mesh.trials.handle_report(&now.state, report.traffic);
         for forgery in report.forgeries.into_iter().take(MOST_FORGERIES) {
             let from = now.world.everything().hosts.get(&HostId(forgery.from_host));
             let from_host = from.map_or_else(

@@ -23,7 +23,7 @@ Examples:
 
 /// Operates an Isthmus mesh, and tells what the agent of this host is doing.
 ///
-/// Commands that concern the whole mesh (apply, host, service, device, token) need an operator's
+/// Commands that concern the whole mesh (apply, host, service, device, token, rollout) need an operator's
 /// credentials. Those that concern this host (join, peers, flows, ping) ask its agent. `status` and
 /// `explain` work either way.
 #[derive(Debug, Parser)]
@@ -109,6 +109,12 @@ pub(crate) enum Command {
     /// Creates, lists and revokes join tokens
     #[command(subcommand, after_help = "Example:\n  agentctl token create --host app-1")]
     Token(Token),
+    /// Shows and steers rollouts: new versions that take over step by step
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  agentctl rollout list\n  agentctl rollout status api --watch\n  agentctl rollout promote api"
+    )]
+    Rollout(Rollout),
     /// Makes this host a member of a mesh
     ///
     /// Hands a join token to this host's agent. The agent makes its keys itself, proves that it was
@@ -243,6 +249,56 @@ pub(crate) enum Device {
     /// Prints a device's wg-quick file, without its private key
     #[command(after_help = "Example:\n  agentctl device export press > wg0.conf")]
     Export {
+        /// Its name
+        name: Name,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Rollout {
+    /// Lists the rollouts of the mesh
+    #[command(after_help = "Example:\n  agentctl rollout list --watch")]
+    List {
+        /// Show them again whenever something has changed
+        #[arg(long, short)]
+        watch: bool,
+    },
+    /// Shows one rollout: its phase, its weights, and what was measured since the step began
+    #[command(after_help = "Example:\n  agentctl rollout status api")]
+    Status {
+        /// Its name
+        name: Name,
+        /// Show it until it is over; the exit code is 0 if it was promoted, 1 if it was rolled back
+        #[arg(long, short)]
+        watch: bool,
+    },
+    /// Stops at the present weights
+    #[command(after_help = "Example:\n  agentctl rollout pause api")]
+    Pause {
+        /// Its name
+        name: Name,
+    },
+    /// Goes on after a pause
+    #[command(after_help = "Example:\n  agentctl rollout resume api")]
+    Resume {
+        /// Its name
+        name: Name,
+    },
+    /// Gives the canary all requests at once, whatever the measurements say
+    #[command(after_help = "Example:\n  agentctl rollout promote api")]
+    Promote {
+        /// Its name
+        name: Name,
+    },
+    /// Gives the stable version all requests again
+    #[command(after_help = "Example:\n  agentctl rollout abort api")]
+    Abort {
+        /// Its name
+        name: Name,
+    },
+    /// Starts anew after a rollback
+    #[command(after_help = "Example:\n  agentctl rollout retry api")]
+    Retry {
         /// Its name
         name: Name,
     },

@@ -11,7 +11,9 @@ use crate::cli::{Cli, Command, Shell};
 use crate::errors::{self, Exit, is_broken_pipe};
 use crate::output::{self, Tone, clean, paint};
 use crate::transport::{Session, Whom};
-use crate::{apply, explain, flows, inventory, join, ping, routes, status, token, validate};
+use crate::{
+    apply, delivery, explain, flows, inventory, join, ping, routes, status, token, validate,
+};
 
 /// The program.
 pub(crate) fn main() -> ExitCode {
@@ -52,6 +54,7 @@ async fn run(session: &Session, command: Command) -> Result<Exit> {
         Command::Service(command) => inventory::service(session, &command).await,
         Command::Device(command) => inventory::device(session, &command).await,
         Command::Token(command) => token::token(session, &command).await,
+        Command::Rollout(command) => delivery::rollout(session, &command).await,
         Command::Join(arguments) => join::join(session, arguments).await,
         Command::Peers => status::peers(session).await,
         Command::Flows { limit, watch } => flows::flows(session, limit, watch).await,

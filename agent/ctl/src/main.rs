@@ -16,6 +16,7 @@ mod apply;
 mod cli;
 mod commands;
 mod credentials;
+mod delivery;
 mod diagnostics;
 mod errors;
 mod explain;

@@ -162,6 +162,11 @@ impl Record {
                 self.metrics.count_request(RequestLabels { service, status, ruling: self.ruling });
             }
             Side::Client => {
+                let failed = matches!(status, StatusClass::ServerError | StatusClass::None);
+                if let (Some(route), Some(backend)) = (&self.taken.route, &self.taken.backend) {
+                    let measured = self.metrics.measured();
+                    measured.count(route, backend, failed, self.started.elapsed());
+                }
                 let labels = RouteLabels {
                     source: self.parties.from.to_string(),
                     service,

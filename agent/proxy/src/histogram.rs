@@ -53,6 +53,11 @@ impl Histogram {
         found.map(|(bucket, _)| middle(*bucket))
     }
 
+    /// How many took about how long, by rising time.
+    pub fn counts(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
+        self.buckets.iter().map(|(bucket, count)| (middle(*bucket), *count))
+    }
+
     /// Adds what another has counted.
     pub fn add(&mut self, other: &Self) {
         for (bucket, count) in &other.buckets {

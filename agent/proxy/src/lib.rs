@@ -28,6 +28,7 @@ mod headers;
 mod histogram;
 mod io;
 mod limits;
+mod measured;
 mod metrics;
 mod outbound;
 mod request;
@@ -42,6 +43,7 @@ mod worker;
 
 pub use backend::Bind;
 pub use histogram::Histogram;
+pub use measured::{Measured, Traffic};
 pub use metrics::{Metrics, MetricsSnapshot, RequestLabels, RouteLabels, Ruling, StatusClass};
 pub use outbound::EndpointView;
 pub use server::{Options, serve};

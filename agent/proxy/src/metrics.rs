@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::histogram::Histogram;
+use crate::measured::Measured;
 use crate::outbound::{Clusters, EndpointView};
 
 /// Services come and go; their series stay. Beyond this many they share one without a name.
@@ -28,6 +29,7 @@ pub struct Metrics {
     ejections: AtomicU64,
     overflows: [AtomicU64; 3],
     clusters: Mutex<Weak<Clusters>>,
+    measured: Measured,
 }
 
 /// What requests of this host's callers are counted by.
@@ -142,6 +144,12 @@ impl Metrics {
                 .map(|it| (it.setting(), self.overflows[it as usize].load(Ordering::Relaxed)))
                 .to_vec(),
         }
+    }
+
+    /// What becomes of requests of single routes.
+    #[must_use]
+    pub const fn measured(&self) -> &Measured {
+        &self.measured
     }
 
     /// The workloads that callers of this host were sent to, and how they are.

@@ -5,6 +5,7 @@
 //!        ◀─ Delta(base, …) ──             switch the data plane, keep it on disk,
 //!        ── Accepted|Refused ▶            then answer
 //!        ── Endpoints, Report ▶           whenever there is something to say
+//!        ◀─ Watch ───────────             which routes' traffic belongs into reports
 //!        ◀─ Check ───────────             before the mesh's addresses move:
 //!        ── Checked ─────────▶            which route of this host is in the way
 //!        ◀─ Removed ─────────             the end
@@ -64,8 +65,11 @@ pub trait Member: Send {
     /// The route of this host that leads elsewhere with some of `prefixes`; empty for none.
     fn clash(&self, prefixes: &[IpNet]) -> impl Future<Output = String> + Send;
 
-    /// What must be told about the senders of forged packets since it was asked last.
-    fn forgeries(&mut self) -> Vec<v1::Forgery>;
+    /// What the controller must be told that has happened since it was asked last.
+    fn report(&mut self) -> v1::Report;
+
+    /// The controller wants to be told what becomes of requests of these routes.
+    fn watch(&mut self, routes: Vec<String>);
 
     /// The stream is up.
     fn connected(&mut self, controller: &str);
@@ -170,6 +174,7 @@ impl Session<'_> {
                             };
                         }
                         Some(FromController::Check(check)) => self.check(member, check).await?,
+                        Some(FromController::Watch(watch)) => member.watch(watch.routes),
                         Some(FromController::Removed(it)) => return Ok(Ended::Removed(it.reason)),
                         // A newer controller says something that this agent doesn't know.
                         None => tracing::debug!("ignored a message of an unknown kind"),
@@ -180,7 +185,7 @@ impl Session<'_> {
                     anyhow::ensure!(told, "The connection to the kernel's netlink was lost");
                     self.tell_endpoints(member).await?;
                 }
-                _ = report.tick() => self.tell_forgeries(member).await?,
+                _ = report.tick() => self.report(member).await?,
                 () = until(Some(renew_at)) => {
                     if self.renew_if_due(member, jitter).await? {
                         return Ok(Ended::Renewed);
@@ -234,10 +239,10 @@ impl Session<'_> {
         Ok(())
     }
 
-    async fn tell_forgeries(&self, member: &mut impl Member) -> anyhow::Result<()> {
-        let forgeries = member.forgeries();
-        if !forgeries.is_empty() {
-            self.outgoing.send(message(FromAgent::Report(v1::Report { forgeries }))).await?;
+    async fn report(&self, member: &mut impl Member) -> anyhow::Result<()> {
+        let report = member.report();
+        if report != v1::Report::default() {
+            self.outgoing.send(message(FromAgent::Report(report))).await?;
         }
         Ok(())
     }

@@ -107,9 +107,11 @@ impl Member for Host {
         prefixes.iter().map(|prefix| format!("{prefix} via 192.0.2.1")).collect()
     }
 
-    fn forgeries(&mut self) -> Vec<v1::Forgery> {
-        Vec::new()
+    fn report(&mut self) -> v1::Report {
+        v1::Report::default()
     }
+
+    fn watch(&mut self, _: Vec<String>) {}
 
     fn connected(&mut self, _: &str) {
         self.connected = true;

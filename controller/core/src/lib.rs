@@ -13,6 +13,7 @@
 #![warn(missing_docs)]
 
 mod allocation;
+pub mod delivery;
 mod delta;
 mod diagnostic;
 mod endpoints;

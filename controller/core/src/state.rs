@@ -8,6 +8,7 @@ use isthmus_model::topology::{Diagnostic, SourceFile, Topology};
 use isthmus_model::{HostId, MeshPrefix, Name, PublicKey, Revision, TrustDomain};
 
 use crate::allocation::{Allocation, AllocationError};
+use crate::delivery::{Delivery, Phase};
 use crate::diagnostic;
 use crate::inventory::{Inventory, Member};
 
@@ -37,6 +38,8 @@ pub struct State {
     pub inventory: Inventory,
     /// Who has which numbers and addresses.
     pub allocation: Allocation,
+    /// How far each rollout of the topology has got.
+    pub deliveries: BTreeMap<Name, Delivery>,
 }
 
 /// A host that wants to join.
@@ -85,6 +88,7 @@ impl State {
             topology: Arc::new(Topology::default()),
             inventory: Inventory::default(),
             allocation: Allocation::default(),
+            deliveries: BTreeMap::new(),
         }
     }
 
@@ -129,7 +133,8 @@ impl State {
         Ok(Some(next))
     }
 
-    /// An operator applies a topology.
+    /// An operator applies a topology. Rollouts that are about the same routes and versions as before
+    /// go on where they are; others begin.
     ///
     /// # Errors
     ///
@@ -138,6 +143,7 @@ impl State {
         &self,
         files: Arc<[SourceFile]>,
         topology: Topology,
+        now: i64,
     ) -> Result<Self, Vec<Diagnostic>> {
         let contradictions = self.contradictions(&files, &topology);
         if !contradictions.is_empty() {
@@ -147,6 +153,7 @@ impl State {
         next.allocation
             .reconcile(&topology, &next.inventory)
             .map_err(|error| vec![diagnostic::allocation(&error, &topology, &files)])?;
+        next.deliveries = self.deliveries_of(&topology, now);
         next.files = files;
         next.topology = Arc::new(topology);
         Ok(next)
@@ -194,6 +201,25 @@ impl State {
         let mut next = self.clone();
         next.inventory.member_mut(host)?.certificate_expires = certificate_expires;
         Some(next)
+    }
+
+    /// A rollout reaches another phase; none if it isn't in the one that this was decided in.
+    #[must_use]
+    pub fn deliver(&self, name: &Name, decided_in: &Phase, then: Phase, now: i64) -> Option<Self> {
+        let mut next = self.next();
+        let delivery = next.deliveries.get_mut(name).filter(|it| it.phase == *decided_in)?;
+        delivery.phase = then;
+        delivery.since = now;
+        Some(next)
+    }
+
+    fn deliveries_of(&self, topology: &Topology, now: i64) -> BTreeMap<Name, Delivery> {
+        let declared = topology.rollouts.iter();
+        let delivery = |(name, declared): (&Name, _)| {
+            let before = self.deliveries.get(name).filter(|it| it.is_of(declared)).cloned();
+            (name.clone(), before.unwrap_or_else(|| Delivery::new(declared, now)))
+        };
+        declared.map(delivery).collect()
     }
 
     fn next(&self) -> Self {

@@ -271,8 +271,17 @@ fn everything(state: &State) -> Snapshot {
         services: services(state),
         devices: devices(state),
         rules: topology.rules.clone(),
-        routes: topology.routes.clone(),
+        routes: routes(state),
     }
+}
+
+/// As the topology says them, with the weights that rollouts have reached.
+fn routes(state: &State) -> Vec<Route> {
+    let mut routes = state.topology.routes.clone();
+    for delivery in state.deliveries.values() {
+        routes.iter_mut().for_each(|route| delivery.weigh(route));
+    }
+    routes
 }
 
 fn host(state: &State, member: &Member) -> Option<(HostId, Host)> {

@@ -2,6 +2,9 @@
 
 mod redb;
 
+use std::collections::BTreeMap;
+
+use isthmus_controller_core::delivery::Delivery;
 use isthmus_controller_core::{Allocation, Member, State, TokenRecord};
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::SourceFile;
@@ -39,6 +42,8 @@ pub struct Saved {
     pub members: Vec<Member>,
     /// Join tokens.
     pub tokens: Vec<TokenRecord>,
+    /// How far rollouts have got.
+    pub deliveries: BTreeMap<Name, Delivery>,
 }
 
 /// One thing that is different now.
@@ -54,6 +59,8 @@ pub enum Change {
     Member(Member),
     /// A member was removed.
     MemberGone(Name),
+    /// Rollouts moved, began or ended.
+    Deliveries(BTreeMap<Name, Delivery>),
     /// A token is new or different.
     Token(TokenRecord),
     /// A token is forgotten.
@@ -98,6 +105,9 @@ pub fn changes_between(old: Option<&State>, new: &State) -> Vec<Change> {
     }
     if old.is_none_or(|old| old.allocation != new.allocation) {
         changes.push(Change::Allocation(new.allocation.clone()));
+    }
+    if old.is_none_or(|old| old.deliveries != new.deliveries) {
+        changes.push(Change::Deliveries(new.deliveries.clone()));
     }
     for member in new.inventory.members() {
         let before = old.and_then(|old| old.inventory.member(member.name.as_str()));

@@ -1,13 +1,14 @@
 //! The embedded store: one file.
 //!
 //! ```text
-//!  meta     "format", "revision", "files", "allocation"  JSON
+//!  meta     "format", "revision", "files", "allocation", "deliveries"  JSON
 //!  members  by name                                      JSON
 //!  tokens   by id                                        JSON
 //! ```
 
 use std::path::Path;
 
+use isthmus_controller_core::delivery::Delivery;
 use isthmus_model::Revision;
 use isthmus_model::topology::SourceFile;
 use redb::backends::FileBackend;
@@ -136,12 +137,15 @@ impl Store for Redb {
     fn load(&self) -> Result<Saved, StoreError> {
         let files: Vec<SavedFile> = self.meta("files")?.unwrap_or_default();
         let source = |file: SavedFile| SourceFile { name: file.name.into(), text: file.text };
+        let deliveries: Vec<(String, Delivery)> = self.meta("deliveries")?.unwrap_or_default();
+        let named = |(name, delivery): (String, Delivery)| Some((name.parse().ok()?, delivery));
         Ok(Saved {
             revision: Revision(self.meta("revision")?.unwrap_or_default()),
             files: files.into_iter().map(source).collect(),
             allocation: self.meta("allocation")?.unwrap_or_default(),
             members: self.all(MEMBERS)?,
             tokens: self.all(TOKENS)?,
+            deliveries: deliveries.into_iter().filter_map(named).collect(),
         })
     }
 
@@ -161,6 +165,11 @@ fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), redb::Er
             put(transaction, META, "files", &files.iter().map(saved).collect::<Vec<_>>())
         }
         Change::Allocation(allocation) => put(transaction, META, "allocation", allocation),
+        Change::Deliveries(deliveries) => {
+            let named: Vec<(&str, &Delivery)> =
+                deliveries.iter().map(|(name, delivery)| (name.as_str(), delivery)).collect();
+            put(transaction, META, "deliveries", &named)
+        }
         Change::Member(member) => put(transaction, MEMBERS, member.name.as_str(), member),
         Change::MemberGone(name) => remove(transaction, MEMBERS, name.as_str()),
         Change::Token(token) => put(transaction, TOKENS, &token.id.to_string(), token),

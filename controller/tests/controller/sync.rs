@@ -247,7 +247,7 @@ async fn a_removed_host_is_told_at_once_and_forgotten_by_all() {
     assert_whole(&stays);
     let told = loop {
         match removed.hear().await.unwrap() {
-            Some(Heard::Delta(_) | Heard::Check(_)) => {}
+            Some(Heard::Delta(_) | Heard::Check(_) | Heard::Watch(_)) => {}
             Some(Heard::Removed(told)) => break told,
             None => panic!("it ended without a word"),
         }
@@ -328,7 +328,9 @@ async fn forgeries_are_shown_to_operators() {
     let forgery =
         v1::Forgery { from_host: db.id, claimed_source: "100.64.0.99".to_owned(), packets: 3 };
     for _ in 0..2 {
-        agent.say(Say::Report(v1::Report { forgeries: vec![forgery.clone()] })).await;
+        agent
+            .say(Say::Report(v1::Report { forgeries: vec![forgery.clone()], ..Default::default() }))
+            .await;
     }
     eventually(async || {
         controller.status().await.events.iter().any(|event| {

@@ -80,10 +80,10 @@ pub(super) async fn run(
 ) -> Response<Answer> {
     let deadline = route.as_ref().and_then(|it| it.timeout).map(|it| Instant::now() + it);
     let v4 = connection.peer.is_ipv4();
+    record.take_backend(view, service);
     let Some(cluster) = connection.shared.clusters.of(view, service, v4) else {
         return no_place(NoPlace::Nobody, connection, record);
     };
-    record.take_backend(view, service);
     let Call { head, body, host, on_upgrade } = call;
     let key = cluster.hash_key().and_then(|by| key_of(by, &head.headers, connection.peer));
     let template = Template::new(head, host, route.as_deref());

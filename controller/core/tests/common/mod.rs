@@ -36,7 +36,7 @@ pub fn try_apply(state: &State, text: &str) -> Result<State, Vec<String>> {
     let topology = parse(&files)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     state
-        .apply(Arc::from(files), topology)
+        .apply(Arc::from(files), topology, 0)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
