@@ -86,11 +86,28 @@ impl Activity {
     }
 
     /// A request's head is complete.
-    pub(crate) fn on_request(self: &Arc<Self>, multiplexed: bool) -> UnderWay {
+    pub(crate) fn on_request(self: &Arc<Self>) -> UnderWay {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         self.phase.store(IDLE, Ordering::Relaxed);
-        self.multiplexed.store(multiplexed, Ordering::Relaxed);
         UnderWay(Arc::clone(self))
+    }
+
+    /// The connection speaks HTTP/2.
+    pub(crate) fn on_http2(&self) {
+        self.multiplexed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_http2(&self) -> bool {
+        self.multiplexed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// No request is under way, nor has one begun to arrive.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_quiet() && self.phase.load(Ordering::Relaxed) != IN_HEAD
     }
 
     /// No request is under way.

@@ -12,17 +12,19 @@ use std::time::{Duration, Instant};
 
 use http::header::HOST;
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::body::Upload;
-use crate::limits::{MAX_HEAD_BYTES, MAX_HEADER_LIST_BYTES, MAX_HEADERS};
+use crate::http1::client::{self, Failed};
+use crate::http1::{Keep, Link};
+use crate::incoming::{BodyError, Incoming};
+use crate::limits::MAX_HEADER_LIST_BYTES;
 
-/// Unused connections kept for each application.
-const MAX_IDLE: usize = 64;
+/// Unused connections kept for each application, by each thread.
+const MAX_IDLE: usize = 256;
 /// Shorter than what common servers keep theirs for, so that they rarely close one under our hands.
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
@@ -63,7 +65,7 @@ pub(crate) enum BackendError {
     #[error("the application didn't answer in time")]
     TryTimedOut,
     #[error("the application broke off: {0}")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] BodyError),
 }
 
 /// Why there is no answer, and the request if no byte of it has left.
@@ -89,7 +91,7 @@ impl Failure {
 
     fn of_sending(mut error: TrySendError<Request<Upload>>) -> Self {
         let unsent = error.take_message().map(Box::new);
-        Self { error: BackendError::Broken(error.into_error()), unsent }
+        Self { error: BackendError::Broken(error.into_error().into()), unsent }
     }
 }
 
@@ -106,7 +108,7 @@ struct Application {
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<Upload>,
+    link: Arc<Link<TcpStream>>,
     since: Instant,
 }
 
@@ -170,23 +172,26 @@ impl Application {
         loop {
             let idle = self.take_idle();
             let reused = idle.is_some();
-            let mut sender = match idle {
-                Some(sender) => sender,
-                None => match self.connect_http1().await {
-                    Ok(sender) => sender,
+            let link = match idle {
+                Some(link) => link,
+                None => match self.connect().await {
+                    Ok(stream) => Arc::new(Link::new(stream)),
                     Err(error) => return Err(Failure::unsent(error, request)),
                 },
             };
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    self.keep_when_ready(sender);
-                    return Ok(response);
+            let keeper = Arc::clone(self) as Arc<dyn Keep<TcpStream>>;
+            match client::exchange(link, keeper, request).await {
+                Ok(response) => return Ok(response),
+                // The application closed it meanwhile.
+                Err(Failed { unsent: Some(same), .. } | Failed { repeatable: Some(same), .. })
+                    if reused =>
+                {
+                    request = same;
                 }
-                Err(error) => match Failure::of_sending(error) {
-                    // The application closed it meanwhile, and nothing was sent.
-                    Failure { unsent: Some(unsent), .. } if reused => request = *unsent,
-                    failure => return Err(failure),
-                },
+                Err(Failed { error, unsent, .. }) => {
+                    let unsent = unsent.map(Box::new);
+                    return Err(Failure { error: BackendError::Broken(error), unsent });
+                }
             }
         }
     }
@@ -201,7 +206,8 @@ impl Application {
             Ok(sender) => sender,
             Err(error) => return Err(Failure::unsent(error, request)),
         };
-        sender.try_send_request(request).await.map_err(Failure::of_sending)
+        let response = sender.try_send_request(request).await.map_err(Failure::of_sending)?;
+        Ok(response.map(Incoming::from))
     }
 
     async fn multiplexed(&self) -> Result<http2::SendRequest<Upload>, BackendError> {
@@ -212,44 +218,14 @@ impl Application {
         Ok(multiplexed.insert(self.connect_http2().await?).clone())
     }
 
-    fn take_idle(&self) -> Option<http1::SendRequest<Upload>> {
+    fn take_idle(&self) -> Option<Arc<Link<TcpStream>>> {
         let mut idle = self.lock_idle();
         while let Some(candidate) = idle.pop() {
             if candidate.is_usable() {
-                return Some(candidate.sender);
+                return Some(candidate.link);
             }
         }
         None
-    }
-
-    /// Takes a connection back once its answer is read to the end.
-    fn keep_when_ready(self: &Arc<Self>, mut sender: http1::SendRequest<Upload>) {
-        let application = Arc::clone(self);
-        tokio::spawn(async move {
-            if sender.ready().await.is_err() {
-                return;
-            }
-            let mut idle = application.lock_idle();
-            if idle.len() < MAX_IDLE {
-                idle.push(Idle { sender, since: Instant::now() });
-            }
-        });
-    }
-
-    async fn connect_http1(&self) -> Result<http1::SendRequest<Upload>, BackendError> {
-        let io = TokioIo::new(self.connect().await?);
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(MAX_HEAD_BYTES)
-            .max_headers(MAX_HEADERS)
-            .handshake(io)
-            .await
-            .map_err(BackendError::Broken)?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "A connection to an application failed");
-            }
-        });
-        Ok(sender)
     }
 
     async fn connect_http2(&self) -> Result<http2::SendRequest<Upload>, BackendError> {
@@ -259,7 +235,7 @@ impl Application {
             .max_header_list_size(MAX_HEADER_LIST_BYTES)
             .handshake(io)
             .await
-            .map_err(BackendError::Broken)?;
+            .map_err(|error| BackendError::Broken(error.into()))?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "A connection to an application failed");
@@ -295,8 +271,17 @@ impl Application {
     }
 }
 
+impl Keep<TcpStream> for Application {
+    fn keep(&self, link: Arc<Link<TcpStream>>) {
+        let mut idle = self.lock_idle();
+        if idle.len() < MAX_IDLE {
+            idle.push(Idle { link, since: Instant::now() });
+        }
+    }
+}
+
 impl Idle {
     fn is_usable(&self) -> bool {
-        self.sender.is_ready() && self.since.elapsed() < IDLE_TIME
+        self.since.elapsed() < IDLE_TIME && self.link.is_silent()
     }
 }

@@ -9,11 +9,12 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::access::Record;
 use crate::headers;
+use crate::incoming::{BodyError, Incoming};
 use crate::outbound::InFlight;
 
 /// Of a request that can be sent again.
@@ -24,13 +25,19 @@ const MAX_WHOLE_BYTES: u64 = 64 * 1024;
 pub(crate) struct Upload {
     source: Source,
     bytes: Arc<AtomicU64>,
+    /// What had been taken and was given back.
+    first: Option<Bytes>,
 }
 
 #[derive(Debug)]
 enum Source {
     Stream(Incoming),
     /// Counted already.
-    Whole(Option<Bytes>, Option<HeaderMap>),
+    Whole {
+        bytes: Option<Bytes>,
+        trailers: Option<HeaderMap>,
+        spelled: Option<Bytes>,
+    },
 }
 
 /// A request's body, as long as it may have to be sent again.
@@ -39,7 +46,15 @@ pub(crate) enum Payload {
     /// It can be sent once. None while it is being sent.
     Stream(Option<Upload>),
     /// It is here, and can be sent again and again; with its trailers.
-    Whole(Bytes, Option<HeaderMap>),
+    Whole(Whole),
+}
+
+/// A body that is here, with its trailers, and the head whose spelling of names is kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Whole {
+    bytes: Bytes,
+    trailers: Option<HeaderMap>,
+    spelled: Option<Bytes>,
 }
 
 /// An answer's body on its way to the caller. The request's record ends with it.
@@ -57,7 +72,7 @@ pub(crate) struct Answer {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AnswerError {
     #[error(transparent)]
-    Broken(#[from] hyper::Error),
+    Broken(#[from] BodyError),
     #[error("the answer took longer than the route's timeout")]
     TimedOut,
 }
@@ -70,7 +85,21 @@ enum Kind {
 
 impl Upload {
     pub(crate) const fn new(inner: Incoming, bytes: Arc<AtomicU64>) -> Self {
-        Self { source: Source::Stream(inner), bytes }
+        Self { source: Source::Stream(inner), bytes, first: None }
+    }
+
+    /// Puts back what had been taken before it could be sent.
+    pub(crate) fn with_first(mut self, first: Option<Bytes>) -> Self {
+        self.first = first;
+        self
+    }
+
+    /// The head whose spelling of names is kept.
+    pub(crate) const fn spelled(&self) -> Option<&Bytes> {
+        match &self.source {
+            Source::Stream(inner) => inner.spelled(),
+            Source::Whole { spelled, .. } => spelled.as_ref(),
+        }
     }
 }
 
@@ -80,14 +109,16 @@ impl Payload {
         body: Incoming,
         wants_whole: bool,
         bytes: Arc<AtomicU64>,
-    ) -> Result<Self, hyper::Error> {
+    ) -> Result<Self, BodyError> {
         if body.is_end_stream() {
-            return Ok(Self::Whole(Bytes::new(), None));
+            let spelled = body.spelled().cloned();
+            return Ok(Self::Whole(Whole { bytes: Bytes::new(), trailers: None, spelled }));
         }
         let is_small = body.size_hint().upper().is_some_and(|size| size <= MAX_WHOLE_BYTES);
         if !wants_whole || !is_small {
             return Ok(Self::Stream(Some(Upload::new(body, bytes))));
         }
+        let spelled = body.spelled().cloned();
         let collected = body.collect().await?;
         let trailers = collected.trailers().cloned().map(|mut trailers| {
             headers::of_trailers(&mut trailers);
@@ -95,21 +126,21 @@ impl Payload {
         });
         let whole = collected.to_bytes();
         bytes.fetch_add(whole.len() as u64, Ordering::Relaxed);
-        Ok(Self::Whole(whole, trailers))
+        Ok(Self::Whole(Whole { bytes: whole, trailers, spelled }))
     }
 
     /// Whether there is something to send.
     pub(crate) const fn is_ready(&self) -> bool {
         match self {
             Self::Stream(upload) => upload.is_some(),
-            Self::Whole(..) => true,
+            Self::Whole(_) => true,
         }
     }
 
     pub(crate) fn take(&mut self) -> Option<Upload> {
         match self {
             Self::Stream(upload) => upload.take(),
-            Self::Whole(bytes, trailers) => Some(whole(bytes, trailers.as_ref())),
+            Self::Whole(whole) => Some(whole.upload()),
         }
     }
 
@@ -124,20 +155,32 @@ impl Payload {
     pub(crate) fn copy(&self) -> Option<Upload> {
         match self {
             Self::Stream(_) => None,
-            Self::Whole(bytes, trailers) => Some(whole(bytes, trailers.as_ref())),
+            Self::Whole(whole) => Some(whole.upload()),
         }
     }
 }
 
-fn whole(bytes: &Bytes, trailers: Option<&HeaderMap>) -> Upload {
-    let bytes = (!bytes.is_empty()).then(|| bytes.clone());
-    Upload { source: Source::Whole(bytes, trailers.cloned()), bytes: Arc::default() }
+impl Whole {
+    fn upload(&self) -> Upload {
+        let Self { bytes, trailers, spelled } = self.clone();
+        let source =
+            Source::Whole { bytes: Some(bytes).filter(|it| !it.is_empty()), trailers, spelled };
+        Upload { source, bytes: Arc::default(), first: None }
+    }
 }
 
 impl Answer {
     /// The proxy's own words.
     pub(crate) fn own(text: String, record: Record) -> Self {
         Self::new(Kind::Own(Some(text.into())), Some(record))
+    }
+
+    /// The head whose spelling of names is kept.
+    pub(crate) const fn spelled(&self) -> Option<&Bytes> {
+        match &self.kind {
+            Kind::Own(_) => None,
+            Kind::Application(inner) => inner.spelled(),
+        }
     }
 
     pub(crate) const fn application(inner: Incoming, record: Record) -> Self {
@@ -162,14 +205,17 @@ impl Answer {
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
         let mut frame = match &mut self.source {
-            Source::Whole(bytes, trailers) => {
+            Source::Whole { bytes, trailers, spelled: _ } => {
                 let data = bytes.take().map(Frame::data);
                 let frame = data.or_else(|| trailers.take().map(Frame::trailers));
                 return Poll::Ready(frame.map(Ok));
@@ -186,19 +232,23 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Stream(inner) => inner.is_end_stream(),
-            Source::Whole(bytes, trailers) => bytes.is_none() && trailers.is_none(),
-        }
+        self.first.is_none()
+            && match &self.source {
+                Source::Stream(inner) => inner.is_end_stream(),
+                Source::Whole { bytes, trailers, spelled: _ } => {
+                    bytes.is_none() && trailers.is_none()
+                }
+            }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Stream(inner) => inner.size_hint(),
-            Source::Whole(bytes, _) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-        }
+        let left = match &self.source {
+            Source::Stream(inner) => inner.size_hint().exact(),
+            Source::Whole { trailers: Some(_), .. } => None,
+            Source::Whole { bytes, .. } => Some(bytes.as_ref().map_or(0, Bytes::len) as u64),
+        };
+        let first = self.first.as_ref().map_or(0, Bytes::len) as u64;
+        left.map_or_else(SizeHint::default, |left| SizeHint::with_exact(first + left))
     }
 }
 
@@ -255,7 +305,7 @@ impl Drop for Answer {
     }
 }
 
-fn data_len(frame: Option<&Result<Frame<Bytes>, hyper::Error>>) -> u64 {
+fn data_len(frame: Option<&Result<Frame<Bytes>, BodyError>>) -> u64 {
     match frame {
         Some(Ok(frame)) => frame.data_ref().map_or(0, |data| data.len() as u64),
         Some(Err(_)) | None => 0,

@@ -7,21 +7,22 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::Request;
 use hyper::rt::Executor;
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use isthmus_policy::{Outcome, Request};
+use isthmus_policy::{Outcome, Request as Asked};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::activity::Activity;
+use crate::http1::server::{self, End};
+use crate::http1::{Link, Raw};
+use crate::incoming::Incoming;
 use crate::io::CallerIo;
-use crate::limits::{
-    MAX_HEAD_BYTES, MAX_HEADER_LIST_BYTES, MAX_HEADERS, MAX_LOCAL_RESETS, MAX_PENDING_RESETS,
-    MAX_STREAMS,
-};
+use crate::limits::{MAX_HEADER_LIST_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
 use crate::request;
 use crate::server::Shared;
 use crate::tunnel::Tunnel;
@@ -79,19 +80,27 @@ pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
     // If it fails answers are merely slower.
     let _ = stream.set_nodelay(true);
     let io = CallerIo::new(stream, Arc::clone(&connection.activity));
-    serve_requests(&connection, io).await;
-    let tunnel = connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(tunnel) = tunnel {
-        tunnel.run(&connection).await;
+    let link = Arc::new(Link::new(io));
+    if server::is_http2(&link).await {
+        return serve_http2(&connection, Raw(link)).await;
+    }
+    if server::serve(&connection, &link).await == End::Switched {
+        let tunnel = connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(tunnel) = tunnel {
+            tunnel.run(&connection, Raw(link)).await;
+        }
     }
 }
 
-async fn serve_requests(connection: &Arc<Connection>, io: CallerIo) {
-    // Dropped with this function: ends the tasks of HTTP/2 streams that are still there.
+async fn serve_http2(connection: &Arc<Connection>, io: Raw<CallerIo>) {
+    connection.activity.on_http2();
+    // Dropped with this function: ends the tasks of streams that are still there.
     let (_over, streams) = watch::channel(());
     let builder = builder(StreamTasks(streams));
-    let service = service_fn(|request| request::handle(Arc::clone(connection), request));
-    let mut http = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+        request::handle(Arc::clone(connection), request.map(Incoming::from))
+    });
+    let mut http = pin!(builder.serve_connection(TokioIo::new(io), service));
     let mut farewell: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -116,17 +125,9 @@ async fn serve_requests(connection: &Arc<Connection>, io: CallerIo) {
     }
 }
 
-fn builder(tasks: StreamTasks) -> auto::Builder<StreamTasks> {
-    let mut builder = auto::Builder::new(tasks);
+fn builder(tasks: StreamTasks) -> http2::Builder<StreamTasks> {
+    let mut builder = http2::Builder::new(tasks);
     builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None) // `Activity` does this
-        .max_buf_size(MAX_HEAD_BYTES)
-        .max_headers(MAX_HEADERS)
-        .half_close(false);
-    builder
-        .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
@@ -151,7 +152,7 @@ impl Connection {
         self.denies(&self.view(), None)
     }
 
-    fn denies(&self, view: &View, request: Option<Request<'_>>) -> bool {
+    fn denies(&self, view: &View, request: Option<Asked<'_>>) -> bool {
         match self.parties_in(view) {
             Some(parties) => view.judge(&parties, request).outcome == Outcome::Deny,
             None => true,
@@ -159,7 +160,7 @@ impl Connection {
     }
 
     /// Completes when a view denies the request that this connection was given to.
-    pub(crate) async fn revoked(&self, request: Request<'_>) {
+    pub(crate) async fn revoked(&self, request: Asked<'_>) {
         let mut view = self.shared.view.clone();
         loop {
             let newest = Arc::clone(&view.borrow_and_update());

@@ -26,6 +26,8 @@ mod chance;
 mod connection;
 mod headers;
 mod histogram;
+mod http1;
+mod incoming;
 mod io;
 mod limits;
 mod measured;
@@ -43,6 +45,8 @@ mod worker;
 
 pub use backend::Bind;
 pub use histogram::Histogram;
+#[cfg(feature = "probe")]
+pub use http1::probe;
 pub use measured::{Measured, Traffic};
 pub use metrics::{Metrics, MetricsSnapshot, RequestLabels, RouteLabels, Ruling, StatusClass};
 pub use outbound::EndpointView;

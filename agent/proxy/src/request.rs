@@ -8,8 +8,6 @@ use http::header::{CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use isthmus_policy::{Outcome, Request as Asked};
 
 use crate::access::Record;
@@ -17,6 +15,7 @@ use crate::backend::{BackendError, Target, Wire};
 use crate::body::{Answer, Upload};
 use crate::connection::Connection;
 use crate::headers::{self, list};
+use crate::incoming::Incoming;
 use crate::metrics::Ruling;
 use crate::outbound::{self, Call};
 use crate::tunnel::Tunnel;
@@ -26,10 +25,9 @@ use crate::view::{Side, View};
 /// Serves one request. There is always an answer.
 pub(crate) async fn handle(
     connection: Arc<Connection>,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
-    let under_way = connection.activity.on_request(request.version() == Version::HTTP_2);
-    let on_upgrade = hyper::upgrade::on(&mut request);
+    let under_way = connection.activity.on_request();
     let (head, body) = request.into_parts();
     let metrics = Arc::clone(&connection.shared.metrics);
     let mut record = Record::new(metrics, connection.parties.clone(), &head, under_way);
@@ -52,10 +50,10 @@ pub(crate) async fn handle(
     };
     record.occupy(place);
     Ok(match connection.parties.side {
-        Side::Server => forward(&connection, &view, head, body, host, on_upgrade, record).await,
+        Side::Server => forward(&connection, &view, head, body, host, record).await,
         Side::Client => {
             record.decide(Ruling::Allow, "", None);
-            let call = Call { head, body, host, on_upgrade };
+            let call = Call { head, body, host };
             outbound::handle(&connection, &view, call, record).await
         }
     })
@@ -101,12 +99,8 @@ fn is_host_and_port(authority: &Authority) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || authority.port_u16().is_some())
 }
 
-/// What hyper lets pass and the proxy doesn't: each could be read in two ways.
-///
-/// hyper itself refuses differing lengths, codings that don't end in `chunked`, and malformed heads
-/// and chunks. Of a request with both a length and a coding it takes the coding, drops the length
-/// and closes the connection after the answer (RFC 9112, section 6.3), so that the application sees
-/// one framing, and nothing that came behind it.
+/// What has been read properly and still doesn't pass. Framing that could be read in two ways was
+/// refused before, by `http1` and by hyper; the codings are looked at again for HTTP/2, which has none.
 fn proper(head: &Parts) -> Result<(), Improper> {
     let mut codings = list(&head.headers, &TRANSFER_ENCODING);
     if codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case("chunked")) {
@@ -157,7 +151,6 @@ async fn forward(
     mut head: Parts,
     body: Incoming,
     host: HeaderValue,
-    on_upgrade: OnUpgrade,
     record: Record,
 ) -> Response<Answer> {
     let wire = wire(&head);
@@ -190,7 +183,7 @@ async fn forward(
     }
     match wanted {
         Some(protocol) if upgrade::agrees(&protocol, response.headers()) => {
-            switch(connection, response, &protocol, on_upgrade, (method, path), record)
+            switch(connection, response, &protocol, (method, path), record)
         }
         Some(_) | None => {
             let reason = "the application switched to a protocol that nobody asked for";
@@ -235,17 +228,22 @@ pub(crate) fn switch(
     connection: &Connection,
     mut response: Response<Incoming>,
     protocol: &HeaderValue,
-    caller: OnUpgrade,
     (method, path): (String, String),
     mut record: Record,
 ) -> Response<Answer> {
+    let Some(application) = response.body_mut().take_switched() else {
+        return refusal(
+            StatusCode::BAD_GATEWAY,
+            "a switch of protocols without a connection",
+            record,
+        );
+    };
     record.answer(StatusCode::SWITCHING_PROTOCOLS);
-    let application = hyper::upgrade::on(&mut response);
     let mut headers = std::mem::take(response.headers_mut());
     headers::to_caller(&mut headers);
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, protocol.clone());
-    connection.leave_tunnel(Tunnel { caller, application, method, path, record });
+    connection.leave_tunnel(Tunnel { application, method, path, record });
 
     let mut answer = Response::new(Answer::nothing());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

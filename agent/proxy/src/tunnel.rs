@@ -4,20 +4,20 @@ use std::future::pending;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use isthmus_policy::Request;
 use tokio::io::copy_bidirectional;
+use tokio::net::TcpStream;
 
 use crate::access::Record;
 use crate::connection::Connection;
+use crate::http1::Raw;
+use crate::io::CallerIo;
 use crate::view::Side;
 
 /// A tunnel that both sides have agreed to. Its request stays under way until its end.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
-    pub(crate) caller: OnUpgrade,
-    pub(crate) application: OnUpgrade,
+    pub(crate) application: Raw<TcpStream>,
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) record: Record,
@@ -26,8 +26,8 @@ pub(crate) struct Tunnel {
 impl Tunnel {
     /// Carries bytes until both sides have ended, or until policy denies the request that made the
     /// tunnel.
-    pub(crate) async fn run(self, connection: &Connection) {
-        let Self { caller, application, method, path, mut record } = self;
+    pub(crate) async fn run(self, connection: &Connection, mut caller: Raw<CallerIo>) {
+        let Self { mut application, method, path, mut record } = self;
         // What a route changed is judged at the other side, which gets to see it.
         let request = match connection.parties.side {
             Side::Server => Some(Request { method: &method, path: &path }),
@@ -40,13 +40,7 @@ impl Tunnel {
             }
         };
         // Pinned out here, so that the sockets outlive the decision to reset them.
-        let mut carried = pin!(async {
-            let (caller, application) = tokio::try_join!(caller, application)?;
-            let (mut caller, mut application) = (TokioIo::new(caller), TokioIo::new(application));
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
-                copy_bidirectional(&mut caller, &mut application).await?,
-            )
-        });
+        let mut carried = pin!(copy_bidirectional(&mut caller, &mut application));
         tokio::select! {
             biased;
             () = revoked => connection.on_revoked(),

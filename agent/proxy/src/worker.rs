@@ -163,15 +163,31 @@ impl Flock {
         self.members.retain(|member| {
             let Some(connection) = member.connection.upgrade() else { return false };
             if connection.activity.is_too_quiet(patience) {
-                connection.activity.ask_to_leave();
+                member.let_go(&connection);
             }
             true
         });
     }
 
     fn ask_all_to_leave(&self) {
-        let members = self.members.iter().filter_map(|member| member.connection.upgrade());
-        members.for_each(|connection| connection.activity.ask_to_leave());
+        for member in &self.members {
+            match member.connection.upgrade() {
+                Some(connection) if connection.activity.is_idle() => member.let_go(&connection),
+                Some(connection) => connection.activity.ask_to_leave(),
+                None => {}
+            }
+        }
+    }
+}
+
+impl Member {
+    /// Of a connection without requests: HTTP/2 says goodbye, HTTP/1 has no words for it.
+    fn let_go(&self, connection: &Connection) {
+        if connection.activity.is_http2() {
+            connection.activity.ask_to_leave();
+        } else {
+            self.task.abort();
+        }
     }
 }
 

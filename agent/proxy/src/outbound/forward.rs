@@ -7,8 +7,6 @@ use std::time::Duration;
 use http::header::{CONNECTION, COOKIE, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use isthmus_model::route::{Retry, RetryOn, Share};
 use isthmus_model::{HashKey, HostId, ServiceId};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -22,6 +20,7 @@ use crate::balance::{Attempt, hash, may_repeat, wants_retry};
 use crate::body::{Answer, Payload};
 use crate::connection::Connection;
 use crate::headers;
+use crate::incoming::Incoming;
 use crate::metrics::Overflow;
 use crate::request::{failure, pass, refusal, switch, target, wire};
 use crate::routing::Compiled;
@@ -54,6 +53,7 @@ struct Exchange<'a> {
 }
 
 /// How a try ended.
+#[expect(clippy::large_enum_variant, reason = "an answer is how most end, and is taken at once")]
 enum Tried {
     Answer(Response<Incoming>, InFlight),
     Failed(BackendError, Attempt),
@@ -62,6 +62,7 @@ enum Tried {
 }
 
 /// How all of them did.
+#[expect(clippy::large_enum_variant, reason = "an answer is how most end, and is taken at once")]
 enum Ended {
     Answer(Response<Incoming>, InFlight),
     Failed(BackendError),
@@ -84,7 +85,7 @@ pub(super) async fn run(
     let Some(cluster) = connection.shared.clusters.of(view, service, v4) else {
         return no_place(NoPlace::Nobody, connection, record);
     };
-    let Call { head, body, host, on_upgrade } = call;
+    let Call { head, body, host } = call;
     let key = cluster.hash_key().and_then(|by| key_of(by, &head.headers, connection.peer));
     let template = Template::new(head, host, route.as_deref());
     let policy = route.as_ref().and_then(|it| it.retry.clone()).unwrap_or_else(only_unsent);
@@ -121,7 +122,7 @@ pub(super) async fn run(
     match ended {
         Ok(Ended::Answer(response, flight)) => {
             let holding = Holding { flight, deadline };
-            answer(connection, exchange.template, response, route, on_upgrade, record, holding)
+            answer(connection, exchange.template, response, route, record, holding)
         }
         Ok(Ended::Failed(error)) => failure(&error, record),
         Ok(Ended::Denied) => refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record),
@@ -144,7 +145,6 @@ fn answer(
     template: Template,
     response: Response<Incoming>,
     route: Option<Arc<Compiled>>,
-    on_upgrade: OnUpgrade,
     record: Record,
     holding: Holding,
 ) -> Response<Answer> {
@@ -152,7 +152,7 @@ fn answer(
         let asked = (template.head.method.to_string(), template.head.uri.path().to_owned());
         return match template.upgrade {
             Some(protocol) if upgrade::agrees(&protocol, response.headers()) => {
-                switch(connection, response, &protocol, on_upgrade, asked, record)
+                switch(connection, response, &protocol, asked, record)
             }
             Some(_) | None => {
                 let reason = "the service switched to a protocol that nobody asked for";

@@ -19,14 +19,13 @@ use std::sync::Arc;
 use http::header::{CONTENT_TYPE, HOST, LOCATION};
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use isthmus_model::ServiceId;
 use isthmus_policy::path::canonical;
 
 use crate::access::Record;
 use crate::body::Answer;
 use crate::connection::Connection;
+use crate::incoming::Incoming;
 use crate::request::{may_pass, refusal, rejection};
 use crate::routing::{Act, Asked, Chosen, Compiled, location, target};
 use crate::view::View;
@@ -40,7 +39,6 @@ pub(crate) struct Call {
     pub(crate) head: Parts,
     pub(crate) body: Incoming,
     pub(crate) host: HeaderValue,
-    pub(crate) on_upgrade: OnUpgrade,
 }
 
 /// Serves one request of a caller on this host.

@@ -4,6 +4,7 @@ mod access;
 mod application;
 mod changes;
 mod framing;
+mod http1;
 mod patience;
 mod routed;
 mod routes;

@@ -22,6 +22,7 @@ async fn an_allowed_upgrade_carries_bytes_both_ways() {
     stream.write_all(ASK.as_bytes()).await.unwrap();
     let head = read_until(&mut stream, "\r\n\r\n").await.to_lowercase();
     assert!(head.starts_with("http/1.1 101"), "{head}");
+    assert!(head.contains("\r\nconnection: upgrade\r\n"), "{head}");
     assert!(head.contains("upgrade: websocket") && head.contains("sec-websocket-accept: yes"));
     for message in ["one", "two"] {
         stream.write_all(message.as_bytes()).await.unwrap();

@@ -1,0 +1,241 @@
+//! Heads and bodies, to bytes.
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
+
+use super::Error;
+use super::date;
+use super::head::Framing;
+
+/// How a body is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoder {
+    /// There is none, whatever the fields say.
+    Empty,
+    /// So many bytes are left.
+    Length(u64),
+    Chunked {
+        trailers: bool,
+    },
+    UntilClose,
+}
+
+/// What trailers may not change: where a message ends, for whom it is, who sent it
+/// (RFC 9110, section 6.5.1).
+const NO_TRAILERS: [&str; 8] = [
+    "transfer-encoding",
+    "content-length",
+    "host",
+    "connection",
+    "trailer",
+    "te",
+    "authorization",
+    "set-cookie",
+];
+
+impl Encoder {
+    pub(crate) const fn new(framing: Framing, trailers: bool) -> Self {
+        match framing {
+            Framing::Empty => Self::Length(0),
+            Framing::Length(length) => Self::Length(length),
+            Framing::Chunked => Self::Chunked { trailers },
+            Framing::UntilClose => Self::UntilClose,
+        }
+    }
+
+    /// Part of the body. An empty one isn't written: as a chunk it would be the last.
+    pub(crate) fn data(&mut self, data: Bytes, out: &mut Vec<Bytes>) -> Result<(), Error> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        match self {
+            Self::Empty => {}
+            Self::Length(left) => {
+                *left = left.checked_sub(data.len() as u64).ok_or(Error::WrongLength)?;
+                out.push(data);
+            }
+            Self::Chunked { .. } => {
+                let size = format!("{:x}\r\n", data.len());
+                out.extend([size.into(), data, Bytes::from_static(b"\r\n")]);
+            }
+            Self::UntilClose => out.push(data),
+        }
+        Ok(())
+    }
+
+    /// The body's end.
+    pub(crate) fn end(
+        &mut self,
+        trailers: Option<&HeaderMap>,
+        out: &mut Vec<Bytes>,
+    ) -> Result<(), Error> {
+        match (self, trailers) {
+            (Self::Length(1..), _) => return Err(Error::WrongLength),
+            (Self::Chunked { trailers: true }, Some(trailers)) => {
+                let mut text = b"0\r\n".to_vec();
+                for (name, value) in trailers {
+                    if !NO_TRAILERS.contains(&name.as_str()) {
+                        line(&mut text, name.as_str().as_bytes(), value);
+                    }
+                }
+                text.extend_from_slice(b"\r\n");
+                out.push(text.into());
+            }
+            (Self::Chunked { .. }, _) => out.push(Bytes::from_static(b"0\r\n\r\n")),
+            (Self::Empty | Self::Length(0) | Self::UntilClose, _) => {}
+        }
+        Ok(())
+    }
+}
+
+/// A request's head. `spelled` is the head that it came with, whose spelling of names is kept.
+pub(crate) fn request(
+    (method, uri): (&Method, &Uri),
+    fields: &HeaderMap,
+    spelled: Option<&Bytes>,
+    framing: Framing,
+) -> Bytes {
+    let mut head = Vec::with_capacity(512);
+    head.extend_from_slice(method.as_str().as_bytes());
+    head.push(b' ');
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    head.extend_from_slice(target.as_bytes());
+    head.extend_from_slice(b" HTTP/1.1\r\n");
+    all_but_framing(&mut head, fields, spelled);
+    let may_have_body = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+    match framing {
+        Framing::Empty if may_have_body => length(&mut head, 0),
+        Framing::Empty | Framing::UntilClose => {}
+        Framing::Length(bytes) => length(&mut head, bytes),
+        Framing::Chunked => head.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+    }
+    head.extend_from_slice(b"\r\n");
+    head.into()
+}
+
+/// What an answer's head needs to know of its request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) version: Version,
+    pub(crate) is_head: bool,
+    pub(crate) keep_alive: bool,
+}
+
+/// An answer's head.
+pub(crate) fn response(
+    status: StatusCode,
+    fields: &HeaderMap,
+    spelled: Option<&Bytes>,
+    framing: Framing,
+    asked: Asked,
+) -> Bytes {
+    let mut head = Vec::with_capacity(512);
+    // The version is the proxy's own, whatever the caller's is (RFC 9110, section 2.5).
+    head.extend_from_slice(b"HTTP/1.1 ");
+    head.extend_from_slice(status.as_str().as_bytes());
+    head.push(b' ');
+    head.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    head.extend_from_slice(b"\r\n");
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        lines(&mut head, fields, spelled, |_| true);
+        head.extend_from_slice(b"\r\n");
+        return head.into();
+    }
+    all_but_framing(&mut head, fields, spelled);
+    let is_bodiless = status == StatusCode::NO_CONTENT || status.is_informational();
+    match (framing, fields.get(CONTENT_LENGTH)) {
+        // What the length would be.
+        (_, Some(told)) if asked.is_head || status == StatusCode::NOT_MODIFIED => {
+            line(&mut head, b"content-length", told);
+        }
+        (_, None) if asked.is_head || status == StatusCode::NOT_MODIFIED => {}
+        (Framing::Empty, _) if is_bodiless => {}
+        (Framing::Empty, _) => length(&mut head, 0),
+        (Framing::Length(bytes), _) => length(&mut head, bytes),
+        (Framing::Chunked, _) => head.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        (Framing::UntilClose, _) => {}
+    }
+    if !asked.keep_alive {
+        head.extend_from_slice(b"connection: close\r\n");
+    } else if asked.version == Version::HTTP_10 {
+        head.extend_from_slice(b"connection: keep-alive\r\n");
+    }
+    if !fields.contains_key(DATE) {
+        date::with_now(|now| {
+            head.extend_from_slice(b"date: ");
+            head.extend_from_slice(now);
+            head.extend_from_slice(b"\r\n");
+        });
+    }
+    head.extend_from_slice(b"\r\n");
+    head.into()
+}
+
+fn all_but_framing(head: &mut Vec<u8>, fields: &HeaderMap, spelled: Option<&Bytes>) {
+    lines(head, fields, spelled, |name| *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING);
+}
+
+fn lines(
+    head: &mut Vec<u8>,
+    fields: &HeaderMap,
+    spelled: Option<&Bytes>,
+    wanted: impl Fn(&HeaderName) -> bool,
+) {
+    let mut spelling = spelled.map(|head| Spelling::new(head));
+    for (name, value) in fields {
+        if wanted(name) {
+            let spelt = spelling.as_mut().and_then(|it| it.of(name.as_str().as_bytes()));
+            line(head, spelt.unwrap_or_else(|| name.as_str().as_bytes()), value);
+        }
+    }
+}
+
+fn line(head: &mut Vec<u8>, name: &[u8], value: &HeaderValue) {
+    head.extend_from_slice(name);
+    head.extend_from_slice(b": ");
+    head.extend_from_slice(value.as_bytes());
+    head.extend_from_slice(b"\r\n");
+}
+
+fn length(head: &mut Vec<u8>, bytes: u64) {
+    head.extend_from_slice(b"content-length: ");
+    head.extend_from_slice(bytes.to_string().as_bytes());
+    head.extend_from_slice(b"\r\n");
+}
+
+/// Finds how names were spelt. They are mostly asked for in the order in which they stand there.
+struct Spelling<'a> {
+    first: &'a [u8],
+    next: &'a [u8],
+}
+
+impl<'a> Spelling<'a> {
+    /// Of a whole head, whose first line isn't a field.
+    fn new(head: &'a [u8]) -> Self {
+        let first = behind_line(head);
+        Self { first, next: first }
+    }
+
+    fn of(&mut self, name: &[u8]) -> Option<&'a [u8]> {
+        let mut rest = self.next;
+        if !begins(rest, name) {
+            rest = self.first;
+            while !rest.is_empty() && !begins(rest, name) {
+                rest = behind_line(rest);
+            }
+        }
+        let spelt = rest.get(..name.len())?;
+        self.next = behind_line(rest);
+        Some(spelt)
+    }
+}
+
+fn begins(line: &[u8], name: &[u8]) -> bool {
+    line.get(name.len()) == Some(&b':')
+        && line.get(..name.len()).is_some_and(|it| it.eq_ignore_ascii_case(name))
+}
+
+fn behind_line(bytes: &[u8]) -> &[u8] {
+    memchr::memchr(b'\n', bytes).map_or(&[], |at| &bytes[at + 1..])
+}
