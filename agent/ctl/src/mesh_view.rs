@@ -346,6 +346,8 @@ fn protocol(service: &v1::Service) -> &'static str {
         v1::Protocol::Tcp => "tcp",
         v1::Protocol::Udp => "udp",
         v1::Protocol::Http => "http",
+        v1::Protocol::Tls => "tls",
+        v1::Protocol::Auto => "auto",
         v1::Protocol::Unspecified => "unknown",
     }
 }

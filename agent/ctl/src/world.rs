@@ -129,7 +129,7 @@ impl World {
 
 const fn layer4(protocol: Protocol, port: u16) -> Layer4 {
     match protocol {
-        Protocol::Tcp | Protocol::Http => Layer4::Tcp(port),
+        Protocol::Tcp | Protocol::Http | Protocol::Tls | Protocol::Auto => Layer4::Tcp(port),
         Protocol::Udp => Layer4::Udp(port),
     }
 }

@@ -126,6 +126,7 @@ fn snapshot() -> Snapshot {
         selectors: Vec::new(),
         balance: isthmus_model::Balance::default(),
         edge: None,
+        application: isthmus_model::Application::default(),
     };
     let device = Device {
         name: name("press"),

@@ -115,6 +115,7 @@ fn snapshot(side: Side, port: u16, topology: Topology) -> Result<Snapshot> {
             selectors: Vec::new(),
             balance: Balance::default(),
             edge: None,
+            application: isthmus_model::Application::default(),
         })
     };
     let host = |name: &str, ipv4_block: &str| -> Result<Host> {

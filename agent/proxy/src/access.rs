@@ -10,6 +10,7 @@ use isthmus_model::{HostId, ServiceId};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::activity::UnderWay;
+use crate::grpc;
 use crate::metrics::{Metrics, RequestLabels, RouteLabels, Ruling, StatusClass};
 use crate::view::{Parties, Side, View};
 
@@ -21,6 +22,8 @@ const MAX_PATH_BYTES: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) id: RequestId,
+    /// The caller understands gRPC's words.
+    pub(crate) is_grpc: bool,
     metrics: Arc<Metrics>,
     parties: Parties,
     started: Instant,
@@ -61,6 +64,7 @@ impl Record {
     ) -> Self {
         Self {
             id: RequestId::next(),
+            is_grpc: grpc::is_call(head),
             metrics,
             parties,
             started: Instant::now(),

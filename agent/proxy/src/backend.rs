@@ -14,6 +14,7 @@ use http::header::HOST;
 use http::{Request, Response, Version};
 use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use isthmus_model::{HttpVersion, ProxyProtocol};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -22,6 +23,7 @@ use crate::http1::client::{self, Failed};
 use crate::http1::{Keep, Link};
 use crate::incoming::{BodyError, Incoming};
 use crate::limits::MAX_HEADER_LIST_BYTES;
+use crate::streams;
 
 /// Unused connections kept for each application, by each thread.
 const MAX_IDLE: usize = 256;
@@ -45,6 +47,9 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// None to an application of this host.
     pub(crate) source: Option<IpAddr>,
+    /// What the application wants to be told of each connection, and about whom: such connections
+    /// aren't shared with other callers.
+    pub(crate) introduce: Option<(ProxyProtocol, IpAddr)>,
 }
 
 /// How to speak to an application.
@@ -76,6 +81,15 @@ pub(crate) struct Failure {
 }
 
 impl Wire {
+    /// What an application gets that wants a version. Upgrades are HTTP/1.1's.
+    pub(crate) const fn wanted_by(self, version: HttpVersion, is_upgrade: bool) -> Self {
+        match version {
+            HttpVersion::Auto => self,
+            HttpVersion::Http2 if !is_upgrade => Self::Http2,
+            HttpVersion::Http1 | HttpVersion::Http2 => Self::Http1,
+        }
+    }
+
     pub(crate) const fn version(self) -> Version {
         match self {
             Self::Http1 => Version::HTTP_11,
@@ -120,6 +134,11 @@ impl Backends {
     /// Another one like it, with nothing open yet.
     pub(crate) fn without_connections(&self) -> Self {
         Self::new(self.connect_timeout, self.bind)
+    }
+
+    /// What makes sockets that speak from an address.
+    pub(crate) const fn bind(&self) -> Bind {
+        self.bind
     }
 
     /// Sends a request, and gives its answer's head.
@@ -259,11 +278,17 @@ impl Application {
     }
 
     async fn dial(&self) -> io::Result<TcpStream> {
-        let Target { address, source } = self.target;
-        match source {
+        let Target { address, source, introduce } = self.target;
+        let stream = match source {
             Some(source) => TcpSocket::from_std_stream((self.bind)(source)?).connect(address).await,
             None => TcpStream::connect(address).await,
+        }?;
+        if let Some((version, caller)) = introduce {
+            // Requests of several connections of the caller's come by this one: no port is theirs.
+            let header = streams::header(version, (caller, 0).into(), address, None);
+            streams::write_all(&stream, &header).await?;
         }
+        Ok(stream)
     }
 
     fn lock_idle(&self) -> MutexGuard<'_, Vec<Idle>> {

@@ -172,7 +172,9 @@ impl Whole {
 impl Answer {
     /// The proxy's own words.
     pub(crate) fn own(text: String, record: Record) -> Self {
-        Self::new(Kind::Own(Some(text.into())), Some(record))
+        // Nothing at all ends with the head: gRPC's "Trailers-Only" must.
+        let bytes = (!text.is_empty()).then(|| text.into());
+        Self::new(Kind::Own(bytes), Some(record))
     }
 
     /// The head whose spelling of names is kept.

@@ -25,6 +25,7 @@ use crate::io::CallerIo;
 use crate::limits::{MAX_HEADER_LIST_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
 use crate::request;
 use crate::server::Shared;
+use crate::streams;
 use crate::tunnel::Tunnel;
 use crate::view::{Parties, View};
 
@@ -39,6 +40,7 @@ pub(crate) struct Connection {
     pub(crate) local: IpAddr,
     /// The caller's address.
     pub(crate) peer: IpAddr,
+    pub(crate) peer_port: u16,
     /// Who the two were when the connection came. If a later revision sees somebody else in one of
     /// the addresses, the connection is cut.
     pub(crate) parties: Parties,
@@ -51,7 +53,8 @@ pub(crate) struct Connection {
 pub(crate) fn identify(shared: &Arc<Shared>, stream: &TcpStream) -> Option<Connection> {
     let own = stream.local_addr().ok()?;
     let local = own.ip().to_canonical();
-    let peer = stream.peer_addr().ok()?.ip().to_canonical();
+    let remote = stream.peer_addr().ok()?;
+    let peer = remote.ip().to_canonical();
     let view = Arc::clone(&shared.view.borrow());
     let Some(parties) = view.parties(local, peer) else {
         tracing::debug!(%local, %peer, "Closed a connection between unknown parties");
@@ -69,6 +72,7 @@ pub(crate) fn identify(shared: &Arc<Shared>, stream: &TcpStream) -> Option<Conne
         shared: Arc::clone(shared),
         local,
         peer,
+        peer_port: remote.port(),
         parties,
         activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
         tunnel: Mutex::new(None),
@@ -79,6 +83,7 @@ pub(crate) fn identify(shared: &Arc<Shared>, stream: &TcpStream) -> Option<Conne
 pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
     // If it fails answers are merely slower.
     let _ = stream.set_nodelay(true);
+    let Some(stream) = streams::run(&connection, stream).await else { return };
     let io = CallerIo::new(stream, Arc::clone(&connection.activity));
     let link = Arc::new(Link::new(io));
     if server::is_http2(&link).await {

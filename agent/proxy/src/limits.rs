@@ -12,6 +12,9 @@ pub(crate) struct Limits {
     pub(crate) body: Duration,
     /// For the next request on a connection without any.
     pub(crate) idle: Duration,
+    /// For a connection without requests that carries nothing: HAProxy's users and Envoy's are used to
+    /// this. Keepalives of the kernel's don't count.
+    pub(crate) stream_idle: Duration,
     /// For a connection to the application.
     pub(crate) connect: Duration,
     /// For requests under way when the proxy stops.
@@ -27,6 +30,7 @@ impl Default for Limits {
             head: Duration::from_secs(10),
             body: Duration::from_secs(30),
             idle: Duration::from_secs(60),
+            stream_idle: Duration::from_secs(3600),
             connect: Duration::from_secs(5),
             drain: Duration::from_secs(5),
             connections: 4096,

@@ -11,6 +11,7 @@ use http::StatusCode;
 use crate::histogram::Histogram;
 use crate::measured::Measured;
 use crate::outbound::{Clusters, EndpointView};
+use crate::streams::{Counters, StreamLabels, StreamTotals};
 
 /// Services come and go; their series stay. Beyond this many they share one without a name.
 const MAX_SERIES: usize = 4096;
@@ -30,6 +31,7 @@ pub struct Metrics {
     overflows: [AtomicU64; 3],
     clusters: Mutex<Weak<Clusters>>,
     measured: Measured,
+    pub(crate) streams: Counters,
 }
 
 /// What requests of this host's callers are counted by.
@@ -111,6 +113,8 @@ pub struct MetricsSnapshot {
     pub ejections: u64,
     /// What breakers refused, by the setting that did.
     pub overflows: Vec<(&'static str, u64)>,
+    /// Connections without requests that were judged, since the start.
+    pub streams: Vec<(StreamLabels, StreamTotals)>,
 }
 
 /// Which limit of a breaker refused something.
@@ -143,6 +147,7 @@ impl Metrics {
             overflows: [Overflow::Requests, Overflow::Pending, Overflow::Retries]
                 .map(|it| (it.setting(), self.overflows[it as usize].load(Ordering::Relaxed)))
                 .to_vec(),
+            streams: self.streams.snapshot(),
         }
     }
 

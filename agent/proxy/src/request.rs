@@ -14,6 +14,7 @@ use crate::access::Record;
 use crate::backend::{BackendError, Target, Wire};
 use crate::body::{Answer, Upload};
 use crate::connection::Connection;
+use crate::grpc;
 use crate::headers::{self, list};
 use crate::incoming::Incoming;
 use crate::metrics::Ruling;
@@ -153,8 +154,9 @@ async fn forward(
     host: HeaderValue,
     record: Record,
 ) -> Response<Answer> {
-    let wire = wire(&head);
+    let wanted_by = view.application(connection.parties.service);
     let wanted = upgrade::wanted(head.version, &head.headers);
+    let wire = wire(&head).wanted_by(wanted_by.http, wanted.is_some());
     let (method, path) = (head.method.to_string(), head.uri.path().to_owned());
 
     let Some(uri) = target(&head.uri, &host, wire) else {
@@ -173,7 +175,8 @@ async fn forward(
     *request.version_mut() = wire.version();
 
     let address = SocketAddr::new(connection.local, connection.parties.port);
-    let application = Target { address, source: None };
+    let introduce = wanted_by.proxy_protocol.map(|version| (version, connection.peer));
+    let application = Target { address, source: None, introduce };
     let response = match connection.shared.backends.send(application, wire, request).await {
         Ok(response) => response,
         Err(failed) => return failure(&failed.error, record),
@@ -281,6 +284,12 @@ pub(crate) fn rejection(reason: &str, version: Version, record: Record) -> Respo
 /// caller's to learn. The number leads to the line in the access log.
 pub(crate) fn refusal(status: StatusCode, reason: &str, mut record: Record) -> Response<Answer> {
     record.answer(status);
+    if record.is_grpc {
+        let text = format!("{reason} (request {})", record.id);
+        let mut answer = Response::new(Answer::own(String::new(), record));
+        grpc::refuse(answer.headers_mut(), status, &text);
+        return answer;
+    }
     let text = format!("{reason} (request {})\n", record.id);
     let mut answer = Response::new(Answer::own(text, record));
     *answer.status_mut() = status;

@@ -18,6 +18,7 @@ use crate::chance::Chance;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::outbound::Clusters;
+use crate::streams::Lessons;
 use crate::view::View;
 use crate::worker::{self, Door};
 
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) backends: Backends,
     pub(crate) clusters: Arc<Clusters>,
     pub(crate) chance: Chance,
+    pub(crate) lessons: Arc<Lessons>,
     pub(crate) limits: Limits,
     pub(crate) requests: Arc<Semaphore>,
     /// Of this thread.
@@ -61,6 +63,7 @@ impl Shared {
             backends: Backends::new(limits.connect, bind),
             clusters,
             chance: Chance::new(),
+            lessons: Arc::default(),
             limits,
             requests: Arc::new(Semaphore::new(limits.requests)),
             clock: Arc::default(),
@@ -74,6 +77,7 @@ impl Shared {
             backends: self.backends.without_connections(),
             clusters: Arc::clone(&self.clusters),
             chance: Chance::new(),
+            lessons: Arc::clone(&self.lessons),
             limits: self.limits,
             requests: Arc::clone(&self.requests),
             clock: Arc::default(),

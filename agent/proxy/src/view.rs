@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use isthmus_model::{
-    Directory, HostId, Identity, Layer4, Place, Principal, Protocol, ServiceId, Snapshot,
+    Application, Directory, HostId, Identity, Layer4, Place, Principal, Protocol, ServiceId,
+    Snapshot,
 };
-use isthmus_policy::{Policy, Query, Request, Verdict};
+use isthmus_policy::{Policy, Query, Request, Stream, Verdict};
 
 use crate::routing::Routes;
 
@@ -41,6 +42,7 @@ pub(crate) struct Parties {
     pub(crate) from: Identity,
     pub(crate) to: Identity,
     pub(crate) service: ServiceId,
+    pub(crate) protocol: Protocol,
     /// The service's own port, where the application listens.
     pub(crate) port: u16,
 }
@@ -61,7 +63,8 @@ impl View {
     }
 
     /// Who the addresses of an accepted connection stand for. None unless `peer` is placed and
-    /// `local` is a workload of an HTTP service on this host, or the virtual address of one.
+    /// `local` is a workload on this host, or a virtual address, of a
+    /// service whose connections lead through the proxy.
     pub(crate) fn parties(&self, local: IpAddr, peer: IpAddr) -> Option<Parties> {
         let here = self.snapshot.local;
         let caller = self.directory.place(peer)?;
@@ -104,8 +107,9 @@ impl View {
 
     fn parties_of(&self, side: Side, caller: Principal, id: ServiceId) -> Option<Parties> {
         let service = self.snapshot.services.get(&id)?;
-        (service.protocol == Protocol::Http).then_some(())?;
+        service.is_proxied().then_some(())?;
         Some(Parties {
+            protocol: service.protocol,
             side,
             caller,
             from: self.snapshot.identity(caller)?,
@@ -113,6 +117,16 @@ impl View {
             service: id,
             port: service.port,
         })
+    }
+
+    /// Whether a service is more than a name for others.
+    pub(crate) fn has_workloads(&self, service: ServiceId) -> bool {
+        self.snapshot.services.get(&service).is_some_and(|it| !it.placements.is_empty())
+    }
+
+    /// How to speak to a service's applications.
+    pub(crate) fn application(&self, service: ServiceId) -> Application {
+        self.snapshot.services.get(&service).map(|it| it.application).unwrap_or_default()
     }
 
     /// Who opens a flow that stays on this host shows the virtual address of its service, or the
@@ -128,6 +142,17 @@ impl View {
             Place::Anycast => true,
             Place::Host(_) | Place::Workload(..) | Place::Device(..) => false,
         }
+    }
+
+    /// Judges a connection without requests.
+    pub(crate) fn judge_stream(&self, parties: &Parties, stream: Stream<'_>) -> Verdict {
+        let query = Query {
+            from: &parties.from,
+            to: &parties.to,
+            layer4: Layer4::Tcp(parties.port),
+            request: None,
+        };
+        self.policy.evaluate_stream(&query, stream)
     }
 
     /// Judges a request, or without one the connection as a whole.

@@ -261,6 +261,7 @@ pub(crate) mod tests {
             selectors: vec![Selector::User("33".into())],
             balance: isthmus_model::Balance::default(),
             edge: None,
+            application: isthmus_model::Application::default(),
         };
         let device = Device {
             name: "press".parse().unwrap(),

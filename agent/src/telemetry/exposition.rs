@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use isthmus_core::Traffic;
-use isthmus_proxy::{MetricsSnapshot, RouteLabels, Ruling, StatusClass};
+use isthmus_proxy::{
+    MetricsSnapshot, RouteLabels, Ruling, StatusClass, StreamLabels, StreamTotals,
+};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -46,6 +48,7 @@ impl Collector for Scrape {
         self.owners(&mut out)?;
         self.requests(&mut out)?;
         self.routes(&mut out)?;
+        self.streams(&mut out)?;
         let Some(sample) = &self.sample else { return Ok(()) };
         traffic(&mut out, sample)?;
         tunnels(&mut out, sample)?;
@@ -134,6 +137,20 @@ impl Scrape {
         let overflows = proxy.overflows.iter().map(|(limit, count)| ([("limit", *limit)], *count));
         out.counters("route_overflows", help, None, overflows)
     }
+
+    fn streams(&self, out: &mut Out<'_>) -> fmt::Result {
+        let of = |value: fn(&StreamTotals) -> u64| {
+            self.proxy.streams.iter().map(move |(labels, it)| (stream_labels(labels), value(it)))
+        };
+        let help = "Connections without requests that the proxy judged, by service, side, what they carry and ruling";
+        out.counters("streams", help, None, of(|it| it.connections))?;
+        let help = "Those that ended, by the same";
+        out.counters("streams_ended", help, None, of(|it| it.connections - it.active))?;
+        let help = "Their bytes from callers, by the same";
+        out.counters("stream_sent", help, Some(Unit::Bytes), of(|it| it.bytes_up))?;
+        let help = "Their bytes to callers, by the same";
+        out.counters("stream_received", help, Some(Unit::Bytes), of(|it| it.bytes_down))
+    }
 }
 
 const QUANTILES: [(&str, f64); 3] = [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)];
@@ -145,6 +162,15 @@ fn route_labels(labels: &RouteLabels) -> [(&'static str, &str); 5] {
         ("route", &labels.route),
         ("backend", &labels.backend),
         ("status", status_class(labels.status)),
+    ]
+}
+
+fn stream_labels(labels: &StreamLabels) -> [(&'static str, String); 4] {
+    [
+        ("service", labels.service.clone()),
+        ("side", labels.side.to_owned()),
+        ("carries", labels.carries.to_owned()),
+        ("ruling", labels.ruling.to_string()),
     ]
 }
 

@@ -315,6 +315,7 @@ fn services(state: &State) -> BTreeMap<ServiceId, Service> {
             selectors: declared.selectors.clone(),
             balance: declared.balance.clone(),
             edge: declared.edge.clone(),
+            application: declared.application,
         };
         Some((id, service))
     };

@@ -12,6 +12,7 @@
 #![warn(missing_docs)]
 
 pub mod address;
+pub mod application;
 pub mod balance;
 #[cfg(feature = "proto")]
 pub mod convert;
@@ -28,6 +29,7 @@ pub mod token;
 pub mod topology;
 
 pub use address::{Ipv4Net, MeshPrefix};
+pub use application::{Application, HttpVersion, ProxyProtocol};
 pub use balance::{Balance, BalancePolicy, HashKey};
 #[cfg(feature = "proto")]
 pub use convert::ConvertError;

@@ -46,6 +46,9 @@ pub struct Route {
 pub struct RouteMatch {
     /// Any of these may be the host. Empty: every host.
     pub hosts: Vec<HostMatch>,
+    /// TLS that asks for any of these servers. Such an entry says nothing else, and requests don't
+    /// fit it.
+    pub sni: Vec<HostMatch>,
     /// The path, without the query.
     pub path: Option<PathMatch>,
     /// The method, in upper case.
@@ -57,12 +60,23 @@ pub struct RouteMatch {
 }
 
 /// A host's name, without the port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HostMatch {
     /// This one, in lower case.
     Exact(Arc<str>),
     /// `*.example.com`: any name that ends in `.example.com`.
     Suffix(Arc<str>),
+}
+
+impl HostMatch {
+    /// Whether a name in lower case is meant.
+    #[must_use]
+    pub fn fits(&self, name: &str) -> bool {
+        match self {
+            Self::Exact(exact) => **exact == *name,
+            Self::Suffix(suffix) => name.len() > suffix.len() && name.ends_with(&**suffix),
+        }
+    }
 }
 
 /// How a path is compared.
@@ -419,10 +433,12 @@ impl fmt::Display for FieldMatch {
 /// As in `GET prefix /v1 host api.example header x-canary=1`.
 impl fmt::Display for RouteMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hosts, path, method, headers, query } = self;
+        let Self { hosts, sni, path, method, headers, query } = self;
         let mut words: Vec<String> = Vec::new();
         words.extend(method.as_ref().map(ToString::to_string));
         words.extend(path.as_ref().map(ToString::to_string));
+        let names: Vec<String> = sni.iter().map(ToString::to_string).collect();
+        words.extend((!names.is_empty()).then(|| format!("sni {}", names.join("|"))));
         let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
         words.extend((!hosts.is_empty()).then(|| format!("host {}", hosts.join("|"))));
         words.extend(headers.iter().map(|field| format!("header {field}")));

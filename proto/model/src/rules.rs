@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::name::{Name, NameError};
+use crate::route::HostMatch;
 
 /// All rules of a mesh, or those of them that one host needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,9 @@ pub struct Rule {
     pub ports: Vec<PortRule>,
     /// Requests, for services that speak HTTP. Empty: every request.
     pub http: Vec<RequestMatch>,
+    /// TLS that asks for one of these servers, for services that pass it through. Empty: every name,
+    /// and none.
+    pub sni: Vec<HostMatch>,
     /// A deny that only logs.
     pub audit: bool,
     /// Where it stands.

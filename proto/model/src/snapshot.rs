@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::address::{Ipv4Net, MeshPrefix};
+use crate::application::Application;
 use crate::balance::Balance;
 use crate::edge::{Edge, External, Gateway};
 use crate::identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
@@ -103,6 +104,8 @@ pub struct Service {
     pub balance: Balance,
     /// What it is at the mesh's edge, if it is there. Its placements are gateways' hosts then.
     pub edge: Option<Edge>,
+    /// How the proxy speaks to its applications.
+    pub application: Application,
 }
 
 /// What a service speaks.
@@ -114,6 +117,24 @@ pub enum Protocol {
     Udp,
     /// HTTP/1.1 or HTTP/2, judged by request.
     Http,
+    /// TLS that isn't ended here, routed and judged by the server name that callers ask for.
+    Tls,
+    /// Whatever a connection turns out to carry: judged by request if it is HTTP, else as a whole.
+    Auto,
+}
+
+impl Protocol {
+    /// Whether requests may be seen in it.
+    #[must_use]
+    pub const fn carries_requests(self) -> bool {
+        matches!(self, Self::Http | Self::Auto)
+    }
+
+    /// Whether TLS may be seen in it.
+    #[must_use]
+    pub const fn carries_tls(self) -> bool {
+        matches!(self, Self::Tls | Self::Auto)
+    }
 }
 
 impl fmt::Display for Protocol {
@@ -122,6 +143,8 @@ impl fmt::Display for Protocol {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Http => "http",
+            Self::Tls => "tls",
+            Self::Auto => "auto",
         })
     }
 }
@@ -187,11 +210,20 @@ impl Service {
         self.edge.as_ref().and_then(Edge::external)
     }
 
+    /// Whether its connections lead through the proxy.
+    #[must_use]
+    pub const fn is_proxied(&self) -> bool {
+        self.application.proxy_protocol.is_some()
+            || matches!(self.protocol, Protocol::Http | Protocol::Tls | Protocol::Auto)
+    }
+
     /// What a client of this service sends: its port, over TCP or UDP.
     #[must_use]
     pub const fn layer4(&self) -> Layer4 {
         match self.protocol {
-            Protocol::Tcp | Protocol::Http => Layer4::Tcp(self.port),
+            Protocol::Tcp | Protocol::Http | Protocol::Tls | Protocol::Auto => {
+                Layer4::Tcp(self.port)
+            }
             Protocol::Udp => Layer4::Udp(self.port),
         }
     }

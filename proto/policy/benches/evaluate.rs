@@ -41,6 +41,7 @@ fn snapshot(rules: usize) -> Snapshot {
             selectors: Vec::new(),
             balance: Balance::default(),
             edge: None,
+            application: isthmus_model::Application::default(),
         };
         (ServiceId(number + 1), service)
     });
@@ -51,6 +52,7 @@ fn snapshot(rules: usize) -> Snapshot {
         to: vec![Subject::Service(service(number / SERVICES))],
         ports: Vec::new(),
         http: Vec::new(),
+        sni: Vec::new(),
         audit: false,
         origin: Origin { file: "mesh.toml".into(), line: 1 },
     };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 
+use isthmus_model::route::HostMatch;
 use isthmus_model::topology::Topology;
 use isthmus_model::{Action, Identity, Layer4, PortRule, RequestMatch, Rule, Subject};
 
@@ -208,11 +209,12 @@ type Content<'a> = (
     &'a [Subject],
     &'a [PortRule],
     Vec<(Option<&'a str>, Option<&'a str>)>,
+    &'a [HostMatch],
 );
 
 fn content(rule: &Rule) -> Content<'_> {
     let http = rule.http.iter().map(|entry| (entry.method.as_deref(), entry.path.as_deref()));
-    ((rule.action, rule.audit), &rule.from, &rule.to, &rule.ports, http.collect())
+    ((rule.action, rule.audit), &rule.from, &rule.to, &rule.ports, http.collect(), &rule.sni)
 }
 
 /// A part of what may pass. None: every port, every request.
@@ -233,6 +235,12 @@ impl Part {
                 let request = |entry| Self { port: own(served), request: Some(request(entry)) };
                 parts.extend(rule.http.iter().map(request));
             }
+            return;
+        }
+        if !rule.sni.is_empty() {
+            let Some(served) = served.filter(|served| served.tls) else { return };
+            let named = |name| Self { port: own(served), request: Some(format!("TLS to {name}")) };
+            parts.extend(rule.sni.iter().map(named));
             return;
         }
         let port = |port| Self { port: Some(port), request: None };

@@ -7,7 +7,7 @@ use isthmus_model::{Action, Identity, Layer4, Rule};
 use crate::index::Ids;
 use crate::path::{Ambiguity, canonical};
 use crate::policy::{Policy, RequestPattern, Served};
-use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, RuleId, Verdict};
+use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, RuleId, Stream, Verdict};
 
 /// Is told of every step.
 pub(crate) trait Recorder {
@@ -47,10 +47,12 @@ pub(crate) enum Target {
 /// What flows.
 #[derive(Debug)]
 pub(crate) enum Traffic<'a> {
-    /// Anything but HTTP to an HTTP service's own port.
+    /// What nobody looks into, or what turned out to be no HTTP.
     Plain,
-    /// Requests that aren't known yet.
-    Requests,
+    /// TLS that asks for this server.
+    Tls(Option<&'a str>),
+    /// What the proxy is to look into.
+    Unseen(Served),
     /// This one.
     Request { method: &'a str, path: Result<Cow<'a, str>, Ambiguity> },
 }
@@ -70,11 +72,20 @@ pub(crate) enum Fit {
     NoRequest,
     /// None of its entries matches the request.
     OtherRequest,
+    /// It covers only TLS, and this is none.
+    NoTls,
+    /// It covers other server names.
+    OtherName,
 }
 
 impl Policy {
-    pub(crate) fn judge<R: Recorder>(&self, query: &Query<'_>, recorder: &mut R) -> Verdict {
-        let case = self.case(query);
+    pub(crate) fn judge<R: Recorder>(
+        &self,
+        query: &Query<'_>,
+        stream: Option<Stream<'_>>,
+        recorder: &mut R,
+    ) -> Verdict {
+        let case = self.case(query, stream);
         let mut would_deny = None;
         for id in self.denies.related(case.from, case.to).map(RuleId) {
             let fit = self.fit(id, &case);
@@ -82,7 +93,12 @@ impl Policy {
             let by = match fit {
                 Fit::Yes => DecidedBy::Rule(id),
                 Fit::Ambiguous(_) => DecidedBy::BuiltIn(BuiltIn::AmbiguousPath),
-                Fit::Maybe | Fit::OtherPort | Fit::NoRequest | Fit::OtherRequest => continue,
+                Fit::Maybe
+                | Fit::OtherPort
+                | Fit::NoRequest
+                | Fit::OtherRequest
+                | Fit::NoTls
+                | Fit::OtherName => continue,
             };
             if !self.rule(id).audit {
                 return self.refuse(&case, by);
@@ -114,7 +130,11 @@ impl Policy {
             match fit {
                 Fit::Yes | Fit::Maybe => return (DecidedBy::Rule(id), Action::Allow),
                 Fit::Ambiguous(_) => ambiguous = true,
-                Fit::OtherPort | Fit::NoRequest | Fit::OtherRequest => {}
+                Fit::OtherPort
+                | Fit::NoRequest
+                | Fit::OtherRequest
+                | Fit::NoTls
+                | Fit::OtherName => {}
             }
         }
         if ambiguous && self.default == Action::Deny {
@@ -131,21 +151,25 @@ impl Policy {
         }
     }
 
-    pub(crate) fn case<'a>(&self, query: &Query<'a>) -> Case<'a> {
+    pub(crate) fn case<'a>(&self, query: &Query<'a>, stream: Option<Stream<'a>>) -> Case<'a> {
         let target = match query.to {
             Identity::Service { name, .. } => {
                 self.served(name).map_or(Target::UnknownService, Target::Service)
             }
             Identity::Host(_) | Identity::Device(_) => Target::Machine,
         };
-        let traffic = match (target, query.request) {
-            (Target::Service(served), request) if served.http && served.layer4 == query.layer4 => {
-                request.map_or(Traffic::Requests, |request| Traffic::Request {
-                    method: request.method,
-                    path: canonical(request.path),
-                })
+        let traffic = match target {
+            Target::Service(served) if served.layer4 == query.layer4 => {
+                match (query.request, stream) {
+                    (Some(request), _) if served.http => {
+                        Traffic::Request { method: request.method, path: canonical(request.path) }
+                    }
+                    (_, None) if served.proxied => Traffic::Unseen(served),
+                    (_, Some(Stream::Tls(name))) => Traffic::Tls(name),
+                    (_, Some(Stream::Tcp) | None) => Traffic::Plain,
+                }
             }
-            (Target::Service(_) | Target::UnknownService | Target::Machine, _) => Traffic::Plain,
+            Target::Service(_) | Target::UnknownService | Target::Machine => Traffic::Plain,
         };
         let (from, to) = (self.subjects.of(query.from), self.subjects.of(query.to));
         Case { from, to, layer4: query.layer4, target, traffic }
@@ -157,14 +181,22 @@ impl Policy {
         if !covers(rule, case) {
             return Fit::OtherPort;
         }
+        if !rule.sni.is_empty() {
+            return fit_name(rule, case);
+        }
         let patterns = &self.requests[id.0 as usize];
         if patterns.is_empty() {
             return Fit::Yes;
         }
         match &case.traffic {
-            Traffic::Plain => Fit::NoRequest,
-            Traffic::Requests if patterns.iter().any(RequestPattern::is_open) => Fit::Yes,
-            Traffic::Requests => Fit::Maybe,
+            Traffic::Plain | Traffic::Tls(_) => Fit::NoRequest,
+            Traffic::Unseen(served) if !served.http => Fit::NoRequest,
+            Traffic::Unseen(served)
+                if served.only_http && patterns.iter().any(RequestPattern::is_open) =>
+            {
+                Fit::Yes
+            }
+            Traffic::Unseen(_) => Fit::Maybe,
             Traffic::Request { method, path } => fit_request(patterns, method, path),
         }
     }
@@ -179,6 +211,16 @@ pub(crate) fn covers(rule: &Rule, case: &Case<'_>) -> bool {
         Target::Service(served) => case.layer4 == served.layer4 || case.layer4 == Layer4::Icmp,
         Target::UnknownService => false,
         Target::Machine => true,
+    }
+}
+
+/// A rule about server names.
+fn fit_name(rule: &Rule, case: &Case<'_>) -> Fit {
+    match case.traffic {
+        Traffic::Unseen(served) if served.tls => Fit::Maybe,
+        Traffic::Tls(Some(name)) if rule.sni.iter().any(|wanted| wanted.fits(name)) => Fit::Yes,
+        Traffic::Tls(_) => Fit::OtherName,
+        Traffic::Unseen(_) | Traffic::Plain | Traffic::Request { .. } => Fit::NoTls,
     }
 }
 
@@ -202,11 +244,11 @@ fn fit_request(
     fit
 }
 
-/// Lets pass: requests that aren't known yet are left to the proxy.
+/// Lets pass: what isn't known yet is left to the proxy.
 const fn pass(case: &Case<'_>, decided_by: DecidedBy, would_deny: Option<DecidedBy>) -> Verdict {
     let outcome = match case.traffic {
-        Traffic::Requests => Outcome::Inspect,
-        Traffic::Plain | Traffic::Request { .. } => Outcome::Allow,
+        Traffic::Unseen(_) => Outcome::Inspect,
+        Traffic::Plain | Traffic::Tls(_) | Traffic::Request { .. } => Outcome::Allow,
     };
     Verdict { outcome, decided_by, would_deny }
 }

@@ -95,11 +95,13 @@ fn reason(policy: &Policy, id: RuleId, fit: Fit, case: &Case<'_>) -> String {
     let audit = if policy.rule(id).audit { ", but it only logs" } else { "" };
     match fit {
         Fit::Yes => format!("it covers {}{audit}", case.layer4),
-        Fit::Maybe => "it depends on the request".to_owned(),
+        Fit::Maybe => "it depends on the request, or on the server's name".to_owned(),
         Fit::Ambiguous(why) => format!("it can't judge this path: {why}{audit}"),
         Fit::OtherPort => other_port(policy, id, case),
         Fit::NoRequest => "it covers HTTP requests only".to_owned(),
         Fit::OtherRequest => other_request(policy, id, case),
+        Fit::NoTls => "it covers TLS only".to_owned(),
+        Fit::OtherName => "it covers other server names".to_owned(),
     }
 }
 
@@ -146,7 +148,7 @@ fn hint(policy: &Policy, query: &Query<'_>, verdict: &Verdict) -> Option<String>
 
 /// The rule that comes nearest to allowing it.
 fn nearest(policy: &Policy, query: &Query<'_>) -> String {
-    let case = policy.case(query);
+    let case = policy.case(query, None);
     let related = policy.allows.related(case.from, case.to).map(RuleId);
     let near = |id: &RuleId| u8::from(policy.fit(*id, &case) != Fit::OtherPort);
     // `max_by_key` gives the last of equals; people expect the first.

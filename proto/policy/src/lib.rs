@@ -48,4 +48,4 @@ pub use changes::{Access, Changes, Reach, changes};
 pub use check::{TestResult, run_tests};
 pub use explain::{Explanation, Step};
 pub use policy::Policy;
-pub use verdict::{BuiltIn, DecidedBy, Decision, Outcome, Query, Request, RuleId, Verdict};
+pub use verdict::{BuiltIn, DecidedBy, Decision, Outcome, Query, Request, RuleId, Stream, Verdict};

@@ -2,14 +2,14 @@
 
 use isthmus_model::topology::Topology;
 use isthmus_model::{
-    Action, Identity, Layer4, Name, Protocol, RequestMatch, Rule, Rules, Snapshot,
+    Action, Application, Identity, Layer4, Name, Protocol, RequestMatch, Rule, Rules, Snapshot,
 };
 
 use crate::engine::Silent;
 use crate::explain::{Explanation, Log};
 use crate::index::{Index, Map, Subjects};
 use crate::path::Pattern;
-use crate::verdict::{DecidedBy, Decision, Query, RuleId, Verdict};
+use crate::verdict::{DecidedBy, Decision, Query, RuleId, Stream, Verdict};
 
 /// A policy, ready to be asked. Immutable; shared between threads.
 #[derive(Clone, Debug)]
@@ -29,7 +29,14 @@ pub struct Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Served {
     pub(crate) layer4: Layer4,
+    /// Whether requests may be seen there.
     pub(crate) http: bool,
+    /// Whether everything there is HTTP.
+    pub(crate) only_http: bool,
+    /// Whether TLS may be seen there.
+    pub(crate) tls: bool,
+    /// Whether the proxy takes its connections.
+    pub(crate) proxied: bool,
 }
 
 /// An entry of a rule's `http`.
@@ -55,7 +62,8 @@ impl Policy {
     #[must_use]
     pub fn for_snapshot(snapshot: &Snapshot) -> Self {
         let services = snapshot.services.values();
-        let served = services.map(|s| (s.name.clone(), Served::new(s.port, s.protocol)));
+        let served =
+            services.map(|s| (s.name.clone(), Served::new(s.port, s.protocol, s.application)));
         Self::new(&snapshot.rules, served.collect())
     }
 
@@ -63,7 +71,8 @@ impl Policy {
     #[must_use]
     pub fn for_topology(topology: &Topology) -> Self {
         let services = topology.services.iter();
-        let served = services.map(|(name, s)| (name.clone(), Served::new(s.port, s.protocol)));
+        let served = services
+            .map(|(name, s)| (name.clone(), Served::new(s.port, s.protocol, s.application)));
         Self::new(&topology.rules, served.collect())
     }
 
@@ -92,14 +101,20 @@ impl Policy {
     /// Decides.
     #[must_use]
     pub fn evaluate(&self, query: &Query<'_>) -> Verdict {
-        self.judge(query, &mut Silent)
+        self.judge(query, None, &mut Silent)
+    }
+
+    /// Decides about a connection that the proxy has looked into and found to carry no requests.
+    #[must_use]
+    pub fn evaluate_stream(&self, query: &Query<'_>, stream: Stream<'_>) -> Verdict {
+        self.judge(query, Some(stream), &mut Silent)
     }
 
     /// Decides, and tells how.
     #[must_use]
     pub fn explain(&self, query: &Query<'_>) -> Explanation {
         let mut log = Log::default();
-        let verdict = self.judge(query, &mut log);
+        let verdict = self.judge(query, None, &mut log);
         log.finish(self, query, verdict)
     }
 
@@ -159,11 +174,18 @@ impl Policy {
 }
 
 impl Served {
-    pub(crate) const fn new(port: u16, protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Tcp => Self { layer4: Layer4::Tcp(port), http: false },
-            Protocol::Udp => Self { layer4: Layer4::Udp(port), http: false },
-            Protocol::Http => Self { layer4: Layer4::Tcp(port), http: true },
+    pub(crate) const fn new(port: u16, protocol: Protocol, application: Application) -> Self {
+        let layer4 = match protocol {
+            Protocol::Udp => Layer4::Udp(port),
+            Protocol::Tcp | Protocol::Http | Protocol::Tls | Protocol::Auto => Layer4::Tcp(port),
+        };
+        Self {
+            layer4,
+            http: protocol.carries_requests(),
+            tls: protocol.carries_tls(),
+            only_http: matches!(protocol, Protocol::Http),
+            proxied: application.proxy_protocol.is_some()
+                || matches!(protocol, Protocol::Http | Protocol::Tls | Protocol::Auto),
         }
     }
 }

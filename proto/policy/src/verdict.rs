@@ -26,6 +26,15 @@ pub struct Request<'a> {
     pub path: &'a str,
 }
 
+/// What a connection turned out to be, if not HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream<'a> {
+    /// Something that nobody looks into.
+    Tcp,
+    /// TLS, and the server's name that the client asked for, in lower case.
+    Tls(Option<&'a str>),
+}
+
 /// What policy decided, and what made it so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Verdict {

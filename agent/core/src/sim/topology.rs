@@ -75,6 +75,7 @@ impl Builder {
             to: vec![subject(to)],
             ports: Vec::new(),
             http: Vec::new(),
+            sni: Vec::new(),
             audit: false,
             origin: Origin { file: Arc::from("mesh.toml"), line: number as u32 },
         });
@@ -133,6 +134,7 @@ impl Builder {
                 selectors: Vec::new(),
                 balance: isthmus_model::Balance::default(),
                 edge: None,
+                application: isthmus_model::Application::default(),
             };
             (ServiceId(id), service)
         });

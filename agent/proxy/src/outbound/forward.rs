@@ -33,7 +33,7 @@ const OVERLOADED: HeaderName = HeaderName::from_static("x-isthmus-overloaded");
 /// A request as every try of it begins.
 pub(super) struct Template {
     pub(super) head: Parts,
-    pub(super) wire: Wire,
+    wire: Wire,
     host: HeaderValue,
     upgrade: Option<HeaderValue>,
 }
@@ -301,8 +301,9 @@ impl Exchange<'_> {
         *request.method_mut() = self.template.head.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = fields;
-        *request.version_mut() = self.template.wire.version();
-        let sending = self.connection.shared.backends.send(target, self.template.wire, request);
+        let wire = self.template.wire_to(self.view, self.service, endpoint);
+        *request.version_mut() = wire.version();
+        let sending = self.connection.shared.backends.send(target, wire, request);
         // The exchange's own deadline, too: it is the workload that let it pass.
         let patience = self.try_timeout.map(|patience| Instant::now() + patience);
         let sent = match [patience, self.deadline].into_iter().flatten().min() {
@@ -367,6 +368,15 @@ impl Template {
         self.head.headers.clone()
     }
 
+    /// An application here is spoken to as it wants; other hosts' proxies see to theirs.
+    pub(super) fn wire_to(&self, view: &View, service: ServiceId, endpoint: &Endpoint) -> Wire {
+        if endpoint.host == view.snapshot.local {
+            self.wire.wanted_by(view.application(service).http, self.upgrade.is_some())
+        } else {
+            self.wire
+        }
+    }
+
     /// Where a try goes, as whom, and with which URI. None if a workload here may not be asked.
     pub(super) fn aim(
         &self,
@@ -375,13 +385,14 @@ impl Template {
         place: (ServiceId, &Cluster, &Endpoint),
         fields: &mut HeaderMap,
     ) -> Option<(Target, Uri)> {
-        let (_, cluster, endpoint) = place;
-        let uri = target(&self.head.uri, &self.host, self.wire)?;
+        let (service, cluster, endpoint) = place;
+        let wire = self.wire_to(view, service, endpoint);
+        let uri = target(&self.head.uri, &self.host, wire)?;
         if endpoint.host == view.snapshot.local {
             return Some((local::admit(connection, view, place, &self.head, fields)?, uri));
         }
         let source = view.speaks_from(&connection.parties, connection.peer.is_ipv4())?;
         let address = (endpoint.address, cluster.port).into();
-        Some((Target { address, source: Some(source) }, uri))
+        Some((Target { address, source: Some(source), introduce: None }, uri))
     }
 }

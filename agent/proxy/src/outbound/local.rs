@@ -28,5 +28,8 @@ pub(super) fn admit(
     }
     let from = parties.from.spiffe(&view.snapshot.mesh.trust_domain);
     headers::introduce(fields, &from, connection.peer);
-    Some(Target { address: (endpoint.address, cluster.port).into(), source: None })
+    let address = (endpoint.address, cluster.port).into();
+    let caller = view.speaks_from(&connection.parties, endpoint.address.is_ipv4())?;
+    let introduce = view.application(service).proxy_protocol.map(|version| (version, caller));
+    Some(Target { address, source: None, introduce })
 }

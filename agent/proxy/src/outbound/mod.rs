@@ -30,7 +30,7 @@ use crate::request::{may_pass, refusal, rejection};
 use crate::routing::{Act, Asked, Chosen, Compiled, location, target};
 use crate::view::View;
 
-pub(crate) use cluster::Clusters;
+pub(crate) use cluster::{Clusters, Draw};
 pub use endpoint::EndpointView;
 pub(crate) use endpoint::InFlight;
 

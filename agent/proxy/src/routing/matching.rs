@@ -19,7 +19,7 @@ pub(crate) struct Asked<'a> {
 
 /// Whether method, header fields and parameters fit.
 pub(super) fn fits(wanted: &RouteMatch, asked: &Asked<'_>) -> bool {
-    let RouteMatch { hosts: _, path: _, method, headers, query } = wanted;
+    let RouteMatch { hosts: _, sni: _, path: _, method, headers, query } = wanted;
     method.as_deref().is_none_or(|method| method == asked.method)
         && headers.iter().all(|field| header_fits(field, asked.headers))
         && query.iter().all(|field| parameter_fits(field, asked.query.unwrap_or_default()))

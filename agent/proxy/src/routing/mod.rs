@@ -8,6 +8,7 @@
 
 mod compile;
 mod matching;
+mod names;
 mod rewrite;
 mod table;
 #[cfg(test)]
@@ -16,10 +17,12 @@ mod tests;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use isthmus_model::route::RouteMatch;
 use isthmus_model::{Name, ServiceId, Snapshot};
 
 pub(crate) use compile::{Act, Compiled};
 pub(crate) use matching::Asked;
+pub(crate) use names::Names;
 pub(crate) use rewrite::{location, target};
 pub(crate) use table::{Chosen, Table};
 
@@ -27,6 +30,8 @@ pub(crate) use table::{Chosen, Table};
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
     tables: HashMap<ServiceId, Table>,
+    /// Of services that may carry TLS.
+    names: HashMap<ServiceId, Names>,
 }
 
 impl Routes {
@@ -34,13 +39,27 @@ impl Routes {
         let ids: HashMap<&Name, ServiceId> =
             snapshot.services.iter().map(|(id, service)| (&service.name, *id)).collect();
         let mut tables: HashMap<ServiceId, Table> = HashMap::new();
+        let mut names: HashMap<ServiceId, Names> = HashMap::new();
         for route in &snapshot.routes {
             let Some(asked) = ids.get(&route.service) else { continue };
             let compiled = Arc::new(Compiled::new(route, &ids));
-            tables.entry(*asked).or_default().add(compiled, &route.matches);
+            if snapshot.services.get(asked).is_some_and(|it| it.protocol.carries_tls()) {
+                names.entry(*asked).or_default().add(&compiled, &route.matches);
+            }
+            let of_requests: Vec<RouteMatch> =
+                route.matches.iter().filter(|entry| entry.sni.is_empty()).cloned().collect();
+            if route.matches.is_empty() || !of_requests.is_empty() {
+                tables.entry(*asked).or_default().add(compiled, &of_requests);
+            }
         }
         tables.values_mut().for_each(Table::finish);
-        Self { tables }
+        names.values_mut().for_each(Names::finish);
+        Self { tables, names }
+    }
+
+    /// The routes of a service by server name, if it has any.
+    pub(crate) fn by_name(&self, service: ServiceId) -> Option<&Names> {
+        self.names.get(&service).filter(|names| !names.is_empty())
     }
 
     /// The routes of a service, if it has any.

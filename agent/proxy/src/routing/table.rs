@@ -129,7 +129,8 @@ impl Paths {
         let entries = self.exact.values_mut().chain(self.prefixes.values_mut());
         for entries in entries.chain(self.patterns.iter_mut().map(|(_, entries)| entries)) {
             entries.sort_by_key(|entry| {
-                let RouteMatch { hosts: _, path: _, method, headers, query } = &entry.wanted;
+                let RouteMatch { hosts: _, sni: _, path: _, method, headers, query } =
+                    &entry.wanted;
                 let (headers, query) = (Reverse(headers.len()), Reverse(query.len()));
                 (method.is_none(), headers, query, entry.order)
             });

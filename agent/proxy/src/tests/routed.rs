@@ -153,6 +153,7 @@ impl Backends {
             selectors: Vec::new(),
             balance: self.balance.clone(),
             edge: None,
+            application: isthmus_model::Application::default(),
         }
     }
 }

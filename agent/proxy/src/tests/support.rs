@@ -302,6 +302,7 @@ fn rule(action: Action, name: &str, from: &str, http: &[(Option<&str>, Option<&s
         to: vec![Subject::Service("web".parse().unwrap())],
         ports: Vec::new(),
         http: http.iter().map(request).collect(),
+        sni: Vec::new(),
         audit: false,
         origin: Origin { file: "mesh.toml".into(), line: 7 },
     }
@@ -366,6 +367,7 @@ fn service(
         selectors: Vec::new(),
         balance: isthmus_model::Balance::default(),
         edge: None,
+        application: isthmus_model::Application::default(),
     }
 }
 

@@ -72,7 +72,7 @@ impl Lab {
             let here = Ipv4Addr::new(127, 64, 1, number);
             let port = match declared.protocol {
                 Protocol::Http => Application::hello_at(here.into()).await.port,
-                Protocol::Tcp | Protocol::Udp => declared.port,
+                Protocol::Tcp | Protocol::Udp | Protocol::Tls | Protocol::Auto => declared.port,
             };
             ports.insert(declared.port, port);
             let service = Service {
@@ -85,6 +85,7 @@ impl Lab {
                 selectors: Vec::new(),
                 balance: isthmus_model::Balance::default(),
                 edge: None,
+                application: isthmus_model::Application::default(),
             };
             services.insert(ServiceId(number.into()), service);
         }

@@ -85,6 +85,7 @@ fn service(name: &str, namespace: &str, number: u8, placements: &[(u8, u8)]) -> 
         selectors: Vec::new(),
         balance: isthmus_model::Balance::default(),
         edge: None,
+        application: isthmus_model::Application::default(),
     }
 }
 

@@ -13,7 +13,7 @@ use v1::resource::Body;
 use v1::selector::By;
 
 use super::encode::key;
-use super::{ConvertError, balance, check, edge, routes};
+use super::{ConvertError, application, balance, check, edge, routes};
 use crate::address::{Ipv4Net, MeshPrefix};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
@@ -160,6 +160,8 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
         Ok(v1::Protocol::Tcp) => Protocol::Tcp,
         Ok(v1::Protocol::Udp) => Protocol::Udp,
         Ok(v1::Protocol::Http) => Protocol::Http,
+        Ok(v1::Protocol::Tls) => Protocol::Tls,
+        Ok(v1::Protocol::Auto) => Protocol::Auto,
         Ok(v1::Protocol::Unspecified) | Err(_) => {
             return Err(format!("protocol: {} isn't one that this version knows", body.protocol));
         }
@@ -177,6 +179,7 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
         placements,
         selectors: body.selectors.iter().map(selector).collect::<Result<_, _>>()?,
         edge: body.edge.as_ref().map(edge::decode).transpose()?,
+        application: application::decode(body)?,
         balance: body.balance.as_ref().map(balance::decode).transpose()?.unwrap_or_default(),
     })
 }
@@ -210,6 +213,7 @@ fn rule(body: &v1::Rule) -> Result<Rule, Reason> {
         return Err("audit: only a rule that denies can audit".into());
     }
     bounded("http", body.http.len(), MAX_LIST)?;
+    bounded("sni", body.sni.len(), MAX_LIST)?;
     Ok(Rule {
         name: filled("name", &body.name)?,
         action: if body.allow { Action::Allow } else { Action::Deny },
@@ -217,6 +221,7 @@ fn rule(body: &v1::Rule) -> Result<Rule, Reason> {
         to: all("to", &body.to)?,
         ports: all("ports", &body.ports)?,
         http: body.http.iter().map(request_match).collect::<Result<_, _>>()?,
+        sni: body.sni.iter().map(|it| routes::host(it)).collect::<Result<_, _>>()?,
         audit: body.audit,
         origin: Origin { file: text("file", &body.file)?, line: body.line },
     })

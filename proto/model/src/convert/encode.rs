@@ -6,7 +6,7 @@ use isthmus_proto::v1;
 use v1::resource::Body;
 use v1::selector::By;
 
-use super::{balance, edge, routes};
+use super::{application, balance, edge, routes};
 use crate::balance::Balance;
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::rules::{Action, RequestMatch, Rule};
@@ -77,6 +77,8 @@ fn service(id: ServiceId, service: &Service) -> Body {
         Protocol::Tcp => v1::Protocol::Tcp,
         Protocol::Udp => v1::Protocol::Udp,
         Protocol::Http => v1::Protocol::Http,
+        Protocol::Tls => v1::Protocol::Tls,
+        Protocol::Auto => v1::Protocol::Auto,
     };
     let placements = service.placements.iter();
     Body::Service(v1::Service {
@@ -90,6 +92,8 @@ fn service(id: ServiceId, service: &Service) -> Body {
         selectors: service.selectors.iter().map(selector).collect(),
         edge: service.edge.as_ref().map(edge::encode),
         balance: (service.balance != Balance::default()).then(|| balance::encode(&service.balance)),
+        proxy_protocol: application::proxy_protocol(service.application),
+        http_version: application::http_version(service.application),
     })
 }
 
@@ -123,6 +127,7 @@ fn rule(order: u32, rule: &Rule) -> Body {
         to: rule.to.iter().map(ToString::to_string).collect(),
         ports: rule.ports.iter().map(ToString::to_string).collect(),
         http: rule.http.iter().map(request_match).collect(),
+        sni: rule.sni.iter().map(ToString::to_string).collect(),
         audit: rule.audit,
         file: rule.origin.file.to_string(),
         line: rule.origin.line,

@@ -4,6 +4,7 @@
 //! they make a [`Snapshot`] whose invariants hold, or a [`ConvertError`] names the resource that is
 //! wrong. The order of the resources doesn't matter; that of the rules is in each rule's `order`.
 
+mod application;
 mod balance;
 mod check;
 mod decode;

@@ -60,6 +60,7 @@ fn encode_match(entry: &RouteMatch) -> v1::RouteMatch {
     });
     v1::RouteMatch {
         hosts: entry.hosts.iter().map(ToString::to_string).collect(),
+        sni: entry.sni.iter().map(ToString::to_string).collect(),
         path,
         method: entry.method.as_deref().unwrap_or_default().to_owned(),
         headers: entry.headers.iter().map(encode_field).collect(),
@@ -170,6 +171,7 @@ fn decode_match(body: &v1::RouteMatch) -> Result<RouteMatch, Reason> {
     bounded("hosts", body.hosts.len(), MAX_LIST)?;
     bounded("headers", body.headers.len(), MAX_LIST)?;
     bounded("query", body.query.len(), MAX_LIST)?;
+    bounded("sni", body.sni.len(), MAX_LIST)?;
     let path = body.path.as_ref().map(|path| match path {
         Path::Exact(path) => rooted(path).map(PathMatch::Exact),
         Path::Prefix(path) => rooted(path).map(PathMatch::Prefix),
@@ -178,6 +180,7 @@ fn decode_match(body: &v1::RouteMatch) -> Result<RouteMatch, Reason> {
     let method = (!body.method.is_empty()).then(|| text("method", &body.method));
     Ok(RouteMatch {
         hosts: body.hosts.iter().map(|it| host(it)).collect::<Result<_, _>>()?,
+        sni: body.sni.iter().map(|it| host(it)).collect::<Result<_, _>>()?,
         path: path.transpose()?,
         method: method.transpose()?,
         headers: body.headers.iter().map(decode_field).collect::<Result<_, _>>()?,

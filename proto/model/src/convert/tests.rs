@@ -8,13 +8,14 @@ use v1::resource::Body;
 
 use super::{resources, snapshot};
 use crate::address::{Ipv4Net, MeshPrefix};
+use crate::application::{Application, HttpVersion, ProxyProtocol};
 use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::edge::Edge;
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::name::Name;
 use crate::resilience::{Breaker, Outlier};
-use crate::route::Route;
+use crate::route::{HostMatch, Route};
 use crate::rules::{Action, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
 use crate::snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};
 use crate::topology::{SourceFile, parse};
@@ -209,6 +210,7 @@ fn sample() -> Snapshot {
                 to: vec!["service:s0".parse().unwrap()],
                 ports: Vec::new(),
                 http: Vec::new(),
+                sni: Vec::new(),
                 audit: false,
                 origin: Origin { file: "mesh.toml".into(), line: 3 },
             }],
@@ -241,6 +243,11 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
             Selector::Cgroup("/system.slice".into()),
         ],
         edge: edge_of(n),
+        application: Application {
+            proxy_protocol: [None, Some(ProxyProtocol::V1), Some(ProxyProtocol::V2)]
+                [n as usize % 3],
+            http: [HttpVersion::Auto, HttpVersion::Http1, HttpVersion::Http2][n as usize % 3],
+        },
         balance: Balance {
             weights: [(name("h1"), n), (name("h2"), 1000)].into(),
             locality: n.is_multiple_of(2),
@@ -368,7 +375,13 @@ fn name(text: &str) -> Name {
 }
 
 fn a_snapshot() -> impl Strategy<Value = Snapshot> {
-    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Http)];
+    let protocol = prop::sample::select(vec![
+        Protocol::Tcp,
+        Protocol::Udp,
+        Protocol::Http,
+        Protocol::Tls,
+        Protocol::Auto,
+    ]);
     let hosts = prop::collection::btree_set(1_u32..100, 1..6);
     let services = prop::collection::vec((protocol, any::<u8>()), 0..6);
     (hosts, services, 0_u32..5, a_policy(), any::<u64>()).prop_map(
@@ -403,12 +416,16 @@ prop_compose! {
         to in prop::collection::vec(a_subject(), 1..4),
         ports in prop::collection::vec(a_port(), 0..4),
         http in prop::collection::vec(a_request(), 0..3),
+        sni in prop::sample::select(vec![
+            vec![],
+            vec![HostMatch::Exact("a.example".into()), HostMatch::Suffix(".example".into())],
+        ]),
         audit in any::<bool>(),
         line in any::<u32>(),
     ) -> Rule {
         let audit = audit && action == Action::Deny;
         let origin = Origin { file: format!("{text}.toml").into(), line };
-        Rule { name: text.into(), action, from, to, ports, http, audit, origin }
+        Rule { name: text.into(), action, from, to, ports, http, sni, audit, origin }
     }
 }
 

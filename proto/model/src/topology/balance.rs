@@ -56,7 +56,7 @@ pub(super) fn balance(
     report: &mut Report<'_>,
 ) -> Read<Draft> {
     let given = ["balance", "breaker", "outlier"].into_iter().find_map(|key| table.get(key));
-    if let Some(entry) = given.filter(|_| protocol != Protocol::Http) {
+    if let Some(entry) = given.filter(|_| !protocol.carries_requests()) {
         let message =
             format!("`{}` is about requests, and this service speaks {protocol}", entry.key);
         let help = "write `protocol = \"http\"`, or leave it out";

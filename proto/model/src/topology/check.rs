@@ -12,7 +12,7 @@ use super::suggest::nearest;
 use super::{Placement, addresses, edges, rollout, routes};
 use crate::name::Name;
 use crate::rules::Subject;
-use crate::snapshot::{Protocol, Selector};
+use crate::snapshot::Selector;
 
 pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
     match &draft.mesh {
@@ -130,6 +130,9 @@ fn check_rules(draft: &Draft, report: &mut Report<'_>) {
         if !rule.http.is_empty() {
             names.require_http(draft, report);
         }
+        if !rule.sni.is_empty() {
+            names.require_tls(draft, report);
+        }
     }
 }
 
@@ -233,6 +236,34 @@ impl<'a> Names<'a> {
         }
     }
 
+    /// A rule about server names can only be about services that may speak TLS.
+    fn require_tls(&self, draft: &RuleDraft, report: &mut Report<'_>) {
+        for subject in &draft.rule.to {
+            let (cause, help) = match subject {
+                Subject::Any | Subject::AnyService | Subject::Namespace(_) => continue,
+                Subject::Service(name) => {
+                    let service = self.draft.services.get(name).and_then(|it| it.draft.as_ref());
+                    let Some(service) = service else { continue };
+                    let protocol = service.decl.protocol;
+                    if protocol.carries_tls() {
+                        continue;
+                    }
+                    let help = format!("write `protocol = \"tls\"` in [service.{name}]");
+                    (format!("service \"{name}\" speaks {protocol}, not tls"), help)
+                }
+                Subject::Host(_) | Subject::AnyHost | Subject::Device(_) | Subject::AnyDevice => (
+                    format!("\"{subject}\" is no service, nobody reads its server names"),
+                    "name services".to_owned(),
+                ),
+            };
+            report.error(
+                draft.sni,
+                format!("`sni` of rule {}: {cause}", quote(&draft.rule.name)),
+                format!("{help}, or leave `sni` out"),
+            );
+        }
+    }
+
     fn check_question(&self, draft: &TestDraft, report: &mut Report<'_>) {
         let test = &draft.decl;
         if test.request.is_some() {
@@ -268,7 +299,7 @@ impl<'a> Names<'a> {
                 let service = self.draft.services.get(name)?.draft.as_ref()?;
                 let protocol = service.decl.protocol;
                 let help = format!("write `protocol = \"http\"` in [service.{name}]");
-                (protocol != Protocol::Http)
+                (!protocol.carries_requests())
                     .then(|| (format!("service \"{name}\" speaks {protocol}, not http"), help))
             }
         }

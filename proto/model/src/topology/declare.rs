@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::mesh::{HOST_BLOCKS, bad_block_length};
-use super::reader::{
-    At, Context, Entry, Located, Pair, Read, Report, Schema, Table, instead, quote,
-};
-use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, balance, values};
+use super::reader::{At, Context, Entry, Located, Pair, Read, Report, Schema, Table, quote};
+use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, application, balance, values};
 use crate::address::Ipv4Net;
 use crate::edge::Edge;
 use crate::key::PublicKey;
@@ -29,6 +27,8 @@ pub(super) const SERVICE: Schema = &[
     ("balance", "balance = \"least-request\""),
     ("outlier", "outlier = { consecutive_5xx = 5 }"),
     ("breaker", "breaker = { max_requests = 1024 }"),
+    ("proxy_protocol", "proxy_protocol = \"v2\""),
+    ("http", "http = \"2\""),
 ];
 
 pub(super) const DEVICE: Schema =
@@ -137,7 +137,8 @@ pub(super) fn service<'a>(
     let namespace =
         table.optional("namespace", |entry| values::name(entry.string(report)?, report));
     let port = table.required("port", report).and_then(|entry| values::port(entry, report));
-    let protocol = table.optional("protocol", |entry| protocol(entry.string(report)?, report));
+    let protocol =
+        table.optional("protocol", |entry| application::protocol(entry.string(report)?, report));
     let hosts = table.optional("hosts", |entry| placement(entry, report));
     let selectors = table.optional("workload", |entry| {
         selectors(
@@ -148,6 +149,7 @@ pub(super) fn service<'a>(
     });
     let protocol = protocol?.unwrap_or(Protocol::Tcp);
     let balance = balance::balance(table, protocol, report);
+    let application = application::application(table, protocol, report);
     let balance = balance?;
     let (placement, hosts) = hosts?.unwrap_or((Placement::Names(Vec::new()), Vec::new()));
     let decl = ServiceDecl {
@@ -161,6 +163,7 @@ pub(super) fn service<'a>(
         selectors: selectors?.unwrap_or_default(),
         balance: balance.balance,
         edge: None,
+        application: application?,
         origin: report.origin(table.at),
     };
     Ok(ServiceDraft {
@@ -174,29 +177,6 @@ pub(super) fn service<'a>(
 
 pub(super) fn default_namespace() -> Name {
     "default".parse().expect("INVARIANT: \"default\" is a name")
-}
-
-fn protocol(text: Located<&str>, report: &mut Report<'_>) -> Read<Protocol> {
-    match text.value {
-        "tcp" => Ok(Protocol::Tcp),
-        "udp" => Ok(Protocol::Udp),
-        "http" => Ok(Protocol::Http),
-        other => {
-            let help = match other.to_ascii_lowercase().as_str() {
-                "http/1.1" | "http/2" | "http2" | "h2" | "h2c" | "grpc" => {
-                    "write \"http\": it covers HTTP/1.1 and HTTP/2".to_owned()
-                }
-                "https" | "tls" | "ssl" => {
-                    "write \"tcp\": what is encrypted can't be judged by request".to_owned()
-                }
-                lower => match instead(lower, ["tcp", "udp", "http"].into_iter(), "write one of") {
-                    help if help.starts_with("did") => help,
-                    _ => "write \"tcp\", \"udp\" or \"http\"".to_owned(),
-                },
-            };
-            Err(report.error(text.at, format!("there is no protocol {}", quote(other)), help))
-        }
-    }
 }
 
 pub(super) fn placement(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(Placement, Vec<At>)> {

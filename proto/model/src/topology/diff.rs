@@ -10,6 +10,7 @@ use super::route_words;
 use super::{
     DeviceDecl, HostDecl, MeshDecl, Placement, RolloutDecl, ServiceDecl, TestDecl, Topology,
 };
+use crate::application::Application;
 use crate::balance::Balance;
 use crate::name::Name;
 use crate::route::Route;
@@ -223,7 +224,18 @@ fn host(old: &HostDecl, new: &HostDecl) -> Details {
 }
 
 fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
-    let ServiceDecl { namespace, port, protocol, hosts, selectors, balance, edge, origin: _ } = old;
+    let ServiceDecl {
+        namespace,
+        port,
+        protocol,
+        hosts,
+        selectors,
+        balance,
+        application,
+        edge,
+        origin: _,
+    } = old;
+    let Application { proxy_protocol, http } = application;
     let Balance { policy, weights, locality, slow_start, panic_threshold, breaker, outlier } =
         balance;
     let time = |time: Option<Duration>| time.map_or_else(|| "none".into(), |it| format!("{it:?}"));
@@ -241,6 +253,9 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     details.note("breaker", breaker, new.balance.breaker);
     details.note("outlier", outlier, new.balance.outlier);
     details.note_optional("edge", edge.as_ref(), new.edge.as_ref());
+    let proxy_protocol_now = new.application.proxy_protocol;
+    details.note_optional("proxy_protocol", proxy_protocol.as_ref(), proxy_protocol_now.as_ref());
+    details.note("http", http, new.application.http);
     details
 }
 
@@ -253,7 +268,7 @@ fn device(old: &DeviceDecl, new: &DeviceDecl) -> Details {
 }
 
 fn rule(old: &Rule, new: &Rule) -> Details {
-    let Rule { name: _, action: old_action, from, to, ports, http, audit, origin: _ } = old;
+    let Rule { name: _, action: old_action, from, to, ports, http, sni, audit, origin: _ } = old;
     let mut details = Details::default();
     if *old_action != new.action {
         details.0.push(format!("{} -> {}", action(*old_action), action(new.action)));
@@ -262,6 +277,7 @@ fn rule(old: &Rule, new: &Rule) -> Details {
     details.note_list("to", to, &new.to, ToString::to_string);
     details.note_list("ports", ports, &new.ports, ToString::to_string);
     details.note_list("http", http, &new.http, show_request);
+    details.note_list("sni", sni, &new.sni, ToString::to_string);
     details.note("audit", audit, new.audit);
     details
 }

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::declare::{ServiceDraft, all, default_namespace, placement};
 use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
 use super::{Placement, ServiceDecl, balance, fields, route, values};
+use crate::application::Application;
 use crate::edge::{
     CertificateFiles, ClientCertificates, Edge, External, Gateway, Listener, ListenerTls,
     Origination,
@@ -85,6 +86,7 @@ pub(super) fn gateway<'a>(
         hosts: Placement::Names(Vec::new()),
         selectors: Vec::new(),
         balance: balance::balance(table, Protocol::Http, report)?.balance,
+        application: Application::default(),
         edge: Some(Edge::Gateway(gateway)),
         origin: report.origin(table.at),
     };
@@ -115,6 +117,7 @@ pub(super) fn external<'a>(table: &Table<'a>, report: &mut Report<'_>) -> Read<S
         hosts: Placement::Names(Vec::new()),
         selectors: Vec::new(),
         balance: balance?.balance,
+        application: Application::default(),
         edge: Some(Edge::External(external)),
         origin: report.origin(table.at),
     };

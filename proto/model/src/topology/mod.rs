@@ -13,6 +13,7 @@
 //! ```
 
 mod addresses;
+mod application;
 mod balance;
 mod check;
 mod declare;
@@ -42,6 +43,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::address::Ipv4Net;
+use crate::application::Application;
 use crate::balance::Balance;
 use crate::edge::Edge;
 use crate::identity::TrustDomain;
@@ -133,6 +135,8 @@ pub struct ServiceDecl {
     pub balance: Balance,
     /// What a gateway or an external service says.
     pub edge: Option<Edge>,
+    /// `proxy_protocol` and `http`
+    pub application: Application,
     /// Where it is declared.
     pub origin: Origin,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::declare::all;
 use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
+use super::route::host;
 use super::{TestDecl, values, words};
 use crate::rules::{Action, Layer4, PortRule, PortRuleError, RequestMatch, Rule, Subject};
 
@@ -16,6 +17,7 @@ pub(super) const RULE: Schema = &[
     ("to", "to = \"service:accounts\""),
     ("ports", "ports = [\"tcp/22\"]"),
     ("http", "http = [{ method = \"GET\", path = \"/accounts/*\" }]"),
+    ("sni", "sni = [\"shop.example.com\"]"),
     ("audit", "audit = true"),
 ];
 
@@ -45,6 +47,7 @@ pub(super) struct RuleDraft {
     pub(super) from: Vec<At>,
     pub(super) to: Vec<At>,
     pub(super) http: At,
+    pub(super) sni: At,
 }
 
 #[derive(Debug)]
@@ -82,6 +85,7 @@ pub(super) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -
         all(entry.strings(report)?, |text| ports::<PortRule>(text, report))
     });
     let http = table.optional("http", |entry| requests(action, entry, report));
+    let sni = table.optional("sni", |entry| all(entry.one_or_more(report)?, |it| host(it, report)));
     let audit = table.optional("audit", |entry| audit(action, entry, report));
     let both = separate(table, report);
     let (name, from, to, http) = (name?, from?, to?, http?);
@@ -93,6 +97,7 @@ pub(super) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -
         to: to.iter().map(|subject| subject.value.clone()).collect(),
         ports: ports?.unwrap_or_default(),
         http: http.unwrap_or_default(),
+        sni: sni?.unwrap_or_default(),
         audit: audit?.unwrap_or(false),
         origin: report.origin(table.at),
     };
@@ -102,20 +107,22 @@ pub(super) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -
         from: from.iter().map(|subject| subject.at).collect(),
         to: to.iter().map(|subject| subject.at).collect(),
         http: table.get("http").map_or(table.at, |entry| entry.key_at),
+        sni: table.get("sni").map_or(table.at, |entry| entry.key_at),
     })
 }
 
-/// A rule about requests has no ports: requests come to the service's own.
+/// A rule is about requests, about TLS or about ports: what it looks into comes to the service's own.
 fn separate(table: &Table<'_>, report: &mut Report<'_>) -> Read<()> {
-    let (Some(_), Some(ports)) = (table.get("http"), table.get("ports")) else {
+    let mut given = ["http", "sni", "ports"].into_iter().filter_map(|key| table.get(key));
+    let (Some(first), Some(second)) = (given.next(), given.next()) else {
         return Ok(());
     };
-    let help = "leave `ports` out, or write two rules";
-    Err(report.error(
-        ports.key_at,
-        "a rule with `http` is about the service's own port, it can't have `ports`",
-        help,
-    ))
+    let (one, other) = (first.key, second.key);
+    let why =
+        if other == "ports" { "is about the service's own port" } else { "sees nothing else" };
+    let help = format!("leave `{other}` out, or write two rules");
+    let message = format!("a rule with `{one}` {why}, it can't have `{other}`");
+    Err(report.error(second.key_at, message, help))
 }
 
 fn title(what: &str, entry: Entry<'_>, report: &mut Report<'_>) -> Read<Located<Arc<str>>> {

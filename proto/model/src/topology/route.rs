@@ -34,6 +34,7 @@ const MATCH: Schema = &[
     ("header", "header = { x-canary = \"1\" }"),
     ("query", "query = { version = \"2\" }"),
     ("host", "host = \"api.example.com\""),
+    ("sni", "sni = \"api.example.com\""),
 ];
 
 const PATH: Schema = &[
@@ -65,6 +66,7 @@ pub(super) struct RouteDraft {
     /// The asked service's name, in the header.
     pub(super) service: At,
     pub(super) name: At,
+    pub(super) matches: At,
     /// One place for each backend.
     pub(super) to: Vec<At>,
     /// One place for each mirror.
@@ -124,6 +126,7 @@ pub(super) fn route(
         at: table.at,
         service: service.at,
         name: name.at,
+        matches: table.get("match").map_or(table.at, |entry| entry.key_at),
         to: exits.to,
         mirrors: mirrors.iter().map(|mirror| mirror.at).collect(),
     })
@@ -146,7 +149,11 @@ fn matches(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<RouteMatch>> {
         let query = table.optional("query", |entry| field_matches(entry, false, report));
         let hosts =
             table.optional("host", |entry| all(entry.one_or_more(report)?, |it| host(it, report)));
+        let sni =
+            table.optional("sni", |entry| all(entry.one_or_more(report)?, |it| host(it, report)));
+        alone(table, report)?;
         Ok(RouteMatch {
+            sni: sni?.unwrap_or_default(),
             hosts: hosts?.unwrap_or_default(),
             path: path?,
             method: method?,
@@ -154,6 +161,15 @@ fn matches(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<RouteMatch>> {
             query: query?.unwrap_or_default(),
         })
     })
+}
+
+/// What asks for a TLS server's name can't see anything else.
+fn alone(table: &Table<'_>, report: &mut Report<'_>) -> Read<()> {
+    let other =
+        ["path", "method", "header", "query", "host"].into_iter().find_map(|it| table.get(it));
+    let Some(other) = other.filter(|_| table.get("sni").is_some()) else { return Ok(()) };
+    let message = format!("`{}` is about requests, `sni` about TLS that nobody reads", other.key);
+    Err(report.error(other.key_at, message, "keep one of them"))
 }
 
 /// A string is the whole path; a table says how to compare.

@@ -3,6 +3,7 @@
 mod golden;
 mod properties;
 mod size;
+mod streams;
 mod topologies;
 
 use isthmus_model::topology::{SourceFile, Topology, parse};

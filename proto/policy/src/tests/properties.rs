@@ -1,7 +1,8 @@
 //! The engine against a reference that is slow, simple and written apart from it.
 
 use isthmus_model::{
-    Action, Identity, Layer4, Name, Origin, PortRule, Protocol, RequestMatch, Rule, Rules, Subject,
+    Action, Application, Identity, Layer4, Name, Origin, PortRule, Protocol, RequestMatch, Rule,
+    Rules, Subject,
 };
 use proptest::prelude::*;
 
@@ -255,7 +256,9 @@ fn path_matches(pattern: &[&str], path: &[&str]) -> bool {
 fn services() -> Map<Name, Served> {
     use Protocol::{Http, Tcp, Udp};
     [("web", 80, Http), ("db", 5432, Tcp), ("log", 514, Udp)]
-        .map(|(name, port, protocol)| (name.parse().unwrap(), Served::new(port, protocol)))
+        .map(|(name, port, protocol)| {
+            (name.parse().unwrap(), Served::new(port, protocol, Application::default()))
+        })
         .into_iter()
         .collect()
 }
@@ -281,7 +284,7 @@ prop_compose! {
     ) -> Rule {
         let audit = audit && action == Action::Deny;
         let origin = Origin { file: "mesh.toml".into(), line: 1 };
-        Rule { name: "rule".into(), action, from, to, ports, http, audit, origin }
+        Rule { name: "rule".into(), action, from, to, ports, http, sni: Vec::new(), audit, origin }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Large policies: what a decision looks at must not grow with what doesn't concern it.
 
-use isthmus_model::{Action, Identity, Layer4, Name, Origin, Protocol, Rule, Rules, Subject};
+use isthmus_model::{
+    Action, Application, Identity, Layer4, Name, Origin, Protocol, Rule, Rules, Subject,
+};
 
 use crate::engine::{Case, Fit, Recorder};
 use crate::index::Map;
@@ -31,7 +33,7 @@ fn look(policy: &Policy, from: usize, to: usize) -> (Outcome, usize) {
     let (from, to) = (identity(from), identity(to));
     let mut count = Count(0);
     let query = Query { from: &from, to: &to, layer4: Layer4::Tcp(80), request: None };
-    let verdict = policy.judge(&query, &mut count);
+    let verdict = policy.judge(&query, None, &mut count);
     (verdict.outcome, count.0)
 }
 
@@ -46,7 +48,8 @@ impl Recorder for Count {
 }
 
 fn policy(rules: Vec<Rule>) -> Policy {
-    let served = (0..SERVICES).map(|n| (service(n), Served::new(80, Protocol::Tcp)));
+    let served =
+        (0..SERVICES).map(|n| (service(n), Served::new(80, Protocol::Tcp, Application::default())));
     let rules = Rules { default: Action::Deny, audit: false, rules };
     Policy::new(&rules, served.collect::<Map<_, _>>())
 }
@@ -60,6 +63,7 @@ fn rule(from: &[usize], to: &[usize]) -> Rule {
         to: subjects(to),
         ports: Vec::new(),
         http: Vec::new(),
+        sni: Vec::new(),
         audit: false,
         origin: Origin { file: "mesh.toml".into(), line: 1 },
     }

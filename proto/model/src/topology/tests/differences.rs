@@ -57,6 +57,17 @@ fn each_difference_is_told_in_the_words_of_the_language() {
         ("[host.b]", "[host.b]\n[host.c]", "+ host c"),
         ("port = 80", "port = 8080", "~ service web: port 80 -> 8080"),
         ("port = 80", "port = 80\nprotocol = \"http\"", "~ service web: protocol tcp -> http"),
+        ("port = 80", "port = 80\nprotocol = \"tls\"", "~ service web: protocol tcp -> tls"),
+        (
+            "port = 80",
+            "port = 80\nproxy_protocol = \"v1\"",
+            "~ service web: proxy_protocol none -> v1",
+        ),
+        (
+            "port = 80",
+            "port = 80\nprotocol = \"auto\"\nhttp = \"2\"",
+            "~ service web: protocol tcp -> auto; http auto -> 2",
+        ),
         (
             "port = 80",
             "port = 80\nnamespace = \"prod\"",

@@ -43,6 +43,7 @@ fn what_is_not_said_has_its_default() {
     let web = &topology.services["web"];
     assert_eq!(web.namespace.as_str(), "default");
     assert_eq!(web.protocol, Protocol::Tcp);
+    assert_eq!(web.application, Application::default());
     assert_eq!(web.selectors, []);
     assert_eq!(topology.rules.default, Action::Deny);
     assert!(!topology.rules.audit);

@@ -274,7 +274,50 @@ protocol = "https"
 hosts = ["a"]"#,
         (11, 12),
         r#"no protocol "https""#,
-        r#"write "tcp""#,
+        r#"write "tls""#,
+    ),
+    on(
+        "PROXY protocol that isn't one",
+        r#"[service.x]
+port = 1
+proxy_protocol = "v3"
+hosts = ["a"]"#,
+        (11, 18),
+        r#"no PROXY protocol "v3""#,
+        r#"write "v1" (text) or "v2" (binary)"#,
+    ),
+    on(
+        "PROXY protocol for datagrams",
+        r#"[service.x]
+port = 1
+protocol = "udp"
+proxy_protocol = "v2"
+hosts = ["a"]"#,
+        (12, 1),
+        "this service speaks udp",
+        "leave it out",
+    ),
+    on(
+        "HTTP version that nothing speaks",
+        r#"[service.x]
+port = 1
+protocol = "http"
+http = "3"
+hosts = ["a"]"#,
+        (12, 8),
+        r#"nothing speaks HTTP "3" to an application"#,
+        r#"write "1.1", "2" or "auto""#,
+    ),
+    on(
+        "HTTP version without HTTP",
+        r#"[service.x]
+port = 1
+protocol = "tls"
+http = "2"
+hosts = ["a"]"#,
+        (12, 1),
+        "this service speaks tls",
+        r#"write `protocol = "http"`"#,
     ),
     row(
         "bad default",

@@ -1,0 +1,138 @@
+//! The connection to who is to get a stream: the application at the server's side, one of the
+//! workloads at the client's.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use http::StatusCode;
+use isthmus_model::{HostId, ProxyProtocol, ServiceId};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use super::introduce;
+use crate::balance::Attempt;
+use crate::connection::Connection;
+use crate::outbound::{Draw, InFlight};
+use crate::view::{Side, View};
+
+/// Workloads that are tried for one connection.
+const TRIES: usize = 3;
+
+/// Where a stream goes.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) stream: TcpStream,
+    pub(super) service: ServiceId,
+    /// Of the workload, at the client's side.
+    pub(super) host: Option<HostId>,
+    _flight: Option<InFlight>,
+}
+
+/// Dials who takes a stream to `service`.
+pub(super) async fn dial(
+    connection: &Connection,
+    view: &View,
+    service: ServiceId,
+) -> io::Result<Upstream> {
+    let parties = &connection.parties;
+    match parties.side {
+        Side::Server => {
+            let address = (connection.local, parties.port).into();
+            let caller = SocketAddr::new(connection.peer, connection.peer_port);
+            let stream = to_application(connection, view, service, caller, address).await?;
+            Ok(Upstream { stream, service, host: None, _flight: None })
+        }
+        Side::Client => to_workload(connection, view, service).await,
+    }
+}
+
+async fn to_workload(
+    connection: &Connection,
+    view: &View,
+    service: ServiceId,
+) -> io::Result<Upstream> {
+    let v4 = connection.peer.is_ipv4();
+    let nobody = || io::Error::new(io::ErrorKind::NotFound, "the service has no workload");
+    let shared = &connection.shared;
+    let cluster = shared.clusters.of(view, service, v4).ok_or_else(nobody)?;
+    let source = view.speaks_from(&connection.parties, v4).ok_or_else(nobody)?;
+    let mut tried = Vec::new();
+    loop {
+        let draw = Draw { key: None, random: shared.chance.next() };
+        let picked = shared.clusters.pick(&cluster, &tried, draw);
+        let (endpoint, mut flight) = picked.map_err(|_| nobody())?;
+        tried.push(endpoint.host);
+        let address = (endpoint.address, cluster.port).into();
+        let dialled = if endpoint.host == view.snapshot.local {
+            let caller = SocketAddr::new(source, connection.peer_port);
+            to_application(connection, view, service, caller, address).await
+        } else {
+            connect(connection, address, Some(source)).await
+        };
+        // A workload that accepts is as good as one that answers well.
+        let attempt = match &dialled {
+            Ok(_) => Attempt::Answered { status: StatusCode::OK, grpc: None },
+            Err(_) => Attempt::NotSent,
+        };
+        let _ = flight.tell(attempt, cluster.outlier(), shared.chance.next());
+        match dialled {
+            Ok(stream) => {
+                let host = Some(endpoint.host);
+                return Ok(Upstream { stream, service, host, _flight: Some(flight) });
+            }
+            Err(error) if tried.len() == TRIES => return Err(error),
+            Err(error) => {
+                tracing::debug!(%error, %address, "A workload doesn't accept connections");
+            }
+        }
+    }
+}
+
+/// Connects to an application of this host, and tells it who calls if it wants to know.
+async fn to_application(
+    connection: &Connection,
+    view: &View,
+    service: ServiceId,
+    caller: SocketAddr,
+    address: SocketAddr,
+) -> io::Result<TcpStream> {
+    let stream = connect(connection, address, None).await?;
+    let declared = view.snapshot.services.get(&service);
+    if let Some(version) = declared.and_then(|it| it.application.proxy_protocol) {
+        tell(&stream, version, caller, address, connection, view).await?;
+    }
+    Ok(stream)
+}
+
+async fn tell(
+    stream: &TcpStream,
+    version: ProxyProtocol,
+    caller: SocketAddr,
+    address: SocketAddr,
+    connection: &Connection,
+    view: &View,
+) -> io::Result<()> {
+    let identity = connection.parties.from.spiffe(&view.snapshot.mesh.trust_domain);
+    let header = introduce::header(version, caller, address, Some(&identity));
+    super::carry::write_all(stream, &header).await
+}
+
+async fn connect(
+    connection: &Connection,
+    address: SocketAddr,
+    source: Option<IpAddr>,
+) -> io::Result<TcpStream> {
+    let connecting = async {
+        match source {
+            Some(source) => {
+                let socket = (connection.shared.backends.bind())(source)?;
+                TcpSocket::from_std_stream(socket).connect(address).await
+            }
+            None => TcpStream::connect(address).await,
+        }
+    };
+    let stream = timeout(connection.shared.limits.connect, connecting).await??;
+    // If it fails bytes are merely slower.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}

@@ -1,0 +1,491 @@
+//! Protocols beside plain requests: real programs, through real agents.
+
+use std::time::Duration;
+
+use isthmus_netns_tests::{Host, Mesh, Output, Process, wait_for};
+
+const CLIENT: u32 = 40_002;
+const SERVER: u32 = 40_001;
+const OTHER: u32 = 40_003;
+
+const HOSTS: &str = r#"
+[host.app-1]
+[host.srv-1]
+
+[service.client]
+namespace = "prod"
+port = 9000
+hosts = ["app-1"]
+workload = { user = "40002" }
+"#;
+
+/// A service on srv-1 that the client may use.
+fn service(name: &str, port: u16, lines: &str) -> String {
+    format!(
+        "[service.{name}]\nnamespace = \"prod\"\nport = {port}\nhosts = [\"srv-1\"]\n{lines}\n\
+         [[allow]]\nname = \"client uses {name}\"\nfrom = \"service:client\"\nto = \"service:{name}\"\n"
+    )
+}
+
+fn mesh(services: &str) -> Mesh {
+    let mesh = Mesh::new(&["app-1", "srv-1"]);
+    mesh.apply(&format!("{HOSTS}{services}"));
+    mesh
+}
+
+/// Runs a Python program as a user; it must succeed.
+#[track_caller]
+fn python(host: &Host, user: u32, program: &str, arguments: &[&str]) -> String {
+    let mut command = host.command_as(user, "python3");
+    command.args(["-c", program]).args(arguments);
+    Output::of(command).expect_success()
+}
+
+/// Starts a program of a user that listens on a port.
+fn serve(host: &Host, user: u32, port: u16, program: &str, arguments: &[&str]) -> Process {
+    let mut command = host.node.command_as(user, None, program);
+    command.args(arguments);
+    let process = host.node.spawn(&format!("server-{port}"), command);
+    wait_for("it listens", Duration::from_secs(20), || {
+        !host.node.sh(&format!("ss -Hltn 'sport = :{port}'")).is_empty()
+    });
+    process
+}
+
+/// Makes a certificate for each name, in the host's folder; gives the folder.
+fn certificates(host: &Host, names: &[&str]) -> String {
+    let folder = host.node.folder().display().to_string();
+    for name in names {
+        host.node.sh(&format!(
+            "cd {folder} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
+             -days 2 -subj /CN={name} -keyout {name}.key -out {name}.crt 2>/dev/null && chmod 644 {name}.*"
+        ));
+    }
+    folder
+}
+
+#[test]
+fn tls_passes_through_unread() {
+    let mesh = mesh(&service("shop", 8443, "protocol = \"tls\"\nworkload = { user = \"40001\" }"));
+    let (app, srv) = (mesh.host("app-1"), mesh.host("srv-1"));
+    let folder = certificates(srv, &["shop.prod.mesh.internal"]);
+    let nginx = tls_nginx(srv, &folder, "shop.prod.mesh.internal", "sealed");
+    let url = "https://shop.prod.mesh.internal:8443/";
+    for (family, version) in [("-4", "--http1.1"), ("-6", "--http2")] {
+        let answer = app.curl(CLIENT, &["-k", family, version, url]).expect_success();
+        assert_eq!(answer, "sealed");
+    }
+    // The certificate that the client sees is the application's own.
+    let ca = format!("{folder}/shop.prod.mesh.internal.crt");
+    assert_eq!(app.curl(CLIENT, &["--cacert", &ca, url]).expect_success(), "sealed");
+    // What is no TLS doesn't get to the application.
+    let _ = app.curl(CLIENT, &["http://shop.prod.mesh.internal:8443/"]).expect_failure();
+    assert!(!nginx.output().contains("400"), "{}", nginx.output());
+    for (host, side) in [(app, "client"), (srv, "server")] {
+        let of = format!("side=\"{side}\",carries=\"tls\",ruling=\"allow\"");
+        assert!(host.metric("isthmus_streams_total", &of) >= 3.0, "{side}");
+        assert!(host.metric("isthmus_stream_received_bytes_total", &of) > 1000.0, "{side}");
+    }
+    let log = srv.log();
+    let line = log.lines().find(|it| it.contains("sni") && it.contains("shop.prod.mesh.internal"));
+    assert!(line.is_some_and(|it| it.contains("client uses shop")), "{log}");
+}
+
+/// nginx with TLS on port 8443.
+fn tls_nginx(host: &Host, folder: &str, name: &str, says: &str) -> Process {
+    let config = format!(
+        "listen 0.0.0.0:8443 ssl http2; listen [::]:8443 ssl http2;\n\
+         ssl_certificate {folder}/{name}.crt; ssl_certificate_key {folder}/{name}.key;\n\
+         return 200 '{says}';"
+    );
+    let process = host.nginx(SERVER, 8442, &config);
+    wait_for("nginx listens", Duration::from_secs(10), || {
+        !host.node.sh("ss -Hltn 'sport = :8443'").is_empty()
+    });
+    process
+}
+
+/// Accepts connections, prints what comes first in each, echoes the rest.
+const ECHO: &str = r#"
+import socket, sys, threading
+server = socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True)
+def attend(connection):
+    first = True
+    while data := connection.recv(65536):
+        if first:
+            print(data[:200], flush=True)
+        first = False
+        connection.sendall(data)
+    connection.shutdown(socket.SHUT_WR)
+while True:
+    threading.Thread(target=attend, args=[server.accept()[0]]).start()
+"#;
+
+/// Sends a text, ends its direction, reads to the end.
+const SAY: &str = r#"
+import socket, sys
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+connection.sendall(sys.argv[3].encode())
+connection.shutdown(socket.SHUT_WR)
+heard = b""
+while data := connection.recv(65536):
+    heard += data
+print(heard.decode(), end="")
+"#;
+
+#[test]
+fn applications_are_told_who_calls_by_the_proxy_protocol() {
+    let mesh = mesh(&format!(
+        "{}{}{}",
+        service("echo", 7001, "proxy_protocol = \"v1\"\nworkload = { user = \"40001\" }"),
+        service("binary", 7002, "proxy_protocol = \"v2\"\nworkload = { user = \"40003\" }"),
+        service("plain", 7003, "workload = { user = \"40004\" }"),
+    ));
+    let (app, srv) = (mesh.host("app-1"), mesh.host("srv-1"));
+    let v1 = serve(srv, SERVER, 7001, "python3", &["-u", "-c", ECHO, "7001"]);
+    let v2 = serve(srv, OTHER, 7002, "python3", &["-u", "-c", ECHO, "7002"]);
+    let plain = serve(srv, 40_004, 7003, "python3", &["-u", "-c", ECHO, "7003"]);
+    let said = |name: &str, port: &str| {
+        python(app, CLIENT, SAY, &[&format!("{name}.prod.mesh.internal"), port, "hello"])
+    };
+    let heard = said("echo", "7001");
+    assert!(heard.starts_with("PROXY TCP") && heard.ends_with("7001\r\nhello"), "{heard}");
+    assert_eq!(said("plain", "7003"), "hello");
+    let _ = Output::of({
+        let mut command = app.command_as(CLIENT, "python3");
+        command.args(["-c", SAY, "binary.prod.mesh.internal", "7002", "hello"]);
+        command
+    });
+    // The first look may have the header alone.
+    wait_for("v2 has come", Duration::from_secs(5), || v2.output().contains("QUIT"));
+    let identity = "spiffe://corp.example/ns/prod/sa/client";
+    assert!(v2.output().contains(identity), "{}", v2.output());
+    assert!(v1.output().contains("PROXY TCP"), "{}", v1.output());
+    assert_eq!(plain.output().trim(), "b'hello'");
+}
+
+/// Connects, prints how many microseconds the first byte took, as a median over many connections,
+/// and the first line.
+const BANNER: &str = r#"
+import socket, statistics, sys, time
+took, banner = [], b""
+for _ in range(int(sys.argv[3])):
+    started = time.perf_counter()
+    connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+    banner = connection.recv(4096)
+    took.append((time.perf_counter() - started) * 1e6)
+    assert banner, "closed without a word"
+    connection.close()
+print(round(statistics.median(took)), banner[:80])
+"#;
+
+fn banner(app: &Host, service: &str, port: &str, connections: &str) -> (f64, String) {
+    let name = format!("{service}.prod.mesh.internal");
+    let said = python(app, CLIENT, BANNER, &[&name, port, connections]);
+    let (median, banner) = said.trim().split_once(' ').expect("a median and a banner");
+    (median.parse().expect("a number"), banner.to_owned())
+}
+
+#[test]
+fn detection_never_stalls_a_server_that_speaks_first() {
+    let of = |user: &str, protocol: &str| {
+        format!("protocol = \"{protocol}\"\nworkload = {{ user = \"{user}\" }}")
+    };
+    let services = |protocol: &str| {
+        format!(
+            "{HOSTS}{}{}{}",
+            service("mail", 25, &of("40001", protocol)),
+            service("shell", 22, &of("0", protocol)),
+            service("base", 3306, &of("40003", protocol)),
+        )
+    };
+    let mesh = Mesh::new(&["app-1", "srv-1"]);
+    let (app, srv) = (mesh.host("app-1"), mesh.host("srv-1"));
+    mesh.apply(&services("auto"));
+    let _servers = [exim(srv), sshd(srv), mariadb(srv)];
+    let cases = [("mail", "25", "220"), ("shell", "22", "SSH-2.0"), ("base", "3306", "MariaDB")];
+    let measure = || {
+        cases.map(|(service, port, greeting)| {
+            let (median, said) = banner(app, service, port, "51");
+            assert!(said.contains(greeting), "{service}: {said}");
+            median
+        })
+    };
+    let auto = measure();
+    mesh.apply(&services("tcp"));
+    let tcp = measure();
+    for ((service, ..), (auto, tcp)) in cases.iter().zip(auto.into_iter().zip(tcp)) {
+        println!("{service}: first byte after {tcp} us as tcp, {auto} us as auto: +{}", auto - tcp);
+        // Measured on a quiet machine: see ARCHITECTURE. A stall would be a matter of seconds.
+        assert!(auto - tcp < 200_000.0, "{service}: {auto} us, {tcp} us as tcp");
+    }
+}
+
+fn exim(host: &Host) -> Process {
+    let folder = host.node.folder().join("exim");
+    std::fs::create_dir_all(&folder).expect("the lab's folder can be written");
+    host.node.sh(&format!("chown Debian-exim: {}", folder.display()));
+    let config = folder.join("exim.conf");
+    let text = format!(
+        "spool_directory = {0}\n\
+         log_file_path = {0}/%slog\npid_file_path = {0}/pid\nhost_lookup =\nrfc1413_query_timeout = 0s\n\
+         smtp_accept_max = 1000\nsmtp_accept_queue = 0\nacl_smtp_rcpt = accept\nprimary_hostname = mail\n\
+         daemon_smtp_ports = 25\nlocal_interfaces = <; 0.0.0.0 ; ::0\nkeep_environment =\n",
+        folder.display()
+    );
+    std::fs::write(&config, text).expect("the folder can be written");
+    let config = config.display().to_string();
+    serve_as_root(host, 25, "/usr/sbin/exim4", &["-C", &config, "-bdf"])
+}
+
+fn sshd(host: &Host) -> Process {
+    let folder = host.node.folder().display().to_string();
+    host.node
+        .sh(&format!("ssh-keygen -q -t ed25519 -N '' -f {folder}/ssh_key && mkdir -p /run/sshd"));
+    let key = format!("{folder}/ssh_key");
+    let options = ["-D", "-e", "-f", "/dev/null", "-p", "22", "-h", &key, "-o", "MaxStartups=1000"];
+    serve_as_root(host, 22, "/usr/sbin/sshd", &options)
+}
+
+fn mariadb(host: &Host) -> Process {
+    let folder = host.node.folder().join("mariadb").display().to_string();
+    host.node.sh(&format!(
+        "mkdir -p {folder} && chown {OTHER}:{OTHER} {folder} && mariadb-install-db --no-defaults \
+         --auth-root-authentication-method=normal --skip-test-db --datadir={folder} >/dev/null && \
+         chown -R {OTHER}:{OTHER} {folder}"
+    ));
+    let arguments = [
+        "--no-defaults",
+        &format!("--datadir={folder}"),
+        &format!("--socket={folder}/sock"),
+        &format!("--pid-file={folder}/pid"),
+        "--port=3306",
+        "--bind-address=*",
+        "--skip-grant-tables",
+        "--skip-networking=0",
+        "--skip-name-resolve",
+        "--max-connections=1000",
+        "--max-connect-errors=1000000",
+    ];
+    serve(host, OTHER, 3306, "mariadbd", &arguments)
+}
+
+fn serve_as_root(host: &Host, port: u16, program: &str, arguments: &[&str]) -> Process {
+    let mut command = host.node.command(program);
+    command.args(arguments);
+    let process = host.node.spawn(&format!("server-{port}"), command);
+    wait_for("it listens", Duration::from_secs(20), || {
+        !host.node.sh(&format!("ss -Hltn 'sport = :{port}'")).is_empty()
+    });
+    process
+}
+
+/// A gRPC service without generated code: messages are bytes.
+const GRPC_SERVER: &str = r#"
+import concurrent.futures, grpc, sys, time
+def unary(request, context):
+    if request == b"fail":
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not now: 50 %")
+    if request == b"slow":
+        time.sleep(5)
+    context.set_trailing_metadata((("x-after", "yes"),))
+    caller = dict(context.invocation_metadata()).get("x-isthmus-identity", "nobody")
+    return request + b" for " + caller.encode()
+def client_stream(requests, context):
+    return str(sum(len(request) for request in requests)).encode()
+def server_stream(request, context):
+    for number in range(int(request)):
+        yield str(number).encode()
+def both(requests, context):
+    for request in requests:
+        yield request[::-1]
+handlers = {
+    "Unary": grpc.unary_unary_rpc_method_handler(unary),
+    "Up": grpc.stream_unary_rpc_method_handler(client_stream),
+    "Down": grpc.unary_stream_rpc_method_handler(server_stream),
+    "Both": grpc.stream_stream_rpc_method_handler(both),
+    "Secret": grpc.unary_unary_rpc_method_handler(unary),
+}
+server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
+server.add_insecure_port(f"[::]:{sys.argv[1]}")
+server.start()
+server.wait_for_termination()
+"#;
+
+const GRPC_CLIENT: &str = r#"
+import grpc, queue, sys
+channel = grpc.insecure_channel(sys.argv[1])
+unary = channel.unary_unary("/t.T/Unary")
+answer, call = unary.with_call(b"hello", timeout=10)
+print("unary", answer.decode(), dict(call.trailing_metadata()).get("x-after"))
+print("up", channel.stream_unary("/t.T/Up")(iter([b"a" * 100_000] * 20), timeout=20).decode())
+print("down", [item.decode() for item in channel.unary_stream("/t.T/Down")(b"5", timeout=10)])
+pending = queue.Queue()
+def ask():
+    while (item := pending.get()) is not None:
+        yield item
+answers = channel.stream_stream("/t.T/Both")(ask(), timeout=10)
+for word in [b"one", b"two", b"three"]:
+    pending.put(word)
+    print("both", next(answers).decode())
+pending.put(None)
+print("both", list(answers))
+def fails(name, request, timeout=10):
+    try:
+        channel.unary_unary(name)(request, timeout=timeout)
+        print(name, "passed")
+    except grpc.RpcError as error:
+        print(name, error.code().name, error.details())
+fails("/t.T/Unary", b"fail")
+fails("/t.T/Unary", b"slow", timeout=0.5)
+fails("/t.T/None", b"")
+fails("/t.T/Secret", b"")
+"#;
+
+#[test]
+fn grpc_works_in_all_its_ways() {
+    let topology = format!(
+        "{}[[deny]]\nname = \"no secrets\"\nfrom = \"any\"\nto = \"service:calls\"\nhttp = [{{ path = \"/t.T/Secret\" }}]\n{}",
+        service("calls", 7000, "protocol = \"http\"\nworkload = { user = \"40001\" }"),
+        service("gone", 7001, "protocol = \"http\"\nworkload = { user = \"40003\" }"),
+    );
+    let mesh = mesh(&topology);
+    let (app, srv) = (mesh.host("app-1"), mesh.host("srv-1"));
+    let _server = serve(srv, SERVER, 7000, "python3", &["-u", "-c", GRPC_SERVER, "7000"]);
+    let said = python(app, CLIENT, GRPC_CLIENT, &["calls.prod.mesh.internal:7000"]);
+    let lines: Vec<&str> = said.lines().collect();
+    let identity = "spiffe://corp.example/ns/prod/sa/client";
+    assert_eq!(lines[0], format!("unary hello for {identity} yes"), "{said}");
+    assert_eq!(
+        &lines[1..8],
+        [
+            "up 2000000",
+            "down ['0', '1', '2', '3', '4']",
+            "both eno",
+            "both owt",
+            "both eerht",
+            "both []",
+            "/t.T/Unary FAILED_PRECONDITION not now: 50 %",
+        ],
+        "{said}"
+    );
+    assert!(lines[8].starts_with("/t.T/Unary DEADLINE_EXCEEDED"), "{said}");
+    assert!(lines[9].starts_with("/t.T/None UNIMPLEMENTED"), "{said}");
+    // What the proxy itself says is gRPC, too.
+    assert!(
+        lines[10].starts_with("/t.T/Secret PERMISSION_DENIED forbidden by mesh policy"),
+        "{said}"
+    );
+    let program = "import grpc, sys\n\
+                   try: grpc.insecure_channel(sys.argv[1]).unary_unary('/t.T/Unary')(b'', timeout=10)\n\
+                   except grpc.RpcError as error: print(error.code().name, error.details())";
+    let said = python(app, CLIENT, program, &["gone.prod.mesh.internal:7001"]);
+    assert!(said.starts_with("UNAVAILABLE the application doesn't accept connections"), "{said}");
+}
+
+/// Echoes, and refuses those that ask for it.
+const WEBSOCKET_SERVER: &str = r#"
+import asyncio, http, sys, websockets
+async def echo(connection, path=None):
+    async for message in connection:
+        await connection.send(message)
+async def gate(path, headers):
+    if path == "/closed":
+        return http.HTTPStatus.IM_A_TEAPOT, [], b"no"
+async def main():
+    async with websockets.serve(echo, None, int(sys.argv[1]), process_request=gate, max_size=None):
+        await asyncio.Future()
+asyncio.run(main())
+"#;
+
+const WEBSOCKET_CLIENT: &str = r#"
+import asyncio, sys, websockets
+async def main():
+    try:
+        await websockets.connect(sys.argv[1] + "/closed")
+    except websockets.InvalidStatusCode as error:
+        print("closed", error.status_code)
+    async with websockets.connect(sys.argv[1] + "/open", max_size=None) as connection:
+        for message in ["hello", "x" * 5_000_000, b"\0" * 300_000]:
+            await connection.send(message)
+            assert await connection.recv() == message
+            print("echoed", len(message), flush=True)
+        for line in iter(sys.stdin.readline, ""):
+            await connection.send(line)
+            print("later", await connection.recv(), flush=True)
+asyncio.run(main())
+"#;
+
+#[test]
+fn websockets_carry_large_messages_and_survive_changes() {
+    let topology = service("talk", 7000, "protocol = \"http\"\nworkload = { user = \"40001\" }");
+    let mesh = mesh(&topology);
+    let (app, srv) = (mesh.host("app-1"), mesh.host("srv-1"));
+    let _server = serve(srv, SERVER, 7000, "python3", &["-u", "-c", WEBSOCKET_SERVER, "7000"]);
+    let pipe = app.node.folder().join("pipe").display().to_string();
+    app.node.sh(&format!("mkfifo -m 666 {pipe}"));
+    let mut command = app.command_as(CLIENT, "sh");
+    let program = app.node.folder().join("client.py").display().to_string();
+    std::fs::write(&program, WEBSOCKET_CLIENT).expect("the folder can be written");
+    let url = "ws://talk.prod.mesh.internal:7000";
+    command.args(["-c", &format!("exec python3 -u {program} {url} <>{pipe}")]);
+    let mut client = app.node.spawn("websocket", command);
+    let echoed = "closed 418\nechoed 5\nechoed 5000000\nechoed 300000\n";
+    wait_for("all is echoed", Duration::from_secs(30), || client.output() == echoed);
+    let more =
+        "[host.more]\n[[allow]]\nname = \"more\"\nfrom = \"host:app-1\"\nto = \"service:talk\"\n";
+    mesh.apply(&format!("{HOSTS}{topology}{more}"));
+    app.node.sh(&format!("echo still here >{pipe}"));
+    wait_for("it goes on", Duration::from_secs(10), || {
+        client.output().contains("later still here")
+    });
+    assert!(client.is_running(), "{}", client.output());
+}
+
+#[test]
+fn haproxy_and_nginx_are_told_who_calls() {
+    let mesh = mesh(&format!(
+        "{}{}",
+        service(
+            "ha",
+            7000,
+            "protocol = \"http\"\nproxy_protocol = \"v2\"\nworkload = { user = \"40001\" }"
+        ),
+        service(
+            "ng",
+            7001,
+            "protocol = \"http\"\nproxy_protocol = \"v1\"\nworkload = { user = \"40003\" }"
+        ),
+    ));
+    let (app, srv) = (mesh.host("app-1"), mesh.host("srv-1"));
+    let config = srv.node.folder().join("haproxy.cfg");
+    let text = "defaults\n mode http\n timeout client 30s\n timeout server 30s\n timeout connect 5s\n\
+                frontend f\n bind :::7000 v4v6 accept-proxy\n\
+                http-request return status 200 content-type text/plain lf-string \"%[src] %[fc_pp_tlv(0xe0)] %[req.ver]\"\n";
+    // HAProxy before 2.9 knows no TLVs of others.
+    let text = text.replace(" %[fc_pp_tlv(0xe0)]", "");
+    std::fs::write(&config, text).expect("the folder can be written");
+    let config = config.display().to_string();
+    let _haproxy = serve(srv, SERVER, 7000, "haproxy", &["-db", "-f", &config]);
+    let _nginx = srv.nginx(
+        OTHER,
+        7002,
+        "listen [::]:7001 ipv6only=off proxy_protocol; return 200 '$proxy_protocol_addr $http_x_isthmus_identity';",
+    );
+    let services = mesh.agentctl(&["service", "list", "-o", "json"]).json();
+    let all = services.as_array().expect("a list");
+    let client = all.iter().find(|it| it["name"] == "client").expect("the client is there");
+    let client = client["workloads"][0]["ipv4"].as_str().expect("an address").to_owned();
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        // Two in a row: the connection to the application is kept.
+        for _ in 0..2 {
+            let url = "http://ha.prod.mesh.internal:7000/";
+            let answer = app.curl(CLIENT, &["-4", version, url]).expect_success();
+            assert_eq!(answer, format!("{client} 1.1"));
+            let url = "http://ng.prod.mesh.internal:7001/";
+            let answer = app.curl(CLIENT, &["-4", version, url]).expect_success();
+            assert_eq!(answer, format!("{client} spiffe://corp.example/ns/prod/sa/client"));
+        }
+    }
+}
