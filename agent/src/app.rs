@@ -61,6 +61,10 @@ pub async fn run(settings: Settings, cgroups: SharedCgroups) -> anyhow::Result<(
     let api = Api::new(Arc::clone(&shared), Arc::clone(&disk), joined_sender);
     let local = tokio::spawn(local::serve(listener, api, when(stopped.clone())));
     let metrics = tokio::spawn(serve_metrics(Arc::clone(&shared)));
+    let windows = tokio::spawn({
+        let shared = Arc::clone(&shared);
+        async move { shared.windows.keep(&shared.proxy).await }
+    });
 
     let living = live(&shared, &disk, identity, &mut stopped, &mut joined);
     tokio::pin!(living);
@@ -76,6 +80,7 @@ pub async fn run(settings: Settings, cgroups: SharedCgroups) -> anyhow::Result<(
     };
     stop.send_replace(true);
     metrics.abort();
+    windows.abort();
     say_goodbye(local).await;
     ended
 }

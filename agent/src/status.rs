@@ -17,6 +17,7 @@ use crate::dataplane;
 use crate::identity::{Member, Validity};
 use crate::owners::{OwnerCounters, SharedCgroups};
 use crate::settings::Settings;
+use crate::telemetry::Windows;
 
 /// Peers and addresses that forgeries are remembered of, until the controller is told.
 const FORGERIES: usize = 1024;
@@ -30,6 +31,7 @@ pub struct Shared {
     pub cgroups: SharedCgroups,
     pub owners: Arc<OwnerCounters>,
     pub proxy: Arc<isthmus_proxy::Metrics>,
+    pub windows: Windows,
     pub pings: Pings,
     status: watch::Sender<Status>,
     forgeries: Mutex<BTreeMap<(HostId, IpAddr), u64>>,
@@ -94,6 +96,7 @@ impl Shared {
             cgroups,
             owners: Arc::default(),
             proxy: Arc::default(),
+            windows: Windows::new(),
             pings: Pings::default(),
             status: watch::Sender::new(Status::default()),
             forgeries: Mutex::default(),

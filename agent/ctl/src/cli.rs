@@ -24,7 +24,7 @@ Examples:
 /// Operates an Isthmus mesh, and tells what the agent of this host is doing.
 ///
 /// Commands that concern the whole mesh (apply, host, service, device, token, rollout) need an operator's
-/// credentials. Those that concern this host (join, peers, flows, ping) ask its agent. `status` and
+/// credentials. Those that concern this host (join, peers, flows, routes, stat, ping) ask its agent. `status` and
 /// `explain` work either way.
 #[derive(Debug, Parser)]
 #[command(name = "agentctl", version, after_help = EXIT_CODES, max_term_width = 100)]
@@ -144,6 +144,14 @@ pub(crate) enum Command {
     /// Shows where HTTP requests of this host go: routes, workloads with their health, traffic
     #[command(after_help = "Examples:\n  agentctl routes\n  agentctl routes -o json")]
     Routes,
+    /// Shows how HTTP requests of this host go: success, rate, latency, bytes
+    ///
+    /// One row for each caller, service, route and backend. Side `client` is what callers of this host
+    /// asked for; `server` is what this host's services were asked for. Quantiles are true to 1 %.
+    #[command(
+        after_help = "Examples:\n  agentctl stat\n  agentctl stat --service api --window 10s --watch\n  agentctl stat --total -o json"
+    )]
+    Stat(Stat),
     /// Says whether FROM may reach TO, and which rule decides
     ///
     /// FROM and TO are `service:web`, `host:app-1`, `device:press`, or a name alone where only one
@@ -359,6 +367,28 @@ impl std::fmt::Debug for Join {
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stat {
+    /// Only requests of this caller: `web`, `service:web`, `host:app-1`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) source: Option<String>,
+    /// Only requests that asked this service, or went to it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: Option<String>,
+    /// Only requests that took this route
+    #[arg(long, value_name = "NAME")]
+    pub(crate) route: Option<String>,
+    /// Only what ended within this time; the agent looks back for a minute, in steps of 10 s
+    #[arg(long, short, value_name = "DURATION", default_value = "60s", value_parser = words::parse_duration)]
+    pub(crate) window: Duration,
+    /// All since the agent's start
+    #[arg(long, conflicts_with = "window")]
+    pub(crate) total: bool,
+    /// Show it again every second
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 #[derive(Debug, Args)]

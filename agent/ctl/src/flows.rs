@@ -17,9 +17,6 @@ use crate::transport::{Session, ask_agent};
 use crate::words::{bytes, rough};
 
 const PERIOD: Duration = Duration::from_secs(1);
-/// Home, and clear what is below.
-const REDRAW: &str = "\u{1b}[H\u{1b}[J";
-const CLEAR: &str = "\u{1b}[2J";
 
 pub(crate) async fn flows(session: &Session, limit: u32, watch: bool) -> Result<Exit> {
     let mut agent = session.agent().await?;
@@ -31,7 +28,7 @@ pub(crate) async fn flows(session: &Session, limit: u32, watch: bool) -> Result<
     }
     let redraws = session.output == Format::Text && std::io::stdout().is_terminal();
     if redraws {
-        output::say(CLEAR)?;
+        output::say(output::CLEAR)?;
     }
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -40,7 +37,7 @@ pub(crate) async fn flows(session: &Session, limit: u32, watch: bool) -> Result<
         let flows = ask_agent(agent.list_flows(request)).await?;
         match session.output {
             Format::Json => output::json_line(&json(&flows))?,
-            Format::Text if redraws => output::say(&format!("{REDRAW}{}", text(&flows)))?,
+            Format::Text if redraws => output::say(&format!("{}{}", output::REDRAW, text(&flows)))?,
             Format::Text => output::say(&format!("{}\n\n", text(&flows)))?,
         }
     }

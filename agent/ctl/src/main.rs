@@ -29,6 +29,7 @@ mod ping;
 mod rollout;
 mod routes;
 mod sources;
+mod stat;
 mod status;
 #[cfg(test)]
 mod tests;

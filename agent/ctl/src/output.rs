@@ -12,6 +12,11 @@ use serde_json::Value;
 
 use crate::cli::Format;
 
+/// Home, and clear what is below: before what is shown again and again.
+pub(crate) const REDRAW: &str = "\u{1b}[H\u{1b}[J";
+/// Before the first of it.
+pub(crate) const CLEAR: &str = "\u{1b}[2J";
+
 /// How a word is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tone {

@@ -88,7 +88,7 @@ fn traffic(traffic: &v1::RouteTraffic) -> Vec<Cell> {
 }
 
 /// Three digits are what a quantile is true to.
-fn latency(microseconds: u64) -> String {
+pub(crate) fn latency(microseconds: u64) -> String {
     let time = Duration::from_micros(microseconds);
     let millis = time.as_secs_f64() * 1000.0;
     match microseconds {

@@ -3,16 +3,18 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::{Method, StatusCode, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 use isthmus_model::{HostId, ServiceId};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::activity::UnderWay;
 use crate::grpc;
-use crate::metrics::{Metrics, RequestLabels, RouteLabels, Ruling, StatusClass};
-use crate::view::{Parties, Side, View};
+use crate::metrics::Ruling;
+use crate::routing::Compiled;
+use crate::series::{Ending, Ledger, StatusClass, Way};
+use crate::view::View;
 
 /// Of a path in the log.
 const MAX_PATH_BYTES: usize = 1024;
@@ -24,8 +26,7 @@ pub(crate) struct Record {
     pub(crate) id: RequestId,
     /// The caller understands gRPC's words.
     pub(crate) is_grpc: bool,
-    metrics: Arc<Metrics>,
-    parties: Parties,
+    ledger: Arc<Ledger>,
     started: Instant,
     method: Method,
     path: String,
@@ -33,22 +34,17 @@ pub(crate) struct Record {
     ruling: Ruling,
     decided_by: String,
     origin: Option<String>,
-    taken: Taken,
+    way: Way,
+    host: Option<String>,
+    tries: u32,
     status: Option<StatusCode>,
+    /// By its end: the service failed, whatever the status.
+    failed: bool,
     answer_bytes: u64,
     request_bytes: Arc<AtomicU64>,
     completed: bool,
     _under_way: UnderWay,
     place: Option<OwnedSemaphorePermit>,
-}
-
-/// Where the client's side sent a request.
-#[derive(Debug, Default)]
-struct Taken {
-    route: Option<String>,
-    backend: Option<String>,
-    host: Option<String>,
-    tries: u32,
 }
 
 /// Names a request in the log and in refusals.
@@ -57,16 +53,14 @@ pub(crate) struct RequestId(u64);
 
 impl Record {
     pub(crate) fn new(
-        metrics: Arc<Metrics>,
-        parties: Parties,
+        ledger: Arc<Ledger>,
         head: &http::request::Parts,
         under_way: UnderWay,
     ) -> Self {
         Self {
             id: RequestId::next(),
             is_grpc: grpc::is_call(head),
-            metrics,
-            parties,
+            ledger,
             started: Instant::now(),
             method: head.method.clone(),
             path: shortened(head.uri.path()),
@@ -74,8 +68,11 @@ impl Record {
             ruling: Ruling::Invalid,
             decided_by: String::new(),
             origin: None,
-            taken: Taken::default(),
+            way: Way::default(),
+            host: None,
+            tries: 0,
             status: None,
+            failed: false,
             answer_bytes: 0,
             request_bytes: Arc::default(),
             completed: false,
@@ -91,19 +88,18 @@ impl Record {
         self.origin = origin;
     }
 
-    pub(crate) fn take_route(&mut self, route: &str) {
-        self.taken.route = Some(route.to_owned());
+    pub(crate) fn take_route(&mut self, route: &Arc<Compiled>) {
+        self.way.route = Some(Arc::clone(route));
     }
 
     pub(crate) fn take_backend(&mut self, view: &View, service: ServiceId) {
-        let service = view.snapshot.services.get(&service);
-        self.taken.backend = service.map(|it| it.name.to_string());
+        self.way.lead_to(view, service);
     }
 
     /// Counts a try, too.
     pub(crate) fn take_endpoint(&mut self, view: &View, host: HostId) {
-        self.taken.host = view.snapshot.hosts.get(&host).map(|it| it.name.to_string());
-        self.taken.tries += 1;
+        self.host = view.snapshot.hosts.get(&host).map(|it| it.name.to_string());
+        self.tries += 1;
     }
 
     pub(crate) fn answer(&mut self, status: StatusCode) {
@@ -123,6 +119,19 @@ impl Record {
         Arc::clone(&self.request_bytes)
     }
 
+    /// The answer broke off, or says at its end that the service failed.
+    pub(crate) const fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    /// gRPC's status is in the last fields, or in the only ones.
+    pub(crate) fn note_grpc(&mut self, fields: &HeaderMap) {
+        let code =
+            fields.get("grpc-status").and_then(|code| code.to_str().ok()?.parse::<u8>().ok());
+        // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS: what is 5xx elsewhere.
+        self.failed |= matches!(code, Some(2 | 4 | 13 | 14 | 15));
+    }
+
     /// The answer went out whole.
     pub(crate) const fn complete(&mut self) {
         self.completed = true;
@@ -131,24 +140,25 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.count();
+        let took = self.started.elapsed();
+        self.count(took);
         tracing::info!(
             target: "isthmus::access",
             request_id = %self.id,
-            from = %self.parties.from,
-            to = %self.parties.to,
+            from = %self.ledger.parties.from,
+            to = %self.ledger.parties.to,
             verdict = %self.ruling,
             rule = self.decided_by,
             origin = self.origin,
-            route = self.taken.route,
-            backend = self.taken.backend,
-            host = self.taken.host,
-            tries = (self.taken.tries > 0).then_some(self.taken.tries),
+            route = self.way.route(),
+            backend = self.way.backend(),
+            host = self.host,
+            tries = (self.tries > 0).then_some(self.tries),
             method = self.method.as_str(),
             path = self.path,
             version = ?self.version,
             status = self.status.map(|status| status.as_u16()),
-            duration_ms = self.started.elapsed().as_secs_f64() * 1000.0,
+            duration_ms = took.as_secs_f64() * 1000.0,
             bytes = self.answer_bytes,
             request_bytes = self.request_bytes.load(Ordering::Relaxed),
             completed = self.completed,
@@ -158,29 +168,23 @@ impl Drop for Record {
 }
 
 impl Record {
-    fn count(&self) {
-        let service = self.parties.to.name().to_string();
-        let status = self.status.map_or(StatusClass::None, StatusClass::from);
-        match self.parties.side {
-            Side::Server => {
-                self.metrics.count_request(RequestLabels { service, status, ruling: self.ruling });
-            }
-            Side::Client => {
-                let failed = matches!(status, StatusClass::ServerError | StatusClass::None);
-                if let (Some(route), Some(backend)) = (&self.taken.route, &self.taken.backend) {
-                    let measured = self.metrics.measured();
-                    measured.count(route, backend, failed, self.started.elapsed());
-                }
-                let labels = RouteLabels {
-                    source: self.parties.from.to_string(),
-                    service,
-                    backend: self.taken.backend.clone().unwrap_or_default(),
-                    route: self.taken.route.clone().unwrap_or_default(),
-                    status,
-                };
-                self.metrics.count_route(labels, self.started.elapsed());
-            }
+    fn count(&self, took: Duration) {
+        if self.ruling == Ruling::Deny {
+            self.ledger.metrics().count_denial();
         }
+        let status = self.status.map_or(StatusClass::None, StatusClass::from);
+        let failed = self.failed || matches!(status, StatusClass::ServerError | StatusClass::None);
+        if let (Some(route), Some(backend)) = (self.way.route(), self.way.backend()) {
+            self.ledger.metrics().measured().count(route, backend, failed, took);
+        }
+        self.ledger.series(&self.way, self.ruling).count(&Ending {
+            status,
+            success: !failed,
+            retries: self.tries.saturating_sub(1),
+            request_bytes: self.request_bytes.load(Ordering::Relaxed),
+            response_bytes: self.answer_bytes,
+            took,
+        });
     }
 }
 

@@ -265,6 +265,9 @@ impl Body for Answer {
         if let Some(deadline) = &mut self.deadline
             && deadline.as_mut().poll(cx).is_ready()
         {
+            if let Some(record) = &mut self.record {
+                record.fail();
+            }
             return Poll::Ready(Some(Err(AnswerError::TimedOut)));
         }
         let frame = match &mut self.kind {
@@ -273,7 +276,13 @@ impl Body for Answer {
         };
         if let Some(record) = &mut self.record {
             match &frame {
-                Some(_) => record.add_answer_bytes(data_len(frame.as_ref())),
+                Some(Ok(frame)) => match frame.trailers_ref() {
+                    Some(trailers) => record.note_grpc(trailers),
+                    None => {
+                        record.add_answer_bytes(frame.data_ref().map_or(0, |it| it.len() as u64))
+                    }
+                },
+                Some(Err(_)) => record.fail(),
                 None => record.complete(),
             }
         }

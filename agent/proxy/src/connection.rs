@@ -24,6 +24,7 @@ use crate::incoming::Incoming;
 use crate::io::CallerIo;
 use crate::limits::{MAX_HEADER_LIST_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
 use crate::request;
+use crate::series::Ledger;
 use crate::server::Shared;
 use crate::streams;
 use crate::tunnel::Tunnel;
@@ -44,6 +45,8 @@ pub(crate) struct Connection {
     /// Who the two were when the connection came. If a later revision sees somebody else in one of
     /// the addresses, the connection is cut.
     pub(crate) parties: Parties,
+    /// Where its requests are counted.
+    pub(crate) ledger: Arc<Ledger>,
     pub(crate) activity: Arc<Activity>,
     /// Left here by the request that turned the connection into a tunnel.
     tunnel: Mutex<Option<Tunnel>>,
@@ -73,6 +76,7 @@ pub(crate) fn identify(shared: &Arc<Shared>, stream: &TcpStream) -> Option<Conne
         local,
         peer,
         peer_port: remote.port(),
+        ledger: Arc::new(Ledger::new(Arc::clone(&shared.metrics), parties.clone())),
         parties,
         activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
         tunnel: Mutex::new(None),

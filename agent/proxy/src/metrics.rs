@@ -4,77 +4,28 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
-use http::StatusCode;
-
-use crate::histogram::Histogram;
 use crate::measured::Measured;
 use crate::outbound::{Clusters, EndpointView};
+use crate::series::{AllSeries, SeriesSnapshot};
 use crate::streams::{Counters, StreamLabels, StreamTotals};
-
-/// Services come and go; their series stay. Beyond this many they share one without a name.
-const MAX_SERIES: usize = 4096;
 
 /// Counters of one proxy, shared with whoever shows them.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    requests: Mutex<BTreeMap<RequestLabels, u64>>,
+    series: AllSeries,
     pub(crate) active: AtomicU64,
     pub(crate) accepted: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) cut: AtomicU64,
     pub(crate) denied: AtomicU64,
-    routes: Mutex<BTreeMap<RouteLabels, Histogram>>,
     retries: AtomicU64,
-    ejections: AtomicU64,
+    /// By service.
+    ejections: Mutex<BTreeMap<String, u64>>,
     overflows: [AtomicU64; 3],
     clusters: Mutex<Weak<Clusters>>,
     measured: Measured,
     pub(crate) streams: Counters,
-}
-
-/// What requests of this host's callers are counted by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RouteLabels {
-    /// Who called, as in `service:web`; `other` once there are too many, like all names here.
-    pub source: String,
-    /// The service that was asked.
-    pub service: String,
-    /// The service that got the request; empty if none did.
-    pub backend: String,
-    /// The route; empty if none fitted.
-    pub route: String,
-    /// The first digit of the answer's status.
-    pub status: StatusClass,
-}
-
-/// What requests are counted by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestLabels {
-    /// The called service's name; empty once there are too many.
-    pub service: String,
-    /// The first digit of the answer's status.
-    pub status: StatusClass,
-    /// What was decided.
-    pub ruling: Ruling,
-}
-
-/// The hundreds of a status code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum StatusClass {
-    /// `1xx`: the connection became a tunnel.
-    Informational,
-    /// `2xx`
-    Success,
-    /// `3xx`
-    Redirection,
-    /// `4xx`
-    ClientError,
-    /// `5xx`, and whatever an application invents beyond.
-    ServerError,
-    /// The connection ended before there was an answer.
-    None,
 }
 
 /// What was decided about a request.
@@ -94,7 +45,7 @@ pub enum Ruling {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MetricsSnapshot {
     /// Requests that ended, since the start.
-    pub requests: Vec<(RequestLabels, u64)>,
+    pub series: Vec<SeriesSnapshot>,
     /// Open connections.
     pub active_connections: u64,
     /// Connections accepted since the start.
@@ -105,12 +56,10 @@ pub struct MetricsSnapshot {
     pub cut_connections: u64,
     /// Requests that policy refused.
     pub denied_requests: u64,
-    /// Requests of this host's callers that ended, since the start.
-    pub routes: Vec<(RouteLabels, Histogram)>,
     /// Tries beyond the first.
     pub retries: u64,
-    /// Workloads that were ejected.
-    pub ejections: u64,
+    /// Workloads that were ejected, by service.
+    pub ejections: Vec<(String, u64)>,
     /// What breakers refused, by the setting that did.
     pub overflows: Vec<(&'static str, u64)>,
     /// Connections without requests that were judged, since the start.
@@ -129,21 +78,18 @@ impl Metrics {
     /// All values now.
     #[must_use]
     pub fn snapshot(&self) -> MetricsSnapshot {
-        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         MetricsSnapshot {
-            requests: requests.iter().map(|(labels, count)| (labels.clone(), *count)).collect(),
+            series: self.series.snapshot(),
             active_connections: self.active.load(Ordering::Relaxed),
             accepted_connections: self.accepted.load(Ordering::Relaxed),
             refused_connections: self.refused.load(Ordering::Relaxed),
             cut_connections: self.cut.load(Ordering::Relaxed),
             denied_requests: self.denied.load(Ordering::Relaxed),
-            routes: self
-                .lock_routes()
-                .iter()
-                .map(|(labels, it)| (labels.clone(), it.clone()))
-                .collect(),
             retries: self.retries.load(Ordering::Relaxed),
-            ejections: self.ejections.load(Ordering::Relaxed),
+            ejections: lock(&self.ejections)
+                .iter()
+                .map(|(service, count)| (service.clone(), *count))
+                .collect(),
             overflows: [Overflow::Requests, Overflow::Pending, Overflow::Retries]
                 .map(|it| (it.setting(), self.overflows[it as usize].load(Ordering::Relaxed)))
                 .to_vec(),
@@ -160,13 +106,12 @@ impl Metrics {
     /// The workloads that callers of this host were sent to, and how they are.
     #[must_use]
     pub fn endpoints(&self) -> Vec<EndpointView> {
-        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        let clusters = lock(&self.clusters);
         clusters.upgrade().map(|clusters| clusters.views()).unwrap_or_default()
     }
 
     pub(crate) fn watch(&self, clusters: &Arc<Clusters>) {
-        let mut watched = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
-        *watched = Arc::downgrade(clusters);
+        *lock(&self.clusters) = Arc::downgrade(clusters);
     }
 
     pub(crate) fn count_retry(&self) {
@@ -177,33 +122,16 @@ impl Metrics {
         self.overflows[what as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn count_ejection(&self) {
-        self.ejections.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn count_ejection(&self, service: &str) {
+        *lock(&self.ejections).entry(service.to_owned()).or_default() += 1;
     }
 
-    pub(crate) fn count_route(&self, mut labels: RouteLabels, took: Duration) {
-        let mut routes = self.lock_routes();
-        if routes.len() >= MAX_SERIES && !routes.contains_key(&labels) {
-            let other = || "other".to_owned();
-            let (source, service, backend, route) = (other(), other(), other(), other());
-            labels = RouteLabels { source, service, backend, route, status: labels.status };
-        }
-        routes.entry(labels).or_default().observe(took);
+    pub(crate) fn count_denial(&self) {
+        self.denied.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn lock_routes(&self) -> MutexGuard<'_, BTreeMap<RouteLabels, Histogram>> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn count_request(&self, mut labels: RequestLabels) {
-        if labels.ruling == Ruling::Deny {
-            self.denied.fetch_add(1, Ordering::Relaxed);
-        }
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        if requests.len() >= MAX_SERIES && !requests.contains_key(&labels) {
-            labels.service = String::new();
-        }
-        *requests.entry(labels).or_insert(0) += 1;
+    pub(crate) const fn series(&self) -> &AllSeries {
+        &self.series
     }
 }
 
@@ -218,38 +146,25 @@ impl Overflow {
     }
 }
 
-impl From<StatusCode> for StatusClass {
-    fn from(status: StatusCode) -> Self {
-        match status.as_u16() / 100 {
-            1 => Self::Informational,
-            2 => Self::Success,
-            3 => Self::Redirection,
-            4 => Self::ClientError,
-            _ => Self::ServerError,
+impl Ruling {
+    /// As in `allow`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Audit => "audit",
+            Self::Deny => "deny",
+            Self::Invalid => "invalid",
         }
-    }
-}
-
-impl fmt::Display for StatusClass {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Informational => "1xx",
-            Self::Success => "2xx",
-            Self::Redirection => "3xx",
-            Self::ClientError => "4xx",
-            Self::ServerError => "5xx",
-            Self::None => "none",
-        })
     }
 }
 
 impl fmt::Display for Ruling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Allow => "allow",
-            Self::Audit => "audit",
-            Self::Deny => "deny",
-            Self::Invalid => "invalid",
-        })
+        f.write_str(self.as_str())
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

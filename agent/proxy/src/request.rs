@@ -30,8 +30,7 @@ pub(crate) async fn handle(
 ) -> Result<Response<Answer>, Infallible> {
     let under_way = connection.activity.on_request();
     let (head, body) = request.into_parts();
-    let metrics = Arc::clone(&connection.shared.metrics);
-    let mut record = Record::new(metrics, connection.parties.clone(), &head, under_way);
+    let mut record = Record::new(Arc::clone(&connection.ledger), &head, under_way);
 
     let host = match proper_host(&head).and_then(|host| proper(&head).map(|()| host)) {
         Ok(host) => host,
@@ -219,6 +218,7 @@ pub(crate) fn target(uri: &Uri, host: &HeaderValue, wire: Wire) -> Option<Uri> {
 pub(crate) fn pass(response: Response<Incoming>, mut record: Record) -> Response<Answer> {
     let (head, body) = response.into_parts();
     record.answer(head.status);
+    record.note_grpc(&head.headers);
     let mut answer = Response::new(Answer::application(body, record));
     *answer.status_mut() = head.status;
     *answer.headers_mut() = head.headers;

@@ -26,8 +26,8 @@ pub struct View {
 }
 
 /// Which end of a request this proxy stands at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Side {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
     /// Before a workload here: requests are judged.
     Server,
     /// Behind a caller here: requests are routed.
@@ -45,6 +45,17 @@ pub(crate) struct Parties {
     pub(crate) protocol: Protocol,
     /// The service's own port, where the application listens.
     pub(crate) port: u16,
+}
+
+impl Side {
+    /// As in `client`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Client => "client",
+        }
+    }
 }
 
 impl View {

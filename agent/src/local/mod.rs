@@ -5,6 +5,7 @@ mod ping;
 mod resolve;
 mod routes;
 mod show;
+mod stat;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -225,6 +226,19 @@ impl Local for Api {
         let status = self.shared.status();
         let state = status.state.ok_or_else(|| Status::unavailable("The overlay is going down"))?;
         Ok(Response::new(routes::routes(&state, &self.shared.proxy)))
+    }
+
+    async fn read_traffic(
+        &self,
+        request: Request<v1::ReadTrafficRequest>,
+    ) -> Result<Response<v1::Traffic>, Status> {
+        let asked = match request.into_inner().window_seconds {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds.into())),
+        };
+        let shared = &self.shared;
+        let window = shared.windows.within(asked, &shared.proxy.snapshot());
+        Ok(Response::new(stat::traffic(&window)))
     }
 
     async fn read_snapshot(

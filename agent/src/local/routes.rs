@@ -1,10 +1,13 @@
 //! Routes, workloads and traffic as the local API's messages.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use isthmus_core::State;
 use isthmus_proto::v1;
-use isthmus_proxy::{EndpointView, Histogram, Metrics, RouteLabels};
+use isthmus_proxy::{
+    EndpointView, Histogram, Metrics, SeriesLabels, SeriesSnapshot, Side, StatusClass,
+};
 
 pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
     let snapshot = &state.snapshot;
@@ -33,9 +36,9 @@ pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
     v1::Routes {
         routes: snapshot.routes.iter().map(route).collect(),
         endpoints: metrics.endpoints().into_iter().map(endpoint).collect(),
-        traffic: counted.routes.iter().map(|(labels, latency)| traffic(labels, latency)).collect(),
+        traffic: traffic(&counted.series),
         retries: counted.retries,
-        ejections: counted.ejections,
+        ejections: counted.ejections.iter().map(|(_, count)| count).sum(),
         overflows: counted
             .overflows
             .iter()
@@ -44,25 +47,35 @@ pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
     }
 }
 
-fn traffic(labels: &RouteLabels, latency: &Histogram) -> v1::RouteTraffic {
-    let RouteLabels { source, service, backend, route, status } = labels.clone();
-    v1::RouteTraffic {
-        source,
-        service,
-        route,
-        backend,
-        status: status.to_string(),
-        requests: latency.count(),
-        p50_microseconds: micros(latency.quantile(0.5)),
-        p95_microseconds: micros(latency.quantile(0.95)),
-        p99_microseconds: micros(latency.quantile(0.99)),
+/// What callers of this host asked for.
+fn traffic(series: &[SeriesSnapshot]) -> Vec<v1::RouteTraffic> {
+    type Key<'a> = (&'a str, &'a str, &'a str, &'a str, StatusClass);
+    let mut latencies: BTreeMap<Key<'_>, Histogram> = BTreeMap::new();
+    for it in series.iter().filter(|it| it.labels.side == Side::Client) {
+        let SeriesLabels { source, service, route, backend, .. } = &it.labels;
+        let key = (&**source, &**service, &**route, &**backend, it.status);
+        latencies.entry(key).or_default().add(&it.latency);
     }
+    let one = |((source, service, route, backend, status), latency): (Key<'_>, Histogram)| {
+        v1::RouteTraffic {
+            source: source.to_owned(),
+            service: service.to_owned(),
+            route: route.to_owned(),
+            backend: backend.to_owned(),
+            status: status.to_string(),
+            requests: latency.count(),
+            p50_microseconds: micros(latency.quantile(0.5)),
+            p95_microseconds: micros(latency.quantile(0.95)),
+            p99_microseconds: micros(latency.quantile(0.99)),
+        }
+    };
+    latencies.into_iter().map(one).collect()
 }
 
 fn name(known: Option<&isthmus_model::Name>) -> String {
     known.map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }
 
-fn micros(time: Option<Duration>) -> u64 {
+pub(super) fn micros(time: Option<Duration>) -> u64 {
     time.map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
 }

@@ -1,14 +1,13 @@
 //! Every metric of the agent, each with its unit and help, written down in one place.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use isthmus_core::Traffic;
-use isthmus_proxy::{
-    MetricsSnapshot, RouteLabels, Ruling, StatusClass, StreamLabels, StreamTotals,
-};
+use isthmus_proxy::{EndpointView, MetricsSnapshot, SeriesSnapshot, StreamLabels, StreamTotals};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -28,6 +27,7 @@ pub(super) struct Scrape {
     pub(super) now: SystemTime,
     pub(super) owners: Arc<OwnerCounters>,
     pub(super) proxy: MetricsSnapshot,
+    pub(super) endpoints: Vec<EndpointView>,
 }
 
 impl Scrape {
@@ -47,7 +47,8 @@ impl Collector for Scrape {
         self.membership(&mut out)?;
         self.owners(&mut out)?;
         self.requests(&mut out)?;
-        self.routes(&mut out)?;
+        self.connections(&mut out)?;
+        self.balancing(&mut out)?;
         self.streams(&mut out)?;
         let Some(sample) = &self.sample else { return Ok(()) };
         traffic(&mut out, sample)?;
@@ -91,18 +92,33 @@ impl Scrape {
         out.counter("program_searches", help, value(program_searches))
     }
 
+    /// What the proxy counted, at the caller's side (routed) and at the called service's (judged).
     fn requests(&self, out: &mut Out<'_>) -> fmt::Result {
+        type Count = fn(&SeriesSnapshot) -> u64;
+        let counters: [(&str, &str, Option<Unit>, Count); 5] = [
+            ("requests", "HTTP requests that ended", None, |it| it.latency.count()),
+            (
+                "request_successes",
+                "Those that the server isn't to blame for: no 5xx, no such gRPC status, an answer to its end",
+                None,
+                |it| it.successes,
+            ),
+            ("request_retries", "Tries of requests beyond the first", None, |it| it.retries),
+            ("request_body", "Bytes of requests' bodies", Some(Unit::Bytes), |it| it.request_bytes),
+            ("response_body", "Bytes of answers' bodies", Some(Unit::Bytes), |it| {
+                it.response_bytes
+            }),
+        ];
+        for (name, help, unit, value) in counters {
+            let series = self.proxy.series.iter().map(|it| (labels(it), value(it)));
+            out.counters(name, help, unit, series)?;
+        }
+        let help = "Time from a request's head to the end of its answer";
+        out.histograms("request_duration", help, &self.proxy.series)
+    }
+
+    fn connections(&self, out: &mut Out<'_>) -> fmt::Result {
         let proxy = &self.proxy;
-        let help = "HTTP requests that went through the proxy, by service, status class and ruling";
-        let requests = proxy.requests.iter().map(|(labels, count)| {
-            let labels = [
-                ("service", labels.service.as_str()),
-                ("status", status_class(labels.status)),
-                ("ruling", ruling(labels.ruling)),
-            ];
-            (labels, *count)
-        });
-        out.counters("proxy_requests", help, None, requests)?;
         let help = "Open connections to the proxy";
         out.gauge("proxy_connections", help, signed(proxy.active_connections))?;
         let help = "Connections to the proxy, by what became of them";
@@ -114,28 +130,30 @@ impl Scrape {
         out.counters("proxy_connections_seen", help, None, fates)
     }
 
-    /// What callers of this host asked for, seen from here.
-    fn routes(&self, out: &mut Out<'_>) -> fmt::Result {
-        let proxy = &self.proxy;
-        let help = "HTTP requests of this host's callers, by source, service, route, backend and status class";
-        let requests = proxy.routes.iter().map(|(labels, it)| (route_labels(labels), it.count()));
-        out.counters("route_requests", help, None, requests)?;
-        let help = "How long they took, by the same and by quantile";
-        let quantiles = proxy.routes.iter().flat_map(|(labels, latency)| {
-            QUANTILES.into_iter().filter_map(move |(name, share)| {
-                let took = latency.quantile(share)?;
-                let [source, service, route, backend, status] = route_labels(labels);
-                let quantile = ("quantile", name);
-                Some(([source, service, route, backend, status, quantile], took.as_secs_f64()))
-            })
-        });
-        out.times("route_latency", help, quantiles)?;
-        out.counter("route_retries", "Tries of requests beyond the first", proxy.retries)?;
+    fn balancing(&self, out: &mut Out<'_>) -> fmt::Result {
         let help = "Workloads that got no requests for a while, since they kept failing";
-        out.counter("route_ejections", help, proxy.ejections)?;
+        let ejections = self.proxy.ejections.iter();
+        let ejections = ejections.map(|(service, count)| ([("service", service)], *count));
+        out.counters("ejections", help, None, ejections)?;
         let help = "Requests and retries that breakers refused, by the limit that did";
-        let overflows = proxy.overflows.iter().map(|(limit, count)| ([("limit", *limit)], *count));
-        out.counters("route_overflows", help, None, overflows)
+        let overflows = self.proxy.overflows.iter();
+        let overflows = overflows.map(|(limit, count)| ([("limit", *limit)], *count));
+        out.counters("overflows", help, None, overflows)?;
+        let state = self.status.state.as_ref();
+        let name = |view: &EndpointView| {
+            let service = state.and_then(|state| state.snapshot.services.get(&view.service));
+            service.map_or_else(String::new, |service| service.name.to_string())
+        };
+        let mut counts: BTreeMap<_, i64> = BTreeMap::new();
+        for view in &self.endpoints {
+            let state = if view.ejected { "ejected" } else { "healthy" };
+            *counts.entry((name(view), state)).or_default() += 1;
+        }
+        let help = "Workloads that requests of this host may go to, by state";
+        let endpoints = counts.iter().map(|((service, state), count)| {
+            ([("service", service.as_str()), ("state", *state)], *count)
+        });
+        out.gauges("endpoints", help, endpoints)
     }
 
     fn streams(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -153,15 +171,20 @@ impl Scrape {
     }
 }
 
-const QUANTILES: [(&str, f64); 3] = [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)];
+/// In seconds. Few, since each is a series; `agentctl stat` has quantiles that are true to 1 %.
+const DURATION_BOUNDS: [f64; 12] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
-fn route_labels(labels: &RouteLabels) -> [(&'static str, &str); 5] {
+fn labels(series: &SeriesSnapshot) -> [(&'static str, &str); 7] {
+    let labels = &series.labels;
     [
+        ("side", labels.side.as_str()),
         ("source", &labels.source),
         ("service", &labels.service),
         ("route", &labels.route),
         ("backend", &labels.backend),
-        ("status", status_class(labels.status)),
+        ("verdict", labels.ruling.as_str()),
+        ("status", series.status.as_str()),
     ]
 }
 
@@ -249,26 +272,6 @@ fn flows(out: &mut Out<'_>, sample: &Sample) -> fmt::Result {
     out.counter("events_lost", "Events that nobody took in time", counters.events_lost)
 }
 
-fn status_class(class: StatusClass) -> &'static str {
-    match class {
-        StatusClass::Informational => "1xx",
-        StatusClass::Success => "2xx",
-        StatusClass::Redirection => "3xx",
-        StatusClass::ClientError => "4xx",
-        StatusClass::ServerError => "5xx",
-        StatusClass::None => "none",
-    }
-}
-
-fn ruling(ruling: Ruling) -> &'static str {
-    match ruling {
-        Ruling::Allow => "allow",
-        Ruling::Audit => "audit",
-        Ruling::Deny => "deny",
-        Ruling::Invalid => "invalid",
-    }
-}
-
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -308,26 +311,33 @@ impl Out<'_> {
         metric.encode_gauge(&value)
     }
 
-    /// Gauges in seconds.
-    fn times<'v, const N: usize>(
-        &mut self,
-        name: &str,
-        help: &str,
-        series: impl IntoIterator<Item = ([(&'static str, &'v str); N], f64)>,
-    ) -> fmt::Result {
+    /// Of latencies, in seconds.
+    fn histograms(&mut self, name: &str, help: &str, series: &[SeriesSnapshot]) -> fmt::Result {
         let unit = Some(&Unit::Seconds);
-        let mut metric = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
-        for (labels, value) in series {
-            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        let mut metric = self.0.encode_descriptor(name, help, unit, MetricType::Histogram)?;
+        for one in series {
+            let latency = &one.latency;
+            let mut below = 0;
+            let mut buckets = Vec::with_capacity(DURATION_BOUNDS.len() + 1);
+            for bound in DURATION_BOUNDS {
+                let within = latency.within(Duration::from_secs_f64(bound));
+                buckets.push((bound, within - below));
+                below = within;
+            }
+            buckets.push((f64::INFINITY, latency.count() - below));
+            let (sum, count) = (latency.sum().as_secs_f64(), latency.count());
+            let labels = labels(one);
+            let mut metric = metric.encode_family(&labels)?;
+            metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         }
         Ok(())
     }
 
-    fn gauges<const N: usize>(
+    fn gauges<'v, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
-        series: impl IntoIterator<Item = ([(&'static str, &'static str); N], i64)>,
+        series: impl IntoIterator<Item = ([(&'static str, &'v str); N], i64)>,
     ) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in series {
@@ -339,6 +349,8 @@ impl Out<'_> {
 
 #[cfg(test)]
 mod tests {
+    use isthmus_proxy::{Histogram, Ruling, SeriesLabels, Side, StatusClass};
+
     use super::*;
     use crate::local::tests::state;
 
@@ -348,9 +360,58 @@ mod tests {
             status,
             now: SystemTime::now(),
             owners: Arc::default(),
-            proxy: MetricsSnapshot::default(),
+            proxy: proxy(),
+            endpoints: Vec::new(),
         };
         scrape.encode().unwrap()
+    }
+
+    /// Three requests of a client, by way of a route whose name needs escaping.
+    fn proxy() -> MetricsSnapshot {
+        let mut latency = Histogram::default();
+        for millis in [2, 30, 30_000] {
+            latency.observe(Duration::from_millis(millis));
+        }
+        let labels = SeriesLabels {
+            side: Side::Client,
+            source: "service:web".to_owned(),
+            service: "api".to_owned(),
+            backend: "api-v1".to_owned(),
+            route: "the \"old\" one".to_owned(),
+            ruling: Ruling::Allow,
+        };
+        let series = SeriesSnapshot {
+            labels,
+            status: StatusClass::Success,
+            successes: 3,
+            retries: 1,
+            request_bytes: 7,
+            response_bytes: 8,
+            latency,
+        };
+        let ejections = vec![("api".to_owned(), 4)];
+        MetricsSnapshot { series: vec![series], ejections, ..MetricsSnapshot::default() }
+    }
+
+    #[test]
+    fn requests_are_told_with_their_labels_and_few_buckets() {
+        let text = scrape(None, Status::default());
+        let labels = "side=\"client\",source=\"service:web\",service=\"api\",route=\"the \\\"old\\\" one\",\
+                      backend=\"api-v1\",verdict=\"allow\",status=\"2xx\"";
+        for line in [
+            format!("isthmus_requests_total{{{labels}}} 3"),
+            format!("isthmus_request_successes_total{{{labels}}} 3"),
+            format!("isthmus_request_retries_total{{{labels}}} 1"),
+            format!("isthmus_response_body_bytes_total{{{labels}}} 8"),
+            format!("isthmus_request_duration_seconds_bucket{{le=\"0.0025\",{labels}}} 1"),
+            format!("isthmus_request_duration_seconds_bucket{{le=\"10.0\",{labels}}} 2"),
+            format!("isthmus_request_duration_seconds_bucket{{le=\"+Inf\",{labels}}} 3"),
+            format!("isthmus_request_duration_seconds_count{{{labels}}} 3"),
+            "isthmus_ejections_total{service=\"api\"} 4".to_owned(),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in {text}");
+        }
+        assert!(text.lines().filter(|line| line.contains("_bucket{")).count() <= 13);
     }
 
     #[test]

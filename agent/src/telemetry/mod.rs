@@ -1,9 +1,11 @@
 //! Metrics and health over HTTP: `/metrics`, `/healthz`, `/readyz`.
 //!
 //! Nothing is counted here. A scrape asks each part for what it has counted, once, and writes it
-//! down ([`exposition`]); between scrapes telemetry costs nothing.
+//! down ([`exposition`]). What the proxy counted is looked at every ten seconds, too, so that `agentctl
+//! stat` can tell the last minute ([`Windows`]).
 
 mod exposition;
+mod window;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,6 +24,8 @@ use tokio::sync::Semaphore;
 
 use crate::status::Shared;
 use exposition::Scrape;
+pub(crate) use window::Window;
+pub use window::Windows;
 
 const CONNECTIONS: usize = 32;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -98,6 +102,7 @@ async fn metrics(shared: &Shared) -> Response<Full<Bytes>> {
         now: SystemTime::now(),
         owners: Arc::clone(&shared.owners),
         proxy: shared.proxy.snapshot(),
+        endpoints: shared.proxy.endpoints(),
     };
     match scrape.encode() {
         Ok(body) => {

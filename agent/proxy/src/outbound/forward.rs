@@ -336,8 +336,8 @@ impl Exchange<'_> {
         let host = || snapshot.hosts.get(&endpoint.host).map(|it| it.name.as_str());
         match turn {
             Turn::Ejected => {
-                self.connection.shared.metrics.count_ejection();
                 let (service, host) = (service(), host());
+                self.connection.shared.metrics.count_ejection(service.unwrap_or_default());
                 tracing::info!(service, host, "Ejected a workload that keeps failing");
             }
             Turn::Back => {

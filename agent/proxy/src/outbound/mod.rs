@@ -55,7 +55,7 @@ pub(crate) async fn handle(
     let Some(Chosen { route, prefix }) = chosen else {
         return forward::run(connection, view, call, asked, None, record).await;
     };
-    record.take_route(&route.name);
+    record.take_route(&route);
     if let Some(status) = inject_fault(connection, &route).await {
         return refusal(status, "a fault that the route injects", record);
     }

@@ -3,7 +3,7 @@
 use http::{Request, StatusCode};
 
 use super::support::*;
-use crate::{RequestLabels, Ruling, StatusClass};
+use crate::{Ruling, SeriesLabels, Side, StatusClass};
 
 const READ_PUBLIC: &[(Option<&str>, Option<&str>)] =
     &[(Some("GET"), Some("/public")), (Some("GET"), Some("/public/*"))];
@@ -176,14 +176,20 @@ async fn requests_are_counted_by_service_status_and_ruling() {
     for path in ["/public", "/public", "/admin"] {
         text(client.send_request(get(path)).await.unwrap()).await;
     }
-    let labels = |status, ruling| RequestLabels { service: "web".to_owned(), status, ruling };
     proxy
         .metrics_become(|metrics| {
-            metrics.requests
-                == [
-                    (labels(StatusClass::Success, Ruling::Allow), 2),
-                    (labels(StatusClass::ClientError, Ruling::Deny), 1),
-                ]
+            let counted = metrics.series.iter().map(|it| {
+                let SeriesLabels { side, source, service, ruling, .. } = &it.labels;
+                assert_eq!(
+                    (*side, source.as_str(), service.as_str()),
+                    (Side::Server, "service:api", "web")
+                );
+                (*ruling, it.status, it.latency.count(), it.successes)
+            });
+            counted.eq([
+                (Ruling::Allow, StatusClass::Success, 2, 2),
+                (Ruling::Deny, StatusClass::ClientError, 1, 1),
+            ])
         })
         .await;
     let metrics = proxy.metrics.snapshot();

@@ -55,7 +55,7 @@ async fn answers_on_their_way_are_aborted_when_the_allowance_goes() {
         let aborted = timeout(AT_ONCE, async { while let Some(Ok(_)) = body.frame().await {} });
         assert!(aborted.await.is_ok(), "HTTP/{version}");
         assert!(changed.elapsed() < AT_ONCE);
-        proxy.metrics_become(|metrics| metrics.requests.len() == 1).await;
+        proxy.metrics_become(|metrics| metrics.series.len() == 1).await;
         proxy.metrics_become(|metrics| metrics.active_connections == 0).await;
     }
 }
@@ -75,7 +75,7 @@ async fn requests_that_wait_for_the_application_are_aborted_too() {
 
     proxy.apply(vec![]);
     assert!(timeout(AT_ONCE, answer).await.expect("it is aborted").unwrap().is_err());
-    proxy.metrics_become(|metrics| metrics.requests.len() == 1).await;
+    proxy.metrics_become(|metrics| metrics.series.len() == 1).await;
 }
 
 #[tokio::test]

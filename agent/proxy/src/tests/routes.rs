@@ -181,10 +181,13 @@ async fn a_failing_workload_is_hidden_by_retries_and_ejected() {
     assert!((5..10).contains(&bad.seen().len()), "{}", bad.seen().len());
     let metrics = proxy.metrics.snapshot();
     assert_eq!(metrics.retries, bad.seen().len() as u64);
-    let (labels, stats) = &metrics.routes[0];
+    let series = &metrics.series[0];
+    let labels = &series.labels;
     assert_eq!((labels.source.as_str(), labels.service.as_str()), ("service:client", "api"));
     assert_eq!((labels.route.as_str(), labels.backend.as_str()), ("api-1", "api"));
-    assert_eq!(stats.count(), 200);
+    assert_eq!((series.latency.count(), series.successes), (200, 200));
+    assert_eq!(series.retries, bad.seen().len() as u64);
+    assert_eq!(metrics.ejections, [("api".to_owned(), 1)]);
 }
 
 #[tokio::test]
