@@ -91,12 +91,13 @@ pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
     let io = CallerIo::new(stream, Arc::clone(&connection.activity));
     let link = Arc::new(Link::new(io));
     if server::is_http2(&link).await {
-        return serve_http2(&connection, Raw(link)).await;
+        // Boxed, so that HTTP/1's connections don't hold the room for it.
+        return Box::pin(serve_http2(&connection, Raw(link))).await;
     }
     if server::serve(&connection, &link).await == End::Switched {
         let tunnel = connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(tunnel) = tunnel {
-            tunnel.run(&connection, Raw(link)).await;
+            Box::pin(tunnel.run(&connection, Raw(link))).await;
         }
     }
 }

@@ -67,6 +67,10 @@ pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterat
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none, which this sees without a look-up for each.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     let listed: Vec<HeaderName> =
         list(headers, &CONNECTION).filter_map(|name| name.parse().ok()).collect();
     for name in listed.iter().chain(&HOP_BY_HOP) {
@@ -107,18 +111,24 @@ pub(crate) fn of_trailers(trailers: &mut HeaderMap) {
 
 /// HTTP/2 may split a cookie over lines, HTTP/1.1 may not (RFC 9113, section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
-    let lines: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if lines.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    let lines = headers.get_all(COOKIE);
+    if lines.iter().nth(1).is_some()
+        && let Ok(joined) = HeaderValue::from_bytes(
+            &lines.iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]),
+        )
     {
         headers.insert(COOKIE, joined);
     }
 }
 
 fn append_forwarded_for(headers: &mut HeaderMap, peer: IpAddr) {
-    let mut hops: Vec<String> = list(headers, &FORWARDED_FOR).map(str::to_owned).collect();
-    hops.push(peer.to_string());
-    if let Ok(value) = HeaderValue::from_str(&hops.join(", ")) {
+    let mut hops = String::new();
+    for hop in list(headers, &FORWARDED_FOR) {
+        hops.push_str(hop);
+        hops.push_str(", ");
+    }
+    hops.push_str(&peer.to_string());
+    if let Ok(value) = HeaderValue::try_from(hops) {
         headers.insert(FORWARDED_FOR, value);
     }
 }

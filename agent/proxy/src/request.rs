@@ -54,7 +54,8 @@ pub(crate) async fn handle(
         Side::Client => {
             record.decide(Ruling::Allow, "", None);
             let call = Call { head, body, host };
-            outbound::handle(&connection, &view, call, record).await
+            // Boxed, since the other side's requests would take its room with them, too.
+            Box::pin(outbound::handle(&connection, &view, call, record)).await
         }
     })
 }
@@ -70,6 +71,11 @@ fn proper_host(head: &Parts) -> Result<HeaderValue, Improper> {
         return Err(Improper("more than one Host"));
     }
     let target = head.uri.authority().map(Authority::as_str);
+    if let (None, Some(line)) = (target, line)
+        && is_plain_host(line.as_bytes())
+    {
+        return Ok(line.clone());
+    }
     let line = match line.map(HeaderValue::to_str) {
         Some(Ok(line)) => Some(line),
         Some(Err(_)) => return Err(Improper("a Host that isn't text")),
@@ -91,6 +97,21 @@ fn proper_host(head: &Parts) -> Result<HeaderValue, Improper> {
         }
         Ok(_) | Err(_) => Err(Improper("a Host that isn't a host and port")),
     }
+}
+
+/// Whether this can only be a host and port: what nearly all are, told without parsing.
+fn is_plain_host(host: &[u8]) -> bool {
+    let mut parts = host.splitn(2, |byte| *byte == b':');
+    let is_name = |name: &[u8]| {
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+        !name.is_empty() && name.iter().all(plain)
+    };
+    let is_port = |port: &[u8]| match port {
+        [b'1'..=b'5', four @ ..] if four.len() == 4 => four.iter().all(u8::is_ascii_digit),
+        [_, ..] if port.len() < 5 => port.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    parts.next().is_some_and(is_name) && parts.next().is_none_or(is_port)
 }
 
 /// `http` lets a user, and anything for a port, pass.
@@ -156,7 +177,8 @@ async fn forward(
     let wanted_by = view.application(connection.parties.service);
     let wanted = upgrade::wanted(head.version, &head.headers);
     let wire = wire(&head).wanted_by(wanted_by.http, wanted.is_some());
-    let (method, path) = (head.method.to_string(), head.uri.path().to_owned());
+    // What a tunnel is judged by.
+    let asked = wanted.is_some().then(|| (head.method.to_string(), head.uri.path().to_owned()));
 
     let Some(uri) = target(&head.uri, &host, wire) else {
         return refusal(StatusCode::BAD_REQUEST, "a target that isn't a path", record);
@@ -183,9 +205,9 @@ async fn forward(
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return pass(response, record);
     }
-    match wanted {
-        Some(protocol) if upgrade::agrees(&protocol, response.headers()) => {
-            switch(connection, response, &protocol, (method, path), record)
+    match wanted.zip(asked) {
+        Some((protocol, asked)) if upgrade::agrees(&protocol, response.headers()) => {
+            switch(connection, response, &protocol, asked, record)
         }
         Some(_) | None => {
             let reason = "the application switched to a protocol that nobody asked for";

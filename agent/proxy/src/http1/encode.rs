@@ -218,17 +218,21 @@ impl<'a> Spelling<'a> {
     }
 
     fn of(&mut self, name: &[u8]) -> Option<&'a [u8]> {
-        let mut rest = self.next;
-        if !begins(rest, name) {
-            rest = self.first;
-            while !rest.is_empty() && !begins(rest, name) {
-                rest = behind_line(rest);
-            }
-        }
-        let spelt = rest.get(..name.len())?;
-        self.next = behind_line(rest);
-        Some(spelt)
+        let line = line_of(name, self.next).or_else(|| line_of(name, self.first))?;
+        self.next = behind_line(line);
+        line.get(..name.len())
     }
+}
+
+/// The lines from the first on that is about a name.
+fn line_of<'a>(name: &[u8], mut lines: &'a [u8]) -> Option<&'a [u8]> {
+    while !begins(lines, name) {
+        lines = behind_line(lines);
+        if lines.is_empty() {
+            return None;
+        }
+    }
+    Some(lines)
 }
 
 fn begins(line: &[u8], name: &[u8]) -> bool {
