@@ -19,7 +19,7 @@ use crate::owners::SharedCgroups;
 use crate::settings::Settings;
 use crate::state_dir::StateDir;
 use crate::status::Shared;
-use crate::telemetry;
+use crate::telemetry::{self, otlp};
 
 /// How long callers of the local API may take at the end.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -66,6 +66,8 @@ pub async fn run(settings: Settings, cgroups: SharedCgroups) -> anyhow::Result<(
         async move { shared.windows.keep(&shared.proxy).await }
     });
 
+    let spans = tokio::spawn(export_spans(Arc::clone(&shared)));
+
     let living = live(&shared, &disk, identity, &mut stopped, &mut joined);
     tokio::pin!(living);
     let ended = tokio::select! {
@@ -81,6 +83,7 @@ pub async fn run(settings: Settings, cgroups: SharedCgroups) -> anyhow::Result<(
     stop.send_replace(true);
     metrics.abort();
     windows.abort();
+    spans.abort();
     say_goodbye(local).await;
     ended
 }
@@ -121,6 +124,14 @@ async fn serve_metrics(shared: Arc<Shared>) {
         // Whoever watches will notice; packets go on.
         tracing::error!("no metrics: {error:#}");
     }
+}
+
+async fn export_spans(shared: Arc<Shared>) {
+    let tracing = &shared.settings.tracing;
+    let Ok(endpoint) = otlp::endpoint(&tracing.otlp) else { return };
+    let Some(spans) = shared.proxy.trace(tracing.sample) else { return };
+    let host = || shared.status().member.map_or_else(String::new, |it| it.host.to_string());
+    otlp::export(endpoint, host, spans, &shared.spans).await;
 }
 
 async fn told_to_stop() {

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use isthmus_core::{Cipher, Ciphers};
 use serde::Deserialize;
 
+use crate::telemetry::otlp;
+
 /// Where settings are read from unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/isthmus/agent.toml";
 
 /// What an administrator may decide about this agent. Secrets are no settings: a token comes in
 /// through the socket, keys are made here.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Where identity and snapshot live.
@@ -38,10 +40,14 @@ pub struct Settings {
     pub log: String,
     /// Text for people, JSON for machines.
     pub log_format: LogFormat,
+    /// How the access log's lines are written, one for each HTTP request.
+    pub access_log: AccessLog,
     /// Where the tunnels can be reached, instead of this host's own addresses.
     pub endpoints: Vec<SocketAddr>,
     /// Mesh DNS.
     pub dns: DnsSettings,
+    /// Traces of requests.
+    pub tracing: TracingSettings,
 }
 
 /// What traffic between agents is sealed with, beside WireGuard's own sessions.
@@ -96,6 +102,31 @@ pub enum LogFormat {
     Json,
 }
 
+/// How the access log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLog {
+    /// As all other lines.
+    #[default]
+    Log,
+    /// Readable lines.
+    Text,
+    /// JSON objects.
+    Json,
+    /// Not at all.
+    Off,
+}
+
+/// The `[tracing]` table.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TracingSettings {
+    /// Where spans go, `http://HOST:PORT` of an OTLP receiver; empty: nowhere.
+    pub otlp: String,
+    /// Which share of the requests that belong to no trace begins a sampled one.
+    pub sample: f64,
+}
+
 /// The `[dns]` table.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -138,8 +169,10 @@ impl Default for Settings {
             metrics: "127.0.0.1:9464".to_owned(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
+            access_log: AccessLog::Log,
             endpoints: Vec::new(),
             dns: DnsSettings::default(),
+            tracing: TracingSettings::default(),
         }
     }
 }
@@ -284,6 +317,14 @@ impl Settings {
         if !self.metrics.is_empty() && self.metrics.parse::<SocketAddr>().is_err() {
             return refuse("metrics", "must be ADDRESS:PORT, or \"\" to serve no metrics");
         }
+        if !self.tracing.otlp.is_empty()
+            && let Err(wrong) = otlp::endpoint(&self.tracing.otlp)
+        {
+            return refuse("tracing.otlp", wrong);
+        }
+        if !(0.0..=1.0).contains(&self.tracing.sample) {
+            return refuse("tracing.sample", "must be from 0.0 (none) to 1.0 (all)");
+        }
         if self.endpoints.len() > 16 {
             return refuse("endpoints", "has more than 16 entries");
         }
@@ -323,11 +364,15 @@ mod tests {
             metrics = ""
             log = "debug"
             log_format = "json"
+            access_log = "off"
             endpoints = ["192.0.2.1:4500", "[2001:db8::1]:4500"]
             [dns]
             listen = false
             upstream = ["192.0.2.53:53"]
             configure = "resolv-conf"
+            [tracing]
+            otlp = "http://127.0.0.1:4318"
+            sample = 0.01
             "#,
         )
         .unwrap();
@@ -336,6 +381,7 @@ mod tests {
         assert_eq!(settings.endpoints.len(), 2);
         assert_eq!(settings.metrics_address(), None);
         assert_eq!(settings.log_format, LogFormat::Json);
+        assert_eq!((settings.access_log, settings.tracing.sample), (AccessLog::Off, 0.01));
         assert_eq!(settings.dns.configure, ConfigureResolver::ResolvConf);
     }
 
@@ -360,6 +406,10 @@ mod tests {
             ("proxy_port = 0", "proxy_port"),
             ("metrics = \"localhost\"", "metrics"),
             ("log_format = \"xml\"", "log_format"),
+            ("access_log = \"xml\"", "access_log"),
+            ("tracing.otlp = \"https://otel:4318\"", "tracing.otlp"),
+            ("tracing.sample = 1.5", "tracing.sample"),
+            ("tracing.sample = nan", "tracing.sample"),
             ("endpoints = [\"host:1\"]", "endpoints"),
         ] {
             let error = parse(text).unwrap_err().to_string();

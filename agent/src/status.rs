@@ -17,7 +17,7 @@ use crate::dataplane;
 use crate::identity::{Member, Validity};
 use crate::owners::{OwnerCounters, SharedCgroups};
 use crate::settings::Settings;
-use crate::telemetry::Windows;
+use crate::telemetry::{Exported, Windows};
 
 /// Peers and addresses that forgeries are remembered of, until the controller is told.
 const FORGERIES: usize = 1024;
@@ -32,6 +32,7 @@ pub struct Shared {
     pub owners: Arc<OwnerCounters>,
     pub proxy: Arc<isthmus_proxy::Metrics>,
     pub windows: Windows,
+    pub spans: Exported,
     pub pings: Pings,
     status: watch::Sender<Status>,
     forgeries: Mutex<BTreeMap<(HostId, IpAddr), u64>>,
@@ -97,6 +98,7 @@ impl Shared {
             owners: Arc::default(),
             proxy: Arc::default(),
             windows: Windows::new(),
+            spans: Exported::default(),
             pings: Pings::default(),
             status: watch::Sender::new(Status::default()),
             forgeries: Mutex::default(),

@@ -24,7 +24,7 @@ Examples:
 /// Operates an Isthmus mesh, and tells what the agent of this host is doing.
 ///
 /// Commands that concern the whole mesh (apply, host, service, device, token, rollout) need an operator's
-/// credentials. Those that concern this host (join, peers, flows, routes, stat, ping) ask its agent. `status` and
+/// credentials. Those that concern this host (join, peers, flows, routes, stat, tap, ping) ask its agent. `status` and
 /// `explain` work either way.
 #[derive(Debug, Parser)]
 #[command(name = "agentctl", version, after_help = EXIT_CODES, max_term_width = 100)]
@@ -152,6 +152,16 @@ pub(crate) enum Command {
         after_help = "Examples:\n  agentctl stat\n  agentctl stat --service api --window 10s --watch\n  agentctl stat --total -o json"
     )]
     Stat(Stat),
+    /// Shows HTTP requests of this host as they end
+    ///
+    /// With what their time went to: `client`, waiting for the caller; `queue`, for the agent itself;
+    /// `connect`, for a connection; `tunnel`, for the way to another host; `server`, for the application.
+    /// A tap costs nothing while nobody taps, and never slows requests: what comes too fast is left
+    /// out, and that is said.
+    #[command(
+        after_help = "Examples:\n  agentctl tap --service api --status 5xx\n  agentctl tap --path '/users/*' --min-duration 200ms -o json"
+    )]
+    Tap(Tap),
     /// Says whether FROM may reach TO, and which rule decides
     ///
     /// FROM and TO are `service:web`, `host:app-1`, `device:press`, or a name alone where only one
@@ -392,6 +402,34 @@ pub(crate) struct Stat {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Tap {
+    /// Only requests of this caller: `web`, `service:web`, `host:app-1`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) source: Option<String>,
+    /// Only requests that asked this service, or went to it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: Option<String>,
+    /// Only requests that took this route
+    #[arg(long, value_name = "NAME")]
+    pub(crate) route: Option<String>,
+    /// Only requests with this method
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) method: Option<String>,
+    /// Only requests with this path; with `*` at the end: with a path that begins so
+    #[arg(long, value_name = "PATH")]
+    pub(crate) path: Option<String>,
+    /// Only answers with this status: 404, 5xx, none
+    #[arg(long, value_name = "STATUS", value_parser = parse_status)]
+    pub(crate) status: Option<String>,
+    /// Only requests that took at least so long: 200ms, 1.5s
+    #[arg(long, value_name = "DURATION", value_parser = words::parse_short)]
+    pub(crate) min_duration: Option<Duration>,
+    /// End after so many
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Explain {
     /// Who opens the connection
     pub(crate) from: String,
@@ -423,6 +461,14 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write KEY=VALUE, such as role=web".to_owned()),
     }
+}
+
+fn parse_status(text: &str) -> Result<String, String> {
+    let lower = text.to_ascii_lowercase();
+    let is_code = lower.parse::<u16>().is_ok_and(|code| (100..1000).contains(&code));
+    let is_class = matches!(lower.as_bytes(), [b'1'..=b'5', b'x', b'x']);
+    let is_right = is_code || is_class || lower == "none";
+    if is_right { Ok(lower) } else { Err("write a status such as 404, 5xx or none".to_owned()) }
 }
 
 fn parse_port(text: &str) -> Result<Layer4, String> {

@@ -12,7 +12,8 @@ use crate::errors::{self, Exit, is_broken_pipe};
 use crate::output::{self, Tone, clean, paint};
 use crate::transport::{Session, Whom};
 use crate::{
-    apply, delivery, explain, flows, inventory, join, ping, routes, stat, status, token, validate,
+    apply, delivery, explain, flows, inventory, join, ping, routes, stat, status, tap, token,
+    validate,
 };
 
 /// The program.
@@ -59,6 +60,7 @@ async fn run(session: &Session, command: Command) -> Result<Exit> {
         Command::Peers => status::peers(session).await,
         Command::Flows { limit, watch } => flows::flows(session, limit, watch).await,
         Command::Routes => routes::routes(session).await,
+        Command::Tap(arguments) => tap::tap(session, arguments).await,
         Command::Stat(arguments) => stat::stat(session, &arguments).await,
         Command::Explain(arguments) => explain::explain(session, &arguments).await,
         Command::Ping { target, count, interval } => {

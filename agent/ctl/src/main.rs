@@ -31,6 +31,7 @@ mod routes;
 mod sources;
 mod stat;
 mod status;
+mod tap;
 #[cfg(test)]
 mod tests;
 mod token;

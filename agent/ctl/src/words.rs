@@ -38,6 +38,20 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "write seconds from 0.01 to 3600, such as 0.2".to_owned())
 }
 
+/// Reads `200ms`, `1.5s`.
+pub(crate) fn parse_short(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(number), _) => (number, 1e-3),
+        (None, Some(number)) => (number, 1.0),
+        (None, None) => ("", 1.0),
+    };
+    let seconds = number.parse::<f64>().ok().map(|number| number * unit);
+    seconds
+        .filter(|seconds| (0.0..=3_600.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "write a number and ms or s, such as 200ms or 1.5s".to_owned())
+}
+
 /// Now, in seconds since the epoch.
 pub(crate) fn now() -> i64 {
     Timestamp::now().as_second()
@@ -105,6 +119,16 @@ pub(crate) fn count(number: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn short_times_have_milliseconds() {
+        for (text, millis) in [("200ms", 200), ("1.5s", 1500), ("0s", 0), ("3600s", 3_600_000)] {
+            assert_eq!(parse_short(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for wrong in ["", "5", "ms", "s", "-1s", "1h", "nans", "1e9s"] {
+            assert!(parse_short(wrong).unwrap_err().contains("200ms"), "{wrong}");
+        }
+    }
 
     #[test]
     fn durations_are_read_as_people_write_them() {

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method, StatusCode, Version};
 use isthmus_model::{HostId, ServiceId};
@@ -14,7 +14,10 @@ use crate::grpc;
 use crate::metrics::Ruling;
 use crate::routing::Compiled;
 use crate::series::{Ending, Ledger, StatusClass, Way};
+use crate::timing::{Clock, Part, Parts, Progress};
+use crate::trace::Trace;
 use crate::view::View;
+use crate::watch::{Finished, FinishedTrace};
 
 /// Of a path in the log.
 const MAX_PATH_BYTES: usize = 1024;
@@ -27,7 +30,7 @@ pub(crate) struct Record {
     /// The caller understands gRPC's words.
     pub(crate) is_grpc: bool,
     ledger: Arc<Ledger>,
-    started: Instant,
+    clock: Clock,
     method: Method,
     path: String,
     version: Version,
@@ -41,7 +44,8 @@ pub(crate) struct Record {
     /// By its end: the service failed, whatever the status.
     failed: bool,
     answer_bytes: u64,
-    request_bytes: Arc<AtomicU64>,
+    progress: Arc<Progress>,
+    trace: Option<Trace>,
     completed: bool,
     _under_way: UnderWay,
     place: Option<OwnedSemaphorePermit>,
@@ -55,13 +59,16 @@ impl Record {
     pub(crate) fn new(
         ledger: Arc<Ledger>,
         head: &http::request::Parts,
+        trace: Option<Trace>,
         under_way: UnderWay,
     ) -> Self {
+        let clock = Clock::start();
+        let progress = Arc::new(Progress::new(clock.started));
         Self {
             id: RequestId::next(),
             is_grpc: grpc::is_call(head),
             ledger,
-            started: Instant::now(),
+            clock,
             method: head.method.clone(),
             path: shortened(head.uri.path()),
             version: head.version,
@@ -74,7 +81,8 @@ impl Record {
             status: None,
             failed: false,
             answer_bytes: 0,
-            request_bytes: Arc::default(),
+            progress,
+            trace,
             completed: false,
             _under_way: under_way,
             place: None,
@@ -103,7 +111,28 @@ impl Record {
     }
 
     pub(crate) fn answer(&mut self, status: StatusCode) {
+        self.clock.end_try(&self.progress, None);
         self.status = Some(status);
+    }
+
+    /// The request waits for something else from now on.
+    pub(crate) fn wait_for(&mut self, part: Part) {
+        self.clock.enter(part);
+    }
+
+    /// The request is sent.
+    pub(crate) fn begin_try(&mut self) {
+        self.clock.begin_try();
+    }
+
+    /// Its answer is here, or won't come. The other side, if it knows, says what the application took.
+    pub(crate) fn end_try(&mut self, server: Option<Duration>) {
+        self.clock.end_try(&self.progress, server);
+    }
+
+    /// What the application took so far.
+    pub(crate) const fn server_time(&self) -> Duration {
+        self.clock.server_time()
     }
 
     /// Holds the request's place among all requests until it ends.
@@ -115,8 +144,8 @@ impl Record {
         self.answer_bytes += bytes;
     }
 
-    pub(crate) fn request_bytes(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.request_bytes)
+    pub(crate) fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
     }
 
     /// The answer broke off, or says at its end that the service failed.
@@ -140,11 +169,16 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let took = self.started.elapsed();
-        self.count(took);
+        let (took, parts) = self.clock.stop(&self.progress);
+        let (status, success) = self.count(took);
+        let has_span = self.trace.is_some_and(|trace| trace.span.is_some());
+        let watchers = self.ledger.metrics().watchers();
+        watchers.tell(has_span, || self.finished(took, parts, success));
+        let millis = |time: Duration| time.as_secs_f64() * 1000.0;
         tracing::info!(
             target: "isthmus::access",
             request_id = %self.id,
+            trace_id = self.trace.map(|trace| tracing::field::display(trace.id)),
             from = %self.ledger.parties.from,
             to = %self.ledger.parties.to,
             verdict = %self.ruling,
@@ -157,10 +191,15 @@ impl Drop for Record {
             method = self.method.as_str(),
             path = self.path,
             version = ?self.version,
-            status = self.status.map(|status| status.as_u16()),
-            duration_ms = took.as_secs_f64() * 1000.0,
+            status,
+            duration_ms = millis(took),
+            client_ms = millis(parts.client),
+            queue_ms = millis(parts.queue),
+            connect_ms = millis(parts.connect),
+            tunnel_ms = millis(parts.tunnel),
+            server_ms = millis(parts.server),
             bytes = self.answer_bytes,
-            request_bytes = self.request_bytes.load(Ordering::Relaxed),
+            request_bytes = self.progress.bytes.load(Ordering::Relaxed),
             completed = self.completed,
             "request"
         );
@@ -168,23 +207,53 @@ impl Drop for Record {
 }
 
 impl Record {
-    fn count(&self, took: Duration) {
+    /// Gives the status, too, and whether the server is to blame for nothing.
+    fn count(&self, took: Duration) -> (Option<u16>, bool) {
         if self.ruling == Ruling::Deny {
             self.ledger.metrics().count_denial();
         }
-        let status = self.status.map_or(StatusClass::None, StatusClass::from);
-        let failed = self.failed || matches!(status, StatusClass::ServerError | StatusClass::None);
+        let class = self.status.map_or(StatusClass::None, StatusClass::from);
+        let failed = self.failed || matches!(class, StatusClass::ServerError | StatusClass::None);
         if let (Some(route), Some(backend)) = (self.way.route(), self.way.backend()) {
             self.ledger.metrics().measured().count(route, backend, failed, took);
         }
         self.ledger.series(&self.way, self.ruling).count(&Ending {
-            status,
+            status: class,
             success: !failed,
             retries: self.tries.saturating_sub(1),
-            request_bytes: self.request_bytes.load(Ordering::Relaxed),
+            request_bytes: self.progress.bytes.load(Ordering::Relaxed),
             response_bytes: self.answer_bytes,
             took,
         });
+        (self.status.map(|status| status.as_u16()), !failed)
+    }
+
+    fn finished(&self, took: Duration, parts: Parts, success: bool) -> Finished {
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        let parties = &self.ledger.parties;
+        Finished {
+            request_id: self.id.to_string(),
+            side: parties.side,
+            source: parties.from.to_string(),
+            destination: parties.to.to_string(),
+            route: text(self.way.route()),
+            backend: text(self.way.backend()),
+            host: text(self.host.as_deref()),
+            ruling: self.ruling,
+            rule: self.decided_by.clone(),
+            method: self.method.clone(),
+            path: self.path.clone(),
+            version: self.version,
+            status: self.status.map(|status| status.as_u16()),
+            success,
+            tries: self.tries,
+            request_bytes: self.progress.bytes.load(Ordering::Relaxed),
+            response_bytes: self.answer_bytes,
+            began: SystemTime::now() - took,
+            took,
+            parts,
+            trace: self.trace.map(|Trace { id, parent, span }| FinishedTrace { id, parent, span }),
+        }
     }
 }
 

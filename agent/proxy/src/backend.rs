@@ -193,10 +193,15 @@ impl Application {
             let reused = idle.is_some();
             let link = match idle {
                 Some(link) => link,
-                None => match self.connect().await {
-                    Ok(stream) => Arc::new(Link::new(stream)),
-                    Err(error) => return Err(Failure::unsent(error, request)),
-                },
+                None => {
+                    let began = Instant::now();
+                    let connected = self.connect().await;
+                    request.body().progress().connected(began.elapsed());
+                    match connected {
+                        Ok(stream) => Arc::new(Link::new(stream)),
+                        Err(error) => return Err(Failure::unsent(error, request)),
+                    }
+                }
             };
             let keeper = Arc::clone(self) as Arc<dyn Keep<TcpStream>>;
             match client::exchange(link, keeper, request).await {
@@ -221,7 +226,11 @@ impl Application {
     ) -> Result<Response<Incoming>, Failure> {
         // The URI's authority says it; nginx refuses a request that has both.
         request.headers_mut().remove(HOST);
-        let mut sender = match self.multiplexed().await {
+        // Waiting for another request's connection to be made is waiting for it, too.
+        let began = Instant::now();
+        let connected = self.multiplexed().await;
+        request.body().progress().connected(began.elapsed());
+        let mut sender = match connected {
             Ok(sender) => sender,
             Err(error) => return Err(Failure::unsent(error, request)),
         };

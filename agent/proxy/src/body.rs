@@ -3,7 +3,6 @@
 use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use crate::access::Record;
 use crate::headers;
 use crate::incoming::{BodyError, Incoming};
 use crate::outbound::InFlight;
+use crate::timing::{Part, Progress};
 
 /// Of a request that can be sent again.
 const MAX_WHOLE_BYTES: u64 = 64 * 1024;
@@ -24,7 +24,7 @@ const MAX_WHOLE_BYTES: u64 = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Upload {
     source: Source,
-    bytes: Arc<AtomicU64>,
+    progress: Arc<Progress>,
     /// What had been taken and was given back.
     first: Option<Bytes>,
 }
@@ -55,6 +55,7 @@ pub(crate) struct Whole {
     bytes: Bytes,
     trailers: Option<HeaderMap>,
     spelled: Option<Bytes>,
+    progress: Arc<Progress>,
 }
 
 /// An answer's body on its way to the caller. The request's record ends with it.
@@ -84,8 +85,12 @@ enum Kind {
 }
 
 impl Upload {
-    pub(crate) const fn new(inner: Incoming, bytes: Arc<AtomicU64>) -> Self {
-        Self { source: Source::Stream(inner), bytes, first: None }
+    pub(crate) const fn new(inner: Incoming, progress: Arc<Progress>) -> Self {
+        Self { source: Source::Stream(inner), progress, first: None }
+    }
+
+    pub(crate) fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
     }
 
     /// Puts back what had been taken before it could be sent.
@@ -108,15 +113,16 @@ impl Payload {
     pub(crate) async fn of(
         body: Incoming,
         wants_whole: bool,
-        bytes: Arc<AtomicU64>,
+        progress: Arc<Progress>,
     ) -> Result<Self, BodyError> {
         if body.is_end_stream() {
             let spelled = body.spelled().cloned();
-            return Ok(Self::Whole(Whole { bytes: Bytes::new(), trailers: None, spelled }));
+            let (bytes, trailers) = (Bytes::new(), None);
+            return Ok(Self::Whole(Whole { bytes, trailers, spelled, progress }));
         }
         let is_small = body.size_hint().upper().is_some_and(|size| size <= MAX_WHOLE_BYTES);
         if !wants_whole || !is_small {
-            return Ok(Self::Stream(Some(Upload::new(body, bytes))));
+            return Ok(Self::Stream(Some(Upload::new(body, progress))));
         }
         let spelled = body.spelled().cloned();
         let collected = body.collect().await?;
@@ -125,8 +131,8 @@ impl Payload {
             trailers
         });
         let whole = collected.to_bytes();
-        bytes.fetch_add(whole.len() as u64, Ordering::Relaxed);
-        Ok(Self::Whole(Whole { bytes: whole, trailers, spelled }))
+        progress.receive(whole.len() as u64);
+        Ok(Self::Whole(Whole { bytes: whole, trailers, spelled, progress }))
     }
 
     /// Whether there is something to send.
@@ -155,17 +161,21 @@ impl Payload {
     pub(crate) fn copy(&self) -> Option<Upload> {
         match self {
             Self::Stream(_) => None,
-            Self::Whole(whole) => Some(whole.upload()),
+            Self::Whole(whole) => {
+                // Nobody's time: the caller doesn't wait for a copy.
+                let progress = Arc::new(Progress::new(whole.progress.started()));
+                Some(Upload { progress, ..whole.upload() })
+            }
         }
     }
 }
 
 impl Whole {
     fn upload(&self) -> Upload {
-        let Self { bytes, trailers, spelled } = self.clone();
+        let Self { bytes, trailers, spelled, progress } = self.clone();
         let source =
             Source::Whole { bytes: Some(bytes).filter(|it| !it.is_empty()), trailers, spelled };
-        Upload { source, bytes: Arc::default(), first: None }
+        Upload { source, progress, first: None }
     }
 }
 
@@ -216,15 +226,19 @@ impl Body for Upload {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        let mut frame = match &mut self.source {
+        let frame = match &mut self.source {
             Source::Whole { bytes, trailers, spelled: _ } => {
                 let data = bytes.take().map(Frame::data);
                 let frame = data.or_else(|| trailers.take().map(Frame::trailers));
                 return Poll::Ready(frame.map(Ok));
             }
-            Source::Stream(inner) => ready!(Pin::new(inner).poll_frame(cx)),
+            Source::Stream(inner) => Pin::new(inner).poll_frame(cx),
         };
-        self.bytes.fetch_add(data_len(frame.as_ref()), Ordering::Relaxed);
+        let Poll::Ready(mut frame) = frame else {
+            self.progress.wait();
+            return Poll::Pending;
+        };
+        self.progress.receive(data_len(frame.as_ref()));
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
@@ -259,22 +273,29 @@ impl Body for Answer {
     type Error = AnswerError;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        if let Some(deadline) = &mut self.deadline
+        let this = self.get_mut();
+        if let Some(deadline) = &mut this.deadline
             && deadline.as_mut().poll(cx).is_ready()
         {
-            if let Some(record) = &mut self.record {
+            if let Some(record) = &mut this.record {
                 record.fail();
             }
             return Poll::Ready(Some(Err(AnswerError::TimedOut)));
         }
-        let frame = match &mut self.kind {
+        let frame = match &mut this.kind {
             Kind::Own(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Kind::Application(inner) => ready!(Pin::new(inner).poll_frame(cx)),
+            Kind::Application(inner) => {
+                if let Some(record) = &mut this.record {
+                    record.wait_for(Part::Server);
+                }
+                ready!(Pin::new(inner).poll_frame(cx))
+            }
         };
-        if let Some(record) = &mut self.record {
+        if let Some(record) = &mut this.record {
+            record.wait_for(Part::Client);
             match &frame {
                 Some(Ok(frame)) => match frame.trailers_ref() {
                     Some(trailers) => record.note_grpc(trailers),

@@ -7,6 +7,8 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE,
 };
 
+use crate::timing::SERVER_TIME;
+
 /// Who calls, as a SPIFFE ID: set by the proxy, so the application can believe it.
 pub(crate) const IDENTITY: HeaderName = HeaderName::from_static("x-isthmus-identity");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -57,6 +59,7 @@ pub(crate) fn introduce(headers: &mut HeaderMap, from: &str, peer: IpAddr) {
 
 /// Prepares an answer's header fields for the caller.
 pub(crate) fn to_caller(headers: &mut HeaderMap) {
+    headers.remove(SERVER_TIME);
     remove_hop_by_hop(headers);
 }
 

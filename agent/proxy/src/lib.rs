@@ -42,9 +42,12 @@ pub mod sniff;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod timing;
+mod trace;
 mod tunnel;
 mod upgrade;
 mod view;
+mod watch;
 mod worker;
 
 pub use backend::Bind;
@@ -57,4 +60,7 @@ pub use outbound::EndpointView;
 pub use series::{SeriesLabels, SeriesSnapshot, StatusClass};
 pub use server::{Options, serve};
 pub use streams::{StreamLabels, StreamTotals};
+pub use timing::Parts;
+pub use trace::{SpanId, TraceId, TraceParent};
 pub use view::{Side, View};
+pub use watch::{Finished, FinishedTrace, Tap, TapFilter};

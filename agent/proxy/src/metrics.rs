@@ -9,6 +9,7 @@ use crate::measured::Measured;
 use crate::outbound::{Clusters, EndpointView};
 use crate::series::{AllSeries, SeriesSnapshot};
 use crate::streams::{Counters, StreamLabels, StreamTotals};
+use crate::watch::Watchers;
 
 /// Counters of one proxy, shared with whoever shows them.
 #[derive(Debug, Default)]
@@ -26,6 +27,7 @@ pub struct Metrics {
     clusters: Mutex<Weak<Clusters>>,
     measured: Measured,
     pub(crate) streams: Counters,
+    watchers: Watchers,
 }
 
 /// What was decided about a request.
@@ -128,6 +130,10 @@ impl Metrics {
 
     pub(crate) fn count_denial(&self) {
         self.denied.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) const fn watchers(&self) -> &Watchers {
+        &self.watchers
     }
 
     pub(crate) const fn series(&self) -> &AllSeries {

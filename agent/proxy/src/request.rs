@@ -8,6 +8,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use isthmus_model::Principal;
 use isthmus_policy::{Outcome, Request as Asked};
 
 use crate::access::Record;
@@ -19,6 +20,8 @@ use crate::headers::{self, list};
 use crate::incoming::Incoming;
 use crate::metrics::Ruling;
 use crate::outbound::{self, Call};
+use crate::timing::{Part, tell_server_time};
+use crate::trace::Trace;
 use crate::tunnel::Tunnel;
 use crate::upgrade;
 use crate::view::{Side, View};
@@ -29,8 +32,11 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
     let under_way = connection.activity.on_request();
-    let (head, body) = request.into_parts();
-    let mut record = Record::new(Arc::clone(&connection.ledger), &head, under_way);
+    let (mut head, body) = request.into_parts();
+    let shared = &connection.shared;
+    let tracing = shared.metrics.watchers().tracing();
+    let trace = Trace::of(&mut head.headers, &tracing, &shared.chance);
+    let mut record = Record::new(Arc::clone(&connection.ledger), &head, trace, under_way);
 
     let host = match proper_host(&head).and_then(|host| proper(&head).map(|()| host)) {
         Ok(host) => host,
@@ -172,7 +178,7 @@ async fn forward(
     mut head: Parts,
     body: Incoming,
     host: HeaderValue,
-    record: Record,
+    mut record: Record,
 ) -> Response<Answer> {
     let wanted_by = view.application(connection.parties.service);
     let wanted = upgrade::wanted(head.version, &head.headers);
@@ -189,7 +195,7 @@ async fn forward(
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers.insert(UPGRADE, protocol.clone());
     }
-    let mut request = Request::new(Upload::new(body, record.request_bytes()));
+    let mut request = Request::new(Upload::new(body, record.progress()));
     *request.method_mut() = head.method;
     *request.uri_mut() = uri;
     *request.headers_mut() = head.headers;
@@ -198,12 +204,21 @@ async fn forward(
     let address = SocketAddr::new(connection.local, connection.parties.port);
     let introduce = wanted_by.proxy_protocol.map(|version| (version, connection.peer));
     let application = Target { address, source: None, introduce };
-    let response = match connection.shared.backends.send(application, wire, request).await {
+    record.begin_try();
+    let sent = connection.shared.backends.send(application, wire, request).await;
+    record.end_try(None);
+    let response = match sent {
         Ok(response) => response,
         Err(failed) => return failure(&failed.error, record),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return pass(response, record);
+        let took = record.server_time();
+        let mut answer = pass(response, record);
+        // A device has no agent that would remove it.
+        if !matches!(connection.parties.caller, Principal::Device(_)) {
+            tell_server_time(answer.headers_mut(), took);
+        }
+        return answer;
     }
     match wanted.zip(asked) {
         Some((protocol, asked)) if upgrade::agrees(&protocol, response.headers()) => {
@@ -264,6 +279,7 @@ pub(crate) fn switch(
         );
     };
     record.answer(StatusCode::SWITCHING_PROTOCOLS);
+    record.wait_for(Part::Server);
     let mut headers = std::mem::take(response.headers_mut());
     headers::to_caller(&mut headers);
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

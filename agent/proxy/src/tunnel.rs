@@ -46,7 +46,7 @@ impl Tunnel {
             () = revoked => connection.on_revoked(),
             ended = &mut carried => match ended {
                 Ok((up, down)) => {
-                    record.request_bytes().fetch_add(up, Ordering::Relaxed);
+                    record.progress().bytes.fetch_add(up, Ordering::Relaxed);
                     record.add_answer_bytes(down);
                     record.complete();
                 }

@@ -6,6 +6,7 @@ mod resolve;
 mod routes;
 mod show;
 mod stat;
+mod tap;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -239,6 +240,18 @@ impl Local for Api {
         let shared = &self.shared;
         let window = shared.windows.within(asked, &shared.proxy.snapshot());
         Ok(Response::new(stat::traffic(&window)))
+    }
+
+    type TapStream = ReceiverStream<Result<v1::TapEvent, Status>>;
+
+    async fn tap(
+        &self,
+        request: Request<v1::TapRequest>,
+    ) -> Result<Response<Self::TapStream>, Status> {
+        let tap = tap::listen(&self.shared.proxy, request.into_inner())?;
+        let (sender, events) = mpsc::channel(4);
+        tokio::spawn(tap::tell(tap, sender));
+        Ok(Response::new(ReceiverStream::new(events)))
     }
 
     async fn read_snapshot(

@@ -28,6 +28,8 @@ pub(super) struct Scrape {
     pub(super) owners: Arc<OwnerCounters>,
     pub(super) proxy: MetricsSnapshot,
     pub(super) endpoints: Vec<EndpointView>,
+    /// By what became of them.
+    pub(super) spans: [(&'static str, u64); 3],
 }
 
 impl Scrape {
@@ -127,7 +129,10 @@ impl Scrape {
             ([("fate", "refused")], proxy.refused_connections),
             ([("fate", "cut")], proxy.cut_connections),
         ];
-        out.counters("proxy_connections_seen", help, None, fates)
+        out.counters("proxy_connections_seen", help, None, fates)?;
+        let help = "Spans of traced requests, by what became of them";
+        let spans = self.spans.map(|(fate, count)| ([("fate", fate)], count));
+        out.counters("spans", help, None, spans)
     }
 
     fn balancing(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -362,6 +367,7 @@ mod tests {
             owners: Arc::default(),
             proxy: proxy(),
             endpoints: Vec::new(),
+            spans: [("sent", 5), ("refused", 0), ("lost", 0)],
         };
         scrape.encode().unwrap()
     }
@@ -407,6 +413,7 @@ mod tests {
             format!("isthmus_request_duration_seconds_bucket{{le=\"10.0\",{labels}}} 2"),
             format!("isthmus_request_duration_seconds_bucket{{le=\"+Inf\",{labels}}} 3"),
             format!("isthmus_request_duration_seconds_count{{{labels}}} 3"),
+            "isthmus_spans_total{fate=\"sent\"} 5".to_owned(),
             "isthmus_ejections_total{service=\"api\"} 4".to_owned(),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in {text}");

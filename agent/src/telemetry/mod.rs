@@ -5,11 +5,13 @@
 //! stat` can tell the last minute ([`Windows`]).
 
 mod exposition;
+pub(crate) mod otlp;
 mod window;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -24,6 +26,7 @@ use tokio::sync::Semaphore;
 
 use crate::status::Shared;
 use exposition::Scrape;
+pub use otlp::Exported;
 pub(crate) use window::Window;
 pub use window::Windows;
 
@@ -103,6 +106,11 @@ async fn metrics(shared: &Shared) -> Response<Full<Bytes>> {
         owners: Arc::clone(&shared.owners),
         proxy: shared.proxy.snapshot(),
         endpoints: shared.proxy.endpoints(),
+        spans: [
+            ("sent", shared.spans.sent.load(Ordering::Relaxed)),
+            ("refused", shared.spans.refused.load(Ordering::Relaxed)),
+            ("lost", shared.proxy.lost_spans()),
+        ],
     };
     match scrape.encode() {
         Ok(body) => {

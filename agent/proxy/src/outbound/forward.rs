@@ -24,6 +24,7 @@ use crate::incoming::Incoming;
 use crate::metrics::Overflow;
 use crate::request::{failure, pass, refusal, switch, target, wire};
 use crate::routing::Compiled;
+use crate::timing::{Part, server_time};
 use crate::upgrade;
 use crate::view::View;
 
@@ -91,8 +92,13 @@ pub(super) async fn run(
     let policy = route.as_ref().and_then(|it| it.retry.clone()).unwrap_or_else(only_unsent);
     let wants_whole = route.as_ref().is_some_and(|it| it.retry.is_some() || !it.mirrors.is_empty());
     let patience = deadline.unwrap_or_else(|| Instant::now() + connection.shared.limits.body);
-    let collecting = Payload::of(body, wants_whole, record.request_bytes());
-    let mut payload = match timeout_at(patience, collecting).await {
+    let collecting = Payload::of(body, wants_whole, record.progress());
+    if wants_whole {
+        record.wait_for(Part::Client);
+    }
+    let collected = timeout_at(patience, collecting).await;
+    record.wait_for(Part::Queue);
+    let mut payload = match collected {
         Ok(Ok(payload)) => payload,
         Ok(Err(_)) => return refusal(StatusCode::BAD_REQUEST, "the body broke off", record),
         Err(_) => {
@@ -231,7 +237,10 @@ impl Exchange<'_> {
             };
             record.take_endpoint(self.view, endpoint.host);
             tried.push(endpoint.host);
-            let (error, attempt) = match self.try_once(&endpoint, flight, payload).await {
+            record.begin_try();
+            let tried_once = self.try_once(&endpoint, flight, payload).await;
+            record.end_try(self.told_time(&endpoint, &tried_once));
+            let (error, attempt) = match tried_once {
                 Tried::Answer(response, flight) => {
                     let attempt = Attempt::answered(response.status(), response.headers());
                     _retrying = self.tries_again(attempt, &tried, payload).await;
@@ -247,6 +256,16 @@ impl Exchange<'_> {
             if _retrying.is_none() {
                 return Ended::Failed(error);
             }
+        }
+    }
+
+    /// What the application took, as the agent of another host says.
+    fn told_time(&self, endpoint: &Endpoint, tried: &Tried) -> Option<Duration> {
+        match tried {
+            Tried::Answer(response, _) if endpoint.host != self.view.snapshot.local => {
+                server_time(response.headers())
+            }
+            Tried::Answer(..) | Tried::Failed(..) | Tried::Denied => None,
         }
     }
 

@@ -11,5 +11,6 @@ mod routes;
 mod smuggling;
 mod streams;
 mod support;
+mod telemetry;
 mod upgrades;
 mod vectors;
