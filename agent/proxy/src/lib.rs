@@ -34,6 +34,7 @@ mod limits;
 mod measured;
 mod metrics;
 mod outbound;
+mod places;
 mod request;
 mod routing;
 mod series;

@@ -19,6 +19,7 @@ pub(crate) struct Limits {
     pub(crate) connect: Duration,
     /// For requests under way when the proxy stops.
     pub(crate) drain: Duration,
+    /// At a time; no caller gets more of them than are still free.
     pub(crate) connections: usize,
     /// Requests under way, over all connections: HTTP/2 multiplies them.
     pub(crate) requests: usize,

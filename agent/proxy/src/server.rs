@@ -18,6 +18,7 @@ use crate::chance::Chance;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::outbound::Clusters;
+use crate::places::{Place, Places};
 use crate::streams::Lessons;
 use crate::view::View;
 use crate::worker::{self, Door};
@@ -129,7 +130,7 @@ pub(crate) async fn accept_until(
     shared: &Shared,
     doors: Vec<Door>,
 ) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(shared.limits.connections));
+    let places = Places::new(shared.limits.connections);
     let doors: Arc<[Door]> = doors.into();
     let mut loops = JoinSet::new();
     for listener in listeners {
@@ -147,12 +148,15 @@ pub(crate) async fn accept_until(
 async fn accept(
     listener: TcpListener,
     metrics: Arc<Metrics>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     doors: Arc<[Door]>,
 ) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => admit(stream, &metrics, &places, &doors),
+            Ok((stream, peer)) => {
+                let place = places.take(peer.ip().to_canonical());
+                admit(stream, place, &metrics, &doors);
+            }
             Err(error) => {
                 tracing::warn!(%error, "Failed to accept a connection");
                 sleep(ACCEPT_PAUSE).await;
@@ -161,12 +165,11 @@ async fn accept(
     }
 }
 
-fn admit(stream: TcpStream, metrics: &Metrics, places: &Arc<Semaphore>, doors: &[Door]) {
+fn admit(stream: TcpStream, place: Option<Place>, metrics: &Metrics, doors: &[Door]) {
     metrics.accepted.fetch_add(1, Ordering::Relaxed);
-    let place = Arc::clone(places).try_acquire_owned();
     let door = doors.iter().min_by_key(|door| door.load());
     match (place, door, stream.into_std()) {
-        (Ok(place), Some(door), Ok(stream)) => door.enter(stream, place),
+        (Some(place), Some(door), Ok(stream)) => door.enter(stream, place),
         (_, _, _) => {
             metrics.refused.fetch_add(1, Ordering::Relaxed);
         }

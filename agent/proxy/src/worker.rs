@@ -8,13 +8,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::activity::Patience;
 use crate::connection::{self, Connection};
 use crate::limits::Limits;
+use crate::places::Place;
 use crate::server::Shared;
 
 /// Between two looks at all connections, if the limits' times are long.
@@ -41,7 +42,7 @@ pub(crate) struct Arrival {
 #[derive(Debug)]
 struct Stay {
     connections: Arc<AtomicUsize>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Door {
@@ -55,7 +56,7 @@ impl Door {
     }
 
     /// Hands over a connection. Its place bounds how many there can be.
-    pub(crate) fn enter(&self, stream: std::net::TcpStream, place: OwnedSemaphorePermit) {
+    pub(crate) fn enter(&self, stream: std::net::TcpStream, place: Place) {
         self.connections.fetch_add(1, Ordering::Relaxed);
         let stay = Stay { connections: Arc::clone(&self.connections), _place: place };
         // A worker that is gone takes the connection with it.
