@@ -14,7 +14,7 @@ pub(crate) enum Sharpness {
     /// Twice the cost is a quarter of the chance: what is measured is never exact, and of two that
     /// are equal the one that was a little luckier must not get everything.
     Measured,
-    /// Twice the cost is 1/256 of the chance.
+    /// Twice the cost is as good as no chance at all.
     Counted,
 }
 
@@ -58,7 +58,7 @@ impl Level {
         let dearer = cost(self.places[second]) / cost(self.places[first]);
         let odds = match sharpness {
             Sharpness::Measured => dearer.powi(2),
-            Sharpness::Counted => dearer.powi(8),
+            Sharpness::Counted => dearer.powi(64),
         } * self.weight(first)
             / self.weight(second);
         // NaN, of two costs that are nothing or beyond all measure, is no reason for the second.
