@@ -18,6 +18,7 @@
 pub mod app;
 pub mod dataplane;
 pub mod dns;
+pub mod edge;
 pub mod guard;
 pub mod identity;
 pub mod join;

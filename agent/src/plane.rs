@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::dataplane::{self, Setup};
+use crate::edge::{self, Edge};
 use crate::guard;
 use crate::identity::TunnelKey;
 use crate::names::Names;
@@ -29,6 +30,8 @@ use crate::status::{Pong, Shared};
 
 /// Events that wait for being logged and reported.
 const EVENTS: usize = 1024;
+/// Clients of gateways that wait for the proxy.
+const VISITORS: usize = 256;
 /// Denials logged per second; those beyond are counted only.
 const DENIALS_LOGGED: u32 = 50;
 /// How long requests under way may take at the end.
@@ -127,7 +130,9 @@ impl Running {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(shared), told, states.subscribe()));
-        tasks.spawn(run_proxy(Arc::clone(shared), proxy, views.subscribe(), stopped.clone()));
+        let edge = start_edge(shared, &views, &stopped, &mut tasks);
+        let listening = (proxy, edge);
+        tasks.spawn(run_proxy(Arc::clone(shared), listening, views.subscribe(), stopped.clone()));
 
         let device = tun.index();
         let owners = socket_owners(shared, device);
@@ -293,9 +298,30 @@ fn proxy_listeners(port: u16) -> anyhow::Result<Vec<TcpListener>> {
     }
 }
 
+/// Has files read, names resolved and doors opened for the proxy, until the agent stops.
+fn start_edge(
+    shared: &Arc<Shared>,
+    views: &watch::Sender<Arc<View>>,
+    stopped: &watch::Receiver<bool>,
+    tasks: &mut JoinSet<()>,
+) -> isthmus_proxy::Edge {
+    let outside = Arc::new(Edge::default());
+    let (sender, visitors) = mpsc::channel(VISITORS);
+    let following = edge::run(Arc::clone(&outside), Arc::clone(shared), views.subscribe(), sender);
+    let resolving = edge::resolve(Arc::clone(&outside), views.subscribe());
+    let stop = is_set(stopped.clone());
+    tasks.spawn(async move {
+        tokio::select! {
+            ((), ()) = async { tokio::join!(following, resolving) } => {}
+            () = stop => {}
+        }
+    });
+    isthmus_proxy::Edge { outside, visitors }
+}
+
 async fn run_proxy(
     shared: Arc<Shared>,
-    listeners: Vec<TcpListener>,
+    (listeners, edge): (Vec<TcpListener>, isthmus_proxy::Edge),
     views: watch::Receiver<Arc<View>>,
     stopped: watch::Receiver<bool>,
 ) {
@@ -306,7 +332,9 @@ async fn run_proxy(
     let bind = |source| bind_marked_tcp(source, PROXY_MARK);
     let stop = is_set(stopped);
     let options = isthmus_proxy::Options { threads: shared.settings.proxy_threads() };
-    if let Err(error) = isthmus_proxy::serve(options, listeners, views, metrics, bind, stop).await {
+    if let Err(error) =
+        isthmus_proxy::serve(options, listeners, edge, views, metrics, bind, stop).await
+    {
         shared.fail(&anyhow::Error::new(error).context("The proxy failed"));
     }
 }

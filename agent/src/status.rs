@@ -59,6 +59,8 @@ pub struct Status {
     pub state: Option<Arc<State>>,
     pub proxy: String,
     pub dns: String,
+    /// Listeners of gateways here, and external services with problems.
+    pub gateways: Vec<v1::GatewayStatus>,
 }
 
 impl Status {

@@ -337,7 +337,14 @@ impl Joined {
 impl Host {
     /// Starts the agent (again), without waiting for anything.
     pub fn spawn_agent(&mut self) {
+        let hosts = self.node.folder().join("hosts");
         let mut command = match self.processor {
+            _ if hosts.exists() => {
+                let mut command = self.node.command("unshare");
+                command.args(["-m", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
+                command.arg(hosts).arg(binary("isthmus-agent"));
+                command
+            }
             None => self.node.command(binary("isthmus-agent")),
             Some(processor) => {
                 let mut command = self.node.command("taskset");
@@ -353,6 +360,16 @@ impl Host {
     pub fn start_agent(&mut self) {
         self.spawn_agent();
         wait_for("the agent answers", START, || self.agentctl(&["status"]).success());
+    }
+
+    /// What the host's `/etc/hosts` says. The agent sees the first one from its next start on, and
+    /// changes of it at once.
+    ///
+    /// # Panics
+    ///
+    /// If the file can't be written.
+    pub fn write_hosts(&self, text: &str) {
+        std::fs::write(self.node.folder().join("hosts"), text).expect("the folder is ours");
     }
 
     /// The agent's process id.

@@ -26,6 +26,7 @@ pub(crate) fn text(status: &v1::AgentStatus, now: i64) -> String {
         ("device", clean(&format!("{}, MTU {}", status.device, status.mtu))),
         ("addresses", clean(&status.addresses.join(", "))),
         ("services", clean(&services(&status.services))),
+        ("gateways", gateways(&status.gateways, now)),
         ("tunnels", format!("{} of {} up", status.peers_up, status.peers)),
         ("flows", status.flows.to_string()),
         ("drops", clean(&drops(&status.drops))),
@@ -68,6 +69,25 @@ fn services(services: &[v1::LocalService]) -> String {
     services.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// One line for each listener; what is wrong with it below it.
+fn gateways(gateways: &[v1::GatewayStatus], now: i64) -> String {
+    let line = |status: &v1::GatewayStatus| {
+        let v1::GatewayStatus { gateway, port, hosts, tls, certificate_expires, problem } = status;
+        let scheme = if *tls { "https" } else { "http" };
+        let hosts = if hosts.is_empty() { String::new() } else { format!(" {}", hosts.join(" ")) };
+        let mut line = clean(&format!("{gateway} {scheme}/{port}{hosts}"));
+        if let Some(until) = certificate_expires {
+            let (until, tone) = expiry(*until, now);
+            line = format!("{line}, certificate {}", paint(&until, tone));
+        }
+        if problem.is_empty() {
+            return line;
+        }
+        format!("{line}\n{}", paint(&clean(problem), Tone::Warn))
+    };
+    gateways.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 fn drops(drops: &[v1::Counter]) -> String {
     let parts: Vec<String> = drops
         .iter()
@@ -89,6 +109,16 @@ pub(crate) fn json(status: &v1::AgentStatus) -> Value {
             "addresses": service.addresses,
         })
     };
+    let gateway = |status: &v1::GatewayStatus| {
+        json!({
+            "gateway": status.gateway,
+            "port": status.port,
+            "hosts": status.hosts,
+            "tls": status.tls,
+            "certificate_expires": status.certificate_expires.and_then(timestamp),
+            "problem": known(&status.problem),
+        })
+    };
     json!({
         "version": status.version,
         "joined": status.joined,
@@ -105,6 +135,7 @@ pub(crate) fn json(status: &v1::AgentStatus) -> Value {
         "device": known(&status.device),
         "mtu": status.mtu,
         "services": status.services.iter().map(service).collect::<Value>(),
+        "gateways": status.gateways.iter().map(gateway).collect::<Value>(),
         "flows": status.flows,
         "peers_up": status.peers_up,
         "peers": status.peers,
@@ -211,6 +242,14 @@ mod tests {
                 v1::Counter { name: "forged".to_owned(), value: 3 },
                 v1::Counter { name: "denied".to_owned(), value: 0 },
             ],
+            gateways: vec![v1::GatewayStatus {
+                gateway: "public".to_owned(),
+                port: 443,
+                hosts: vec!["shop.example".to_owned()],
+                tls: true,
+                certificate_expires: Some(NOW + 100),
+                problem: "/k.pem is gone".to_owned(),
+            }],
             ..v1::AgentStatus::default()
         }
     }
@@ -225,6 +264,8 @@ mod tests {
             "expires in 100 s",
             "web.prod http/8080 at 100.64.0.17",
             "drops        3 forged\n",
+            "public https/443 shop.example, certificate expires in 100 s",
+            "/k.pem is gone",
         ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }

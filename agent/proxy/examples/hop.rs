@@ -21,7 +21,7 @@ use isthmus_model::{
     Snapshot,
 };
 use isthmus_policy::Policy;
-use isthmus_proxy::{Metrics, Options, View};
+use isthmus_proxy::{Edge, Metrics, Options, View};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 use tracing_subscriber::filter::Targets;
@@ -62,7 +62,8 @@ fn main() -> Result<()> {
         let metrics = Arc::new(Metrics::default());
         let options = Options { threads: option("--threads", "1")? };
         let never = std::future::pending();
-        isthmus_proxy::serve(options, vec![listener], view, metrics, bind, never).await?;
+        isthmus_proxy::serve(options, vec![listener], Edge::nowhere(), view, metrics, bind, never)
+            .await?;
         Ok(())
     })
 }

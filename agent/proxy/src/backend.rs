@@ -14,14 +14,17 @@ use http::header::HOST;
 use http::{Request, Response, Version};
 use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use isthmus_model::{HttpVersion, ProxyProtocol};
+use isthmus_model::{HttpVersion, ProxyProtocol, ServiceId};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::body::Upload;
+use crate::gateway::Outside;
 use crate::http1::client::{self, Failed};
 use crate::http1::{Keep, Link};
 use crate::incoming::{BodyError, Incoming};
+use crate::io::Stream;
 use crate::limits::MAX_HEADER_LIST_BYTES;
 use crate::streams;
 
@@ -38,6 +41,7 @@ pub type Bind = fn(IpAddr) -> io::Result<std::net::TcpStream>;
 pub(crate) struct Backends {
     connect_timeout: Duration,
     bind: Bind,
+    outside: Arc<dyn Outside>,
     applications: Mutex<HashMap<Target, Arc<Application>>>,
 }
 
@@ -45,11 +49,14 @@ pub(crate) struct Backends {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
-    /// None to an application of this host.
+    /// None to an application of this host, and to the outside.
     pub(crate) source: Option<IpAddr>,
     /// What the application wants to be told of each connection, and about whom: such connections
     /// aren't shared with other callers.
     pub(crate) introduce: Option<(ProxyProtocol, IpAddr)>,
+    /// The external service that stands for it, if it is outside of the mesh, and the
+    /// [`Outside::epoch`] that its connections are of.
+    pub(crate) external: Option<(ServiceId, u64)>,
 }
 
 /// How to speak to an application.
@@ -115,6 +122,7 @@ struct Application {
     target: Target,
     connect_timeout: Duration,
     bind: Bind,
+    outside: Arc<dyn Outside>,
     idle: Mutex<Vec<Idle>>,
     /// One connection carries all; the lock is held while it is being made.
     multiplexed: tokio::sync::Mutex<Option<http2::SendRequest<Upload>>>,
@@ -122,18 +130,18 @@ struct Application {
 
 #[derive(Debug)]
 struct Idle {
-    link: Arc<Link<TcpStream>>,
+    link: Arc<Link<Stream>>,
     since: Instant,
 }
 
 impl Backends {
-    pub(crate) fn new(connect_timeout: Duration, bind: Bind) -> Self {
-        Self { connect_timeout, bind, applications: Mutex::default() }
+    pub(crate) fn new(connect_timeout: Duration, bind: Bind, outside: Arc<dyn Outside>) -> Self {
+        Self { connect_timeout, bind, outside, applications: Mutex::default() }
     }
 
     /// Another one like it, with nothing open yet.
     pub(crate) fn without_connections(&self) -> Self {
-        Self::new(self.connect_timeout, self.bind)
+        Self::new(self.connect_timeout, self.bind, Arc::clone(&self.outside))
     }
 
     /// What makes sockets that speak from an address.
@@ -171,6 +179,7 @@ impl Backends {
                 target,
                 connect_timeout: self.connect_timeout,
                 bind: self.bind,
+                outside: Arc::clone(&self.outside),
                 idle: Mutex::default(),
                 multiplexed: tokio::sync::Mutex::default(),
             })
@@ -195,7 +204,7 @@ impl Application {
                 Some(link) => link,
                 None => {
                     let began = Instant::now();
-                    let connected = self.connect().await;
+                    let connected = self.connect(false).await;
                     request.body().progress().connected(began.elapsed());
                     match connected {
                         Ok(stream) => Arc::new(Link::new(stream)),
@@ -203,7 +212,7 @@ impl Application {
                     }
                 }
             };
-            let keeper = Arc::clone(self) as Arc<dyn Keep<TcpStream>>;
+            let keeper = Arc::clone(self) as Arc<dyn Keep<Stream>>;
             match client::exchange(link, keeper, request).await {
                 Ok(response) => return Ok(response),
                 // The application closed it meanwhile.
@@ -246,7 +255,7 @@ impl Application {
         Ok(multiplexed.insert(self.connect_http2().await?).clone())
     }
 
-    fn take_idle(&self) -> Option<Arc<Link<TcpStream>>> {
+    fn take_idle(&self) -> Option<Arc<Link<Stream>>> {
         let mut idle = self.lock_idle();
         while let Some(candidate) = idle.pop() {
             if candidate.is_usable() {
@@ -257,7 +266,7 @@ impl Application {
     }
 
     async fn connect_http2(&self) -> Result<http2::SendRequest<Upload>, BackendError> {
-        let io = TokioIo::new(self.connect().await?);
+        let io = TokioIo::new(self.connect(true).await?);
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_header_list_size(MAX_HEADER_LIST_BYTES)
@@ -274,20 +283,32 @@ impl Application {
 
     /// Connects to the workload's address. Not to 127.0.0.1 instead: another service, or anybody,
     /// may listen there.
-    async fn connect(&self) -> Result<TcpStream, BackendError> {
-        match timeout(self.connect_timeout, self.dial()).await {
-            Ok(Ok(stream)) => {
-                // If it fails requests are merely slower.
-                let _ = stream.set_nodelay(true);
-                Ok(stream)
-            }
+    async fn connect(&self, http2: bool) -> Result<Stream, BackendError> {
+        let connecting = async {
+            let stream = self.dial().await?;
+            // If it fails requests are merely slower.
+            let _ = stream.set_nodelay(true);
+            self.secure(stream, http2).await
+        };
+        match timeout(self.connect_timeout, connecting).await {
+            Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(BackendError::Refused(error)),
             Err(_) => Err(BackendError::TimedOut),
         }
     }
 
+    /// Begins TLS, where an external server wants it.
+    async fn secure(&self, stream: TcpStream, http2: bool) -> io::Result<Stream> {
+        let Some((external, _)) = self.target.external else { return Ok(Stream::Plain(stream)) };
+        let Some((config, name)) = self.outside.client_tls(external, http2)? else {
+            return Ok(Stream::Plain(stream));
+        };
+        let stream = TlsConnector::from(config).connect(name, stream).await?;
+        Ok(Stream::Tls(Box::new(stream.into())))
+    }
+
     async fn dial(&self) -> io::Result<TcpStream> {
-        let Target { address, source, introduce } = self.target;
+        let Target { address, source, introduce, .. } = self.target;
         let stream = match source {
             Some(source) => TcpSocket::from_std_stream((self.bind)(source)?).connect(address).await,
             None => TcpStream::connect(address).await,
@@ -305,8 +326,8 @@ impl Application {
     }
 }
 
-impl Keep<TcpStream> for Application {
-    fn keep(&self, link: Arc<Link<TcpStream>>) {
+impl Keep<Stream> for Application {
+    fn keep(&self, link: Arc<Link<Stream>>) {
         let mut idle = self.lock_idle();
         if idle.len() < MAX_IDLE {
             idle.push(Idle { link, since: Instant::now() });

@@ -12,16 +12,18 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use isthmus_model::ServiceId;
 use isthmus_policy::{Outcome, Request as Asked};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::activity::Activity;
+use crate::gateway::{self, Entry};
 use crate::http1::server::{self, End};
 use crate::http1::{Link, Raw};
 use crate::incoming::Incoming;
-use crate::io::CallerIo;
+use crate::io::{CallerIo, Stream};
 use crate::limits::{MAX_HEADER_LIST_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
 use crate::request;
 use crate::series::Ledger;
@@ -47,18 +49,39 @@ pub(crate) struct Connection {
     pub(crate) parties: Parties,
     /// Where its requests are counted.
     pub(crate) ledger: Arc<Ledger>,
+    /// How it came in, if its client is outside of the mesh.
+    pub(crate) entry: Option<Entry>,
     pub(crate) activity: Arc<Activity>,
     /// Left here by the request that turned the connection into a tunnel.
     tunnel: Mutex<Option<Tunnel>>,
 }
 
 /// Who is connected, if they may be.
-pub(crate) fn identify(shared: &Arc<Shared>, stream: &TcpStream) -> Option<Connection> {
+pub(crate) fn identify(
+    shared: &Arc<Shared>,
+    stream: &TcpStream,
+    gateway: Option<(ServiceId, u16)>,
+) -> Option<Connection> {
     let own = stream.local_addr().ok()?;
     let local = own.ip().to_canonical();
     let remote = stream.peer_addr().ok()?;
     let peer = remote.ip().to_canonical();
     let view = Arc::clone(&shared.view.borrow());
+    let connection = |parties: Parties, entry| Connection {
+        shared: Arc::clone(shared),
+        local,
+        peer,
+        peer_port: remote.port(),
+        ledger: Arc::new(Ledger::new(Arc::clone(&shared.metrics), parties.clone())),
+        parties,
+        entry,
+        activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
+        tunnel: Mutex::new(None),
+    };
+    if let Some((gateway, port)) = gateway {
+        let entry = Entry::new(&view, gateway, port)?;
+        return Some(connection(view.visitors(gateway)?, Some(entry)));
+    }
     let Some(parties) = view.parties(local, peer) else {
         tracing::debug!(%local, %peer, "Closed a connection between unknown parties");
         return None;
@@ -71,23 +94,19 @@ pub(crate) fn identify(shared: &Arc<Shared>, stream: &TcpStream) -> Option<Conne
         tracing::debug!(from = %parties.from, to = %parties.to, "Closed a denied connection");
         return None;
     }
-    Some(Connection {
-        shared: Arc::clone(shared),
-        local,
-        peer,
-        peer_port: remote.port(),
-        ledger: Arc::new(Ledger::new(Arc::clone(&shared.metrics), parties.clone())),
-        parties,
-        activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
-        tunnel: Mutex::new(None),
-    })
+    Some(connection(parties, None))
 }
 
 /// Serves a connection to its end. Its worker aborts this when policy no longer lets the caller in.
 pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
     // If it fails answers are merely slower.
     let _ = stream.set_nodelay(true);
-    let Some(stream) = streams::run(&connection, stream).await else { return };
+    let stream = if connection.entry.is_some() {
+        gateway::greet(&connection, stream).await
+    } else {
+        streams::run(&connection, stream).await.map(Stream::Plain)
+    };
+    let Some(stream) = stream else { return };
     let io = CallerIo::new(stream, Arc::clone(&connection.activity));
     let link = Arc::new(Link::new(io));
     if server::is_http2(&link).await {
@@ -147,6 +166,11 @@ fn builder(tasks: StreamTasks) -> http2::Builder<StreamTasks> {
 }
 
 impl Connection {
+    /// The port that the caller believes to speak to.
+    pub(crate) fn asked_port(&self) -> u16 {
+        self.entry.as_ref().map_or(self.parties.port, |entry| entry.port)
+    }
+
     /// The newest view.
     pub(crate) fn view(&self) -> Arc<View> {
         Arc::clone(&self.shared.view.borrow())
@@ -154,6 +178,11 @@ impl Connection {
 
     /// Who the two ends are in a view; none if they are no longer who they were.
     pub(crate) fn parties_in(&self, view: &View) -> Option<Parties> {
+        if self.entry.is_some() {
+            // Its ports are no part of who a gateway is.
+            let now = view.visitors(self.parties.service);
+            return now.filter(|now| now.from == self.parties.from);
+        }
         view.parties(self.local, self.peer).filter(|now| *now == self.parties)
     }
 
@@ -164,6 +193,8 @@ impl Connection {
 
     fn denies(&self, view: &View, request: Option<Asked<'_>>) -> bool {
         match self.parties_in(view) {
+            // What a gateway's clients may do is judged by request.
+            Some(_) if self.entry.is_some() => false,
             Some(parties) => view.judge(&parties, request).outcome == Outcome::Deny,
             None => true,
         }

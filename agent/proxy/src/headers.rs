@@ -39,7 +39,7 @@ pub(crate) fn to_application(headers: &mut HeaderMap, host: HeaderValue, from: &
 pub(crate) fn to_next_hop(headers: &mut HeaderMap) {
     let wants_trailers = list(headers, &TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
     remove_hop_by_hop(headers);
-    remove_identities(headers);
+    remove_named(headers, is_claim);
     // hyper's server has promised `100 Continue` already, and its client wouldn't wait.
     headers.remove(EXPECT);
     join_cookies(headers);
@@ -50,11 +50,51 @@ pub(crate) fn to_next_hop(headers: &mut HeaderMap) {
 
 /// Tells an application who calls.
 pub(crate) fn introduce(headers: &mut HeaderMap, from: &str, peer: IpAddr) {
+    identify(headers, from);
+    append_forwarded_for(headers, peer);
+}
+
+/// Tells an application who calls, whose address is told already.
+pub(crate) fn identify(headers: &mut HeaderMap, from: &str) {
     // A SPIFFE ID consists of letters that a header may hold.
     if let Ok(from) = HeaderValue::from_str(from) {
         headers.insert(IDENTITY, from);
     }
+}
+
+/// Tells who a gateway's client is and what it asked for. Whatever the client says of that itself
+/// is removed, unless it is trusted.
+pub(crate) fn announce(
+    headers: &mut HeaderMap,
+    (scheme, host, port): (&'static str, &HeaderValue, u16),
+    peer: IpAddr,
+    trusted: bool,
+) {
+    let facts = [
+        ("x-forwarded-proto", HeaderValue::from_static(scheme)),
+        ("x-forwarded-host", host.clone()),
+        ("x-forwarded-port", HeaderValue::from(port)),
+    ];
+    if !trusted {
+        remove_named(headers, |name| {
+            let name = name.replace('_', "-");
+            name.starts_with("x-forwarded-") || name == "forwarded" || name == "x-real-ip"
+        });
+    }
+    for (name, value) in facts {
+        headers.entry(name).or_insert(value);
+    }
     append_forwarded_for(headers, peer);
+}
+
+/// What a gateway says of its client's certificate.
+pub(crate) fn certificate(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(CLIENT_CERT).cloned()
+}
+
+/// Says what a client's certificate says.
+pub(crate) fn show_certificate(headers: &mut HeaderMap, certificate: HeaderValue) {
+    headers.insert(CLIENT_CERT, certificate);
 }
 
 /// Prepares an answer's header fields for the caller.
@@ -84,11 +124,10 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what claims to be an identity.
-fn remove_identities(headers: &mut HeaderMap) {
-    let claims: Vec<HeaderName> =
-        headers.keys().filter(|name| is_claim(name.as_str())).cloned().collect();
-    for name in claims {
+fn remove_named(headers: &mut HeaderMap, is_meant: impl Fn(&str) -> bool) {
+    let names: Vec<HeaderName> =
+        headers.keys().filter(|name| is_meant(name.as_str())).cloned().collect();
+    for name in names {
         headers.remove(name);
     }
 }
@@ -109,7 +148,7 @@ pub(crate) fn of_trailers(trailers: &mut HeaderMap) {
     for name in HOP_BY_HOP.iter().chain(&BEFORE) {
         trailers.remove(name);
     }
-    remove_identities(trailers);
+    remove_named(trailers, is_claim);
 }
 
 /// HTTP/2 may split a cookie over lines, HTTP/1.1 may not (RFC 9113, section 8.2.3).

@@ -5,10 +5,9 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::net::TcpStream;
 
 use crate::http1::{self, Raw};
-use crate::io::CallerIo;
+use crate::io::{CallerIo, Stream};
 
 /// A body that is being received.
 #[derive(Debug)]
@@ -22,9 +21,9 @@ pub(crate) struct Incoming {
 enum Source {
     Http2(hyper::body::Incoming),
     Request(http1::Body<CallerIo>),
-    Answer(http1::Body<TcpStream>),
+    Answer(http1::Body<Stream>),
     /// The application switched protocols.
-    Switched(Option<Raw<TcpStream>>),
+    Switched(Option<Raw<Stream>>),
 }
 
 /// Why a body ends before its last byte.
@@ -41,16 +40,16 @@ impl Incoming {
         Self { source: Source::Request(body), spelled: Some(head) }
     }
 
-    pub(crate) fn of_answer(body: http1::Body<TcpStream>, head: Bytes) -> Self {
+    pub(crate) fn of_answer(body: http1::Body<Stream>, head: Bytes) -> Self {
         Self { source: Source::Answer(body), spelled: Some(head) }
     }
 
-    pub(crate) fn switched(raw: Raw<TcpStream>, head: Bytes) -> Self {
+    pub(crate) fn switched(raw: Raw<Stream>, head: Bytes) -> Self {
         Self { source: Source::Switched(Some(raw)), spelled: Some(head) }
     }
 
     /// The connection, of an answer that switches protocols.
-    pub(crate) fn take_switched(&mut self) -> Option<Raw<TcpStream>> {
+    pub(crate) fn take_switched(&mut self) -> Option<Raw<Stream>> {
         match &mut self.source {
             Source::Switched(raw) => raw.take(),
             Source::Http2(_) | Source::Request(_) | Source::Answer(_) => None,

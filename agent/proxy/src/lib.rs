@@ -24,6 +24,7 @@ mod balance;
 mod body;
 mod chance;
 mod connection;
+mod gateway;
 mod grpc;
 mod headers;
 mod histogram;
@@ -52,6 +53,7 @@ mod watch;
 mod worker;
 
 pub use backend::Bind;
+pub use gateway::{Edge, Outside, Visitor};
 pub use histogram::Histogram;
 #[cfg(feature = "probe")]
 pub use http1::probe;

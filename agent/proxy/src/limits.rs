@@ -23,6 +23,12 @@ pub(crate) struct Limits {
     pub(crate) connections: usize,
     /// Requests under way, over all connections: HTTP/2 multiplies them.
     pub(crate) requests: usize,
+    /// Connections of gateways' clients.
+    pub(crate) visitors: usize,
+    /// TLS handshakes under way: each costs a signature.
+    pub(crate) handshakes: usize,
+    /// For one of them.
+    pub(crate) handshake: Duration,
 }
 
 impl Default for Limits {
@@ -36,6 +42,9 @@ impl Default for Limits {
             drain: Duration::from_secs(5),
             connections: 4096,
             requests: 8192,
+            visitors: 10_240,
+            handshakes: 256,
+            handshake: Duration::from_secs(10),
         }
     }
 }

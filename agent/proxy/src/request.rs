@@ -24,7 +24,7 @@ use crate::timing::{Part, tell_server_time};
 use crate::trace::Trace;
 use crate::tunnel::Tunnel;
 use crate::upgrade;
-use crate::view::{Side, View};
+use crate::view::{Parties, Side, View};
 
 /// Serves one request. There is always an answer.
 pub(crate) async fn handle(
@@ -56,10 +56,16 @@ pub(crate) async fn handle(
     };
     record.occupy(place);
     Ok(match connection.parties.side {
+        Side::Server if view.external(connection.parties.service).is_some() => {
+            let asked_host = host.clone();
+            let call = Call { head, body, host, asked_host };
+            Box::pin(outbound::send_out(&connection, &view, call, record)).await
+        }
         Side::Server => forward(&connection, &view, head, body, host, record).await,
         Side::Client => {
             record.decide(Ruling::Allow, "", None);
-            let call = Call { head, body, host };
+            let asked_host = host.clone();
+            let call = Call { head, body, host, asked_host };
             // Boxed, since the other side's requests would take its room with them, too.
             Box::pin(outbound::handle(&connection, &view, call, record)).await
         }
@@ -157,8 +163,18 @@ pub(crate) fn may_pass(
         record.decide(Ruling::Deny, "no longer who they were", None);
         return false;
     };
+    is_allowed(view, &parties, head, record)
+}
+
+/// Judges a request between two parties.
+pub(crate) fn is_allowed(
+    view: &View,
+    parties: &Parties,
+    head: &Parts,
+    record: &mut Record,
+) -> bool {
     let asked = Asked { method: head.method.as_str(), path: head.uri.path() };
-    let verdict = view.judge(&parties, Some(asked));
+    let verdict = view.judge(parties, Some(asked));
     let ruling = match verdict.outcome {
         // `Inspect` answers only questions without a request.
         Outcome::Deny | Outcome::Inspect => Ruling::Deny,
@@ -190,7 +206,12 @@ async fn forward(
         return refusal(StatusCode::BAD_REQUEST, "a target that isn't a path", record);
     };
     let from = connection.parties.from.spiffe(&view.snapshot.mesh.trust_domain);
+    let certificate =
+        view.speaks_for_others(&connection.parties).then(|| headers::certificate(&head.headers));
     headers::to_application(&mut head.headers, host, &from, connection.peer);
+    if let Some(certificate) = certificate.flatten() {
+        headers::show_certificate(&mut head.headers, certificate);
+    }
     if let Some(protocol) = &wanted {
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers.insert(UPGRADE, protocol.clone());
@@ -203,7 +224,7 @@ async fn forward(
 
     let address = SocketAddr::new(connection.local, connection.parties.port);
     let introduce = wanted_by.proxy_protocol.map(|version| (version, connection.peer));
-    let application = Target { address, source: None, introduce };
+    let application = Target { address, source: None, introduce, external: None };
     record.begin_try();
     let sent = connection.shared.backends.send(application, wire, request).await;
     record.end_try(None);

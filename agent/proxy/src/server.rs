@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use crate::activity::Clock;
 use crate::backend::{Backends, Bind};
 use crate::chance::Chance;
+use crate::gateway::{Edge, Outside, Visitor};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::outbound::Clusters;
@@ -45,6 +46,9 @@ pub(crate) struct Shared {
     pub(crate) lessons: Arc<Lessons>,
     pub(crate) limits: Limits,
     pub(crate) requests: Arc<Semaphore>,
+    pub(crate) outside: Arc<dyn Outside>,
+    /// TLS handshakes under way, of all threads.
+    pub(crate) handshakes: Arc<Semaphore>,
     /// Of this thread.
     pub(crate) clock: Arc<Clock>,
 }
@@ -55,18 +59,21 @@ impl Shared {
         view: watch::Receiver<Arc<View>>,
         metrics: Arc<Metrics>,
         bind: Bind,
+        outside: Arc<dyn Outside>,
     ) -> Self {
-        let clusters = Arc::new(Clusters::new(Instant::now()));
+        let clusters = Arc::new(Clusters::new(Instant::now(), Arc::clone(&outside)));
         metrics.watch(&clusters);
         Self {
             view,
             metrics,
-            backends: Backends::new(limits.connect, bind),
+            backends: Backends::new(limits.connect, bind, Arc::clone(&outside)),
             clusters,
             chance: Chance::new(),
             lessons: Arc::default(),
             limits,
             requests: Arc::new(Semaphore::new(limits.requests)),
+            outside,
+            handshakes: Arc::new(Semaphore::new(limits.handshakes)),
             clock: Arc::default(),
         }
     }
@@ -81,13 +88,15 @@ impl Shared {
             lessons: Arc::clone(&self.lessons),
             limits: self.limits,
             requests: Arc::clone(&self.requests),
+            outside: Arc::clone(&self.outside),
+            handshakes: Arc::clone(&self.handshakes),
             clock: Arc::default(),
         }
     }
 }
 
 /// Serves the listeners until `stop` completes; then finishes requests under way for a few seconds.
-/// `bind` makes the sockets by which the proxy speaks for callers of this host.
+/// `edge` is what it needs at the mesh's edge, and `bind` makes the sockets by which the proxy speaks for callers of this host.
 ///
 /// # Errors
 ///
@@ -95,17 +104,18 @@ impl Shared {
 pub async fn serve(
     options: Options,
     listeners: Vec<std::net::TcpListener>,
+    edge: Edge,
     view: watch::Receiver<Arc<View>>,
     metrics: Arc<Metrics>,
     bind: Bind,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let shared = Shared::new(Limits::default(), view, metrics, bind);
+    let shared = Shared::new(Limits::default(), view, metrics, bind, edge.outside);
     let (running, mut ended) = mpsc::channel::<()>(1);
     let start = |number| start_thread(number, shared.for_another_thread(), running.clone());
     let doors = (0..options.threads.max(1)).map(start).collect::<io::Result<Vec<Door>>>()?;
     drop(running);
-    accept_until(stop, listeners, &shared, doors).await?;
+    accept_until(stop, listeners, edge.visitors, &shared, doors).await?;
     // Nobody sends: this is the end of the last thread.
     let _ = ended.recv().await;
     Ok(())
@@ -127,6 +137,7 @@ fn start_thread(number: usize, shared: Shared, running: mpsc::Sender<()>) -> io:
 pub(crate) async fn accept_until(
     stop: impl Future<Output = ()>,
     listeners: Vec<std::net::TcpListener>,
+    visitors: mpsc::Receiver<Visitor>,
     shared: &Shared,
     doors: Vec<Door>,
 ) -> io::Result<()> {
@@ -139,10 +150,32 @@ pub(crate) async fn accept_until(
         let metrics = Arc::clone(&shared.metrics);
         loops.spawn(accept(listener, metrics, Arc::clone(&places), Arc::clone(&doors)));
     }
-    drop(doors);
+    let places = Places::new(shared.limits.visitors);
+    loops.spawn(welcome(visitors, places, Arc::clone(&shared.metrics), doors));
     stop.await;
     loops.shutdown().await;
     Ok(())
+}
+
+/// Gives each client of a gateway to the worker that has the fewest connections. They are
+/// strangers: their places aren't those of the mesh's callers.
+async fn welcome(
+    mut visitors: mpsc::Receiver<Visitor>,
+    places: Arc<Places>,
+    metrics: Arc<Metrics>,
+    doors: Arc<[Door]>,
+) {
+    while let Some(Visitor { stream, gateway, port }) = visitors.recv().await {
+        metrics.accepted.fetch_add(1, Ordering::Relaxed);
+        let peer = stream.peer_addr().ok().map(|peer| peer.ip().to_canonical());
+        let place = peer.and_then(|peer| places.take(peer));
+        match (place, doors.iter().min_by_key(|door| door.load())) {
+            (Some(place), Some(door)) => door.enter(stream, Some((gateway, port)), place),
+            (_, _) => {
+                metrics.refused.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 async fn accept(
@@ -169,7 +202,7 @@ fn admit(stream: TcpStream, place: Option<Place>, metrics: &Metrics, doors: &[Do
     metrics.accepted.fetch_add(1, Ordering::Relaxed);
     let door = doors.iter().min_by_key(|door| door.load());
     match (place, door, stream.into_std()) {
-        (Some(place), Some(door), Ok(stream)) => door.enter(stream, place),
+        (Some(place), Some(door), Ok(stream)) => door.enter(stream, None, place),
         (_, _, _) => {
             metrics.refused.fetch_add(1, Ordering::Relaxed);
         }

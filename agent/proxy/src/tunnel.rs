@@ -6,18 +6,17 @@ use std::sync::atomic::Ordering;
 
 use isthmus_policy::Request;
 use tokio::io::copy_bidirectional;
-use tokio::net::TcpStream;
 
 use crate::access::Record;
 use crate::connection::Connection;
 use crate::http1::Raw;
-use crate::io::CallerIo;
+use crate::io::{CallerIo, Stream};
 use crate::view::Side;
 
 /// A tunnel that both sides have agreed to. Its request stays under way until its end.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
-    pub(crate) application: Raw<TcpStream>,
+    pub(crate) application: Raw<Stream>,
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) record: Record,

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use isthmus_model::{
-    Application, Directory, HostId, Identity, Layer4, Place, Principal, Protocol, ServiceId,
-    Snapshot,
+    Application, Directory, External, HostId, Identity, Layer4, Place, Principal, Protocol,
+    ServiceId, Snapshot,
 };
 use isthmus_policy::{Policy, Query, Request, Stream, Verdict};
 
@@ -83,7 +83,8 @@ impl View {
             return None;
         }
         match self.directory.place(local)? {
-            Place::Workload(host, service) if host == here => {
+            // Nobody is behind a gateway but its clients.
+            Place::Workload(host, service) if host == here && !self.is_gateway(service) => {
                 self.parties_of(Side::Server, caller.principal(here), service)
             }
             Place::Virtual(service) if self.is_of_here(caller) => {
@@ -95,6 +96,14 @@ impl View {
             | Place::Device(..)
             | Place::Anycast => None,
         }
+    }
+
+    /// A gateway here on behalf of a client from outside. None if there is no such gateway.
+    pub(crate) fn visitors(&self, gateway: ServiceId) -> Option<Parties> {
+        let service = self.snapshot.services.get(&gateway)?;
+        service.placements.get(&self.snapshot.local)?;
+        service.gateway()?;
+        self.parties_of(Side::Client, Principal::Service(gateway), gateway)
     }
 
     /// The same caller, at the door of a workload here.
@@ -138,6 +147,23 @@ impl View {
     /// How to speak to a service's applications.
     pub(crate) fn application(&self, service: ServiceId) -> Application {
         self.snapshot.services.get(&service).map(|it| it.application).unwrap_or_default()
+    }
+
+    /// The server outside of the mesh that a service stands for, if it is spoken to from here.
+    pub(crate) fn external(&self, service: ServiceId) -> Option<&External> {
+        self.snapshot.services.get(&service)?.external_from(self.snapshot.local)
+    }
+
+    /// Whether the caller is a gateway, which may say who its clients are.
+    pub(crate) fn speaks_for_others(&self, parties: &Parties) -> bool {
+        match parties.caller {
+            Principal::Service(caller) => self.is_gateway(caller),
+            Principal::Host(_) | Principal::Device(_) => false,
+        }
+    }
+
+    pub(crate) fn is_gateway(&self, service: ServiceId) -> bool {
+        self.snapshot.services.get(&service).is_some_and(|it| it.gateway().is_some())
     }
 
     /// Who opens a flow that stays on this host shows the virtual address of its service, or the

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use isthmus_model::ServiceId;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -35,6 +36,8 @@ pub(crate) struct Door {
 #[derive(Debug)]
 pub(crate) struct Arrival {
     stream: std::net::TcpStream,
+    /// The gateway and its port, of a client from outside.
+    gateway: Option<(ServiceId, u16)>,
     stay: Stay,
 }
 
@@ -56,11 +59,16 @@ impl Door {
     }
 
     /// Hands over a connection. Its place bounds how many there can be.
-    pub(crate) fn enter(&self, stream: std::net::TcpStream, place: Place) {
+    pub(crate) fn enter(
+        &self,
+        stream: std::net::TcpStream,
+        gateway: Option<(ServiceId, u16)>,
+        place: Place,
+    ) {
         self.connections.fetch_add(1, Ordering::Relaxed);
         let stay = Stay { connections: Arc::clone(&self.connections), _place: place };
         // A worker that is gone takes the connection with it.
-        let _ = self.arrivals.send(Arrival { stream, stay });
+        let _ = self.arrivals.send(Arrival { stream, gateway, stay });
     }
 }
 
@@ -129,9 +137,9 @@ impl Flock {
         Self { tasks: JoinSet::new(), members: Vec::new(), patience }
     }
 
-    fn admit(&mut self, shared: &Arc<Shared>, Arrival { stream, stay }: Arrival) {
+    fn admit(&mut self, shared: &Arc<Shared>, Arrival { stream, gateway, stay }: Arrival) {
         let Ok(stream) = TcpStream::from_std(stream) else { return };
-        let Some(connection) = connection::identify(shared, &stream) else {
+        let Some(connection) = connection::identify(shared, &stream, gateway) else {
             shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
             let _ = stream.set_zero_linger();
             return;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use isthmus_core::State;
+use isthmus_model::Service;
 use isthmus_proto::v1;
 use isthmus_proxy::{
     EndpointView, Histogram, Metrics, SeriesLabels, SeriesSnapshot, Side, StatusClass,
@@ -18,7 +19,10 @@ pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
     };
     let endpoint = |view: EndpointView| v1::EndpointStatus {
         service: name(snapshot.services.get(&view.service).map(|it| &it.name)),
-        host: name(snapshot.hosts.get(&view.host).map(|it| &it.name)),
+        host: match snapshot.services.get(&view.service).and_then(Service::external) {
+            Some(_) if !snapshot.hosts.contains_key(&view.host) => "outside".to_owned(),
+            Some(_) | None => name(snapshot.hosts.get(&view.host).map(|it| &it.name)),
+        },
         address: view.address.to_string(),
         latency_microseconds: micros(Some(view.latency)),
         under_way: view.under_way as u64,

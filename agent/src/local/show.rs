@@ -29,6 +29,7 @@ pub(super) fn status(
         device: settings.device.clone(),
         proxy: status.proxy.clone(),
         dns: status.dns.clone(),
+        gateways: status.gateways.clone(),
         snapshot_age_seconds: status.snapshot_age(SystemTime::now()).as_secs(),
         certificate_expires: status.certificate.map_or(0, |it| seconds(it.until)),
         ..v1::AgentStatus::default()

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use isthmus_model::topology::Topology;
 use isthmus_model::{
-    Device, DeviceId, Host, HostId, Identity, Mesh, Name, Principal, Route, Rule, Rules, Service,
-    ServiceId, Snapshot, Subject,
+    Device, DeviceId, Edge, Gateway, Host, HostId, Identity, Mesh, Name, Principal, Route, Rule,
+    Rules, Service, ServiceId, Snapshot, Subject,
 };
 use isthmus_policy::Policy;
 
@@ -141,8 +141,17 @@ fn seen_from(local: HostId, service: &Service, related: bool) -> Service {
     Service {
         placements: placements.map(|(host, ipv4)| (*host, *ipv4)).collect(),
         selectors: if here { service.selectors.clone() } else { Vec::new() },
-        edge: service.edge.clone().filter(|edge| here || (related && edge.external().is_some())),
+        edge: service.edge.as_ref().and_then(|edge| edge_seen(edge, here, related)),
         ..service.clone()
+    }
+}
+
+/// Who meets a gateway knows that it is one: it may say who its clients are.
+fn edge_seen(edge: &Edge, here: bool, related: bool) -> Option<Edge> {
+    match edge {
+        Edge::Gateway(_) if here => Some(edge.clone()),
+        Edge::Gateway(_) => related.then(|| Edge::Gateway(Gateway::default())),
+        Edge::External(_) => (here || related).then(|| edge.clone()),
     }
 }
 

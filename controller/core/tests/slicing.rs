@@ -234,7 +234,10 @@ to = "service:payments"
         (names, slice.routes.len())
     };
     assert_eq!(knows("web-1"), (vec!["public".to_owned()], 1), "the gateway needs its routes");
-    assert_eq!(knows("db-1"), (vec!["payments".to_owned()], 0));
+    assert_eq!(knows("db-1"), (vec!["payments".to_owned(), "public".to_owned()], 0));
+    let seen = slice("db-1");
+    let public = seen.services.values().find(|it| it.name.as_str() == "public").unwrap();
+    assert_eq!(public.gateway().unwrap().listeners, [], "it meets the gateway, no more");
     assert_eq!(knows("other-1"), (vec!["payments".to_owned()], 0));
 }
 

@@ -19,7 +19,7 @@ pub enum Edge {
 }
 
 /// `[gateway.NAME]`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gateway {
     /// Where its hosts' agents listen.
     pub listeners: Vec<Listener>,
@@ -36,6 +36,8 @@ pub struct Listener {
     pub hosts: Vec<HostMatch>,
     /// None: plain HTTP.
     pub tls: Option<ListenerTls>,
+    /// Clients are sent to HTTPS.
+    pub https_redirect: bool,
 }
 
 /// How a listener proves who it is, and asks clients who they are. The files are the gateway's
@@ -88,6 +90,35 @@ pub struct Origination {
     pub certificate: Option<CertificateFiles>,
 }
 
+impl Gateway {
+    /// The position of the listener on a port that is for a host: for its name, for the longest
+    /// suffix of it, or for any.
+    #[must_use]
+    pub fn listener(&self, port: u16, host: Option<&str>) -> Option<usize> {
+        let on_port = self.listeners.iter().enumerate().filter(|(_, it)| it.port == port);
+        let fits = on_port.filter_map(|(index, listener)| Some((listener.fit(host)?, index)));
+        fits.max_by_key(|(fit, index)| (*fit, std::cmp::Reverse(*index))).map(|(_, index)| index)
+    }
+}
+
+impl Listener {
+    /// How exactly it is for a host; none if it isn't.
+    fn fit(&self, host: Option<&str>) -> Option<usize> {
+        if self.hosts.is_empty() {
+            return Some(0);
+        }
+        let host = host?;
+        let fit = |it: &HostMatch| match it {
+            HostMatch::Exact(name) => (**name == *host).then_some(usize::MAX),
+            HostMatch::Suffix(suffix) => {
+                let fits = host.len() > suffix.len() && host.ends_with(&**suffix);
+                fits.then_some(suffix.len())
+            }
+        };
+        self.hosts.iter().filter_map(fit).max()
+    }
+}
+
 impl Edge {
     /// The gateway, if it is one.
     #[must_use]
@@ -137,6 +168,9 @@ impl fmt::Display for Listener {
         for host in &self.hosts {
             write!(f, " {host}")?;
         }
+        if self.https_redirect {
+            f.write_str(" to https")?;
+        }
         let Some(tls) = &self.tls else { return Ok(()) };
         write!(f, " ({}", tls.certificate)?;
         if let Some(client) = &tls.client {
@@ -167,6 +201,46 @@ impl fmt::Display for External {
         match &tls.certificate {
             Some(files) => write!(f, " with {files}"),
             None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_exact_listener_takes_a_host() {
+        let listener = |port, hosts: &[HostMatch]| Listener {
+            port,
+            hosts: hosts.to_vec(),
+            tls: None,
+            https_redirect: false,
+        };
+        let exact = |host: &str| HostMatch::Exact(host.into());
+        let suffix = |host: &str| HostMatch::Suffix(host.into());
+        let gateway = Gateway {
+            listeners: vec![
+                listener(80, &[]),
+                listener(80, &[suffix(".example")]),
+                listener(80, &[suffix(".shop.example"), exact("shop.example")]),
+                listener(443, &[exact("shop.example")]),
+            ],
+            trusted_proxies: Vec::new(),
+        };
+        for (port, host, wanted) in [
+            (80, Some("shop.example"), Some(2)),
+            (80, Some("a.shop.example"), Some(2)),
+            (80, Some("b.example"), Some(1)),
+            (80, Some(".example"), Some(0)),
+            (80, Some("other"), Some(0)),
+            (80, None, Some(0)),
+            (443, Some("shop.example"), Some(3)),
+            (443, Some("a.shop.example"), None),
+            (443, None, None),
+            (8080, Some("shop.example"), None),
+        ] {
+            assert_eq!(gateway.listener(port, host), wanted, "{port} {host:?}");
         }
     }
 }

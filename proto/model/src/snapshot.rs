@@ -217,6 +217,13 @@ impl Service {
             || matches!(self.protocol, Protocol::Http | Protocol::Tls | Protocol::Auto)
     }
 
+    /// The server outside of the mesh that it stands for, if a host speaks to it itself.
+    #[must_use]
+    pub fn external_from(&self, host: HostId) -> Option<&External> {
+        let direct = self.placements.is_empty() || self.placements.contains_key(&host);
+        self.external().filter(|_| direct)
+    }
+
     /// What a client of this service sends: its port, over TCP or UDP.
     #[must_use]
     pub const fn layer4(&self) -> Layer4 {

@@ -7,7 +7,6 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Body as _;
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
 use super::encode::{self, Encoder};
@@ -17,6 +16,7 @@ use super::send::{SendError, Sending};
 use super::{Body, Error, Keep, Link, Raw};
 use crate::body::Upload;
 use crate::incoming::{BodyError, Incoming};
+use crate::io::Stream;
 
 /// Why there is no answer, and the request if no byte of it has left.
 #[derive(Debug)]
@@ -31,8 +31,8 @@ pub(crate) struct Failed {
 /// Sends a request, and gives its answer once its head is here. The connection goes back to its
 /// keeper when the answer has been read to its end; dropped before, it is closed.
 pub(crate) async fn exchange(
-    link: Arc<Link<TcpStream>>,
-    keeper: Arc<dyn Keep<TcpStream>>,
+    link: Arc<Link<Stream>>,
+    keeper: Arc<dyn Keep<Stream>>,
     request: Request<Upload>,
 ) -> Result<Response<Incoming>, Failed> {
     let (parts, body) = request.into_parts();
@@ -71,7 +71,7 @@ fn framing_of(body: &Upload) -> Framing {
 }
 
 struct Exchange {
-    link: Arc<Link<TcpStream>>,
+    link: Arc<Link<Stream>>,
     /// None once everything has left, or can't any more.
     sending: Option<Sending<Upload>>,
     /// What is left of the body then.
@@ -143,7 +143,7 @@ impl Exchange {
         self,
         answer: ResponseHead,
         head: Bytes,
-        keeper: Arc<dyn Keep<TcpStream>>,
+        keeper: Arc<dyn Keep<Stream>>,
     ) -> Response<Incoming> {
         let ResponseHead { parts, framing, keep_alive } = answer;
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -157,7 +157,7 @@ impl Exchange {
 }
 
 /// Sends the rest of a request whose answer has begun.
-fn send_on(mut sending: Sending<Upload>, link: &Arc<Link<TcpStream>>) -> AbortHandle {
+fn send_on(mut sending: Sending<Upload>, link: &Arc<Link<Stream>>) -> AbortHandle {
     let link = Arc::clone(link);
     let task = tokio::spawn(async move {
         // Who reads the answer sees what goes wrong.

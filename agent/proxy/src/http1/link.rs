@@ -106,6 +106,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         Pin::new(&mut *lock(&self.io)).poll_write_vectored(cx, parts)
     }
 
+    /// Pushes on what TLS still holds.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *lock(&self.io)).poll_flush(cx)
+    }
+
     pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *lock(&self.io)).poll_shutdown(cx)
     }

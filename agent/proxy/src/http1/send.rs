@@ -57,6 +57,7 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
             while !self.out.is_empty() {
                 ready!(self.poll_write(cx, link)).map_err(|error| SendError::Wire(error.into()))?;
             }
+            ready!(link.poll_flush(cx)).map_err(|error| SendError::Wire(error.into()))?;
             if self.ended {
                 return Poll::Ready(Ok(()));
             }

@@ -7,17 +7,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use isthmus_model::{
-    Balance, BalancePolicy, HashKey, HostId, Name, Outlier, Revision, Service, ServiceId, Snapshot,
+    Balance, BalancePolicy, External, HashKey, HostId, Name, Outlier, Revision, Service, ServiceId,
+    Snapshot,
 };
 
 use super::endpoint::{Endpoint, EndpointView, InFlight, Turn};
 use crate::balance::{Budget, Candidate, HashTable, Level, Ready, Sharpness, outliers};
+use crate::gateway::Outside;
 use crate::view::View;
+
+/// A server outside of the mesh, and its addresses.
+type Far<'a> = (&'a External, Arc<[IpAddr]>);
 
 /// The workloads of all services that were asked for.
 #[derive(Debug)]
 pub(crate) struct Clusters {
     origin: Instant,
+    outside: Arc<dyn Outside>,
     clusters: Mutex<HashMap<(ServiceId, bool), Arc<Cluster>>>,
 }
 
@@ -26,6 +32,8 @@ pub(crate) struct Clusters {
 pub(crate) struct Cluster {
     name: Name,
     revision: Revision,
+    /// Of a server outside of the mesh.
+    addresses: Option<Arc<[IpAddr]>>,
     pub(crate) port: u16,
     places: Vec<Place>,
     method: Method,
@@ -100,8 +108,8 @@ pub(crate) struct Draw {
 }
 
 impl Clusters {
-    pub(crate) fn new(origin: Instant) -> Self {
-        Self { origin, clusters: Mutex::default() }
+    pub(crate) fn new(origin: Instant, outside: Arc<dyn Outside>) -> Self {
+        Self { origin, outside, clusters: Mutex::default() }
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -112,11 +120,16 @@ impl Clusters {
     pub(crate) fn of(&self, view: &View, service: ServiceId, v4: bool) -> Option<Arc<Cluster>> {
         let mut clusters = self.lock();
         let known = clusters.get(&(service, v4));
+        let external = view.external(service);
+        let addresses = external.map(|_| self.outside.addresses(service));
         // A request that began under an older view takes what is newer.
-        if let Some(known) = known.filter(|it| it.revision >= view.snapshot.revision) {
+        let is_fresh =
+            |it: &&Arc<Cluster>| it.revision >= view.snapshot.revision && it.addresses == addresses;
+        if let Some(known) = known.filter(is_fresh) {
             return Some(Arc::clone(known));
         }
-        let made = Arc::new(Cluster::new(&view.snapshot, service, v4, known, self.now())?);
+        let far = external.zip(addresses);
+        let made = Arc::new(Cluster::new(&view.snapshot, (service, far), v4, known, self.now())?);
         clusters.insert((service, v4), Arc::clone(&made));
         Some(made)
     }
@@ -159,36 +172,48 @@ impl Clusters {
 impl Cluster {
     fn new(
         snapshot: &Snapshot,
-        service: ServiceId,
+        (service, far): (ServiceId, Option<Far<'_>>),
         v4: bool,
         known: Option<&Arc<Self>>,
         now: Duration,
     ) -> Option<Self> {
         let declared = snapshot.services.get(&service)?;
-        let endpoint = |(host, ipv4): (&HostId, &std::net::Ipv4Addr)| {
-            let address: IpAddr =
-                if v4 { (*ipv4).into() } else { snapshot.workload_ipv6(*host, service).into() };
-            let stays = |it: &&Place| it.endpoint.host == *host && it.endpoint.address == address;
+        let workload = |(host, ipv4): (&HostId, &std::net::Ipv4Addr)| {
+            let ipv6 = || snapshot.workload_ipv6(*host, service).into();
+            (*host, if v4 { (*ipv4).into() } else { ipv6() })
+        };
+        let spots: Vec<(HostId, IpAddr)> = match &far {
+            // They are on no host of the mesh; these numbers tell them apart, and are no host's.
+            Some((_, found)) => (0..).zip(&**found).map(|(n, it)| (HostId(!n), *it)).collect(),
+            None => declared.placements.iter().map(workload).collect(),
+        };
+        let endpoint = |(host, address): (HostId, IpAddr)| {
+            let stays = |it: &&Place| it.endpoint.host == host && it.endpoint.address == address;
             let kept = known.and_then(|known| known.places.iter().find(stays));
             let endpoint = kept.map_or_else(
-                || Arc::new(Endpoint::new(*host, address, now)),
+                || Arc::new(Endpoint::new(host, address, now)),
                 |place| Arc::clone(&place.endpoint),
             );
             Place {
                 endpoint,
-                near: is_near(snapshot, declared, *host),
-                weight: weight(snapshot, declared, *host),
+                near: far.is_some() || is_near(snapshot, declared, host),
+                weight: weight(snapshot, declared, host),
             }
         };
-        let places: Vec<Place> = declared.placements.iter().map(endpoint).collect();
+        let places: Vec<Place> = spots.into_iter().map(endpoint).collect();
         let weighed: Vec<(u64, u32)> =
             places.iter().map(|it| (it.endpoint.host.0.into(), it.weight)).collect();
         let kept = known.map_or_else(|| Arc::new(Kept::new(now)), |it| Arc::clone(&it.kept));
         kept.recount(&places);
+        let (port, addresses) = match far {
+            Some((external, addresses)) => (external.port, Some(addresses)),
+            None => (declared.port, None),
+        };
         Some(Self {
             name: declared.name.clone(),
             revision: snapshot.revision,
-            port: declared.port,
+            addresses,
+            port,
             places,
             method: Method::new(&declared.balance.policy, &weighed),
             balance: declared.balance.clone(),

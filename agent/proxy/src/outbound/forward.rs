@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, COOKIE, UPGRADE};
 use http::request::Parts;
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 use isthmus_model::route::{Retry, RetryOn, Share};
 use isthmus_model::{HashKey, HostId, ServiceId};
@@ -86,9 +87,12 @@ pub(super) async fn run(
     let Some(cluster) = connection.shared.clusters.of(view, service, v4) else {
         return no_place(NoPlace::Nobody, connection, record);
     };
-    let Call { head, body, host } = call;
+    let Call { head, body, host, asked_host } = call;
     let key = cluster.hash_key().and_then(|by| key_of(by, &head.headers, connection.peer));
-    let template = Template::new(head, host, route.as_deref());
+    let mut template = Template::new(head, host, route.as_deref());
+    if let Some(entry) = &connection.entry {
+        entry.introduce(view, connection, &mut template.head.headers, &asked_host);
+    }
     let policy = route.as_ref().and_then(|it| it.retry.clone()).unwrap_or_else(only_unsent);
     let wants_whole = route.as_ref().is_some_and(|it| it.retry.is_some() || !it.mirrors.is_empty());
     let patience = deadline.unwrap_or_else(|| Instant::now() + connection.shared.limits.body);
@@ -407,11 +411,30 @@ impl Template {
         let (service, cluster, endpoint) = place;
         let wire = self.wire_to(view, service, endpoint);
         let uri = target(&self.head.uri, &self.host, wire)?;
+        if let Some(external) = view.external(service) {
+            // Copies come here without having been judged.
+            local::passes(connection, view, service, &self.head)?;
+            let uri = whole(uri, external.tls.is_some())?;
+            let address = (endpoint.address, cluster.port).into();
+            let external = Some((service, connection.shared.outside.epoch(service)));
+            return Some((Target { address, source: None, introduce: None, external }, uri));
+        }
         if endpoint.host == view.snapshot.local {
             return Some((local::admit(connection, view, place, &self.head, fields)?, uri));
         }
         let source = view.speaks_from(&connection.parties, connection.peer.is_ipv4())?;
         let address = (endpoint.address, cluster.port).into();
-        Some((Target { address, source: Some(source), introduce: None }, uri))
+        let target = Target { address, source: Some(source), introduce: None, external: None };
+        Some((target, uri))
     }
+}
+
+/// The URI with the scheme that an external server expects, where it has one.
+fn whole(uri: Uri, secure: bool) -> Option<Uri> {
+    if uri.scheme().is_none() || !secure {
+        return Some(uri);
+    }
+    let mut parts = uri.into_parts();
+    parts.scheme = Some(Scheme::HTTPS);
+    Uri::from_parts(parts).ok()
 }

@@ -10,7 +10,19 @@ use crate::connection::Connection;
 use crate::headers;
 use crate::outbound::cluster::Cluster;
 use crate::outbound::endpoint::Endpoint;
-use crate::view::View;
+use crate::view::{Parties, View};
+
+/// Who asks whom, if they may.
+pub(super) fn passes(
+    connection: &Connection,
+    view: &View,
+    service: ServiceId,
+    head: &Parts,
+) -> Option<Parties> {
+    let parties = view.parties_here(&connection.parties, service)?;
+    let asked = Request { method: head.method.as_str(), path: head.uri.path() };
+    (view.judge(&parties, Some(asked)).outcome == Outcome::Allow).then_some(parties)
+}
 
 /// Judges a request to a service here, as the server's side does for callers of other hosts, and
 /// tells the application who calls. None if it may not pass.
@@ -21,15 +33,14 @@ pub(super) fn admit(
     head: &Parts,
     fields: &mut HeaderMap,
 ) -> Option<Target> {
-    let parties = view.parties_here(&connection.parties, service)?;
-    let asked = Request { method: head.method.as_str(), path: head.uri.path() };
-    if view.judge(&parties, Some(asked)).outcome != Outcome::Allow {
-        return None;
-    }
+    let parties = passes(connection, view, service, head)?;
     let from = parties.from.spiffe(&view.snapshot.mesh.trust_domain);
-    headers::introduce(fields, &from, connection.peer);
+    match &connection.entry {
+        Some(_) => headers::identify(fields, &from),
+        None => headers::introduce(fields, &from, connection.peer),
+    }
     let address = (endpoint.address, cluster.port).into();
     let caller = view.speaks_from(&connection.parties, endpoint.address.is_ipv4())?;
     let introduce = view.application(service).proxy_protocol.map(|version| (version, caller));
-    Some(Target { address, source: None, introduce })
+    Some(Target { address, source: None, introduce, external: None })
 }

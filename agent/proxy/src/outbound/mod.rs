@@ -18,15 +18,18 @@ use std::sync::Arc;
 
 use http::header::{CONTENT_TYPE, HOST, LOCATION};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Response, StatusCode};
-use isthmus_model::ServiceId;
+use isthmus_model::edge::Listener;
+use isthmus_model::{Service, ServiceId};
 use isthmus_policy::path::canonical;
 
 use crate::access::Record;
 use crate::body::Answer;
 use crate::connection::Connection;
+use crate::gateway::{self, Misdirected};
 use crate::incoming::Incoming;
-use crate::request::{may_pass, refusal, rejection};
+use crate::request::{is_allowed, may_pass, refusal, rejection};
 use crate::routing::{Act, Asked, Chosen, Compiled, location, target};
 use crate::view::View;
 
@@ -39,6 +42,8 @@ pub(crate) struct Call {
     pub(crate) head: Parts,
     pub(crate) body: Incoming,
     pub(crate) host: HeaderValue,
+    /// Before any route changed it.
+    pub(crate) asked_host: HeaderValue,
 }
 
 /// Serves one request of a caller on this host.
@@ -49,10 +54,21 @@ pub(crate) async fn handle(
     mut record: Record,
 ) -> Response<Answer> {
     let asked = connection.parties.service;
+    match listener(connection, view, &call.host) {
+        Ok(Some(listener)) if listener.https_redirect => return to_https(&call, record),
+        Ok(_) => {}
+        Err(Misdirected(status, reason)) => return refusal(status, reason, record),
+    }
     let Ok(chosen) = choose(view, asked, &call) else {
         return rejection("a path that can be read in two ways", call.head.version, record);
     };
     let Some(Chosen { route, prefix }) = chosen else {
+        if view.is_gateway(asked) {
+            return refusal(StatusCode::NOT_FOUND, "no route is for this request", record);
+        }
+        if !reaches_outside(connection, view, asked, &mut call, &mut record) {
+            return refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record);
+        }
         return forward::run(connection, view, call, asked, None, record).await;
     };
     record.take_route(&route);
@@ -62,7 +78,7 @@ pub(crate) async fn handle(
     match &route.act {
         Act::Respond { status, body } => respond(*status, body, &route, record),
         Act::Redirect(redirect) => {
-            let place = whole_host(&call, connection.parties.port);
+            let place = whole_host(&call, connection.asked_port());
             let (path, query) = (path_of(&call.head), call.head.uri.query());
             let to = location(redirect, prefix.as_deref(), place, &path, query);
             send_elsewhere(redirect.status, &to, &route, record)
@@ -73,7 +89,10 @@ pub(crate) async fn handle(
                 return refusal(StatusCode::INTERNAL_SERVER_ERROR, reason, record);
             };
             // The other side judges what it is asked for. What only this side sees is judged here.
-            if backend != asked && !may_pass(connection, view, &call.head, &mut record) {
+            if connection.entry.is_none()
+                && backend != asked
+                && !may_pass(connection, view, &call.head, &mut record)
+            {
                 return refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record);
             }
             if let Some(change) = &rewrite.path {
@@ -83,12 +102,75 @@ pub(crate) async fn handle(
                 };
                 call.head.uri = new.into();
             }
+            if !reaches_outside(connection, view, backend, &mut call, &mut record) {
+                return refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record);
+            }
             if let Some(host) = rewrite.host.as_deref().map(HeaderValue::from_str) {
                 call.host = host.unwrap_or(call.host);
             }
             forward::run(connection, view, call, backend, Some(route), record).await
         }
     }
+}
+
+/// Serves one request of another host's caller to an external server.
+pub(crate) async fn send_out(
+    connection: &Connection,
+    view: &Arc<View>,
+    mut call: Call,
+    record: Record,
+) -> Response<Answer> {
+    let service = connection.parties.service;
+    if let Some(host) = view.external(service).and_then(gateway::host_of) {
+        call.host = host;
+    }
+    forward::run(connection, view, call, service, None, record).await
+}
+
+/// The listener that a request of a gateway's client is for; none for callers of the mesh.
+fn listener<'a>(
+    connection: &Connection,
+    view: &'a View,
+    host: &HeaderValue,
+) -> Result<Option<&'a Listener>, Misdirected> {
+    let Some(entry) = &connection.entry else { return Ok(None) };
+    let service = view.snapshot.services.get(&connection.parties.service);
+    let gone = Misdirected(StatusCode::NOT_FOUND, "the gateway is gone");
+    entry.admit(service.and_then(Service::gateway).ok_or(gone)?, host).map(Some)
+}
+
+/// The same by HTTPS, on its usual port.
+fn to_https(call: &Call, mut record: Record) -> Response<Answer> {
+    let host = without_port(call.host.to_str().unwrap_or_default());
+    let target = call.head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let Ok(to) = HeaderValue::from_str(&format!("https://{host}{target}")) else {
+        return refusal(StatusCode::BAD_REQUEST, "a target that can't be a Location", record);
+    };
+    record.answer(StatusCode::MOVED_PERMANENTLY);
+    let mut answer = Response::new(Answer::own(String::new(), record));
+    *answer.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    answer.headers_mut().insert(LOCATION, to);
+    answer
+}
+
+/// Judges what crosses the edge, here: what comes in, so that refused requests don't burden the
+/// mesh, and what goes out, since nobody else will. Everything else may pass.
+fn reaches_outside(
+    connection: &Connection,
+    view: &View,
+    backend: ServiceId,
+    call: &mut Call,
+    record: &mut Record,
+) -> bool {
+    let external = view.external(backend);
+    if connection.entry.is_none() && external.is_none() {
+        return true;
+    }
+    if let Some(host) = external.and_then(gateway::host_of) {
+        call.host = host;
+    }
+    let parties = view.parties_here(&connection.parties, backend);
+    parties.is_some_and(|parties| is_allowed(view, &parties, &call.head, record))
 }
 
 /// A path that two programs could read in two ways.
@@ -118,7 +200,7 @@ fn path_of(head: &Parts) -> String {
     format!("{form}{slash}")
 }
 
-fn without_port(host: &str) -> &str {
+pub(crate) fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         // Not within the brackets of an IPv6 address.
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,

@@ -3,6 +3,7 @@
 mod access;
 mod application;
 mod changes;
+mod edge;
 mod framing;
 mod http1;
 mod patience;

@@ -28,6 +28,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::gateway::Edge;
 use crate::limits::Limits;
 use crate::server::{Shared, accept_until};
 use crate::worker::{self, Door};
@@ -78,6 +79,17 @@ impl Proxy {
         application_port: u16,
         first: Arc<View>,
     ) -> Self {
+        Self::serve_at_edge(limits, address, application_port, first, Edge::nowhere())
+    }
+
+    /// Likewise, with an outside.
+    pub(crate) fn serve_at_edge(
+        limits: Limits,
+        address: IpAddr,
+        application_port: u16,
+        first: Arc<View>,
+        edge: Edge,
+    ) -> Self {
         listen();
         // A service with the proxy's own port is refused.
         let listener =
@@ -94,10 +106,10 @@ impl Proxy {
         let metrics_ = Arc::clone(&metrics);
         // On the test's own thread, where its log is.
         let task = tokio::spawn(async move {
-            let shared = Arc::new(Shared::new(limits, view, metrics_, bind));
+            let shared = Arc::new(Shared::new(limits, view, metrics_, bind, edge.outside));
             let (door, arrivals) = Door::new();
             let working = tokio::spawn(worker::run(Arc::clone(&shared), arrivals));
-            accept_until(stopped, vec![listener], &shared, vec![door]).await?;
+            accept_until(stopped, vec![listener], edge.visitors, &shared, vec![door]).await?;
             Ok(working.await?)
         });
         Self { address, metrics, application_port, views, stop: Some(stop), task }

@@ -16,7 +16,7 @@ use isthmus_policy::{Outcome, Policy};
 use tokio::sync::watch;
 
 use super::support::{Application, bind, exchange, host};
-use crate::{Metrics, Options, View, serve};
+use crate::{Edge, Metrics, Options, View, serve};
 
 /// Where services that are called have their workloads.
 const HERE: HostId = HostId(1);
@@ -127,6 +127,7 @@ impl Lab {
         tokio::spawn(serve(
             Options { threads: 2 },
             listeners,
+            Edge::nowhere(),
             view,
             Arc::new(Metrics::default()),
             bind,

@@ -33,6 +33,7 @@ pub(super) fn encode(edge: &Edge) -> Body {
 fn encode_listener(listener: &Listener) -> v1::Listener {
     v1::Listener {
         port: listener.port.into(),
+        https_redirect: listener.https_redirect,
         hosts: listener.hosts.iter().map(ToString::to_string).collect(),
         tls: listener.tls.as_ref().map(|tls| v1::ListenerTls {
             certificate: Some(encode_files(&tls.certificate)),
@@ -83,6 +84,7 @@ fn listener(body: &v1::Listener) -> Result<Listener, Reason> {
         port: port(body.port)?,
         hosts: body.hosts.iter().map(|host| routes::host(host)).collect::<Result<_, _>>()?,
         tls: body.tls.as_ref().map(listener_tls).transpose()?,
+        https_redirect: body.https_redirect,
     })
 }
 

@@ -322,6 +322,7 @@ hosts = ["a"]
 trusted_proxies = ["192.0.2.0/24", "2001:db8::1"]
 [[gateway.g.listeners]]
 port = 80
+https_redirect = true
 [[gateway.g.listeners]]
 port = 443
 hosts = ["a.example", "*.b.example"]

@@ -44,6 +44,7 @@ const LISTENER: Schema = &[
         "tls",
         "tls = { certificate = \"/etc/isthmus/tls/shop.pem\", key = \"/etc/isthmus/tls/shop.key\" }",
     ),
+    ("https_redirect", "https_redirect = true"),
 ];
 
 const LISTENER_TLS: Schema = &[
@@ -155,7 +156,14 @@ fn listeners(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Located<List
             all(entry.one_or_more(report)?, |text| route::host(text, report))
         });
         let tls = table.optional("tls", |entry| listener_tls(entry, report));
-        let listener = Listener { port: port?, hosts: hosts?.unwrap_or_default(), tls: tls? };
+        let redirect = table.optional("https_redirect", |entry| entry.boolean(report));
+        let (tls, https_redirect) = (tls?, redirect?.unwrap_or(false));
+        if let (Some(_), true, Some(entry)) = (&tls, https_redirect, table.get("https_redirect")) {
+            let message = "`https_redirect` of a listener that speaks HTTPS already";
+            return Err(report.error(entry.key_at, message, "leave it out, or leave `tls` out"));
+        }
+        let hosts = hosts?.unwrap_or_default();
+        let listener = Listener { port: port?, hosts, tls, https_redirect };
         Ok(Located { value: listener, at: table.at })
     })
 }
@@ -164,7 +172,7 @@ fn listeners(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Located<List
 fn check_ports(name: &str, listeners: &[Located<Listener>], report: &mut Report<'_>) -> Read<()> {
     let mut taken: BTreeSet<(u16, String)> = BTreeSet::new();
     for (index, listener) in listeners.iter().enumerate() {
-        let Listener { port, hosts, tls } = &listener.value;
+        let Listener { port, hosts, tls, .. } = &listener.value;
         let mixed = |other: &&Located<Listener>| {
             other.value.port == *port && other.value.tls.is_some() != tls.is_some()
         };

@@ -74,6 +74,13 @@ pub(super) const ROWS: &[Row] = &[
         "name other hosts",
     ),
     on(
+        "redirect to where one is",
+        "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 443, https_redirect = true, tls = { certificate = \"/c\", key = \"/k\" } }]",
+        (11, 28),
+        "`https_redirect` of a listener that speaks HTTPS already",
+        "leave it out",
+    ),
+    on(
         "two gateways on one port",
         "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 80 }]\n[gateway.h]\nhosts = [\"a\"]\nlisteners = [{ port = 80 }]",
         (12, 1),

@@ -1,0 +1,313 @@
+//! The mesh's edge on this host: gateways' doors and certificates, and external servers' addresses.
+//!
+//! ```text
+//!  client ─▶ door (here) ─▶ isthmus_proxy: TLS, routes ═▶ workloads
+//!  caller ─▶ isthmus_proxy: routes, policy ─▶ TLS ─▶ external server, found by name (here)
+//! ```
+//!
+//! The proxy does what concerns requests. Here is what it needs the host for, as values that it asks
+//! for by number ([`isthmus_proxy::Outside`]): files are read, names are resolved, and sockets are
+//! opened by one task that follows the snapshots.
+
+mod doors;
+mod facts;
+mod files;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use isthmus_model::edge::{External, ListenerTls, Origination};
+use isthmus_model::{Service, ServiceId, Snapshot};
+use isthmus_proto::v1;
+use isthmus_proxy::{Outside, View, Visitor};
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::ServerName;
+use tokio::net::lookup_host;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use self::doors::Doors;
+use self::files::Stamp;
+use crate::status::Shared;
+
+/// Between two looks at the files.
+const LOOK: Duration = Duration::from_secs(3);
+/// Between two questions for an external server's addresses.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// For an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Of one external server.
+const MOST_ADDRESSES: usize = 64;
+
+/// What the proxy asks for.
+#[derive(Debug, Default)]
+pub struct Edge {
+    known: RwLock<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// By gateway, port, and the listener's position.
+    servers: HashMap<(ServiceId, u16, usize), Loaded<ListenerTls, Arc<ServerConfig>>>,
+    clients: HashMap<ServiceId, Loaded<Origination, [Arc<ClientConfig>; 2]>>,
+    addresses: HashMap<ServiceId, Arc<[IpAddr]>>,
+    snapshot: Option<Arc<Snapshot>>,
+}
+
+/// What was made of files.
+#[derive(Clone, Debug)]
+struct Loaded<T, C> {
+    of: T,
+    stamp: Stamp,
+    /// Of the newest files that were good.
+    config: Option<C>,
+    expires: Option<i64>,
+    /// What is wrong with the newest.
+    problem: Option<String>,
+    /// How many configurations there were before it, of this host.
+    epoch: u64,
+}
+
+/// Counts configurations.
+static EPOCHS: AtomicU64 = AtomicU64::new(1);
+
+impl<T: Clone + PartialEq, C: Clone> Loaded<T, C> {
+    /// As it was, if its files are; else read anew.
+    fn renew(
+        before: Option<&Self>,
+        of: &T,
+        files: &[&Path],
+        load: impl FnOnce(&T) -> anyhow::Result<(C, Option<i64>)>,
+    ) -> Self {
+        let stamp = Stamp::of(files);
+        let before = before.filter(|before| before.of == *of);
+        if let Some(before) = before.filter(|before| before.stamp == stamp) {
+            return before.clone();
+        }
+        let (config, expires, problem) = match load(of) {
+            Ok((config, expires)) => (Some(config), expires, None),
+            Err(error) => {
+                let problem = format!("{error:#}");
+                tracing::error!(kept = before.is_some_and(|it| it.config.is_some()), "{problem}");
+                let config = before.and_then(|it| it.config.clone());
+                (config, before.and_then(|it| it.expires), Some(problem))
+            }
+        };
+        let epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
+        Self { of: of.clone(), stamp, config, expires, problem, epoch }
+    }
+}
+
+impl Outside for Edge {
+    fn server_tls(
+        &self,
+        gateway: ServiceId,
+        port: u16,
+        name: Option<&str>,
+    ) -> Option<Arc<ServerConfig>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let declared = known.snapshot.as_ref()?.services.get(&gateway)?.gateway()?;
+        let listener = declared.listener(port, name)?;
+        known.servers.get(&(gateway, port, listener))?.config.clone()
+    }
+
+    fn client_tls(
+        &self,
+        external: ServiceId,
+        http2: bool,
+    ) -> io::Result<Option<(Arc<ClientConfig>, ServerName<'static>)>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let service = known.snapshot.as_ref().and_then(|it| it.services.get(&external));
+        let server = service.and_then(Service::external);
+        let server = server.ok_or_else(|| io::Error::other("it was only just declared"))?;
+        let Some(tls) = &server.tls else { return Ok(None) };
+        let loaded = known.clients.get(&external);
+        let configs = loaded.and_then(|it| it.config.as_ref()).ok_or_else(|| {
+            io::Error::other("its certificate files can't be used; see `agentctl status`")
+        })?;
+        let name = tls.server_name.as_ref().unwrap_or(&server.host);
+        let name = ServerName::try_from(name.to_string()).map_err(io::Error::other)?;
+        Ok(Some((Arc::clone(&configs[usize::from(http2)]), name)))
+    }
+
+    fn epoch(&self, external: ServiceId) -> u64 {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.clients.get(&external).map_or(0, |loaded| loaded.epoch)
+    }
+
+    fn addresses(&self, external: ServiceId) -> Arc<[IpAddr]> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.addresses.get(&external).cloned().unwrap_or_default()
+    }
+
+    fn facts(&self, certificate: &[u8]) -> String {
+        facts::of(certificate)
+    }
+}
+
+impl Edge {
+    /// Reads what a snapshot names, as far as it changed.
+    fn follow(&self, snapshot: &Arc<Snapshot>) {
+        let (servers, clients) = {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            (known.servers.clone(), known.clients.clone())
+        };
+        let mut new_servers = HashMap::new();
+        for (id, service, _) in snapshot.local_services() {
+            let listeners = service.gateway().map_or(&[][..], |gateway| &gateway.listeners);
+            for (index, listener) in listeners.iter().enumerate() {
+                let Some(tls) = &listener.tls else { continue };
+                let key = (id, listener.port, index);
+                let files = files::of_listener(tls);
+                let loaded = Loaded::renew(servers.get(&key), tls, &files, files::server);
+                new_servers.insert(key, loaded);
+            }
+        }
+        let new_clients = externals(snapshot).filter_map(|(id, external)| {
+            let tls = external.tls.as_ref()?;
+            let load = |tls: &Origination| files::client(tls).map(|configs| (configs, None));
+            let files = files::of_origination(tls);
+            Some((id, Loaded::renew(clients.get(&id), tls, &files, load)))
+        });
+        let new_clients = new_clients.collect();
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.servers = new_servers;
+        known.clients = new_clients;
+        known.snapshot = Some(Arc::clone(snapshot));
+        known.addresses.retain(|id, _| snapshot.services.get(id).is_some_and(is_external));
+    }
+
+    fn note_addresses(&self, external: ServiceId, addresses: Vec<IpAddr>) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.addresses.get(&external).is_none_or(|before| **before != *addresses) {
+            known.addresses.insert(external, addresses.into());
+        }
+    }
+
+    /// What `agentctl status` shows.
+    fn describe(&self, doors: &Doors) -> Vec<v1::GatewayStatus> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(snapshot) = &known.snapshot else { return Vec::new() };
+        let mut statuses = Vec::new();
+        for (id, service, _) in snapshot.local_services() {
+            let listeners = service.gateway().map_or(&[][..], |gateway| &gateway.listeners);
+            for (index, listener) in listeners.iter().enumerate() {
+                let loaded = known.servers.get(&(id, listener.port, index));
+                let file = loaded.and_then(|it| it.problem.clone());
+                let problem = doors.problem(listener.port).map(str::to_owned).or(file);
+                statuses.push(v1::GatewayStatus {
+                    gateway: service.name.to_string(),
+                    port: listener.port.into(),
+                    hosts: listener.hosts.iter().map(ToString::to_string).collect(),
+                    tls: listener.tls.is_some(),
+                    certificate_expires: loaded.and_then(|it| it.expires),
+                    problem: problem.unwrap_or_default(),
+                });
+            }
+        }
+        for (id, external) in externals(snapshot) {
+            let Some(problem) = known.clients.get(&id).and_then(|it| it.problem.clone()) else {
+                continue;
+            };
+            let name = snapshot.services.get(&id).map(|it| it.name.to_string());
+            statuses.push(v1::GatewayStatus {
+                gateway: name.unwrap_or_default(),
+                port: external.port.into(),
+                hosts: vec![external.host.to_string()],
+                tls: true,
+                certificate_expires: None,
+                problem,
+            });
+        }
+        statuses
+    }
+}
+
+fn is_external(service: &Service) -> bool {
+    service.external().is_some()
+}
+
+/// The external servers that this host may speak to itself.
+fn externals(snapshot: &Snapshot) -> impl Iterator<Item = (ServiceId, &External)> {
+    let local = snapshot.local;
+    snapshot
+        .services
+        .iter()
+        .filter_map(move |(id, service)| Some((*id, service.external_from(local)?)))
+}
+
+/// Follows the snapshots, and the files that they name.
+pub async fn run(
+    edge: Arc<Edge>,
+    shared: Arc<Shared>,
+    mut views: watch::Receiver<Arc<View>>,
+    visitors: mpsc::Sender<Visitor>,
+) {
+    let mut doors = Doors::new(visitors);
+    let mut ticks = interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let snapshot = Arc::clone(&views.borrow_and_update().snapshot);
+        let following = Arc::clone(&edge);
+        let seen = Arc::clone(&snapshot);
+        // Files may be slow.
+        let _ = tokio::task::spawn_blocking(move || following.follow(&seen)).await;
+        doors.follow(&snapshot);
+        let gateways = edge.describe(&doors);
+        if shared.status().gateways != gateways {
+            shared.update(|status| status.gateways = gateways);
+        }
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = views.changed() => if changed.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Asks for the addresses of external servers, again and again.
+pub async fn resolve(edge: Arc<Edge>, mut views: watch::Receiver<Arc<View>>) {
+    let mut ticks = interval(ASK_AGAIN);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let snapshot = Arc::clone(&views.borrow_and_update().snapshot);
+        let mut asking = JoinSet::new();
+        for (id, external) in externals(&snapshot) {
+            let (host, port) = (external.host.to_string(), external.port);
+            asking.spawn(async move { (id, timeout(PATIENCE, addresses(host, port)).await) });
+        }
+        while let Some(answered) = asking.join_next().await {
+            match answered {
+                Ok((id, Ok(Ok(addresses)))) => edge.note_addresses(id, addresses),
+                // What was known before is better than nothing.
+                Ok((id, Ok(Err(error)))) => {
+                    let name = snapshot.services.get(&id).map(|it| it.name.to_string());
+                    tracing::warn!(external = name, %error, "couldn't resolve an external server");
+                }
+                Ok((_, Err(_))) | Err(_) => {}
+            }
+        }
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = views.changed() => if changed.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+async fn addresses(host: String, port: u16) -> io::Result<Vec<IpAddr>> {
+    let found = lookup_host((host, port)).await?;
+    let mut found: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    found.sort_unstable();
+    found.dedup();
+    found.truncate(MOST_ADDRESSES);
+    if found.is_empty() { Err(io::Error::other("it has no address")) } else { Ok(found) }
+}

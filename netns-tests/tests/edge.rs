@@ -1,0 +1,329 @@
+//! The mesh's edge: clients from outside come in by a gateway, callers reach external servers.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use isthmus_netns_tests::{Host, Mesh, Node, Output, wait_for};
+
+const SHOP: u32 = 40_021;
+const CLIENT: u32 = 40_022;
+const OUTSIDE: u32 = 40_023;
+const SOON: Duration = Duration::from_secs(20);
+
+/// A certificate authority in a folder of its own.
+struct Authority {
+    folder: PathBuf,
+}
+
+impl Authority {
+    fn new(mesh: &Mesh, name: &str) -> Self {
+        let folder = mesh.lab.folder().join(name);
+        std::fs::create_dir_all(&folder).expect("the lab's folder can be written");
+        let authority = Self { folder };
+        authority.openssl(&format!(
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name} \
+             -keyout ca.key -out ca.pem"
+        ));
+        authority
+    }
+
+    /// A certificate for a name, with its key beside it.
+    fn issue(&self, file: &str, name: &str, days: u32) -> String {
+        self.openssl(&format!(
+            "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} \
+             -keyout {file}.key.new -out {file}.csr && \
+             printf 'subjectAltName=DNS:{name}' >{file}.ext && \
+             openssl x509 -req -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days {days} \
+             -extfile {file}.ext -out {file}.pem.new && \
+             chmod 600 {file}.key.new && mv {file}.key.new {file}.key && mv {file}.pem.new {file}.pem"
+        ));
+        self.path(&format!("{file}.pem"))
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.folder.join(file).display().to_string()
+    }
+
+    fn tls(&self, file: &str) -> String {
+        format!(
+            "certificate = \"{}\", key = \"{}\"",
+            self.path(&format!("{file}.pem")),
+            self.path(&format!("{file}.key"))
+        )
+    }
+
+    fn openssl(&self, line: &str) {
+        let mut command = std::process::Command::new("sh");
+        command.current_dir(&self.folder).args(["-c", &format!("({line}) 2>&1")]);
+        let _ = Output::of(command).expect_success();
+    }
+}
+
+/// A machine on the underlay that knows nothing of the mesh.
+fn stranger(mesh: &Mesh) -> Node {
+    let node = mesh.lab.node("stranger");
+    mesh.lab.plug(&node, &mesh.switch, &["10.9.0.99/24".into(), "fd09::99/64".into()], 1500);
+    node
+}
+
+/// `curl` from outside of the mesh.
+fn curl(stranger: &Node, arguments: &[&str]) -> Output {
+    let mut command = stranger.command("curl");
+    command.args(["-sS", "--max-time", "5"]).args(arguments);
+    Output::of(command)
+}
+
+fn at_edge(host: &str, port: u16) -> String {
+    format!("{host}:{port}:10.9.0.11")
+}
+
+fn is_listening(host: &Host, port: u16) -> bool {
+    !host.node.sh(&format!("ss -Hltn 'sport = :{port}'")).is_empty()
+}
+
+const SERVICES: &str = r#"
+[host.edge-1]
+[host.app-1]
+
+[service.shop]
+namespace = "prod"
+port = 8080
+protocol = "http"
+hosts = ["app-1"]
+workload = { user = "40021" }
+
+[[route.public]]
+name = "shop"
+match = { path = { prefix = "/" } }
+to = [{ service = "shop" }]
+response_headers = { set = { strict-transport-security = "max-age=3600" } }
+
+[[allow]]
+name = "the world reads the shop"
+from = "service:public"
+to = "service:shop"
+http = [{ method = "GET" }]
+"#;
+
+const SAYS: &str = "location / { return 200 '$http_host $http_x_isthmus_identity $http_x_forwarded_for $http_x_forwarded_proto $http_x_forwarded_host $http_x_forwarded_client_cert'; }";
+
+#[test]
+fn strangers_come_in_by_the_gateway() {
+    let mesh = Mesh::new(&["edge-1", "app-1"]);
+    let authority = Authority::new(&mesh, "public-ca");
+    let clients = Authority::new(&mesh, "clients-ca");
+    let _ = authority.issue("shop", "shop.example", 1);
+    let _ = authority.issue("other", "other.example", 1);
+    let _ = authority.issue("staff", "staff.example", 1);
+    let _ = clients.issue("ann", "ann", 1);
+    let gateway = format!(
+        "[gateway.public]\nnamespace = \"prod\"\nhosts = [\"edge-1\"]\n\
+         [[gateway.public.listeners]]\nport = 80\nhttps_redirect = true\n\
+         [[gateway.public.listeners]]\nport = 443\nhosts = [\"shop.example\"]\ntls = {{ {} }}\n\
+         [[gateway.public.listeners]]\nport = 443\nhosts = [\"*.example\"]\ntls = {{ {} }}\n\
+         [[gateway.public.listeners]]\nport = 443\nhosts = [\"staff.example\"]\n\
+         tls = {{ {}, client_ca = \"{}\" }}\n",
+        authority.tls("shop"),
+        authority.tls("other"),
+        authority.tls("staff"),
+        clients.path("ca.pem"),
+    );
+    mesh.apply(&format!("{SERVICES}{gateway}"));
+    let _shop = mesh.host("app-1").nginx(SHOP, 8080, SAYS);
+    let edge = mesh.host("edge-1");
+    wait_for("the gateway listens", SOON, || is_listening(edge, 80) && is_listening(edge, 443));
+    let stranger = stranger(&mesh);
+    let ca = authority.path("ca.pem");
+    let get = |host: &str, more: &[&str]| {
+        let (resolve, url) = (at_edge(host, 443), format!("https://{host}/a"));
+        let fixed =
+            ["--cacert", &ca, "--resolve", &resolve, "-w", "\n%{http_code} %{http_version}"];
+        curl(&stranger, &[&fixed[..], more, &[&url]].concat())
+    };
+    let identity = "spiffe://corp.example/ns/prod/sa/public";
+
+    // By both versions, with the certificate of the name that was asked for; claims don't pass.
+    let claims = [
+        "-H",
+        "x-isthmus-identity: spiffe://corp.example/ns/prod/sa/root",
+        "-H",
+        "x-forwarded-for: 1.2.3.4",
+        "-H",
+        "x-forwarded-client-cert: Hash=00",
+        "-H",
+        "connection: x-forwarded-proto",
+    ];
+    for (flag, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
+        wait_for("the gateway serves", SOON, || {
+            let answer = get("shop.example", &[flag]);
+            answer.success() && answer.expect_success().contains("\n200")
+        });
+        // Connection is no field of HTTP/2.
+        let claims = if version == "2" { &claims[..6] } else { &claims[..] };
+        let answer = get("shop.example", &[&[flag][..], claims].concat()).expect_success();
+        let (text, status) = answer.split_once('\n').expect("curl tells the status");
+        assert_eq!(status, format!("200 {version}"));
+        let seen: Vec<&str> = text.split(' ').collect();
+        assert_eq!(&seen[..3], ["shop.example", identity, "10.9.0.99,"], "{text}");
+        assert_eq!(&seen[4..], ["https", "shop.example", ""], "{text}");
+    }
+    assert!(get("other.example", &[]).expect_success().ends_with("200 2"));
+    let head = get("shop.example", &["-i"]).expect_success();
+    assert!(head.contains("strict-transport-security: max-age=3600"), "{head}");
+
+    // In the clear: sent to HTTPS.
+    let resolve = at_edge("plain.example", 80);
+    let moved = curl(
+        &stranger,
+        &["--resolve", &resolve, "-w", "%{http_code} %{redirect_url}", "http://plain.example/x?y"],
+    );
+    assert_eq!(moved.expect_success(), "301 https://plain.example/x?y");
+
+    // The policy says what the world may do.
+    assert!(get("shop.example", &["-X", "DELETE"]).expect_success().ends_with("403 2"));
+
+    // A listener that asks for certificates: none, a stranger's, a good one.
+    let _ = get("staff.example", &[]).expect_failure();
+    let _ = authority.issue("mallory", "mallory", 1);
+    let (key, cert) = (authority.path("mallory.key"), authority.path("mallory.pem"));
+    let _ = get("staff.example", &["--key", &key, "--cert", &cert]).expect_failure();
+    let (key, cert) = (clients.path("ann.key"), clients.path("ann.pem"));
+    let shown = get("staff.example", &["--key", &key, "--cert", &cert]).expect_success();
+    assert!(shown.contains("Subject=\"CN=ann\";DNS=\"ann\""), "{shown}");
+    // Nobody reaches it through a connection that was made for another name.
+    let fronted = get("shop.example", &["-H", "host: staff.example"]).expect_success();
+    assert!(fronted.contains("421"), "{fronted}");
+    // A name that nobody serves.
+    let _ = get("nobody.test", &["-k"]).expect_failure();
+
+    // Old TLS isn't spoken.
+    let old = stranger.try_sh("echo | openssl s_client -connect 10.9.0.11:443 -servername shop.example -tls1_1 -cipher DEFAULT@SECLEVEL=0 2>&1");
+    let said = old.expect_failure();
+    assert!(said.contains("SSL alert number"), "{said}");
+
+    // `agentctl` shows the listeners and when their certificates expire.
+    let status = edge.status();
+    let listeners = status["gateways"].as_array().expect("a list").clone();
+    assert_eq!(listeners.len(), 4, "{status}");
+    assert!(listeners[1]["certificate_expires"].is_string(), "{status}");
+
+    // A new certificate is taken without a restart.
+    let fingerprint = || {
+        stranger.sh("echo | openssl s_client -connect 10.9.0.11:443 -servername shop.example 2>/dev/null | openssl x509 -noout -serial")
+    };
+    let before = fingerprint();
+    let _ = authority.issue("shop", "shop.example", 2);
+    wait_for("the new certificate is shown", SOON, || fingerprint() != before);
+    // A broken one isn't: the last good one stays, and the operator is told.
+    let after = fingerprint();
+    std::fs::write(authority.path("shop.pem"), "broken").expect("the folder is ours");
+    wait_for("the problem is told", SOON, || {
+        edge.agentctl(&["status"]).expect_success().contains("shop.pem holds no certificate")
+    });
+    assert_eq!(fingerprint(), after);
+
+    // A gateway that is no longer declared is closed.
+    let without: String =
+        SERVICES.split("[[").filter(|part| !part.contains("public")).collect::<Vec<_>>().join("[[");
+    mesh.apply(&without);
+    wait_for("the gateway closes", SOON, || !is_listening(edge, 443));
+}
+
+#[test]
+fn callers_reach_external_servers_by_name() {
+    let mut mesh = Mesh::new(&["app-1", "edge-1"]);
+    // It runs an agent that never joins: a plain host.
+    let _ = mesh.add_host("payments");
+    let authority = Authority::new(&mesh, "payments-ca");
+    let _ = authority.issue("payments", "payments.example", 1);
+    let _ = authority.issue("us", "us.example", 1);
+    let server = |status: u16| {
+        format!(
+            "listen 8443 ssl; ssl_certificate {}; ssl_certificate_key {}; \
+             ssl_client_certificate {}; ssl_verify_client optional; \
+             location / {{ return {status} '$scheme $http_host $ssl_client_s_dn $remote_addr $http_x_isthmus_identity $uri'; }}",
+            authority.path("payments.pem"),
+            authority.path("payments.key"),
+            authority.path("ca.pem"),
+        )
+    };
+    // Its worker runs as a user that may read the key.
+    authority.openssl("chmod 755 . && chmod 644 payments.key");
+    let _nginx = mesh.host("payments").nginx(OUTSIDE, 8081, &server(200));
+    for host in ["app-1", "edge-1"] {
+        mesh.host(host).write_hosts("127.0.0.1 localhost\n10.9.0.13 payments.example\n");
+        let host = mesh.host_mut(host);
+        let _ = host.agent().terminate(SOON);
+        host.start_agent();
+    }
+    let topology = |external: &str| {
+        format!(
+            r#"
+[host.app-1]
+[host.edge-1]
+
+[service.client]
+namespace = "prod"
+port = 9000
+hosts = ["app-1"]
+workload = {{ user = "40022" }}
+
+[external.payments]
+namespace = "prod"
+host = "payments.example"
+target_port = 8443
+{external}
+
+[[allow]]
+name = "the client pays"
+from = "service:client"
+to = "service:payments"
+http = [{{ method = "GET", path = "/charges/*" }}]
+"#
+        )
+    };
+    let ca = authority.path("ca.pem");
+    let app = mesh.host("app-1");
+    let ask = |path: &str, more: &[&str]| {
+        let url = format!("http://payments.prod.mesh.internal{path}");
+        app.curl(CLIENT, &[&["-w", "\n%{http_code}", &url], more].concat())
+    };
+    let answers = |wanted: &str| ask("/charges/1", &[]).expect_success() == wanted;
+
+    // From the caller's own host, verified by the CA that is given.
+    mesh.apply(&topology(&format!("tls = {{ ca = \"{ca}\" }}")));
+    let direct = "https payments.example:8443  10.9.0.11  /charges/1\n200";
+    wait_for("the server answers", SOON, || answers(direct));
+    assert!(ask("/refunds/1", &[]).expect_success().ends_with("\n403"));
+    assert!(ask("/charges/1", &["-X", "POST"]).expect_success().ends_with("\n403"));
+
+    // By the gateway's host, with a certificate of ours.
+    mesh.apply(&topology(&format!(
+        "via = [\"edge-1\"]\ntls = {{ ca = \"{ca}\", {} }}",
+        authority.tls("us")
+    )));
+    let via = "https payments.example:8443 CN=us.example 10.9.0.12  /charges/1\n200";
+    wait_for("the server answers by the gateway", SOON, || answers(via));
+    assert!(ask("/refunds/1", &[]).expect_success().ends_with("\n403"));
+
+    // A server that isn't who it should be gets nothing: not the name, not the authority.
+    let other = format!("tls = {{ ca = \"{ca}\", server_name = \"other.example\" }}");
+    mesh.apply(&topology(&other));
+    wait_for("the wrong name is refused", SOON, || {
+        ask("/charges/1", &[]).expect_success().ends_with("\n503")
+    });
+    mesh.apply(&topology("tls = true"));
+    wait_for("an unknown authority is refused", SOON, || {
+        ask("/charges/1", &[]).expect_success().ends_with("\n503")
+    });
+
+    // Its address changes: the name is asked for again.
+    mesh.apply(&topology(&format!("tls = {{ ca = \"{ca}\" }}")));
+    wait_for("the server answers again", SOON, || answers(direct));
+    app.write_hosts("127.0.0.1 localhost\n10.9.0.1 payments.example\n");
+    wait_for("the old address is forgotten", SOON, || {
+        ask("/charges/1", &[]).expect_success().ends_with("\n503")
+    });
+    app.write_hosts("127.0.0.1 localhost\n10.9.0.13 payments.example\n");
+    wait_for("the new address is found", SOON, || answers(direct));
+}
