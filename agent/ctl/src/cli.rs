@@ -444,6 +444,18 @@ pub(crate) struct Explain {
     /// The request's path
     #[arg(long, requires = "method")]
     pub(crate) path: Option<String>,
+    /// The host that the request is for
+    #[arg(long, requires = "method")]
+    pub(crate) host: Option<String>,
+    /// A header field of the request; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair, requires = "method")]
+    pub(crate) header: Vec<(String, String)>,
+    /// A claim of the request's token, as text or JSON; repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair, requires = "method")]
+    pub(crate) claim: Vec<(String, String)>,
+    /// Whose token it is [default: the first one's that a rule asks for]
+    #[arg(long, value_name = "NAME", requires = "method")]
+    pub(crate) provider: Option<String>,
     /// Ask these files instead of the running mesh: a file, a folder or `-`; repeatable
     #[arg(short, long = "file", value_name = "FILE|DIR")]
     pub(crate) file: Vec<PathBuf>,
@@ -454,6 +466,13 @@ pub(crate) enum Shell {
     Bash,
     Zsh,
     Fish,
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        Some(_) | None => Err("write NAME=VALUE".to_owned()),
+    }
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {

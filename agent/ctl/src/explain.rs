@@ -1,10 +1,12 @@
 //! `agentctl explain`: may FROM reach TO, which rule says so, and why the others don't.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use isthmus_model::{
     Action, Identity, Layer4, Name, RequestMatch, Rule, Subject, convert, snapshot,
 };
-use isthmus_policy::{Decision, Explanation, Outcome, Query, Request, Step};
+use isthmus_policy::{Decision, Explanation, Outcome, Query, Request, Step, Token};
 use isthmus_proto::v1;
 use serde_json::{Value, json};
 
@@ -106,15 +108,28 @@ impl<'a> Answer<'a> {
                 "{to} has no port of its own; say which, such as `--port tcp/22` or `--port icmp`"
             )
         })?;
-        // Rules see the path only.
-        let path = arguments.path.as_deref().and_then(|path| path.split('?').next());
+        let path = arguments.path.as_deref().map(|it| it.split_once('?').unwrap_or((it, "")));
         let request = arguments.method.as_deref().zip(path);
+        let host = arguments.host.as_deref().unwrap_or_default().to_ascii_lowercase();
+        let headers: Vec<(String, &str)> = arguments
+            .header
+            .iter()
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.as_str()))
+            .collect();
+        let tokens = tokens(world, arguments, &to)?;
         let query = Query {
             from: &from,
             to: &to,
             layer4,
-            request: request.map(|(method, path)| Request { method, path }),
+            request: request.map(|(method, (path, query))| Request {
+                host: &host,
+                query,
+                headers: &headers,
+                tokens: &tokens,
+                ..Request::new(method, path)
+            }),
         };
+        let request = request.map(|(method, (path, _))| (method, path));
         let explanation = world.policy.explain(&query);
         Ok(Self { world, from, to, layer4, request, explanation })
     }
@@ -263,6 +278,25 @@ impl<'a> Answer<'a> {
     }
 }
 
+/// The token that the question gives to the request, as if it had been verified.
+fn tokens(world: &World, arguments: &Explain, to: &Identity) -> Result<Vec<Token>, String> {
+    if arguments.claim.is_empty() && arguments.provider.is_none() {
+        return Ok(Vec::new());
+    }
+    let asked_for = world.policy.providers(to);
+    let provider = match &arguments.provider {
+        Some(name) => name.parse().map_err(|error| format!("provider {name:?}: {error}"))?,
+        None => match asked_for.first() {
+            Some(provider) => provider.name.clone(),
+            None => return Err(format!("no rule about {to} asks for a token; name a --provider")),
+        },
+    };
+    let value =
+        |text: &str| serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
+    let claims = arguments.claim.iter().map(|(name, text)| (name.clone(), value(text)));
+    Ok(vec![Token { provider, claims: Arc::new(claims.collect()) }])
+}
+
 /// A request that a rule names; none: every request.
 #[derive(Clone, Copy, Debug)]
 struct Named<'a> {
@@ -280,13 +314,21 @@ impl Named<'_> {
     }
 
     fn json(&self) -> Value {
-        json!({ "rule": *self.rule.name, "method": self.method(), "path": self.path() })
+        json!({
+            "rule": *self.rule.name,
+            "method": self.method(),
+            "path": self.path(),
+            "match": self.request.map(ToString::to_string),
+        })
     }
 }
 
 impl std::fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.method(), self.path()) {
+            _ if self.request.is_some_and(|request| !request.is_plain()) => {
+                self.request.iter().try_for_each(|request| write!(f, "{request}"))?;
+            }
             (None, None) => f.write_str("every request")?,
             (method, path) => {
                 write!(f, "{} {}", method.unwrap_or("any method"), path.unwrap_or("any path"))?;
@@ -384,6 +426,16 @@ from = "service:client"
 to = "service:web"
 http = [{ method = "GET", path = "/public/*" }]
 
+[jwt.login]
+issuer = "https://login.example"
+jwks = "/etc/isthmus/login.json"
+
+[[allow]]
+name = "admins"
+from = "service:client"
+to = "service:web"
+http = [{ method = "PUT", header = { x-ticket = true }, jwt = { provider = "login", claims = { role = "admin" } }, when = "request.query.dry == 'no'" }]
+
 [[allow]]
 name = "web stores"
 from = "service:web"
@@ -422,9 +474,9 @@ to = "service:store"
         let (exit, text, json) = ask("service:web service:store");
         assert_eq!(exit, Exit::Success);
         assert!(text.starts_with("ALLOW service:web -> service:store tcp/5432\n"), "{text}");
-        assert!(text.contains("\"web stores\" (dir/mesh.toml:33)"), "{text}");
+        assert!(text.contains("\"web stores\" (dir/mesh.toml:43)"), "{text}");
         assert_eq!(json["verdict"], "allow");
-        assert_eq!((&json["file"], &json["line"]), (&"dir/mesh.toml".into(), &33.into()));
+        assert_eq!((&json["file"], &json["line"]), (&"dir/mesh.toml".into(), &43.into()));
     }
 
     #[test]
@@ -444,6 +496,27 @@ to = "service:store"
         assert!(text.contains("DENY") && text.contains("DELETE"), "{text}");
         assert!(text.contains("\"client reads web\" (dir/mesh.toml:27) doesn't match"), "{text}");
         assert_eq!(json["steps"][0]["matched"], false);
+    }
+
+    #[test]
+    fn a_request_is_judged_by_all_that_it_has_and_told_what_it_lacks() {
+        let lacks = |more: &str, why: &str| {
+            let line = format!("client service:web --method PUT --path /x?dry=no{more}");
+            let (exit, text, _) = ask(&line);
+            assert_eq!(exit, Exit::Negative, "{text}");
+            assert!(text.contains(why), "{more}: {text}");
+        };
+        lacks("", "header `x-ticket` doesn't match x-ticket");
+        lacks(" --header X-Ticket=7", "there is no token of \"login\"");
+        let all = " --header X-Ticket=7 --claim role=user";
+        lacks(all, "claim `role` doesn't match role=admin");
+        let all = "--header X-Ticket=7 --claim role=[\"user\",\"admin\"]";
+        let line = format!("client service:web --method PUT --path /x {all}");
+        assert!(ask(&line).1.contains("its condition can't be told: No such key: dry"));
+        let (exit, text, _) = ask(&line.replace("/x ", "/x?dry=no "));
+        assert_eq!(exit, Exit::Success, "{text}");
+        let nobody = "client service:store --method PUT --path /x --claim role=admin";
+        assert!(refused(nobody).contains("name a --provider"));
     }
 
     #[test]

@@ -127,6 +127,7 @@ fn snapshot() -> Snapshot {
         balance: isthmus_model::Balance::default(),
         edge: None,
         application: isthmus_model::Application::default(),
+        paths: isthmus_model::PathMode::default(),
     };
     let device = Device {
         name: name("press"),

@@ -3,13 +3,14 @@
 use std::sync::LazyLock;
 
 use isthmus_model::topology::{SourceFile, Topology, parse};
-use isthmus_model::{Identity, Layer4};
-use isthmus_policy::path::canonical;
+use isthmus_model::{Identity, Layer4, PathMode};
+use isthmus_policy::path::{canonical, forwarded};
 use isthmus_policy::{BuiltIn, DecidedBy, Outcome, Policy, Query, Request};
 
 /// `input` is the path of a request. Says whether it has one meaning.
 pub(crate) fn hold(input: &[u8]) -> bool {
     let Ok(path) = std::str::from_utf8(input) else { return false };
+    PathMode::ALL.into_iter().for_each(|mode| is_passed_on_as_judged(mode, path));
     let form = canonical(path);
     match &form {
         Ok(form) => {
@@ -20,6 +21,23 @@ pub(crate) fn hold(input: &[u8]) -> bool {
         Err(_) => is_refused(path),
     }
     form.is_ok()
+}
+
+/// What a mode passes on has one meaning, is passed on as it is when it comes again, and is judged as
+/// what came.
+fn is_passed_on_as_judged(mode: PathMode, path: &str) {
+    let Ok(passed) = forwarded(mode, path) else { return };
+    assert_eq!(forwarded(mode, &passed).as_deref(), Ok(&*passed), "{path:?} by {mode}");
+    if mode == PathMode::AsIs {
+        assert_eq!(passed, path);
+        return;
+    }
+    is_canonical(&canonical(&passed).expect("what is passed on has one meaning"));
+    let judges = &JUDGES;
+    let (came, went) = (judges.outcomes(mode, path), judges.outcomes(mode, &passed));
+    assert_eq!(came, went, "{path:?} and {passed:?} by {mode} are judged apart");
+    // The service's mode doesn't matter to what the proxy has brought into shape.
+    assert_eq!(judges.outcomes(PathMode::Strict, &passed), went, "{passed:?} by {mode}");
 }
 
 fn is_canonical(form: &str) {
@@ -56,8 +74,9 @@ fn unquote(path: &[u8]) -> Vec<u8> {
     decoded
 }
 
-struct Judge {
-    policy: Policy,
+/// One policy for each mode.
+struct Judges {
+    policies: Vec<(PathMode, Policy)>,
     from: Identity,
     to: Identity,
 }
@@ -72,50 +91,60 @@ workload = { user = "1" }
 [service.web]
 port = 80
 protocol = "http"
+paths = "MODE"
 hosts = ["a"]
 workload = { user = "2" }
 [[deny]]
 name = "no admin"
 from = "any"
 to = "service:web"
-http = [{ path = "/admin" }, { path = "/admin/*" }]
+http = [{ path = "/admin/**" }, { path = { regex = "/secret.*" } }]
 [[allow]]
 name = "some"
 from = "service:client"
 to = "service:web"
-http = [{ method = "GET", path = "/" }, { path = "/a/*/c" }, { method = "GET", path = "/pub/*" }]
+http = [{ method = "GET", path = "/" }, { path = "/a/{b}/c" }, { method = "GET", path = "/pub/*" }]
 "#;
 
-static JUDGE: LazyLock<Judge> = LazyLock::new(|| {
-    let file = SourceFile { name: "mesh.toml".into(), text: MESH.to_owned() };
-    let topology: Topology = parse(&[file]).expect("the topology above is right");
+static JUDGES: LazyLock<Judges> = LazyLock::new(|| {
+    let policy = |mode: PathMode| {
+        let text = MESH.replace("MODE", &mode.to_string());
+        let topology: Topology = parse(&[SourceFile { name: "mesh.toml".into(), text }])
+            .expect("the topology above is right");
+        (mode, Policy::for_topology(&topology))
+    };
     let service = |name: &str| Identity::Service {
         namespace: "default".parse().expect("a name"),
         name: name.parse().expect("a name"),
     };
-    Judge { policy: Policy::for_topology(&topology), from: service("client"), to: service("web") }
+    Judges {
+        policies: PathMode::ALL.into_iter().map(policy).collect(),
+        from: service("client"),
+        to: service("web"),
+    }
 });
 
-fn query<'a>(method: &'a str, path: &'a str) -> Query<'a> {
-    Query {
-        from: &JUDGE.from,
-        to: &JUDGE.to,
-        layer4: Layer4::Tcp(80),
-        request: Some(Request { method, path }),
+impl Judges {
+    fn outcomes(&self, mode: PathMode, path: &str) -> [(Outcome, DecidedBy); 2] {
+        let policy = self.policies.iter().find(|(of, _)| *of == mode).map(|(_, policy)| policy);
+        let policy = policy.expect("there is one for each mode");
+        ["GET", "POST"].map(|method| {
+            let query = Query {
+                from: &self.from,
+                to: &self.to,
+                layer4: Layer4::Tcp(80),
+                request: Some(Request::new(method, path)),
+            };
+            let verdict = policy.evaluate(&query);
+            let explained = policy.explain(&query).verdict;
+            assert_eq!(explained, verdict, "{path:?} is explained otherwise");
+            (verdict.outcome, verdict.decided_by)
+        })
     }
 }
 
 fn outcomes(path: &str) -> [(Outcome, DecidedBy); 2] {
-    ["GET", "POST"].map(|method| {
-        let query = query(method, path);
-        let verdict = JUDGE.policy.evaluate(&query);
-        assert_eq!(
-            JUDGE.policy.explain(&query).verdict,
-            verdict,
-            "{path:?} is explained otherwise"
-        );
-        (verdict.outcome, verdict.decided_by)
-    })
+    JUDGES.outcomes(PathMode::AsIs, path)
 }
 
 /// A deny rule about paths can't tell, so nothing may pass.

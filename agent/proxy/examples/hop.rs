@@ -117,6 +117,7 @@ fn snapshot(side: Side, port: u16, topology: Topology) -> Result<Snapshot> {
             balance: Balance::default(),
             edge: None,
             application: isthmus_model::Application::default(),
+            paths: isthmus_model::PathMode::default(),
         })
     };
     let host = |name: &str, ipv4_block: &str| -> Result<Host> {

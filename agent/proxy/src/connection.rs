@@ -13,7 +13,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use isthmus_model::ServiceId;
-use isthmus_policy::{Outcome, Request as Asked};
+use isthmus_policy::Outcome;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -24,6 +24,7 @@ use crate::http1::server::{self, End};
 use crate::http1::{Link, Raw};
 use crate::incoming::Incoming;
 use crate::io::{CallerIo, Stream};
+use crate::judge::Kept;
 use crate::limits::{MAX_HEADER_LIST_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
 use crate::request;
 use crate::series::Ledger;
@@ -191,21 +192,25 @@ impl Connection {
         self.denies(&self.view(), None)
     }
 
-    fn denies(&self, view: &View, request: Option<Asked<'_>>) -> bool {
-        match self.parties_in(view) {
-            // What a gateway's clients may do is judged by request.
-            Some(_) if self.entry.is_some() => false,
-            Some(parties) => view.judge(&parties, request).outcome == Outcome::Deny,
-            None => true,
+    fn denies(&self, view: &View, kept: Option<&Kept>) -> bool {
+        let Some(parties) = self.parties_in(view) else { return true };
+        // What a gateway's clients may do is judged by request.
+        if self.entry.is_some() {
+            return false;
         }
+        let verdict = match kept {
+            Some(kept) => kept.ask(self, view, |request| view.judge(&parties, Some(request))),
+            None => view.judge(&parties, None),
+        };
+        verdict.outcome == Outcome::Deny
     }
 
     /// Completes when a view denies the request that this connection was given to.
-    pub(crate) async fn revoked(&self, request: Asked<'_>) {
+    pub(crate) async fn revoked(&self, kept: &Kept) {
         let mut view = self.shared.view.clone();
         loop {
             let newest = Arc::clone(&view.borrow_and_update());
-            if self.denies(&newest, Some(request)) {
+            if self.denies(&newest, Some(kept)) {
                 return;
             }
             if view.changed().await.is_err() {

@@ -28,7 +28,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use crate::connection::Connection;
 use crate::headers;
 use crate::io::Stream;
-use crate::outbound::without_port;
+use crate::judge::without_port;
 use crate::server::Shared;
 use crate::view::View;
 

@@ -31,6 +31,8 @@ mod histogram;
 mod http1;
 mod incoming;
 mod io;
+mod judge;
+mod jwt;
 mod limits;
 mod measured;
 mod metrics;

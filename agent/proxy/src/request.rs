@@ -4,12 +4,12 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use isthmus_model::Principal;
-use isthmus_policy::{Outcome, Request as Asked};
+use isthmus_policy::Token;
 
 use crate::access::Record;
 use crate::backend::{BackendError, Target, Wire};
@@ -18,13 +18,14 @@ use crate::connection::Connection;
 use crate::grpc;
 use crate::headers::{self, list};
 use crate::incoming::Incoming;
+use crate::judge::{self, Kept};
 use crate::metrics::Ruling;
 use crate::outbound::{self, Call};
 use crate::timing::{Part, tell_server_time};
 use crate::trace::Trace;
 use crate::tunnel::Tunnel;
 use crate::upgrade;
-use crate::view::{Parties, Side, View};
+use crate::view::{Side, View};
 
 /// Serves one request. There is always an answer.
 pub(crate) async fn handle(
@@ -46,7 +47,18 @@ pub(crate) async fn handle(
     if connection.parties.side == Side::Client && connection.parties_in(&view).is_none() {
         return Ok(refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record));
     }
-    if connection.parties.side == Side::Server && !may_pass(&connection, &view, &head, &mut record)
+    if judge::settle_path(&view, &connection.parties, &mut head).is_none() {
+        return Ok(rejection("a path that can be read in two ways", head.version, record));
+    }
+    let tokens = match judge::tokens(&connection, &view, connection.parties.service, &head) {
+        Ok(tokens) => tokens,
+        Err(error) => {
+            record.decide(Ruling::Deny, &format!("token: {error}"), None);
+            return Ok(challenge(record));
+        }
+    };
+    if connection.parties.side == Side::Server
+        && !judge::may_pass(&connection, &view, &head, &tokens, &mut record)
     {
         return Ok(refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record));
     }
@@ -61,7 +73,7 @@ pub(crate) async fn handle(
             let call = Call { head, body, host, asked_host };
             Box::pin(outbound::send_out(&connection, &view, call, record)).await
         }
-        Side::Server => forward(&connection, &view, head, body, host, record).await,
+        Side::Server => forward(&connection, &view, (head, body, host), tokens, record).await,
         Side::Client => {
             record.decide(Ruling::Allow, "", None);
             let asked_host = host.clone();
@@ -153,54 +165,17 @@ fn proper(head: &Parts) -> Result<(), Improper> {
     }
 }
 
-pub(crate) fn may_pass(
-    connection: &Connection,
-    view: &View,
-    head: &Parts,
-    record: &mut Record,
-) -> bool {
-    let Some(parties) = connection.parties_in(view) else {
-        record.decide(Ruling::Deny, "no longer who they were", None);
-        return false;
-    };
-    is_allowed(view, &parties, head, record)
-}
-
-/// Judges a request between two parties.
-pub(crate) fn is_allowed(
-    view: &View,
-    parties: &Parties,
-    head: &Parts,
-    record: &mut Record,
-) -> bool {
-    let asked = Asked { method: head.method.as_str(), path: head.uri.path() };
-    let verdict = view.judge(parties, Some(asked));
-    let ruling = match verdict.outcome {
-        // `Inspect` answers only questions without a request.
-        Outcome::Deny | Outcome::Inspect => Ruling::Deny,
-        Outcome::Allow if verdict.audited() => Ruling::Audit,
-        Outcome::Allow => Ruling::Allow,
-    };
-    // Of an audited request the log names who would have refused it.
-    let decided_by = verdict.would_deny.unwrap_or(verdict.decided_by);
-    let decision = view.policy.describe_decider(decided_by);
-    record.decide(ruling, decision.name, decision.origin.map(ToString::to_string));
-    ruling != Ruling::Deny
-}
-
 async fn forward(
     connection: &Connection,
     view: &View,
-    mut head: Parts,
-    body: Incoming,
-    host: HeaderValue,
+    (mut head, body, host): (Parts, Incoming, HeaderValue),
+    tokens: Vec<Token>,
     mut record: Record,
 ) -> Response<Answer> {
     let wanted_by = view.application(connection.parties.service);
     let wanted = upgrade::wanted(head.version, &head.headers);
     let wire = wire(&head).wanted_by(wanted_by.http, wanted.is_some());
-    // What a tunnel is judged by.
-    let asked = wanted.is_some().then(|| (head.method.to_string(), head.uri.path().to_owned()));
+    let kept = wanted.as_ref().map(|_| Kept::of(&head, tokens));
 
     let Some(uri) = target(&head.uri, &host, wire) else {
         return refusal(StatusCode::BAD_REQUEST, "a target that isn't a path", record);
@@ -241,9 +216,9 @@ async fn forward(
         }
         return answer;
     }
-    match wanted.zip(asked) {
-        Some((protocol, asked)) if upgrade::agrees(&protocol, response.headers()) => {
-            switch(connection, response, &protocol, asked, record)
+    match wanted {
+        Some(protocol) if upgrade::agrees(&protocol, response.headers()) => {
+            switch(connection, response, &protocol, kept, record)
         }
         Some(_) | None => {
             let reason = "the application switched to a protocol that nobody asked for";
@@ -289,7 +264,7 @@ pub(crate) fn switch(
     connection: &Connection,
     mut response: Response<Incoming>,
     protocol: &HeaderValue,
-    (method, path): (String, String),
+    kept: Option<Kept>,
     mut record: Record,
 ) -> Response<Answer> {
     let Some(application) = response.body_mut().take_switched() else {
@@ -305,7 +280,7 @@ pub(crate) fn switch(
     headers::to_caller(&mut headers);
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, protocol.clone());
-    connection.leave_tunnel(Tunnel { application, method, path, record });
+    connection.leave_tunnel(Tunnel { application, kept, record });
 
     let mut answer = Response::new(Answer::nothing());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -336,6 +311,14 @@ pub(crate) fn rejection(reason: &str, version: Version, record: Record) -> Respo
     if version != Version::HTTP_2 {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    answer
+}
+
+/// The answer to a token that isn't believed (RFC 6750, section 3). Why is in the access log only.
+fn challenge(record: Record) -> Response<Answer> {
+    let mut answer = refusal(StatusCode::UNAUTHORIZED, "the token isn't valid", record);
+    let words = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+    answer.headers_mut().insert(WWW_AUTHENTICATE, words);
     answer
 }
 

@@ -16,6 +16,7 @@ use crate::activity::Clock;
 use crate::backend::{Backends, Bind};
 use crate::chance::Chance;
 use crate::gateway::{Edge, Outside, Visitor};
+use crate::jwt::KeyRing;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::outbound::Clusters;
@@ -49,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) outside: Arc<dyn Outside>,
     /// TLS handshakes under way, of all threads.
     pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) keys: Arc<KeyRing>,
     /// Of this thread.
     pub(crate) clock: Arc<Clock>,
 }
@@ -74,6 +76,7 @@ impl Shared {
             requests: Arc::new(Semaphore::new(limits.requests)),
             outside,
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+            keys: Arc::default(),
             clock: Arc::default(),
         }
     }
@@ -90,6 +93,7 @@ impl Shared {
             requests: Arc::clone(&self.requests),
             outside: Arc::clone(&self.outside),
             handshakes: Arc::clone(&self.handshakes),
+            keys: Arc::clone(&self.keys),
             clock: Arc::default(),
         }
     }
@@ -152,6 +156,8 @@ pub(crate) async fn accept_until(
     }
     let places = Places::new(shared.limits.visitors);
     loops.spawn(welcome(visitors, places, Arc::clone(&shared.metrics), doors));
+    let (keys, views) = (Arc::clone(&shared.keys), shared.view.clone());
+    loops.spawn(async move { keys.keep(views).await });
     stop.await;
     loops.shutdown().await;
     Ok(())

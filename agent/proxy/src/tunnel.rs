@@ -4,21 +4,21 @@ use std::future::pending;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 
-use isthmus_policy::Request;
 use tokio::io::copy_bidirectional;
 
 use crate::access::Record;
 use crate::connection::Connection;
 use crate::http1::Raw;
 use crate::io::{CallerIo, Stream};
-use crate::view::Side;
+use crate::judge::Kept;
 
 /// A tunnel that both sides have agreed to. Its request stays under way until its end.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     pub(crate) application: Raw<Stream>,
-    pub(crate) method: String,
-    pub(crate) path: String,
+    /// What is judged again when policy changes. None at the client's side: what a route changed is
+    /// judged at the other, which gets to see it.
+    pub(crate) kept: Option<Kept>,
     pub(crate) record: Record,
 }
 
@@ -26,15 +26,10 @@ impl Tunnel {
     /// Carries bytes until both sides have ended, or until policy denies the request that made the
     /// tunnel.
     pub(crate) async fn run(self, connection: &Connection, mut caller: Raw<CallerIo>) {
-        let Self { mut application, method, path, mut record } = self;
-        // What a route changed is judged at the other side, which gets to see it.
-        let request = match connection.parties.side {
-            Side::Server => Some(Request { method: &method, path: &path }),
-            Side::Client => None,
-        };
+        let Self { mut application, kept, mut record } = self;
         let revoked = async {
-            match request {
-                Some(request) => connection.revoked(request).await,
+            match &kept {
+                Some(kept) => connection.revoked(kept).await,
                 None => pending().await,
             }
         };

@@ -1,12 +1,13 @@
 //! What the proxy judges by, and who the two ends of a connection are.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use isthmus_model::{
-    Application, Directory, External, HostId, Identity, Layer4, Place, Principal, Protocol,
-    ServiceId, Snapshot,
+    Application, Directory, External, HostId, Identity, JwtProvider, KeySource, Layer4, Place,
+    Principal, Protocol, ServiceId, Snapshot,
 };
 use isthmus_policy::{Policy, Query, Request, Stream, Verdict};
 
@@ -21,6 +22,8 @@ pub struct View {
     pub policy: Arc<Policy>,
     /// The addresses of the same revision.
     pub directory: Directory,
+    /// Whose tokens rules ask for in requests to each service; only where they do.
+    pub(crate) providers: Arc<HashMap<ServiceId, Vec<Arc<JwtProvider>>>>,
     /// Its routes, compiled.
     pub(crate) routes: Arc<Routes>,
 }
@@ -70,7 +73,15 @@ impl View {
     #[must_use]
     pub fn assemble(snapshot: Arc<Snapshot>, policy: Arc<Policy>, directory: Directory) -> Self {
         let routes = Arc::new(Routes::new(&snapshot));
-        Self { snapshot, policy, directory, routes }
+        let http = snapshot.services.iter().filter(|(_, it)| it.protocol == Protocol::Http);
+        let asked_for = http.map(|(id, service)| (*id, policy.providers(&service.identity())));
+        let providers = asked_for.filter(|(_, providers)| !providers.is_empty()).collect();
+        Self { snapshot, policy, directory, providers: Arc::new(providers), routes }
+    }
+
+    /// Where the keys are that tokens are verified by.
+    pub(crate) fn key_sources(&self) -> BTreeSet<KeySource> {
+        self.providers.values().flatten().map(|provider| provider.keys.clone()).collect()
     }
 
     /// Who the addresses of an accepted connection stand for. None unless `peer` is placed and
@@ -190,6 +201,17 @@ impl View {
             request: None,
         };
         self.policy.evaluate_stream(&query, stream)
+    }
+
+    /// The name of the host that an address is on; empty if it isn't placed.
+    pub(crate) fn host_of(&self, peer: IpAddr) -> &str {
+        let host = match self.directory.place(peer) {
+            Some(Place::Host(host) | Place::Workload(host, _)) => host,
+            // Flows that stay here show virtual addresses.
+            Some(Place::Virtual(_) | Place::Anycast) => self.snapshot.local,
+            Some(Place::Device(..)) | None => return "",
+        };
+        self.snapshot.hosts.get(&host).map_or("", |host| host.name.as_str())
     }
 
     /// Judges a request, or without one the connection as a whole.

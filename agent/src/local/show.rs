@@ -263,6 +263,7 @@ pub(crate) mod tests {
             balance: isthmus_model::Balance::default(),
             edge: None,
             application: isthmus_model::Application::default(),
+            paths: isthmus_model::PathMode::default(),
         };
         let device = Device {
             name: "press".parse().unwrap(),

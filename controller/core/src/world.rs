@@ -325,6 +325,7 @@ fn services(state: &State) -> BTreeMap<ServiceId, Service> {
             balance: declared.balance.clone(),
             edge: declared.edge.clone(),
             application: declared.application,
+            paths: declared.paths,
         };
         Some((id, service))
     };

@@ -14,11 +14,13 @@
 pub mod address;
 pub mod application;
 pub mod balance;
+pub mod condition;
 #[cfg(feature = "proto")]
 pub mod convert;
 pub mod directory;
 pub mod edge;
 pub mod identity;
+pub mod jwt;
 pub mod key;
 pub mod name;
 pub mod resilience;
@@ -31,14 +33,16 @@ pub mod topology;
 pub use address::{Ipv4Net, MeshPrefix};
 pub use application::{Application, HttpVersion, ProxyProtocol};
 pub use balance::{Balance, BalancePolicy, HashKey};
+pub use condition::Condition;
 #[cfg(feature = "proto")]
 pub use convert::ConvertError;
 pub use directory::{Directory, Place};
 pub use edge::{Edge, External, Gateway};
 pub use identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
+pub use jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 pub use key::PublicKey;
 pub use name::Name;
 pub use resilience::{Breaker, Outlier};
 pub use route::Route;
 pub use rules::{Action, Layer4, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
-pub use snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};
+pub use snapshot::{Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, Snapshot};

@@ -106,6 +106,10 @@ pub enum ValueMatch {
     Exact(Arc<str>),
     /// The whole of it fits the expression.
     Regex(Pattern),
+    /// It is there, whatever it is.
+    Present,
+    /// It isn't there.
+    Absent,
 }
 
 /// A regular expression that fits whole texts, in time linear to them.
@@ -426,6 +430,8 @@ impl fmt::Display for FieldMatch {
         match &self.value {
             ValueMatch::Exact(value) => write!(f, "{}={value}", self.name),
             ValueMatch::Regex(pattern) => write!(f, "{}~{}", self.name, pattern.text),
+            ValueMatch::Present => write!(f, "{}", self.name),
+            ValueMatch::Absent => write!(f, "!{}", self.name),
         }
     }
 }

@@ -5,8 +5,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::condition::Condition;
+use crate::jwt::JwtMatch;
 use crate::name::{Name, NameError};
-use crate::route::HostMatch;
+use crate::route::{FieldMatch, HostMatch, Pattern};
 
 /// All rules of a mesh, or those of them that one host needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,13 +279,62 @@ impl FromStr for Layer4 {
 }
 
 /// One entry of `http`: what a request must be. An absent field matches everything.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestMatch {
     /// The method, in upper case.
     pub method: Option<Arc<str>>,
-    /// A path. A last segment `*` matches one or more segments (`/a/*` matches `/a/b` and
-    /// `/a/b/c`, not `/a`); a `*` segment elsewhere matches exactly one.
+    /// A path's template. A last segment `*` matches one or more segments (`/a/*` matches `/a/b` and
+    /// `/a/b/c`, not `/a`), a last `**` none as well; a `*` segment elsewhere, and `{name}` anywhere,
+    /// match exactly one.
     pub path: Option<Arc<str>>,
+    /// The whole path fits the expression.
+    pub path_regex: Option<Pattern>,
+    /// Any of these may be the host. Empty: every host.
+    pub hosts: Vec<HostMatch>,
+    /// Header fields, by lower-case name.
+    pub headers: Vec<FieldMatch>,
+    /// Parameters of the query.
+    pub query: Vec<FieldMatch>,
+    /// A token.
+    pub jwt: Option<JwtMatch>,
+    /// A condition.
+    pub when: Option<Condition>,
+}
+
+impl RequestMatch {
+    /// Whether every request matches.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether method and path say everything.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let Self { method, path, .. } = self;
+        *self == Self { method: method.clone(), path: path.clone(), ..Self::default() }
+    }
+}
+
+/// As in `GET /accounts/* header x-a=1`.
+impl fmt::Display for RequestMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, path, path_regex, hosts, headers, query, jwt, when } = self;
+        let method = method.as_deref().unwrap_or("any method");
+        match (path, path_regex) {
+            (Some(path), _) => write!(f, "{method} {path}")?,
+            (None, Some(pattern)) => write!(f, "{method} regex {}", pattern.as_str())?,
+            (None, None) => write!(f, "{method} any path")?,
+        }
+        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        if !hosts.is_empty() {
+            write!(f, " host {}", hosts.join("|"))?;
+        }
+        headers.iter().try_for_each(|field| write!(f, " header {field}"))?;
+        query.iter().try_for_each(|field| write!(f, " query {field}"))?;
+        jwt.iter().try_for_each(|jwt| write!(f, " {jwt}"))?;
+        when.iter().try_for_each(|when| write!(f, " when {when}"))
+    }
 }
 
 /// The place in the operator's files that a rule comes from.

@@ -106,6 +106,8 @@ pub struct Service {
     pub edge: Option<Edge>,
     /// How the proxy speaks to its applications.
     pub application: Application,
+    /// What becomes of paths that can be written in several ways, if it speaks HTTP.
+    pub paths: PathMode,
 }
 
 /// What a service speaks.
@@ -145,6 +147,39 @@ impl fmt::Display for Protocol {
             Self::Http => "http",
             Self::Tls => "tls",
             Self::Auto => "auto",
+        })
+    }
+}
+
+/// What becomes of a path that can be written, or read, in several ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PathMode {
+    /// `strict`: what can be read in two ways is refused.
+    #[default]
+    Strict,
+    /// `merge-slashes`: a backslash becomes a slash, `.` and `..` are resolved, slashes that follow
+    /// each other become one. What can still be read in two ways is refused.
+    MergeSlashes,
+    /// `decode-and-merge-slashes`: the same, once `%2F` and `%5C` are decoded.
+    DecodeAndMergeSlashes,
+    /// `as-is`: it passes as it came, and is refused only where a rule about paths has to decide.
+    AsIs,
+}
+
+impl PathMode {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::Strict, Self::MergeSlashes, Self::DecodeAndMergeSlashes, Self::AsIs];
+}
+
+/// As topologies write it.
+impl fmt::Display for PathMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Strict => "strict",
+            Self::MergeSlashes => "merge-slashes",
+            Self::DecodeAndMergeSlashes => "decode-and-merge-slashes",
+            Self::AsIs => "as-is",
         })
     }
 }

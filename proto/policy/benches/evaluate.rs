@@ -8,8 +8,8 @@ use std::net::Ipv4Addr;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use isthmus_model::{
-    Action, Balance, HostId, Identity, Ipv4Net, Layer4, Mesh, MeshPrefix, Name, Origin, Protocol,
-    Revision, Rule, Rules, Service, ServiceId, Snapshot, Subject,
+    Action, Balance, HostId, Identity, Ipv4Net, Layer4, Mesh, MeshPrefix, Name, Origin, PathMode,
+    Protocol, Revision, Rule, Rules, Service, ServiceId, Snapshot, Subject,
 };
 use isthmus_policy::{DecidedBy, Policy, Query};
 
@@ -42,6 +42,7 @@ fn snapshot(rules: usize) -> Snapshot {
             balance: Balance::default(),
             edge: None,
             application: isthmus_model::Application::default(),
+            paths: PathMode::default(),
         };
         (ServiceId(number + 1), service)
     });

@@ -203,17 +203,12 @@ fn changed_rules<'a>(old: &'a [Rule], new: &'a [Rule]) -> impl Iterator<Item = &
     gone.chain(new.iter().filter(move |rule| !had.contains(&content(rule))))
 }
 
-type Content<'a> = (
-    (Action, bool),
-    &'a [Subject],
-    &'a [Subject],
-    &'a [PortRule],
-    Vec<(Option<&'a str>, Option<&'a str>)>,
-    &'a [HostMatch],
-);
+type Content<'a> =
+    ((Action, bool), &'a [Subject], &'a [Subject], &'a [PortRule], Vec<String>, &'a [HostMatch]);
 
 fn content(rule: &Rule) -> Content<'_> {
-    let http = rule.http.iter().map(|entry| (entry.method.as_deref(), entry.path.as_deref()));
+    // Whose tokens, and by which keys, is part of it.
+    let http = rule.http.iter().map(|entry| format!("{entry} {:?}", entry.jwt));
     ((rule.action, rule.audit), &rule.from, &rule.to, &rule.ports, http.collect(), &rule.sni)
 }
 
@@ -295,6 +290,9 @@ fn own(served: Served) -> Option<PortRule> {
 }
 
 fn request(entry: &RequestMatch) -> String {
+    if !entry.is_plain() {
+        return entry.to_string();
+    }
     match (entry.method.as_deref(), entry.path.as_deref()) {
         (Some(method), Some(path)) => format!("{method} {path}"),
         (Some(method), None) => format!("{method} requests"),

@@ -42,7 +42,7 @@ fn judge(policy: &Policy, topology: &Topology, test: &TestDecl) -> Result<(bool,
     let from = identity(topology, &test.from)?;
     let to = identity(topology, &test.to)?;
     let layer4 = test.layer4.map_or_else(|| own_port(policy, &to), Ok)?;
-    let request = test.request.as_ref().map(|(method, path)| Request { method, path });
+    let request = test.request.as_ref().map(|(method, path)| Request::new(method, path));
     let query = Query { from: &from, to: &to, layer4, request };
     let explanation = policy.explain(&query);
     let decision = policy.describe(&explanation.verdict);

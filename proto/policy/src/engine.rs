@@ -1,13 +1,17 @@
 //! The decision. `evaluate` and `explain` both run this code, so that they can't drift apart.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 
-use isthmus_model::{Action, Identity, Layer4, Rule};
+use isthmus_model::{Action, Identity, Layer4, PathMode, RequestMatch, Rule};
+
+use crate::condition::Names;
+use crate::fields::{Readings, claim_fits, header_fits, host_fits, parameter_fits};
 
 use crate::index::Ids;
-use crate::path::{Ambiguity, canonical};
+use crate::path::{Ambiguity, canonical_in};
 use crate::policy::{Policy, RequestPattern, Served};
-use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, RuleId, Stream, Verdict};
+use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, Request, RuleId, Stream, Verdict};
 
 /// Is told of every step.
 pub(crate) trait Recorder {
@@ -46,6 +50,10 @@ pub(crate) enum Target {
 
 /// What flows.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, on the stack: a box would cost each request"
+)]
 pub(crate) enum Traffic<'a> {
     /// What nobody looks into, or what turned out to be no HTTP.
     Plain,
@@ -54,7 +62,32 @@ pub(crate) enum Traffic<'a> {
     /// What the proxy is to look into.
     Unseen(Served),
     /// This one.
-    Request { method: &'a str, path: Result<Cow<'a, str>, Ambiguity> },
+    Request(Asked<'a>),
+}
+
+/// A request that is being judged.
+#[derive(Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) query: Query<'a>,
+    pub(crate) request: Request<'a>,
+    mode: PathMode,
+    pub(crate) path: Result<Cow<'a, str>, Ambiguity>,
+    /// Made for the first rule with a condition.
+    names: OnceCell<Names>,
+}
+
+/// The first thing in which a request isn't what a match asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Lack<'a> {
+    Method,
+    Path,
+    Host,
+    Header(&'a str),
+    Parameter(&'a str),
+    Token,
+    Claim(&'a str),
+    /// It doesn't hold, or can't be told.
+    Condition(Option<String>),
 }
 
 /// How a rule suits a case whose ends it relates.
@@ -86,6 +119,13 @@ impl Policy {
         recorder: &mut R,
     ) -> Verdict {
         let case = self.case(query, stream);
+        if let Traffic::Request(asked) = &case.traffic
+            && asked.is_refused()
+        {
+            // Not even audit lets it pass: nobody could say what was let pass.
+            let decided_by = DecidedBy::BuiltIn(BuiltIn::AmbiguousPath);
+            return Verdict { outcome: Outcome::Deny, decided_by, would_deny: None };
+        }
         let mut would_deny = None;
         for id in self.denies.related(case.from, case.to).map(RuleId) {
             let fit = self.fit(id, &case);
@@ -161,9 +201,13 @@ impl Policy {
         let traffic = match target {
             Target::Service(served) if served.layer4 == query.layer4 => {
                 match (query.request, stream) {
-                    (Some(request), _) if served.http => {
-                        Traffic::Request { method: request.method, path: canonical(request.path) }
-                    }
+                    (Some(request), _) if served.http => Traffic::Request(Asked {
+                        query: *query,
+                        request,
+                        mode: served.paths,
+                        path: canonical_in(served.paths, request.path),
+                        names: OnceCell::new(),
+                    }),
                     (_, None) if served.proxied => Traffic::Unseen(served),
                     (_, Some(Stream::Tls(name))) => Traffic::Tls(name),
                     (_, Some(Stream::Tcp) | None) => Traffic::Plain,
@@ -197,7 +241,7 @@ impl Policy {
                 Fit::Yes
             }
             Traffic::Unseen(_) => Fit::Maybe,
-            Traffic::Request { method, path } => fit_request(patterns, method, path),
+            Traffic::Request(asked) => asked.fit(patterns, rule.action),
         }
     }
 }
@@ -220,35 +264,101 @@ fn fit_name(rule: &Rule, case: &Case<'_>) -> Fit {
         Traffic::Unseen(served) if served.tls => Fit::Maybe,
         Traffic::Tls(Some(name)) if rule.sni.iter().any(|wanted| wanted.fits(name)) => Fit::Yes,
         Traffic::Tls(_) => Fit::OtherName,
-        Traffic::Unseen(_) | Traffic::Plain | Traffic::Request { .. } => Fit::NoTls,
+        Traffic::Unseen(_) | Traffic::Plain | Traffic::Request(_) => Fit::NoTls,
     }
 }
 
-fn fit_request(
-    patterns: &[RequestPattern],
-    method: &str,
-    path: &Result<Cow<'_, str>, Ambiguity>,
-) -> Fit {
-    let mut fit = Fit::OtherRequest;
-    for pattern in patterns {
-        if pattern.method.as_deref().is_some_and(|wanted| wanted != method) {
-            continue;
+impl Asked<'_> {
+    /// Whether the service takes no such path, whatever rules say. `*` is what `OPTIONS` asks about.
+    fn is_refused(&self) -> bool {
+        self.mode != PathMode::AsIs && self.path.is_err() && self.request.path != "*"
+    }
+
+    fn fit(&self, patterns: &[RequestPattern], action: Action) -> Fit {
+        let mut fit = Fit::OtherRequest;
+        for pattern in patterns {
+            match self.lack(pattern, action) {
+                Ok(()) => return Fit::Yes,
+                Err(Ok(_)) => {}
+                Err(Err(ambiguity)) => fit = Fit::Ambiguous(ambiguity),
+            }
         }
-        match (&pattern.path, path) {
-            (None, _) => return Fit::Yes,
-            (Some(wanted), Ok(path)) if wanted.matches(path) => return Fit::Yes,
-            (Some(_), Ok(_)) => {}
-            (Some(_), Err(ambiguity)) => fit = Fit::Ambiguous(*ambiguity),
+        fit
+    }
+
+    /// What a pattern asks for and the request lacks; or why its path can't be compared, if that is
+    /// all there is.
+    pub(crate) fn lack<'p>(
+        &self,
+        pattern: &'p RequestPattern,
+        action: Action,
+    ) -> Result<(), Result<Lack<'p>, Ambiguity>> {
+        if pattern.method.as_deref().is_some_and(|wanted| wanted != self.request.method) {
+            return Err(Ok(Lack::Method));
+        }
+        // Before the rest: it costs least.
+        match (&pattern.path, &self.path) {
+            (Some(wanted), Ok(path)) if !wanted.matches(path) => return Err(Ok(Lack::Path)),
+            (Some(_) | None, _) => {}
+        }
+        let more = pattern.more.as_deref();
+        if let Some(more) = more {
+            self.lack_more(more, action).map_err(Ok)?;
+        }
+        let compares = pattern.path.is_some() || more.is_some_and(|it| it.path_regex.is_some());
+        match &self.path {
+            Err(ambiguity) if compares => Err(Err(*ambiguity)),
+            Ok(_) | Err(_) => Ok(()),
         }
     }
-    fit
+
+    fn lack_more<'p>(&self, wanted: &'p RequestMatch, action: Action) -> Result<(), Lack<'p>> {
+        // Method and path have been compared.
+        let RequestMatch { method: _, path: _, path_regex, hosts, headers, query, jwt, when } =
+            wanted;
+        let readings = match action {
+            Action::Allow => Readings::All,
+            Action::Deny => Readings::Any,
+        };
+        let request = &self.request;
+        if let (Some(pattern), Ok(path)) = (path_regex, &self.path)
+            && !pattern.fits(path)
+        {
+            return Err(Lack::Path);
+        }
+        if !host_fits(hosts, request.host) {
+            return Err(Lack::Host);
+        }
+        if let Some(field) = headers.iter().find(|it| !header_fits(it, request.headers, readings)) {
+            return Err(Lack::Header(&field.name));
+        }
+        if let Some(field) = query.iter().find(|it| !parameter_fits(it, request.query, readings)) {
+            return Err(Lack::Parameter(&field.name));
+        }
+        if let Some(jwt) = jwt {
+            let tokens = &mut request.tokens.iter();
+            let token = tokens.find(|token| token.provider == jwt.provider.name);
+            let claims = &token.ok_or(Lack::Token)?.claims;
+            if let Some(claim) = jwt.claims.iter().find(|claim| !claim_fits(claim, claims)) {
+                return Err(Lack::Claim(&claim.name));
+            }
+        }
+        let Some(condition) = when else { return Ok(()) };
+        let path = self.path.as_deref().ok();
+        let names = self.names.get_or_init(|| Names::new(&self.query, request, path));
+        match (names.holds(condition), action) {
+            (Ok(true), _) | (Err(_), Action::Deny) => Ok(()),
+            (Ok(false), _) => Err(Lack::Condition(None)),
+            (Err(why), Action::Allow) => Err(Lack::Condition(Some(why))),
+        }
+    }
 }
 
 /// Lets pass: what isn't known yet is left to the proxy.
 const fn pass(case: &Case<'_>, decided_by: DecidedBy, would_deny: Option<DecidedBy>) -> Verdict {
     let outcome = match case.traffic {
         Traffic::Unseen(_) => Outcome::Inspect,
-        Traffic::Plain | Traffic::Tls(_) | Traffic::Request { .. } => Outcome::Allow,
+        Traffic::Plain | Traffic::Tls(_) | Traffic::Request(_) => Outcome::Allow,
     };
     Verdict { outcome, decided_by, would_deny }
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use isthmus_model::route::{FieldMatch, Pattern as RegexPattern};
 use isthmus_model::{Action, Identity, Origin, Rule, Subject};
 
-use crate::engine::{Case, Fit, Recorder, Target, Traffic, covers};
+use crate::engine::{Case, Fit, Lack, Recorder, Target, Traffic, covers};
 use crate::policy::Policy;
 use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, RuleId, Verdict};
 
@@ -118,17 +119,49 @@ fn other_port(policy: &Policy, id: RuleId, case: &Case<'_>) -> String {
 }
 
 fn other_request(policy: &Policy, id: RuleId, case: &Case<'_>) -> String {
-    let Traffic::Request { method, path } = &case.traffic else {
+    let Traffic::Request(asked) = &case.traffic else {
         return "it covers other requests".to_owned();
     };
-    let path = path.as_deref().unwrap_or("?");
-    match &*policy.rule(id).http {
-        [only] if only.method.as_deref().is_some_and(|wanted| wanted != *method) => {
-            format!("method {method} is not {}", only.method.as_deref().unwrap_or("*"))
+    let rule = policy.rule(id);
+    let (method, path) = (asked.request.method, asked.path.as_deref().unwrap_or("?"));
+    let patterns = &policy.requests[id.0 as usize];
+    let ([only], [entry]) = (&**patterns, &*rule.http) else {
+        return format!("none of its `http` entries matches {method} {path}");
+    };
+    let Err(Ok(lack)) = asked.lack(only, rule.action) else {
+        return "it covers other requests".to_owned();
+    };
+    match lack {
+        Lack::Method => {
+            format!("method {method} is not {}", entry.method.as_deref().unwrap_or("*"))
         }
-        [only] => format!("path {path} doesn't match {}", only.path.as_deref().unwrap_or("*")),
-        _ => format!("none of its `http` entries matches {method} {path}"),
+        Lack::Path => {
+            let regex = || entry.path_regex.as_ref().map_or("*", RegexPattern::as_str);
+            format!("path {path} doesn't match {}", entry.path.as_deref().unwrap_or_else(regex))
+        }
+        Lack::Host => format!("host {:?} doesn't match", asked.request.host),
+        Lack::Header(name) => {
+            format!("header `{name}` doesn't match {}", field(&entry.headers, name))
+        }
+        Lack::Parameter(name) => {
+            format!("parameter `{name}` doesn't match {}", field(&entry.query, name))
+        }
+        Lack::Token => {
+            let provider = entry.jwt.as_ref().map_or("", |jwt| jwt.provider.name.as_str());
+            format!("there is no token of {provider:?}")
+        }
+        Lack::Claim(name) => {
+            let claims = entry.jwt.as_ref().map_or(&[][..], |jwt| &jwt.claims);
+            format!("claim `{name}` doesn't match {}", field(claims, name))
+        }
+        Lack::Condition(None) => "its condition doesn't hold".to_owned(),
+        Lack::Condition(Some(why)) => format!("its condition can't be told: {why}"),
     }
+}
+
+/// What a field has to be.
+fn field(fields: &[FieldMatch], name: &str) -> String {
+    fields.iter().find(|field| &*field.name == name).map(ToString::to_string).unwrap_or_default()
 }
 
 /// What might be wrong, where nothing allowed it.

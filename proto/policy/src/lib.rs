@@ -23,7 +23,13 @@
 //! [`Outcome::Deny`] where none could: then the flow needn't reach the proxy at all.
 //!
 //! A request's path is compared in a canonical form ([`path`]). A path that two programs could
-//! read in two ways is refused wherever a rule about paths would have to decide it.
+//! read in two ways is brought into one or refused, as the service's `paths` says; and under `as-is`
+//! it is refused wherever a rule about paths would have to decide it.
+//!
+//! What a request says twice can be read in several ways: an allow rule matches only if every reading
+//! does, a deny rule if any does ([`fields`]). A condition (`when`) that can't be told, since a key is
+//! missing or types differ, doesn't match an allow rule and matches a deny rule. Tokens and their
+//! claims come in as values, verified: the engine believes them.
 //!
 //! **Audit.** Where the policy audits, what would be denied passes; where a deny rule audits, that
 //! rule doesn't deny and the search goes on. Either way [`Verdict::would_deny`] names the denier.
@@ -33,8 +39,10 @@
 
 mod changes;
 mod check;
+mod condition;
 mod engine;
 mod explain;
+pub mod fields;
 mod index;
 pub mod path;
 mod policy;
@@ -48,4 +56,6 @@ pub use changes::{Access, Changes, Reach, changes};
 pub use check::{TestResult, run_tests};
 pub use explain::{Explanation, Step};
 pub use policy::Policy;
-pub use verdict::{BuiltIn, DecidedBy, Decision, Outcome, Query, Request, RuleId, Stream, Verdict};
+pub use verdict::{
+    BuiltIn, DecidedBy, Decision, Outcome, Query, Request, RuleId, Stream, Token, Verdict,
+};

@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use isthmus_model::PathMode;
+
 /// Why a path can't be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
 pub enum Ambiguity {
@@ -49,6 +51,63 @@ pub fn canonical(path: &str) -> Result<Cow<'_, str>, Ambiguity> {
     let form = if plain { Cow::Borrowed(path) } else { Cow::Owned(recode(path)?) };
     check_segments(&form)?;
     Ok(without_last_slash(form))
+}
+
+/// The path as it is passed on, in a service's mode. What is judged is this one, too: the canonical
+/// form of what it gives is that of what went in, and giving it its own result changes nothing.
+///
+/// # Errors
+///
+/// If the mode refuses the path, since programs disagree on what it means.
+pub fn forwarded(mode: PathMode, path: &str) -> Result<Cow<'_, str>, Ambiguity> {
+    if mode == PathMode::AsIs {
+        return Ok(Cow::Borrowed(path));
+    }
+    let Err(why) = canonical(path) else { return Ok(Cow::Borrowed(path)) };
+    let merged = match mode {
+        PathMode::Strict | PathMode::AsIs => return Err(why),
+        PathMode::MergeSlashes => merge(path)?,
+        PathMode::DecodeAndMergeSlashes => merge(&with_slashes(path))?,
+    };
+    canonical(&merged)?;
+    Ok(Cow::Owned(merged))
+}
+
+/// The form in which a path is compared, in a service's mode.
+pub(crate) fn canonical_in(mode: PathMode, path: &str) -> Result<Cow<'_, str>, Ambiguity> {
+    match forwarded(mode, path)? {
+        Cow::Borrowed(path) => canonical(path),
+        Cow::Owned(path) => Ok(Cow::Owned(canonical(&path)?.into_owned())),
+    }
+}
+
+/// Decodes slashes and backslashes.
+fn with_slashes(path: &str) -> String {
+    let mut decoded = path.to_owned();
+    for (encoded, slash) in [("%2F", "/"), ("%2f", "/"), ("%5C", "\\"), ("%5c", "\\")] {
+        decoded = decoded.replace(encoded, slash);
+    }
+    decoded
+}
+
+/// Makes slashes of backslashes and one of several, and resolves `.` and `..` (RFC 3986, section
+/// 5.2.4; but what leads above the root is refused).
+fn merge(path: &str) -> Result<String, Ambiguity> {
+    let path = path.replace('\\', "/");
+    let Some(inner) = path.strip_prefix('/') else { return Err(Ambiguity::Relative) };
+    let mut kept = Vec::new();
+    let mut ends_in_slash = false;
+    for segment in inner.split('/') {
+        let dots = segment.replace("%2e", ".").replace("%2E", ".");
+        ends_in_slash = matches!(&*dots, "" | "." | "..");
+        match &*dots {
+            "" | "." => {}
+            ".." => drop(kept.pop().ok_or(Ambiguity::DotSegment)?),
+            _ => kept.push(segment),
+        }
+    }
+    let end = if ends_in_slash && !kept.is_empty() { "/" } else { "" };
+    Ok(format!("/{}{end}", kept.join("/")))
 }
 
 /// Characters that stand for themselves in a segment (RFC 3986, `pchar`), but for `;`.
@@ -156,10 +215,19 @@ fn without_last_slash(form: Cow<'_, str>) -> Cow<'_, str> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pattern {
     segments: Vec<Segment>,
-    /// The pattern ends in `*`: one or more segments may follow.
-    open: bool,
+    /// What may follow.
+    tail: Tail,
     /// The pattern has no canonical form, so no path matches it.
     never: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tail {
+    Nothing,
+    /// `*`: one or more segments.
+    Some,
+    /// `**`: none, or more.
+    Any,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,28 +238,50 @@ enum Segment {
 
 impl Pattern {
     pub(crate) fn new(text: &str) -> Self {
-        let Ok(form) = canonical(text) else {
-            return Self { segments: Vec::new(), open: false, never: true };
+        let (text, mut tail) = match text.strip_suffix("/**") {
+            Some(start) => (if start.is_empty() { "/" } else { start }, Tail::Any),
+            None => (text, Tail::Nothing),
         };
-        let mut segments: Vec<Segment> = segments(&form).map(Segment::new).collect();
-        let open = segments.last() == Some(&Segment::Any);
-        if open {
-            segments.pop();
+        let mut never = false;
+        let mut parts: Vec<Segment> = segments(text)
+            .map(|segment| {
+                Segment::new(segment).unwrap_or_else(|| {
+                    never = true;
+                    Segment::Any
+                })
+            })
+            .collect();
+        never = never || !text.starts_with('/');
+        if tail == Tail::Nothing && text.ends_with("/*") {
+            parts.pop();
+            tail = Tail::Some;
         }
-        Self { segments, open, never: false }
+        Self { segments: parts, tail, never }
     }
 
     /// Whether a canonical path matches.
     pub(crate) fn matches(&self, path: &str) -> bool {
         let mut rest = segments(path);
         let all = self.segments.iter().all(|segment| rest.next().is_some_and(|s| segment.is(s)));
-        !self.never && all && rest.next().is_some() == self.open
+        let tail = match self.tail {
+            Tail::Nothing => rest.next().is_none(),
+            Tail::Some => rest.next().is_some(),
+            Tail::Any => true,
+        };
+        !self.never && all && tail
     }
 }
 
 impl Segment {
-    fn new(text: &str) -> Self {
-        if text == "*" { Self::Any } else { Self::Literal(text.into()) }
+    /// None if no path can have it.
+    fn new(text: &str) -> Option<Self> {
+        let name = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        if text == "*" || name.is_some() {
+            return Some(Self::Any);
+        }
+        let rooted = format!("/{text}");
+        let form = canonical(&rooted).ok()?;
+        Some(Self::Literal(form[1..].into()))
     }
 
     fn is(&self, text: &str) -> bool {
@@ -202,9 +292,10 @@ impl Segment {
     }
 }
 
-/// The segments of a canonical path; `/` has none.
+/// The segments of a canonical path; `/` has none. A slash at the end says nothing.
 fn segments(form: &str) -> impl Iterator<Item = &str> {
     let inner = form.strip_prefix('/').unwrap_or(form);
+    let inner = inner.strip_suffix('/').unwrap_or(inner);
     inner.split('/').filter(move |_| !inner.is_empty())
 }
 
@@ -216,12 +307,11 @@ impl fmt::Display for Pattern {
                 Segment::Any => f.write_str("/*")?,
             }
         }
-        let end = if self.open {
-            "/*"
-        } else if self.segments.is_empty() {
-            "/"
-        } else {
-            ""
+        let end = match self.tail {
+            Tail::Some => "/*",
+            Tail::Any => "/**",
+            Tail::Nothing if self.segments.is_empty() => "/",
+            Tail::Nothing => "",
         };
         f.write_str(end)
     }

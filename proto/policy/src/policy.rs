@@ -1,12 +1,15 @@
 //! A policy, compiled.
 
+use std::sync::Arc;
+
 use isthmus_model::topology::Topology;
 use isthmus_model::{
-    Action, Application, Identity, Layer4, Name, Protocol, RequestMatch, Rule, Rules, Snapshot,
+    Action, Application, Identity, JwtProvider, Layer4, Name, PathMode, Protocol, RequestMatch,
+    Rule, Rules, Snapshot, Subject,
 };
 
 use crate::engine::Silent;
-use crate::explain::{Explanation, Log};
+use crate::explain::{Explanation, Log, names};
 use crate::index::{Index, Map, Subjects};
 use crate::path::Pattern;
 use crate::verdict::{DecidedBy, Decision, Query, RuleId, Stream, Verdict};
@@ -37,23 +40,30 @@ pub(crate) struct Served {
     pub(crate) tls: bool,
     /// Whether the proxy takes its connections.
     pub(crate) proxied: bool,
+    pub(crate) paths: PathMode,
 }
 
 /// An entry of a rule's `http`.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestPattern {
-    pub(crate) method: Option<std::sync::Arc<str>>,
+    pub(crate) method: Option<Arc<str>>,
     pub(crate) path: Option<Pattern>,
+    /// What else it asks for, if anything.
+    pub(crate) more: Option<Box<RequestMatch>>,
 }
 
 impl RequestPattern {
     fn new(entry: &RequestMatch) -> Self {
-        Self { method: entry.method.clone(), path: entry.path.as_deref().map(Pattern::new) }
+        Self {
+            method: entry.method.clone(),
+            path: entry.path.as_deref().map(Pattern::new),
+            more: (!entry.is_plain()).then(|| Box::new(entry.clone())),
+        }
     }
 
     /// Whether every request matches.
     pub(crate) const fn is_open(&self) -> bool {
-        self.method.is_none() && self.path.is_none()
+        self.method.is_none() && self.path.is_none() && self.more.is_none()
     }
 }
 
@@ -62,8 +72,8 @@ impl Policy {
     #[must_use]
     pub fn for_snapshot(snapshot: &Snapshot) -> Self {
         let services = snapshot.services.values();
-        let served =
-            services.map(|s| (s.name.clone(), Served::new(s.port, s.protocol, s.application)));
+        let served = services
+            .map(|s| (s.name.clone(), Served::new(s.port, s.protocol, s.application, s.paths)));
         Self::new(&snapshot.rules, served.collect())
     }
 
@@ -71,8 +81,9 @@ impl Policy {
     #[must_use]
     pub fn for_topology(topology: &Topology) -> Self {
         let services = topology.services.iter();
-        let served = services
-            .map(|(name, s)| (name.clone(), Served::new(s.port, s.protocol, s.application)));
+        let served = services.map(|(name, s)| {
+            (name.clone(), Served::new(s.port, s.protocol, s.application, s.paths))
+        });
         Self::new(&topology.rules, served.collect())
     }
 
@@ -116,6 +127,21 @@ impl Policy {
         let mut log = Log::default();
         let verdict = self.judge(query, None, &mut log);
         log.finish(self, query, verdict)
+    }
+
+    /// Whose tokens rules ask for in requests to a service. In order, each once.
+    #[must_use]
+    pub fn providers(&self, to: &Identity) -> Vec<Arc<JwtProvider>> {
+        let asks = |rule: &&Rule| rule.http.iter().any(|entry| entry.jwt.is_some());
+        let about = |rule: &&Rule| rule.to.iter().any(|subject: &Subject| names(subject, to));
+        let entries = self.rules.iter().filter(asks).filter(about).flat_map(|rule| &rule.http);
+        let mut found: Vec<_> = entries
+            .filter_map(|entry| entry.jwt.as_ref())
+            .map(|jwt| Arc::clone(&jwt.provider))
+            .collect();
+        found.sort();
+        found.dedup();
+        found
     }
 
     /// A rule of this policy.
@@ -174,13 +200,19 @@ impl Policy {
 }
 
 impl Served {
-    pub(crate) const fn new(port: u16, protocol: Protocol, application: Application) -> Self {
+    pub(crate) const fn new(
+        port: u16,
+        protocol: Protocol,
+        application: Application,
+        paths: PathMode,
+    ) -> Self {
         let layer4 = match protocol {
             Protocol::Udp => Layer4::Udp(port),
             Protocol::Tcp | Protocol::Http | Protocol::Tls | Protocol::Auto => Layer4::Tcp(port),
         };
         Self {
             layer4,
+            paths,
             http: protocol.carries_requests(),
             tls: protocol.carries_tls(),
             only_http: matches!(protocol, Protocol::Http),

@@ -1,12 +1,14 @@
 //! The golden vectors: topologies, and what the policy must say of them. Every crate that decides by
 //! this one replays them through its own path.
 
+use std::sync::Arc;
+
 use isthmus_model::topology::{self, SourceFile, Topology};
 use isthmus_model::{Identity, Layer4, Name};
 use serde::Deserialize;
 
 use crate::policy::Policy;
-use crate::verdict::{Outcome, Query, Request, Verdict};
+use crate::verdict::{Outcome, Query, Request, Token, Verdict};
 
 const FILES: &[(&str, &str)] = &[
     ("layer4.toml", include_str!("../vectors/layer4.toml")),
@@ -14,6 +16,7 @@ const FILES: &[(&str, &str)] = &[
     ("paths.toml", include_str!("../vectors/paths.toml")),
     ("audit.toml", include_str!("../vectors/audit.toml")),
     ("audit-rule.toml", include_str!("../vectors/audit-rule.toml")),
+    ("authorisation.toml", include_str!("../vectors/authorisation.toml")),
     ("default-allow.toml", include_str!("../vectors/default-allow.toml")),
 ];
 
@@ -26,6 +29,13 @@ pub struct Vector {
     pub topology: Topology,
     /// The questions.
     pub cases: Vec<Case>,
+}
+
+/// The request in the form in which the engine takes it.
+#[derive(Clone, Debug, Default)]
+struct Asked {
+    host: String,
+    headers: Vec<(String, String)>,
 }
 
 /// A question, and the right answer.
@@ -41,6 +51,15 @@ pub struct Case {
     pub layer4: Layer4,
     /// Method and path.
     pub request: Option<(String, String)>,
+    /// The host that the request is for, as on the wire.
+    pub host: String,
+    /// The request's query.
+    pub query: String,
+    /// The request's header fields, as on the wire.
+    pub headers: Vec<(String, String)>,
+    /// The request's tokens.
+    pub tokens: Vec<Token>,
+    asked: Asked,
     /// What must come out.
     pub outcome: Outcome,
     /// What must have decided: a rule's name, `default`, `built-in: …`.
@@ -53,7 +72,13 @@ impl Case {
     /// The question, as the engine takes it.
     #[must_use]
     pub fn query(&self) -> Query<'_> {
-        let request = self.request.as_ref().map(|(method, path)| Request { method, path });
+        let request = self.request.as_ref().map(|(method, path)| Request {
+            host: &self.asked.host,
+            query: &self.query,
+            headers: &self.asked.headers,
+            tokens: &self.tokens,
+            ..Request::new(method, path)
+        });
         Query { from: &self.from, to: &self.to, layer4: self.layer4, request }
     }
 
@@ -94,6 +119,14 @@ struct Row {
     outcome: Answer,
     by: String,
     would_deny: Option<String>,
+    #[serde(default)]
+    host: String,
+    #[serde(default)]
+    query: String,
+    #[serde(default)]
+    headers: Vec<(String, String)>,
+    /// Of a token by the provider `login`.
+    claims: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 #[derive(Deserialize)]
@@ -136,8 +169,30 @@ fn case(topology: &Topology, row: Row) -> Option<Case> {
         Answer::Allow => Outcome::Allow,
         Answer::Inspect => Outcome::Inspect,
     };
-    let Row { name, by, would_deny, .. } = row;
-    Some(Case { name, from, to, layer4, request, outcome, by, would_deny })
+    let Row { name, by, would_deny, host, query, headers, claims, .. } = row;
+    let provider: Name = "login".parse().ok()?;
+    let token = |claims| Token { provider: provider.clone(), claims: Arc::new(claims) };
+    let tokens = claims.map(token).into_iter().collect();
+    let lower = host.to_ascii_lowercase();
+    let asked = Asked {
+        host: lower.split(':').next().unwrap_or_default().to_owned(),
+        headers: headers.iter().map(|(n, v)| (n.to_ascii_lowercase(), v.clone())).collect(),
+    };
+    Some(Case {
+        name,
+        from,
+        to,
+        layer4,
+        request,
+        host,
+        query,
+        headers,
+        tokens,
+        asked,
+        outcome,
+        by,
+        would_deny,
+    })
 }
 
 fn own_port(topology: &Topology, service: &Name) -> Option<Layer4> {

@@ -1,8 +1,12 @@
 //! Questions and answers.
 
 use std::fmt;
+use std::sync::Arc;
 
-use isthmus_model::{Identity, Layer4, Origin};
+use isthmus_model::{Identity, Layer4, Name, Origin};
+use serde_json::{Map, Value};
+
+use crate::fields::{Headers, NoHeaders};
 
 /// What is asked: may this pass?
 #[derive(Clone, Copy, Debug)]
@@ -18,12 +22,47 @@ pub struct Query<'a> {
 }
 
 /// An HTTP request, as far as rules care.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// The method, as on the wire.
     pub method: &'a str,
     /// The path as on the wire, without the query.
     pub path: &'a str,
+    /// The host that it is for, in lower case and without a port.
+    pub host: &'a str,
+    /// The query as on the wire, without the question mark.
+    pub query: &'a str,
+    /// Its header fields.
+    pub headers: &'a dyn Headers,
+    /// The tokens that it has, each verified.
+    pub tokens: &'a [Token],
+    /// The host that the caller is on; empty if that isn't known.
+    pub source_host: &'a str,
+}
+
+/// A token that was verified.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    /// Whose.
+    pub provider: Name,
+    /// What it says.
+    pub claims: Arc<Map<String, Value>>,
+}
+
+impl<'a> Request<'a> {
+    /// A request that has nothing but a method and a path.
+    #[must_use]
+    pub const fn new(method: &'a str, path: &'a str) -> Self {
+        Self {
+            method,
+            path,
+            host: "",
+            query: "",
+            headers: &NoHeaders,
+            tokens: &[],
+            source_host: "",
+        }
+    }
 }
 
 /// What a connection turned out to be, if not HTTP.

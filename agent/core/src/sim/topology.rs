@@ -135,6 +135,7 @@ impl Builder {
                 balance: isthmus_model::Balance::default(),
                 edge: None,
                 application: isthmus_model::Application::default(),
+                paths: isthmus_model::PathMode::default(),
             };
             (ServiceId(id), service)
         });

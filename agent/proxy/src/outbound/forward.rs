@@ -159,10 +159,9 @@ fn answer(
     holding: Holding,
 ) -> Response<Answer> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let asked = (template.head.method.to_string(), template.head.uri.path().to_owned());
         return match template.upgrade {
             Some(protocol) if upgrade::agrees(&protocol, response.headers()) => {
-                switch(connection, response, &protocol, asked, record)
+                switch(connection, response, &protocol, None, record)
             }
             Some(_) | None => {
                 let reason = "the service switched to a protocol that nobody asked for";

@@ -3,11 +3,12 @@
 use http::HeaderMap;
 use http::request::Parts;
 use isthmus_model::ServiceId;
-use isthmus_policy::{Outcome, Request};
+use isthmus_policy::Outcome;
 
 use crate::backend::Target;
 use crate::connection::Connection;
 use crate::headers;
+use crate::judge::{ask, tokens};
 use crate::outbound::cluster::Cluster;
 use crate::outbound::endpoint::Endpoint;
 use crate::view::{Parties, View};
@@ -20,8 +21,9 @@ pub(super) fn passes(
     head: &Parts,
 ) -> Option<Parties> {
     let parties = view.parties_here(&connection.parties, service)?;
-    let asked = Request { method: head.method.as_str(), path: head.uri.path() };
-    (view.judge(&parties, Some(asked)).outcome == Outcome::Allow).then_some(parties)
+    let tokens = tokens(connection, view, service, head).ok()?;
+    let verdict = ask(connection, view, head, &tokens, |asked| view.judge(&parties, Some(asked)));
+    (verdict.outcome == Outcome::Allow).then_some(parties)
 }
 
 /// Judges a request to a service here, as the server's side does for callers of other hosts, and

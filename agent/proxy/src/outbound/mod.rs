@@ -29,7 +29,8 @@ use crate::body::Answer;
 use crate::connection::Connection;
 use crate::gateway::{self, Misdirected};
 use crate::incoming::Incoming;
-use crate::request::{is_allowed, may_pass, refusal, rejection};
+use crate::judge::{is_allowed, may_pass, tokens, without_port};
+use crate::request::{refusal, rejection};
 use crate::routing::{Act, Asked, Chosen, Compiled, location, target};
 use crate::view::View;
 
@@ -91,7 +92,7 @@ pub(crate) async fn handle(
             // The other side judges what it is asked for. What only this side sees is judged here.
             if connection.entry.is_none()
                 && backend != asked
-                && !may_pass(connection, view, &call.head, &mut record)
+                && !passes_here(connection, view, &call, asked, &mut record)
             {
                 return refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record);
             }
@@ -169,8 +170,20 @@ fn reaches_outside(
     if let Some(host) = external.and_then(gateway::host_of) {
         call.host = host;
     }
-    let parties = view.parties_here(&connection.parties, backend);
-    parties.is_some_and(|parties| is_allowed(view, &parties, &call.head, record))
+    let Some(parties) = view.parties_here(&connection.parties, backend) else { return false };
+    let tokens = tokens(connection, view, backend, &call.head);
+    tokens.is_ok_and(|tokens| is_allowed(connection, view, &parties, &call.head, &tokens, record))
+}
+
+fn passes_here(
+    connection: &Connection,
+    view: &View,
+    call: &Call,
+    asked: ServiceId,
+    record: &mut Record,
+) -> bool {
+    let tokens = tokens(connection, view, asked, &call.head);
+    tokens.is_ok_and(|tokens| may_pass(connection, view, &call.head, &tokens, record))
 }
 
 /// A path that two programs could read in two ways.
@@ -198,14 +211,6 @@ fn path_of(head: &Parts) -> String {
     let Ok(form) = canonical(path) else { return path.to_owned() };
     let slash = if path.len() > 1 && path.ends_with('/') { "/" } else { "" };
     format!("{form}{slash}")
-}
-
-pub(crate) fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        // Not within the brackets of an IPv6 address.
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        Some(_) | None => host,
-    }
 }
 
 /// The host and port that a client believes it speaks to.

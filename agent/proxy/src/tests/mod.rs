@@ -13,5 +13,6 @@ mod smuggling;
 mod streams;
 mod support;
 mod telemetry;
+mod tokens;
 mod upgrades;
 mod vectors;

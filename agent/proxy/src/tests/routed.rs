@@ -154,6 +154,7 @@ impl Backends {
             balance: self.balance.clone(),
             edge: None,
             application: isthmus_model::Application::default(),
+            paths: isthmus_model::PathMode::default(),
         }
     }
 }

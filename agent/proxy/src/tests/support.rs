@@ -120,6 +120,10 @@ impl Proxy {
         self.views.send_replace(view(self.application_port, rules));
     }
 
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.views.borrow())
+    }
+
     pub(crate) fn switch(&self, view: Arc<View>) {
         self.views.send_replace(view);
     }
@@ -306,6 +310,7 @@ fn rule(action: Action, name: &str, from: &str, http: &[(Option<&str>, Option<&s
     let request = |(method, path): &(Option<&str>, Option<&str>)| RequestMatch {
         method: method.map(Into::into),
         path: path.map(Into::into),
+        ..RequestMatch::default()
     };
     Rule {
         name: name.into(),
@@ -380,6 +385,7 @@ fn service(
         balance: isthmus_model::Balance::default(),
         edge: None,
         application: isthmus_model::Application::default(),
+        paths: isthmus_model::PathMode::default(),
     }
 }
 

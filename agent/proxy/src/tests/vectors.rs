@@ -3,19 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use isthmus_model::topology::Topology;
 use isthmus_model::{
-    Device, DeviceId, HostId, Identity, Mesh, MeshPrefix, Name, PortRule, Protocol, Revision, Rule,
-    Rules, Service, ServiceId, Snapshot,
+    Device, DeviceId, HostId, Identity, JwtProvider, KeySource, Mesh, MeshPrefix, Name, PortRule,
+    Protocol, Revision, Rule, Rules, Service, ServiceId, Snapshot,
 };
 use isthmus_policy::vectors::{Case, Vector, all};
-use isthmus_policy::{Outcome, Policy};
+use isthmus_policy::{Outcome, Policy, Token};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
-use super::support::{Application, bind, exchange, host};
+use super::support::{Application, SOON, bind, exchange, host};
+use crate::jwt::tests::Signer;
 use crate::{Edge, Metrics, Options, View, serve};
 
 /// Where services that are called have their workloads.
@@ -29,6 +33,8 @@ struct Lab {
     /// Where the proxy takes requests to a service.
     proxies: BTreeMap<Name, SocketAddr>,
     _views: watch::Sender<Arc<View>>,
+    signer: Signer,
+    _keys: tempfile::NamedTempFile,
 }
 
 #[tokio::test]
@@ -47,7 +53,7 @@ async fn requests_become_what_the_golden_vectors_say() {
             asked += 1;
         }
     }
-    assert!(asked > 50, "{asked}");
+    assert!(asked > 200, "{asked}");
 }
 
 /// Whether a case can be asked of a proxy: a request to an HTTP service's own port, with a target
@@ -66,6 +72,9 @@ fn is_request(topology: &Topology, case: &Case) -> bool {
 impl Lab {
     async fn start(vector: &Vector) -> Self {
         let topology = &vector.topology;
+        let signer = Signer::new();
+        let mut keys = tempfile::NamedTempFile::new().unwrap();
+        keys.write_all(signer.set().to_string().as_bytes()).unwrap();
         let mut ports = BTreeMap::new();
         let mut services = BTreeMap::new();
         for (number, (name, declared)) in (1_u8..).zip(&topology.services) {
@@ -86,6 +95,7 @@ impl Lab {
                 balance: isthmus_model::Balance::default(),
                 edge: None,
                 application: isthmus_model::Application::default(),
+                paths: declared.paths,
             };
             services.insert(ServiceId(number.into()), service);
         }
@@ -108,13 +118,13 @@ impl Lab {
                 .collect(),
             services,
             devices: devices(topology),
-            rules: with_ports(&topology.rules, &ports),
+            rules: with_keys(with_ports(&topology.rules, &ports), keys.path()),
             routes: Vec::new(),
         });
-        Self::serve(snapshot)
+        Self::serve(snapshot, signer, keys)
     }
 
-    fn serve(snapshot: Arc<Snapshot>) -> Self {
+    fn serve(snapshot: Arc<Snapshot>, signer: Signer, keys: tempfile::NamedTempFile) -> Self {
         let policy = Arc::new(Policy::for_snapshot(&snapshot));
         let mut listeners = Vec::new();
         let mut proxies = BTreeMap::new();
@@ -133,15 +143,43 @@ impl Lab {
             bind,
             pending(),
         ));
-        Self { snapshot, proxies, _views: views }
+        Self { snapshot, proxies, _views: views, signer, _keys: keys }
     }
 
     /// The status of the answer; empty if there is none.
     async fn ask(&self, case: &Case) -> String {
         let (method, path) = case.request.as_ref().unwrap();
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        let got = exchange(self.address(&case.from), self.proxies[case.to.name()], head).await;
-        got.split(' ').nth(1).unwrap_or_default().to_owned()
+        let query = if case.query.is_empty() { String::new() } else { format!("?{}", case.query) };
+        let host = if case.host.is_empty() { "x" } else { &case.host };
+        let mut head = format!("{method} {path}{query} HTTP/1.1\r\nHost: {host}\r\n");
+        for (name, value) in &case.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if let [token] = &*case.tokens {
+            head.push_str(&format!("Authorization: Bearer {}\r\n", self.sign(token)));
+        }
+        head.push_str("Connection: close\r\n\r\n");
+        let asked = timeout(SOON, async {
+            loop {
+                let proxy = self.proxies[case.to.name()];
+                let got = exchange(self.address(&case.from), proxy, &head).await;
+                // The keys are loaded in the background.
+                if !got.starts_with("HTTP/1.1 401") {
+                    return got.split(' ').nth(1).unwrap_or_default().to_owned();
+                }
+            }
+        });
+        asked.await.expect("the keys are loaded")
+    }
+
+    /// A token with these claims, and with what every token has.
+    fn sign(&self, token: &Token) -> String {
+        let mut claims = serde_json::Map::clone(&token.claims);
+        claims.insert("iss".into(), "https://login.example".into());
+        claims.insert("aud".into(), "mesh".into());
+        claims.insert("exp".into(), 99_999_999_999_u64.into());
+        let header = serde_json::json!({ "alg": "EdDSA" });
+        self.signer.sign(&header, &claims.into())
     }
 
     /// Where somebody calls from.
@@ -176,6 +214,17 @@ fn devices(topology: &Topology) -> BTreeMap<DeviceId, Device> {
             (DeviceId(number.into()), device)
         };
     (100_u8..).zip(&topology.devices).map(device).collect()
+}
+
+/// Rules that find the keys of tokens in a file.
+fn with_keys(mut rules: Rules, path: &Path) -> Rules {
+    for entry in rules.rules.iter_mut().flat_map(|rule| &mut rule.http) {
+        if let Some(jwt) = &mut entry.jwt {
+            let keys = KeySource::File(path.to_owned());
+            jwt.provider = JwtProvider { keys, ..JwtProvider::clone(&jwt.provider) }.into();
+        }
+    }
+    rules
 }
 
 /// Rules that say the same of services that had to take other ports.

@@ -86,6 +86,7 @@ fn service(name: &str, namespace: &str, number: u8, placements: &[(u8, u8)]) -> 
         balance: isthmus_model::Balance::default(),
         edge: None,
         application: isthmus_model::Application::default(),
+        paths: isthmus_model::PathMode::default(),
     }
 }
 

@@ -13,13 +13,15 @@ use v1::resource::Body;
 use v1::selector::By;
 
 use super::encode::key;
-use super::{ConvertError, application, balance, check, edge, routes};
+use super::{ConvertError, application, balance, check, edge, jwt, routes};
 use crate::address::{Ipv4Net, MeshPrefix};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::route::Route;
 use crate::rules::{Action, Origin, RequestMatch, Rule, Rules};
-use crate::snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};
+use crate::snapshot::{
+    Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, Snapshot,
+};
 
 /// More resources than this are a mistake, or an attempt to exhaust memory.
 const MAX_RESOURCES: usize = 500_000;
@@ -181,6 +183,17 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
         edge: body.edge.as_ref().map(edge::decode).transpose()?,
         application: application::decode(body)?,
         balance: body.balance.as_ref().map(balance::decode).transpose()?.unwrap_or_default(),
+        paths: path_mode(body.paths)?,
+    })
+}
+
+fn path_mode(number: i32) -> Result<PathMode, Reason> {
+    Ok(match v1::PathMode::try_from(number) {
+        Ok(v1::PathMode::Unspecified) => PathMode::Strict,
+        Ok(v1::PathMode::MergeSlashes) => PathMode::MergeSlashes,
+        Ok(v1::PathMode::DecodeAndMergeSlashes) => PathMode::DecodeAndMergeSlashes,
+        Ok(v1::PathMode::AsIs) => PathMode::AsIs,
+        Err(_) => return Err(format!("paths: {number} isn't one that this version knows")),
     })
 }
 
@@ -235,7 +248,18 @@ fn request_match(body: &v1::RequestMatch) -> Result<RequestMatch, Reason> {
     if path.as_deref().is_some_and(|path| !path.starts_with('/')) {
         return Err(format!("http: the path {:?} doesn't begin with '/'", brief(&body.path)));
     }
-    Ok(RequestMatch { method: some("method", &body.method)?, path })
+    let regex = (!body.path_regex.is_empty()).then(|| parse("path_regex", &body.path_regex));
+    let when = (!body.when.is_empty()).then(|| parse("when", &body.when));
+    Ok(RequestMatch {
+        method: some("method", &body.method)?,
+        path,
+        path_regex: regex.transpose()?,
+        hosts: routes::decode_hosts(&body.hosts)?,
+        headers: routes::decode_fields("headers", &body.headers)?,
+        query: routes::decode_fields("query", &body.query)?,
+        jwt: body.jwt.as_ref().map(jwt::decode).transpose()?,
+        when: when.transpose()?,
+    })
 }
 
 pub(super) fn number(number: u32) -> Result<u32, Reason> {

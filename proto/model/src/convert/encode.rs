@@ -6,11 +6,13 @@ use isthmus_proto::v1;
 use v1::resource::Body;
 use v1::selector::By;
 
-use super::{application, balance, edge, routes};
+use super::{application, balance, edge, jwt, routes};
 use crate::balance::Balance;
+use crate::condition::Condition;
 use crate::identity::{DeviceId, HostId, ServiceId};
+use crate::route::Pattern;
 use crate::rules::{Action, RequestMatch, Rule};
-use crate::snapshot::{Device, Host, Protocol, Selector, Service, Snapshot};
+use crate::snapshot::{Device, Host, PathMode, Protocol, Selector, Service, Snapshot};
 
 /// The resources that a snapshot consists of: `mesh` and `policy`, then hosts, services, devices,
 /// rules and routes. Equal snapshots give equal resources, so that two slices can be compared by them.
@@ -94,7 +96,17 @@ fn service(id: ServiceId, service: &Service) -> Body {
         balance: (service.balance != Balance::default()).then(|| balance::encode(&service.balance)),
         proxy_protocol: application::proxy_protocol(service.application),
         http_version: application::http_version(service.application),
+        paths: path_mode(service.paths).into(),
     })
+}
+
+const fn path_mode(mode: PathMode) -> v1::PathMode {
+    match mode {
+        PathMode::Strict => v1::PathMode::Unspecified,
+        PathMode::MergeSlashes => v1::PathMode::MergeSlashes,
+        PathMode::DecodeAndMergeSlashes => v1::PathMode::DecodeAndMergeSlashes,
+        PathMode::AsIs => v1::PathMode::AsIs,
+    }
 }
 
 fn selector(selector: &Selector) -> v1::Selector {
@@ -135,8 +147,15 @@ fn rule(order: u32, rule: &Rule) -> Body {
 }
 
 fn request_match(entry: &RequestMatch) -> v1::RequestMatch {
+    let some = |text: Option<&str>| text.unwrap_or_default().to_owned();
     v1::RequestMatch {
-        method: entry.method.as_deref().unwrap_or_default().to_owned(),
-        path: entry.path.as_deref().unwrap_or_default().to_owned(),
+        method: some(entry.method.as_deref()),
+        path: some(entry.path.as_deref()),
+        path_regex: some(entry.path_regex.as_ref().map(Pattern::as_str)),
+        hosts: entry.hosts.iter().map(ToString::to_string).collect(),
+        headers: entry.headers.iter().map(routes::encode_field).collect(),
+        query: entry.query.iter().map(routes::encode_field).collect(),
+        jwt: entry.jwt.as_ref().map(jwt::encode),
+        when: some(entry.when.as_ref().map(Condition::as_str)),
     }
 }

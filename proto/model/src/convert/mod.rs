@@ -10,6 +10,7 @@ mod check;
 mod decode;
 mod edge;
 mod encode;
+mod jwt;
 mod routes;
 #[cfg(test)]
 mod tests;

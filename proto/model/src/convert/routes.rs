@@ -68,11 +68,13 @@ fn encode_match(entry: &RouteMatch) -> v1::RouteMatch {
     }
 }
 
-fn encode_field(field: &FieldMatch) -> v1::FieldMatch {
+pub(super) fn encode_field(field: &FieldMatch) -> v1::FieldMatch {
     use v1::field_match::Value;
     let value = match &field.value {
         ValueMatch::Exact(value) => Value::Exact(value.to_string()),
         ValueMatch::Regex(pattern) => Value::Regex(pattern.as_str().to_owned()),
+        ValueMatch::Present => Value::Present(true),
+        ValueMatch::Absent => Value::Present(false),
     };
     v1::FieldMatch { name: field.name.to_string(), value: Some(value) }
 }
@@ -168,9 +170,6 @@ pub(super) fn decode(body: &v1::Route) -> Result<Route, Reason> {
 }
 
 fn decode_match(body: &v1::RouteMatch) -> Result<RouteMatch, Reason> {
-    bounded("hosts", body.hosts.len(), MAX_LIST)?;
-    bounded("headers", body.headers.len(), MAX_LIST)?;
-    bounded("query", body.query.len(), MAX_LIST)?;
     bounded("sni", body.sni.len(), MAX_LIST)?;
     let path = body.path.as_ref().map(|path| match path {
         Path::Exact(path) => rooted(path).map(PathMatch::Exact),
@@ -179,12 +178,12 @@ fn decode_match(body: &v1::RouteMatch) -> Result<RouteMatch, Reason> {
     });
     let method = (!body.method.is_empty()).then(|| text("method", &body.method));
     Ok(RouteMatch {
-        hosts: body.hosts.iter().map(|it| host(it)).collect::<Result<_, _>>()?,
+        hosts: decode_hosts(&body.hosts)?,
         sni: body.sni.iter().map(|it| host(it)).collect::<Result<_, _>>()?,
         path: path.transpose()?,
         method: method.transpose()?,
-        headers: body.headers.iter().map(decode_field).collect::<Result<_, _>>()?,
-        query: body.query.iter().map(decode_field).collect::<Result<_, _>>()?,
+        headers: decode_fields("headers", &body.headers)?,
+        query: decode_fields("query", &body.query)?,
     })
 }
 
@@ -197,11 +196,26 @@ pub(super) fn host(host: &str) -> Result<HostMatch, Reason> {
     })
 }
 
+pub(super) fn decode_hosts(hosts: &[String]) -> Result<Vec<HostMatch>, Reason> {
+    bounded("hosts", hosts.len(), MAX_LIST)?;
+    hosts.iter().map(|it| host(it)).collect()
+}
+
+pub(super) fn decode_fields(
+    name: &str,
+    fields: &[v1::FieldMatch],
+) -> Result<Vec<FieldMatch>, Reason> {
+    bounded(name, fields.len(), MAX_LIST)?;
+    fields.iter().map(decode_field).collect()
+}
+
 fn decode_field(body: &v1::FieldMatch) -> Result<FieldMatch, Reason> {
     use v1::field_match::Value;
     let value = match body.value.as_ref().ok_or("a field match without a value")? {
         Value::Exact(value) => ValueMatch::Exact(text("value", value)?),
         Value::Regex(regex) => ValueMatch::Regex(parse("value", regex)?),
+        Value::Present(true) => ValueMatch::Present,
+        Value::Present(false) => ValueMatch::Absent,
     };
     Ok(FieldMatch { name: filled("name", &body.name)?, value })
 }

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_proto::v1;
@@ -12,12 +13,15 @@ use crate::application::{Application, HttpVersion, ProxyProtocol};
 use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::edge::Edge;
 use crate::identity::{DeviceId, HostId, ServiceId};
+use crate::jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 use crate::key::PublicKey;
 use crate::name::Name;
 use crate::resilience::{Breaker, Outlier};
-use crate::route::{HostMatch, Route};
+use crate::route::{FieldMatch, HostMatch, Route, ValueMatch};
 use crate::rules::{Action, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
-use crate::snapshot::{Device, Host, Mesh, Protocol, Revision, Selector, Service, Snapshot};
+use crate::snapshot::{
+    Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, Snapshot,
+};
 use crate::topology::{SourceFile, parse};
 
 proptest! {
@@ -102,7 +106,7 @@ fn what_contradicts_itself_is_refused_by_name() {
         ("rule/may", "ports", |r| rule(r).ports = vec!["tcp/0".into()]),
         ("rule/may", "only a rule that denies", |r| rule(r).audit = true),
         ("rule/may", "doesn't begin with '/'", |r| {
-            rule(r).http = vec![v1::RequestMatch { method: String::new(), path: "a".into() }];
+            rule(r).http = vec![v1::RequestMatch { path: "a".into(), ..Default::default() }];
         }),
         ("route/s0-1", "no service \"gone\"", |r| route(r).service = "gone".into()),
         ("route/s0-1", "nobody has a weight", |r| {
@@ -248,6 +252,7 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
                 [n as usize % 3],
             http: [HttpVersion::Auto, HttpVersion::Http1, HttpVersion::Http2][n as usize % 3],
         },
+        paths: PathMode::ALL[n as usize % 4],
         balance: Balance {
             weights: [(name("h1"), n), (name("h2"), 1000)].into(),
             locality: n.is_multiple_of(2),
@@ -453,8 +458,57 @@ fn a_port() -> impl Strategy<Value = PortRule> {
     ]
 }
 
-fn a_request() -> impl Strategy<Value = RequestMatch> {
-    let method = prop::option::of("[A-Z]{1,6}".prop_map(Into::into));
-    let path = prop::option::of("/[a-z/*]{0,9}".prop_map(Into::into));
-    (method, path).prop_map(|(method, path)| RequestMatch { method, path })
+prop_compose! {
+    fn a_request()(
+        method in prop::option::of("[A-Z]{1,6}".prop_map(Into::into)),
+        path in prop::option::of("/[a-z/*]{0,9}".prop_map(Into::into)),
+        path_regex in prop::option::of("/[a-z]{1,4}".prop_map(|text| text.parse().unwrap())),
+        host in prop::option::of("[a-z.]{1,9}".prop_map(|text| HostMatch::Exact(text.into()))),
+        headers in prop::collection::vec(a_field(), 0..3),
+        query in prop::collection::vec(a_field(), 0..3),
+        jwt in prop::option::of(a_token()),
+        method_in in prop::option::of("[A-Z]{1,6}"),
+    ) -> RequestMatch {
+        let when = method_in.map(|method| format!("request.method == '{method}'").parse().unwrap());
+        let hosts = host.into_iter().collect();
+        RequestMatch { method, path, path_regex, hosts, headers, query, jwt, when }
+    }
+}
+
+fn a_field() -> impl Strategy<Value = FieldMatch> {
+    let value = prop_oneof![
+        Just(ValueMatch::Present),
+        Just(ValueMatch::Absent),
+        "[a-z]{0,4}".prop_map(|text| ValueMatch::Exact(text.into())),
+        "[a-z]{0,4}".prop_map(|text| ValueMatch::Regex(text.parse().unwrap())),
+    ];
+    ("[a-z]{1,4}", value).prop_map(|(name, value)| FieldMatch { name: name.into(), value })
+}
+
+prop_compose! {
+    fn a_token()(
+        text in "[a-z]{1,9}",
+        audiences in prop::collection::vec("[a-z]{1,3}".prop_map(Into::into), 0..3),
+        is_file in any::<bool>(),
+        is_cookie in any::<bool>(),
+        leeway in 0_u64..600,
+        claims in prop::collection::vec(a_field(), 0..3),
+    ) -> JwtMatch {
+        let keys = if is_file {
+            KeySource::File(format!("/{text}").into())
+        } else {
+            KeySource::Url(format!("https://{text}/").into())
+        };
+        let place: fn(Arc<str>) -> TokenPlace =
+            if is_cookie { TokenPlace::Cookie } else { TokenPlace::Header };
+        let provider = JwtProvider {
+            name: name(&text),
+            issuer: text.clone().into(),
+            audiences,
+            keys,
+            place: place(text.into()),
+            leeway: Duration::from_secs(leeway),
+        };
+        JwtMatch { provider: Arc::new(provider), claims }
+    }
 }

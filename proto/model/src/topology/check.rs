@@ -133,6 +133,9 @@ fn check_rules(draft: &Draft, report: &mut Report<'_>) {
         if !rule.sni.is_empty() {
             names.require_tls(draft, report);
         }
+        for (name, at) in &draft.providers {
+            require("jwt", name, *at, &names.draft.jwt, report);
+        }
     }
 }
 

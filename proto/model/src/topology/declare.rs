@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::mesh::{HOST_BLOCKS, bad_block_length};
-use super::reader::{At, Context, Entry, Located, Pair, Read, Report, Schema, Table, quote};
+use super::reader::{
+    At, Context, Entry, Located, Pair, Read, Report, Schema, Table, instead, quote,
+};
 use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, application, balance, values};
 use crate::address::Ipv4Net;
 use crate::edge::Edge;
 use crate::key::PublicKey;
 use crate::name::Name;
-use crate::snapshot::{Protocol, Selector};
+use crate::snapshot::{PathMode, Protocol, Selector};
 
 pub(super) const HOST: Schema = &[
     ("site", "site = \"dc1\""),
@@ -29,6 +31,7 @@ pub(super) const SERVICE: Schema = &[
     ("breaker", "breaker = { max_requests = 1024 }"),
     ("proxy_protocol", "proxy_protocol = \"v2\""),
     ("http", "http = \"2\""),
+    ("paths", "paths = \"merge-slashes\""),
 ];
 
 pub(super) const DEVICE: Schema =
@@ -150,6 +153,7 @@ pub(super) fn service<'a>(
     let protocol = protocol?.unwrap_or(Protocol::Tcp);
     let balance = balance::balance(table, protocol, report);
     let application = application::application(table, protocol, report);
+    let paths = paths(table, protocol, report);
     let balance = balance?;
     let (placement, hosts) = hosts?.unwrap_or((Placement::Names(Vec::new()), Vec::new()));
     let decl = ServiceDecl {
@@ -164,6 +168,7 @@ pub(super) fn service<'a>(
         balance: balance.balance,
         edge: None,
         application: application?,
+        paths: paths?,
         origin: report.origin(table.at),
     };
     Ok(ServiceDraft {
@@ -172,6 +177,27 @@ pub(super) fn service<'a>(
         workload: table.get("workload").map_or(table.at, |entry| entry.at),
         weighed: balance.weighed,
         at: table.at,
+    })
+}
+
+pub(super) fn paths(
+    table: &Table<'_>,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> Read<PathMode> {
+    let Some(entry) = table.get("paths") else { return Ok(PathMode::default()) };
+    if protocol != Protocol::Http {
+        let message = format!("`paths` is about requests, and this service speaks {protocol}");
+        let help = "write `protocol = \"http\"`, or leave it out";
+        return Err(report.error(entry.key_at, message, help));
+    }
+    let text = entry.string(report)?;
+    let known = PathMode::ALL.map(|mode| mode.to_string());
+    let found = PathMode::ALL.into_iter().find(|mode| mode.to_string() == text.value);
+    found.ok_or_else(|| {
+        let message = format!("`paths` can't be {}", quote(text.value));
+        let known = known.iter().map(String::as_str);
+        report.error(text.at, message, instead(text.value, known, "write one of"))
     })
 }
 

@@ -14,7 +14,7 @@ use crate::application::Application;
 use crate::balance::Balance;
 use crate::name::Name;
 use crate::route::Route;
-use crate::rules::{Action, RequestMatch, Rule};
+use crate::rules::{Action, Rule};
 use crate::snapshot::Selector;
 
 /// One difference. Shown as `+ service web`, `~ service web: port 80 -> 8080`, `- host app-3`.
@@ -233,6 +233,7 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
         balance,
         application,
         edge,
+        paths,
         origin: _,
     } = old;
     let Application { proxy_protocol, http } = application;
@@ -256,6 +257,7 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     let proxy_protocol_now = new.application.proxy_protocol;
     details.note_optional("proxy_protocol", proxy_protocol.as_ref(), proxy_protocol_now.as_ref());
     details.note("http", http, new.application.http);
+    details.note("paths", paths, new.paths);
     details
 }
 
@@ -276,7 +278,7 @@ fn rule(old: &Rule, new: &Rule) -> Details {
     details.note_list("from", from, &new.from, ToString::to_string);
     details.note_list("to", to, &new.to, ToString::to_string);
     details.note_list("ports", ports, &new.ports, ToString::to_string);
-    details.note_list("http", http, &new.http, show_request);
+    details.note_list("http", http, &new.http, ToString::to_string);
     details.note_list("sni", sni, &new.sni, ToString::to_string);
     details.note("audit", audit, new.audit);
     details
@@ -352,10 +354,4 @@ fn show_selector(selector: &Selector) -> String {
         Selector::Exe(path) => format!("exe {}", path.display()),
         Selector::Cgroup(path) => format!("cgroup {}", path.display()),
     }
-}
-
-fn show_request(request: &RequestMatch) -> String {
-    let method = request.method.as_deref().unwrap_or("any method");
-    let path = request.path.as_deref().unwrap_or("any path");
-    format!("{method} {path}")
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::declare::{ServiceDraft, all, default_namespace, placement};
+use super::declare::{ServiceDraft, all, default_namespace, paths, placement};
 use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
 use super::{Placement, ServiceDecl, balance, fields, route, values};
 use crate::application::Application;
@@ -23,6 +23,7 @@ pub(super) const GATEWAY: Schema = &[
     ("hosts", "hosts = [\"edge-1\"]"),
     ("listeners", "listeners = [{ port = 80 }]"),
     ("trusted_proxies", "trusted_proxies = [\"192.0.2.0/24\"]"),
+    ("paths", "paths = \"merge-slashes\""),
 ];
 
 pub(super) const EXTERNAL: Schema = &[
@@ -35,6 +36,7 @@ pub(super) const EXTERNAL: Schema = &[
     ("balance", "balance = \"least-request\""),
     ("breaker", "breaker = { max_requests = 1024 }"),
     ("outlier", "outlier = { consecutive_5xx = 5 }"),
+    ("paths", "paths = \"merge-slashes\""),
 ];
 
 const LISTENER: Schema = &[
@@ -88,6 +90,7 @@ pub(super) fn gateway<'a>(
         selectors: Vec::new(),
         balance: balance::balance(table, Protocol::Http, report)?.balance,
         application: Application::default(),
+        paths: paths(table, Protocol::Http, report)?,
         edge: Some(Edge::Gateway(gateway)),
         origin: report.origin(table.at),
     };
@@ -119,6 +122,7 @@ pub(super) fn external<'a>(table: &Table<'a>, report: &mut Report<'_>) -> Read<S
         selectors: Vec::new(),
         balance: balance?.balance,
         application: Application::default(),
+        paths: paths(table, Protocol::Http, report)?,
         edge: Some(Edge::External(external)),
         origin: report.origin(table.at),
     };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::declare::all;
 use super::reader::{Context, Entry, Located, Read, Report, Schema, instead, quote};
+use crate::condition::{Condition, ConditionError};
 use crate::route::{HeaderChanges, Pattern, RETRY_WORDS, RetryOn};
 
 const CHANGES: Schema = &[
@@ -116,6 +117,21 @@ pub(super) fn pattern(text: Located<&str>, report: &mut Report<'_>) -> Read<Patt
     text.value.parse().map_err(|error| {
         let message = format!("{} is no regular expression: {error}", quote(text.value));
         let help = "write one without look-around or back-references; it must fit the whole text";
+        report.error(text.at, message, help)
+    })
+}
+
+pub(super) fn condition(text: Located<&str>, report: &mut Report<'_>) -> Read<Condition> {
+    text.value.parse().map_err(|error: ConditionError| {
+        let help = match &error {
+            ConditionError::UnknownName(_) => {
+                "the names are `request`, `source` and `jwt`, as in `request.method == 'GET'`"
+            }
+            ConditionError::Nested => "write two conditions, or go through one list only",
+            ConditionError::TooLong(_) => "split it into several rules",
+            ConditionError::Syntax(_) => "write it in CEL, such as `request.method == 'GET'`",
+        };
+        let message = format!("{} is no condition: {error}", quote(text.value));
         report.error(text.at, message, help)
     })
 }

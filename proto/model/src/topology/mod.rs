@@ -21,6 +21,7 @@ mod diff;
 mod edge;
 mod edges;
 mod fields;
+mod jwt;
 mod mesh;
 mod parse;
 mod policy;
@@ -51,7 +52,7 @@ use crate::key::PublicKey;
 use crate::name::Name;
 use crate::route::Route;
 use crate::rules::{Action, Layer4, Origin, Rules, Subject};
-use crate::snapshot::{Protocol, Selector};
+use crate::snapshot::{PathMode, Protocol, Selector};
 
 pub use diff::{Change, ChangeKind, diff};
 pub use parse::parse;
@@ -137,6 +138,8 @@ pub struct ServiceDecl {
     pub edge: Option<Edge>,
     /// `proxy_protocol` and `http`
     pub application: Application,
+    /// `paths`; `strict` unless given.
+    pub paths: PathMode,
     /// Where it is declared.
     pub origin: Origin,
 }

@@ -1,6 +1,7 @@
 //! All tables of all files, gathered into a draft.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -11,9 +12,10 @@ use super::policy::{self, PolicyDraft, RuleDraft, TestDraft};
 use super::reader::{At, Context, Located, Read, Report, Reported, Schema, Table, clip, instead};
 use super::rollout::{self, RolloutDraft};
 use super::route::{self, RouteDraft};
-use super::{Diagnostic, MeshDecl, SourceFile, Topology, check, mesh, syntax, values};
+use super::{Diagnostic, MeshDecl, SourceFile, Topology, check, jwt, mesh, syntax, values};
+use crate::jwt::JwtProvider;
 use crate::name::Name;
-use crate::rules::{Action, Rules};
+use crate::rules::{Action, Rule, Rules};
 
 const MOST_BYTES: usize = 8 << 20;
 const MOST_DECLARATIONS: usize = 65_536;
@@ -29,6 +31,7 @@ const TOP: Schema = &[
     ("device", "[device.press]"),
     ("gateway", "[gateway.public]"),
     ("external", "[external.payments]"),
+    ("jwt", "[jwt.login]"),
     ("allow", "[[allow]]"),
     ("deny", "[[deny]]"),
     ("route", "[[route.web]]"),
@@ -45,6 +48,7 @@ pub(super) struct Draft {
     pub(super) hosts: BTreeMap<Name, Declared<HostDraft>>,
     pub(super) services: BTreeMap<Name, Declared<ServiceDraft>>,
     pub(super) devices: BTreeMap<Name, Declared<DeviceDraft>>,
+    pub(super) jwt: BTreeMap<Name, Declared<Arc<JwtProvider>>>,
     pub(super) rules: Vec<RuleDraft>,
     pub(super) routes: Vec<RouteDraft>,
     pub(super) rollouts: BTreeMap<Name, Declared<RolloutDraft>>,
@@ -115,7 +119,7 @@ impl Draft {
             match word {
                 "mesh" => self.read_mesh(at, value.get_ref(), report),
                 "policy" => self.read_policy(at, value.get_ref(), report),
-                "host" | "service" | "device" | "gateway" | "external" | "rollout" => {
+                "host" | "service" | "device" | "gateway" | "external" | "jwt" | "rollout" => {
                     self.read_named(file, word, Located { value: value.get_ref(), at }, report);
                 }
                 "allow" => rules.extend(
@@ -149,7 +153,7 @@ impl Draft {
             rules: Rules {
                 default: rules.default,
                 audit: rules.audit,
-                rules: self.rules.into_iter().map(|draft| draft.rule).collect(),
+                rules: with_providers(self.rules, &self.jwt)?,
             },
             routes: self.routes.into_iter().map(|draft| draft.route).collect(),
             rollouts: unwrap(self.rollouts, |rollout| rollout.decl)?,
@@ -175,7 +179,8 @@ impl Draft {
         self.policy = Some(Declared { at, draft });
     }
 
-    /// `[host.*]`, `[service.*]`, `[device.*]`, `[gateway.*]`, `[external.*]` or `[rollout.*]`.
+    /// `[host.*]`, `[service.*]`, `[device.*]`, `[gateway.*]`, `[external.*]`, `[jwt.*]` or
+    /// `[rollout.*]`.
     fn read_named(
         &mut self,
         file: usize,
@@ -240,6 +245,9 @@ impl Draft {
                     report,
                     rollout::rollout,
                 ),
+                "jwt" => {
+                    named("jwt", jwt::JWT, name, value, &mut self.jwt, report, jwt::provider);
+                }
                 _ => named(
                     "device",
                     declare::DEVICE,
@@ -318,6 +326,22 @@ impl Draft {
             self.tests.extend(policy::test(&table, report));
         }
     }
+}
+
+/// The rules, and in them whose tokens they ask for.
+fn with_providers(
+    drafts: Vec<RuleDraft>,
+    providers: &BTreeMap<Name, Declared<Arc<JwtProvider>>>,
+) -> Read<Vec<Rule>> {
+    let complete = |draft: RuleDraft| {
+        let mut rule = draft.rule;
+        for jwt in rule.http.iter_mut().filter_map(|entry| entry.jwt.as_mut()) {
+            let found = providers.get(&jwt.provider.name).and_then(|it| it.draft.as_ref());
+            jwt.provider = Arc::clone(found.ok_or(Reported)?);
+        }
+        Ok(rule)
+    };
+    drafts.into_iter().map(complete).collect()
 }
 
 /// One `[[allow]]`, `[[deny]]` or `[[test]]`.

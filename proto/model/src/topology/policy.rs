@@ -6,7 +6,10 @@ use std::sync::Arc;
 use super::declare::all;
 use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
 use super::route::host;
-use super::{TestDecl, values, words};
+use super::{TestDecl, fields, jwt, route, values, words};
+use crate::condition::Condition;
+use crate::name::Name;
+use crate::route::{PathMatch, Pattern};
 use crate::rules::{Action, Layer4, PortRule, PortRuleError, RequestMatch, Rule, Subject};
 
 pub(super) const POLICY: Schema = &[("default", "default = \"deny\""), ("audit", "audit = true")];
@@ -18,6 +21,7 @@ pub(super) const RULE: Schema = &[
     ("ports", "ports = [\"tcp/22\"]"),
     ("http", "http = [{ method = \"GET\", path = \"/accounts/*\" }]"),
     ("sni", "sni = [\"shop.example.com\"]"),
+    ("when", "when = \"request.method == 'GET'\""),
     ("audit", "audit = true"),
 ];
 
@@ -31,7 +35,15 @@ pub(super) const TEST: Schema = &[
     ("expect", "expect = \"deny\""),
 ];
 
-const HTTP: Schema = &[("method", "method = \"GET\""), ("path", "path = \"/accounts/*\"")];
+const HTTP: Schema = &[
+    ("method", "method = \"GET\""),
+    ("path", "path = \"/accounts/*\""),
+    ("header", "header = { x-canary = \"1\" }"),
+    ("query", "query = { version = \"2\" }"),
+    ("host", "host = \"api.example.com\""),
+    ("jwt", "jwt = { provider = \"login\", claims = { role = \"admin\" } }"),
+    ("when", "when = \"request.method == 'GET'\""),
+];
 
 #[derive(Debug)]
 pub(super) struct PolicyDraft {
@@ -48,6 +60,8 @@ pub(super) struct RuleDraft {
     pub(super) to: Vec<At>,
     pub(super) http: At,
     pub(super) sni: At,
+    /// Whose tokens it asks for.
+    pub(super) providers: Vec<(Name, At)>,
 }
 
 #[derive(Debug)]
@@ -84,19 +98,22 @@ pub(super) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -
     let ports = table.optional("ports", |entry| {
         all(entry.strings(report)?, |text| ports::<PortRule>(text, report))
     });
-    let http = table.optional("http", |entry| requests(action, entry, report));
+    let mut providers = Vec::new();
+    let http = table.optional("http", |entry| requests(action, entry, &mut providers, report));
+    let when = table.optional("when", |entry| fields::condition(entry.string(report)?, report));
     let sni = table.optional("sni", |entry| all(entry.one_or_more(report)?, |it| host(it, report)));
     let audit = table.optional("audit", |entry| audit(action, entry, report));
     let both = separate(table, report);
     let (name, from, to, http) = (name?, from?, to?, http?);
     both?;
+    let http = with_condition(http.unwrap_or_default(), when?);
     let rule = Rule {
         name: name.value,
         action,
         from: from.iter().map(|subject| subject.value.clone()).collect(),
         to: to.iter().map(|subject| subject.value.clone()).collect(),
         ports: ports?.unwrap_or_default(),
-        http: http.unwrap_or_default(),
+        http,
         sni: sni?.unwrap_or_default(),
         audit: audit?.unwrap_or(false),
         origin: report.origin(table.at),
@@ -106,14 +123,33 @@ pub(super) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -
         name: name.at,
         from: from.iter().map(|subject| subject.at).collect(),
         to: to.iter().map(|subject| subject.at).collect(),
-        http: table.get("http").map_or(table.at, |entry| entry.key_at),
+        http: about_requests(table).map_or(table.at, |entry| entry.key_at),
         sni: table.get("sni").map_or(table.at, |entry| entry.key_at),
+        providers,
     })
+}
+
+/// What makes a rule one about requests.
+fn about_requests<'a>(table: &Table<'a>) -> Option<Entry<'a>> {
+    table.get("http").or_else(|| table.get("when"))
+}
+
+/// A rule's own condition is one of each of its entries.
+fn with_condition(mut http: Vec<RequestMatch>, when: Option<Condition>) -> Vec<RequestMatch> {
+    if http.is_empty() && when.is_some() {
+        http.push(RequestMatch::default());
+    }
+    for entry in &mut http {
+        entry.when = entry.when.take().or_else(|| when.clone());
+    }
+    http
 }
 
 /// A rule is about requests, about TLS or about ports: what it looks into comes to the service's own.
 fn separate(table: &Table<'_>, report: &mut Report<'_>) -> Read<()> {
-    let mut given = ["http", "sni", "ports"].into_iter().filter_map(|key| table.get(key));
+    // `http` and `when` belong together.
+    let mut given =
+        [about_requests(table), table.get("sni"), table.get("ports")].into_iter().flatten();
     let (Some(first), Some(second)) = (given.next(), given.next()) else {
         return Ok(());
     };
@@ -152,7 +188,12 @@ fn ports<P: FromStr<Err = PortRuleError>>(text: Located<&str>, report: &mut Repo
     })
 }
 
-fn requests(action: Action, entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<RequestMatch>> {
+fn requests(
+    action: Action,
+    entry: Entry<'_>,
+    providers: &mut Vec<(Name, At)>,
+    report: &mut Report<'_>,
+) -> Read<Vec<RequestMatch>> {
     let kind = kind_of(action);
     let tables = entry.tables(Context::Element("http", kind), HTTP, report)?;
     all(&tables, |table| {
@@ -168,11 +209,46 @@ fn requests(action: Action, entry: Entry<'_>, report: &mut Report<'_>) -> Read<V
             let text = entry.string(report)?;
             values::method(text, report).map(|()| Arc::from(text.value))
         });
-        let path = table.optional("path", |entry| {
-            let text = entry.string(report)?;
-            values::path(text, true, report).map(|()| Arc::from(text.value))
+        let path = table.optional("path", |entry| template(entry, report));
+        let headers = table.optional("header", |entry| route::field_matches(entry, true, report));
+        let query = table.optional("query", |entry| route::field_matches(entry, false, report));
+        let hosts = table
+            .optional("host", |entry| all(entry.one_or_more(report)?, |text| host(text, report)));
+        let jwt = table.optional("jwt", |entry| jwt::matching(entry, kind, report));
+        let when = table.optional("when", |entry| fields::condition(entry.string(report)?, report));
+        let (path, path_regex) = path?.unwrap_or_default();
+        let jwt = jwt?.map(|(jwt, at)| {
+            providers.push((jwt.provider.name.clone(), at));
+            jwt
         });
-        Ok(RequestMatch { method: method?, path: path? })
+        Ok(RequestMatch {
+            method: method?,
+            path,
+            path_regex,
+            hosts: hosts?.unwrap_or_default(),
+            headers: headers?.unwrap_or_default(),
+            query: query?.unwrap_or_default(),
+            jwt,
+            when: when?,
+        })
+    })
+}
+
+/// A template, or what routes write: that is brought into a template, unless it is an expression.
+fn template(
+    entry: Entry<'_>,
+    report: &mut Report<'_>,
+) -> Read<(Option<Arc<str>>, Option<Pattern>)> {
+    if let Some(text) = entry.text() {
+        values::template(text, report)?;
+        return Ok((Some(text.value.into()), None));
+    }
+    Ok(match route::path(entry, report)? {
+        PathMatch::Exact(path) => (Some(path), None),
+        PathMatch::Prefix(path) => {
+            (Some(format!("{}/**", path.trim_end_matches('/')).into()), None)
+        }
+        PathMatch::Regex(pattern) => (None, Some(pattern)),
     })
 }
 

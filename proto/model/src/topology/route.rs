@@ -173,7 +173,7 @@ fn alone(table: &Table<'_>, report: &mut Report<'_>) -> Read<()> {
 }
 
 /// A string is the whole path; a table says how to compare.
-fn path(entry: Entry<'_>, report: &mut Report<'_>) -> Read<PathMatch> {
+pub(super) fn path(entry: Entry<'_>, report: &mut Report<'_>) -> Read<PathMatch> {
     if let Some(text) = entry.text() {
         if let Some(start) = text.value.strip_suffix("/*") {
             let message = format!("the path {} has a '*'", quote(text.value));
@@ -214,7 +214,7 @@ fn path(entry: Entry<'_>, report: &mut Report<'_>) -> Read<PathMatch> {
     }
 }
 
-fn field_matches(
+pub(super) fn field_matches(
     entry: Entry<'_>,
     is_header: bool,
     report: &mut Report<'_>,
@@ -233,13 +233,21 @@ fn field_matches(
     })
 }
 
-fn value_match(entry: Entry<'_>, is_header: bool, report: &mut Report<'_>) -> Read<ValueMatch> {
+/// A string is the whole value; `true` and `false` say whether it is there at all.
+pub(super) fn value_match(
+    entry: Entry<'_>,
+    is_header: bool,
+    report: &mut Report<'_>,
+) -> Read<ValueMatch> {
     const VALUE: Schema = &[("regex", "regex = \"[0-9]+\"")];
     if let Some(text) = entry.text() {
         if is_header {
             fields::header_value(text, report)?;
         }
         return Ok(ValueMatch::Exact(text.value.into()));
+    }
+    if let Some(is_there) = entry.flag() {
+        return Ok(if is_there { ValueMatch::Present } else { ValueMatch::Absent });
     }
     let table = entry.table(Context::Element("match", "route"), VALUE, report)?;
     let text = table.required("regex", report)?.string(report)?;

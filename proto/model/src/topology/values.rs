@@ -266,6 +266,30 @@ pub(super) fn path(text: Located<&str>, wildcards: bool, report: &mut Report<'_>
     Ok(())
 }
 
+/// A rule's path: `*` is a segment, or at the end all further ones; `**` at the end none as well;
+/// `{id}` is a segment.
+pub(super) fn template(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+    let open = text.value.strip_suffix("/**");
+    let plain = match open {
+        Some("") => "/",
+        Some(start) => start,
+        None => text.value,
+    };
+    path(Located { value: plain, at: text.at }, true, report)?;
+    for segment in plain.split('/').filter(|segment| segment.contains(['{', '}'])) {
+        let name = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        let fine = |name: &str| {
+            !name.is_empty() && name.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'_')
+        };
+        if !name.is_some_and(fine) {
+            let help = "write `{id}` as a whole segment, such as \"/accounts/{id}/orders\"";
+            let cause = format!("has the segment {}", quote(segment));
+            return Err(path_error(text, &cause, help.to_owned(), report));
+        }
+    }
+    Ok(())
+}
+
 fn path_error(text: Located<&str>, cause: &str, help: String, report: &mut Report<'_>) -> Reported {
     report.error(text.at, format!("the path {} {cause}", quote(text.value)), help)
 }

@@ -1,8 +1,8 @@
 //! The engine against a reference that is slow, simple and written apart from it.
 
 use isthmus_model::{
-    Action, Application, Identity, Layer4, Name, Origin, PortRule, Protocol, RequestMatch, Rule,
-    Rules, Subject,
+    Action, Application, Identity, Layer4, Name, Origin, PathMode, PortRule, Protocol,
+    RequestMatch, Rule, Rules, Subject,
 };
 use proptest::prelude::*;
 
@@ -92,7 +92,7 @@ struct Ask {
 
 impl Ask {
     fn query(&self) -> Query<'_> {
-        let request = self.request.map(|(method, path)| Request { method, path: path.raw });
+        let request = self.request.map(|(method, path)| Request::new(method, path.raw));
         Query { from: &self.from, to: &self.to, layer4: self.layer4, request }
     }
 }
@@ -257,7 +257,8 @@ fn services() -> Map<Name, Served> {
     use Protocol::{Http, Tcp, Udp};
     [("web", 80, Http), ("db", 5432, Tcp), ("log", 514, Udp)]
         .map(|(name, port, protocol)| {
-            (name.parse().unwrap(), Served::new(port, protocol, Application::default()))
+            let application = Application::default();
+            (name.parse().unwrap(), Served::new(port, protocol, application, PathMode::AsIs))
         })
         .into_iter()
         .collect()
@@ -325,6 +326,7 @@ fn a_match() -> impl Strategy<Value = RequestMatch> {
     (method, path).prop_map(|(method, path)| RequestMatch {
         method: method.map(Into::into),
         path: path.map(|(text, _)| text.into()),
+        ..RequestMatch::default()
     })
 }
 

@@ -1,7 +1,7 @@
 //! Large policies: what a decision looks at must not grow with what doesn't concern it.
 
 use isthmus_model::{
-    Action, Application, Identity, Layer4, Name, Origin, Protocol, Rule, Rules, Subject,
+    Action, Application, Identity, Layer4, Name, Origin, PathMode, Protocol, Rule, Rules, Subject,
 };
 
 use crate::engine::{Case, Fit, Recorder};
@@ -48,8 +48,9 @@ impl Recorder for Count {
 }
 
 fn policy(rules: Vec<Rule>) -> Policy {
-    let served =
-        (0..SERVICES).map(|n| (service(n), Served::new(80, Protocol::Tcp, Application::default())));
+    let of =
+        |n| (service(n), Served::new(80, Protocol::Tcp, Application::default(), PathMode::AsIs));
+    let served = (0..SERVICES).map(of);
     let rules = Rules { default: Action::Deny, audit: false, rules };
     Policy::new(&rules, served.collect::<Map<_, _>>())
 }

@@ -121,7 +121,7 @@ fn what_is_no_http_is_judged_as_a_connection() {
         let verdict = match seen {
             Nothing => policy.evaluate(&query),
             Get(path) => {
-                query.request = Some(Request { method: "GET", path });
+                query.request = Some(Request::new("GET", path));
                 policy.evaluate(&query)
             }
             Is(stream) => policy.evaluate_stream(&query, stream),

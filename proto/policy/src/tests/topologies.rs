@@ -139,7 +139,7 @@ fn tests_are_judged_as_if_the_policy_enforced() {
 fn hints_name_the_nearest_rule() {
     let hint = |from: &str, to: &str, layer4: Layer4, request: Option<(&str, &str)>| {
         let topology = topology(&format!("{BASE}{RULES}"));
-        let request = request.map(|(method, path)| Request { method, path });
+        let request = request.map(|(method, path)| Request::new(method, path));
         let (from, to) = (identity(&topology, from), identity(&topology, to));
         let query = Query { from: &from, to: &to, layer4, request };
         Policy::for_topology(&topology).explain(&query).hint

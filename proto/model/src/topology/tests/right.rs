@@ -256,3 +256,60 @@ fn services_on_one_host_may_share_a_port_but_not_a_workload() {
         "[host.a]\n[service.x]\nport = 1\nhosts = [\"a\"]\nworkload = { user = \"x\" }\n[service.y]\nport = 1\nhosts = [\"a\"]\nworkload = { user = \"y\" }",
     );
 }
+
+#[test]
+fn what_rules_ask_of_requests_is_read() {
+    let topology = read(
+        r#"
+[host.a]
+[service.w]
+port = 1
+protocol = "http"
+paths = "merge-slashes"
+hosts = ["a"]
+[jwt.login]
+issuer = "https://login.example"
+audiences = ["api"]
+jwks = "https://login.example/keys"
+cookie = "Session"
+[[allow]]
+name = "r"
+from = "any"
+to = "service:w"
+when = "source.namespace == 'prod'"
+http = [
+    { path = "/a/{id}/**", header = { X-A = "1", x-b = { regex = "[0-9]+" }, x-c = true, x-d = false } },
+    { path = { prefix = "/b/" }, host = "*.example.com", query = { v = "2" }, when = "true" },
+    { path = { regex = "/c/[0-9]+" }, jwt = { provider = "login", claims = { role = "admin" } } },
+    { path = { exact = "/d" } },
+]
+[[deny]]
+name = "d"
+from = "any"
+to = "service:w"
+when = "request.method == 'PUT'"
+"#,
+    );
+    let name = "w".parse::<Name>().unwrap();
+    assert_eq!(topology.services[&name].paths.to_string(), "merge-slashes");
+    let shown = |rule: usize| -> Vec<String> {
+        topology.rules.rules[rule].http.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(
+        shown(0),
+        [
+            "any method /a/{id}/** header x-a=1 header x-b~[0-9]+ header x-c header !x-d \
+             when source.namespace == 'prod'",
+            "any method /b/** host *.example.com query v=2 when true",
+            "any method regex /c/[0-9]+ jwt login role=admin when source.namespace == 'prod'",
+            "any method /d when source.namespace == 'prod'",
+        ]
+    );
+    assert_eq!(shown(1), ["any method any path when request.method == 'PUT'"]);
+    let provider = &topology.rules.rules[0].http[2].jwt.as_ref().unwrap().provider;
+    assert_eq!(provider.place, crate::jwt::TokenPlace::Cookie("Session".into()));
+    assert_eq!(
+        (&*provider.issuer, &*provider.audiences),
+        ("https://login.example", &["api".into()][..])
+    );
+}

@@ -2,6 +2,7 @@
 
 mod between;
 mod edges;
+mod requests;
 mod rollouts;
 mod routes;
 mod syntax;
@@ -62,6 +63,7 @@ fn rows() -> impl Iterator<Item = &'static Row> {
         rollouts::ROWS,
         routes::ROWS,
         edges::ROWS,
+        requests::ROWS,
         between::ROWS,
     ]
     .into_iter()

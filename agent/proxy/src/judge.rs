@@ -1,0 +1,177 @@
+//! What policy is asked about a request.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::SystemTime;
+
+use http::header::HOST;
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Uri};
+use isthmus_model::ServiceId;
+use isthmus_policy::fields::Headers;
+use isthmus_policy::path::forwarded;
+use isthmus_policy::{Outcome, Request, Token};
+
+use crate::access::Record;
+use crate::connection::Connection;
+use crate::jwt::{self, TokenError};
+use crate::metrics::Ruling;
+use crate::view::{Parties, View};
+
+/// Header fields, as policy looks at them.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines<'a>(pub(crate) &'a HeaderMap);
+
+/// Not the values: they may be secrets.
+impl fmt::Debug for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Headers for Lines<'_> {
+    fn lines(&self, name: &str, tell: &mut dyn FnMut(&[u8])) {
+        self.0.get_all(name).iter().for_each(|line| tell(line.as_bytes()));
+    }
+
+    fn all(&self, tell: &mut dyn FnMut(&str, &[u8])) {
+        self.0.iter().for_each(|(name, line)| tell(name.as_str(), line.as_bytes()));
+    }
+}
+
+/// A request that stays to be judged, as the one that made a tunnel does.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    head: Parts,
+    tokens: Vec<Token>,
+}
+
+impl Kept {
+    /// The parts that policy looks at.
+    pub(crate) fn of(head: &Parts, tokens: Vec<Token>) -> Self {
+        Self { head: head.clone(), tokens }
+    }
+
+    /// Asks about it.
+    pub(crate) fn ask<R>(
+        &self,
+        connection: &Connection,
+        view: &View,
+        about: impl FnOnce(Request<'_>) -> R,
+    ) -> R {
+        ask(connection, view, &self.head, &self.tokens, about)
+    }
+}
+
+/// Puts a request into policy's words.
+pub(crate) fn ask<R>(
+    connection: &Connection,
+    view: &View,
+    head: &Parts,
+    tokens: &[Token],
+    about: impl FnOnce(Request<'_>) -> R,
+) -> R {
+    let host = host_of(head);
+    about(Request {
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        host: without_port(&host),
+        query: head.uri.query().unwrap_or_default(),
+        headers: &Lines(&head.headers),
+        tokens,
+        source_host: view.host_of(connection.peer),
+    })
+}
+
+/// The tokens that a request to a service has.
+///
+/// # Errors
+///
+/// Why one of them isn't believed.
+pub(crate) fn tokens(
+    connection: &Connection,
+    view: &View,
+    service: ServiceId,
+    head: &Parts,
+) -> Result<Vec<Token>, TokenError> {
+    let Some(providers) = view.providers.get(&service) else { return Ok(Vec::new()) };
+    jwt::tokens(providers, &connection.shared.keys, &head.headers, SystemTime::now())
+}
+
+/// Brings a request's path into the form in which it is judged and passed on. None if its service
+/// refuses it.
+pub(crate) fn settle_path(view: &View, parties: &Parties, head: &mut Parts) -> Option<()> {
+    let path = head.uri.path();
+    if path == "*" {
+        return Some(());
+    }
+    let mode = view.snapshot.services.get(&parties.service)?.paths;
+    let Cow::Owned(mut path) = forwarded(mode, path).ok()? else { return Some(()) };
+    if let Some(query) = head.uri.query() {
+        path.push('?');
+        path.push_str(query);
+    }
+    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(path).ok()?);
+    head.uri = Uri::from_parts(parts).ok()?;
+    Some(())
+}
+
+/// Whether a request may pass. The record says by what.
+pub(crate) fn may_pass(
+    connection: &Connection,
+    view: &View,
+    head: &Parts,
+    tokens: &[Token],
+    record: &mut Record,
+) -> bool {
+    let Some(parties) = connection.parties_in(view) else {
+        record.decide(Ruling::Deny, "no longer who they were", None);
+        return false;
+    };
+    is_allowed(connection, view, &parties, head, tokens, record)
+}
+
+/// Judges a request between two parties.
+pub(crate) fn is_allowed(
+    connection: &Connection,
+    view: &View,
+    parties: &Parties,
+    head: &Parts,
+    tokens: &[Token],
+    record: &mut Record,
+) -> bool {
+    let verdict = ask(connection, view, head, tokens, |asked| view.judge(parties, Some(asked)));
+    let ruling = match verdict.outcome {
+        // `Inspect` answers only questions without a request.
+        Outcome::Deny | Outcome::Inspect => Ruling::Deny,
+        Outcome::Allow if verdict.audited() => Ruling::Audit,
+        Outcome::Allow => Ruling::Allow,
+    };
+    // Of an audited request the log names who would have refused it.
+    let decided_by = verdict.would_deny.unwrap_or(verdict.decided_by);
+    let decision = view.policy.describe_decider(decided_by);
+    record.decide(ruling, decision.name, decision.origin.map(ToString::to_string));
+    ruling != Ruling::Deny
+}
+
+/// The host that a request is for, in lower case.
+fn host_of(head: &Parts) -> Cow<'_, str> {
+    let line = || head.headers.get(HOST).map(HeaderValue::to_str).and_then(Result::ok);
+    let host = head.uri.authority().map(Authority::as_str).or_else(line).unwrap_or_default();
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
+}
+
+/// A host without the port behind it.
+pub(crate) fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        // Not within the brackets of an IPv6 address.
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        Some(_) | None => host,
+    }
+}

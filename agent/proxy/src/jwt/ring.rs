@@ -1,0 +1,125 @@
+//! The key sets of all providers that rules name, kept fresh in the background. Requests only look.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use isthmus_model::KeySource;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::fetch::fetch;
+use super::keys::KeySet;
+use crate::view::View;
+
+/// The largest key set.
+pub(super) const MAX_BYTES: usize = 1 << 20;
+/// Between two looks at a file.
+const FILE_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two fetches.
+const URL_INTERVAL: Duration = Duration::from_secs(300);
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Key sets, by where they come from.
+#[derive(Debug, Default)]
+pub(crate) struct KeyRing {
+    held: Mutex<BTreeMap<KeySource, Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    /// The last good ones: a source that fails takes nothing away.
+    keys: Option<Arc<KeySet>>,
+    error: Option<String>,
+    due: Instant,
+}
+
+impl KeyRing {
+    /// The keys from a source, if they are there.
+    pub(crate) fn keys(&self, source: &KeySource) -> Option<Arc<KeySet>> {
+        self.lock().get(source)?.keys.clone()
+    }
+
+    /// Keeps what the newest view asks for fresh, as long as there are views.
+    pub(crate) async fn keep(&self, mut views: watch::Receiver<Arc<View>>) {
+        loop {
+            let wanted = views.borrow_and_update().key_sources();
+            self.lock().retain(|source, _| wanted.contains(source));
+            let next = self.refresh(&wanted).await;
+            tokio::select! {
+                changed = views.changed() => if changed.is_err() {
+                    return;
+                },
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+        }
+    }
+
+    /// Loads what is due, and says when the next is.
+    async fn refresh(&self, wanted: &BTreeSet<KeySource>) -> Option<Instant> {
+        for source in wanted {
+            let now = Instant::now();
+            if self.lock().get(source).is_some_and(|held| held.due > now) {
+                continue;
+            }
+            let loaded = match source {
+                KeySource::File(path) => load(path.clone()).await,
+                KeySource::Url(url) => fetch(url).await.map_err(|error| error.to_string()),
+            };
+            let parsed =
+                loaded.and_then(|text| KeySet::parse(&text).map_err(|error| error.to_string()));
+            self.hold(source, parsed);
+        }
+        self.lock().values().map(|held| held.due).min()
+    }
+
+    pub(super) fn hold(&self, source: &KeySource, loaded: Result<KeySet, String>) {
+        let mut all = self.lock();
+        let before = all.remove(source);
+        let (kept, said) = before.map_or((None, None), |held| (held.keys, held.error));
+        let interval = match source {
+            KeySource::File(_) => FILE_INTERVAL,
+            KeySource::Url(_) => URL_INTERVAL,
+        };
+        let held = match loaded {
+            Ok(keys) => {
+                if kept.is_none() || said.is_some() {
+                    tracing::info!(%source, keys = keys.len(), "Loaded the keys for tokens");
+                }
+                Held { keys: Some(keys.into()), error: None, due: Instant::now() + interval }
+            }
+            Err(error) => {
+                if said.as_ref() != Some(&error) {
+                    let have = if kept.is_some() {
+                        "those from before stay"
+                    } else {
+                        "tokens are refused"
+                    };
+                    tracing::warn!(%source, error, "Failed to load the keys for tokens: {have}");
+                }
+                Held { keys: kept, error: Some(error), due: Instant::now() + RETRY }
+            }
+        };
+        all.insert(source.clone(), held);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<KeySource, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn load(path: std::path::PathBuf) -> Result<Vec<u8>, String> {
+    let reading = tokio::task::spawn_blocking(move || read(&path));
+    reading.await.map_err(|error| error.to_string())?
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut bytes = Vec::new();
+    let limit = MAX_BYTES as u64 + 1;
+    file.take(limit).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() > MAX_BYTES { Err(format!("more than {MAX_BYTES} bytes")) } else { Ok(bytes) }
+}
