@@ -67,11 +67,12 @@ fn requests_are_allowed_and_denied_by_method_and_path() {
             let http = if version == "--http1.1" { "1.1" } else { "2" };
             let allowed = request("GET", "/public");
             assert_eq!(allowed, format!("from spiffe://corp.example/ns/prod/sa/client 200 {http}"));
-            for (method, path) in
-                [("POST", "/public"), ("GET", "/admin"), ("GET", "/public/../admin")]
+            // What can be read in two ways isn't judged at all.
+            for (method, path, status) in
+                [("POST", "/public", 403), ("GET", "/admin", 403), ("GET", "/public/../admin", 400)]
             {
                 let denied = request(method, path);
-                assert!(denied.ends_with(&format!("403 {http}")), "{method} {path}: {denied}");
+                assert!(denied.ends_with(&format!("{status} {http}")), "{method} {path}: {denied}");
                 assert!(!denied.contains("administers"), "the body names the rule: {denied}");
             }
         }
