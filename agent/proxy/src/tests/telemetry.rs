@@ -67,7 +67,8 @@ async fn the_application_is_waited_for_until_its_answers_last_byte() {
     let line = log.line("/slow").await;
     let [_, _, connect, tunnel, server] = parts(&line);
     assert!(server >= 2.0 * nap(), "{line}");
-    assert!((nap()..server - nap() + 1.0).contains(&(told / 1000.0)), "{told} and {line}");
+    // Not the body's, whose nap may have begun before the head was read.
+    assert!((nap()..server - nap() / 2.0).contains(&(told / 1000.0)), "{told} and {line}");
     assert!(connect > 0.0 && tunnel == 0.0, "{line}");
 }
 
