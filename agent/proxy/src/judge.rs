@@ -99,14 +99,14 @@ pub(crate) fn tokens(
     jwt::tokens(providers, &connection.shared.keys, &head.headers, SystemTime::now())
 }
 
-/// Brings a request's path into the form in which it is judged and passed on. None if its service
+/// Brings a request's path into the form in which a service has it judged and passed on. None if it
 /// refuses it.
-pub(crate) fn settle_path(view: &View, parties: &Parties, head: &mut Parts) -> Option<()> {
+pub(crate) fn settle_path(view: &View, service: ServiceId, head: &mut Parts) -> Option<()> {
     let path = head.uri.path();
     if path == "*" {
         return Some(());
     }
-    let mode = view.snapshot.services.get(&parties.service)?.paths;
+    let mode = view.snapshot.services.get(&service)?.paths;
     let Cow::Owned(mut path) = forwarded(mode, path).ok()? else { return Some(()) };
     if let Some(query) = head.uri.query() {
         path.push('?');

@@ -47,7 +47,7 @@ pub(crate) async fn handle(
     if connection.parties.side == Side::Client && connection.parties_in(&view).is_none() {
         return Ok(refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record));
     }
-    if judge::settle_path(&view, &connection.parties, &mut head).is_none() {
+    if judge::settle_path(&view, connection.parties.service, &mut head).is_none() {
         return Ok(rejection("a path that can be read in two ways", head.version, record));
     }
     let tokens = match judge::tokens(&connection, &view, connection.parties.service, &head) {

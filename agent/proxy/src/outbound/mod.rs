@@ -29,7 +29,7 @@ use crate::body::Answer;
 use crate::connection::Connection;
 use crate::gateway::{self, Misdirected};
 use crate::incoming::Incoming;
-use crate::judge::{is_allowed, may_pass, tokens, without_port};
+use crate::judge::{is_allowed, may_pass, settle_path, tokens, without_port};
 use crate::request::{refusal, rejection};
 use crate::routing::{Act, Asked, Chosen, Compiled, location, target};
 use crate::view::View;
@@ -102,6 +102,11 @@ pub(crate) async fn handle(
                     return rejection("a path that can't be changed", call.head.version, record);
                 };
                 call.head.uri = new.into();
+            }
+            // As the other side would: a workload of this host has none.
+            if settle_path(view, backend, &mut call.head).is_none() {
+                let reason = "a path that can be read in two ways";
+                return rejection(reason, call.head.version, record);
             }
             if !reaches_outside(connection, view, backend, &mut call, &mut record) {
                 return refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record);

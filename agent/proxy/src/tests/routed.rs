@@ -9,7 +9,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use isthmus_model::topology::{SourceFile, parse};
 use isthmus_model::{
-    Balance, HostId, Mesh, MeshPrefix, Protocol, Revision, Service, ServiceId, Snapshot,
+    Balance, HostId, Mesh, MeshPrefix, PathMode, Protocol, Revision, Service, ServiceId, Snapshot,
 };
 use isthmus_policy::Policy;
 
@@ -62,6 +62,8 @@ pub(crate) struct Backends {
     pub(crate) port: u16,
     /// Of all services.
     pub(crate) balance: Balance,
+    /// Of `api`.
+    pub(crate) paths: PathMode,
     revision: u64,
 }
 
@@ -76,7 +78,7 @@ impl Backends {
         let start = listener.local_addr().unwrap().port();
         drop(listener);
         let port = (start..=u16::MAX).chain(2048..start).find(free).unwrap();
-        Self { port, balance: Balance::default(), revision: 0 }
+        Self { port, balance: Balance::default(), paths: PathMode::default(), revision: 0 }
     }
 
     pub(crate) async fn start<A, F>(&self, address: IpAddr, answer: A) -> Application
@@ -154,7 +156,7 @@ impl Backends {
             balance: self.balance.clone(),
             edge: None,
             application: isthmus_model::Application::default(),
-            paths: isthmus_model::PathMode::default(),
+            paths: if name == "api" { self.paths } else { PathMode::default() },
         }
     }
 }

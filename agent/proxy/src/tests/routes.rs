@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use isthmus_model::{BalancePolicy, HashKey};
+use isthmus_model::{BalancePolicy, HashKey, PathMode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -106,6 +106,18 @@ async fn without_a_fitting_route_the_service_itself_is_asked() {
     let canary = Request::get("/").header("host", "api").header("x-canary", "1");
     let canary = canary.body(full("")).unwrap();
     assert_eq!(ask(&proxy, canary).await, (StatusCode::OK, "v2".to_owned()));
+}
+
+#[tokio::test]
+async fn a_backends_word_on_paths_counts_on_this_host_too() {
+    let mut backends = Backends::new();
+    backends.paths = PathMode::AsIs;
+    let near = named(&backends, NEAR, "near").await;
+    let proxy = backends.proxy("[[route.api]]\nto = [{ service = \"near\" }]");
+    assert_eq!(get(&proxy, "/b").await, (StatusCode::OK, "near".to_owned()));
+    let (status, said) = get(&proxy, "/a/../b").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{said}");
+    assert_eq!(near.seen().len(), 1);
 }
 
 #[tokio::test]
