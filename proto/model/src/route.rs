@@ -299,6 +299,49 @@ impl Pattern {
     pub fn fits(&self, text: &str) -> bool {
         self.compiled.is_match(text)
     }
+
+    /// What every text begins with that fits, as far as that is easily told.
+    #[must_use]
+    pub fn literal_start(&self) -> String {
+        let mut start = String::new();
+        if self.text.contains('|') && !is_within_brackets(&self.text) {
+            return start;
+        }
+        let mut rest = self.text.chars();
+        loop {
+            let before = start.len();
+            match rest.next() {
+                Some('\\') => match rest.next() {
+                    Some(escaped) if escaped.is_ascii_punctuation() => start.push(escaped),
+                    Some(_) | None => return start,
+                },
+                Some('.' | '[' | '(' | '^' | '$') | None => return start,
+                // Of the character before it there may be none, or it goes on in another way.
+                Some('?' | '*' | '+' | '{' | '|' | ')' | ']' | '}') => return start,
+                Some(plain) => start.push(plain),
+            }
+            if rest.clone().next().is_some_and(|next| matches!(next, '?' | '*' | '+' | '{')) {
+                start.truncate(before);
+                return start;
+            }
+        }
+    }
+}
+
+/// Whether each `|` stands within round brackets. In doubt it doesn't.
+fn is_within_brackets(expression: &str) -> bool {
+    let mut depth = 0_usize;
+    for character in expression.chars() {
+        match character {
+            // A bracket may be meant as itself.
+            '\\' | '[' => return false,
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            '|' if depth == 0 => return false,
+            _ => {}
+        }
+    }
+    true
 }
 
 impl FromStr for Pattern {

@@ -1,4 +1,5 @@
-//! What judging a request costs, by the number of rules, and by what they ask for.
+//! What judging a request costs, by the number of rules, and by what they ask for: rules between many
+//! services, of which few relate the two, and rules that all do.
 
 #![expect(clippy::print_stdout, reason = "it is a program that tells what it measured")]
 
@@ -11,16 +12,34 @@ use isthmus_policy::{Outcome, Policy, Query, Request};
 
 const SERVICES: usize = 100;
 
-/// A mesh with so many rules, each from one service to another, the last of them the one that fits.
-fn mesh(rules: usize, http: &str) -> Policy {
-    let mut text = "[host.a]\n".to_owned();
+/// Who is related by the rules.
+#[derive(Clone, Copy)]
+enum Spread {
+    /// Each relates one service to another, and one of them the two that are asked about.
+    Wide,
+    /// All relate the same two, and the last one fits.
+    Same,
+}
+
+/// A mesh with so many rules. `#` in what they ask for is a number that only the last one lacks.
+fn mesh(rules: usize, http: &str, spread: Spread) -> Policy {
+    let mut text = "[mesh]\nhost_block = 24\n[host.a]\n".to_owned();
     for number in 0..SERVICES {
         text += &format!(
             "[service.s{number}]\nport = 80\nprotocol = \"http\"\nhosts = [\"a\"]\nworkload = {{ user = \"{number}\" }}\n"
         );
     }
     for number in 0..rules {
-        let (from, to) = (number % SERVICES, number / SERVICES % SERVICES);
+        let (from, to) = match spread {
+            Spread::Wide => (number % SERVICES, number / SERVICES % SERVICES),
+            Spread::Same => (0, 0),
+        };
+        let is_asked_for = match spread {
+            Spread::Wide => number == 0,
+            Spread::Same => number + 1 == rules,
+        };
+        let own = if is_asked_for { String::new() } else { number.to_string() };
+        let http = http.replace('#', &own);
         text += &format!(
             "[[allow]]\nname = \"r{number}\"\nfrom = \"service:s{from}\"\nto = \"service:s{to}\"\nhttp = [{http}]\n"
         );
@@ -61,12 +80,17 @@ fn measure(policy: &Policy) -> Duration {
 
 fn main() {
     for (what, http) in [
-        ("method and path", r#"{ method = "GET", path = "/accounts/{id}/orders" }"#),
-        ("expression", r#"{ path = { regex = "/accounts/[0-9]+/orders" } }"#),
-        ("header and query", r#"{ header = { x-canary = "1" }, query = { version = "2" } }"#),
-        ("condition", r#"{ when = "request.method == 'GET'" }"#),
+        ("method and path", r#"{ method = "GET", path = "/accounts#/{id}/orders" }"#),
+        ("expression", r#"{ path = { regex = "/accounts#/[0-9]+/orders" } }"#),
+        ("header and query", r#"{ header = { x-canary = "1#" }, query = { version = "2" } }"#),
+        ("condition", r#"{ when = "request.method == 'GET#'" }"#),
     ] {
-        let of = |rules| measure(&mesh(rules, http));
-        println!("{what}: {:?} of 1 rule, {:?} of 10,000", of(1), of(10_000));
+        let of = |rules, spread| measure(&mesh(rules, http, spread));
+        println!(
+            "{what}: {:?} of 1 rule; of 10,000 {:?}, or {:?} if all relate the same two",
+            of(1, Spread::Wide),
+            of(10_000, Spread::Wide),
+            of(10_000, Spread::Same),
+        );
     }
 }

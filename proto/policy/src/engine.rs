@@ -8,13 +8,16 @@ use isthmus_model::{Action, Identity, Layer4, PathMode, RequestMatch, Rule};
 use crate::condition::Names;
 use crate::fields::{Readings, claim_fits, header_fits, host_fits, parameter_fits};
 
-use crate::index::Ids;
+use crate::index::{Ids, Look};
 use crate::path::{Ambiguity, canonical_in};
 use crate::policy::{Policy, RequestPattern, Served};
 use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, Request, RuleId, Stream, Verdict};
 
 /// Is told of every step.
 pub(crate) trait Recorder {
+    /// Also of rules that the index alone tells don't fit.
+    const WANTS_ALL: bool;
+
     fn rule(&mut self, policy: &Policy, id: RuleId, fit: Fit, case: &Case<'_>);
     fn built_in(&mut self, built_in: BuiltIn);
 }
@@ -23,6 +26,8 @@ pub(crate) trait Recorder {
 pub(crate) struct Silent;
 
 impl Recorder for Silent {
+    const WANTS_ALL: bool = false;
+
     fn rule(&mut self, _: &Policy, _: RuleId, _: Fit, _: &Case<'_>) {}
     fn built_in(&mut self, _: BuiltIn) {}
 }
@@ -127,7 +132,8 @@ impl Policy {
             return Verdict { outcome: Outcome::Deny, decided_by, would_deny: None };
         }
         let mut would_deny = None;
-        for id in self.denies.related(case.from, case.to).map(RuleId) {
+        let look = if R::WANTS_ALL { Look::All } else { case.look(Action::Deny) };
+        for id in self.denies.related_by(case.from, case.to, look).map(RuleId) {
             let fit = self.fit(id, &case);
             recorder.rule(self, id, fit, &case);
             let by = match fit {
@@ -164,7 +170,8 @@ impl Policy {
             return (DecidedBy::BuiltIn(built_in), Action::Allow);
         }
         let mut ambiguous = false;
-        for id in self.allows.related(case.from, case.to).map(RuleId) {
+        let look = if R::WANTS_ALL { Look::All } else { case.look(Action::Allow) };
+        for id in self.allows.related_by(case.from, case.to, look).map(RuleId) {
             let fit = self.fit(id, case);
             recorder.rule(self, id, fit, case);
             match fit {
@@ -265,6 +272,18 @@ fn fit_name(rule: &Rule, case: &Case<'_>) -> Fit {
         Traffic::Tls(Some(name)) if rule.sni.iter().any(|wanted| wanted.fits(name)) => Fit::Yes,
         Traffic::Tls(_) => Fit::OtherName,
         Traffic::Unseen(_) | Traffic::Plain | Traffic::Request(_) => Fit::NoTls,
+    }
+}
+
+impl Case<'_> {
+    /// Which rules decide nothing here, whatever else they say.
+    fn look(&self, action: Action) -> Look<'_> {
+        match (&self.traffic, action) {
+            (Traffic::Request(asked), _) => asked.path.as_deref().map_or(Look::All, Look::Path),
+            // It depends on the request, which a deny rule leaves to the proxy.
+            (Traffic::Plain | Traffic::Tls(_) | Traffic::Unseen(_), Action::Deny) => Look::Pathless,
+            (Traffic::Plain | Traffic::Tls(_) | Traffic::Unseen(_), Action::Allow) => Look::All,
+        }
     }
 }
 

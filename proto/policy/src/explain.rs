@@ -49,6 +49,8 @@ pub(crate) struct Log {
 }
 
 impl Recorder for Log {
+    const WANTS_ALL: bool = true;
+
     fn rule(&mut self, policy: &Policy, id: RuleId, fit: Fit, case: &Case<'_>) {
         let rule = policy.rule(id);
         self.push(Step {

@@ -4,12 +4,16 @@
 //! `any`), so a pair of identities answers to at most sixteen pairs of subjects. The index holds,
 //! for each pair of subjects that rules name, their positions in order; a look-up merges the lists.
 //! A rule that names very many pairs isn't spelled out: it is found by its destination, and its
-//! sources are checked then.
+//! sources are checked then. Where many rules name the same pair, those that can't fit a request's path
+//! are passed over ([`crate::paths`]).
 
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
 use isthmus_model::{Identity, Name, Rule, Subject};
+
+use crate::paths::ByPath;
+use crate::policy::RequestPattern;
 
 /// Up to sixteen look-ups make a decision. What operators write needs no defence against flooding, so
 /// the hash may be a fast one, and the same in every process.
@@ -26,6 +30,9 @@ const FIRST_NAMED: Id = 4;
 
 /// Rules with more pairs than this are found by destination only.
 const MAX_PAIRS: usize = 256;
+
+/// Of fewer rules between the same two each is looked at.
+const MANY: usize = 8;
 
 /// Numbers for the subjects that rules name.
 #[derive(Clone, Debug, Default)]
@@ -99,11 +106,30 @@ impl Subjects {
 /// Rules by whom they relate.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
-    pairs: Map<(Id, Id), Vec<u32>>,
+    pairs: Map<(Id, Id), List>,
     /// By destination: the rules that name too many pairs.
-    wide: Map<Id, Vec<u32>>,
+    wide: Map<Id, List>,
     /// The sources of those.
     wide_from: Map<u32, Vec<Id>>,
+}
+
+/// Positions of rules, in order.
+#[derive(Clone, Debug, Default)]
+struct List {
+    all: Vec<u32>,
+    /// The same by path, where there are so many that it pays.
+    by_path: Option<Box<ByPath>>,
+}
+
+/// What is known of the path, and so which rules can be passed over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Look<'a> {
+    /// None.
+    All,
+    /// Those that ask for another path than this canonical one.
+    Path(&'a str),
+    /// All that ask for a path.
+    Pathless,
 }
 
 impl Index {
@@ -113,35 +139,70 @@ impl Index {
         let to = subjects.numbers(&rule.to);
         if from.len().saturating_mul(to.len()) > MAX_PAIRS {
             for to in to {
-                self.wide.entry(to).or_default().push(position);
+                self.wide.entry(to).or_default().all.push(position);
             }
             self.wide_from.insert(position, from);
             return;
         }
         for from in from {
             for to in &to {
-                self.pairs.entry((from, *to)).or_default().push(position);
+                self.pairs.entry((from, *to)).or_default().all.push(position);
             }
         }
     }
 
+    /// Sorts long lists by path, once all rules are there; `requests` are the rules' `http`.
+    pub(crate) fn finish(&mut self, requests: &[Vec<RequestPattern>]) {
+        let lists = self.pairs.values_mut().chain(self.wide.values_mut());
+        lists.for_each(|list| list.finish(requests));
+    }
+
     /// The positions of the rules that relate two identities, in order.
     pub(crate) fn related(&self, from: Ids, to: Ids) -> Related<'_> {
-        let mut related = Related { index: self, from, pairs: [&[]; 16], wide: [&[]; 4] };
-        let mut slots = related.pairs.iter_mut();
+        self.related_by(from, to, Look::All)
+    }
+
+    /// The same, without those that can be passed over.
+    pub(crate) fn related_by(&self, from: Ids, to: Ids, look: Look<'_>) -> Related<'_> {
+        let mut related =
+            Related { index: self, from, pairs: Heads::default(), wide: Heads::default() };
         for from in from.as_slice() {
             for to in to.as_slice() {
-                if let (Some(list), Some(slot)) = (self.pairs.get(&(*from, *to)), slots.next()) {
-                    *slot = list;
+                if let Some(list) = self.pairs.get(&(*from, *to)) {
+                    list.look(look, &mut related.pairs);
                 }
             }
         }
         if !self.wide.is_empty() {
-            for (slot, to) in related.wide.iter_mut().zip(to.as_slice()) {
-                *slot = self.wide.get(to).map_or(&[], Vec::as_slice);
+            for list in to.as_slice().iter().filter_map(|to| self.wide.get(to)) {
+                list.look(look, &mut related.wide);
             }
         }
         related
+    }
+}
+
+impl List {
+    fn finish(&mut self, requests: &[Vec<RequestPattern>]) {
+        self.all.shrink_to_fit();
+        if self.all.len() <= MANY {
+            return;
+        }
+        let mut by_path = ByPath::default();
+        for position in &self.all {
+            by_path.insert(*position, &requests[*position as usize]);
+        }
+        if by_path.any.len() < self.all.len() / 2 {
+            self.by_path = Some(Box::new(by_path));
+        }
+    }
+
+    fn look<'a>(&'a self, look: Look<'_>, heads: &mut Heads<'a>) {
+        match (&self.by_path, look) {
+            (Some(by_path), Look::Path(path)) => by_path.find(path, &mut |list| heads.push(list)),
+            (Some(by_path), Look::Pathless) => heads.push(&by_path.any),
+            (Some(_), Look::All) | (None, _) => heads.push(&self.all),
+        }
     }
 }
 
@@ -149,7 +210,7 @@ impl Index {
 impl Index {
     /// How many entries it keeps.
     pub(crate) fn entries(&self) -> usize {
-        let lists = self.pairs.values().chain(self.wide.values()).map(Vec::len);
+        let lists = self.pairs.values().chain(self.wide.values()).map(|list| list.all.len());
         lists.chain(self.wide_from.values().map(Vec::len)).sum()
     }
 }
@@ -159,8 +220,16 @@ impl Index {
 pub(crate) struct Related<'a> {
     index: &'a Index,
     from: Ids,
-    pairs: [&'a [u32]; 16],
-    wide: [&'a [u32]; 4],
+    pairs: Heads<'a>,
+    wide: Heads<'a>,
+}
+
+/// Lists that are stepped through together. There are few, unless a path fits many templates.
+#[derive(Debug, Default)]
+struct Heads<'a> {
+    few: [&'a [u32]; 4],
+    len: usize,
+    more: Vec<&'a [u32]>,
 }
 
 impl Iterator for Related<'_> {
@@ -168,10 +237,9 @@ impl Iterator for Related<'_> {
 
     fn next(&mut self) -> Option<u32> {
         loop {
-            let lists = self.pairs.iter().chain(&self.wide);
-            let next = lists.filter_map(|list| list.first().copied()).min()?;
-            let paired = advance(&mut self.pairs, next);
-            advance(&mut self.wide, next);
+            let next = self.pairs.least().into_iter().chain(self.wide.least()).min()?;
+            let paired = self.pairs.step_over(next);
+            self.wide.step_over(next);
             if paired || self.has_source(next) {
                 return Some(next);
             }
@@ -187,16 +255,36 @@ impl Related<'_> {
     }
 }
 
-/// Steps over a position in every list that it heads; whether there was one.
-fn advance(lists: &mut [&[u32]], position: u32) -> bool {
-    let mut any = false;
-    for list in lists {
-        if let [first, rest @ ..] = *list
-            && *first == position
-        {
-            *list = rest;
-            any = true;
+impl<'a> Heads<'a> {
+    fn push(&mut self, list: &'a [u32]) {
+        if list.is_empty() {
+            return;
+        }
+        match self.few.get_mut(self.len) {
+            Some(slot) => {
+                *slot = list;
+                self.len += 1;
+            }
+            None => self.more.push(list),
         }
     }
-    any
+
+    fn least(&self) -> Option<u32> {
+        let lists = self.few[..self.len].iter().chain(&self.more);
+        lists.filter_map(|list| list.first().copied()).min()
+    }
+
+    /// Steps over a position in every list that it heads; whether there was one.
+    fn step_over(&mut self, position: u32) -> bool {
+        let mut any = false;
+        for list in self.few[..self.len].iter_mut().chain(&mut self.more) {
+            if let [first, rest @ ..] = *list
+                && *first == position
+            {
+                *list = rest;
+                any = true;
+            }
+        }
+        any
+    }
 }

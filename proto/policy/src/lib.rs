@@ -45,6 +45,7 @@ mod explain;
 pub mod fields;
 mod index;
 pub mod path;
+mod paths;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -55,6 +56,7 @@ mod verdict;
 pub use changes::{Access, Changes, Reach, changes};
 pub use check::{TestResult, run_tests};
 pub use explain::{Explanation, Step};
+pub use paths::Starts;
 pub use policy::Policy;
 pub use verdict::{
     BuiltIn, DecidedBy, Decision, Outcome, Query, Request, RuleId, Stream, Token, Verdict,

@@ -214,15 +214,15 @@ fn without_last_slash(form: Cow<'_, str>) -> Cow<'_, str> {
 /// A rule's `path`, ready to be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pattern {
-    segments: Vec<Segment>,
+    pub(crate) segments: Vec<Segment>,
     /// What may follow.
-    tail: Tail,
+    pub(crate) tail: Tail,
     /// The pattern has no canonical form, so no path matches it.
-    never: bool,
+    pub(crate) never: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tail {
+pub(crate) enum Tail {
     Nothing,
     /// `*`: one or more segments.
     Some,
@@ -231,7 +231,7 @@ enum Tail {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
+pub(crate) enum Segment {
     Literal(Box<str>),
     Any,
 }
@@ -293,7 +293,7 @@ impl Segment {
 }
 
 /// The segments of a canonical path; `/` has none. A slash at the end says nothing.
-fn segments(form: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn segments(form: &str) -> impl Iterator<Item = &str> + Clone {
     let inner = form.strip_prefix('/').unwrap_or(form);
     let inner = inner.strip_suffix('/').unwrap_or(inner);
     inner.split('/').filter(move |_| !inner.is_empty())

@@ -106,6 +106,8 @@ impl Policy {
             };
             index.insert(&mut policy.subjects, position, rule);
         }
+        policy.denies.finish(&policy.requests);
+        policy.allows.finish(&policy.requests);
         policy
     }
 

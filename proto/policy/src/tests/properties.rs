@@ -22,6 +22,18 @@ proptest! {
     }
 
     #[test]
+    fn of_many_rules_between_two_none_is_passed_over_that_counts(
+        rules in rules_of_one_pair(),
+        ask in a_question(),
+    ) {
+        let policy = Policy::new(&rules, services());
+        let ask = Ask { to: service("prod", "web"), layer4: Layer4::Tcp(80), ..ask };
+        let verdict = policy.evaluate(&ask.query());
+        prop_assert_eq!(verdict, reference(&rules, &ask));
+        prop_assert_eq!(policy.explain(&ask.query()).verdict, verdict);
+    }
+
+    #[test]
     fn one_more_deny_allows_nothing_more(
         rules in some_rules(),
         extra in a_rule(),
@@ -130,6 +142,18 @@ const PATTERNS: &[(&str, &[&str])] = &[
     ("/*/*", &["*", "*"]),
     ("/a/b/c", &["a", "b", "c"]),
     ("/b/*/c", &["b", "*", "c"]),
+    ("/**", &["**"]),
+    ("/a/**", &["a", "**"]),
+    ("/*/b/**", &["*", "b", "**"]),
+];
+
+/// The expression as written, and whether it fits segments.
+type Fits = fn(&[&str]) -> bool;
+const EXPRESSIONS: &[(&str, Fits)] = &[
+    ("/a/.*", |path| matches!(path, ["a", _, ..])),
+    ("/b/.+/c", |path| matches!(path, ["b", _, .., "c"])),
+    ("/(a|b)", |path| matches!(path, ["a"] | ["b"])),
+    ("/a(/b)?", |path| matches!(path, ["a"] | ["a", "b"])),
 ];
 
 fn reference(rules: &Rules, ask: &Ask) -> Verdict {
@@ -225,17 +249,22 @@ fn matches(rule: &Rule, ask: &Ask, http: bool, request: Option<(&str, &RawPath)>
         return None;
     }
     let Some((method, path)) = request else {
-        let all = rule.http.iter().any(|entry| entry.method.is_none() && entry.path.is_none());
+        let all = rule.http.contains(&RequestMatch::default());
         return Some(if all { How::Surely } else { How::Perhaps });
     };
     let entries = rule.http.iter().filter(|e| e.method.as_deref().is_none_or(|m| m == method));
     let hows: Vec<How> = entries
-        .filter_map(|entry| match (entry.path.as_deref(), path.means) {
-            (None, _) => Some(How::Surely),
-            (Some(_), None) => Some(How::CannotTell),
-            (Some(pattern), Some(path)) => {
-                let (_, pattern) = PATTERNS.iter().find(|(text, _)| *text == pattern).unwrap();
+        .filter_map(|entry| match (&entry.path, &entry.path_regex, path.means) {
+            (None, None, _) => Some(How::Surely),
+            (_, _, None) => Some(How::CannotTell),
+            (Some(pattern), _, Some(path)) => {
+                let (_, pattern) = PATTERNS.iter().find(|(text, _)| *text == &**pattern).unwrap();
                 path_matches(pattern, path).then_some(How::Surely)
+            }
+            (None, Some(expression), Some(path)) => {
+                let mut known = EXPRESSIONS.iter();
+                let (_, fits) = known.find(|(text, _)| *text == expression.as_str()).unwrap();
+                fits(path).then_some(How::Surely)
             }
         })
         .collect();
@@ -245,7 +274,7 @@ fn matches(rule: &Rule, ask: &Ask, http: bool, request: Option<(&str, &RawPath)>
 fn path_matches(pattern: &[&str], path: &[&str]) -> bool {
     match (pattern, path) {
         ([], []) => true,
-        (["*"], [_, ..]) => true,
+        (["*"], [_, ..]) | (["**"], _) => true,
         ([first, pattern @ ..], [segment, path @ ..]) => {
             (*first == "*" || first == segment) && path_matches(pattern, path)
         }
@@ -268,6 +297,28 @@ fn some_rules() -> impl Strategy<Value = Rules> {
     let audit = prop::bool::weighted(0.2);
     let rules = prop::collection::vec(a_rule(), 0..8);
     (an_action(), audit, rules).prop_map(|(default, audit, rules)| Rules { default, audit, rules })
+}
+
+/// So many that the index sorts them by path.
+fn rules_of_one_pair() -> impl Strategy<Value = Rules> {
+    let here = |mut rule: Rule| {
+        rule.from = vec![Subject::Any];
+        rule.to = vec!["service:web".parse().unwrap()];
+        rule.ports.clear();
+        rule
+    };
+    let asks_for_a_path = |rule: &Rule| {
+        let has_path = |entry: &RequestMatch| entry.path.is_some() || entry.path_regex.is_some();
+        rule.http.first().is_some_and(has_path)
+    };
+    let rules = prop::collection::vec(a_rule(), 60..120);
+    (an_action(), prop::bool::weighted(0.2), rules).prop_map(move |(default, audit, rules)| {
+        // Few that stop the search early.
+        let keep =
+            |(at, rule): (usize, Rule)| (at % 20 == 19 || asks_for_a_path(&rule)).then_some(rule);
+        let rules = rules.into_iter().enumerate().filter_map(keep).map(here);
+        Rules { default, audit, rules: rules.collect() }
+    })
 }
 
 fn an_action() -> impl Strategy<Value = Action> {
@@ -323,9 +374,11 @@ fn a_port() -> impl Strategy<Value = PortRule> {
 fn a_match() -> impl Strategy<Value = RequestMatch> {
     let method = prop::option::of(prop::sample::select(vec!["GET", "POST"]));
     let path = prop::option::of(prop::sample::select(PATTERNS));
-    (method, path).prop_map(|(method, path)| RequestMatch {
+    let expression = prop::option::weighted(0.3, prop::sample::select(EXPRESSIONS));
+    (method, path, expression).prop_map(|(method, path, expression)| RequestMatch {
         method: method.map(Into::into),
         path: path.map(|(text, _)| text.into()),
+        path_regex: expression.filter(|_| path.is_none()).map(|(text, _)| text.parse().unwrap()),
         ..RequestMatch::default()
     })
 }
