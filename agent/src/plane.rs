@@ -3,13 +3,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use isthmus_core::{Config, Event, PeerName, State};
 use isthmus_model::Snapshot;
-use isthmus_net::listen::{bind_marked_tcp, bind_transparent_tcp};
+use isthmus_net::listen::{bind_marked_tcp, bind_transparent_tcp, hush};
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_net::sock_diag::SocketDiag;
 use isthmus_net::steering::Steering;
@@ -34,8 +35,13 @@ const EVENTS: usize = 1024;
 const VISITORS: usize = 256;
 /// Denials logged per second; those beyond are counted only.
 const DENIALS_LOGGED: u32 = 50;
-/// How long requests under way may take at the end.
-const DRAIN: Duration = Duration::from_secs(3);
+/// Before the proxy stops, callers are told for so long to go elsewhere: whoever sends another
+/// request in this time does it without losing one.
+const LEAVE: Duration = Duration::from_secs(1);
+/// What a connection that was just made may take until its request is here.
+const SETTLE: Duration = Duration::from_millis(300);
+/// The last packets of closed connections must still get out.
+const FAREWELL: Duration = Duration::from_millis(100);
 
 /// The overlay of one member.
 #[expect(missing_debug_implementations, reason = "holds the tunnel's private key")]
@@ -53,6 +59,9 @@ struct Running {
     states: watch::Sender<Arc<State>>,
     views: watch::Sender<Arc<View>>,
     names: Option<Names>,
+    /// The proxy's. Open until the data plane is gone, so that nobody is refused meanwhile.
+    listeners: Vec<TcpListener>,
+    leaving: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
@@ -99,7 +108,7 @@ impl Plane {
             status.dns.clear();
         });
         if let Some(running) = self.running.take() {
-            running.stop().await;
+            running.stop(&self.shared).await;
             if let Err(error) = guard::lower(&self.shared.settings.device).await {
                 tracing::warn!("couldn't take the overlay's filter away: {error:#}");
             }
@@ -131,8 +140,12 @@ impl Running {
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(shared), told, states.subscribe()));
         let edge = start_edge(shared, &views, &stopped, &mut tasks);
-        let listening = (proxy, edge);
-        tasks.spawn(run_proxy(Arc::clone(shared), listening, views.subscribe(), stopped.clone()));
+        let listeners = proxy.iter().map(TcpListener::try_clone).collect::<Result<_, _>>();
+        let listeners = listeners.context("Failed to keep the proxy's port")?;
+        let leaving = Arc::new(AtomicBool::new(false));
+        let views_ = views.subscribe();
+        let flags = (Arc::clone(&leaving), stopped.clone());
+        tasks.spawn(run_proxy(Arc::clone(shared), (proxy, edge), views_, flags));
 
         let device = tun.index();
         let owners = socket_owners(shared, device);
@@ -154,6 +167,8 @@ impl Running {
             states,
             views,
             names,
+            listeners,
+            leaving,
             stop,
             tasks,
         })
@@ -187,17 +202,36 @@ impl Running {
         self.names = Names::start(shared, own, mesh, self.views.subscribe()).await;
     }
 
-    async fn stop(mut self) {
+    async fn stop(mut self, shared: &Shared) {
         if let Some(names) = self.names.take() {
             names.stop().await;
         }
+        let has_callers = shared.proxy.snapshot().active_connections > 0;
+        if has_callers {
+            self.leaving.store(true, Ordering::Relaxed);
+            tokio::time::sleep(LEAVE).await;
+        }
+        // Whoever comes from here on is for the next agent, if there is one.
+        for listener in &self.listeners {
+            if let Err(error) = hush(listener) {
+                tracing::warn!(%error, "callers may see connections refused");
+            }
+        }
+        if has_callers {
+            // Those who came just before still have to be accepted, and their requests to arrive.
+            tokio::time::sleep(SETTLE).await;
+        }
         self.stop.send_replace(true);
+        let drain = Duration::from_secs(shared.settings.drain_seconds.into());
         // The task that listens to events ends with the thread that sends them.
-        let drained = tokio::time::timeout(DRAIN, async {
+        let drained = tokio::time::timeout(drain + FAREWELL, async {
             while self.tasks.len() > 1 && self.tasks.join_next().await.is_some() {}
         });
         if drained.await.is_err() {
             tracing::info!("ending requests that are still under way");
+        }
+        if has_callers {
+            tokio::time::sleep(FAREWELL).await;
         }
         self.packets.stop();
         if let Some(thread) = self.thread.take() {
@@ -323,7 +357,7 @@ async fn run_proxy(
     shared: Arc<Shared>,
     (listeners, edge): (Vec<TcpListener>, isthmus_proxy::Edge),
     views: watch::Receiver<Arc<View>>,
-    stopped: watch::Receiver<bool>,
+    (leaving, stopped): (Arc<AtomicBool>, watch::Receiver<bool>),
 ) {
     shared.update(|status| {
         status.proxy = format!("listening on port {}", shared.settings.proxy_port);
@@ -331,7 +365,11 @@ async fn run_proxy(
     let metrics = Arc::clone(&shared.proxy);
     let bind = |source| bind_marked_tcp(source, PROXY_MARK);
     let stop = is_set(stopped);
-    let options = isthmus_proxy::Options { threads: shared.settings.proxy_threads() };
+    let options = isthmus_proxy::Options {
+        threads: shared.settings.proxy_threads(),
+        drain: Duration::from_secs(shared.settings.drain_seconds.into()),
+        leaving,
+    };
     if let Err(error) =
         isthmus_proxy::serve(options, listeners, edge, views, metrics, bind, stop).await
     {

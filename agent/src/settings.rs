@@ -34,6 +34,8 @@ pub struct Settings {
     pub proxy_port: u16,
     /// Threads that carry requests; 0: by the number of processors.
     pub proxy_threads: u8,
+    /// What requests under way may take at a stop, in seconds.
+    pub drain_seconds: u16,
     /// Where metrics and health are served; empty: nowhere.
     pub metrics: String,
     /// What to log: a level, or levels by crate and module (`tracing_subscriber`'s `Targets`).
@@ -166,6 +168,7 @@ impl Default for Settings {
             lanes: 0,
             proxy_port: 15001,
             proxy_threads: 0,
+            drain_seconds: 5,
             metrics: "127.0.0.1:9464".to_owned(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -308,6 +311,9 @@ impl Settings {
             let message = "must be from 1 to 16, or 0 to go by the number of processors";
             return refuse("proxy_threads", message);
         }
+        if self.drain_seconds > 3600 {
+            return refuse("drain_seconds", "must be from 0 to 3600");
+        }
         if self.listen_port == 0 {
             return refuse("listen_port", "must not be 0: other hosts need to know it");
         }
@@ -361,6 +367,7 @@ mod tests {
             lanes = 3
             proxy_port = 16001
             proxy_threads = 4
+            drain_seconds = 30
             metrics = ""
             log = "debug"
             log_format = "json"
@@ -378,6 +385,7 @@ mod tests {
         .unwrap();
         assert_eq!(settings.device, "mesh0");
         assert_eq!((settings.lanes(), settings.proxy_threads()), (3, 4));
+        assert_eq!(settings.drain_seconds, 30);
         assert_eq!(settings.endpoints.len(), 2);
         assert_eq!(settings.metrics_address(), None);
         assert_eq!(settings.log_format, LogFormat::Json);
@@ -402,6 +410,7 @@ mod tests {
             ("mtu = 9000", "mtu"),
             ("lanes = 17", "lanes"),
             ("proxy_threads = 17", "proxy_threads"),
+            ("drain_seconds = 3601", "drain_seconds"),
             ("listen_port = 0", "listen_port"),
             ("proxy_port = 0", "proxy_port"),
             ("metrics = \"localhost\"", "metrics"),

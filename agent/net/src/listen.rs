@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 const BACKLOG: i32 = 1024;
 
@@ -38,6 +38,18 @@ pub fn bind_transparent_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Has a listener take no more connections, and say nothing to who asks: as if the host weren't
+/// there. Whoever asks then tries again, and finds the next listener. Those who asked before are
+/// still to be accepted.
+///
+/// # Errors
+/// As the kernel says.
+pub fn hush(listener: &TcpListener) -> io::Result<()> {
+    // "Of each packet nothing": a segment for a listener is the beginning of a connection.
+    let nothing = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
+    SockRef::from(listener).attach_filter(&[nothing])
 }
 
 /// A non-blocking TCP socket that isn't connected yet and will speak from `source`. The mark shows
@@ -102,6 +114,19 @@ mod tests {
                 assert_eq!(datagrams.recv(&mut [0; 16]).unwrap(), 5);
             }
         });
+    }
+
+    #[test]
+    fn a_hushed_listener_refuses_nobody_and_takes_nobody() {
+        let listener = bind_freebind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let _before = TcpStream::connect(address).unwrap();
+        hush(&listener).unwrap();
+        let short = std::time::Duration::from_millis(200);
+        let error = TcpStream::connect_timeout(&address, short).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(listener.accept().is_ok(), "who came before is still there");
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 
     #[test]

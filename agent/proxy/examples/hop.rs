@@ -60,7 +60,11 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let metrics = Arc::new(Metrics::default());
-        let options = Options { threads: option("--threads", "1")? };
+        let options = Options {
+            threads: option("--threads", "1")?,
+            drain: std::time::Duration::ZERO,
+            leaving: Arc::default(),
+        };
         let never = std::future::pending();
         isthmus_proxy::serve(options, vec![listener], Edge::nowhere(), view, metrics, bind, never)
             .await?;

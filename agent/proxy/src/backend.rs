@@ -76,6 +76,8 @@ pub(crate) enum BackendError {
     TimedOut,
     #[error("the application didn't answer in time")]
     TryTimedOut,
+    #[error("the application fails its health check")]
+    Unhealthy,
     #[error("the application broke off: {0}")]
     Broken(#[source] BodyError),
 }

@@ -7,6 +7,7 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE,
 };
 
+use crate::health::{LEAVING, PANIC, UNHEALTHY};
 use crate::timing::SERVER_TIME;
 
 /// Who calls, as a SPIFFE ID: set by the proxy, so the application can believe it.
@@ -101,6 +102,9 @@ pub(crate) fn show_certificate(headers: &mut HeaderMap, certificate: HeaderValue
 pub(crate) fn to_caller(headers: &mut HeaderMap) {
     headers.remove(SERVER_TIME);
     remove_hop_by_hop(headers);
+    // Between proxies only.
+    headers.remove(UNHEALTHY);
+    headers.remove(LEAVING);
 }
 
 /// The elements of a comma-separated field, over all its lines.

@@ -27,6 +27,7 @@ mod connection;
 mod gateway;
 mod grpc;
 mod headers;
+mod health;
 mod histogram;
 mod http1;
 mod incoming;
@@ -56,6 +57,7 @@ mod worker;
 
 pub use backend::Bind;
 pub use gateway::{Edge, Outside, Visitor};
+pub use health::HealthView;
 pub use histogram::Histogram;
 #[cfg(feature = "probe")]
 pub use http1::probe;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use crate::health::{Health, HealthView};
 use crate::measured::Measured;
 use crate::outbound::{Clusters, EndpointView};
 use crate::series::{AllSeries, SeriesSnapshot};
@@ -23,8 +24,10 @@ pub struct Metrics {
     retries: AtomicU64,
     /// By service.
     ejections: Mutex<BTreeMap<String, u64>>,
+    hedges: AtomicU64,
     overflows: [AtomicU64; 3],
     clusters: Mutex<Weak<Clusters>>,
+    health: Mutex<Weak<Health>>,
     measured: Measured,
     pub(crate) streams: Counters,
     watchers: Watchers,
@@ -60,8 +63,12 @@ pub struct MetricsSnapshot {
     pub denied_requests: u64,
     /// Tries beyond the first.
     pub retries: u64,
+    /// Requests that another workload got, too.
+    pub hedges: u64,
     /// Workloads that were ejected, by service.
     pub ejections: Vec<(String, u64)>,
+    /// The workloads here that are checked.
+    pub health: Vec<HealthView>,
     /// What breakers refused, by the setting that did.
     pub overflows: Vec<(&'static str, u64)>,
     /// Connections without requests that were judged, since the start.
@@ -88,10 +95,12 @@ impl Metrics {
             cut_connections: self.cut.load(Ordering::Relaxed),
             denied_requests: self.denied.load(Ordering::Relaxed),
             retries: self.retries.load(Ordering::Relaxed),
+            hedges: self.hedges.load(Ordering::Relaxed),
             ejections: lock(&self.ejections)
                 .iter()
                 .map(|(service, count)| (service.clone(), *count))
                 .collect(),
+            health: lock(&self.health).upgrade().map_or_else(Vec::new, |health| health.views()),
             overflows: [Overflow::Requests, Overflow::Pending, Overflow::Retries]
                 .map(|it| (it.setting(), self.overflows[it as usize].load(Ordering::Relaxed)))
                 .to_vec(),
@@ -112,12 +121,21 @@ impl Metrics {
         clusters.upgrade().map(|clusters| clusters.views()).unwrap_or_default()
     }
 
+    pub(crate) fn watch_health(&self, health: &Arc<Health>) {
+        let mut watched = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        *watched = Arc::downgrade(health);
+    }
+
     pub(crate) fn watch(&self, clusters: &Arc<Clusters>) {
         *lock(&self.clusters) = Arc::downgrade(clusters);
     }
 
     pub(crate) fn count_retry(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_hedge(&self) {
+        self.hedges.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn count_overflow(&self, what: Overflow) {

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE};
 use http::request::Parts;
@@ -17,6 +18,7 @@ use crate::body::{Answer, Upload};
 use crate::connection::Connection;
 use crate::grpc;
 use crate::headers::{self, list};
+use crate::health::{LEAVING, PANIC, UNHEALTHY};
 use crate::incoming::Incoming;
 use crate::judge::{self, Kept};
 use crate::metrics::Ruling;
@@ -29,6 +31,31 @@ use crate::view::{Side, View};
 
 /// Serves one request. There is always an answer.
 pub(crate) async fn handle(
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<Answer>, Infallible> {
+    let version = request.version();
+    let (shared, side) = (Arc::clone(&connection.shared), connection.parties.side);
+    let mut answer = serve(connection, request).await?;
+    if shared.leaving.load(Ordering::Relaxed) && answer.status() != StatusCode::SWITCHING_PROTOCOLS
+    {
+        take_leave(&mut answer, version, side);
+    }
+    Ok(answer)
+}
+
+/// Tells a caller to go elsewhere with its next request. So no connection is closed under the hands
+/// of somebody who is sending one.
+fn take_leave(answer: &mut Response<Answer>, version: Version, side: Side) {
+    if version != Version::HTTP_2 {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if side == Side::Server {
+        answer.headers_mut().insert(LEAVING, HeaderValue::from_static("true"));
+    }
+}
+
+async fn serve(
     connection: Arc<Connection>,
     request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
@@ -61,6 +88,14 @@ pub(crate) async fn handle(
         && !judge::may_pass(&connection, &view, &head, &tokens, &mut record)
     {
         return Ok(refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record));
+    }
+    if connection.parties.side == Side::Server
+        && connection.shared.health.is_unhealthy(connection.parties.service)
+        && !head.headers.contains_key(PANIC)
+    {
+        let mut answer = failure(&BackendError::Unhealthy, record);
+        answer.headers_mut().insert(UNHEALTHY, HeaderValue::from_static("true"));
+        return Ok(answer);
     }
     let Ok(place) = Arc::clone(&connection.shared.requests).try_acquire_owned() else {
         let reason = "the mesh proxy has too many requests under way";
@@ -293,6 +328,9 @@ pub(crate) fn failure(error: &BackendError, record: Record) -> Response<Answer> 
     let (status, reason) = match error {
         BackendError::Refused(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "the application doesn't accept connections")
+        }
+        BackendError::Unhealthy => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the application fails its health check")
         }
         BackendError::TryTimedOut => {
             (StatusCode::GATEWAY_TIMEOUT, "the application didn't answer in time")

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use crate::activity::Clock;
 use crate::backend::{Backends, Bind};
 use crate::chance::Chance;
 use crate::gateway::{Edge, Outside, Visitor};
+use crate::health::Health;
 use crate::jwt::KeyRing;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -29,10 +30,14 @@ use crate::worker::{self, Door};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What an administrator may decide about the proxy of a host.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Threads that serve connections.
     pub threads: usize,
+    /// What requests under way may take at the end.
+    pub drain: Duration,
+    /// Set a while before the stop: callers then are told with each answer to go elsewhere.
+    pub leaving: Arc<AtomicBool>,
 }
 
 /// What all connections of a thread share. What all threads share is behind an `Arc`.
@@ -43,6 +48,8 @@ pub(crate) struct Shared {
     /// Of this thread alone: its connections to applications.
     pub(crate) backends: Backends,
     pub(crate) clusters: Arc<Clusters>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) leaving: Arc<AtomicBool>,
     pub(crate) chance: Chance,
     pub(crate) lessons: Arc<Lessons>,
     pub(crate) limits: Limits,
@@ -65,11 +72,15 @@ impl Shared {
     ) -> Self {
         let clusters = Arc::new(Clusters::new(Instant::now(), Arc::clone(&outside)));
         metrics.watch(&clusters);
+        let health = Arc::new(Health::default());
+        metrics.watch_health(&health);
         Self {
             view,
             metrics,
             backends: Backends::new(limits.connect, bind, Arc::clone(&outside)),
             clusters,
+            health,
+            leaving: Arc::default(),
             chance: Chance::new(),
             lessons: Arc::default(),
             limits,
@@ -87,6 +98,8 @@ impl Shared {
             metrics: Arc::clone(&self.metrics),
             backends: self.backends.without_connections(),
             clusters: Arc::clone(&self.clusters),
+            health: Arc::clone(&self.health),
+            leaving: Arc::clone(&self.leaving),
             chance: Chance::new(),
             lessons: Arc::clone(&self.lessons),
             limits: self.limits,
@@ -114,7 +127,9 @@ pub async fn serve(
     bind: Bind,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let shared = Shared::new(Limits::default(), view, metrics, bind, edge.outside);
+    let limits = Limits { drain: options.drain, ..Limits::default() };
+    let mut shared = Shared::new(limits, view, metrics, bind, edge.outside);
+    shared.leaving = options.leaving;
     let (running, mut ended) = mpsc::channel::<()>(1);
     let start = |number| start_thread(number, shared.for_another_thread(), running.clone());
     let doors = (0..options.threads.max(1)).map(start).collect::<io::Result<Vec<Door>>>()?;
@@ -158,6 +173,8 @@ pub(crate) async fn accept_until(
     loops.spawn(welcome(visitors, places, Arc::clone(&shared.metrics), doors));
     let (keys, views) = (Arc::clone(&shared.keys), shared.view.clone());
     loops.spawn(async move { keys.keep(views).await });
+    let (health, view) = (Arc::clone(&shared.health), shared.view.clone());
+    loops.spawn(async move { health.run(view).await });
     stop.await;
     loops.shutdown().await;
     Ok(())

@@ -140,6 +140,18 @@ impl Scrape {
         let ejections = self.proxy.ejections.iter();
         let ejections = ejections.map(|(service, count)| ([("service", service)], *count));
         out.counters("ejections", help, None, ejections)?;
+        let help = "Whether the workload of a service here fails its health check";
+        let health = self.proxy.health.iter();
+        let health = health.map(|it| ([("service", &*it.service)], i64::from(!it.healthy)));
+        out.gauges("health_unhealthy", help, health)?;
+        let help = "Health checks of workloads here, by service and result";
+        let checks = self.proxy.health.iter().flat_map(|it| {
+            let series = |result, count| ([("service", &*it.service), ("result", result)], count);
+            [series("pass", it.passed), series("fail", it.failed)]
+        });
+        out.counters("health_checks", help, None, checks)?;
+        let help = "Requests that another workload got, too, since the first one took long";
+        out.counter("hedges", help, self.proxy.hedges)?;
         let help = "Requests and retries that breakers refused, by the limit that did";
         let overflows = self.proxy.overflows.iter();
         let overflows = overflows.map(|(limit, count)| ([("limit", *limit)], *count));

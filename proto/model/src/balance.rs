@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::name::Name;
-use crate::resilience::{Breaker, Outlier};
+use crate::resilience::{Breaker, HealthCheck, Outlier};
 
-/// `balance`, `breaker` and `outlier` of a service that speaks HTTP.
+/// `balance`, `breaker`, `outlier` and `health` of a service that speaks HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Balance {
     /// Which workload takes a request.
@@ -25,6 +25,8 @@ pub struct Balance {
     pub breaker: Breaker,
     /// Who is left out since it fails.
     pub outlier: Outlier,
+    /// How its workloads are asked whether they are well.
+    pub health: Option<HealthCheck>,
 }
 
 /// Which workload takes a request.
@@ -70,6 +72,7 @@ impl Default for Balance {
             panic_threshold: 50,
             breaker: Breaker::default(),
             outlier: Outlier::default(),
+            health: None,
         }
     }
 }

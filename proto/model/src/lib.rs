@@ -42,7 +42,7 @@ pub use identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain
 pub use jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 pub use key::PublicKey;
 pub use name::Name;
-pub use resilience::{Breaker, Outlier};
+pub use resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 pub use route::Route;
 pub use rules::{Action, Layer4, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
 pub use snapshot::{Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, Snapshot};

@@ -2,6 +2,7 @@
 //! and the defaults where nothing else is said, are Envoy's.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// `breaker` of a service: what each host's callers may have of it at a time, all together.
@@ -41,6 +42,67 @@ pub struct Outlier {
     /// Whose success rate is lower than the mean by more than so many thousandths of a standard
     /// deviation is ejected.
     pub success_rate_stdev_factor: u32,
+}
+
+/// `health` of a service: how its workloads are asked whether they are well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What they are asked.
+    pub probe: HealthProbe,
+    /// From one check to the next.
+    pub interval: Duration,
+    /// For each.
+    pub timeout: Duration,
+    /// Checks passed in a row that make a workload healthy again.
+    pub healthy_threshold: u32,
+    /// Checks failed in a row that make it unhealthy.
+    pub unhealthy_threshold: u32,
+}
+
+/// What a health check does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthProbe {
+    /// `tcp`: connects.
+    Tcp,
+    /// `http`: gets this path; 200 to 399 is well.
+    Http {
+        /// With its query, if any.
+        path: Arc<str>,
+    },
+    /// `grpc`: asks gRPC's health service.
+    Grpc {
+        /// About this service; empty for the whole server.
+        service: Arc<str>,
+    },
+}
+
+impl HealthCheck {
+    /// With the usual times and thresholds.
+    #[must_use]
+    pub const fn new(probe: HealthProbe) -> Self {
+        Self {
+            probe,
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(1),
+            healthy_threshold: 2,
+            unhealthy_threshold: 3,
+        }
+    }
+}
+
+impl fmt::Display for HealthCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.probe {
+            HealthProbe::Tcp => f.write_str("tcp")?,
+            HealthProbe::Http { path } => write!(f, "http {path}")?,
+            HealthProbe::Grpc { service } => write!(f, "grpc {service:?}")?,
+        }
+        write!(
+            f,
+            " every {:?} within {:?}, {} well, {} unwell",
+            self.interval, self.timeout, self.healthy_threshold, self.unhealthy_threshold
+        )
+    }
 }
 
 impl Default for Breaker {

@@ -29,6 +29,8 @@ pub struct Route {
     pub timeout: Option<Duration>,
     /// For one try, until its answer begins.
     pub try_timeout: Option<Duration>,
+    /// What is asked of another workload, too, when the first one takes long.
+    pub hedge: Option<Hedge>,
     /// What is tried again.
     pub retry: Option<Retry>,
     /// Where copies of requests go.
@@ -214,6 +216,21 @@ pub struct Retry {
     pub backoff: Duration,
     /// Also methods that may not be repeated by themselves (RFC 9110, section 9.2.2).
     pub non_idempotent: bool,
+}
+
+/// A request that another workload gets, too, when the first one takes long. The first good answer
+/// counts. Only what may be repeated, and is here as a whole, is sent twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hedge {
+    /// How long the ones before have no answer.
+    pub after: Duration,
+    /// Further requests, at most.
+    pub max: u32,
+}
+
+impl Hedge {
+    /// More would be a burden, not a help.
+    pub const MAX: u32 = 3;
 }
 
 /// What is tried again, in Envoy's words.

@@ -4,12 +4,15 @@ use http::{HeaderMap, Method, StatusCode};
 use isthmus_model::route::{Retry, RetryOn};
 
 use super::ejection::Failure;
+use crate::health::UNHEALTHY;
 
 /// How a try ended, if not well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
     /// No byte of the request has left.
     NotSent,
+    /// The proxy before it says that it fails its health check, and has passed nothing on.
+    Unhealthy,
     /// The backend broke off, or took too long; it may have acted.
     Reset,
     /// It answered.
@@ -22,6 +25,9 @@ pub(crate) enum Attempt {
 
 impl Attempt {
     pub(crate) fn answered(status: StatusCode, headers: &HeaderMap) -> Self {
+        if status == StatusCode::SERVICE_UNAVAILABLE && headers.contains_key(UNHEALTHY) {
+            return Self::Unhealthy;
+        }
         let grpc = headers.get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
         Self::Answered { status, grpc }
     }
@@ -30,6 +36,7 @@ impl Attempt {
     /// fast would attract traffic.
     pub(crate) fn failure(self) -> Option<Failure> {
         match self {
+            Self::Unhealthy => Some(Failure::Unhealthy),
             Self::NotSent | Self::Reset => Some(Failure::NoAnswer),
             Self::Answered { status, grpc } => {
                 let fails = status.is_server_error()
@@ -43,10 +50,11 @@ impl Attempt {
 
 /// Whether the policy asks for another try.
 pub(crate) fn wants_retry(policy: &Retry, attempt: Attempt) -> bool {
+    use Attempt::{NotSent, Reset, Unhealthy};
     policy.on.iter().any(|on| match (on, attempt) {
-        (RetryOn::ConnectFailure | RetryOn::GatewayError, Attempt::NotSent) => true,
-        (RetryOn::Reset, Attempt::Reset | Attempt::NotSent) => true,
-        (RetryOn::ServerError, Attempt::NotSent | Attempt::Reset) => true,
+        (RetryOn::ConnectFailure | RetryOn::GatewayError, NotSent | Unhealthy) => true,
+        (RetryOn::Reset, Reset | NotSent | Unhealthy) => true,
+        (RetryOn::ServerError, NotSent | Reset | Unhealthy) => true,
         (RetryOn::ServerError, Attempt::Answered { status, .. }) => status.is_server_error(),
         (RetryOn::GatewayError, Attempt::Answered { status, .. }) => {
             matches!(status.as_u16(), 502..=504)
@@ -67,7 +75,9 @@ pub(crate) fn wants_retry(policy: &Retry, attempt: Attempt) -> bool {
 /// Whether another try can do no harm: nothing has left, or the method may be repeated
 /// (RFC 9110, section 9.2.2), or the route says so.
 pub(crate) fn may_repeat(policy: &Retry, method: &Method, attempt: Attempt) -> bool {
-    attempt == Attempt::NotSent || method.is_idempotent() || policy.non_idempotent
+    matches!(attempt, Attempt::NotSent | Attempt::Unhealthy)
+        || method.is_idempotent()
+        || policy.non_idempotent
 }
 
 #[cfg(test)]
@@ -117,6 +127,16 @@ mod tests {
             }
         }
         assert!(wants_retry(&policy(&["429", "reset"]), reset));
+    }
+
+    #[test]
+    fn what_an_unhealthy_workloads_proxy_refused_is_as_if_it_was_never_sent() {
+        let headers = HeaderMap::from_iter([(UNHEALTHY, "true".parse().unwrap())]);
+        let refused = Attempt::answered(StatusCode::SERVICE_UNAVAILABLE, &headers);
+        assert_eq!(refused, Attempt::Unhealthy);
+        assert!(may_repeat(&policy(&["reset"]), &Method::POST, refused));
+        assert!(wants_retry(&policy(&["connect-failure"]), refused));
+        assert!(!wants_retry(&policy(&["429"]), refused));
     }
 
     #[test]

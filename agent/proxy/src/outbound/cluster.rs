@@ -146,8 +146,9 @@ impl Clusters {
         if cluster.kept.under_way.load(Ordering::Relaxed) >= most {
             return Err(NoPlace::Overloaded);
         }
-        let endpoint = cluster.pick(tried, draw, now).ok_or(NoPlace::Nobody)?;
-        let flight = InFlight::begin(&endpoint, &cluster.kept, self.origin, now);
+        let (endpoint, desperate) = cluster.pick(tried, draw, now).ok_or(NoPlace::Nobody)?;
+        let began = (now, desperate);
+        let flight = InFlight::begin(&endpoint, &cluster.kept, self.origin, began);
         Ok((endpoint, flight))
     }
 
@@ -248,8 +249,8 @@ impl Cluster {
     }
 
     /// Whoever is due to prove itself first; else one who is ready and wasn't tried; else anybody
-    /// who wasn't; else anybody.
-    fn pick(&self, tried: &[HostId], draw: Draw, now: Duration) -> Option<Arc<Endpoint>> {
+    /// who wasn't; else anybody. Says, too, whether it may be one who isn't healthy.
+    fn pick(&self, tried: &[HostId], draw: Draw, now: Duration) -> Option<(Arc<Endpoint>, bool)> {
         self.find_ready(now);
         let found = self.ready.read().unwrap_or_else(PoisonError::into_inner);
         let ready = &found.ready;
@@ -257,7 +258,7 @@ impl Cluster {
         let probes = |at: &&usize| fresh(**at) && self.places[**at].endpoint.begin_probe(now);
         if let Some(at) = ready.due.iter().find(probes) {
             self.kept.changed();
-            return Some(Arc::clone(&self.places[*at].endpoint));
+            return Some((Arc::clone(&self.places[*at].endpoint), false));
         }
         let everybody = || 0..self.places.len();
         let chosen = if tried.is_empty() {
@@ -267,12 +268,12 @@ impl Cluster {
                 Level::new(everybody().filter(|at| fresh(*at) && ready.is_open(*at)).map(even));
             self.among(&open, draw, now)
         };
+        let desperate = ready.panic || chosen.is_none();
+        let others = || Level::new(everybody().filter(|at| fresh(*at)).map(even));
         let at = chosen
-            .or_else(|| {
-                self.among(&Level::new(everybody().filter(|at| fresh(*at)).map(even)), draw, now)
-            })
+            .or_else(|| self.among(&others(), draw, now))
             .or_else(|| self.among(&Level::new(everybody().map(even)), draw, now))?;
-        self.places.get(at).map(|place| Arc::clone(&place.endpoint))
+        Some((Arc::clone(&self.places.get(at)?.endpoint), desperate))
     }
 
     /// One of those who are ready. Hashes go by keys alone, or hosts wouldn't agree.

@@ -30,6 +30,8 @@ pub(crate) struct InFlight {
     cluster: Arc<Kept>,
     origin: Instant,
     began: Duration,
+    /// It was chosen although it isn't healthy.
+    pub(super) desperate: bool,
     told: bool,
 }
 
@@ -146,12 +148,26 @@ impl InFlight {
         endpoint: &Arc<Endpoint>,
         cluster: &Arc<Kept>,
         origin: Instant,
-        began: Duration,
+        (began, desperate): (Duration, bool),
     ) -> Self {
         endpoint.under_way.fetch_add(1, Ordering::Relaxed);
         cluster.under_way.fetch_add(1, Ordering::Relaxed);
         let (endpoint, cluster) = (Arc::clone(endpoint), Arc::clone(cluster));
-        Self { endpoint, cluster, origin, began, told: false }
+        Self { endpoint, cluster, origin, began, desperate, told: false }
+    }
+
+    /// A good answer has begun, and it says that the workload's host is about to leave.
+    pub(crate) fn tell_leaving(&mut self, settings: &Outlier, random: u64) {
+        self.told = true;
+        let now = self.origin.elapsed();
+        self.endpoint.latency.observe(now.saturating_sub(self.began), now);
+        let mut ejection = lock(&self.endpoint.ejection);
+        self.endpoint.blemished.store(true, Ordering::Relaxed);
+        let was_out = ejection.is_out();
+        if ejection.on_failure(Failure::Unhealthy, settings, true, (now, random)) {
+            self.cluster.note(if was_out { Turn::Nothing } else { Turn::Ejected });
+            self.cluster.changed();
+        }
     }
 
     /// The answer has begun, or won't come.
@@ -165,6 +181,18 @@ impl InFlight {
         };
         self.cluster.note(turn);
         turn
+    }
+
+    /// Nobody waits for the answer any more, whose time is known to be so long at least.
+    fn on_cancel(&self) {
+        let (endpoint, now) = (&self.endpoint, self.origin.elapsed());
+        let waited = now.saturating_sub(self.began);
+        if waited > endpoint.latency.latency(now) {
+            endpoint.latency.observe(waited, now);
+        }
+        if endpoint.blemished.load(Ordering::Relaxed) && lock(&endpoint.ejection).on_cancel(now) {
+            self.cluster.changed();
+        }
     }
 
     fn on_failure(
@@ -197,11 +225,8 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.under_way.fetch_sub(1, Ordering::Relaxed);
         self.cluster.under_way.fetch_sub(1, Ordering::Relaxed);
-        if !self.told && self.endpoint.blemished.load(Ordering::Relaxed) {
-            let mut ejection = lock(&self.endpoint.ejection);
-            if ejection.on_cancel(self.origin.elapsed()) {
-                self.cluster.changed();
-            }
+        if !self.told {
+            self.on_cancel();
         }
     }
 }

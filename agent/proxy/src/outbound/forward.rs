@@ -1,16 +1,19 @@
 //! One request on its way to a workload: pick, try, and perhaps try again.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{CONNECTION, COOKIE, UPGRADE};
 use http::request::Parts;
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
-use isthmus_model::route::{Retry, RetryOn, Share};
+use isthmus_model::route::{Hedge, Retry, RetryOn, Share};
 use isthmus_model::{HashKey, HostId, ServiceId};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::cluster::{Cluster, Draw, NoPlace, Retrying};
 use super::endpoint::{Endpoint, InFlight, Turn};
@@ -18,9 +21,10 @@ use super::{Call, local, mirror, set_host};
 use crate::access::Record;
 use crate::backend::{BackendError, Target, Wire};
 use crate::balance::{Attempt, hash, may_repeat, wants_retry};
-use crate::body::{Answer, Payload};
+use crate::body::{Answer, Payload, Upload};
 use crate::connection::Connection;
 use crate::headers;
+use crate::health::{LEAVING, PANIC};
 use crate::incoming::Incoming;
 use crate::metrics::Overflow;
 use crate::request::{failure, pass, refusal, switch, target, wire};
@@ -52,13 +56,14 @@ struct Exchange<'a> {
     policy: Retry,
     /// What the request is hashed to.
     key: Option<u64>,
+    hedge: Option<Hedge>,
 }
 
 /// How a try ended.
-#[expect(clippy::large_enum_variant, reason = "an answer is how most end, and is taken at once")]
 enum Tried {
-    Answer(Response<Incoming>, InFlight),
-    Failed(BackendError, Attempt),
+    Answer(Response<Incoming>, Attempt, InFlight),
+    /// With the body, if nobody has read of it.
+    Failed(BackendError, Attempt, Option<Upload>),
     /// A workload here may not be asked this.
     Denied,
 }
@@ -94,7 +99,9 @@ pub(super) async fn run(
         entry.introduce(view, connection, &mut template.head.headers, &asked_host);
     }
     let policy = route.as_ref().and_then(|it| it.retry.clone()).unwrap_or_else(only_unsent);
-    let wants_whole = route.as_ref().is_some_and(|it| it.retry.is_some() || !it.mirrors.is_empty());
+    let wants_whole = route
+        .as_ref()
+        .is_some_and(|it| it.retry.is_some() || it.hedge.is_some() || !it.mirrors.is_empty());
     let patience = deadline.unwrap_or_else(|| Instant::now() + connection.shared.limits.body);
     let collecting = Payload::of(body, wants_whole, record.progress());
     if wants_whole {
@@ -124,6 +131,7 @@ pub(super) async fn run(
         try_timeout,
         policy,
         key,
+        hedge: route.as_ref().and_then(|it| it.hedge),
     };
     let ended = match deadline {
         Some(deadline) => timeout_at(deadline, exchange.run(&mut payload, &mut record)).await,
@@ -233,39 +241,110 @@ impl Exchange<'_> {
         // Until the retry has its answer's head.
         let mut _retrying: Option<Retrying> = None;
         loop {
-            let draw = Draw { key: self.key, random: self.connection.shared.chance.next() };
-            let (endpoint, flight) = match clusters.pick(&self.cluster, &tried, draw) {
+            let (endpoint, flight) = match self.pick(&tried) {
                 Ok(picked) => picked,
                 Err(reason) => return Ended::NoPlace(reason),
             };
-            record.take_endpoint(self.view, endpoint.host);
             tried.push(endpoint.host);
+            record.take_endpoint(self.view, endpoint.host);
             record.begin_try();
-            let tried_once = self.try_once(&endpoint, flight, payload).await;
-            record.end_try(self.told_time(&endpoint, &tried_once));
-            let (error, attempt) = match tried_once {
-                Tried::Answer(response, flight) => {
-                    let attempt = Attempt::answered(response.status(), response.headers());
-                    _retrying = self.tries_again(attempt, &tried, payload).await;
-                    if _retrying.is_none() {
-                        return Ended::Answer(response, flight);
-                    }
-                    continue;
+            let first = endpoint.host;
+            let (last, outcome) = self.try_or_hedge(endpoint, flight, payload, &mut tried).await;
+            if last != first {
+                record.take_endpoint(self.view, last);
+            }
+            record.end_try(self.told_time(last, &outcome));
+            let (ended, attempt) = match outcome {
+                Tried::Answer(response, attempt, flight) => {
+                    (Ended::Answer(response, flight), attempt)
                 }
                 Tried::Denied => return Ended::Denied,
-                Tried::Failed(error, attempt) => (error, attempt),
+                Tried::Failed(error, attempt, unread) => {
+                    unread.into_iter().for_each(|upload| payload.give_back(upload));
+                    (Ended::Failed(error), attempt)
+                }
             };
             _retrying = self.tries_again(attempt, &tried, payload).await;
             if _retrying.is_none() {
-                return Ended::Failed(error);
+                return ended;
+            }
+        }
+    }
+
+    fn pick(&self, tried: &[HostId]) -> Result<(Arc<Endpoint>, InFlight), NoPlace> {
+        let draw = Draw { key: self.key, random: self.connection.shared.chance.next() };
+        self.connection.shared.clusters.pick(&self.cluster, tried, draw)
+    }
+
+    /// Says, too, whose answer it is.
+    async fn try_or_hedge(
+        &self,
+        endpoint: Arc<Endpoint>,
+        flight: InFlight,
+        payload: &mut Payload,
+        tried: &mut Vec<HostId>,
+    ) -> (HostId, Tried) {
+        let may_hedge = self.template.head.method.is_idempotent()
+            && self.template.upgrade.is_none()
+            && payload.copy().is_some();
+        match self.hedge.filter(|_| may_hedge) {
+            Some(hedge) => self.try_hedged(hedge, (endpoint, flight), payload, tried).await,
+            None => {
+                let host = endpoint.host;
+                (host, self.try_once(endpoint, flight, payload.take()).await)
+            }
+        }
+    }
+
+    /// Asks others, too, whenever those before have no answer for a while. The first good answer
+    /// counts, and the others' requests are dropped, which cancels them.
+    async fn try_hedged(
+        &self,
+        hedge: Hedge,
+        (endpoint, flight): (Arc<Endpoint>, InFlight),
+        payload: &Payload,
+        tried: &mut Vec<HostId>,
+    ) -> (HostId, Tried) {
+        let start = |endpoint: Arc<Endpoint>, flight| {
+            let host = endpoint.host;
+            (host, Box::pin(self.try_once(endpoint, flight, payload.copy())), None::<Retrying>)
+        };
+        let mut running = vec![start(endpoint, flight)];
+        let mut left = hedge.max;
+        let mut next = Instant::now() + hedge.after;
+        loop {
+            tokio::select! {
+                (at, outcome) = poll_fn(|cx| first_of(&mut running, cx)) => {
+                    let (host, _, _) = running.swap_remove(at);
+                    if running.is_empty() || outcome.is_good() {
+                        return (host, outcome);
+                    }
+                }
+                () = sleep_until(next), if left > 0 => {
+                    left -= 1;
+                    next += hedge.after;
+                    // Never the same workload again: it has the request.
+                    let free = self.begin_again();
+                    let another = free.and_then(|it| Some((it, self.pick(tried).ok()?)));
+                    let Some((retrying, (endpoint, flight))) = another
+                        .filter(|(_, (endpoint, _))| !tried.contains(&endpoint.host))
+                    else {
+                        left = 0;
+                        continue;
+                    };
+                    self.connection.shared.metrics.count_hedge();
+                    tried.push(endpoint.host);
+                    let (host, trying, _) = start(endpoint, flight);
+                    running.push((host, trying, Some(retrying)));
+                }
             }
         }
     }
 
     /// What the application took, as the agent of another host says.
-    fn told_time(&self, endpoint: &Endpoint, tried: &Tried) -> Option<Duration> {
+    fn told_time(&self, host: HostId, tried: &Tried) -> Option<Duration> {
         match tried {
-            Tried::Answer(response, _) if endpoint.host != self.view.snapshot.local => {
+            Tried::Answer(response, ..) if host != self.view.snapshot.local => {
                 server_time(response.headers())
             }
             Tried::Answer(..) | Tried::Failed(..) | Tried::Denied => None,
@@ -286,19 +365,11 @@ impl Exchange<'_> {
             && may_repeat(&self.policy, &self.template.head.method, attempt)
             && retries < self.policy.attempts
             && payload.is_ready();
-        let now = self.connection.shared.clusters.now();
         if !may {
             return None;
         }
-        let metrics = &self.connection.shared.metrics;
-        let Some(retrying) = self.cluster.begin_retry() else {
-            metrics.count_overflow(Overflow::Retries);
-            return None;
-        };
-        if !self.cluster.budget().withdraw(now) {
-            return None;
-        }
-        metrics.count_retry();
+        let retrying = self.begin_again()?;
+        self.connection.shared.metrics.count_retry();
         let longest = self.policy.backoff * 2_u32.saturating_pow(retries);
         // Full jitter: clients that failed together don't come back together.
         let share = self.connection.shared.chance.next() % 1024;
@@ -306,24 +377,45 @@ impl Exchange<'_> {
         Some(retrying)
     }
 
+    /// A place for a request beyond the first, if breaker and budget have one.
+    fn begin_again(&self) -> Option<Retrying> {
+        let shared = &self.connection.shared;
+        let Some(retrying) = self.cluster.begin_retry() else {
+            shared.metrics.count_overflow(Overflow::Retries);
+            return None;
+        };
+        self.cluster.budget().withdraw(shared.clusters.now()).then_some(retrying)
+    }
+
     async fn try_once(
         &self,
-        endpoint: &Endpoint,
+        endpoint: Arc<Endpoint>,
         mut flight: InFlight,
-        payload: &mut Payload,
+        body: Option<Upload>,
     ) -> Tried {
+        let Some(body) = body else {
+            return Tried::Failed(BackendError::TimedOut, Attempt::Reset, None);
+        };
+        let shared = &self.connection.shared;
+        let is_here = endpoint.host == self.view.snapshot.local;
+        if is_here && !flight.desperate && shared.health.is_unhealthy(self.service) {
+            let turn =
+                flight.tell(Attempt::Unhealthy, self.cluster.outlier(), shared.chance.next());
+            self.note(turn, &endpoint);
+            return Tried::Failed(BackendError::Unhealthy, Attempt::Unhealthy, Some(body));
+        }
         let mut fields = self.template.copy();
-        let place = (self.service, &*self.cluster, endpoint);
+        if flight.desperate && !is_here {
+            fields.insert(PANIC, HeaderValue::from_static("true"));
+        }
+        let place = (self.service, &*self.cluster, &*endpoint);
         let aimed = self.template.aim(self.connection, self.view, place, &mut fields);
         let Some((target, uri)) = aimed else { return Tried::Denied };
-        let Some(body) = payload.take() else {
-            return Tried::Failed(BackendError::TimedOut, Attempt::Reset);
-        };
         let mut request = Request::new(body);
         *request.method_mut() = self.template.head.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = fields;
-        let wire = self.template.wire_to(self.view, self.service, endpoint);
+        let wire = self.template.wire_to(self.view, self.service, &endpoint);
         *request.version_mut() = wire.version();
         let sending = self.connection.shared.backends.send(target, wire, request);
         // The exchange's own deadline, too: it is the workload that let it pass.
@@ -333,23 +425,24 @@ impl Exchange<'_> {
             None => Ok(sending.await),
         };
         let random = self.connection.shared.chance.next();
-        let (error, attempt) = match sent {
+        let (error, attempt, unread) = match sent {
             Ok(Ok(response)) => {
                 let attempt = Attempt::answered(response.status(), response.headers());
-                self.note(flight.tell(attempt, self.cluster.outlier(), random), endpoint);
-                return Tried::Answer(response, flight);
+                if attempt.failure().is_none() && response.headers().contains_key(LEAVING) {
+                    flight.tell_leaving(self.cluster.outlier(), random);
+                    return Tried::Answer(response, attempt, flight);
+                }
+                self.note(flight.tell(attempt, self.cluster.outlier(), random), &endpoint);
+                return Tried::Answer(response, attempt, flight);
             }
             Ok(Err(failure)) => match failure.unsent {
-                Some(request) => {
-                    payload.give_back(request.into_body());
-                    (failure.error, Attempt::NotSent)
-                }
-                None => (failure.error, Attempt::Reset),
+                Some(request) => (failure.error, Attempt::NotSent, Some(request.into_body())),
+                None => (failure.error, Attempt::Reset, None),
             },
-            Err(_) => (BackendError::TryTimedOut, Attempt::Reset),
+            Err(_) => (BackendError::TryTimedOut, Attempt::Reset, None),
         };
-        self.note(flight.tell(attempt, self.cluster.outlier(), random), endpoint);
-        Tried::Failed(error, attempt)
+        self.note(flight.tell(attempt, self.cluster.outlier(), random), &endpoint);
+        Tried::Failed(error, attempt, unread)
     }
 
     fn note(&self, turn: Turn, endpoint: &Endpoint) {
@@ -367,6 +460,33 @@ impl Exchange<'_> {
                 tracing::info!(service, host, "A workload that was ejected is back");
             }
             Turn::Nothing => {}
+        }
+    }
+}
+
+/// A request under way: whose, and what it waits for.
+type Running<F> = (HostId, Pin<Box<F>>, Option<Retrying>);
+
+/// The first of some that is ready.
+fn first_of<F: Future>(
+    running: &mut [Running<F>],
+    cx: &mut Context<'_>,
+) -> Poll<(usize, F::Output)> {
+    for (at, (_, trying, _)) in running.iter_mut().enumerate() {
+        if let Poll::Ready(outcome) = trying.as_mut().poll(cx) {
+            return Poll::Ready((at, outcome));
+        }
+    }
+    Poll::Pending
+}
+
+impl Tried {
+    /// Whether there is no sense in waiting for another answer.
+    fn is_good(&self) -> bool {
+        match self {
+            Self::Answer(_, attempt, _) => attempt.failure().is_none(),
+            Self::Denied => true,
+            Self::Failed(..) => false,
         }
     }
 }

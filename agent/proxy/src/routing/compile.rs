@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use isthmus_model::route::{HeaderChanges, Redirect, Retry, Rewrite, Route, RouteAction, Share};
+use isthmus_model::route::{
+    HeaderChanges, Hedge, Redirect, Retry, Rewrite, Route, RouteAction, Share,
+};
 use isthmus_model::{Name, ServiceId};
 
 /// A route, compiled.
@@ -17,6 +19,7 @@ pub(crate) struct Compiled {
     pub(crate) response_headers: Fields,
     pub(crate) timeout: Option<Duration>,
     pub(crate) try_timeout: Option<Duration>,
+    pub(crate) hedge: Option<Hedge>,
     pub(crate) retry: Option<Retry>,
     pub(crate) mirrors: Vec<(ServiceId, Share)>,
     pub(crate) delay: Option<(Duration, Share)>,
@@ -68,6 +71,7 @@ impl Compiled {
             response_headers: Fields::new(&route.response_headers),
             timeout: route.timeout,
             try_timeout: route.try_timeout,
+            hedge: route.hedge,
             retry: route.retry.clone(),
             mirrors: mirrors.filter_map(|it| Some((*ids.get(&it.service)?, it.share))).collect(),
             delay: route.delay,

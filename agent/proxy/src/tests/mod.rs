@@ -7,6 +7,7 @@ mod edge;
 mod framing;
 mod http1;
 mod patience;
+mod resilience;
 mod routed;
 mod routes;
 mod smuggling;

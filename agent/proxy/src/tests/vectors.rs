@@ -135,7 +135,7 @@ impl Lab {
         }
         let (views, view) = watch::channel(Arc::new(View::new(Arc::clone(&snapshot), policy)));
         tokio::spawn(serve(
-            Options { threads: 2 },
+            Options { threads: 2, drain: std::time::Duration::ZERO, leaving: Arc::default() },
             listeners,
             Edge::nowhere(),
             view,

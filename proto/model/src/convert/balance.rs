@@ -6,12 +6,13 @@ use std::time::Duration;
 use isthmus_proto::v1;
 use v1::balance::Policy;
 use v1::hash_key::Key;
+use v1::health_check::Probe;
 
-use super::decode::{Reason, bounded, filled, number, parse};
-use super::routes::whole_millis;
+use super::decode::{Reason, bounded, filled, number, parse, text};
+use super::routes::{rooted, whole_millis};
 use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::name::Name;
-use crate::resilience::{Breaker, Outlier};
+use crate::resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 
 /// Hosts whose weight is told.
 const MAX_WEIGHTS: usize = 20_000;
@@ -19,8 +20,16 @@ const MAX_WEIGHTS: usize = 20_000;
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn encode(balance: &Balance) -> v1::Balance {
-    let Balance { policy, weights, locality, slow_start, panic_threshold, breaker, outlier } =
-        balance;
+    let Balance {
+        policy,
+        weights,
+        locality,
+        slow_start,
+        panic_threshold,
+        breaker,
+        outlier,
+        health,
+    } = balance;
     v1::Balance {
         policy: Some(encode_policy(policy)),
         weights: weights.iter().map(|(host, weight)| (host.to_string(), *weight)).collect(),
@@ -44,6 +53,22 @@ pub(super) fn encode(balance: &Balance) -> v1::Balance {
             success_rate_request_volume: outlier.success_rate_request_volume,
             success_rate_stdev_factor: outlier.success_rate_stdev_factor,
         }),
+        health: health.as_ref().map(encode_health),
+    }
+}
+
+fn encode_health(health: &HealthCheck) -> v1::HealthCheck {
+    let probe = match &health.probe {
+        HealthProbe::Tcp => Probe::Tcp(true),
+        HealthProbe::Http { path } => Probe::Http(path.to_string()),
+        HealthProbe::Grpc { service } => Probe::Grpc(service.to_string()),
+    };
+    v1::HealthCheck {
+        probe: Some(probe),
+        interval_ms: whole_millis(health.interval),
+        timeout_ms: whole_millis(health.timeout),
+        healthy_threshold: health.healthy_threshold,
+        unhealthy_threshold: health.unhealthy_threshold,
     }
 }
 
@@ -80,6 +105,23 @@ pub(super) fn decode(body: &v1::Balance) -> Result<Balance, Reason> {
         panic_threshold: percent(body.panic_threshold)?,
         breaker: body.breaker.as_ref().map(decode_breaker).transpose()?.unwrap_or_default(),
         outlier: body.outlier.as_ref().map(decode_outlier).transpose()?.unwrap_or_default(),
+        health: body.health.as_ref().map(decode_health).transpose()?,
+    })
+}
+
+fn decode_health(body: &v1::HealthCheck) -> Result<HealthCheck, Reason> {
+    let probe = body.probe.as_ref();
+    let probe = probe.ok_or("health: it is of a kind that this version doesn't know")?;
+    Ok(HealthCheck {
+        probe: match probe {
+            Probe::Tcp(_) => HealthProbe::Tcp,
+            Probe::Http(path) => HealthProbe::Http { path: rooted(path)? },
+            Probe::Grpc(service) => HealthProbe::Grpc { service: text("health", service)? },
+        },
+        interval: time(body.interval_ms)?,
+        timeout: time(body.timeout_ms)?,
+        healthy_threshold: number(body.healthy_threshold)?,
+        unhealthy_threshold: number(body.unhealthy_threshold)?,
     })
 }
 

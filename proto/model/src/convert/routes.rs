@@ -10,8 +10,8 @@ use v1::route_match::Path;
 
 use super::decode::{Reason, bounded, filled, parse, text};
 use crate::route::{
-    Backend, FieldMatch, HeaderChanges, HostMatch, Mirror, PathChange, PathMatch, Redirect, Retry,
-    Rewrite, Route, RouteAction, RouteMatch, Share, ValueMatch,
+    Backend, FieldMatch, HeaderChanges, Hedge, HostMatch, Mirror, PathChange, PathMatch, Redirect,
+    Retry, Rewrite, Route, RouteAction, RouteMatch, Share, ValueMatch,
 };
 use crate::rules::Origin;
 
@@ -40,6 +40,9 @@ pub(super) fn encode(order: u32, route: &Route) -> v1::Route {
         response_headers: encode_changes(&route.response_headers),
         timeout_ms: millis(route.timeout),
         try_timeout_ms: millis(route.try_timeout),
+        hedge: route
+            .hedge
+            .map(|hedge| v1::Hedge { after_ms: whole_millis(hedge.after), max: hedge.max }),
         retry: route.retry.as_ref().map(encode_retry),
         mirrors: route.mirrors.iter().map(mirror).collect(),
         fault,
@@ -157,6 +160,7 @@ pub(super) fn decode(body: &v1::Route) -> Result<Route, Reason> {
         response_headers: decode_changes(body.response_headers.as_ref())?,
         timeout: time(body.timeout_ms),
         try_timeout: time(body.try_timeout_ms),
+        hedge: body.hedge.map(decode_hedge).transpose()?,
         retry: body.retry.as_ref().map(decode_retry).transpose()?,
         mirrors: body.mirrors.iter().map(mirror).collect::<Result<_, _>>()?,
         delay: time(fault.delay_ms)
@@ -287,7 +291,14 @@ fn decode_retry(body: &v1::Retry) -> Result<Retry, Reason> {
     })
 }
 
-fn rooted(path: &str) -> Result<Arc<str>, Reason> {
+fn decode_hedge(body: v1::Hedge) -> Result<Hedge, Reason> {
+    if body.after_ms == 0 || !(1..=Hedge::MAX).contains(&body.max) {
+        return Err("hedge: it has no time, or a number of requests that can't be".into());
+    }
+    Ok(Hedge { after: Duration::from_millis(body.after_ms), max: body.max })
+}
+
+pub(super) fn rooted(path: &str) -> Result<Arc<str>, Reason> {
     if !path.starts_with('/') {
         return Err(format!("path: {path:?} doesn't begin with '/'"));
     }

@@ -16,7 +16,7 @@ use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 use crate::key::PublicKey;
 use crate::name::Name;
-use crate::resilience::{Breaker, Outlier};
+use crate::resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 use crate::route::{FieldMatch, HostMatch, Route, ValueMatch};
 use crate::rules::{Action, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
 use crate::snapshot::{
@@ -264,6 +264,12 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
                 ..Breaker::default()
             },
             outlier: Outlier { consecutive_5xx: n, ..Outlier::default() },
+            health: match n % 4 {
+                0 => None,
+                1 => Some(HealthCheck::new(HealthProbe::Tcp)),
+                2 => Some(HealthCheck::new(HealthProbe::Http { path: "/healthz".into() })),
+                _ => Some(HealthCheck::new(HealthProbe::Grpc { service: "".into() })),
+            },
             policy: match n % 5 {
                 0 => BalancePolicy::PeakEwma,
                 1 => BalancePolicy::LeastRequest,

@@ -1,4 +1,4 @@
-//! `balance`, `breaker` and `outlier` of `[service.NAME]`.
+//! `balance`, `breaker`, `outlier` and `health` of `[service.NAME]`.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::route::duration;
 use super::{fields, values};
 use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::name::Name;
-use crate::resilience::{Breaker, Outlier};
+use crate::resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 use crate::snapshot::Protocol;
 
 const BALANCE: Schema = &[
@@ -42,6 +42,16 @@ const OUTLIER: Schema = &[
     ("success_rate_stdev_factor", "success_rate_stdev_factor = 1900"),
 ];
 
+const HEALTH: Schema = &[
+    ("http", "http = \"/healthz\""),
+    ("tcp", "tcp = true"),
+    ("grpc", "grpc = \"\""),
+    ("interval", "interval = \"10s\""),
+    ("timeout", "timeout = \"1s\""),
+    ("healthy_threshold", "healthy_threshold = 2"),
+    ("unhealthy_threshold", "unhealthy_threshold = 3"),
+];
+
 const POLICIES: [&str; 5] = ["peak-ewma", "least-request", "round-robin", "ring-hash", "maglev"];
 
 /// What a service says of its requests, and where it names hosts.
@@ -55,7 +65,8 @@ pub(super) fn balance(
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> Read<Draft> {
-    let given = ["balance", "breaker", "outlier"].into_iter().find_map(|key| table.get(key));
+    let given =
+        ["balance", "breaker", "outlier", "health"].into_iter().find_map(|key| table.get(key));
     if let Some(entry) = given.filter(|_| !protocol.carries_requests()) {
         let message =
             format!("`{}` is about requests, and this service speaks {protocol}", entry.key);
@@ -65,9 +76,11 @@ pub(super) fn balance(
     let draft = table.optional("balance", |entry| sharing(entry, report));
     let breaker = table.optional("breaker", |entry| breaker(entry, report));
     let outlier = table.optional("outlier", |entry| outlier(entry, report));
+    let health = table.optional("health", |entry| health(entry, report));
     let mut draft = draft?.unwrap_or_else(Draft::default);
     draft.balance.breaker = breaker?.unwrap_or_default();
     draft.balance.outlier = outlier?.unwrap_or_default();
+    draft.balance.health = health?;
     Ok(draft)
 }
 
@@ -168,6 +181,59 @@ fn outlier(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Outlier> {
         return Err(report.error(table.at, message, help));
     }
     Ok(read)
+}
+
+fn health(entry: Entry<'_>, report: &mut Report<'_>) -> Read<HealthCheck> {
+    let table = entry.table(Context::Element("health", "service"), HEALTH, report)?;
+    let probe = probe(&table, report);
+    let interval = table.optional("interval", |entry| duration(entry, report));
+    let timeout = table.optional("timeout", |entry| duration(entry, report));
+    let well = table.optional("healthy_threshold", |it| whole(it, 1..=100, report));
+    let unwell = table.optional("unhealthy_threshold", |it| whole(it, 1..=100, report));
+    let default = HealthCheck::new(probe?);
+    Ok(HealthCheck {
+        interval: interval?.unwrap_or(default.interval),
+        timeout: timeout?.unwrap_or(default.timeout),
+        healthy_threshold: well?.unwrap_or(default.healthy_threshold),
+        unhealthy_threshold: unwell?.unwrap_or(default.unhealthy_threshold),
+        ..default
+    })
+}
+
+fn probe(table: &Table<'_>, report: &mut Report<'_>) -> Read<HealthProbe> {
+    let http = table.optional("http", |entry| {
+        let text = entry.string(report)?;
+        let fine = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+        if text.value.starts_with('/') && text.value.bytes().all(fine) && text.value.len() <= 1024 {
+            return Ok(HealthProbe::Http { path: text.value.into() });
+        }
+        let message = format!("{} can't be asked for", quote(text.value));
+        Err(report.error(text.at, message, "write a path such as \"/healthz\""))
+    });
+    let tcp = table.optional("tcp", |entry| entry.boolean(report));
+    let grpc = table.optional("grpc", |entry| {
+        let text = entry.string(report)?;
+        let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._".contains(&byte);
+        if text.value.len() <= 120 && text.value.bytes().all(fine) {
+            return Ok(HealthProbe::Grpc { service: text.value.into() });
+        }
+        let message = format!("{} can't be a service of gRPC", quote(text.value));
+        let help = "write its name, such as \"shop.Cart\", or \"\" for the whole server";
+        Err(report.error(text.at, message, help))
+    });
+    let tcp = tcp?.unwrap_or(false).then_some(HealthProbe::Tcp);
+    let mut probes = [http?, tcp, grpc?].into_iter().flatten();
+    match (probes.next(), probes.next()) {
+        (Some(probe), None) => Ok(probe),
+        (None, _) => {
+            let help = "add `http = \"/healthz\"`, `tcp = true` or `grpc = \"\"`";
+            Err(report.error(table.at, "`health` doesn't say what is asked", help))
+        }
+        (Some(_), Some(_)) => {
+            let help = "keep one of `http`, `tcp` and `grpc`";
+            Err(report.error(table.at, "`health` can ask one thing only", help))
+        }
+    }
 }
 
 fn percent(entry: Entry<'_>, report: &mut Report<'_>) -> Read<u8> {

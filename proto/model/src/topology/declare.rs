@@ -27,6 +27,7 @@ pub(super) const SERVICE: Schema = &[
     ("hosts", "hosts = [\"app-1\"]"),
     ("workload", "workload = { systemd = \"web.service\" }"),
     ("balance", "balance = \"least-request\""),
+    ("health", "health = { http = \"/healthz\" }"),
     ("outlier", "outlier = { consecutive_5xx = 5 }"),
     ("breaker", "breaker = { max_requests = 1024 }"),
     ("proxy_protocol", "proxy_protocol = \"v2\""),

@@ -237,8 +237,16 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
         origin: _,
     } = old;
     let Application { proxy_protocol, http } = application;
-    let Balance { policy, weights, locality, slow_start, panic_threshold, breaker, outlier } =
-        balance;
+    let Balance {
+        policy,
+        weights,
+        locality,
+        slow_start,
+        panic_threshold,
+        breaker,
+        outlier,
+        health,
+    } = balance;
     let time = |time: Option<Duration>| time.map_or_else(|| "none".into(), |it| format!("{it:?}"));
     let mut details = Details::default();
     details.note("namespace", namespace, &new.namespace);
@@ -253,6 +261,7 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     details.note("panic_threshold", panic_threshold, new.balance.panic_threshold);
     details.note("breaker", breaker, new.balance.breaker);
     details.note("outlier", outlier, new.balance.outlier);
+    details.note_optional("health", health.as_ref(), new.balance.health.as_ref());
     details.note_optional("edge", edge.as_ref(), new.edge.as_ref());
     let proxy_protocol_now = new.application.proxy_protocol;
     details.note_optional("proxy_protocol", proxy_protocol.as_ref(), proxy_protocol_now.as_ref());

@@ -132,7 +132,7 @@ pub struct ServiceDecl {
     pub hosts: Placement,
     /// `workload`
     pub selectors: Vec<Selector>,
-    /// `balance`, `breaker` and `outlier`
+    /// `balance`, `breaker`, `outlier` and `health`
     pub balance: Balance,
     /// What a gateway or an external service says.
     pub edge: Option<Edge>,

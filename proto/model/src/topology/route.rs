@@ -8,8 +8,8 @@ use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, qu
 use super::{fields, routing, values};
 use crate::name::Name;
 use crate::route::{
-    Backend, FieldMatch, HostMatch, PathMatch, Retry, RetryOn, Route, RouteAction, RouteMatch,
-    Share, ValueMatch,
+    Backend, FieldMatch, Hedge, HostMatch, PathMatch, Retry, RetryOn, Route, RouteAction,
+    RouteMatch, Share, ValueMatch,
 };
 
 pub(super) const ROUTE: Schema = &[
@@ -23,6 +23,7 @@ pub(super) const ROUTE: Schema = &[
     ("response_headers", "response_headers = { remove = [\"server\"] }"),
     ("timeout", "timeout = \"2s\""),
     ("try_timeout", "try_timeout = \"500ms\""),
+    ("hedge", "hedge = { after = \"50ms\" }"),
     ("retry", "retry = { attempts = 2, on = [\"503\"], budget = 0.2 }"),
     ("mirror", "mirror = [{ service = \"api-v2\", percent = 10 }]"),
     ("fault", "fault = { delay = \"100ms\", delay_percent = 5 }"),
@@ -52,6 +53,8 @@ const RETRY: Schema = &[
     ("backoff", "backoff = \"25ms\""),
     ("non_idempotent", "non_idempotent = true"),
 ];
+
+const HEDGE: Schema = &[("after", "after = \"50ms\""), ("max", "max = 1")];
 
 const DEFAULT_BUDGET: u32 = 200_000;
 const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
@@ -95,6 +98,7 @@ pub(super) fn route(
     let timeout = table.optional("timeout", |entry| duration(entry, report));
     let try_timeout = table.optional("try_timeout", |entry| duration(entry, report));
     let retry = table.optional("retry", |entry| retry(entry, report));
+    let hedge = table.optional("hedge", |entry| hedge(entry, report));
     let mirrors = table.optional("mirror", |entry| routing::mirrors(entry, report));
     let fault = routing::fault(table, report);
     let (matches, backends) = (matches?.unwrap_or_default(), backends?);
@@ -115,6 +119,7 @@ pub(super) fn route(
         response_headers: response_headers?.unwrap_or_default(),
         timeout,
         try_timeout,
+        hedge: hedge?,
         retry,
         mirrors: mirrors.iter().map(|mirror| mirror.value.clone()).collect(),
         delay: fault.delay,
@@ -319,6 +324,20 @@ fn retry(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Retry> {
         backoff: backoff.unwrap_or(DEFAULT_BACKOFF),
         non_idempotent: non_idempotent?.unwrap_or(false),
     })
+}
+
+fn hedge(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Hedge> {
+    let table = entry.table(Context::Element("hedge", "route"), HEDGE, report)?;
+    let after = table.required("after", report).and_then(|entry| duration(entry, report));
+    let max = table.optional("max", |entry| {
+        let number = entry.integer(report)?;
+        let max = u32::try_from(number).ok().filter(|max| (1..=Hedge::MAX).contains(max));
+        max.ok_or_else(|| {
+            let message = format!("a request can't be hedged by {number} others");
+            report.error(entry.at, message, format!("write 1 to {}", Hedge::MAX))
+        })
+    });
+    Ok(Hedge { after: after?, max: max?.unwrap_or(1) })
 }
 
 /// A part of a whole, where `whole` stands for all of it.

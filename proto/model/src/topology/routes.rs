@@ -60,6 +60,7 @@ fn check_tls(route: &RouteDraft, report: &mut Report<'_>) {
         response_headers,
         timeout,
         try_timeout,
+        hedge,
         retry,
         mirrors,
         delay,
@@ -70,9 +71,10 @@ fn check_tls(route: &RouteDraft, report: &mut Report<'_>) {
         matches!(action, RouteAction::Forward { rewrite, .. } if *rewrite == Rewrite::default());
     let no_headers = *request_headers == HeaderChanges::default()
         && *response_headers == HeaderChanges::default();
-    let no_times = timeout.is_none() && try_timeout.is_none() && retry.is_none();
+    let no_times = timeout.is_none() && try_timeout.is_none();
+    let no_tries = hedge.is_none() && retry.is_none();
     let no_faults = mirrors.is_empty() && delay.is_none() && abort.is_none();
-    if !(forwards && no_headers && no_times && no_faults) {
+    if !(forwards && no_headers && no_times && no_tries && no_faults) {
         let message = format!("service \"{service}\" speaks tls: nobody sees its requests");
         report.error(route.at, message, "keep only `name`, `match = { sni = … }` and `to`");
     } else if matches.iter().any(|entry| entry.sni.is_empty()) {

@@ -94,7 +94,7 @@ pub(super) fn one_exit(
             return Ok(Exit { action, to: places });
         }
     };
-    let useless = ["rewrite", "retry", "try_timeout", "mirror", "request_headers"];
+    let useless = ["rewrite", "retry", "hedge", "try_timeout", "mirror", "request_headers"];
     if let Some(entry) = useless.into_iter().find_map(|key| table.get(key)) {
         let message = format!("`{}` has no sense in a route that forwards nothing", entry.key);
         return Err(report.error(entry.key_at, message, "remove it, or name backends with `to`"));

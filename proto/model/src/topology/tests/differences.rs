@@ -143,7 +143,8 @@ fn differences_of_balance_are_told() {
     );
     let shared = web(
         "balance = { weights = { a = 3 }, locality = false, slow_start = \"30s\", panic_threshold = 0 }\n\
-         breaker = { max_retries = 3 }\noutlier = { consecutive_5xx = 3, max_ejection_percent = 10 }",
+         breaker = { max_retries = 3 }\noutlier = { consecutive_5xx = 3, max_ejection_percent = 10 }\n\
+         health = { http = \"/healthz\", interval = \"5s\" }",
     );
     let told = changes(&web(""), &shared).join("");
     for part in [
@@ -151,6 +152,7 @@ fn differences_of_balance_are_told() {
         "1024 requests -> 1024 connections, 1024 pending, 1024 requests, 3 retries;",
         "outlier 5 in a row (5 unanswered), 1s to 60s, at most 50 %,",
         "-> 3 in a row (5 unanswered), 1s to 60s, at most 10 %,",
+        "health none -> http /healthz every 5s within 1s, 2 well, 3 unwell",
     ] {
         assert!(told.contains(part), "{part} in:\n{told}");
     }

@@ -113,6 +113,39 @@ outlier = { base_ejection_time = "2m" }"#,
         "at least as long",
     ),
     on(
+        "health check that asks two things",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+health = { http = "/healthz", tcp = true }"#,
+        (13, 10),
+        "`health` can ask one thing only",
+        "keep one of",
+    ),
+    on(
+        "health check that asks nothing",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+health = { interval = "5s" }"#,
+        (13, 10),
+        "`health` doesn't say what is asked",
+        "add `http",
+    ),
+    on(
+        "health check of no path",
+        r#"[service.x]
+port = 1
+protocol = "http"
+hosts = ["a"]
+health = { http = "healthz" }"#,
+        (13, 19),
+        "\"healthz\" can't be asked for",
+        "write a path",
+    ),
+    on(
         "outlier, misspelt",
         r#"[service.x]
 port = 1
