@@ -42,14 +42,18 @@ pub fn bind_transparent_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Has a listener take no more connections, and say nothing to who asks: as if the host weren't
 /// there. Whoever asks then tries again, and finds the next listener. Those who asked before are
-/// still to be accepted.
+/// still to be accepted, also if they are about to finish their handshakes: they were answered, and
+/// may have sent something already.
 ///
 /// # Errors
 /// As the kernel says.
 pub fn hush(listener: &TcpListener) -> io::Result<()> {
-    // "Of each packet nothing": a segment for a listener is the beginning of a connection.
-    let nothing = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
-    SockRef::from(listener).attach_filter(&[nothing])
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    let flags = SockFilter::new((libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16, 0, 0, FLAGS);
+    let begins = SockFilter::new((libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16, 0, 1, SYN);
+    let take = |bytes| SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, bytes);
+    SockRef::from(listener).attach_filter(&[flags, begins, take(0), take(u32::MAX)])
 }
 
 /// A non-blocking TCP socket that isn't connected yet and will speak from `source`. The mark shows

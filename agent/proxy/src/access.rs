@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method, StatusCode, Version};
 use isthmus_model::{HostId, ServiceId};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::activity::UnderWay;
 use crate::grpc;
 use crate::metrics::Ruling;
+use crate::places::RequestPlace;
 use crate::routing::Compiled;
 use crate::series::{Ending, Ledger, StatusClass, Way};
 use crate::timing::{Clock, Part, Parts, Progress};
@@ -47,8 +47,8 @@ pub(crate) struct Record {
     progress: Arc<Progress>,
     trace: Option<Trace>,
     completed: bool,
-    _under_way: UnderWay,
-    place: Option<OwnedSemaphorePermit>,
+    under_way: UnderWay,
+    place: Option<RequestPlace>,
 }
 
 /// Names a request in the log and in refusals.
@@ -84,7 +84,7 @@ impl Record {
             progress,
             trace,
             completed: false,
-            _under_way: under_way,
+            under_way,
             place: None,
         }
     }
@@ -136,7 +136,7 @@ impl Record {
     }
 
     /// Holds the request's place among all requests until it ends.
-    pub(crate) fn occupy(&mut self, place: OwnedSemaphorePermit) {
+    pub(crate) fn occupy(&mut self, place: RequestPlace) {
         self.place = Some(place);
     }
 
@@ -144,8 +144,25 @@ impl Record {
         self.answer_bytes += bytes;
     }
 
+    /// Whether the caller's body ended before its end.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.progress.is_broken()
+    }
+
     pub(crate) fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
+    }
+
+    /// The caller is given a part of the answer.
+    pub(crate) fn give(&mut self) {
+        self.wait_for(Part::Client);
+        self.under_way.give();
+    }
+
+    /// The caller has taken all that it was given, and the application's next bytes are waited for.
+    pub(crate) fn want_more(&mut self) {
+        self.under_way.on_taken();
+        self.wait_for(Part::Server);
     }
 
     /// The answer broke off, or says at its end that the service failed.

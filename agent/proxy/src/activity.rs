@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use tokio::sync::Notify;
 
 /// Watches one connection. There are two ways to be too quiet, and requests under way are neither:
-/// not to finish a head that was begun, and not to begin another.
+/// not to finish a head that was begun, and not to begin another. Not to take what was asked for is
+/// another matter.
 ///
 /// Only the connection's own thread writes here. It neither reads a clock nor sets a timer for it:
 /// the thread's worker counts ticks, and looks after all its connections with each.
@@ -17,6 +18,10 @@ pub(crate) struct Activity {
     phase: AtomicU8,
     /// The tick at which the phase was entered, or the last request ended.
     since: AtomicU32,
+    /// Answers of which something was given to the caller that it hasn't taken yet.
+    untaken: AtomicU32,
+    /// The tick at which it last took something.
+    taken: AtomicU32,
     /// HTTP/2 sends bytes that belong to no request.
     multiplexed: AtomicBool,
     /// No further requests, please.
@@ -36,6 +41,7 @@ pub(crate) struct Clock(AtomicU32);
 pub(crate) struct Patience {
     pub(crate) head: u32,
     pub(crate) idle: u32,
+    pub(crate) unread: u32,
 }
 
 /// Nothing has come yet: the first head is expected at once.
@@ -46,7 +52,11 @@ const IN_HEAD: u8 = 2;
 
 /// A request under way.
 #[derive(Debug)]
-pub(crate) struct UnderWay(Arc<Activity>);
+pub(crate) struct UnderWay {
+    activity: Arc<Activity>,
+    /// Part of its answer is given to the caller, and not taken yet.
+    given: bool,
+}
 
 impl Clock {
     pub(crate) fn tick(&self) {
@@ -67,6 +77,8 @@ impl Activity {
             under_way: AtomicU32::new(0),
             phase: AtomicU8::new(FRESH),
             since,
+            untaken: AtomicU32::new(0),
+            taken: AtomicU32::new(0),
             multiplexed: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             farewell: Notify::new(),
@@ -89,7 +101,7 @@ impl Activity {
     pub(crate) fn on_request(self: &Arc<Self>) -> UnderWay {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         self.phase.store(IDLE, Ordering::Relaxed);
-        UnderWay(Arc::clone(self))
+        UnderWay { activity: Arc::clone(self), given: false }
     }
 
     /// The connection speaks HTTP/2.
@@ -110,6 +122,11 @@ impl Activity {
         self.is_quiet() && self.phase.load(Ordering::Relaxed) != IN_HEAD
     }
 
+    /// Nothing has come yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == FRESH
+    }
+
     /// No request is under way.
     pub(crate) fn is_quiet(&self) -> bool {
         self.under_way.load(Ordering::Relaxed) == 0
@@ -122,6 +139,19 @@ impl Activity {
         };
         let passed = self.clock.now().wrapping_sub(self.since.load(Ordering::Relaxed));
         self.is_quiet() && passed > allowed
+    }
+
+    /// Bytes went to the caller.
+    pub(crate) fn on_sent(&self) {
+        if self.untaken.load(Ordering::Relaxed) > 0 {
+            self.taken.store(self.clock.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the caller has taken nothing of its answers for too long.
+    pub(crate) fn is_not_reading(&self, allowed: u32) -> bool {
+        let passed = self.clock.now().wrapping_sub(self.taken.load(Ordering::Relaxed));
+        self.untaken.load(Ordering::Relaxed) > 0 && passed > allowed
     }
 
     /// Asks the connection to end after the requests under way.
@@ -146,9 +176,28 @@ impl Activity {
     }
 }
 
+impl UnderWay {
+    /// The caller is given a part of the answer.
+    pub(crate) fn give(&mut self) {
+        if !std::mem::replace(&mut self.given, true) {
+            self.activity.untaken.fetch_add(1, Ordering::Relaxed);
+        }
+        self.activity.taken.store(self.activity.clock.now(), Ordering::Relaxed);
+    }
+
+    /// It has taken all that it was given.
+    pub(crate) fn on_taken(&mut self) {
+        if std::mem::take(&mut self.given) {
+            self.activity.untaken.fetch_sub(1, Ordering::Relaxed);
+            self.activity.taken.store(self.activity.clock.now(), Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
-        self.0.since.store(self.0.clock.now(), Ordering::Relaxed);
+        self.on_taken();
+        self.activity.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.activity.since.store(self.activity.clock.now(), Ordering::Relaxed);
     }
 }

@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,16 +18,19 @@ use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use isthmus_model::{HttpVersion, ProxyProtocol, ServiceId};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::body::Upload;
+use crate::gate::{Pass, Room};
 use crate::gateway::Outside;
 use crate::http1::client::{self, Failed};
 use crate::http1::{Keep, Link};
 use crate::incoming::{BodyError, Incoming};
 use crate::io::Stream;
 use crate::limits::MAX_HEADER_LIST_BYTES;
+use crate::metrics::Overflow;
 use crate::streams;
 
 /// Unused connections kept for each application, by each thread.
@@ -42,7 +47,8 @@ pub(crate) struct Backends {
     connect_timeout: Duration,
     bind: Bind,
     outside: Arc<dyn Outside>,
-    applications: Mutex<HashMap<Target, Arc<Application>>>,
+    /// Apart from each other: those whose connections are counted, and those whose aren't.
+    applications: Mutex<HashMap<(Target, bool), Arc<Application>>>,
 }
 
 /// Where requests go, and from which address: who shares a connection shares an identity.
@@ -80,6 +86,12 @@ pub(crate) enum BackendError {
     Unhealthy,
     #[error("the application broke off: {0}")]
     Broken(#[source] BodyError),
+    #[error("the caller broke off")]
+    CutShort,
+    #[error("the caller's body didn't come in time")]
+    Late,
+    #[error("a limit of the service's breaker is reached: {}", .0.setting())]
+    Overloaded(Overflow),
 }
 
 /// Why there is no answer, and the request if no byte of it has left.
@@ -128,6 +140,11 @@ struct Application {
     idle: Mutex<Vec<Idle>>,
     /// One connection carries all; the lock is held while it is being made.
     multiplexed: tokio::sync::Mutex<Option<http2::SendRequest<Upload>>>,
+    /// Connections, where they are counted.
+    open: Arc<AtomicUsize>,
+    /// Requests that wait for one of them to be free, and what tells them.
+    waiting: AtomicUsize,
+    returned: Notify,
 }
 
 #[derive(Debug)]
@@ -151,17 +168,19 @@ impl Backends {
         self.bind
     }
 
-    /// Sends a request, and gives its answer's head.
+    /// Sends a request, and gives its answer's head. `room` says what there may be of connections,
+    /// if they are counted.
     pub(crate) async fn send(
         &self,
         target: Target,
         wire: Wire,
         request: Request<Upload>,
+        room: Option<Room<'_>>,
     ) -> Result<Response<Incoming>, Failure> {
-        let application = self.application(target);
+        let application = self.application(target, room.is_some());
         match wire {
-            Wire::Http1 => application.send_http1(request).await,
-            Wire::Http2 => application.send_http2(request).await,
+            Wire::Http1 => application.send_http1(request, room).await,
+            Wire::Http2 => application.send_http2(request, room).await,
         }
     }
 
@@ -175,7 +194,7 @@ impl Backends {
         });
     }
 
-    fn application(&self, target: Target) -> Arc<Application> {
+    fn application(&self, target: Target, is_counted: bool) -> Arc<Application> {
         let make = || {
             Arc::new(Application {
                 target,
@@ -184,12 +203,15 @@ impl Backends {
                 outside: Arc::clone(&self.outside),
                 idle: Mutex::default(),
                 multiplexed: tokio::sync::Mutex::default(),
+                open: Arc::default(),
+                waiting: AtomicUsize::new(0),
+                returned: Notify::new(),
             })
         };
-        Arc::clone(self.lock().entry(target).or_insert_with(make))
+        Arc::clone(self.lock().entry((target, is_counted)).or_insert_with(make))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Target, Arc<Application>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Target, bool), Arc<Application>>> {
         self.applications.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -198,18 +220,17 @@ impl Application {
     async fn send_http1(
         self: &Arc<Self>,
         mut request: Request<Upload>,
+        room: Option<Room<'_>>,
     ) -> Result<Response<Incoming>, Failure> {
         loop {
-            let idle = self.take_idle();
-            let reused = idle.is_some();
-            let link = match idle {
-                Some(link) => link,
+            let (link, reused) = match self.take_idle() {
+                Some(link) => (link, true),
                 None => {
                     let began = Instant::now();
-                    let connected = self.connect(false).await;
+                    let opened = self.open(room).await;
                     request.body().progress().connected(began.elapsed());
-                    match connected {
-                        Ok(stream) => Arc::new(Link::new(stream)),
+                    match opened {
+                        Ok(opened) => opened,
                         Err(error) => return Err(Failure::unsent(error, request)),
                     }
                 }
@@ -231,15 +252,59 @@ impl Application {
         }
     }
 
+    /// A new connection; or, once there are as many as there may be, one that others have done with.
+    /// Says, too, whether it was used before.
+    async fn open(
+        &self,
+        room: Option<Room<'_>>,
+    ) -> Result<(Arc<Link<Stream>>, bool), BackendError> {
+        let Some(room) = room else {
+            return Ok((Arc::new(Link::new(self.connect(false).await?)), false));
+        };
+        let _waiting = room.wait().ok_or(BackendError::Overloaded(Overflow::Pending))?;
+        let pass = match room.open(&self.open) {
+            Some(pass) => pass,
+            None => match timeout(self.connect_timeout, self.turn(room)).await {
+                Ok(Turn::Returned(link)) => return Ok((link, true)),
+                Ok(Turn::Opens(pass)) => pass,
+                Err(_) => return Err(BackendError::Overloaded(Overflow::Connections)),
+            },
+        };
+        Ok((Arc::new(Link::counted(self.connect(false).await?, Some(pass))), false))
+    }
+
+    /// Waits until a connection comes back, or another one may be made.
+    async fn turn(&self, room: Room<'_>) -> Turn {
+        let _waits = Waits::begin(&self.waiting);
+        loop {
+            // Listens before it looks, so that nothing happens in between.
+            let (mut returned, mut freed) =
+                (pin!(self.returned.notified()), pin!(room.gate.freed()));
+            returned.as_mut().enable();
+            freed.as_mut().enable();
+            if let Some(link) = self.take_idle() {
+                return Turn::Returned(link);
+            }
+            if let Some(pass) = room.open(&self.open) {
+                return Turn::Opens(pass);
+            }
+            tokio::select! {
+                () = returned => {}
+                () = freed => {}
+            }
+        }
+    }
+
     async fn send_http2(
         &self,
         mut request: Request<Upload>,
+        room: Option<Room<'_>>,
     ) -> Result<Response<Incoming>, Failure> {
         // The URI's authority says it; nginx refuses a request that has both.
         request.headers_mut().remove(HOST);
         // Waiting for another request's connection to be made is waiting for it, too.
         let began = Instant::now();
-        let connected = self.multiplexed().await;
+        let connected = self.multiplexed(room).await;
         request.body().progress().connected(began.elapsed());
         let mut sender = match connected {
             Ok(sender) => sender,
@@ -249,12 +314,25 @@ impl Application {
         Ok(response.map(Incoming::from))
     }
 
-    async fn multiplexed(&self) -> Result<http2::SendRequest<Upload>, BackendError> {
-        let mut multiplexed = self.multiplexed.lock().await;
-        if let Some(sender) = multiplexed.as_ref().filter(|sender| sender.is_ready()) {
+    async fn multiplexed(
+        &self,
+        room: Option<Room<'_>>,
+    ) -> Result<http2::SendRequest<Upload>, BackendError> {
+        let usable = |sender: &&http2::SendRequest<Upload>| sender.is_ready();
+        if let Ok(multiplexed) = self.multiplexed.try_lock()
+            && let Some(sender) = multiplexed.as_ref().filter(usable)
+        {
             return Ok(sender.clone());
         }
-        Ok(multiplexed.insert(self.connect_http2().await?).clone())
+        let waiting = room.map(|room| room.wait().ok_or(Overflow::Pending)).transpose();
+        let _waiting = waiting.map_err(BackendError::Overloaded)?;
+        let mut multiplexed = self.multiplexed.lock().await;
+        if let Some(sender) = multiplexed.as_ref().filter(usable) {
+            return Ok(sender.clone());
+        }
+        // There is only this one: it counts, and isn't refused.
+        let pass = room.and_then(|room| Room { connections: usize::MAX, ..room }.open(&self.open));
+        Ok(multiplexed.insert(self.connect_http2(pass).await?).clone())
     }
 
     fn take_idle(&self) -> Option<Arc<Link<Stream>>> {
@@ -267,7 +345,10 @@ impl Application {
         None
     }
 
-    async fn connect_http2(&self) -> Result<http2::SendRequest<Upload>, BackendError> {
+    async fn connect_http2(
+        &self,
+        pass: Option<Pass>,
+    ) -> Result<http2::SendRequest<Upload>, BackendError> {
         let io = TokioIo::new(self.connect(true).await?);
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -276,6 +357,7 @@ impl Application {
             .await
             .map_err(|error| BackendError::Broken(error.into()))?;
         tokio::spawn(async move {
+            let _pass = pass;
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "A connection to an application failed");
             }
@@ -334,6 +416,34 @@ impl Keep<Stream> for Application {
         if idle.len() < MAX_IDLE {
             idle.push(Idle { link, since: Instant::now() });
         }
+        drop(idle);
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.returned.notify_one();
+        }
+    }
+}
+
+/// What a request has waited for.
+enum Turn {
+    /// A connection that was used before.
+    Returned(Arc<Link<Stream>>),
+    /// It may make one.
+    Opens(Pass),
+}
+
+/// Counts who waits.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -15,7 +15,7 @@ use crate::access::Record;
 use crate::headers;
 use crate::incoming::{BodyError, Incoming};
 use crate::outbound::InFlight;
-use crate::timing::{Part, Progress};
+use crate::timing::Progress;
 
 /// Of a request that can be sent again.
 const MAX_WHOLE_BYTES: u64 = 64 * 1024;
@@ -91,6 +91,14 @@ impl Upload {
 
     pub(crate) fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
+    }
+
+    /// Of a body that is still to come from the caller.
+    pub(crate) fn awaited(&self) -> Option<Arc<Progress>> {
+        match &self.source {
+            Source::Stream(_) => Some(Arc::clone(&self.progress)),
+            Source::Whole { .. } => None,
+        }
     }
 
     /// Puts back what had been taken before it could be sent.
@@ -239,6 +247,9 @@ impl Body for Upload {
             return Poll::Pending;
         };
         self.progress.receive(data_len(frame.as_ref()));
+        if matches!(frame, Some(Err(_))) {
+            self.progress.break_off();
+        }
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
@@ -289,13 +300,13 @@ impl Body for Answer {
             Kind::Own(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Kind::Application(inner) => {
                 if let Some(record) = &mut this.record {
-                    record.wait_for(Part::Server);
+                    record.want_more();
                 }
                 ready!(Pin::new(inner).poll_frame(cx))
             }
         };
         if let Some(record) = &mut this.record {
-            record.wait_for(Part::Client);
+            record.give();
             match &frame {
                 Some(Ok(frame)) => match frame.trailers_ref() {
                     Some(trailers) => record.note_grpc(trailers),

@@ -26,6 +26,7 @@ use crate::incoming::Incoming;
 use crate::io::{CallerIo, Stream};
 use crate::judge::Kept;
 use crate::limits::{MAX_HEADER_LIST_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
+use crate::places::Share;
 use crate::request;
 use crate::series::Ledger;
 use crate::server::Shared;
@@ -53,6 +54,8 @@ pub(crate) struct Connection {
     /// How it came in, if its client is outside of the mesh.
     pub(crate) entry: Option<Entry>,
     pub(crate) activity: Arc<Activity>,
+    /// How many requests its caller may have under way.
+    pub(crate) share: Share,
     /// Left here by the request that turned the connection into a tunnel.
     tunnel: Mutex<Option<Tunnel>>,
 }
@@ -77,6 +80,7 @@ pub(crate) fn identify(
         parties,
         entry,
         activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
+        share: shared.requests.share(peer),
         tunnel: Mutex::new(None),
     };
     if let Some((gateway, port)) = gateway {

@@ -7,7 +7,7 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE,
 };
 
-use crate::health::{LEAVING, PANIC, UNHEALTHY};
+use crate::health::{LEAVING, UNHEALTHY};
 use crate::timing::SERVER_TIME;
 
 /// Who calls, as a SPIFFE ID: set by the proxy, so the application can believe it.

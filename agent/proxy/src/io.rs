@@ -74,7 +74,9 @@ impl AsyncWrite for CallerIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.activity.on_sent();
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -82,7 +84,9 @@ impl AsyncWrite for CallerIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        self.activity.on_sent();
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

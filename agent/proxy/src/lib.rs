@@ -24,6 +24,7 @@ mod balance;
 mod body;
 mod chance;
 mod connection;
+mod gate;
 mod gateway;
 mod grpc;
 mod headers;

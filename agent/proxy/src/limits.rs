@@ -10,6 +10,8 @@ pub(crate) struct Limits {
     pub(crate) head: Duration,
     /// For a body that must be here as a whole before it is sent.
     pub(crate) body: Duration,
+    /// For a caller to take more of an answer.
+    pub(crate) unread: Duration,
     /// For the next request on a connection without any.
     pub(crate) idle: Duration,
     /// For a connection without requests that carries nothing: HAProxy's users and Envoy's are used to
@@ -21,7 +23,7 @@ pub(crate) struct Limits {
     pub(crate) drain: Duration,
     /// At a time; no caller gets more of them than are still free.
     pub(crate) connections: usize,
-    /// Requests under way, over all connections: HTTP/2 multiplies them.
+    /// Requests under way, over all connections: HTTP/2 multiplies them. Shared out like these.
     pub(crate) requests: usize,
     /// Connections of gateways' clients.
     pub(crate) visitors: usize,
@@ -36,6 +38,7 @@ impl Default for Limits {
         Self {
             head: Duration::from_secs(10),
             body: Duration::from_secs(30),
+            unread: Duration::from_secs(60),
             idle: Duration::from_secs(60),
             stream_idle: Duration::from_secs(3600),
             connect: Duration::from_secs(5),

@@ -25,7 +25,7 @@ pub struct Metrics {
     /// By service.
     ejections: Mutex<BTreeMap<String, u64>>,
     hedges: AtomicU64,
-    overflows: [AtomicU64; 3],
+    overflows: [AtomicU64; Overflow::ALL.len()],
     clusters: Mutex<Weak<Clusters>>,
     health: Mutex<Weak<Health>>,
     measured: Measured,
@@ -78,8 +78,9 @@ pub struct MetricsSnapshot {
 /// Which limit of a breaker refused something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Overflow {
-    Requests,
+    Connections,
     Pending,
+    Requests,
     Retries,
 }
 
@@ -101,7 +102,7 @@ impl Metrics {
                 .map(|(service, count)| (service.clone(), *count))
                 .collect(),
             health: lock(&self.health).upgrade().map_or_else(Vec::new, |health| health.views()),
-            overflows: [Overflow::Requests, Overflow::Pending, Overflow::Retries]
+            overflows: Overflow::ALL
                 .map(|it| (it.setting(), self.overflows[it as usize].load(Ordering::Relaxed)))
                 .to_vec(),
             streams: self.streams.snapshot(),
@@ -160,11 +161,25 @@ impl Metrics {
 }
 
 impl Overflow {
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Connections, Self::Pending, Self::Requests, Self::Retries];
+
+    /// What a refused request is told.
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::Connections => "too many connections to the service are open",
+            Self::Pending => "too many requests to the service wait for a connection",
+            Self::Requests => "too many requests to the service are under way",
+            Self::Retries => "too many requests to the service are tried again",
+        }
+    }
+
     /// The key in `breaker`.
     pub(crate) const fn setting(self) -> &'static str {
         match self {
-            Self::Requests => "max_requests",
+            Self::Connections => "max_connections",
             Self::Pending => "max_pending_requests",
+            Self::Requests => "max_requests",
             Self::Retries => "max_retries",
         }
     }

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// All places of a proxy, and who has them.
 #[derive(Debug)]
@@ -63,6 +64,76 @@ impl Drop for Place {
     }
 }
 
+/// Places for requests, likewise. Taking one is cheap: each connection knows its caller's count.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    limit: usize,
+    all: AtomicUsize,
+    callers: Mutex<Callers>,
+}
+
+/// Those that have connections, and some that had.
+#[derive(Debug, Default)]
+struct Callers {
+    known: HashMap<IpAddr, Weak<Caller>>,
+    /// When there are so many, those that are gone are forgotten.
+    sweep_at: usize,
+}
+
+#[derive(Debug)]
+struct Caller {
+    requests: Arc<Requests>,
+    count: AtomicUsize,
+}
+
+/// What a connection knows of its caller's requests.
+#[derive(Debug)]
+pub(crate) struct Share(Arc<Caller>);
+
+/// A request's place.
+#[derive(Debug)]
+pub(crate) struct RequestPlace(Arc<Caller>);
+
+impl Requests {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, all: AtomicUsize::new(0), callers: Mutex::default() })
+    }
+
+    /// For a connection of this caller.
+    pub(crate) fn share(self: &Arc<Self>, caller: IpAddr) -> Share {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = callers.known.get(&caller).and_then(Weak::upgrade) {
+            return Share(known);
+        }
+        if callers.known.len() >= callers.sweep_at {
+            callers.known.retain(|_, caller| caller.strong_count() > 0);
+            callers.sweep_at = 2 * callers.known.len() + 16;
+        }
+        let new = Arc::new(Caller { requests: Arc::clone(self), count: AtomicUsize::new(0) });
+        callers.known.insert(caller, Arc::downgrade(&new));
+        Share(new)
+    }
+}
+
+impl Share {
+    /// A place for a request; none if the caller has its share already, or all are taken.
+    pub(crate) fn take(&self) -> Option<RequestPlace> {
+        let requests = &self.0.requests;
+        let all = requests.all.fetch_add(1, Ordering::Relaxed);
+        let own = self.0.count.fetch_add(1, Ordering::Relaxed);
+        // Dropped at once if there is none.
+        let place = RequestPlace(Arc::clone(&self.0));
+        (own < requests.limit.saturating_sub(all)).then_some(place)
+    }
+}
+
+impl Drop for RequestPlace {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.requests.all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -98,6 +169,30 @@ mod tests {
         drop(greedy);
         assert!(places.lock().by_caller.is_empty());
         assert_eq!(places.lock().all, 0);
+    }
+
+    #[test]
+    fn requests_are_shared_out_likewise_over_all_connections_of_a_caller() {
+        let requests = Requests::new(100);
+        let (one, same, other) =
+            (requests.share(GREEDY), requests.share(GREEDY), requests.share(MODEST));
+        let greedy: Vec<_> = std::iter::from_fn(|| one.take()).collect();
+        assert_eq!(greedy.len(), 50);
+        assert!(same.take().is_none());
+        assert_eq!(std::iter::from_fn(|| other.take()).collect::<Vec<_>>().len(), 25);
+        drop(greedy);
+        assert!(same.take().is_some());
+        drop((one, same, other));
+        assert_eq!(requests.all.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn callers_without_connections_are_forgotten() {
+        let requests = Requests::new(100);
+        for number in 0..1000_u32 {
+            drop(requests.share(IpAddr::V4(Ipv4Addr::from(number))));
+        }
+        assert!(requests.callers.lock().unwrap().known.len() <= 16);
     }
 
     #[test]

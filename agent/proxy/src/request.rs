@@ -97,7 +97,7 @@ async fn serve(
         answer.headers_mut().insert(UNHEALTHY, HeaderValue::from_static("true"));
         return Ok(answer);
     }
-    let Ok(place) = Arc::clone(&connection.shared.requests).try_acquire_owned() else {
+    let Some(place) = connection.share.take() else {
         let reason = "the mesh proxy has too many requests under way";
         return Ok(refusal(StatusCode::SERVICE_UNAVAILABLE, reason, record));
     };
@@ -236,10 +236,12 @@ async fn forward(
     let introduce = wanted_by.proxy_protocol.map(|version| (version, connection.peer));
     let application = Target { address, source: None, introduce, external: None };
     record.begin_try();
-    let sent = connection.shared.backends.send(application, wire, request).await;
+    let sent = connection.shared.backends.send(application, wire, request, None).await;
     record.end_try(None);
     let response = match sent {
         Ok(response) => response,
+        // Nor is the application to blame.
+        Err(_) if record.is_cut_short() => return failure(&BackendError::CutShort, record),
         Err(failed) => return failure(&failed.error, record),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -339,6 +341,9 @@ pub(crate) fn failure(error: &BackendError, record: Record) -> Response<Answer> 
             (StatusCode::GATEWAY_TIMEOUT, "the application didn't accept a connection in time")
         }
         BackendError::Broken(_) => (StatusCode::BAD_GATEWAY, "the application gave no answer"),
+        BackendError::CutShort => (StatusCode::BAD_REQUEST, "the body broke off"),
+        BackendError::Late => (StatusCode::REQUEST_TIMEOUT, "the body didn't come in time"),
+        BackendError::Overloaded(limit) => (StatusCode::SERVICE_UNAVAILABLE, limit.reason()),
     };
     refusal(status, reason, record)
 }

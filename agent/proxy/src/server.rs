@@ -21,7 +21,7 @@ use crate::jwt::KeyRing;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::outbound::Clusters;
-use crate::places::{Place, Places};
+use crate::places::{Place, Places, Requests};
 use crate::streams::Lessons;
 use crate::view::View;
 use crate::worker::{self, Door};
@@ -53,7 +53,7 @@ pub(crate) struct Shared {
     pub(crate) chance: Chance,
     pub(crate) lessons: Arc<Lessons>,
     pub(crate) limits: Limits,
-    pub(crate) requests: Arc<Semaphore>,
+    pub(crate) requests: Arc<Requests>,
     pub(crate) outside: Arc<dyn Outside>,
     /// TLS handshakes under way, of all threads.
     pub(crate) handshakes: Arc<Semaphore>,
@@ -84,7 +84,7 @@ impl Shared {
             chance: Chance::new(),
             lessons: Arc::default(),
             limits,
-            requests: Arc::new(Semaphore::new(limits.requests)),
+            requests: Requests::new(limits.requests),
             outside,
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
             keys: Arc::default(),

@@ -14,7 +14,7 @@
 //! Only the other side knows what the application took until its answer's head: it says so in a header
 //! field of the answer ([`SERVER_TIME`], microseconds), which the client's side removes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -67,6 +67,8 @@ pub(crate) struct Progress {
     connecting: AtomicU64,
     /// Nanoseconds from the start; 0 while nobody waits for the caller.
     waiting_since: AtomicU64,
+    /// The caller's bytes ended before their end.
+    broken: AtomicBool,
 }
 
 impl Clock {
@@ -148,6 +150,7 @@ impl Progress {
             waited: AtomicU64::new(0),
             connecting: AtomicU64::new(0),
             waiting_since: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
         }
     }
 
@@ -166,6 +169,20 @@ impl Progress {
     pub(crate) fn receive(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.end_waiting(|| self.started.elapsed());
+    }
+
+    /// No more of them will come.
+    pub(crate) fn break_off(&self) {
+        self.broken.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Whether the caller's next bytes are waited for.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting_since.load(Ordering::Relaxed) != 0
     }
 
     pub(crate) fn connected(&self, took: Duration) {

@@ -11,17 +11,22 @@ use isthmus_model::ServiceId;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 
 use crate::activity::Patience;
 use crate::connection::{self, Connection};
 use crate::limits::Limits;
 use crate::places::Place;
 use crate::server::Shared;
+use crate::view::Side;
 
 /// Between two looks at all connections, if the limits' times are long.
 const LONGEST_TICK: Duration = Duration::from_secs(1);
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
+/// At the end: between two looks for connections that became idle.
+const LAST_LOOKS: Duration = Duration::from_millis(50);
+/// Of these, what a connection gets on which nothing has come yet: its request may be on its way.
+const FRESH_LOOKS: u32 = 10;
 /// Between two looks for application connections that nobody used.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -88,6 +93,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiv
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut swept = Instant::now();
     let mut drained: Option<Instant> = None;
+    let mut looks = 0;
     while drained.is_none() || !flock.tasks.is_empty() {
         tokio::select! {
             arrival = arrivals.recv(), if drained.is_none() => match arrival {
@@ -95,6 +101,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiv
                 None => {
                     flock.ask_all_to_leave();
                     drained = Some(Instant::now() + shared.limits.drain);
+                    ticks = interval_at(Instant::now() + LAST_LOOKS, LAST_LOOKS);
                 }
             },
             Some(_) = flock.tasks.join_next() => {}
@@ -104,6 +111,11 @@ pub(crate) async fn run(shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiv
                 flock.judge_all();
             }
             _ = ticks.tick() => {
+                if drained.is_some() {
+                    looks += 1;
+                    flock.let_idle_go(looks > FRESH_LOOKS);
+                    continue;
+                }
                 shared.clock.tick();
                 flock.end_the_quiet();
                 if swept.elapsed() >= SWEEP_INTERVAL {
@@ -166,24 +178,41 @@ impl Flock {
         });
     }
 
-    /// Has those leave that nobody used, or whose head didn't come in time.
+    /// Has those leave that nobody used, whose head didn't come in time, or who don't read.
     fn end_the_quiet(&mut self) {
         let patience = self.patience;
         self.members.retain(|member| {
             let Some(connection) = member.connection.upgrade() else { return false };
-            if connection.activity.is_too_quiet(patience) {
+            // A caller's own agent sees to it first, without any harm to its other callers.
+            let unread = match connection.parties.side {
+                Side::Client => patience.unread,
+                Side::Server => patience.unread * 2,
+            };
+            if connection.activity.is_not_reading(unread) {
+                tracing::debug!(from = %connection.parties.from, "Cut a caller that doesn't read");
+                connection.activity.cut();
+                member.task.abort();
+            } else if connection.activity.is_too_quiet(patience) {
                 member.let_go(&connection);
             }
             true
         });
     }
 
+    /// After the requests that are under way, or about to be: what has come already is served.
     fn ask_all_to_leave(&self) {
+        for connection in self.members.iter().filter_map(|member| member.connection.upgrade()) {
+            connection.activity.ask_to_leave();
+        }
+    }
+
+    fn let_idle_go(&self, also_fresh: bool) {
         for member in &self.members {
-            match member.connection.upgrade() {
-                Some(connection) if connection.activity.is_idle() => member.let_go(&connection),
-                Some(connection) => connection.activity.ask_to_leave(),
-                None => {}
+            if let Some(connection) = member.connection.upgrade()
+                && connection.activity.is_idle()
+                && (also_fresh || !connection.activity.is_fresh())
+            {
+                member.let_go(&connection);
             }
         }
     }
@@ -221,10 +250,10 @@ impl Drop for Present {
 
 /// An eighth of the shortest patience is how late its end may be seen.
 fn tick(limits: &Limits) -> Duration {
-    (limits.head.min(limits.idle) / 8).clamp(SHORTEST_TICK, LONGEST_TICK)
+    (limits.head.min(limits.idle).min(limits.unread) / 8).clamp(SHORTEST_TICK, LONGEST_TICK)
 }
 
 fn patience(limits: &Limits, tick: Duration) -> Patience {
     let ticks = |time: Duration| (time.as_millis() / tick.as_millis().max(1)) as u32;
-    Patience { head: ticks(limits.head), idle: ticks(limits.idle) }
+    Patience { head: ticks(limits.head), idle: ticks(limits.idle), unread: ticks(limits.unread) }
 }

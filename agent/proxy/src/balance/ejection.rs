@@ -135,12 +135,15 @@ impl Ejection {
                     *self = Self::Healthy { failures, unanswered, times, since };
                     return false;
                 }
-                remembered(times, now.saturating_sub(since), settings) + 1
+                remembered(times, now.saturating_sub(since), settings)
             }
-            Self::Probing { times, .. } => times.saturating_add(1),
+            Self::Probing { times, .. } => times,
             Self::Ejected { .. } => return false,
         };
-        *self = Self::Ejected { until: now + pause(times, settings, random), times, unhealthy };
+        // To ask whether it still fails its check costs nothing, so the pause doesn't grow.
+        let times = if unhealthy { times } else { times.saturating_add(1) };
+        let pause = pause(if unhealthy { 1 } else { times }, settings, random);
+        *self = Self::Ejected { until: now + pause, times, unhealthy };
         true
     }
 
@@ -259,6 +262,17 @@ mod tests {
         let mut unhealthy = Ejection::new(S);
         assert!(unhealthy.on_failure(Failure::Unhealthy, &settings, false, (S, 0)));
         assert!(unhealthy.is_unhealthy());
+    }
+
+    #[test]
+    fn whether_it_still_fails_its_check_is_asked_again_and_again() {
+        let mut state = Ejection::new(S);
+        assert!(fail(&mut state, Failure::Unhealthy, S));
+        for second in 2..10 {
+            assert_eq!(state.admission(), Admission::Closed { until: second * S });
+            assert!(state.begin_probe(second * S));
+            assert!(fail(&mut state, Failure::Unhealthy, second * S));
+        }
     }
 
     #[test]

@@ -25,7 +25,8 @@ pub(crate) enum Attempt {
 
 impl Attempt {
     pub(crate) fn answered(status: StatusCode, headers: &HeaderMap) -> Self {
-        if status == StatusCode::SERVICE_UNAVAILABLE && headers.contains_key(UNHEALTHY) {
+        // Whatever the status: gRPC's is another field's.
+        if headers.contains_key(UNHEALTHY) {
             return Self::Unhealthy;
         }
         let grpc = headers.get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());

@@ -10,6 +10,8 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::gate::Pass;
+
 /// What is read at a time, at the most.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// A read of fewer bytes is copied, so that its buffer can be used again at once.
@@ -30,16 +32,23 @@ pub(crate) struct Link<S> {
     body_left: AtomicBool,
     /// Where answers go: one has begun, so that `100 Continue` may no longer be said.
     answering: AtomicBool,
+    /// Its place among a service's connections, if they are counted.
+    _pass: Option<Pass>,
 }
 
 impl<S> Link<S> {
     pub(crate) fn new(io: S) -> Self {
+        Self::counted(io, None)
+    }
+
+    pub(crate) fn counted(io: S, pass: Option<Pass>) -> Self {
         Self {
             io: Mutex::new(io),
             rest: Mutex::default(),
             in_body: AtomicBool::new(false),
             body_left: AtomicBool::new(false),
             answering: AtomicBool::new(false),
+            _pass: pass,
         }
     }
 

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use isthmus_model::{
-    Balance, BalancePolicy, External, HashKey, HostId, Name, Outlier, Revision, Service, ServiceId,
-    Snapshot,
+    Balance, BalancePolicy, Breaker, External, HashKey, HostId, Name, Outlier, Revision, Service,
+    ServiceId, Snapshot,
 };
 
-use super::endpoint::{Endpoint, EndpointView, InFlight, Turn};
+use super::endpoint::{Choice, Endpoint, EndpointView, InFlight, Turn};
 use crate::balance::{Budget, Candidate, HashTable, Level, Ready, Sharpness, outliers};
+use crate::gate::{Gate, Room};
 use crate::gateway::Outside;
 use crate::view::View;
 
@@ -65,6 +66,7 @@ struct Found {
 #[derive(Debug)]
 pub(crate) struct Kept {
     budget: Mutex<Budget>,
+    gate: Arc<Gate>,
     pub(super) under_way: AtomicUsize,
     retries: AtomicUsize,
     turn: AtomicUsize,
@@ -146,8 +148,8 @@ impl Clusters {
         if cluster.kept.under_way.load(Ordering::Relaxed) >= most {
             return Err(NoPlace::Overloaded);
         }
-        let (endpoint, desperate) = cluster.pick(tried, draw, now).ok_or(NoPlace::Nobody)?;
-        let began = (now, desperate);
+        let (endpoint, choice) = cluster.pick(tried, draw, now).ok_or(NoPlace::Nobody)?;
+        let began = (now, choice);
         let flight = InFlight::begin(&endpoint, &cluster.kept, self.origin, began);
         Ok((endpoint, flight))
     }
@@ -227,6 +229,17 @@ impl Cluster {
         lock(&self.kept.budget)
     }
 
+    /// What there may be of connections to it.
+    pub(crate) fn room(&self) -> Room<'_> {
+        let Breaker { max_connections, max_pending_requests, .. } = self.balance.breaker;
+        let most = |number| usize::try_from(number).unwrap_or(usize::MAX);
+        Room {
+            gate: &self.kept.gate,
+            connections: most(max_connections),
+            waiting: most(max_pending_requests),
+        }
+    }
+
     pub(crate) const fn outlier(&self) -> &Outlier {
         &self.balance.outlier
     }
@@ -249,8 +262,8 @@ impl Cluster {
     }
 
     /// Whoever is due to prove itself first; else one who is ready and wasn't tried; else anybody
-    /// who wasn't; else anybody. Says, too, whether it may be one who isn't healthy.
-    fn pick(&self, tried: &[HostId], draw: Draw, now: Duration) -> Option<(Arc<Endpoint>, bool)> {
+    /// who wasn't; else anybody. Says why, too.
+    fn pick(&self, tried: &[HostId], draw: Draw, now: Duration) -> Option<(Arc<Endpoint>, Choice)> {
         self.find_ready(now);
         let found = self.ready.read().unwrap_or_else(PoisonError::into_inner);
         let ready = &found.ready;
@@ -258,7 +271,8 @@ impl Cluster {
         let probes = |at: &&usize| fresh(**at) && self.places[**at].endpoint.begin_probe(now);
         if let Some(at) = ready.due.iter().find(probes) {
             self.kept.changed();
-            return Some((Arc::clone(&self.places[*at].endpoint), false));
+            let choice = Choice { probes: true, desperate: false };
+            return Some((Arc::clone(&self.places[*at].endpoint), choice));
         }
         let everybody = || 0..self.places.len();
         let chosen = if tried.is_empty() {
@@ -273,7 +287,8 @@ impl Cluster {
         let at = chosen
             .or_else(|| self.among(&others(), draw, now))
             .or_else(|| self.among(&Level::new(everybody().map(even)), draw, now))?;
-        Some((Arc::clone(&self.places.get(at)?.endpoint), desperate))
+        let choice = Choice { desperate, probes: false };
+        Some((Arc::clone(&self.places.get(at)?.endpoint), choice))
     }
 
     /// One of those who are ready. Hashes go by keys alone, or hosts wouldn't agree.
@@ -401,6 +416,7 @@ impl Kept {
     fn new(now: Duration) -> Self {
         Self {
             budget: Mutex::new(Budget::new(now)),
+            gate: Arc::default(),
             under_way: AtomicUsize::new(0),
             retries: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),

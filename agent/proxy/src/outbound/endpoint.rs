@@ -32,7 +32,18 @@ pub(crate) struct InFlight {
     began: Duration,
     /// It was chosen although it isn't healthy.
     pub(super) desperate: bool,
+    /// It tells whether an ejected workload is back.
+    pub(super) probes: bool,
     told: bool,
+}
+
+/// Why a workload was chosen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Choice {
+    /// It isn't healthy, but nobody is.
+    pub(super) desperate: bool,
+    /// To find out whether it is back.
+    pub(super) probes: bool,
 }
 
 /// What an attempt changed about its workload.
@@ -148,12 +159,12 @@ impl InFlight {
         endpoint: &Arc<Endpoint>,
         cluster: &Arc<Kept>,
         origin: Instant,
-        (began, desperate): (Duration, bool),
+        (began, Choice { desperate, probes }): (Duration, Choice),
     ) -> Self {
         endpoint.under_way.fetch_add(1, Ordering::Relaxed);
         cluster.under_way.fetch_add(1, Ordering::Relaxed);
         let (endpoint, cluster) = (Arc::clone(endpoint), Arc::clone(cluster));
-        Self { endpoint, cluster, origin, began, desperate, told: false }
+        Self { endpoint, cluster, origin, began, desperate, probes, told: false }
     }
 
     /// A good answer has begun, and it says that the workload's host is about to leave.
@@ -181,6 +192,17 @@ impl InFlight {
         };
         self.cluster.note(turn);
         turn
+    }
+
+    /// Nothing was learnt about the workload.
+    pub(crate) fn forget(&mut self) {
+        self.told = true;
+        let endpoint = &self.endpoint;
+        if endpoint.blemished.load(Ordering::Relaxed)
+            && lock(&endpoint.ejection).on_cancel(self.origin.elapsed())
+        {
+            self.cluster.changed();
+        }
     }
 
     /// Nobody waits for the answer any more, whose time is known to be so long at least.

@@ -13,13 +13,14 @@ use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
 use isthmus_model::route::{Hedge, Retry, RetryOn, Share};
 use isthmus_model::{HashKey, HostId, ServiceId};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::cluster::{Cluster, Draw, NoPlace, Retrying};
 use super::endpoint::{Endpoint, InFlight, Turn};
 use super::{Call, local, mirror, set_host};
 use crate::access::Record;
-use crate::backend::{BackendError, Target, Wire};
+use crate::backend::{BackendError, Failure, Target, Wire};
 use crate::balance::{Attempt, hash, may_repeat, wants_retry};
 use crate::body::{Answer, Payload, Upload};
 use crate::connection::Connection;
@@ -29,7 +30,7 @@ use crate::incoming::Incoming;
 use crate::metrics::Overflow;
 use crate::request::{failure, pass, refusal, switch, target, wire};
 use crate::routing::Compiled;
-use crate::timing::{Part, server_time};
+use crate::timing::{Part, Progress, server_time};
 use crate::upgrade;
 use crate::view::View;
 
@@ -64,6 +65,8 @@ enum Tried {
     Answer(Response<Incoming>, Attempt, InFlight),
     /// With the body, if nobody has read of it.
     Failed(BackendError, Attempt, Option<Upload>),
+    /// It isn't the workload's fault, and no other would do better.
+    Blameless(BackendError),
     /// A workload here may not be asked this.
     Denied,
 }
@@ -142,6 +145,7 @@ pub(super) async fn run(
             let holding = Holding { flight, deadline };
             answer(connection, exchange.template, response, route, record, holding)
         }
+        Ok(Ended::Failed(BackendError::Overloaded(what))) => overloaded(what, connection, record),
         Ok(Ended::Failed(error)) => failure(&error, record),
         Ok(Ended::Denied) => refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record),
         Ok(Ended::NoPlace(reason)) => no_place(reason, connection, record),
@@ -197,12 +201,7 @@ fn no_place(reason: NoPlace, connection: &Connection, record: Record) -> Respons
 /// The breaker is open. A caller who sees the header knows that trying again at once is no use.
 fn overloaded(what: Overflow, connection: &Connection, record: Record) -> Response<Answer> {
     connection.shared.metrics.count_overflow(what);
-    let reason = match what {
-        Overflow::Requests => "too many requests to the service are under way",
-        Overflow::Pending => "too many requests to the service wait for a connection",
-        Overflow::Retries => "too many requests to the service are tried again",
-    };
-    let mut answer = refusal(StatusCode::SERVICE_UNAVAILABLE, reason, record);
+    let mut answer = refusal(StatusCode::SERVICE_UNAVAILABLE, what.reason(), record);
     answer.headers_mut().insert(OVERLOADED, HeaderValue::from_static(what.setting()));
     answer
 }
@@ -248,7 +247,7 @@ impl Exchange<'_> {
             tried.push(endpoint.host);
             record.take_endpoint(self.view, endpoint.host);
             record.begin_try();
-            let first = endpoint.host;
+            let (first, probes) = (endpoint.host, flight.probes);
             let (last, outcome) = self.try_or_hedge(endpoint, flight, payload, &mut tried).await;
             if last != first {
                 record.take_endpoint(self.view, last);
@@ -259,12 +258,13 @@ impl Exchange<'_> {
                     (Ended::Answer(response, flight), attempt)
                 }
                 Tried::Denied => return Ended::Denied,
+                Tried::Blameless(error) => return Ended::Failed(error),
                 Tried::Failed(error, attempt, unread) => {
                     unread.into_iter().for_each(|upload| payload.give_back(upload));
                     (Ended::Failed(error), attempt)
                 }
             };
-            _retrying = self.tries_again(attempt, &tried, payload).await;
+            _retrying = self.tries_again(attempt, probes, &tried, payload).await;
             if _retrying.is_none() {
                 return ended;
             }
@@ -347,7 +347,7 @@ impl Exchange<'_> {
             Tried::Answer(response, ..) if host != self.view.snapshot.local => {
                 server_time(response.headers())
             }
-            Tried::Answer(..) | Tried::Failed(..) | Tried::Denied => None,
+            Tried::Answer(..) | Tried::Failed(..) | Tried::Blameless(_) | Tried::Denied => None,
         }
     }
 
@@ -355,20 +355,23 @@ impl Exchange<'_> {
     async fn tries_again(
         &self,
         attempt: Attempt,
+        probes: bool,
         tried: &[HostId],
         payload: &Payload,
     ) -> Option<Retrying> {
         let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX) - 1;
         let has_time = self.deadline.is_none_or(|deadline| Instant::now() < deadline);
+        let wants = wants_retry(&self.policy, attempt) && retries < self.policy.attempts;
+        // That a request was used to find out about an ejected workload isn't its caller's fault.
+        let is_owed = probes && attempt.failure().is_some();
         let may = has_time
-            && wants_retry(&self.policy, attempt)
+            && (wants || is_owed)
             && may_repeat(&self.policy, &self.template.head.method, attempt)
-            && retries < self.policy.attempts
             && payload.is_ready();
         if !may {
             return None;
         }
-        let retrying = self.begin_again()?;
+        let retrying = if is_owed { self.cluster.begin_retry()? } else { self.begin_again()? };
         self.connection.shared.metrics.count_retry();
         let longest = self.policy.backoff * 2_u32.saturating_pow(retries);
         // Full jitter: clients that failed together don't come back together.
@@ -417,7 +420,9 @@ impl Exchange<'_> {
         *request.headers_mut() = fields;
         let wire = self.template.wire_to(self.view, self.service, &endpoint);
         *request.version_mut() = wire.version();
-        let sending = self.connection.shared.backends.send(target, wire, request);
+        let awaited = request.body().awaited();
+        let room = Some(self.cluster.room());
+        let sending = self.connection.shared.backends.send(target, wire, request, room);
         // The exchange's own deadline, too: it is the workload that let it pass.
         let patience = self.try_timeout.map(|patience| Instant::now() + patience);
         let sent = match [patience, self.deadline].into_iter().flatten().min() {
@@ -425,6 +430,10 @@ impl Exchange<'_> {
             None => Ok(sending.await),
         };
         let random = self.connection.shared.chance.next();
+        if let Some(error) = blameless(&sent, awaited.as_deref()) {
+            flight.forget();
+            return Tried::Blameless(error);
+        }
         let (error, attempt, unread) = match sent {
             Ok(Ok(response)) => {
                 let attempt = Attempt::answered(response.status(), response.headers());
@@ -464,6 +473,21 @@ impl Exchange<'_> {
     }
 }
 
+/// What is nobody's fault but the caller's, or the breaker's.
+fn blameless(
+    sent: &Result<Result<Response<Incoming>, Failure>, Elapsed>,
+    awaited: Option<&Progress>,
+) -> Option<BackendError> {
+    match sent {
+        Ok(Ok(_)) => None,
+        Ok(Err(Failure { error: BackendError::Overloaded(what), .. })) => {
+            Some(BackendError::Overloaded(*what))
+        }
+        Ok(Err(_)) => awaited?.is_broken().then_some(BackendError::CutShort),
+        Err(_) => awaited?.is_waiting().then_some(BackendError::Late),
+    }
+}
+
 /// A request under way: whose, and what it waits for.
 type Running<F> = (HostId, Pin<Box<F>>, Option<Retrying>);
 
@@ -486,7 +510,7 @@ impl Tried {
         match self {
             Self::Answer(_, attempt, _) => attempt.failure().is_none(),
             Self::Denied => true,
-            Self::Failed(..) => false,
+            Self::Failed(..) | Self::Blameless(_) => false,
         }
     }
 }

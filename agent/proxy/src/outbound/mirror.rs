@@ -45,7 +45,7 @@ fn send_one(
 ) {
     let shared = Arc::clone(&connection.shared);
     // Copies are the first to go where there is too much to do.
-    let Ok(place) = Arc::clone(&shared.requests).try_acquire_owned() else { return };
+    let Some(place) = connection.share.take() else { return };
     let Some(cluster) = shared.clusters.of(view, service, connection.peer.is_ipv4()) else {
         return;
     };
@@ -66,7 +66,8 @@ fn send_one(
     tokio::spawn(async move {
         let _held = (place, flight);
         let exchange = async {
-            if let Ok(response) = shared.backends.send(target, wire, request).await {
+            let room = Some(cluster.room());
+            if let Ok(response) = shared.backends.send(target, wire, request, room).await {
                 // Read to its end, so that the connection can be used again.
                 let mut body = response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}

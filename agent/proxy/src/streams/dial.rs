@@ -3,6 +3,8 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use http::StatusCode;
 use isthmus_model::{HostId, ProxyProtocol, ServiceId};
@@ -12,6 +14,8 @@ use tokio::time::timeout;
 use super::introduce;
 use crate::balance::Attempt;
 use crate::connection::Connection;
+use crate::gate::Pass;
+use crate::metrics::Overflow;
 use crate::outbound::{Draw, InFlight};
 use crate::view::{Side, View};
 
@@ -25,7 +29,7 @@ pub(super) struct Upstream {
     pub(super) service: ServiceId,
     /// Of the workload, at the client's side.
     pub(super) host: Option<HostId>,
-    _flight: Option<InFlight>,
+    _held: Option<(InFlight, Pass)>,
 }
 
 /// Dials who takes a stream to `service`.
@@ -40,7 +44,7 @@ pub(super) async fn dial(
             let address = (connection.local, parties.port).into();
             let caller = SocketAddr::new(connection.peer, connection.peer_port);
             let stream = to_application(connection, view, service, caller, address).await?;
-            Ok(Upstream { stream, service, host: None, _flight: None })
+            Ok(Upstream { stream, service, host: None, _held: None })
         }
         Side::Client => to_workload(connection, view, service).await,
     }
@@ -56,12 +60,19 @@ async fn to_workload(
     let shared = &connection.shared;
     let cluster = shared.clusters.of(view, service, v4).ok_or_else(nobody)?;
     let source = view.speaks_from(&connection.parties, v4).ok_or_else(nobody)?;
+    // All connections are the service's alike: no pool has a first one.
+    let open = Arc::new(AtomicUsize::new(1));
     let mut tried = Vec::new();
     loop {
         let draw = Draw { key: None, random: shared.chance.next() };
         let picked = shared.clusters.pick(&cluster, &tried, draw);
         let (endpoint, mut flight) = picked.map_err(|_| nobody())?;
         tried.push(endpoint.host);
+        let Some(pass) = cluster.room().open(&open) else {
+            flight.forget();
+            shared.metrics.count_overflow(Overflow::Connections);
+            return Err(io::Error::other(Overflow::Connections.reason()));
+        };
         let address = (endpoint.address, cluster.port).into();
         let dialled = if endpoint.host == view.snapshot.local {
             let caller = SocketAddr::new(source, connection.peer_port);
@@ -78,7 +89,7 @@ async fn to_workload(
         match dialled {
             Ok(stream) => {
                 let host = Some(endpoint.host);
-                return Ok(Upstream { stream, service, host, _flight: Some(flight) });
+                return Ok(Upstream { stream, service, host, _held: Some((flight, pass)) });
             }
             Err(error) if tried.len() == TRIES => return Err(error),
             Err(error) => {

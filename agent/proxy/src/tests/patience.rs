@@ -63,6 +63,40 @@ async fn an_idle_connection_ends_and_a_busy_one_does_not() {
 }
 
 #[tokio::test]
+async fn a_caller_that_does_not_read_loses_its_connection() {
+    const BYTES: usize = 32 << 20;
+    let application =
+        Application::start(|_| async { Response::new(full(vec![b'x'; BYTES])) }).await;
+    let limits = Limits { unread: Duration::from_millis(200), ..Limits::default() };
+    let proxy = Proxy::start_within(limits, application.port, rules());
+    let mut deaf = proxy.connect(API).await;
+    deaf.write_all(HEAD.as_bytes()).await.unwrap();
+    proxy.metrics_become(|metrics| metrics.active_connections == 1).await;
+    proxy.metrics_become(|metrics| metrics.active_connections == 0).await;
+
+    let answer = proxy.http2(API).await.send_request(get("/a")).await.unwrap();
+    proxy.metrics_become(|metrics| metrics.active_connections == 0).await;
+    drop(answer);
+
+    let whole =
+        proxy.exchange(API, HEAD.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
+    assert!(whole.len() > BYTES, "{}", whole.len());
+}
+
+#[tokio::test]
+async fn who_connected_before_a_stop_is_still_served() {
+    let application = Application::hello().await;
+    let mut proxy = Proxy::start(application.port, rules());
+    let mut fresh = proxy.connect(API).await;
+    proxy.metrics_become(|metrics| metrics.active_connections == 1).await;
+    proxy.begin_stop();
+    fresh.write_all(HEAD.as_bytes()).await.unwrap();
+    let got = read_to_end(&mut fresh).await;
+    assert!(got.starts_with("HTTP/1.1 200") && got.ends_with("hello"), "{got}");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
 async fn beyond_the_limit_connections_are_closed_at_once() {
     let application = Application::hello().await;
     let limits = Limits { connections: 1, ..Limits::default() };

@@ -4,11 +4,16 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
 use isthmus_model::BalancePolicy;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use super::routed::*;
-use super::support::{Application, Body, Proxy, full, request1, text};
+use super::support::{Application, Body, Proxy, SOON, full, read_to_end, request1, text};
+use crate::limits::Limits;
 
 /// Answers so, with this header field.
 async fn marked(
@@ -94,4 +99,103 @@ async fn where_too_few_are_healthy_all_are_used_in_spite_of_their_checks() {
     let seen = [one.seen(), two.seen()].concat();
     let panics = |head: &http::request::Parts| head.headers.contains_key("x-isthmus-panic");
     assert!(seen.iter().any(panics), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_found_a_workload_still_failing_is_asked_elsewhere() {
+    let mut backends = in_turn();
+    let outlier = &mut backends.balance.outlier;
+    outlier.consecutive_5xx = 1;
+    (outlier.base_ejection_time, outlier.max_ejection_time) =
+        (Duration::from_millis(20), Duration::from_millis(20));
+    let _good = marked(&backends, API_2, (200, "x-any")).await;
+    let bad = marked(&backends, API_3, (500, "x-any")).await;
+    let proxy = backends.proxy("");
+    let is_out = || proxy.metrics.endpoints().iter().any(|it| it.ejected);
+    while !is_out() {
+        let _ = ask(&proxy, "GET").await;
+    }
+    let before = bad.seen().len();
+    let asking = timeout(SOON, async {
+        while bad.seen().len() < before + 3 {
+            assert_eq!(ask(&proxy, "GET").await.status(), StatusCode::OK);
+        }
+    });
+    asking.await.expect("it is probed");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_nobodys_failure_but_its_callers() {
+    let mut backends = in_turn();
+    let read = |request: Request<hyper::body::Incoming>| async {
+        let _ = request.into_body().collect().await;
+        Response::new(full("here"))
+    };
+    let _two = backends.start(API_2, read).await;
+    let _three = backends.start(API_3, read).await;
+    let proxy = backends.proxy("");
+    for _ in 0..20 {
+        let mut caller = proxy.connect(CALLER).await;
+        let part = "POST / HTTP/1.1\r\nHost: api\r\nContent-Length: 10\r\n\r\nabc";
+        caller.write_all(part.as_bytes()).await.unwrap();
+        caller.shutdown().await.unwrap();
+        let got = read_to_end(&mut caller).await;
+        assert!(got.starts_with("HTTP/1.1 400") && got.contains("the body broke off"), "{got}");
+    }
+    assert_eq!(proxy.metrics.snapshot().ejections, []);
+    assert!(proxy.metrics.endpoints().iter().all(|it| !it.ejected && it.under_way == 0));
+}
+
+#[tokio::test]
+async fn connections_and_those_who_wait_for_one_are_as_many_as_the_breaker_says() {
+    const ALLOW: &str = "[[allow]]\nname = \"all\"\nfrom = \"service:client\"\nto = \"service:*\"";
+    let mut backends = Backends::new();
+    backends.balance.breaker.max_connections = 1;
+    backends.balance.breaker.max_pending_requests = 2;
+    let (go, gone) = watch::channel(false);
+    let slow = move |_| {
+        let mut gone = gone.clone();
+        async move {
+            gone.wait_for(|gone| *gone).await.unwrap();
+            Response::new(full("here"))
+        }
+    };
+    let slow = backends.start(API_2, slow).await;
+    let view = backends.view_on(ALLOW, &[API_2]);
+    let proxy = Proxy::serve(Limits::default(), API, backends.port, view);
+    let (answers, mut answered) = mpsc::unbounded_channel();
+    let ask = async || {
+        let (mut client, answers) = (proxy.http1(CALLER).await, answers.clone());
+        tokio::spawn(async move {
+            let request: Request<Body> = request1("GET", "/");
+            answers.send(client.send_request(request).await.unwrap()).unwrap();
+        });
+    };
+    ask().await;
+    let began = timeout(SOON, async {
+        while slow.seen().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    });
+    began.await.unwrap();
+    for _ in 0..3 {
+        ask().await;
+    }
+    let refused = timeout(SOON, answered.recv()).await.unwrap().unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()["x-isthmus-overloaded"], "max_pending_requests");
+    go.send_replace(true);
+    for _ in 0..3 {
+        let answer = timeout(SOON, answered.recv()).await.unwrap().unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(text(answer).await, "here");
+    }
+    let seen = slow.seen();
+    let peers = seen.iter().filter_map(|head| head.extensions.get::<std::net::SocketAddr>());
+    let peers: std::collections::BTreeSet<_> = peers.collect();
+    assert_eq!((seen.len(), peers.len()), (3, 1));
+    let overflows = proxy.metrics.snapshot().overflows;
+    assert!(overflows.contains(&("max_pending_requests", 1)), "{overflows:?}");
+    // Nobody was to blame.
+    assert!(proxy.metrics.endpoints().iter().all(|it| !it.ejected));
 }
