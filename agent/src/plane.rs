@@ -339,14 +339,15 @@ fn start_edge(
     stopped: &watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
 ) -> isthmus_proxy::Edge {
-    let outside = Arc::new(Edge::default());
+    let outside = Arc::new(Edge::new(&shared.settings.state_dir));
     let (sender, visitors) = mpsc::channel(VISITORS);
     let following = edge::run(Arc::clone(&outside), Arc::clone(shared), views.subscribe(), sender);
     let resolving = edge::resolve(Arc::clone(&outside), views.subscribe());
+    let ordering = edge::order(Arc::clone(&outside), views.subscribe());
     let stop = is_set(stopped.clone());
     tasks.spawn(async move {
         tokio::select! {
-            ((), ()) = async { tokio::join!(following, resolving) } => {}
+            ((), (), ()) = async { tokio::join!(following, resolving, ordering) } => {}
             () = stop => {}
         }
     });

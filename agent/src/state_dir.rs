@@ -6,6 +6,7 @@
 //!    wireguard.key the tunnel's private key, base64
 //!    tls.pem       TLS key, certificate and CA, in one file because they change together
 //!    member.toml   which host of which mesh; written last when joining, removed first when leaving
+//!    acme/         accounts and certificates of gateways that get them by ACME
 //!    snapshot      hash and resources of the last snapshot that this host worked by
 //! ```
 //!
@@ -32,6 +33,7 @@ use crate::identity::{Identity, Member, TlsIdentity, TunnelKey};
 const TUNNEL_KEY: &str = "wireguard.key";
 const TLS: &str = "tls.pem";
 const MEMBER: &str = "member.toml";
+const ACME: &str = "acme";
 const SNAPSHOT: &str = "snapshot";
 const DAMAGED: &str = "snapshot.damaged";
 const SNAPSHOT_MAGIC: &[u8] = b"isthmus snapshot 1\n";
@@ -188,6 +190,12 @@ impl StateDir {
                 }
             }
         }
+        match fs::remove_dir_all(self.path.join(ACME)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("Failed to remove {ACME}"));
+            }
+            Ok(()) | Err(_) => {}
+        }
         self.flush_directory()
     }
 
@@ -201,16 +209,8 @@ impl StateDir {
     }
 
     fn write(&self, name: &str, contents: &[u8]) -> anyhow::Result<()> {
-        let (path, beside) = (self.path.join(name), self.path.join(format!("{name}.new")));
-        let write = || -> io::Result<()> {
-            let mut file = private(OpenOptions::new().create(true).truncate(true).write(true))
-                .open(&beside)?;
-            file.write_all(contents)?;
-            file.sync_all()?;
-            fs::rename(&beside, &path)
-        };
-        write().with_context(|| format!("Failed to write {}", path.display()))?;
-        self.flush_directory()
+        let path = self.path.join(name);
+        replace(&path, contents).with_context(|| format!("Failed to write {}", path.display()))
     }
 
     fn flush_directory(&self) -> anyhow::Result<()> {
@@ -220,8 +220,26 @@ impl StateDir {
     }
 }
 
+/// Replaces a file whole or not at all, for its owner only.
+///
+/// # Errors
+/// When the disk refuses.
+pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let mut file =
+        private(OpenOptions::new().create(true).truncate(true).write(true)).open(&beside)?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    File::open(path.parent().unwrap_or(path))?.sync_all()
+}
+
 /// What is above it may belong to others too: only the directory itself is private.
-fn make_directory(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// When the disk refuses.
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }

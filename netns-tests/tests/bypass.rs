@@ -44,6 +44,12 @@ from = "service:client"
 to = ["service:web", "service:mixed"]
 http = [{ method = "GET", path = "/public" }]
 
+# Towards a host, this covers all ports: not those of services that have requests to judge.
+[[allow]]
+name = "client looks after the server"
+from = "service:client"
+to = "host:srv-1"
+
 [[allow]]
 name = "client opens one shop"
 from = "service:client"

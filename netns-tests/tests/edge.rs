@@ -1,9 +1,10 @@
 //! The mesh's edge: clients from outside come in by a gateway, callers reach external servers.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use isthmus_netns_tests::{Host, Mesh, Node, Output, wait_for};
+use isthmus_netns_tests::{Host, Mesh, Node, Output, Process, wait_for};
 
 const SHOP: u32 = 40_021;
 const CLIENT: u32 = 40_022;
@@ -29,10 +30,11 @@ impl Authority {
 
     /// A certificate for a name, with its key beside it.
     fn issue(&self, file: &str, name: &str, days: u32) -> String {
+        let kind = if name.parse::<IpAddr>().is_ok() { "IP" } else { "DNS" };
         self.openssl(&format!(
             "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} \
              -keyout {file}.key.new -out {file}.csr && \
-             printf 'subjectAltName=DNS:{name}' >{file}.ext && \
+             printf 'subjectAltName={kind}:{name}' >{file}.ext && \
              openssl x509 -req -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days {days} \
              -extfile {file}.ext -out {file}.pem.new && \
              chmod 600 {file}.key.new && mv {file}.key.new {file}.key && mv {file}.pem.new {file}.pem"
@@ -326,4 +328,194 @@ http = [{{ method = "GET", path = "/charges/*" }}]
     });
     app.write_hosts("127.0.0.1 localhost\n10.9.0.13 payments.example\n");
     wait_for("the new address is found", SOON, || answers(direct));
+}
+
+/// An authority of ACME, and the DNS that it asks, which sends it to the gateway for every name.
+fn acme(stranger: &Node, authority: &Authority) -> [Process; 2] {
+    let _ = authority.issue("acme", "10.9.0.99", 1);
+    let config = format!(
+        r#"{{"pebble": {{"listenAddress": "10.9.0.99:14000", "managementListenAddress": "10.9.0.99:15000",
+            "certificate": "{}", "privateKey": "{}", "httpPort": 80, "tlsPort": 443}}}}"#,
+        authority.path("acme.pem"),
+        authority.path("acme.key")
+    );
+    let file = authority.path("pebble.json");
+    std::fs::write(&file, config).expect("the folder is ours");
+    let mut dns = stranger.command("pebble-challtestsrv");
+    dns.args(["-defaultIPv4", "10.9.0.11", "-defaultIPv6", "", "-dns01", "10.9.0.99:8053"]);
+    dns.args(["-management", "10.9.0.99:8055", "-http01", "", "-https01", "", "-tlsalpn01", ""]);
+    let mut command = stranger.command("pebble");
+    command.env("PEBBLE_VA_NOSLEEP", "1");
+    command.args(["-strict", "-config", &file, "-dnsserver", "10.9.0.99:8053"]);
+    let processes = [stranger.spawn("dns", dns), stranger.spawn("pebble", command)];
+    wait_for("the authority listens", SOON, || {
+        !stranger.sh("ss -Hltn 'sport = :14000'").is_empty()
+            && !stranger.sh("ss -Hltn 'sport = :8055'").is_empty()
+    });
+    processes
+}
+
+#[test]
+fn a_gateway_gets_its_certificates_by_acme() {
+    let mut mesh = Mesh::new(&["edge-1", "app-1"]);
+    let authority = Authority::new(&mesh, "acme-ca");
+    let stranger = stranger(&mesh);
+    let [_dns, pebble] = acme(&stranger, &authority);
+    let ca = authority.path("ca.pem");
+    let listener = |host: &str| {
+        format!(
+            "[[gateway.public.listeners]]\nport = 443\nhosts = [\"{host}\"]\n\
+             tls = {{ acme = {{ directory = \"https://10.9.0.99:14000/dir\", ca = \"{ca}\", \
+             email = \"ops@shop.example\" }} }}\n"
+        )
+    };
+    let gateway = "[gateway.public]\nnamespace = \"prod\"\nhosts = [\"edge-1\"]\n";
+    mesh.apply(&format!("{SERVICES}{gateway}{}", listener("shop.example")));
+    let _shop = mesh.host("app-1").nginx(SHOP, 8080, SAYS);
+
+    // Whoever trusts the authority reaches the shop.
+    let root = authority.path("pebble-root.pem");
+    let got = curl(&stranger, &["-k", "-o", &root, "https://10.9.0.99:15000/roots/0"]);
+    let _ = got.expect_success();
+    let resolve = at_edge("shop.example", 443);
+    let ask = || {
+        let fixed = ["--cacert", &root, "--resolve", &resolve, "-w", "\n%{http_code}"];
+        curl(&stranger, &[&fixed[..], &["https://shop.example/"]].concat())
+    };
+    let is_served = || {
+        let answer = ask();
+        answer.success() && answer.expect_success().ends_with("\n200")
+    };
+    wait_for("the shop is served", SOON, is_served);
+    let edge = mesh.host("edge-1");
+    let status = edge.status();
+    assert!(status["gateways"][0]["certificate_expires"].is_string(), "{status}");
+    assert!(status["gateways"][0]["problem"].is_null(), "{status}");
+
+    // Nobody is answered who asks for a challenge that isn't expected.
+    let uninvited = stranger.try_sh(
+        "echo | openssl s_client -connect 10.9.0.11:443 -servername shop.example -alpn acme-tls/1 2>&1",
+    );
+    let said = uninvited.expect_failure();
+    assert!(said.contains("no peer certificate available"), "{said}");
+
+    // What is wrong with a name is told, and the others stay.
+    let mut moved = stranger.command("curl");
+    moved.args(["-sS", "-d", r#"{"host": "elsewhere.example", "addresses": ["10.9.0.99"]}"#]);
+    moved.arg("http://10.9.0.99:8055/add-a");
+    let _ = Output::of(moved).expect_success();
+    let both = format!("{}{}", listener("shop.example"), listener("elsewhere.example"));
+    mesh.apply(&format!("{SERVICES}{gateway}{both}"));
+    wait_for("the problem is told", SOON, || {
+        edge.agentctl(&["status"]).expect_success().contains("gave no certificate")
+    });
+    let told = edge.agentctl(&["status"]).expect_success();
+    assert!(told.contains("elsewhere.example") && told.contains("urn:ietf:params:acme"), "{told}");
+    let _ = ask().expect_success();
+
+    // A restarted agent uses what it has: nobody is asked again.
+    let issued = || pebble.output().matches("Issued certificate").count();
+    assert_eq!(issued(), 1, "{}", pebble.output());
+    let edge = mesh.host_mut("edge-1");
+    let _ = edge.agent().terminate(SOON);
+    edge.start_agent();
+    wait_for("the shop is served again", SOON, is_served);
+    assert_eq!(issued(), 1);
+}
+
+/// Asks by gRPC, with a credential for the gateway's name.
+const GRPC_CLIENT: &str = r#"
+import grpc, sys
+credentials = grpc.ssl_channel_credentials(open(sys.argv[1], "rb").read())
+named = [("grpc.ssl_target_name_override", "calls.example"), ("grpc.default_authority", "calls.example")]
+channel = grpc.secure_channel("10.9.0.11:443", credentials, options=named)
+print(channel.unary_unary("/t.T/Unary")(b"hello", timeout=10).decode())
+print([item.decode() for item in channel.stream_stream("/t.T/Both")(iter([b"one", b"two"]), timeout=10)])
+try:
+    channel.unary_unary("/t.T/Secret")(b"", timeout=10)
+except grpc.RpcError as error:
+    print(error.code())
+"#;
+
+const GRPC_SERVER: &str = r#"
+import concurrent.futures, grpc
+handlers = {
+    "Unary": grpc.unary_unary_rpc_method_handler(lambda request, context: request),
+    "Secret": grpc.unary_unary_rpc_method_handler(lambda request, context: request),
+    "Both": grpc.stream_stream_rpc_method_handler(lambda requests, context: (it[::-1] for it in requests)),
+}
+server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
+server.add_insecure_port("[::]:8082")
+server.start()
+server.wait_for_termination()
+"#;
+
+const WEBSOCKET_CLIENT: &str = r#"
+import asyncio, ssl, sys, websockets
+async def main():
+    trust = ssl.create_default_context(cafile=sys.argv[1])
+    url = "wss://talk.example/chat"
+    place = {"host": "10.9.0.11", "port": 443, "server_hostname": "talk.example"}
+    async with websockets.connect(url, **place, ssl=trust) as connection:
+        for message in ["hello", "x" * 1_000_000]:
+            await connection.send(message)
+            assert await connection.recv() == message
+            print("echoed", len(message))
+asyncio.run(main())
+"#;
+
+const WEBSOCKET_SERVER: &str = r#"
+import asyncio, websockets
+async def echo(connection, path=None):
+    async for message in connection:
+        await connection.send(message)
+async def main():
+    async with websockets.serve(echo, None, 8083):
+        await asyncio.Future()
+asyncio.run(main())
+"#;
+
+#[test]
+fn grpc_and_websockets_come_in_by_the_gateway() {
+    let mesh = Mesh::new(&["edge-1", "app-1"]);
+    let authority = Authority::new(&mesh, "public-ca");
+    let _ = authority.issue("calls", "calls.example", 1);
+    let _ = authority.issue("talk", "talk.example", 1);
+    let mut topology = "[host.edge-1]\n[host.app-1]\n\
+         [gateway.public]\nnamespace = \"prod\"\nhosts = [\"edge-1\"]\n"
+        .to_owned();
+    for (name, port, user) in [("calls", 8082, SHOP), ("talk", 8083, CLIENT)] {
+        topology += &format!(
+            "[[gateway.public.listeners]]\nport = 443\nhosts = [\"{name}.example\"]\ntls = {{ {} }}\n\
+             [service.{name}]\nnamespace = \"prod\"\nport = {port}\nprotocol = \"http\"\n\
+             hosts = [\"app-1\"]\nworkload = {{ user = \"{user}\" }}\n\
+             [[route.public]]\nname = \"{name}\"\nmatch = {{ host = \"{name}.example\" }}\n\
+             to = [{{ service = \"{name}\" }}]\n",
+            authority.tls(name)
+        );
+    }
+    topology += "[[allow]]\nname = \"the world calls\"\nfrom = \"service:public\"\n\
+         to = \"service:calls\"\nhttp = [{ path = \"/t.T/Unary\" }, { path = \"/t.T/Both\" }]\n\
+         [[allow]]\nname = \"the world talks\"\nfrom = \"service:public\"\nto = \"service:talk\"\n";
+    mesh.apply(&topology);
+    let app = mesh.host("app-1");
+    let serve = |user, port: u16, program: &str| {
+        let mut command = app.node.command_as(user, None, "python3");
+        command.args(["-u", "-c", program]);
+        let process = app.node.spawn(&format!("server-{port}"), command);
+        wait_for("it listens", SOON, || is_listening(app, port));
+        process
+    };
+    let _servers = [serve(SHOP, 8082, GRPC_SERVER), serve(CLIENT, 8083, WEBSOCKET_SERVER)];
+    let edge = mesh.host("edge-1");
+    wait_for("the gateway listens", SOON, || is_listening(edge, 443));
+    let stranger = stranger(&mesh);
+    let python = |program: &str| {
+        let mut command = stranger.command("python3");
+        command.args(["-c", program, &authority.path("ca.pem")]);
+        Output::of(command).expect_success()
+    };
+    assert_eq!(python(GRPC_CLIENT), "hello\n['eno', 'owt']\nStatusCode.PERMISSION_DENIED\n");
+    assert_eq!(python(WEBSOCKET_CLIENT), "echoed 5\nechoed 1000000\n");
 }

@@ -52,6 +52,9 @@ drop_reasons! {
     Transit => "transit",
     /// From this host to this host: the kernel should have kept it.
     Local => "local",
+    /// To a port where a service of this host has its requests judged, by another address than its
+    /// own: dial the service.
+    AroundProxy => "around-proxy",
     /// In the middle of a connection that nobody here knows.
     UnknownFlow => "unknown-flow",
     /// A fragment whose first fragment hasn't been seen.

@@ -32,6 +32,10 @@ impl Refusal {
     const fn unreachable(drop: DropReason) -> Self {
         Self { drop, answer: Some(Reason::HostUnreachable) }
     }
+
+    const fn prohibited(drop: DropReason) -> Self {
+        Self { drop, answer: Some(Reason::Prohibited) }
+    }
 }
 
 /// Where in its flow a packet can stand.
@@ -223,6 +227,9 @@ impl Node {
             self.state.judge(from.place.principal(local), to.place.principal(local), layer4);
         if matches!(to.place, Place::Virtual(_)) && !verdict.denies() {
             return Err(Refusal::unreachable(DropReason::NoBackend));
+        }
+        if egress == Port::Tun && self.state.leads_around_proxy(to.place, layer4) {
+            return Err(Refusal::prohibited(DropReason::AroundProxy));
         }
         let mut translated = FlowKey { destination: to.address, ..seen };
         if egress == Port::Tun {

@@ -69,7 +69,8 @@ impl Node {
         let delivers_here = entry.legs[1].key.port == Port::Tun;
         let was_inspected = entry.verdict.outcome == Outcome::Inspect;
         let changes_hands = delivers_here && was_inspected != (verdict.outcome == Outcome::Inspect);
-        if verdict.denies() || changes_hands || !self.still_stands(entry) {
+        let around = self.state.leads_around_proxy(entry.to.place, entry.layer4);
+        if verdict.denies() || changes_hands || around || !self.still_stands(entry) {
             self.cut(flow, now);
             return false;
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use isthmus_model::{
-    Directory, HostId, Identity, Layer4, Place, Principal, Revision, ServiceId, Snapshot,
+    Directory, HostId, Identity, Layer4, Place, Principal, Revision, Service, ServiceId, Snapshot,
 };
 use isthmus_policy::{DecidedBy, Outcome, Policy, Query, Verdict};
 
@@ -63,6 +63,26 @@ impl State {
                 Verdict { outcome: Outcome::Deny, decided_by: DecidedBy::Default, would_deny: None }
             }
         }
+    }
+
+    /// Whether this is the port of a service here whose connections lead through the proxy, asked for
+    /// by another address than the service's. An application that listens on all addresses would
+    /// answer there, and nobody would have judged its requests.
+    pub(crate) fn leads_around_proxy(&self, to: Place, layer4: Layer4) -> bool {
+        let Layer4::Tcp(port) = layer4 else { return false };
+        let listens = |id: &ServiceId| {
+            self.snapshot.services.get(id).filter(|it| it.port == port && it.edge.is_none())
+        };
+        let is_its_own = match to {
+            Place::Workload(host, service) if host == self.local() => listens(&service).is_some(),
+            Place::Host(host) if host == self.local() => false,
+            Place::Workload(..)
+            | Place::Host(_)
+            | Place::Device(..)
+            | Place::Virtual(_)
+            | Place::Anycast => return false,
+        };
+        !is_its_own && self.local_services.iter().filter_map(listens).any(Service::is_proxied)
     }
 
     /// The host that this state is for.

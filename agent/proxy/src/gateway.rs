@@ -17,9 +17,10 @@ use std::sync::{Arc, OnceLock};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use isthmus_model::edge::Listener;
 use isthmus_model::{External, Gateway, Service, ServiceId};
-use rustls::server::Acceptor;
+use rustls::server::{Acceptor, ClientHello};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -41,6 +42,10 @@ pub trait Outside: fmt::Debug + Send + Sync {
         port: u16,
         name: Option<&str>,
     ) -> Option<Arc<ServerConfig>>;
+
+    /// How TLS is spoken with an authority that asks who answers for a name (RFC 8737), if one is
+    /// expected.
+    fn challenge_tls(&self, name: &str) -> Option<Arc<ServerConfig>>;
 
     /// How TLS is spoken with an external server, and the name that it must prove. None if it
     /// speaks none.
@@ -138,6 +143,12 @@ async fn shake_hands(
     let Shared { outside, handshakes, .. } = &*connection.shared;
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
     let name = hello.client_hello().server_name().map(str::to_ascii_lowercase);
+    if is_challenge(&hello.client_hello()) {
+        let config = name.and_then(|name| outside.challenge_tls(&name));
+        let config = config.ok_or_else(|| io::Error::other("nobody is asked about this name"))?;
+        hello.into_stream(config).await?.shutdown().await?;
+        return Err(io::Error::other("an authority asked who answers for this name, and was told"));
+    }
     let config = outside.server_tls(connection.parties.service, entry.port, name.as_deref());
     let config = config.ok_or_else(|| io::Error::other("no certificate for this name"))?;
     // From here on it costs much. Whoever is slow loses its turn with its patience.
@@ -149,6 +160,12 @@ async fn shake_hands(
     // Nobody greets twice.
     let _ = entry.greeted.set(Greeting { name, certificate });
     Ok(Stream::Tls(Box::new(stream.into())))
+}
+
+/// Whether this is an authority that asks who answers for a name (RFC 8737 section 3).
+fn is_challenge(hello: &ClientHello<'_>) -> bool {
+    let mut protocols = hello.alpn().into_iter().flatten();
+    protocols.next() == Some(b"acme-tls/1") && protocols.next().is_none()
 }
 
 impl Entry {
@@ -232,6 +249,10 @@ struct Nothing;
 
 impl Outside for Nothing {
     fn server_tls(&self, _: ServiceId, _: u16, _: Option<&str>) -> Option<Arc<ServerConfig>> {
+        None
+    }
+
+    fn challenge_tls(&self, _: &str) -> Option<Arc<ServerConfig>> {
         None
     }
 

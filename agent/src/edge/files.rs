@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use isthmus_model::edge::{CertificateFiles, ListenerTls, Origination};
+use isthmus_model::edge::{CertificateFiles, ClientCertificates, Origination};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, Ticketer};
 use rustls::server::WebPkiClientVerifier;
@@ -42,9 +42,16 @@ impl Stamp {
     }
 }
 
+/// What a listener's TLS is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Served {
+    pub(super) certificate: CertificateFiles,
+    pub(super) client: Option<ClientCertificates>,
+}
+
 /// The files that a listener needs.
 #[must_use]
-pub(super) fn of_listener(tls: &ListenerTls) -> Vec<&Path> {
+pub(super) fn of_listener(tls: &Served) -> Vec<&Path> {
     let ca = tls.client.as_ref().map(|client| client.ca.as_path());
     of_certificate(&tls.certificate).into_iter().chain(ca).collect()
 }
@@ -65,7 +72,7 @@ fn of_certificate(files: &CertificateFiles) -> [&Path; 2] {
 ///
 /// # Errors
 /// Names the file that can't be used.
-pub(super) fn server(tls: &ListenerTls) -> anyhow::Result<(Arc<ServerConfig>, Option<i64>)> {
+pub(super) fn server(tls: &Served) -> anyhow::Result<(Arc<ServerConfig>, Option<i64>)> {
     let provider = provider();
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?;
@@ -87,7 +94,7 @@ pub(super) fn server(tls: &ListenerTls) -> anyhow::Result<(Arc<ServerConfig>, Op
     Ok((Arc::new(config), expires))
 }
 
-fn unusable(tls: &ListenerTls) -> String {
+fn unusable(tls: &Served) -> String {
     let CertificateFiles { certificate, key } = &tls.certificate;
     format!("{} and {} can't be used together", certificate.display(), key.display())
 }
@@ -97,13 +104,9 @@ fn unusable(tls: &ListenerTls) -> String {
 /// # Errors
 /// Names the file that can't be used.
 pub(super) fn client(tls: &Origination) -> anyhow::Result<[Arc<ClientConfig>; 2]> {
-    let roots = match &tls.ca {
-        Some(ca) => authorities(ca)?,
-        None => system_authorities()?,
-    };
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
+        .with_root_certificates(roots(tls.ca.as_deref())?);
     let config = match &tls.certificate {
         None => builder.with_no_client_auth(),
         Some(files) => {
@@ -119,7 +122,37 @@ pub(super) fn client(tls: &Origination) -> anyhow::Result<[Arc<ClientConfig>; 2]
     }))
 }
 
-fn provider() -> Arc<CryptoProvider> {
+/// TLS with servers whose certificates these issue, or those whom the host trusts.
+///
+/// # Errors
+/// Names the file that can't be used.
+pub(super) fn trusting(ca: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots(ca)?);
+    Ok(Arc::new(builder.with_no_client_auth()))
+}
+
+fn roots(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
+    match ca {
+        Some(ca) => authorities(ca),
+        None => system_authorities(),
+    }
+}
+
+/// Between which two times the first certificate of a file is good, in seconds since 1970.
+///
+/// # Errors
+/// If there is none.
+pub(super) fn validity(path: &Path) -> anyhow::Result<(i64, i64)> {
+    let chain = certificates(path)?;
+    let first = chain.first().context("it holds no certificate")?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(first)?;
+    let validity = parsed.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
@@ -207,7 +240,7 @@ mod tests {
     #[test]
     fn a_certificate_and_its_key_make_a_server() {
         let folder = tempfile::tempdir().unwrap();
-        let tls = ListenerTls { certificate: written(folder.path()), client: None };
+        let tls = Served { certificate: written(folder.path()), client: None };
         let (config, expires) = server(&tls).unwrap();
         assert!(expires.is_some());
         assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
@@ -218,7 +251,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = written(folder.path());
         fs::set_permissions(&files.key, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = server(&ListenerTls { certificate: files, client: None }).unwrap_err();
+        let error = server(&Served { certificate: files, client: None }).unwrap_err();
         assert!(error.to_string().contains("k.pem may be read by others"), "{error}");
         assert!(error.to_string().contains("mode 640"), "{error}");
     }
@@ -228,13 +261,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (files, other) = (written(folder.path()), tempfile::tempdir().unwrap());
         let foreign = CertificateFiles { key: written(other.path()).key, ..files.clone() };
-        let error = server(&ListenerTls { certificate: foreign, client: None }).unwrap_err();
+        let error = server(&Served { certificate: foreign, client: None }).unwrap_err();
         assert!(error.to_string().contains("can't be used together"), "{error}");
         fs::write(&files.certificate, "nothing").unwrap();
-        let error = server(&ListenerTls { certificate: files.clone(), client: None }).unwrap_err();
+        let error = server(&Served { certificate: files.clone(), client: None }).unwrap_err();
         assert!(error.to_string().contains("c.pem holds no certificate"), "{error}");
         fs::remove_file(&files.certificate).unwrap();
-        let error = server(&ListenerTls { certificate: files, client: None }).unwrap_err();
+        let error = server(&Served { certificate: files, client: None }).unwrap_err();
         assert!(error.to_string().contains("c.pem"), "{error}");
     }
 

@@ -9,6 +9,7 @@
 //! for by number ([`isthmus_proxy::Outside`]): files are read, names are resolved, and sockets are
 //! opened by one task that follows the snapshots.
 
+mod acme;
 mod doors;
 mod facts;
 mod files;
@@ -16,12 +17,12 @@ mod files;
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use isthmus_model::edge::{External, ListenerTls, Origination};
+use isthmus_model::edge::{Certificate, External, Listener, Origination};
 use isthmus_model::{Service, ServiceId, Snapshot};
 use isthmus_proto::v1;
 use isthmus_proxy::{Outside, View, Visitor};
@@ -33,7 +34,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::doors::Doors;
-use self::files::Stamp;
+use self::files::{Served, Stamp};
 use crate::status::Shared;
 
 /// Between two looks at the files.
@@ -46,17 +47,23 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MOST_ADDRESSES: usize = 64;
 
 /// What the proxy asks for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Edge {
     known: RwLock<Known>,
+    /// What an authority is shown when it asks who answers for a name.
+    challenges: RwLock<HashMap<String, Arc<ServerConfig>>>,
+    /// Where certificates are kept that come by ACME.
+    folder: PathBuf,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     /// By gateway, port, and the listener's position.
-    servers: HashMap<(ServiceId, u16, usize), Loaded<ListenerTls, Arc<ServerConfig>>>,
+    servers: HashMap<(ServiceId, u16, usize), Loaded<Served, Arc<ServerConfig>>>,
     clients: HashMap<ServiceId, Loaded<Origination, [Arc<ClientConfig>; 2]>>,
     addresses: HashMap<ServiceId, Arc<[IpAddr]>>,
+    /// By the certificate's file: what has become of its order.
+    orders: HashMap<PathBuf, String>,
     snapshot: Option<Arc<Snapshot>>,
 }
 
@@ -117,6 +124,10 @@ impl Outside for Edge {
         known.servers.get(&(gateway, port, listener))?.config.clone()
     }
 
+    fn challenge_tls(&self, name: &str) -> Option<Arc<ServerConfig>> {
+        self.challenges.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
     fn client_tls(
         &self,
         external: ServiceId,
@@ -152,6 +163,36 @@ impl Outside for Edge {
 }
 
 impl Edge {
+    /// Of an agent that keeps its state in this directory.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self {
+            known: RwLock::default(),
+            challenges: RwLock::default(),
+            folder: state_dir.join("acme"),
+        }
+    }
+
+    /// The files that a listener is served by.
+    fn served(&self, listener: &Listener) -> Option<Served> {
+        let tls = listener.tls.as_ref()?;
+        let certificate = match &tls.certificate {
+            Certificate::Files(files) => files.clone(),
+            Certificate::Acme(acme) => acme::files_of(&self.folder, acme, listener),
+        };
+        Some(Served { certificate, client: tls.client.clone() })
+    }
+
+    fn note_order(&self, file: &Path, what: String) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.orders.insert(file.to_owned(), what);
+    }
+
+    fn retain_orders(&self, wanted: impl Fn(&Path) -> bool) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.orders.retain(|file, _| wanted(file));
+    }
+
     /// Reads what a snapshot names, as far as it changed.
     fn follow(&self, snapshot: &Arc<Snapshot>) {
         let (servers, clients) = {
@@ -162,10 +203,14 @@ impl Edge {
         for (id, service, _) in snapshot.local_services() {
             let listeners = service.gateway().map_or(&[][..], |gateway| &gateway.listeners);
             for (index, listener) in listeners.iter().enumerate() {
-                let Some(tls) = &listener.tls else { continue };
+                let Some(served) = self.served(listener) else { continue };
+                // How far an order is it says itself.
+                if is_ordered(listener) && !served.certificate.certificate.exists() {
+                    continue;
+                }
                 let key = (id, listener.port, index);
-                let files = files::of_listener(tls);
-                let loaded = Loaded::renew(servers.get(&key), tls, &files, files::server);
+                let files = files::of_listener(&served);
+                let loaded = Loaded::renew(servers.get(&key), &served, &files, files::server);
                 new_servers.insert(key, loaded);
             }
         }
@@ -200,7 +245,10 @@ impl Edge {
             for (index, listener) in listeners.iter().enumerate() {
                 let loaded = known.servers.get(&(id, listener.port, index));
                 let file = loaded.and_then(|it| it.problem.clone());
-                let problem = doors.problem(listener.port).map(str::to_owned).or(file);
+                let order = self.served(listener);
+                let order = order.and_then(|it| known.orders.get(&it.certificate.certificate));
+                let door = doors.problem(listener.port).map(str::to_owned);
+                let problem = door.or_else(|| order.cloned()).or(file);
                 statuses.push(v1::GatewayStatus {
                     gateway: service.name.to_string(),
                     port: listener.port.into(),
@@ -227,6 +275,11 @@ impl Edge {
         }
         statuses
     }
+}
+
+fn is_ordered(listener: &Listener) -> bool {
+    let certificate = listener.tls.as_ref().map(|tls| &tls.certificate);
+    matches!(certificate, Some(Certificate::Acme(_)))
 }
 
 fn is_external(service: &Service) -> bool {
@@ -270,6 +323,11 @@ pub async fn run(
             }
         }
     }
+}
+
+/// Gets certificates by ACME, where listeners want them.
+pub async fn order(edge: Arc<Edge>, views: watch::Receiver<Arc<View>>) {
+    acme::run(edge, views).await;
 }
 
 /// Asks for the addresses of external servers, again and again.

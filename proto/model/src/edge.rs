@@ -45,9 +45,35 @@ pub struct Listener {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerTls {
     /// Its certificate.
-    pub certificate: CertificateFiles,
+    pub certificate: Certificate,
     /// None: clients aren't asked for certificates.
     pub client: Option<ClientCertificates>,
+}
+
+/// Where a listener's certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// Somebody puts it there.
+    Files(CertificateFiles),
+    /// The gateway's agent asks an authority for it, for the listener's hosts, and renews it.
+    Acme(Acme),
+}
+
+/// An authority that gives certificates to who answers for a name (ACME, RFC 8555). It asks by
+/// TLS (RFC 8737), at port 443 of the name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// The URL where it says what it offers.
+    pub directory: Arc<str>,
+    /// Whom it writes to about the certificates.
+    pub email: Option<Arc<str>>,
+    /// Who issues the certificate of the authority's own server. None: whom the host trusts.
+    pub ca: Option<PathBuf>,
+}
+
+impl Acme {
+    /// Let's Encrypt's.
+    pub const DIRECTORY: &'static str = "https://acme-v02.api.letsencrypt.org/directory";
 }
 
 /// A certificate chain and its key, in PEM.
@@ -178,6 +204,28 @@ impl fmt::Display for Listener {
             write!(f, ", client certificate {whether} by {}", client.ca.display())?;
         }
         f.write_str(")")
+    }
+}
+
+impl fmt::Display for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Files(files) => files.fmt(f),
+            Self::Acme(acme) => acme.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Acme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "by ACME from {}", self.directory)?;
+        if let Some(email) = &self.email {
+            write!(f, " for {email}")?;
+        }
+        if let Some(ca) = &self.ca {
+            write!(f, ", trusted by {}", ca.display())?;
+        }
+        Ok(())
     }
 }
 

@@ -35,6 +35,10 @@ impl Outside for Far {
         None
     }
 
+    fn challenge_tls(&self, _: &str) -> Option<Arc<ServerConfig>> {
+        None
+    }
+
     fn client_tls(
         &self,
         _: ServiceId,

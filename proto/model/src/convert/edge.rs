@@ -9,8 +9,8 @@ use v1::service::Edge as Body;
 use super::decode::{Reason, bounded, filled, parse, path};
 use super::routes;
 use crate::edge::{
-    CertificateFiles, ClientCertificates, Edge, External, Gateway, Listener, ListenerTls,
-    Origination,
+    Acme, Certificate, CertificateFiles, ClientCertificates, Edge, External, Gateway, Listener,
+    ListenerTls, Origination,
 };
 
 /// More listeners, hosts or ranges than this are a mistake.
@@ -35,11 +35,28 @@ fn encode_listener(listener: &Listener) -> v1::Listener {
         port: listener.port.into(),
         https_redirect: listener.https_redirect,
         hosts: listener.hosts.iter().map(ToString::to_string).collect(),
-        tls: listener.tls.as_ref().map(|tls| v1::ListenerTls {
-            certificate: Some(encode_files(&tls.certificate)),
-            client_ca: tls.client.as_ref().map(|it| show(&it.ca)).unwrap_or_default(),
-            client_required: tls.client.as_ref().is_some_and(|it| it.required),
-        }),
+        tls: listener.tls.as_ref().map(encode_listener_tls),
+    }
+}
+
+fn encode_listener_tls(tls: &ListenerTls) -> v1::ListenerTls {
+    let (certificate, acme) = match &tls.certificate {
+        Certificate::Files(files) => (Some(encode_files(files)), None),
+        Certificate::Acme(acme) => (None, Some(encode_acme(acme))),
+    };
+    v1::ListenerTls {
+        certificate,
+        acme,
+        client_ca: tls.client.as_ref().map(|it| show(&it.ca)).unwrap_or_default(),
+        client_required: tls.client.as_ref().is_some_and(|it| it.required),
+    }
+}
+
+fn encode_acme(acme: &Acme) -> v1::Acme {
+    v1::Acme {
+        directory: acme.directory.to_string(),
+        email: acme.email.as_deref().unwrap_or_default().to_owned(),
+        ca: acme.ca.as_deref().map(show).unwrap_or_default(),
     }
 }
 
@@ -89,14 +106,29 @@ fn listener(body: &v1::Listener) -> Result<Listener, Reason> {
 }
 
 fn listener_tls(body: &v1::ListenerTls) -> Result<ListenerTls, Reason> {
-    let certificate = body.certificate.as_ref().ok_or("tls: it has no certificate")?;
+    let certificate = match (&body.certificate, &body.acme) {
+        (Some(certificate), None) => Certificate::Files(files(certificate)?),
+        (None, Some(body)) => Certificate::Acme(acme(body)?),
+        (None, None) | (Some(_), Some(_)) => {
+            return Err("tls: it needs one of certificate and acme".to_owned());
+        }
+    };
     let client = if body.client_ca.is_empty() {
         None
     } else {
         let ca = path("client_ca", &body.client_ca)?;
         Some(ClientCertificates { ca, required: body.client_required })
     };
-    Ok(ListenerTls { certificate: files(certificate)?, client })
+    Ok(ListenerTls { certificate, client })
+}
+
+fn acme(body: &v1::Acme) -> Result<Acme, Reason> {
+    let email = Some(body.email.as_str()).filter(|text| !text.is_empty());
+    Ok(Acme {
+        directory: filled("directory", &body.directory)?,
+        email: email.map(|text| filled("email", text)).transpose()?,
+        ca: if body.ca.is_empty() { None } else { Some(path("ca", &body.ca)?) },
+    })
 }
 
 fn origination(body: &v1::Origination) -> Result<Origination, Reason> {

@@ -338,6 +338,14 @@ https_redirect = true
 port = 443
 hosts = ["a.example", "*.b.example"]
 tls = { certificate = "/c", key = "/k", client_ca = "/ca", client_certificate = "optional" }
+[[gateway.g.listeners]]
+port = 443
+hosts = ["c.example"]
+tls = { acme = true }
+[[gateway.g.listeners]]
+port = 443
+hosts = ["d.example"]
+tls = { acme = { directory = "https://ca.example/acme", email = "ops@d.example", ca = "/ca" }, client_ca = "/ca" }
 [external.plain]
 host = "192.0.2.7"
 tls = false

@@ -12,10 +12,11 @@ use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, qu
 use super::{Placement, ServiceDecl, balance, fields, route, values};
 use crate::application::Application;
 use crate::edge::{
-    CertificateFiles, ClientCertificates, Edge, External, Gateway, Listener, ListenerTls,
-    Origination,
+    Acme, Certificate, CertificateFiles, ClientCertificates, Edge, External, Gateway, Listener,
+    ListenerTls, Origination,
 };
 use crate::name::Name;
+use crate::route::HostMatch;
 use crate::snapshot::Protocol;
 
 pub(super) const GATEWAY: Schema = &[
@@ -52,8 +53,15 @@ const LISTENER: Schema = &[
 const LISTENER_TLS: Schema = &[
     ("certificate", "certificate = \"/etc/isthmus/tls/shop.pem\""),
     ("key", "key = \"/etc/isthmus/tls/shop.key\""),
+    ("acme", "acme = true"),
     ("client_ca", "client_ca = \"/etc/isthmus/tls/clients.pem\""),
     ("client_certificate", "client_certificate = \"required\""),
+];
+
+const ACME: Schema = &[
+    ("directory", "directory = \"https://acme-v02.api.letsencrypt.org/directory\""),
+    ("email", "email = \"ops@example.com\""),
+    ("ca", "ca = \"/etc/isthmus/tls/acme-ca.pem\""),
 ];
 
 const ORIGINATION: Schema = &[
@@ -77,8 +85,9 @@ pub(super) fn gateway<'a>(
     let proxies = table.optional("trusted_proxies", |entry| {
         all(entry.strings(report)?, |text| network(text, report))
     });
-    let (namespace, listeners, proxies) = (namespace?, listeners?, proxies?);
+    let (namespace, hosts, listeners, proxies) = (namespace?, hosts?, listeners?, proxies?);
     check_ports(name, &listeners, report)?;
+    check_acme(name, &hosts.0, &listeners, report)?;
     let listeners: Vec<Listener> = listeners.into_iter().map(|listener| listener.value).collect();
     let port = listeners.first().map_or(DEFAULT_PORT, |listener| listener.port);
     let gateway = Gateway { listeners, trusted_proxies: proxies.unwrap_or_default() };
@@ -94,7 +103,7 @@ pub(super) fn gateway<'a>(
         edge: Some(Edge::Gateway(gateway)),
         origin: report.origin(table.at),
     };
-    Ok(placed(decl, hosts?, table))
+    Ok(placed(decl, hosts, table))
 }
 
 pub(super) fn external<'a>(table: &Table<'a>, report: &mut Report<'_>) -> Read<ServiceDraft> {
@@ -201,9 +210,7 @@ fn check_ports(name: &str, listeners: &[Located<Listener>], report: &mut Report<
 
 fn listener_tls(entry: Entry<'_>, report: &mut Report<'_>) -> Read<ListenerTls> {
     let table = entry.table(Context::Element("tls", "gateway"), LISTENER_TLS, report)?;
-    let certificate =
-        table.required("certificate", report).and_then(|entry| file("certificate", entry, report));
-    let key = table.required("key", report).and_then(|entry| file("key", entry, report));
+    let certificate = certificate(&table, report);
     let ca = table.optional("client_ca", |entry| file("client_ca", entry, report));
     let required = table.optional("client_certificate", |entry| {
         let text = entry.string(report)?;
@@ -223,9 +230,87 @@ fn listener_tls(entry: Entry<'_>, report: &mut Report<'_>) -> Read<ListenerTls> 
         return Err(report.error(entry.key_at, message, help));
     }
     Ok(ListenerTls {
-        certificate: CertificateFiles { certificate: certificate?, key: key? },
+        certificate: certificate?,
         client: ca.map(|ca| ClientCertificates { ca, required: required.unwrap_or(true) }),
     })
+}
+
+fn certificate(table: &Table<'_>, report: &mut Report<'_>) -> Read<Certificate> {
+    if let Some(acme) = table.optional("acme", |entry| acme(entry, report))?.flatten() {
+        let other = ["certificate", "key"].into_iter().find_map(|key| table.get(key));
+        return match other {
+            None => Ok(Certificate::Acme(acme)),
+            Some(entry) => {
+                let message = format!("`{}` beside `acme`", entry.key);
+                let help = "let `acme` get the certificate, or name files";
+                Err(report.error(entry.key_at, message, help))
+            }
+        };
+    }
+    let certificate =
+        table.required("certificate", report).and_then(|entry| file("certificate", entry, report));
+    let key = table.required("key", report).and_then(|entry| file("key", entry, report));
+    Ok(Certificate::Files(CertificateFiles { certificate: certificate?, key: key? }))
+}
+
+/// `true`, `false`, or from whom.
+fn acme(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Option<Acme>> {
+    let usual = Acme { directory: Acme::DIRECTORY.into(), email: None, ca: None };
+    if let Some(whether) = entry.flag() {
+        return Ok(whether.then_some(usual));
+    }
+    let table = entry.table(Context::Element("acme", "gateway"), ACME, report)?;
+    let directory = table.optional("directory", |entry| {
+        let text = entry.string(report)?;
+        let rest = text.value.strip_prefix("https://").unwrap_or_default();
+        if rest.is_empty() || rest.len() > 1000 || !rest.bytes().all(|it| it.is_ascii_graphic()) {
+            let message = format!("`directory` can't be {}", quote(text.value));
+            return Err(report.error(text.at, message, "write a URL that begins with https://"));
+        }
+        Ok(Arc::from(text.value))
+    });
+    let email = table.optional("email", |entry| {
+        let text = entry.string(report)?;
+        let is_address = text.value.split_once('@').is_some_and(|(user, host)| {
+            !user.is_empty() && !host.is_empty() && text.value.len() <= 254
+        });
+        if !is_address || !text.value.bytes().all(|it| it.is_ascii_graphic()) {
+            let message = format!("{} is no e-mail address", quote(text.value));
+            return Err(report.error(text.at, message, "write one, such as \"ops@example.com\""));
+        }
+        Ok(Arc::from(text.value))
+    });
+    let ca = table.optional("ca", |entry| file("ca", entry, report));
+    let directory = directory?.unwrap_or(usual.directory);
+    Ok(Some(Acme { directory, email: email?, ca: ca? }))
+}
+
+/// The authority asks at the listener's hosts who answers for them: so they must be names, and lead
+/// to the host that has the answer.
+fn check_acme(
+    name: &str,
+    hosts: &Placement,
+    listeners: &[Located<Listener>],
+    report: &mut Report<'_>,
+) -> Read<()> {
+    for listener in listeners {
+        let tls = listener.value.tls.as_ref();
+        if !tls.is_some_and(|tls| matches!(tls.certificate, Certificate::Acme(_))) {
+            continue;
+        }
+        let names = &listener.value.hosts;
+        if names.is_empty() || names.iter().any(|it| matches!(it, HostMatch::Suffix(_))) {
+            let message = "`acme` needs the names that the certificate is to be for";
+            let help = "list them in the listener's `hosts`, without `*`; for others name files";
+            return Err(report.error(listener.at, message, help));
+        }
+        if !matches!(hosts, Placement::Names(hosts) if hosts.len() == 1) {
+            let message = format!("gateway \"{name}\" has `acme`, and more hosts than one");
+            let help = "its authority would ask any of them: name one host, or certificate files";
+            return Err(report.error(listener.at, message, help));
+        }
+    }
+    Ok(())
 }
 
 /// `true`, `false`, or how.

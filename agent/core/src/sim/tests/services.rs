@@ -124,6 +124,36 @@ fn connections_to_a_workload_of_an_http_service_arrive_at_the_proxy_there() {
 }
 
 #[test]
+fn other_addresses_of_its_host_do_not_lead_around_the_proxy() {
+    let topology = Builder::new(2)
+        .service("client", 9, &[1])
+        .service("plain", 7, &[2])
+        .service_of(Protocol::Http, "api", 8080, &[2])
+        .allow("service:client", "host:host-2")
+        .build();
+    let mut world = World::new(topology, 1);
+    let client = world.topology.service("client");
+    let own = (world.topology.host_address(1, true), 40_000);
+    let host = world.topology.host_address(2, true);
+    // All ports of the host are allowed: this one is the service's, whatever address it listens on.
+    let around = tcp_key(own, (host, 8080));
+    world.host(1).sockets.open(around, client);
+    let got = world.exchange(1, &tcp(&around, SYN, 1, 0, b""), 1);
+    assert_eq!(got.len(), 1, "the caller is told");
+    assert_eq!(world.dropped(2, DropReason::AroundProxy), 1);
+    // A flow from before the service was one doesn't stay either.
+    let other = tcp_key((own.0, 40_001), (host, 7));
+    world.connect(1, other, Some(client));
+    let plain = world.topology.service("plain");
+    world.topology.change(|snapshot| {
+        snapshot.services.get_mut(&plain).unwrap().protocol = Protocol::Http;
+    });
+    world.apply();
+    world.run(Duration::from_millis(100));
+    assert_eq!(world.host(2).node.counters().flows_cut, 1);
+}
+
+#[test]
 fn a_device_has_no_proxy_in_front_of_it() {
     let topology = Builder::new(2)
         .service_of(Protocol::Http, "api", 8080, &[2])

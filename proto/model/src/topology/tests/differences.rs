@@ -173,6 +173,14 @@ fn differences_at_the_edge_are_told() {
             "~ gateway g: edge http 443 x -> https 443 (/c, key /k, client certificate required by /ca)"
         ]
     );
+    let acme = gateway("hosts = \"x\", tls = { acme = true }");
+    assert_eq!(
+        changes(&plain, &acme),
+        [format!(
+            "~ gateway g: edge http 443 x -> https 443 x (by ACME from {})",
+            crate::edge::Acme::DIRECTORY
+        )]
+    );
     let external = |more: &str| edge(&format!("[external.e]\nhost = \"e.example\"\n{more}"));
     let (plain, secret) = (external("tls = false"), external("tls = { server_name = \"f\" }"));
     assert_eq!(

@@ -1,0 +1,392 @@
+//! Certificates by ACME (RFC 8555): asked for, and renewed when a third of their time is left.
+//!
+//! ```text
+//!  agent ── order ──▶ authority ── TLS, "acme-tls/1" ──▶ the gateway's door: the answer (RFC 8737)
+//!        ◀─ certificate ──
+//! ```
+//!
+//! What comes of it are files in the state directory, which the gateway reads like any others:
+//!
+//! ```text
+//!  DIR/acme/                0700
+//!    account-HASH.json      who this agent is to one authority
+//!    HOST-HASH.pem          key and chain, in one file because they change together
+//! ```
+//!
+//! The challenge by TLS needs no port but the gateway's own, and nothing of its routes.
+
+use std::collections::HashMap;
+use std::fs;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, anyhow, bail};
+use bytes::Bytes;
+use http::header::HOST;
+use http::{Request, Response, Uri};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use instant_acme::{
+    Account, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse, ChallengeType,
+    HttpClient, Identifier, NewAccount, NewOrder, OrderStatus, RetryPolicy,
+};
+use isthmus_model::Snapshot;
+use isthmus_model::edge::{Acme, Certificate, CertificateFiles, Listener};
+use isthmus_proxy::View;
+use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use rustls::crypto::aws_lc_rs;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
+
+use super::{Edge, files};
+use crate::state_dir;
+
+/// What a challenge is asked for with (RFC 8737 section 6.2).
+const PROTOCOL: &[u8] = b"acme-tls/1";
+/// For one answer of the authority, and for a whole order.
+const PATIENCE: Duration = Duration::from_secs(30);
+const ORDER: Duration = Duration::from_secs(180);
+/// Between two looks at what is due.
+const LOOK: Duration = Duration::from_secs(3);
+/// After a first failure; each next one waits three times longer. Authorities count failures.
+const PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(6 * 3600);
+/// No answer of an authority has more.
+const MOST_BYTES: usize = 1 << 20;
+
+/// What to get, and for which names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    acme: Acme,
+    hosts: Vec<String>,
+    file: PathBuf,
+}
+
+/// How it went lately.
+#[derive(Debug)]
+struct Failure {
+    pause: Duration,
+    again: Instant,
+}
+
+/// The certificate's file in this folder, and its key's: they are one.
+pub(super) fn files_of(folder: &Path, acme: &Acme, listener: &Listener) -> CertificateFiles {
+    let hosts = names(listener);
+    let mut hash = blake3::Hasher::new();
+    for part in hosts.iter().map(String::as_str).chain([&*acme.directory]) {
+        hash.update(part.as_bytes()).update(b"\n");
+    }
+    let hash = hash.finalize().to_hex();
+    let first = hosts.first().map_or("", String::as_str);
+    let file = folder.join(format!("{first}-{}.pem", &hash[..16]));
+    CertificateFiles { certificate: file.clone(), key: file }
+}
+
+fn names(listener: &Listener) -> Vec<String> {
+    listener.hosts.iter().map(ToString::to_string).collect()
+}
+
+/// What the gateways of this host want.
+fn wanted(folder: &Path, snapshot: &Snapshot) -> Vec<Wanted> {
+    let gateways = snapshot.local_services().filter_map(|(_, service, _)| service.gateway());
+    let listeners = gateways.flat_map(|gateway| &gateway.listeners);
+    let mut wanted: Vec<Wanted> = Vec::new();
+    for listener in listeners {
+        let Some(Certificate::Acme(acme)) = listener.tls.as_ref().map(|tls| &tls.certificate)
+        else {
+            continue;
+        };
+        let file = files_of(folder, acme, listener).certificate;
+        let one = Wanted { acme: acme.clone(), hosts: names(listener), file };
+        if !wanted.contains(&one) {
+            wanted.push(one);
+        }
+    }
+    wanted
+}
+
+/// Orders what is due, one after the other, until it is dropped.
+pub(super) async fn run(edge: Arc<Edge>, mut views: watch::Receiver<Arc<View>>) {
+    let mut failures: HashMap<PathBuf, Failure> = HashMap::new();
+    loop {
+        let snapshot = Arc::clone(&views.borrow_and_update().snapshot);
+        let wanted = wanted(&edge.folder, &snapshot);
+        failures.retain(|file, _| wanted.iter().any(|it| it.file == *file));
+        edge.retain_orders(|file| wanted.iter().any(|it| it.file == *file));
+        for one in &wanted {
+            let waits = failures.get(&one.file).is_some_and(|it| Instant::now() < it.again);
+            if !waits && is_due(&one.file) {
+                attempt(&edge, one, &mut failures).await;
+            }
+        }
+        tokio::select! {
+            () = sleep(LOOK) => {}
+            changed = views.changed() => if changed.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether there is no usable certificate, or less than a third of its time is left.
+fn is_due(file: &Path) -> bool {
+    let Ok((from, until)) = files::validity(file) else { return true };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX) >= until - (until - from) / 3
+}
+
+async fn attempt(edge: &Edge, one: &Wanted, failures: &mut HashMap<PathBuf, Failure>) {
+    let directory = &one.acme.directory;
+    edge.note_order(&one.file, format!("its certificate is being ordered from {directory}"));
+    let ordered = timeout(ORDER, order(edge, one)).await;
+    edge.challenges.write().unwrap_or_else(PoisonError::into_inner).clear();
+    match ordered.map_err(|_| anyhow!("it took longer than {ORDER:?}")).flatten() {
+        Ok(()) => {
+            failures.remove(&one.file);
+            edge.retain_orders(|file| file != one.file);
+            tracing::info!(hosts = ?one.hosts, %directory, "got a certificate");
+        }
+        Err(error) => {
+            let before = failures.get(&one.file).map(|it| it.pause * 3);
+            let pause = before.unwrap_or(PAUSE).min(LONGEST_PAUSE);
+            let again = Instant::now() + pause;
+            failures.insert(one.file.clone(), Failure { pause, again });
+            let minutes = pause.as_secs().div_ceil(60);
+            let problem = format!(
+                "{directory} gave no certificate: {error:#}; the next try is in {minutes} min"
+            );
+            tracing::error!(hosts = ?one.hosts, "{problem}");
+            edge.note_order(&one.file, problem);
+        }
+    }
+}
+
+async fn order(edge: &Edge, one: &Wanted) -> anyhow::Result<()> {
+    state_dir::make_directory(&edge.folder)
+        .with_context(|| format!("Failed to make {}", edge.folder.display()))?;
+    let account = account(&edge.folder, &one.acme).await?;
+    let identifiers: Vec<_> = one.hosts.iter().cloned().map(Identifier::Dns).collect();
+    let mut order = account.new_order(&NewOrder::new(&identifiers)).await?;
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization?;
+        match authorization.status {
+            AuthorizationStatus::Valid => continue,
+            AuthorizationStatus::Pending => {}
+            AuthorizationStatus::Invalid
+            | AuthorizationStatus::Revoked
+            | AuthorizationStatus::Expired
+            | AuthorizationStatus::Deactivated => {
+                bail!("it doesn't authorise us ({:?})", authorization.status)
+            }
+        }
+        let mut challenge = authorization
+            .challenge(ChallengeType::TlsAlpn01)
+            .context("it doesn't offer the challenge tls-alpn-01")?;
+        let name = challenge.identifier().to_string();
+        let answer = answer(&name, challenge.key_authorization().digest().as_ref())?;
+        edge.challenges.write().unwrap_or_else(PoisonError::into_inner).insert(name, answer);
+        challenge.set_ready().await?;
+    }
+    let patience = RetryPolicy::new().timeout(ORDER);
+    match order.poll_ready(&patience).await? {
+        OrderStatus::Ready => {}
+        other @ (OrderStatus::Pending
+        | OrderStatus::Processing
+        | OrderStatus::Valid
+        | OrderStatus::Invalid) => return Err(refusal(&mut order, other).await),
+    }
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::new(one.hosts.clone())?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    order.finalize_csr(params.serialize_request(&key)?.der()).await?;
+    let chain = order.poll_certificate(&patience).await?;
+    let text = Zeroizing::new(format!("{}{chain}", *Zeroizing::new(key.serialize_pem())));
+    state_dir::replace(&one.file, text.as_bytes())
+        .with_context(|| format!("Failed to write {}", one.file.display()))
+}
+
+/// What the authority has against a name, which the order itself doesn't say.
+async fn refusal(order: &mut instant_acme::Order, status: OrderStatus) -> anyhow::Error {
+    let mut authorizations = order.authorizations();
+    while let Some(Ok(authorization)) = authorizations.next().await {
+        for challenge in &authorization.challenges {
+            if let Some(problem) = &challenge.error {
+                return anyhow!("{}: {problem}", authorization.identifier());
+            }
+        }
+    }
+    anyhow!("the order is {status:?}")
+}
+
+/// The account that was used before, or a new one.
+async fn account(folder: &Path, acme: &Acme) -> anyhow::Result<Account> {
+    let client = || -> anyhow::Result<Box<dyn HttpClient>> {
+        Ok(Box::new(Client { tls: files::trusting(acme.ca.as_deref())? }))
+    };
+    let owner = [&*acme.directory, acme.email.as_deref().unwrap_or_default()].join("\n");
+    let hash = blake3::hash(owner.as_bytes()).to_hex();
+    let file = folder.join(format!("account-{}.json", &hash[..16]));
+    match fs::read(&file).map(Zeroizing::new) {
+        Ok(kept) => {
+            let credentials: AccountCredentials = serde_json::from_slice(&kept)
+                .with_context(|| format!("{} is damaged: remove it", file.display()))?;
+            let builder = Account::builder_with_http(client()?);
+            return Ok(builder.from_credentials(credentials).await?);
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("Failed to read {}", file.display()));
+        }
+    }
+    let contact = acme.email.as_ref().map(|email| format!("mailto:{email}"));
+    let contact: Vec<&str> = contact.as_deref().into_iter().collect();
+    let new = NewAccount {
+        contact: &contact,
+        terms_of_service_agreed: true,
+        only_return_existing: false,
+    };
+    let builder = Account::builder_with_http(client()?);
+    let (account, credentials) = builder.create(&new, acme.directory.to_string(), None).await?;
+    let kept = Zeroizing::new(serde_json::to_vec(&credentials)?);
+    state_dir::replace(&file, &kept)
+        .with_context(|| format!("Failed to write {}", file.display()))?;
+    Ok(account)
+}
+
+/// TLS that proves to the authority that we answer for a name (RFC 8737 section 3).
+fn answer(name: &str, digest: &[u8]) -> anyhow::Result<Arc<ServerConfig>> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::new([name.to_owned()])?;
+    params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
+    let certificate = params.self_signed(&key)?;
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let signer = aws_lc_rs::sign::any_supported_type(&key)?;
+    let certified = CertifiedKey::new(vec![certificate.der().clone()], signer);
+    let builder = ServerConfig::builder_with_provider(files::provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth();
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// HTTP as an authority needs it: few requests, one after the other.
+struct Client {
+    tls: Arc<ClientConfig>,
+}
+
+impl HttpClient for Client {
+    fn request(
+        &self,
+        request: Request<BodyWrapper<Bytes>>,
+    ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, instant_acme::Error>> + Send>> {
+        let tls = Arc::clone(&self.tls);
+        Box::pin(async move {
+            let asked = timeout(PATIENCE, ask(tls, request)).await;
+            let answer = asked.map_err(|_| anyhow!("no answer in {PATIENCE:?}")).flatten();
+            answer
+                .map(BytesResponse::from)
+                .map_err(|error| instant_acme::Error::Other(error.into()))
+        })
+    }
+}
+
+async fn ask(
+    tls: Arc<ClientConfig>,
+    request: Request<BodyWrapper<Bytes>>,
+) -> anyhow::Result<Response<Full<Bytes>>> {
+    let (mut parts, body) = request.into_parts();
+    let authority = parts.uri.authority().context("a URL without a host")?.clone();
+    let host = authority.host().trim_matches(['[', ']']).to_owned();
+    let stream = TcpStream::connect((host.as_str(), authority.port_u16().unwrap_or(443))).await?;
+    let stream = TlsConnector::from(tls).connect(ServerName::try_from(host)?, stream).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    parts.uri = path.parse::<Uri>()?;
+    parts.headers.insert(HOST, authority.as_str().parse()?);
+    let exchange = async {
+        let response = sender.send_request(Request::from_parts(parts, body)).await?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, MOST_BYTES).collect().await;
+        let body = body.map_err(|error| anyhow!("its answer broke off: {error}"))?;
+        Ok(Response::from_parts(head, Full::new(body.to_bytes())))
+    };
+    tokio::pin!(exchange);
+    tokio::select! {
+        answered = &mut exchange => answered,
+        ended = connection => {
+            ended?;
+            exchange.await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_model::route::HostMatch;
+
+    use super::*;
+
+    fn listener(hosts: &[&str]) -> Listener {
+        Listener {
+            port: 443,
+            hosts: hosts.iter().map(|host| HostMatch::Exact((*host).into())).collect(),
+            tls: None,
+            https_redirect: false,
+        }
+    }
+
+    #[test]
+    fn a_file_is_for_its_names_and_its_authority() {
+        let acme = |directory: &str| Acme { directory: directory.into(), email: None, ca: None };
+        let folder = Path::new("/s/acme");
+        let of = |directory, hosts: &[&str]| {
+            files_of(folder, &acme(directory), &listener(hosts)).certificate
+        };
+        let one = of("https://a/", &["shop.example", "www.example"]);
+        assert!(one.to_str().unwrap().starts_with("/s/acme/shop.example-"), "{}", one.display());
+        assert_eq!(one, of("https://a/", &["shop.example", "www.example"]));
+        assert_ne!(one, of("https://b/", &["shop.example", "www.example"]));
+        assert_ne!(one, of("https://a/", &["shop.example"]));
+    }
+
+    #[test]
+    fn a_certificate_is_due_when_a_third_of_its_time_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.pem");
+        assert!(is_due(&file), "there is none");
+        let now =
+            i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
+        for (age, left, due) in
+            [(100, 9000, false), (6000, 3200, false), (6000, 2900, true), (9000, -1, true)]
+        {
+            let mut params = CertificateParams::new(["shop.example".to_owned()]).unwrap();
+            let at = |seconds: i64| {
+                let time = UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap());
+                time.into()
+            };
+            (params.not_before, params.not_after) = (at(now - age), at(now + left));
+            let key = KeyPair::generate().unwrap();
+            fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
+            assert_eq!(is_due(&file), due, "{age} {left}");
+        }
+    }
+
+    #[test]
+    fn a_challenge_is_answered_by_its_own_protocol_only() {
+        let config = answer("shop.example", &[7; 32]).unwrap();
+        assert_eq!(config.alpn_protocols, [PROTOCOL.to_vec()]);
+    }
+}
