@@ -29,6 +29,11 @@ fn text(routes: &v1::Routes) -> String {
             ["SERVICE", "HOST", "SITE", "ADDRESS", "WEIGHT", "STATE", "LATENCY", "UNDER WAY"];
         parts.push(table(&header, routes.endpoints.iter().map(endpoint).collect()));
     }
+    // The others are closed.
+    let taken: Vec<_> = routes.breakers.iter().filter(|it| it.taken > 0).map(breaker).collect();
+    if !taken.is_empty() {
+        parts.push(table(&["SERVICE", "BREAKER", "TAKEN", "OF", "STATE"], taken));
+    }
     if !routes.traffic.is_empty() {
         let header =
             ["FROM", "SERVICE", "ROUTE", "BACKEND", "STATUS", "REQUESTS", "P50", "P95", "P99"];
@@ -48,6 +53,13 @@ fn text(routes: &v1::Routes) -> String {
 fn route(route: &v1::RouteStatus) -> Vec<Cell> {
     let v1::RouteStatus { service, name, matches, action, origin } = route;
     [service, name, matches, action, origin].into_iter().map(cell).collect()
+}
+
+fn breaker(breaker: &v1::BreakerStatus) -> Vec<Cell> {
+    let v1::BreakerStatus { service, limit, taken, most, open } = breaker;
+    let most = most.map_or_else(|| "the retry budget".to_owned(), |most| most.to_string());
+    let (state, tone) = if *open { ("open", Tone::Bad) } else { ("closed", Tone::Good) };
+    vec![cell(service), cell(limit), number(*taken), cell(most), toned(state, tone)]
 }
 
 fn endpoint(endpoint: &v1::EndpointStatus) -> Vec<Cell> {
@@ -121,6 +133,15 @@ fn json(routes: &v1::Routes) -> Value {
             "site": it.site,
         })
     };
+    let breaker = |it: &v1::BreakerStatus| {
+        json!({
+            "service": it.service,
+            "limit": it.limit,
+            "taken": it.taken,
+            "most": it.most,
+            "open": it.open,
+        })
+    };
     let traffic = |it: &v1::RouteTraffic| {
         json!({
             "source": it.source,
@@ -137,6 +158,7 @@ fn json(routes: &v1::Routes) -> Value {
     json!({
         "routes": routes.routes.iter().map(route).collect::<Value>(),
         "endpoints": routes.endpoints.iter().map(endpoint).collect::<Value>(),
+        "breakers": routes.breakers.iter().map(breaker).collect::<Value>(),
         "traffic": routes.traffic.iter().map(traffic).collect::<Value>(),
         "retries": routes.retries,
         "ejections": routes.ejections,
@@ -181,6 +203,13 @@ mod tests {
                 p95_microseconds: 23_400,
                 p99_microseconds: 345_000,
             }],
+            breakers: vec![v1::BreakerStatus {
+                service: "api".to_owned(),
+                limit: "max_pending_requests".to_owned(),
+                taken: 77,
+                most: Some(77),
+                open: true,
+            }],
             retries: 4,
             ejections: 1,
             overflows: [("max_requests".to_owned(), 9), ("max_retries".to_owned(), 0)].into(),
@@ -189,6 +218,7 @@ mod tests {
         for part in [
             "header x-canary=1",
             "to api-v2 1",
+            "max_pending_requests",
             "mesh.toml:7",
             "ejected",
             "1.23 ms",

@@ -40,6 +40,11 @@ pub(crate) struct Pass {
 pub(crate) struct Waiting<'a>(&'a Gate);
 
 impl Gate {
+    /// Connections that are open, and requests that wait for one.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        (self.open.load(Ordering::Relaxed), self.waiting.load(Ordering::Relaxed))
+    }
+
     /// Completes when a connection was closed.
     pub(crate) fn freed(&self) -> Notified<'_> {
         self.freed.notified()

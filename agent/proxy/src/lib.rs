@@ -64,7 +64,7 @@ pub use histogram::Histogram;
 pub use http1::probe;
 pub use measured::{Measured, Traffic};
 pub use metrics::{Metrics, MetricsSnapshot, Ruling};
-pub use outbound::EndpointView;
+pub use outbound::{BreakerView, EndpointView};
 pub use series::{SeriesLabels, SeriesSnapshot, StatusClass};
 pub use server::{Options, serve};
 pub use streams::{StreamLabels, StreamTotals};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::health::{Health, HealthView};
 use crate::measured::Measured;
-use crate::outbound::{Clusters, EndpointView};
+use crate::outbound::{BreakerView, Clusters, EndpointView};
 use crate::series::{AllSeries, SeriesSnapshot};
 use crate::streams::{Counters, StreamLabels, StreamTotals};
 use crate::watch::Watchers;
@@ -120,6 +120,13 @@ impl Metrics {
     pub fn endpoints(&self) -> Vec<EndpointView> {
         let clusters = lock(&self.clusters);
         clusters.upgrade().map(|clusters| clusters.views()).unwrap_or_default()
+    }
+
+    /// How much callers of this host have taken of the services' breakers.
+    #[must_use]
+    pub fn breakers(&self) -> Vec<BreakerView> {
+        let clusters = lock(&self.clusters);
+        clusters.upgrade().map(|clusters| clusters.breakers()).unwrap_or_default()
     }
 
     pub(crate) fn watch_health(&self, health: &Arc<Health>) {

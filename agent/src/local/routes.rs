@@ -7,7 +7,7 @@ use isthmus_core::State;
 use isthmus_model::Service;
 use isthmus_proto::v1;
 use isthmus_proxy::{
-    EndpointView, Histogram, Metrics, SeriesLabels, SeriesSnapshot, Side, StatusClass,
+    BreakerView, EndpointView, Histogram, Metrics, SeriesLabels, SeriesSnapshot, Side, StatusClass,
 };
 
 pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
@@ -36,8 +36,16 @@ pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
             .map(ToString::to_string)
             .unwrap_or_default(),
     };
+    let breaker = |view: BreakerView| v1::BreakerStatus {
+        service: name(snapshot.services.get(&view.service).map(|it| &it.name)),
+        limit: view.limit.to_owned(),
+        taken: view.taken,
+        most: view.most,
+        open: view.is_open(),
+    };
     let counted = metrics.snapshot();
     v1::Routes {
+        breakers: metrics.breakers().into_iter().map(breaker).collect(),
         routes: snapshot.routes.iter().map(route).collect(),
         endpoints: metrics.endpoints().into_iter().map(endpoint).collect(),
         traffic: traffic(&counted.series),

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use isthmus_core::Traffic;
-use isthmus_proxy::{EndpointView, MetricsSnapshot, SeriesSnapshot, StreamLabels, StreamTotals};
+use isthmus_proxy::{
+    BreakerView, EndpointView, MetricsSnapshot, SeriesSnapshot, StreamLabels, StreamTotals,
+};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -28,6 +30,7 @@ pub(super) struct Scrape {
     pub(super) owners: Arc<OwnerCounters>,
     pub(super) proxy: MetricsSnapshot,
     pub(super) endpoints: Vec<EndpointView>,
+    pub(super) breakers: Vec<BreakerView>,
     /// By what became of them.
     pub(super) spans: [(&'static str, u64); 3],
 }
@@ -157,14 +160,24 @@ impl Scrape {
         let overflows = overflows.map(|(limit, count)| ([("limit", *limit)], *count));
         out.counters("overflows", help, None, overflows)?;
         let state = self.status.state.as_ref();
-        let name = |view: &EndpointView| {
-            let service = state.and_then(|state| state.snapshot.services.get(&view.service));
+        let name = |service| {
+            let service = state.and_then(|state| state.snapshot.services.get(&service));
             service.map_or_else(String::new, |service| service.name.to_string())
         };
+        let breakers: Vec<_> = self.breakers.iter().map(|it| (name(it.service), it)).collect();
+        let of = |of: fn(&BreakerView) -> i64| {
+            breakers.iter().map(move |(service, it)| {
+                ([("service", service.as_str()), ("limit", it.limit)], of(it))
+            })
+        };
+        let help = "How much of the limits of services' breakers callers of this host have taken";
+        out.gauges("breaker_taken", help, of(|it| signed(it.taken)))?;
+        let help = "Whether a breaker would refuse more";
+        out.gauges("breaker_open", help, of(|it| i64::from(it.is_open())))?;
         let mut counts: BTreeMap<_, i64> = BTreeMap::new();
         for view in &self.endpoints {
             let state = if view.ejected { "ejected" } else { "healthy" };
-            *counts.entry((name(view), state)).or_default() += 1;
+            *counts.entry((name(view.service), state)).or_default() += 1;
         }
         let help = "Workloads that requests of this host may go to, by state";
         let endpoints = counts.iter().map(|((service, state), count)| {
@@ -366,6 +379,7 @@ impl Out<'_> {
 
 #[cfg(test)]
 mod tests {
+    use isthmus_model::ServiceId;
     use isthmus_proxy::{Histogram, Ruling, SeriesLabels, Side, StatusClass};
 
     use super::*;
@@ -379,6 +393,15 @@ mod tests {
             owners: Arc::default(),
             proxy: proxy(),
             endpoints: Vec::new(),
+            breakers: vec![
+                BreakerView {
+                    service: ServiceId(1),
+                    limit: "max_requests",
+                    taken: 3,
+                    most: Some(3),
+                },
+                BreakerView { service: ServiceId(1), limit: "max_retries", taken: 1, most: None },
+            ],
             spans: [("sent", 5), ("refused", 0), ("lost", 0)],
         };
         scrape.encode().unwrap()
@@ -427,6 +450,9 @@ mod tests {
             format!("isthmus_request_duration_seconds_count{{{labels}}} 3"),
             "isthmus_spans_total{fate=\"sent\"} 5".to_owned(),
             "isthmus_ejections_total{service=\"api\"} 4".to_owned(),
+            "isthmus_breaker_taken{service=\"\",limit=\"max_retries\"} 1".to_owned(),
+            "isthmus_breaker_open{service=\"\",limit=\"max_requests\"} 1".to_owned(),
+            "isthmus_breaker_open{service=\"\",limit=\"max_retries\"} 0".to_owned(),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in {text}");
         }

@@ -106,6 +106,7 @@ async fn metrics(shared: &Shared) -> Response<Full<Bytes>> {
         owners: Arc::clone(&shared.owners),
         proxy: shared.proxy.snapshot(),
         endpoints: shared.proxy.endpoints(),
+        breakers: shared.proxy.breakers(),
         spans: [
             ("sent", shared.spans.sent.load(Ordering::Relaxed)),
             ("refused", shared.spans.refused.load(Ordering::Relaxed)),

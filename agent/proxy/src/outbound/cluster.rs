@@ -11,10 +11,11 @@ use isthmus_model::{
     ServiceId, Snapshot,
 };
 
-use super::endpoint::{Choice, Endpoint, EndpointView, InFlight, Turn};
+use super::endpoint::{BreakerView, Choice, Endpoint, EndpointView, InFlight, Turn};
 use crate::balance::{Budget, Candidate, HashTable, Level, Ready, Sharpness, outliers};
 use crate::gate::{Gate, Room};
 use crate::gateway::Outside;
+use crate::metrics::Overflow;
 use crate::view::View;
 
 /// A server outside of the mesh, and its addresses.
@@ -167,6 +168,18 @@ impl Clusters {
         views
     }
 
+    /// How much of their breakers the services have taken. Those of one service, by the two
+    /// families, are told as one: the fuller of the two.
+    pub(crate) fn breakers(&self) -> Vec<BreakerView> {
+        let clusters = self.lock();
+        let mut views: Vec<BreakerView> =
+            clusters.iter().flat_map(|((service, _), cluster)| cluster.breaker(*service)).collect();
+        let key = |view: &BreakerView| (view.service, view.limit);
+        views.sort_by_key(|view| (key(view), std::cmp::Reverse(view.taken)));
+        views.dedup_by_key(|view| key(view));
+        views
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<(ServiceId, bool), Arc<Cluster>>> {
         lock(&self.clusters)
     }
@@ -238,6 +251,25 @@ impl Cluster {
             connections: most(max_connections),
             waiting: most(max_pending_requests),
         }
+    }
+
+    fn breaker(&self, service: ServiceId) -> [BreakerView; 4] {
+        let limits = &self.balance.breaker;
+        let (open, waiting) = self.kept.gate.count();
+        let under_way = self.kept.under_way.load(Ordering::Relaxed);
+        let retries = self.kept.retries.load(Ordering::Relaxed);
+        [
+            (Overflow::Connections, open, Some(limits.max_connections)),
+            (Overflow::Pending, waiting, Some(limits.max_pending_requests)),
+            (Overflow::Requests, under_way, Some(limits.max_requests)),
+            (Overflow::Retries, retries, limits.max_retries),
+        ]
+        .map(|(limit, taken, most)| BreakerView {
+            service,
+            limit: limit.setting(),
+            taken: taken as u64,
+            most: most.map(u64::from),
+        })
     }
 
     pub(crate) const fn outlier(&self) -> &Outlier {

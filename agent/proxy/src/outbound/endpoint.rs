@@ -56,6 +56,27 @@ pub(crate) enum Turn {
     Nothing,
 }
 
+/// One limit of a service's breaker, as `agentctl routes` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BreakerView {
+    /// Of this service.
+    pub service: ServiceId,
+    /// The key in `breaker`.
+    pub limit: &'static str,
+    /// How much of it is taken by this host's callers.
+    pub taken: u64,
+    /// How much there is. None: as much as the retry budget gives.
+    pub most: Option<u64>,
+}
+
+impl BreakerView {
+    /// Whether more would be refused.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.most.is_some_and(|most| self.taken >= most)
+    }
+}
+
 /// A workload as `agentctl routes` shows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointView {

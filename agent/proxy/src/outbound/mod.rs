@@ -35,8 +35,8 @@ use crate::routing::{Act, Asked, Chosen, Compiled, location, target};
 use crate::view::View;
 
 pub(crate) use cluster::{Clusters, Draw};
-pub use endpoint::EndpointView;
 pub(crate) use endpoint::InFlight;
+pub use endpoint::{BreakerView, EndpointView};
 
 /// A request that is to be routed.
 pub(crate) struct Call {
