@@ -366,6 +366,7 @@ async fn run_proxy(
     let metrics = Arc::clone(&shared.proxy);
     let bind = |source| bind_marked_tcp(source, PROXY_MARK);
     let stop = is_set(stopped);
+    metrics.sample_access_log(shared.settings.access_log_sample);
     let options = isthmus_proxy::Options {
         threads: shared.settings.proxy_threads(),
         drain: Duration::from_secs(shared.settings.drain_seconds.into()),

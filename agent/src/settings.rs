@@ -42,8 +42,10 @@ pub struct Settings {
     pub log: String,
     /// Text for people, JSON for machines.
     pub log_format: LogFormat,
-    /// How the access log's lines are written, one for each HTTP request.
+    /// How the access log's lines are written.
     pub access_log: AccessLog,
+    /// Which share of the requests that nothing is wrong with has a line there.
+    pub access_log_sample: f64,
     /// Where the tunnels can be reached, instead of this host's own addresses.
     pub endpoints: Vec<SocketAddr>,
     /// Mesh DNS.
@@ -173,6 +175,7 @@ impl Default for Settings {
             log: "info".to_owned(),
             log_format: LogFormat::Text,
             access_log: AccessLog::Log,
+            access_log_sample: 0.01,
             endpoints: Vec::new(),
             dns: DnsSettings::default(),
             tracing: TracingSettings::default(),
@@ -328,6 +331,9 @@ impl Settings {
         {
             return refuse("tracing.otlp", wrong);
         }
+        if !(0.0..=1.0).contains(&self.access_log_sample) {
+            return refuse("access_log_sample", "must be from 0.0 (none) to 1.0 (all)");
+        }
         if !(0.0..=1.0).contains(&self.tracing.sample) {
             return refuse("tracing.sample", "must be from 0.0 (none) to 1.0 (all)");
         }
@@ -372,6 +378,7 @@ mod tests {
             log = "debug"
             log_format = "json"
             access_log = "off"
+            access_log_sample = 0.5
             endpoints = ["192.0.2.1:4500", "[2001:db8::1]:4500"]
             [dns]
             listen = false
@@ -390,6 +397,7 @@ mod tests {
         assert_eq!(settings.metrics_address(), None);
         assert_eq!(settings.log_format, LogFormat::Json);
         assert_eq!((settings.access_log, settings.tracing.sample), (AccessLog::Off, 0.01));
+        assert_eq!(settings.access_log_sample, 0.5);
         assert_eq!(settings.dns.configure, ConfigureResolver::ResolvConf);
     }
 
@@ -416,6 +424,7 @@ mod tests {
             ("metrics = \"localhost\"", "metrics"),
             ("log_format = \"xml\"", "log_format"),
             ("access_log = \"xml\"", "access_log"),
+            ("access_log_sample = -0.1", "access_log_sample"),
             ("tracing.otlp = \"https://otel:4318\"", "tracing.otlp"),
             ("tracing.sample = 1.5", "tracing.sample"),
             ("tracing.sample = nan", "tracing.sample"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use isthmus_netns_tests::{Mesh, wait_for};
+use isthmus_netns_tests::{Mesh, MeshOptions, wait_for};
 
 const WEB: u32 = 40_001;
 const CLIENT: u32 = 40_002;
@@ -39,7 +39,8 @@ http = [{ path = "/admin" }, { path = "/admin/*" }]
 
 #[test]
 fn requests_are_allowed_and_denied_by_method_and_path() {
-    let mesh = Mesh::new(&["app-1", "web-1"]);
+    let options = MeshOptions { settings: "access_log_sample = 1.0", ..MeshOptions::default() };
+    let mesh = Mesh::with(&["app-1", "web-1"], options);
     mesh.apply(TOPOLOGY);
     let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
     let _nginx = web.nginx(WEB, 8080, "location / { return 200 'from $http_x_isthmus_identity'; }");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use isthmus_netns_tests::{Host, Mesh, Process, wait_for};
+use isthmus_netns_tests::{Host, Mesh, MeshOptions, Process, wait_for};
 
 const CLIENT: u32 = 40_002;
 const V1: u32 = 40_011;
@@ -109,7 +109,8 @@ fn load(app: &Host, address: &str, requests: u32) -> BTreeMap<String, u32> {
 
 #[test]
 fn requests_go_where_their_route_leads() {
-    let mesh = Mesh::new(&["app-1", "api-1", "api-2"]);
+    let options = MeshOptions { settings: "access_log_sample = 1.0", ..MeshOptions::default() };
+    let mesh = Mesh::with(&["app-1", "api-1", "api-2"], options);
     mesh.apply(&format!("{SERVICES}{SPLIT}"));
     let app = mesh.host("app-1");
     let says = "location / { return 200 '$server_port $http_host $uri $http_x_stage $http_x_isthmus_identity'; }";

@@ -38,7 +38,8 @@ from = "service:client"
 to = "service:api"
 "#;
 
-const SETTINGS: &str = "access_log = \"json\"\ntracing.otlp = \"http://10.9.0.1:4318\"\n";
+const SETTINGS: &str =
+    "access_log = \"json\"\naccess_log_sample = 1.0\ntracing.otlp = \"http://10.9.0.1:4318\"\n";
 
 const URL: &str = "http://api.prod.mesh.internal:8081";
 

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! `--listen PORT` and `--backend PORT` choose other ports (so that the one can lead to the other),
-//! `--routes N` and `--rules N` add some that don't fit, `--log LEVELS` is as in the agent's settings, `--threads N` is 1 unless
-//! given.
+//! `--routes N` and `--rules N` add some that don't fit, `--log LEVELS` and `--log-sample SHARE` are as in the agent's settings,
+//! `--threads N` is 1 unless given.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -60,6 +60,7 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let metrics = Arc::new(Metrics::default());
+        metrics.sample_access_log(option("--log-sample", "0.01")?);
         let options = Options {
             threads: option("--threads", "1")?,
             drain: std::time::Duration::ZERO,

@@ -1,12 +1,15 @@
-//! The access log: one line for each request, written when it ends.
+//! The access log: a line for a request, written when it ends: for each that went wrong or was refused, and for a
+//! share of the others.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode, Version};
-use isthmus_model::{HostId, ServiceId};
+use isthmus_model::{HostId, Name, Origin, ServiceId};
+use isthmus_policy::{DecidedBy, Decision, Policy};
 
 use crate::activity::UnderWay;
 use crate::grpc;
@@ -32,13 +35,12 @@ pub(crate) struct Record {
     ledger: Arc<Ledger>,
     clock: Clock,
     method: Method,
-    path: String,
+    path: Option<PathAndQuery>,
     version: Version,
     ruling: Ruling,
-    decided_by: String,
-    origin: Option<String>,
+    decider: Decider,
     way: Way,
-    host: Option<String>,
+    host: Option<Name>,
     tries: u32,
     status: Option<StatusCode>,
     /// By its end: the service failed, whatever the status.
@@ -49,6 +51,14 @@ pub(crate) struct Record {
     completed: bool,
     under_way: UnderWay,
     place: Option<RequestPlace>,
+}
+
+/// What decided about a request. It is put into words only for those who want to know.
+#[derive(Debug)]
+pub(crate) enum Decider {
+    Nobody,
+    Rule(Arc<Policy>, DecidedBy),
+    Words(String),
 }
 
 /// Names a request in the log and in refusals.
@@ -70,11 +80,10 @@ impl Record {
             ledger,
             clock,
             method: head.method.clone(),
-            path: shortened(head.uri.path()),
+            path: head.uri.path_and_query().cloned(),
             version: head.version,
             ruling: Ruling::Invalid,
-            decided_by: String::new(),
-            origin: None,
+            decider: Decider::Nobody,
             way: Way::default(),
             host: None,
             tries: 0,
@@ -89,11 +98,10 @@ impl Record {
         }
     }
 
-    /// What policy said, by which rule, from where.
-    pub(crate) fn decide(&mut self, ruling: Ruling, decided_by: &str, origin: Option<String>) {
+    /// What policy said, and by what.
+    pub(crate) fn decide(&mut self, ruling: Ruling, decider: Decider) {
         self.ruling = ruling;
-        decided_by.clone_into(&mut self.decided_by);
-        self.origin = origin;
+        self.decider = decider;
     }
 
     pub(crate) fn take_route(&mut self, route: &Arc<Compiled>) {
@@ -106,7 +114,7 @@ impl Record {
 
     /// Counts a try, too.
     pub(crate) fn take_endpoint(&mut self, view: &View, host: HostId) {
-        self.host = view.snapshot.hosts.get(&host).map(|it| it.name.to_string());
+        self.host = view.snapshot.hosts.get(&host).map(|it| it.name.clone());
         self.tries += 1;
     }
 
@@ -191,7 +199,11 @@ impl Drop for Record {
         let has_span = self.trace.is_some_and(|trace| trace.span.is_some());
         let watchers = self.ledger.metrics().watchers();
         watchers.tell(has_span, || self.finished(took, parts, success));
+        if success && self.is_ordinary() && watchers.skips(self.id.0) {
+            return;
+        }
         let millis = |time: Duration| time.as_secs_f64() * 1000.0;
+        let (rule, origin) = self.decider.words();
         tracing::info!(
             target: "isthmus::access",
             request_id = %self.id,
@@ -199,14 +211,14 @@ impl Drop for Record {
             from = %self.ledger.parties.from,
             to = %self.ledger.parties.to,
             verdict = %self.ruling,
-            rule = self.decided_by,
-            origin = self.origin,
+            rule,
+            origin = origin.map(tracing::field::display),
             route = self.way.route(),
             backend = self.way.backend(),
-            host = self.host,
+            host = self.host.as_ref().map(Name::as_str),
             tries = (self.tries > 0).then_some(self.tries),
             method = self.method.as_str(),
-            path = self.path,
+            path = self.path(),
             version = ?self.version,
             status,
             duration_ms = millis(took),
@@ -224,6 +236,18 @@ impl Drop for Record {
 }
 
 impl Record {
+    /// Neither it nor its answer says that anything is wrong.
+    fn is_ordinary(&self) -> bool {
+        let fails = |status: StatusCode| status.is_client_error() || status.is_server_error();
+        self.completed && self.ruling == Ruling::Allow && !self.status.is_some_and(fails)
+    }
+
+    /// As the log shows it. hyper lets bytes beyond ASCII pass in paths, so cut at a character.
+    fn path(&self) -> &str {
+        let path = self.path.as_ref().map_or("/", PathAndQuery::path);
+        &path[..path.floor_char_boundary(MAX_PATH_BYTES)]
+    }
+
     /// Gives the status, too, and whether the server is to blame for nothing.
     fn count(&self, took: Duration) -> (Option<u16>, bool) {
         if self.ruling == Ruling::Deny {
@@ -255,11 +279,11 @@ impl Record {
             destination: parties.to.to_string(),
             route: text(self.way.route()),
             backend: text(self.way.backend()),
-            host: text(self.host.as_deref()),
+            host: text(self.host.as_ref().map(Name::as_str)),
             ruling: self.ruling,
-            rule: self.decided_by.clone(),
+            rule: self.decider.words().0.to_owned(),
             method: self.method.clone(),
-            path: self.path.clone(),
+            path: self.path().to_owned(),
             version: self.version,
             status: self.status.map(|status| status.as_u16()),
             success,
@@ -270,6 +294,20 @@ impl Record {
             took,
             parts,
             trace: self.trace.map(|Trace { id, parent, span }| FinishedTrace { id, parent, span }),
+        }
+    }
+}
+
+impl Decider {
+    /// Its name, and where it was written down.
+    fn words(&self) -> (&str, Option<&Origin>) {
+        match self {
+            Self::Nobody => ("", None),
+            Self::Rule(policy, by) => {
+                let Decision { name, origin } = policy.describe_decider(*by);
+                (name, origin)
+            }
+            Self::Words(words) => (words, None),
         }
     }
 }
@@ -287,9 +325,4 @@ impl std::fmt::Display for RequestId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:016x}", self.0)
     }
-}
-
-/// A path as the log shows it. hyper lets bytes beyond ASCII pass in paths, so cut at a character.
-fn shortened(path: &str) -> String {
-    path[..path.floor_char_boundary(MAX_PATH_BYTES)].to_owned()
 }

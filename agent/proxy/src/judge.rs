@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::header::HOST;
@@ -13,7 +14,7 @@ use isthmus_policy::fields::Headers;
 use isthmus_policy::path::forwarded;
 use isthmus_policy::{Outcome, Request, Token};
 
-use crate::access::Record;
+use crate::access::{Decider, Record};
 use crate::connection::Connection;
 use crate::jwt::{self, TokenError};
 use crate::metrics::Ruling;
@@ -127,7 +128,8 @@ pub(crate) fn may_pass(
     record: &mut Record,
 ) -> bool {
     let Some(parties) = connection.parties_in(view) else {
-        record.decide(Ruling::Deny, "no longer who they were", None);
+        let words = "no longer who they were".to_owned();
+        record.decide(Ruling::Deny, Decider::Words(words));
         return false;
     };
     is_allowed(connection, view, &parties, head, tokens, record)
@@ -151,8 +153,7 @@ pub(crate) fn is_allowed(
     };
     // Of an audited request the log names who would have refused it.
     let decided_by = verdict.would_deny.unwrap_or(verdict.decided_by);
-    let decision = view.policy.describe_decider(decided_by);
-    record.decide(ruling, decision.name, decision.origin.map(ToString::to_string));
+    record.decide(ruling, Decider::Rule(Arc::clone(&view.policy), decided_by));
     ruling != Ruling::Deny
 }
 

@@ -12,7 +12,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use isthmus_model::Principal;
 use isthmus_policy::Token;
 
-use crate::access::Record;
+use crate::access::{Decider, Record};
 use crate::backend::{BackendError, Target, Wire};
 use crate::body::{Answer, Upload};
 use crate::connection::Connection;
@@ -80,7 +80,7 @@ async fn serve(
     let tokens = match judge::tokens(&connection, &view, connection.parties.service, &head) {
         Ok(tokens) => tokens,
         Err(error) => {
-            record.decide(Ruling::Deny, &format!("token: {error}"), None);
+            record.decide(Ruling::Deny, Decider::Words(format!("token: {error}")));
             return Ok(challenge(record));
         }
     };
@@ -110,7 +110,7 @@ async fn serve(
         }
         Side::Server => forward(&connection, &view, (head, body, host), tokens, record).await,
         Side::Client => {
-            record.decide(Ruling::Allow, "", None);
+            record.decide(Ruling::Allow, Decider::Nobody);
             let asked_host = host.clone();
             let call = Call { head, body, host, asked_host };
             // Boxed, since the other side's requests would take its room with them, too.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
-use isthmus_model::{Revision, ServiceId};
+use isthmus_model::{Name, Revision, ServiceId};
 
 use crate::histogram::{Histogram, Latencies};
 use crate::metrics::{Metrics, Ruling};
@@ -120,7 +120,7 @@ pub(crate) struct Ledger {
 pub(crate) struct Way {
     pub(crate) route: Option<Arc<Compiled>>,
     /// With the revision that knows it by this number.
-    pub(crate) backend: Option<(Revision, ServiceId, Arc<str>)>,
+    pub(crate) backend: Option<(Revision, ServiceId, Name)>,
 }
 
 #[derive(Debug)]
@@ -171,12 +171,12 @@ impl Way {
     }
 
     pub(crate) fn backend(&self) -> Option<&str> {
-        self.backend.as_ref().map(|(_, _, name)| &**name)
+        self.backend.as_ref().map(|(_, _, name)| name.as_str())
     }
 
     pub(crate) fn lead_to(&mut self, view: &View, service: ServiceId) {
-        let name = view.snapshot.services.get(&service).map(|it| it.name.as_str());
-        self.backend = name.map(|name| (view.snapshot.revision, service, name.into()));
+        let name = view.snapshot.services.get(&service).map(|it| it.name.clone());
+        self.backend = name.map(|name| (view.snapshot.revision, service, name));
     }
 
     /// Routes are compiled anew with each revision.

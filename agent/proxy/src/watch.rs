@@ -121,9 +121,18 @@ pub(crate) struct Watchers {
     taps: Mutex<Vec<Arc<Listener>>>,
     spans: OnceLock<(Tracing, mpsc::Sender<Arc<Finished>>)>,
     lost_spans: AtomicU64,
+    /// Of 2^64 requests that nothing is wrong with so many have no line in the access log.
+    unlogged: AtomicU64,
 }
 
 impl Metrics {
+    /// Which share of the requests that nothing is wrong with has a line in the access log: all of them, unless this
+    /// is called.
+    pub fn sample_access_log(&self, share: f64) {
+        let unlogged = (1.0 - share) * 2.0_f64.powi(64);
+        self.watchers().unlogged.store(unlogged as u64, Ordering::Relaxed);
+    }
+
     /// Listens to requests; none if too many do already.
     #[must_use]
     pub fn tap(self: &Arc<Self>, filter: TapFilter) -> Option<Tap> {
@@ -193,6 +202,11 @@ impl Watchers {
         {
             self.lost_spans.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a request isn't of the share that the access log has lines of.
+    pub(crate) fn skips(&self, random: u64) -> bool {
+        random < self.unlogged.load(Ordering::Relaxed)
     }
 
     fn add(&self, listener: &Arc<Listener>) -> bool {

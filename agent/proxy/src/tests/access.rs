@@ -209,3 +209,23 @@ async fn split_cookies_reach_http1_applications_as_one() {
     let cookies: Vec<_> = application.seen()[0].headers.get_all("cookie").iter().cloned().collect();
     assert_eq!(cookies, ["a=1; b=2"]);
 }
+
+#[tokio::test]
+async fn of_requests_that_nothing_is_wrong_with_a_share_is_logged() {
+    let log = Logged::start();
+    let application = Application::hello().await;
+    let proxy =
+        Proxy::start(application.port, vec![allow("api-reads", "service:api", READ_PUBLIC)]);
+    let mut client = proxy.http1(API).await;
+    proxy.metrics.sample_access_log(0.0);
+    for path in ["/public", "/public/1", "/refused"] {
+        client.ready().await.unwrap();
+        text(client.send_request(request1("GET", path)).await.unwrap()).await;
+    }
+    log.line("/refused").await;
+    proxy.metrics.sample_access_log(1.0);
+    client.ready().await.unwrap();
+    text(client.send_request(request1("GET", "/public/2")).await.unwrap()).await;
+    log.line("/public/2").await;
+    assert!(!log.has("/public") && !log.has("/public/1"));
+}

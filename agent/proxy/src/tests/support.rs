@@ -408,17 +408,25 @@ impl Logged {
 
     /// The access log's line about a path, once it is there.
     pub(crate) async fn line(&self, path: &str) -> String {
-        let path = format!("\"path\":\"{path}\"");
         let found = timeout(SOON, async {
             loop {
-                let text = LOG.with_borrow(|log| String::from_utf8_lossy(log).into_owned());
-                if let Some(line) = text.lines().find(|line| line.contains(&path)) {
-                    return line.to_owned();
+                if let Some(line) = self.find(path) {
+                    return line;
                 }
                 tokio::task::yield_now().await;
             }
         });
         found.await.expect("the request is logged")
+    }
+
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.find(path).is_some()
+    }
+
+    fn find(&self, path: &str) -> Option<String> {
+        let path = format!("\"path\":\"{path}\"");
+        let text = LOG.with_borrow(|log| String::from_utf8_lossy(log).into_owned());
+        text.lines().find(|line| line.contains(&path)).map(str::to_owned)
     }
 }
 
