@@ -2,6 +2,7 @@
 //! share of the others.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
@@ -28,7 +29,11 @@ const MAX_PATH_BYTES: usize = 1024;
 /// What is to be said of one request. Dropping it says it: so no end is forgotten, be it an answer's
 /// last byte, a caller that went away or a connection that was cut.
 #[derive(Debug)]
-pub(crate) struct Record {
+pub(crate) struct Record(Box<Facts>);
+
+/// Boxed, since they are handed on from one function to the next.
+#[derive(Debug)]
+pub(crate) struct Facts {
     pub(crate) id: RequestId,
     /// The caller understands gRPC's words.
     pub(crate) is_grpc: bool,
@@ -74,7 +79,7 @@ impl Record {
     ) -> Self {
         let clock = Clock::start();
         let progress = Arc::new(Progress::new(clock.started));
-        Self {
+        Self(Box::new(Facts {
             id: RequestId::next(),
             is_grpc: grpc::is_call(head),
             ledger,
@@ -95,7 +100,7 @@ impl Record {
             completed: false,
             under_way,
             place: None,
-        }
+        }))
     }
 
     /// What policy said, and by what.
@@ -119,7 +124,7 @@ impl Record {
     }
 
     pub(crate) fn answer(&mut self, status: StatusCode) {
-        self.clock.end_try(&self.progress, None);
+        self.end_try(None);
         self.status = Some(status);
     }
 
@@ -135,11 +140,12 @@ impl Record {
 
     /// Its answer is here, or won't come. The other side, if it knows, says what the application took.
     pub(crate) fn end_try(&mut self, server: Option<Duration>) {
-        self.clock.end_try(&self.progress, server);
+        let Facts { clock, progress, .. } = &mut **self;
+        clock.end_try(progress, server);
     }
 
     /// What the application took so far.
-    pub(crate) const fn server_time(&self) -> Duration {
+    pub(crate) fn server_time(&self) -> Duration {
         self.clock.server_time()
     }
 
@@ -148,7 +154,7 @@ impl Record {
         self.place = Some(place);
     }
 
-    pub(crate) const fn add_answer_bytes(&mut self, bytes: u64) {
+    pub(crate) fn add_answer_bytes(&mut self, bytes: u64) {
         self.answer_bytes += bytes;
     }
 
@@ -174,27 +180,41 @@ impl Record {
     }
 
     /// The answer broke off, or says at its end that the service failed.
-    pub(crate) const fn fail(&mut self) {
+    pub(crate) fn fail(&mut self) {
         self.failed = true;
     }
 
     /// gRPC's status is in the last fields, or in the only ones.
     pub(crate) fn note_grpc(&mut self, fields: &HeaderMap) {
-        let code =
-            fields.get("grpc-status").and_then(|code| code.to_str().ok()?.parse::<u8>().ok());
+        let code = fields.get(grpc::STATUS).and_then(|code| code.to_str().ok()?.parse::<u8>().ok());
         // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS: what is 5xx elsewhere.
         self.failed |= matches!(code, Some(2 | 4 | 13 | 14 | 15));
     }
 
     /// The answer went out whole.
-    pub(crate) const fn complete(&mut self) {
+    pub(crate) fn complete(&mut self) {
         self.completed = true;
+    }
+}
+
+impl Deref for Record {
+    type Target = Facts;
+
+    fn deref(&self) -> &Facts {
+        &self.0
+    }
+}
+
+impl DerefMut for Record {
+    fn deref_mut(&mut self) -> &mut Facts {
+        &mut self.0
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let (took, parts) = self.clock.stop(&self.progress);
+        let Facts { clock, progress, .. } = &mut **self;
+        let (took, parts) = clock.stop(progress);
         let (status, success) = self.count(took);
         let has_span = self.trace.is_some_and(|trace| trace.span.is_some());
         let watchers = self.ledger.metrics().watchers();
@@ -235,7 +255,7 @@ impl Drop for Record {
     }
 }
 
-impl Record {
+impl Facts {
     /// Neither it nor its answer says that anything is wrong.
     fn is_ordinary(&self) -> bool {
         let fails = |status: StatusCode| status.is_client_error() || status.is_server_error();

@@ -4,7 +4,6 @@
 //! hyper-util's ready-made client pools by the request's authority, which is the caller's to choose
 //! and must reach the application unchanged. So the pool is ours, on hyper's connections.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -32,6 +31,7 @@ use crate::io::Stream;
 use crate::limits::MAX_HEADER_LIST_BYTES;
 use crate::metrics::Overflow;
 use crate::streams;
+use crate::view::Map;
 
 /// Unused connections kept for each application, by each thread.
 const MAX_IDLE: usize = 256;
@@ -48,7 +48,7 @@ pub(crate) struct Backends {
     bind: Bind,
     outside: Arc<dyn Outside>,
     /// Apart from each other: those whose connections are counted, and those whose aren't.
-    applications: Mutex<HashMap<(Target, bool), Arc<Application>>>,
+    applications: Mutex<Map<(Target, bool), Arc<Application>>>,
 }
 
 /// Where requests go, and from which address: who shares a connection shares an identity.
@@ -120,8 +120,8 @@ impl Wire {
 }
 
 impl Failure {
-    fn unsent(error: BackendError, request: Request<Upload>) -> Self {
-        Self { error, unsent: Some(Box::new(request)) }
+    const fn unsent(error: BackendError, request: Box<Request<Upload>>) -> Self {
+        Self { error, unsent: Some(request) }
     }
 
     fn of_sending(mut error: TrySendError<Request<Upload>>) -> Self {
@@ -169,12 +169,13 @@ impl Backends {
     }
 
     /// Sends a request, and gives its answer's head. `room` says what there may be of connections,
-    /// if they are counted.
+    /// if they are counted. All that is large or rare is boxed here, or each request would take that room
+    /// on every level that waits for it.
     pub(crate) async fn send(
         &self,
         target: Target,
         wire: Wire,
-        request: Request<Upload>,
+        request: Box<Request<Upload>>,
         room: Option<Room<'_>>,
     ) -> Result<Response<Incoming>, Failure> {
         let application = self.application(target, room.is_some());
@@ -211,7 +212,7 @@ impl Backends {
         Arc::clone(self.lock().entry((target, is_counted)).or_insert_with(make))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(Target, bool), Arc<Application>>> {
+    fn lock(&self) -> MutexGuard<'_, Map<(Target, bool), Arc<Application>>> {
         self.applications.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -219,7 +220,7 @@ impl Backends {
 impl Application {
     async fn send_http1(
         self: &Arc<Self>,
-        mut request: Request<Upload>,
+        mut request: Box<Request<Upload>>,
         room: Option<Room<'_>>,
     ) -> Result<Response<Incoming>, Failure> {
         loop {
@@ -227,7 +228,7 @@ impl Application {
                 Some(link) => (link, true),
                 None => {
                     let began = Instant::now();
-                    let opened = self.open(room).await;
+                    let opened = Box::pin(self.open(room)).await;
                     request.body().progress().connected(began.elapsed());
                     match opened {
                         Ok(opened) => opened,
@@ -245,7 +246,6 @@ impl Application {
                     request = same;
                 }
                 Err(Failed { error, unsent, .. }) => {
-                    let unsent = unsent.map(Box::new);
                     return Err(Failure { error: BackendError::Broken(error), unsent });
                 }
             }
@@ -297,7 +297,7 @@ impl Application {
 
     async fn send_http2(
         &self,
-        mut request: Request<Upload>,
+        mut request: Box<Request<Upload>>,
         room: Option<Room<'_>>,
     ) -> Result<Response<Incoming>, Failure> {
         // The URI's authority says it; nginx refuses a request that has both.
@@ -310,7 +310,7 @@ impl Application {
             Ok(sender) => sender,
             Err(error) => return Err(Failure::unsent(error, request)),
         };
-        let response = sender.try_send_request(request).await.map_err(Failure::of_sending)?;
+        let response = sender.try_send_request(*request).await.map_err(Failure::of_sending)?;
         Ok(response.map(Incoming::from))
     }
 
@@ -332,7 +332,7 @@ impl Application {
         }
         // There is only this one: it counts, and isn't refused.
         let pass = room.and_then(|room| Room { connections: usize::MAX, ..room }.open(&self.open));
-        Ok(multiplexed.insert(self.connect_http2(pass).await?).clone())
+        Ok(multiplexed.insert(Box::pin(self.connect_http2(pass)).await?).clone())
     }
 
     fn take_idle(&self) -> Option<Arc<Link<Stream>>> {

@@ -117,21 +117,30 @@ impl Upload {
 }
 
 impl Payload {
-    /// A body; whole where that is wanted, and it is known to be small.
-    pub(crate) async fn of(
+    /// A body; given back where it is to be whole first, and is known to be small.
+    #[expect(clippy::result_large_err, reason = "it is no error, and is taken at once")]
+    pub(crate) fn ready(
         body: Incoming,
         wants_whole: bool,
         progress: Arc<Progress>,
-    ) -> Result<Self, BodyError> {
+    ) -> Result<Self, Incoming> {
         if body.is_end_stream() {
             let spelled = body.spelled().cloned();
             let (bytes, trailers) = (Bytes::new(), None);
             return Ok(Self::Whole(Whole { bytes, trailers, spelled, progress }));
         }
         let is_small = body.size_hint().upper().is_some_and(|size| size <= MAX_WHOLE_BYTES);
-        if !wants_whole || !is_small {
-            return Ok(Self::Stream(Some(Upload::new(body, progress))));
+        if wants_whole && is_small {
+            return Err(body);
         }
+        Ok(Self::Stream(Some(Upload::new(body, progress))))
+    }
+
+    /// The whole of a small body.
+    pub(crate) async fn collect(
+        body: Incoming,
+        progress: Arc<Progress>,
+    ) -> Result<Self, BodyError> {
         let spelled = body.spelled().cloned();
         let collected = body.collect().await?;
         let trailers = collected.trailers().cloned().map(|mut trailers| {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::Request;
+use http::{HeaderValue, Request};
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -30,6 +30,7 @@ use crate::places::Share;
 use crate::request;
 use crate::series::Ledger;
 use crate::server::Shared;
+use crate::standing::{Newest, Standing};
 use crate::streams;
 use crate::tunnel::Tunnel;
 use crate::view::{Parties, View};
@@ -46,6 +47,8 @@ pub(crate) struct Connection {
     /// The caller's address.
     pub(crate) peer: IpAddr,
     pub(crate) peer_port: u16,
+    /// As header fields have it.
+    pub(crate) peer_text: HeaderValue,
     /// Who the two were when the connection came. If a later revision sees somebody else in one of
     /// the addresses, the connection is cut.
     pub(crate) parties: Parties,
@@ -58,6 +61,7 @@ pub(crate) struct Connection {
     pub(crate) share: Share,
     /// Left here by the request that turned the connection into a tunnel.
     tunnel: Mutex<Option<Tunnel>>,
+    newest: Newest,
 }
 
 /// Who is connected, if they may be.
@@ -76,12 +80,16 @@ pub(crate) fn identify(
         local,
         peer,
         peer_port: remote.port(),
+        // Digits, dots and colons are always a value.
+        peer_text: HeaderValue::try_from(peer.to_string())
+            .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
         ledger: Arc::new(Ledger::new(Arc::clone(&shared.metrics), parties.clone())),
         parties,
         entry,
         activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
         share: shared.requests.share(peer),
         tunnel: Mutex::new(None),
+        newest: Newest::default(),
     };
     if let Some((gateway, port)) = gateway {
         let entry = Entry::new(&view, gateway, port)?;
@@ -131,8 +139,9 @@ async fn serve_http2(connection: &Arc<Connection>, io: Raw<CallerIo>) {
     // Dropped with this function: ends the tasks of streams that are still there.
     let (_over, streams) = watch::channel(());
     let builder = builder(StreamTasks(streams));
+    // Boxed, since hyper moves it about.
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        request::handle(Arc::clone(connection), request.map(Incoming::from))
+        Box::pin(request::handle(Arc::clone(connection), request.map(Incoming::from)))
     });
     let mut http = pin!(builder.serve_connection(TokioIo::new(io), service));
     let mut farewell: Option<Instant> = None;
@@ -181,6 +190,11 @@ impl Connection {
         Arc::clone(&self.shared.view.borrow())
     }
 
+    /// How it stands by a view.
+    pub(crate) fn standing(&self, view: &Arc<View>) -> Arc<Standing> {
+        self.newest.of(self, view)
+    }
+
     /// Who the two ends are in a view; none if they are no longer who they were.
     pub(crate) fn parties_in(&self, view: &View) -> Option<Parties> {
         if self.entry.is_some() {
@@ -191,12 +205,13 @@ impl Connection {
         view.parties(self.local, self.peer).filter(|now| *now == self.parties)
     }
 
-    /// Whether policy no longer lets the caller in at all.
+    /// Whether the newest view no longer lets the caller in at all.
     pub(crate) fn is_denied(&self) -> bool {
+        self.newest.forget();
         self.denies(&self.view(), None)
     }
 
-    fn denies(&self, view: &View, kept: Option<&Kept>) -> bool {
+    fn denies(&self, view: &Arc<View>, kept: Option<&Kept>) -> bool {
         let Some(parties) = self.parties_in(view) else { return true };
         // What a gateway's clients may do is judged by request.
         if self.entry.is_some() {

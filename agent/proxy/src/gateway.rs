@@ -224,7 +224,7 @@ impl Entry {
         let proxies = service.and_then(Service::gateway).map(|gateway| &gateway.trusted_proxies);
         let trusted = proxies.is_some_and(|all| all.iter().any(|network| network.contains(&peer)));
         let scheme = if self.secure { "https" } else { "http" };
-        headers::announce(fields, (scheme, host, self.port), peer, trusted);
+        headers::announce(fields, (scheme, host, self.port), &connection.peer_text, trusted);
         if let Some(certificate) = self.certificate() {
             headers::show_certificate(fields, certificate.clone());
         }

@@ -1,10 +1,7 @@
 //! Which header fields pass, which are for this connection only, and which nobody may claim.
 
-use std::net::IpAddr;
-
 use http::header::{
     self, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
-    TRANSFER_ENCODING, UPGRADE,
 };
 
 use crate::health::{LEAVING, UNHEALTHY};
@@ -15,22 +12,21 @@ pub(crate) const IDENTITY: HeaderName = HeaderName::from_static("x-isthmus-ident
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// What only the proxy may say: all that begins so, and what Envoy says who calls in.
-const OURS: &str = "x-isthmus-";
+pub(crate) const OURS: &str = "x-isthmus-";
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
 
 /// Meant for the next hop even where `Connection` doesn't list them (RFC 9110, section 7.6.1).
 /// `Trailer` isn't: it announces what arrives with the body.
-const HOP_BY_HOP: [HeaderName; 6] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
+const HOP_BY_HOP: [&str; 6] =
+    ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
 
 /// Prepares a request's header fields for the application.
-pub(crate) fn to_application(headers: &mut HeaderMap, host: HeaderValue, from: &str, peer: IpAddr) {
+pub(crate) fn to_application(
+    headers: &mut HeaderMap,
+    host: HeaderValue,
+    from: &HeaderValue,
+    peer: &HeaderValue,
+) {
     to_next_hop(headers);
     headers.insert(HOST, host);
     introduce(headers, from, peer);
@@ -50,17 +46,14 @@ pub(crate) fn to_next_hop(headers: &mut HeaderMap) {
 }
 
 /// Tells an application who calls.
-pub(crate) fn introduce(headers: &mut HeaderMap, from: &str, peer: IpAddr) {
+pub(crate) fn introduce(headers: &mut HeaderMap, from: &HeaderValue, peer: &HeaderValue) {
     identify(headers, from);
     append_forwarded_for(headers, peer);
 }
 
 /// Tells an application who calls, whose address is told already.
-pub(crate) fn identify(headers: &mut HeaderMap, from: &str) {
-    // A SPIFFE ID consists of letters that a header may hold.
-    if let Ok(from) = HeaderValue::from_str(from) {
-        headers.insert(IDENTITY, from);
-    }
+pub(crate) fn identify(headers: &mut HeaderMap, from: &HeaderValue) {
+    headers.insert(IDENTITY, from.clone());
 }
 
 /// Tells who a gateway's client is and what it asked for. Whatever the client says of that itself
@@ -68,7 +61,7 @@ pub(crate) fn identify(headers: &mut HeaderMap, from: &str) {
 pub(crate) fn announce(
     headers: &mut HeaderMap,
     (scheme, host, port): (&'static str, &HeaderValue, u16),
-    peer: IpAddr,
+    peer: &HeaderValue,
     trusted: bool,
 ) {
     let facts = [
@@ -114,17 +107,31 @@ pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterat
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Most messages have none, which this sees without a look-up for each.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+    // Most messages have one or none, which this sees without a look-up for each.
+    let mut there = [false; HOP_BY_HOP.len()];
+    for name in headers.keys() {
+        let name = name.as_str();
+        if let Some(at) = HOP_BY_HOP.iter().position(|known| *known == name) {
+            there[at] = true;
+        }
+    }
+    if there == [false; HOP_BY_HOP.len()] {
         return;
     }
-    let listed: Vec<HeaderName> =
-        list(headers, &CONNECTION).filter_map(|name| name.parse().ok()).collect();
-    for name in listed.iter().chain(&HOP_BY_HOP) {
+    // What most list is here anyway, or is no field.
+    let usual =
+        |name: &&str| ["keep-alive", "close"].iter().any(|it| it.eq_ignore_ascii_case(name));
+    let listed: Vec<HeaderName> = list(headers, &CONNECTION)
+        .filter(|name| !usual(name))
+        .filter_map(|name| name.parse().ok())
         // Listing these would only make the two sides disagree on where a message ends.
-        if *name != CONTENT_LENGTH && *name != header::TRAILER {
-            headers.remove(name);
-        }
+        .filter(|name| *name != CONTENT_LENGTH && *name != header::TRAILER)
+        .collect();
+    for name in listed {
+        headers.remove(name);
+    }
+    for (name, _) in HOP_BY_HOP.iter().zip(there).filter(|(_, is_there)| *is_there) {
+        headers.remove(*name);
     }
 }
 
@@ -149,7 +156,10 @@ fn is_claim(name: &str) -> bool {
 pub(crate) fn of_trailers(trailers: &mut HeaderMap) {
     const BEFORE: [HeaderName; 5] =
         [CONTENT_LENGTH, HOST, header::TRAILER, header::AUTHORIZATION, COOKIE];
-    for name in HOP_BY_HOP.iter().chain(&BEFORE) {
+    for name in HOP_BY_HOP {
+        trailers.remove(name);
+    }
+    for name in &BEFORE {
         trailers.remove(name);
     }
     remove_named(trailers, is_claim);
@@ -167,13 +177,17 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-fn append_forwarded_for(headers: &mut HeaderMap, peer: IpAddr) {
-    let mut hops = String::new();
+fn append_forwarded_for(headers: &mut HeaderMap, peer: &HeaderValue) {
+    let mut hops = Vec::new();
     for hop in list(headers, &FORWARDED_FOR) {
-        hops.push_str(hop);
-        hops.push_str(", ");
+        hops.extend_from_slice(hop.as_bytes());
+        hops.extend_from_slice(b", ");
     }
-    hops.push_str(&peer.to_string());
+    if hops.is_empty() {
+        headers.insert(FORWARDED_FOR, peer.clone());
+        return;
+    }
+    hops.extend_from_slice(peer.as_bytes());
     if let Ok(value) = HeaderValue::try_from(hops) {
         headers.insert(FORWARDED_FOR, value);
     }

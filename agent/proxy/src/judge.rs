@@ -9,7 +9,7 @@ use http::header::HOST;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Uri};
-use isthmus_model::ServiceId;
+use isthmus_model::{Name, ServiceId};
 use isthmus_policy::fields::Headers;
 use isthmus_policy::path::forwarded;
 use isthmus_policy::{Outcome, Request, Token};
@@ -58,7 +58,7 @@ impl Kept {
     pub(crate) fn ask<R>(
         &self,
         connection: &Connection,
-        view: &View,
+        view: &Arc<View>,
         about: impl FnOnce(Request<'_>) -> R,
     ) -> R {
         ask(connection, view, &self.head, &self.tokens, about)
@@ -68,12 +68,13 @@ impl Kept {
 /// Puts a request into policy's words.
 pub(crate) fn ask<R>(
     connection: &Connection,
-    view: &View,
+    view: &Arc<View>,
     head: &Parts,
     tokens: &[Token],
     about: impl FnOnce(Request<'_>) -> R,
 ) -> R {
     let host = host_of(head);
+    let standing = connection.standing(view);
     about(Request {
         method: head.method.as_str(),
         path: head.uri.path(),
@@ -81,7 +82,7 @@ pub(crate) fn ask<R>(
         query: head.uri.query().unwrap_or_default(),
         headers: &Lines(&head.headers),
         tokens,
-        source_host: view.host_of(connection.peer),
+        source_host: standing.source_host.as_ref().map_or("", Name::as_str),
     })
 }
 
@@ -122,23 +123,23 @@ pub(crate) fn settle_path(view: &View, service: ServiceId, head: &mut Parts) -> 
 /// Whether a request may pass. The record says by what.
 pub(crate) fn may_pass(
     connection: &Connection,
-    view: &View,
+    view: &Arc<View>,
     head: &Parts,
     tokens: &[Token],
     record: &mut Record,
 ) -> bool {
-    let Some(parties) = connection.parties_in(view) else {
+    if !connection.standing(view).holds {
         let words = "no longer who they were".to_owned();
         record.decide(Ruling::Deny, Decider::Words(words));
         return false;
-    };
-    is_allowed(connection, view, &parties, head, tokens, record)
+    }
+    is_allowed(connection, view, &connection.parties, head, tokens, record)
 }
 
 /// Judges a request between two parties.
 pub(crate) fn is_allowed(
     connection: &Connection,
-    view: &View,
+    view: &Arc<View>,
     parties: &Parties,
     head: &Parts,
     tokens: &[Token],
@@ -161,10 +162,14 @@ pub(crate) fn is_allowed(
 fn host_of(head: &Parts) -> Cow<'_, str> {
     let line = || head.headers.get(HOST).map(HeaderValue::to_str).and_then(Result::ok);
     let host = head.uri.authority().map(Authority::as_str).or_else(line).unwrap_or_default();
-    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Cow::Owned(host.to_ascii_lowercase())
+    lower_case(host)
+}
+
+pub(crate) fn lower_case(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(text.to_ascii_lowercase())
     } else {
-        Cow::Borrowed(host)
+        Cow::Borrowed(text)
     }
 }
 

@@ -45,6 +45,7 @@ mod routing;
 mod series;
 mod server;
 pub mod sniff;
+mod standing;
 mod streams;
 #[cfg(test)]
 mod tests;

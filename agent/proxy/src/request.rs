@@ -71,7 +71,7 @@ async fn serve(
         Err(Improper(reason)) => return Ok(rejection(reason, head.version, record)),
     };
     let view = connection.view();
-    if connection.parties.side == Side::Client && connection.parties_in(&view).is_none() {
+    if connection.parties.side == Side::Client && !connection.standing(&view).holds {
         return Ok(refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record));
     }
     if judge::settle_path(&view, connection.parties.service, &mut head).is_none() {
@@ -105,14 +105,14 @@ async fn serve(
     Ok(match connection.parties.side {
         Side::Server if view.external(connection.parties.service).is_some() => {
             let asked_host = host.clone();
-            let call = Call { head, body, host, asked_host };
+            let call = Box::new(Call { head, body, host, asked_host });
             Box::pin(outbound::send_out(&connection, &view, call, record)).await
         }
         Side::Server => forward(&connection, &view, (head, body, host), tokens, record).await,
         Side::Client => {
             record.decide(Ruling::Allow, Decider::Nobody);
             let asked_host = host.clone();
-            let call = Call { head, body, host, asked_host };
+            let call = Box::new(Call { head, body, host, asked_host });
             // Boxed, since the other side's requests would take its room with them, too.
             Box::pin(outbound::handle(&connection, &view, call, record)).await
         }
@@ -202,7 +202,7 @@ fn proper(head: &Parts) -> Result<(), Improper> {
 
 async fn forward(
     connection: &Connection,
-    view: &View,
+    view: &Arc<View>,
     (mut head, body, host): (Parts, Incoming, HeaderValue),
     tokens: Vec<Token>,
     mut record: Record,
@@ -215,10 +215,10 @@ async fn forward(
     let Some(uri) = target(&head.uri, &host, wire) else {
         return refusal(StatusCode::BAD_REQUEST, "a target that isn't a path", record);
     };
-    let from = connection.parties.from.spiffe(&view.snapshot.mesh.trust_domain);
     let certificate =
         view.speaks_for_others(&connection.parties).then(|| headers::certificate(&head.headers));
-    headers::to_application(&mut head.headers, host, &from, connection.peer);
+    let standing = connection.standing(view);
+    headers::to_application(&mut head.headers, host, &standing.identity, &connection.peer_text);
     if let Some(certificate) = certificate.flatten() {
         headers::show_certificate(&mut head.headers, certificate);
     }
@@ -236,7 +236,7 @@ async fn forward(
     let introduce = wanted_by.proxy_protocol.map(|version| (version, connection.peer));
     let application = Target { address, source: None, introduce, external: None };
     record.begin_try();
-    let sent = connection.shared.backends.send(application, wire, request, None).await;
+    let sent = connection.shared.backends.send(application, wire, Box::new(request), None).await;
     record.end_try(None);
     let response = match sent {
         Ok(response) => response,

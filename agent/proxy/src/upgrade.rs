@@ -11,10 +11,14 @@ use crate::headers::list;
 /// upgrade is ignored, as RFC 9110 section 7.8 lets a server do: the request passes as an ordinary
 /// one. So is one that comes with a body, or with several protocols to choose from.
 pub(crate) fn wanted(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
-    let asks = list(headers, &CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"));
+    let asks =
+        |headers| list(headers, &CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"));
+    if version != Version::HTTP_11 || !asks(headers) {
+        return None;
+    }
     let has_body = headers.contains_key(TRANSFER_ENCODING)
         || list(headers, &CONTENT_LENGTH).any(|length| length != "0");
-    if version != Version::HTTP_11 || !asks || has_body {
+    if has_body {
         return None;
     }
     let mut protocols = list(headers, &UPGRADE);

@@ -5,13 +5,17 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use isthmus_model::{
-    Application, Directory, External, HostId, Identity, JwtProvider, KeySource, Layer4, Place,
-    Principal, Protocol, ServiceId, Snapshot,
+    Application, Directory, External, HostId, Identity, JwtProvider, KeySource, Layer4, Name,
+    Place, Principal, Protocol, ServiceId, Snapshot,
 };
 use isthmus_policy::{Policy, Query, Request, Stream, Verdict};
 
 use crate::routing::Routes;
+
+/// A map for look-ups by each request. Its keys are few and not for callers to choose, so its hash may be a fast one.
+pub(crate) type Map<K, V> = HashMap<K, V, RandomState>;
 
 /// One revision of the mesh, ready for look-ups. Shared as `Arc<View>`.
 #[derive(Clone)]
@@ -23,7 +27,7 @@ pub struct View {
     /// The addresses of the same revision.
     pub directory: Directory,
     /// Whose tokens rules ask for in requests to each service; only where they do.
-    pub(crate) providers: Arc<HashMap<ServiceId, Vec<Arc<JwtProvider>>>>,
+    pub(crate) providers: Arc<Map<ServiceId, Vec<Arc<JwtProvider>>>>,
     /// Its routes, compiled.
     pub(crate) routes: Arc<Routes>,
 }
@@ -203,15 +207,15 @@ impl View {
         self.policy.evaluate_stream(&query, stream)
     }
 
-    /// The name of the host that an address is on; empty if it isn't placed.
-    pub(crate) fn host_of(&self, peer: IpAddr) -> &str {
+    /// The name of the host that an address is on, if it is placed.
+    pub(crate) fn host_of(&self, peer: IpAddr) -> Option<&Name> {
         let host = match self.directory.place(peer) {
             Some(Place::Host(host) | Place::Workload(host, _)) => host,
             // Flows that stay here show virtual addresses.
             Some(Place::Virtual(_) | Place::Anycast) => self.snapshot.local,
-            Some(Place::Device(..)) | None => return "",
+            Some(Place::Device(..)) | None => return None,
         };
-        self.snapshot.hosts.get(&host).map_or("", |host| host.name.as_str())
+        self.snapshot.hosts.get(&host).map(|host| &host.name)
     }
 
     /// Judges a request, or without one the connection as a whole.

@@ -47,7 +47,7 @@ pub enum Ambiguity {
 /// If programs disagree on what the path means.
 pub fn canonical(path: &str) -> Result<Cow<'_, str>, Ambiguity> {
     let Some(inner) = path.strip_prefix('/') else { return Err(Ambiguity::Relative) };
-    let plain = inner.bytes().all(|byte| is_plain(byte) || byte == b'/');
+    let plain = inner.bytes().all(|byte| PLAIN[usize::from(byte)]);
     let form = if plain { Cow::Borrowed(path) } else { Cow::Owned(recode(path)?) };
     check_segments(&form)?;
     Ok(without_last_slash(form))
@@ -75,9 +75,11 @@ pub fn forwarded(mode: PathMode, path: &str) -> Result<Cow<'_, str>, Ambiguity> 
 
 /// The form in which a path is compared, in a service's mode.
 pub(crate) fn canonical_in(mode: PathMode, path: &str) -> Result<Cow<'_, str>, Ambiguity> {
-    match forwarded(mode, path)? {
-        Cow::Borrowed(path) => canonical(path),
-        Cow::Owned(path) => Ok(Cow::Owned(canonical(&path)?.into_owned())),
+    match canonical(path) {
+        Err(_) if mode != PathMode::AsIs => {
+            Ok(Cow::Owned(canonical(&forwarded(mode, path)?)?.into_owned()))
+        }
+        form => form,
     }
 }
 
@@ -109,6 +111,17 @@ fn merge(path: &str) -> Result<String, Ambiguity> {
     let end = if ends_in_slash && !kept.is_empty() { "/" } else { "" };
     Ok(format!("/{}{end}", kept.join("/")))
 }
+
+/// What a path may consist of that needs no second look.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        plain[byte] = is_plain(byte as u8) || byte as u8 == b'/';
+        byte += 1;
+    }
+    plain
+};
 
 /// Characters that stand for themselves in a segment (RFC 3986, `pchar`), but for `;`.
 const fn is_plain(byte: u8) -> bool {
@@ -187,15 +200,17 @@ fn push(form: &mut String, byte: u8) -> Result<(), Ambiguity> {
 }
 
 fn check_segments(form: &str) -> Result<(), Ambiguity> {
-    let mut segments = form[1..].split('/').peekable();
-    while let Some(segment) = segments.next() {
-        match segment {
-            "." | ".." => return Err(Ambiguity::DotSegment),
-            "" if segments.peek().is_some() => return Err(Ambiguity::EmptySegment),
-            _ => {}
+    // Only the last may be empty.
+    let mut rest = &form.as_bytes()[1..];
+    loop {
+        let length = rest.iter().position(|byte| *byte == b'/');
+        match (&rest[..length.unwrap_or(rest.len())], length) {
+            (b"." | b"..", _) => return Err(Ambiguity::DotSegment),
+            (b"", Some(_)) => return Err(Ambiguity::EmptySegment),
+            (_, Some(length)) => rest = &rest[length + 1..],
+            (_, None) => return Ok(()),
         }
     }
-    Ok(())
 }
 
 fn without_last_slash(form: Cow<'_, str>) -> Cow<'_, str> {

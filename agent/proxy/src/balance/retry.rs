@@ -4,6 +4,7 @@ use http::{HeaderMap, Method, StatusCode};
 use isthmus_model::route::{Retry, RetryOn};
 
 use super::ejection::Failure;
+use crate::grpc;
 use crate::health::UNHEALTHY;
 
 /// How a try ended, if not well.
@@ -29,7 +30,7 @@ impl Attempt {
         if headers.contains_key(UNHEALTHY) {
             return Self::Unhealthy;
         }
-        let grpc = headers.get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
+        let grpc = headers.get(grpc::STATUS).and_then(|code| code.to_str().ok()?.parse().ok());
         Self::Answered { status, grpc }
     }
 

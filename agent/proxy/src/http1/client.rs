@@ -22,10 +22,10 @@ use crate::io::Stream;
 #[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) error: BodyError,
-    pub(crate) unsent: Option<Request<Upload>>,
+    pub(crate) unsent: Option<Box<Request<Upload>>>,
     /// The request, if it left and may be repeated (RFC 9112, section 9.3.1): its method does no
     /// harm, and no byte of an answer has come.
-    pub(crate) repeatable: Option<Request<Upload>>,
+    pub(crate) repeatable: Option<Box<Request<Upload>>>,
 }
 
 /// Sends a request, and gives its answer once its head is here. The connection goes back to its
@@ -33,9 +33,9 @@ pub(crate) struct Failed {
 pub(crate) async fn exchange(
     link: Arc<Link<Stream>>,
     keeper: Arc<dyn Keep<Stream>>,
-    request: Request<Upload>,
+    request: Box<Request<Upload>>,
 ) -> Result<Response<Incoming>, Failed> {
-    let (parts, body) = request.into_parts();
+    let (parts, body) = (*request).into_parts();
     let framing = framing_of(&body);
     let target = (&parts.method, &parts.uri);
     let head = encode::request(target, &parts.headers, body.spelled(), framing);
@@ -53,7 +53,7 @@ pub(crate) async fn exchange(
         Err(error) => {
             let may_repeat = framing == Framing::Empty && parts.method.is_idempotent();
             let (unsent, sent) = exchange.take_back();
-            let whole = |body| Request::from_parts(parts, body);
+            let whole = |body| Box::new(Request::from_parts(parts, body));
             Err(match (unsent, sent.filter(|_| may_repeat)) {
                 (Some(body), _) => Failed { error, unsent: Some(whole(body)), repeatable: None },
                 (None, sent) => Failed { error, unsent: None, repeatable: sent.map(whole) },

@@ -1,5 +1,7 @@
 //! Heads and bodies, to bytes.
 
+use std::io::Write as _;
+
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
@@ -7,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version}
 use super::Error;
 use super::date;
 use super::head::Framing;
+use crate::headers::OURS;
 
 /// How a body is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,11 +185,11 @@ fn lines(
     spelled: Option<&Bytes>,
     wanted: impl Fn(&HeaderName) -> bool,
 ) {
-    let mut spelling = spelled.map(|head| Spelling::new(head));
     for (name, value) in fields {
         if wanted(name) {
-            let spelt = spelling.as_mut().and_then(|it| it.of(name.as_str().as_bytes()));
-            line(head, spelt.unwrap_or_else(|| name.as_str().as_bytes()), value);
+            let plain = name.as_str().as_bytes();
+            let spelt = spelled.and_then(|head| spelling(head, plain, value));
+            line(head, spelt.unwrap_or(plain), value);
         }
     }
 }
@@ -200,32 +203,30 @@ fn line(head: &mut Vec<u8>, name: &[u8], value: &HeaderValue) {
 
 fn length(head: &mut Vec<u8>, bytes: u64) {
     head.extend_from_slice(b"content-length: ");
-    head.extend_from_slice(bytes.to_string().as_bytes());
-    head.extend_from_slice(b"\r\n");
+    // Into memory that never fails.
+    let _ = write!(head, "{bytes}\r\n");
 }
 
-/// Finds how names were spelt. They are mostly asked for in the order in which they stand there.
-struct Spelling<'a> {
-    first: &'a [u8],
-    next: &'a [u8],
+/// How a name was spelt in a head, whose first line isn't a field.
+fn spelling<'a>(head: &'a [u8], name: &[u8], value: &HeaderValue) -> Option<&'a [u8]> {
+    beside(head, name, value).or_else(|| {
+        // No sender may say these.
+        let line = if name.starts_with(OURS.as_bytes()) { None } else { line_of(name, head) };
+        line?.get(..name.len())
+    })
 }
 
-impl<'a> Spelling<'a> {
-    /// Of a whole head, whose first line isn't a field.
-    fn new(head: &'a [u8]) -> Self {
-        let first = behind_line(head);
-        Self { first, next: first }
-    }
-
-    fn of(&mut self, name: &[u8]) -> Option<&'a [u8]> {
-        let line = line_of(name, self.next).or_else(|| line_of(name, self.first))?;
-        self.next = behind_line(line);
-        line.get(..name.len())
-    }
+/// What came with a head lies in it still, behind its name.
+fn beside<'a>(head: &'a [u8], name: &[u8], value: &HeaderValue) -> Option<&'a [u8]> {
+    let at = value.as_bytes().as_ptr().addr().wrapping_sub(head.as_ptr().addr());
+    let line = head.get(..at)?.trim_ascii_end().strip_suffix(b":")?;
+    let spelt = &line[line.len().checked_sub(name.len())?..];
+    spelt.eq_ignore_ascii_case(name).then_some(spelt)
 }
 
-/// The lines from the first on that is about a name.
-fn line_of<'a>(name: &[u8], mut lines: &'a [u8]) -> Option<&'a [u8]> {
+/// The lines of a head from the first on that is about a name.
+fn line_of<'a>(name: &[u8], head: &'a [u8]) -> Option<&'a [u8]> {
+    let mut lines = behind_line(head);
     while !begins(lines, name) {
         lines = behind_line(lines);
         if lines.is_empty() {

@@ -43,7 +43,9 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
     pub(crate) fn new(head: Bytes, body: B, encoder: Encoder) -> Self {
         let ended = encoder == Encoder::Empty;
         let out_bytes = head.len();
-        Self { body, encoder, out: vec![head], out_bytes, ended, first: None, has_begun: false }
+        let mut out = Vec::with_capacity(4);
+        out.push(head);
+        Self { body, encoder, out, out_bytes, ended, first: None, has_begun: false }
     }
 
     /// Sends until everything has left. Each time it is polled it sends what there is.
@@ -134,6 +136,10 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
         self.has_begun = true;
         self.first = None;
         self.out_bytes -= written;
+        if self.out_bytes == 0 {
+            self.out.clear();
+            return Poll::Ready(Ok(()));
+        }
         let mut left = written;
         let mut gone = 0;
         for bytes in &mut self.out {

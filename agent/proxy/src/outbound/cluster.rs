@@ -1,6 +1,5 @@
 //! The workloads of a service, and who of them takes a request.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -16,7 +15,7 @@ use crate::balance::{Budget, Candidate, HashTable, Level, Ready, Sharpness, outl
 use crate::gate::{Gate, Room};
 use crate::gateway::Outside;
 use crate::metrics::Overflow;
-use crate::view::View;
+use crate::view::{Map, View};
 
 /// A server outside of the mesh, and its addresses.
 type Far<'a> = (&'a External, Arc<[IpAddr]>);
@@ -26,7 +25,7 @@ type Far<'a> = (&'a External, Arc<[IpAddr]>);
 pub(crate) struct Clusters {
     origin: Instant,
     outside: Arc<dyn Outside>,
-    clusters: Mutex<HashMap<(ServiceId, bool), Arc<Cluster>>>,
+    clusters: Mutex<Map<(ServiceId, bool), Arc<Cluster>>>,
 }
 
 /// The workloads of one service, by addresses of one family.
@@ -180,7 +179,7 @@ impl Clusters {
         views
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(ServiceId, bool), Arc<Cluster>>> {
+    fn lock(&self) -> MutexGuard<'_, Map<(ServiceId, bool), Arc<Cluster>>> {
         lock(&self.clusters)
     }
 }

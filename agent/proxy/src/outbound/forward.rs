@@ -2,8 +2,8 @@
 
 use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ struct Exchange<'a> {
     template: Template,
     deadline: Option<Instant>,
     try_timeout: Option<Duration>,
-    policy: Retry,
+    policy: &'a Retry,
     /// What the request is hashed to.
     key: Option<u64>,
     hedge: Option<Hedge>,
@@ -84,7 +84,7 @@ enum Ended {
 pub(super) async fn run(
     connection: &Connection,
     view: &Arc<View>,
-    call: Call,
+    call: Box<Call>,
     service: ServiceId,
     route: Option<Arc<Compiled>>,
     mut record: Record,
@@ -95,22 +95,29 @@ pub(super) async fn run(
     let Some(cluster) = connection.shared.clusters.of(view, service, v4) else {
         return no_place(NoPlace::Nobody, connection, record);
     };
-    let Call { head, body, host, asked_host } = call;
+    let Call { head, body, host, asked_host } = *call;
     let key = cluster.hash_key().and_then(|by| key_of(by, &head.headers, connection.peer));
     let mut template = Template::new(head, host, route.as_deref());
     if let Some(entry) = &connection.entry {
         entry.introduce(view, connection, &mut template.head.headers, &asked_host);
     }
-    let policy = route.as_ref().and_then(|it| it.retry.clone()).unwrap_or_else(only_unsent);
+    let policy = route.as_ref().and_then(|it| it.retry.as_ref()).unwrap_or(&ONLY_UNSENT);
     let wants_whole = route
         .as_ref()
         .is_some_and(|it| it.retry.is_some() || it.hedge.is_some() || !it.mirrors.is_empty());
-    let patience = deadline.unwrap_or_else(|| Instant::now() + connection.shared.limits.body);
-    let collecting = Payload::of(body, wants_whole, record.progress());
     if wants_whole {
         record.wait_for(Part::Client);
     }
-    let collected = timeout_at(patience, collecting).await;
+    let collected = match Payload::ready(body, wants_whole, record.progress()) {
+        Ok(payload) => Ok(Ok(payload)),
+        Err(body) => {
+            // Boxed, like all that few requests need room for.
+            let collecting = Box::pin(Payload::collect(body, record.progress()));
+            let patience =
+                deadline.unwrap_or_else(|| Instant::now() + connection.shared.limits.body);
+            timeout_at(patience, collecting).await
+        }
+    };
     record.wait_for(Part::Queue);
     let mut payload = match collected {
         Ok(Ok(payload)) => payload,
@@ -136,9 +143,13 @@ pub(super) async fn run(
         key,
         hedge: route.as_ref().and_then(|it| it.hedge),
     };
-    let ended = match deadline {
-        Some(deadline) => timeout_at(deadline, exchange.run(&mut payload, &mut record)).await,
-        None => Ok(exchange.run(&mut payload, &mut record).await),
+    let ended = {
+        // Pinned, so that there is room for it once, and not for each way to wait for it.
+        let running = pin!(exchange.run(&mut payload, &mut record));
+        match deadline {
+            Some(deadline) => timeout_at(deadline, running).await,
+            None => Ok(running.await),
+        }
     };
     match ended {
         Ok(Ended::Answer(response, flight)) => {
@@ -222,15 +233,13 @@ fn key_of(by: &HashKey, fields: &HeaderMap, peer: IpAddr) -> Option<u64> {
 }
 
 /// Without a policy only what can do no harm is tried again: what nobody has seen.
-fn only_unsent() -> Retry {
-    Retry {
-        attempts: 2,
-        on: vec![RetryOn::ConnectFailure],
-        budget: Share::ALL,
-        backoff: Duration::ZERO,
-        non_idempotent: false,
-    }
-}
+static ONLY_UNSENT: LazyLock<Retry> = LazyLock::new(|| Retry {
+    attempts: 2,
+    on: vec![RetryOn::ConnectFailure],
+    budget: Share::ALL,
+    backoff: Duration::ZERO,
+    non_idempotent: false,
+});
 
 impl Exchange<'_> {
     async fn run(&self, payload: &mut Payload, record: &mut Record) -> Ended {
@@ -284,11 +293,15 @@ impl Exchange<'_> {
         payload: &mut Payload,
         tried: &mut Vec<HostId>,
     ) -> (HostId, Tried) {
-        let may_hedge = self.template.head.method.is_idempotent()
-            && self.template.upgrade.is_none()
-            && payload.copy().is_some();
-        match self.hedge.filter(|_| may_hedge) {
-            Some(hedge) => self.try_hedged(hedge, (endpoint, flight), payload, tried).await,
+        let may_hedge = |_: &Hedge| {
+            self.template.head.method.is_idempotent()
+                && self.template.upgrade.is_none()
+                && payload.copy().is_some()
+        };
+        match self.hedge.filter(may_hedge) {
+            Some(hedge) => {
+                Box::pin(self.try_hedged(hedge, (endpoint, flight), payload, tried)).await
+            }
             None => {
                 let host = endpoint.host;
                 (host, self.try_once(endpoint, flight, payload.take()).await)
@@ -361,12 +374,12 @@ impl Exchange<'_> {
     ) -> Option<Retrying> {
         let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX) - 1;
         let has_time = self.deadline.is_none_or(|deadline| Instant::now() < deadline);
-        let wants = wants_retry(&self.policy, attempt) && retries < self.policy.attempts;
+        let wants = wants_retry(self.policy, attempt) && retries < self.policy.attempts;
         // That a request was used to find out about an ejected workload isn't its caller's fault.
         let is_owed = probes && attempt.failure().is_some();
         let may = has_time
             && (wants || is_owed)
-            && may_repeat(&self.policy, &self.template.head.method, attempt)
+            && may_repeat(self.policy, &self.template.head.method, attempt)
             && payload.is_ready();
         if !may {
             return None;
@@ -422,12 +435,14 @@ impl Exchange<'_> {
         *request.version_mut() = wire.version();
         let awaited = request.body().awaited();
         let room = Some(self.cluster.room());
-        let sending = self.connection.shared.backends.send(target, wire, request, room);
         // The exchange's own deadline, too: it is the workload that let it pass.
         let patience = self.try_timeout.map(|patience| Instant::now() + patience);
-        let sent = match [patience, self.deadline].into_iter().flatten().min() {
-            Some(until) => timeout_at(until, sending).await,
-            None => Ok(sending.await),
+        let sent = {
+            let sending = pin!(shared.backends.send(target, wire, Box::new(request), room));
+            match [patience, self.deadline].into_iter().flatten().min() {
+                Some(until) => timeout_at(until, sending).await,
+                None => Ok(sending.await),
+            }
         };
         let random = self.connection.shared.chance.next();
         if let Some(error) = blameless(&sent, awaited.as_deref()) {
@@ -547,7 +562,7 @@ impl Template {
     pub(super) fn aim(
         &self,
         connection: &Connection,
-        view: &View,
+        view: &Arc<View>,
         place: (ServiceId, &Cluster, &Endpoint),
         fields: &mut HeaderMap,
     ) -> Option<(Target, Uri)> {

@@ -1,5 +1,7 @@
 //! Requests to a workload of this host: they needn't leave it to be judged.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use http::request::Parts;
 use isthmus_model::ServiceId;
@@ -16,7 +18,7 @@ use crate::view::{Parties, View};
 /// Who asks whom, if they may.
 pub(super) fn passes(
     connection: &Connection,
-    view: &View,
+    view: &Arc<View>,
     service: ServiceId,
     head: &Parts,
 ) -> Option<Parties> {
@@ -30,16 +32,16 @@ pub(super) fn passes(
 /// tells the application who calls. None if it may not pass.
 pub(super) fn admit(
     connection: &Connection,
-    view: &View,
+    view: &Arc<View>,
     (service, cluster, endpoint): (ServiceId, &Cluster, &Endpoint),
     head: &Parts,
     fields: &mut HeaderMap,
 ) -> Option<Target> {
-    let parties = passes(connection, view, service, head)?;
-    let from = parties.from.spiffe(&view.snapshot.mesh.trust_domain);
+    passes(connection, view, service, head)?;
+    let from = &connection.standing(view).identity;
     match &connection.entry {
-        Some(_) => headers::identify(fields, &from),
-        None => headers::introduce(fields, &from, connection.peer),
+        Some(_) => headers::identify(fields, from),
+        None => headers::introduce(fields, from, &connection.peer_text),
     }
     let address = (endpoint.address, cluster.port).into();
     let caller = view.speaks_from(&connection.parties, endpoint.address.is_ipv4())?;

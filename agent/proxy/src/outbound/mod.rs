@@ -14,6 +14,7 @@ mod forward;
 mod local;
 mod mirror;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::{CONTENT_TYPE, HOST, LOCATION};
@@ -29,7 +30,7 @@ use crate::body::Answer;
 use crate::connection::Connection;
 use crate::gateway::{self, Misdirected};
 use crate::incoming::Incoming;
-use crate::judge::{is_allowed, may_pass, settle_path, tokens, without_port};
+use crate::judge::{is_allowed, lower_case, may_pass, settle_path, tokens, without_port};
 use crate::request::{refusal, rejection};
 use crate::routing::{Act, Asked, Chosen, Compiled, location, target};
 use crate::view::View;
@@ -51,7 +52,7 @@ pub(crate) struct Call {
 pub(crate) async fn handle(
     connection: &Connection,
     view: &Arc<View>,
-    mut call: Call,
+    mut call: Box<Call>,
     mut record: Record,
 ) -> Response<Answer> {
     let asked = connection.parties.service;
@@ -123,7 +124,7 @@ pub(crate) async fn handle(
 pub(crate) async fn send_out(
     connection: &Connection,
     view: &Arc<View>,
-    mut call: Call,
+    mut call: Box<Call>,
     record: Record,
 ) -> Response<Answer> {
     let service = connection.parties.service;
@@ -163,7 +164,7 @@ fn to_https(call: &Call, mut record: Record) -> Response<Answer> {
 /// mesh, and what goes out, since nobody else will. Everything else may pass.
 fn reaches_outside(
     connection: &Connection,
-    view: &View,
+    view: &Arc<View>,
     backend: ServiceId,
     call: &mut Call,
     record: &mut Record,
@@ -182,7 +183,7 @@ fn reaches_outside(
 
 fn passes_here(
     connection: &Connection,
-    view: &View,
+    view: &Arc<View>,
     call: &Call,
     asked: ServiceId,
     record: &mut Record,
@@ -199,7 +200,7 @@ fn choose(view: &View, asked: ServiceId, call: &Call) -> Result<Option<Chosen>, 
     if table.compares_paths() && call.head.uri.path() != "*" {
         canonical(call.head.uri.path()).map_err(|_| Ambiguous)?;
     }
-    let host = call.host.to_str().unwrap_or_default().to_ascii_lowercase();
+    let host = lower_case(call.host.to_str().unwrap_or_default());
     Ok(table.choose(&Asked {
         method: call.head.method.as_str(),
         host: without_port(&host),
@@ -211,11 +212,14 @@ fn choose(view: &View, asked: ServiceId, call: &Call) -> Result<Option<Chosen>, 
 
 /// The path in the form that routes are compared with: canonical where it can be, and with the slash
 /// at its end, which means something to routes.
-fn path_of(head: &Parts) -> String {
+fn path_of(head: &Parts) -> Cow<'_, str> {
     let path = head.uri.path();
-    let Ok(form) = canonical(path) else { return path.to_owned() };
     let slash = if path.len() > 1 && path.ends_with('/') { "/" } else { "" };
-    format!("{form}{slash}")
+    match canonical(path) {
+        Ok(Cow::Owned(form)) => Cow::Owned(form + slash),
+        // But for that slash it is the path itself.
+        Ok(Cow::Borrowed(_)) | Err(_) => Cow::Borrowed(path),
+    }
 }
 
 /// The host and port that a client believes it speaks to.

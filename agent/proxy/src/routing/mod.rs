@@ -20,6 +20,8 @@ use std::sync::Arc;
 use isthmus_model::route::RouteMatch;
 use isthmus_model::{Name, ServiceId, Snapshot};
 
+use crate::view::Map;
+
 pub(crate) use compile::{Act, Compiled};
 pub(crate) use matching::Asked;
 pub(crate) use names::Names;
@@ -29,17 +31,17 @@ pub(crate) use table::{Chosen, Table};
 /// All routes of a revision, compiled.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
-    tables: HashMap<ServiceId, Table>,
+    tables: Map<ServiceId, Table>,
     /// Of services that may carry TLS.
-    names: HashMap<ServiceId, Names>,
+    names: Map<ServiceId, Names>,
 }
 
 impl Routes {
     pub(crate) fn new(snapshot: &Snapshot) -> Self {
         let ids: HashMap<&Name, ServiceId> =
             snapshot.services.iter().map(|(id, service)| (&service.name, *id)).collect();
-        let mut tables: HashMap<ServiceId, Table> = HashMap::new();
-        let mut names: HashMap<ServiceId, Names> = HashMap::new();
+        let mut tables: Map<ServiceId, Table> = Map::default();
+        let mut names: Map<ServiceId, Names> = Map::default();
         for route in &snapshot.routes {
             let Some(asked) = ids.get(&route.service) else { continue };
             let compiled = Arc::new(Compiled::new(route, &ids));

@@ -1,18 +1,18 @@
 //! The routes of one service, indexed: what a request costs doesn't grow with their number.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use isthmus_model::route::{HostMatch, PathMatch, Pattern, RouteMatch};
 
 use super::compile::Compiled;
 use super::matching::{Asked, fits};
+use crate::view::Map;
 
 /// The routes of one service.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    hosts: HashMap<Arc<str>, Paths>,
+    hosts: Map<Arc<str>, Paths>,
     /// The longest first.
     suffixes: Vec<(Arc<str>, Paths)>,
     any_host: Paths,
@@ -31,10 +31,10 @@ pub(crate) struct Chosen {
 /// Routes of one host, by path.
 #[derive(Debug, Default)]
 struct Paths {
-    exact: HashMap<Arc<str>, Vec<Entry>>,
+    exact: Map<Arc<str>, Vec<Entry>>,
     /// The longest first.
     patterns: Vec<(Pattern, Vec<Entry>)>,
-    prefixes: HashMap<Arc<str>, Vec<Entry>>,
+    prefixes: Map<Arc<str>, Vec<Entry>>,
 }
 
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@ mod framing;
 mod http1;
 mod patience;
 mod resilience;
+mod room;
 mod routed;
 mod routes;
 mod smuggling;

@@ -1,0 +1,24 @@
+//! How much room a request takes while it waits: that much is copied when it begins, and held by each stream.
+
+use std::future::Future;
+
+use crate::{backend::Backends, outbound, request};
+
+fn of_two<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
+    size_of::<F>()
+}
+
+fn of_four<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
+    size_of::<F>()
+}
+
+#[test]
+fn a_request_takes_little_room() {
+    let (server, client) = (of_two(request::handle), of_four(outbound::handle));
+    let sending = of_four(Backends::send);
+    println!("server {server}, client {client}, sending {sending}");
+    assert!(
+        server <= 4096 && client <= 4096,
+        "server {server}, client {client}, sending {sending}"
+    );
+}
