@@ -7,7 +7,7 @@
 //! ```
 //!
 //! `--listen PORT` and `--backend PORT` choose other ports (so that the one can lead to the other),
-//! `--routes N` and `--rules N` add some that don't fit, `--log LEVELS` and `--log-sample SHARE` are as in the agent's settings,
+//! `--http 2` is as the service's `http`; `--routes N` and `--rules N` add some that don't fit, `--log LEVELS` and `--log-sample SHARE` are as in the agent's settings,
 //! `--threads N` is 1 unless given.
 
 use std::collections::BTreeMap;
@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use isthmus_model::topology::{SourceFile, Topology, parse};
 use isthmus_model::{
-    Balance, Host, HostId, Mesh, MeshPrefix, Protocol, PublicKey, Revision, Service, ServiceId,
-    Snapshot,
+    Application, Balance, Host, HostId, HttpVersion, Mesh, MeshPrefix, Protocol, PublicKey,
+    Revision, Service, ServiceId, Snapshot,
 };
 use isthmus_policy::Policy;
 use isthmus_proxy::{Edge, Metrics, Options, View};
@@ -51,7 +51,13 @@ fn main() -> Result<()> {
         other => return Err(format!("--side is client or server, not {other:?}").into()),
     };
     let topology = topology(option("--routes", "1")?, option("--rules", "1")?)?;
-    let snapshot = Arc::new(snapshot(side, option("--backend", "9000")?, topology)?);
+    let http = match option::<String>("--http", "auto")?.as_str() {
+        "2" => HttpVersion::Http2,
+        _ => HttpVersion::Auto,
+    };
+    let application = Application { http, ..Application::default() };
+    let backend = (option("--backend", "9000")?, application);
+    let snapshot = Arc::new(snapshot(side, backend, topology)?);
     let policy = Arc::new(Policy::for_snapshot(&snapshot));
     let (_views, view) = watch::channel(Arc::new(View::new(snapshot, policy)));
     let local = if side == Side::Client { WEB_VIRTUAL } else { WEB };
@@ -104,7 +110,11 @@ fn topology(routes: usize, rules: usize) -> Result<Topology> {
     parse(&[file]).map_err(|errors| format!("{errors:#?}").into())
 }
 
-fn snapshot(side: Side, port: u16, topology: Topology) -> Result<Snapshot> {
+fn snapshot(
+    side: Side,
+    (port, application): (u16, Application),
+    topology: Topology,
+) -> Result<Snapshot> {
     // Who comes by loopback is the caller, at the address that the side knows it by.
     let (seen, placed) = match side {
         Side::Client => (Ipv4Addr::LOCALHOST, CLIENT),
@@ -121,7 +131,7 @@ fn snapshot(side: Side, port: u16, topology: Topology) -> Result<Snapshot> {
             selectors: Vec::new(),
             balance: Balance::default(),
             edge: None,
-            application: isthmus_model::Application::default(),
+            application,
             paths: isthmus_model::PathMode::default(),
         })
     };

@@ -24,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use crate::body::Upload;
 use crate::gate::{Pass, Room};
 use crate::gateway::Outside;
+use crate::gather::{Gather, Gathered};
 use crate::http1::client::{self, Failed};
 use crate::http1::{Keep, Link};
 use crate::incoming::{BodyError, Incoming};
@@ -349,7 +350,9 @@ impl Application {
         &self,
         pass: Option<Pass>,
     ) -> Result<http2::SendRequest<Upload>, BackendError> {
-        let io = TokioIo::new(self.connect(true).await?);
+        let gather = Gather::new(Arc::new(Link::new(self.connect(true).await?)));
+        let io = TokioIo::new(Gathered(Arc::clone(&gather)));
+        tokio::spawn(gather.send());
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_header_list_size(MAX_HEADER_LIST_BYTES)

@@ -1,6 +1,6 @@
 //! One accepted connection, from its two addresses to its end.
 
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::activity::Activity;
 use crate::gateway::{self, Entry};
+use crate::gather::{Gather, Gathered};
 use crate::http1::server::{self, End};
 use crate::http1::{Link, Raw};
 use crate::incoming::Incoming;
@@ -124,7 +125,7 @@ pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
     let link = Arc::new(Link::new(io));
     if server::is_http2(&link).await {
         // Boxed, so that HTTP/1's connections don't hold the room for it.
-        return Box::pin(serve_http2(&connection, Raw(link))).await;
+        return Box::pin(serve_http2(&connection, link)).await;
     }
     if server::serve(&connection, &link).await == End::Switched {
         let tunnel = connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -134,7 +135,7 @@ pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
     }
 }
 
-async fn serve_http2(connection: &Arc<Connection>, io: Raw<CallerIo>) {
+async fn serve_http2(connection: &Arc<Connection>, link: Arc<Link<CallerIo>>) {
     connection.activity.on_http2();
     // Dropped with this function: ends the tasks of streams that are still there.
     let (_over, streams) = watch::channel(());
@@ -143,12 +144,19 @@ async fn serve_http2(connection: &Arc<Connection>, io: Raw<CallerIo>) {
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
         Box::pin(request::handle(Arc::clone(connection), request.map(Incoming::from)))
     });
-    let mut http = pin!(builder.serve_connection(TokioIo::new(io), service));
+    let gather = Gather::new(link);
+    let io = TokioIo::new(Gathered(Arc::clone(&gather)));
+    let mut http = pin!(builder.serve_connection(io, service));
     let mut farewell: Option<Instant> = None;
     loop {
         tokio::select! {
             biased;
-            ended = http.as_mut() => {
+            ended = poll_fn(|cx| {
+                let ended = http.as_mut().poll(cx);
+                // If it fails the next write does, too.
+                let _ = gather.poll_send(cx);
+                ended
+            }) => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, from = %connection.parties.from, "A connection failed");
                 }

@@ -26,6 +26,7 @@ mod chance;
 mod connection;
 mod gate;
 mod gateway;
+mod gather;
 mod grpc;
 mod headers;
 mod health;

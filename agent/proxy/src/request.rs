@@ -182,12 +182,14 @@ fn is_host_and_port(authority: &Authority) -> bool {
 /// What has been read properly and still doesn't pass. Framing that could be read in two ways was
 /// refused before, by `http1` and by hyper; the codings are looked at again for HTTP/2, which has none.
 fn proper(head: &Parts) -> Result<(), Improper> {
-    let mut codings = list(&head.headers, &TRANSFER_ENCODING);
-    if codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case("chunked")) {
-        return Err(Improper("a Transfer-Encoding other than chunked"));
-    }
-    if codings.next().is_some() {
-        return Err(Improper("more than one Transfer-Encoding"));
+    if head.version == Version::HTTP_2 && head.headers.contains_key(TRANSFER_ENCODING) {
+        let mut codings = list(&head.headers, &TRANSFER_ENCODING);
+        if codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case("chunked")) {
+            return Err(Improper("a Transfer-Encoding other than chunked"));
+        }
+        if codings.next().is_some() {
+            return Err(Improper("more than one Transfer-Encoding"));
+        }
     }
     if head.method == Method::CONNECT {
         return Err(Improper("CONNECT, which is not for services"));

@@ -1,5 +1,6 @@
 //! Heads and bodies, to bytes.
 
+use std::cell::RefCell;
 use std::io::Write as _;
 
 use bytes::Bytes;
@@ -99,22 +100,30 @@ pub(crate) fn request(
     spelled: Option<&Bytes>,
     framing: Framing,
 ) -> Bytes {
-    let mut head = Vec::with_capacity(512);
+    into_bytes(|head| write_request((method, uri), fields, spelled, framing, head))
+}
+
+fn write_request(
+    (method, uri): (&Method, &Uri),
+    fields: &HeaderMap,
+    spelled: Option<&Bytes>,
+    framing: Framing,
+    head: &mut Vec<u8>,
+) {
     head.extend_from_slice(method.as_str().as_bytes());
     head.push(b' ');
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
     head.extend_from_slice(target.as_bytes());
     head.extend_from_slice(b" HTTP/1.1\r\n");
-    all_but_framing(&mut head, fields, spelled);
+    all_but_framing(head, fields, spelled);
     let may_have_body = [Method::POST, Method::PUT, Method::PATCH].contains(method);
     match framing {
-        Framing::Empty if may_have_body => length(&mut head, 0),
+        Framing::Empty if may_have_body => length(head, 0),
         Framing::Empty | Framing::UntilClose => {}
-        Framing::Length(bytes) => length(&mut head, bytes),
+        Framing::Length(bytes) => length(head, bytes),
         Framing::Chunked => head.extend_from_slice(b"transfer-encoding: chunked\r\n"),
     }
     head.extend_from_slice(b"\r\n");
-    head.into()
 }
 
 /// What an answer's head needs to know of its request.
@@ -133,7 +142,16 @@ pub(crate) fn response(
     framing: Framing,
     asked: Asked,
 ) -> Bytes {
-    let mut head = Vec::with_capacity(512);
+    into_bytes(|head| write_response(status, fields, spelled, (framing, asked), head))
+}
+
+fn write_response(
+    status: StatusCode,
+    fields: &HeaderMap,
+    spelled: Option<&Bytes>,
+    (framing, asked): (Framing, Asked),
+    head: &mut Vec<u8>,
+) {
     // The version is the proxy's own, whatever the caller's is (RFC 9110, section 2.5).
     head.extend_from_slice(b"HTTP/1.1 ");
     head.extend_from_slice(status.as_str().as_bytes());
@@ -141,21 +159,21 @@ pub(crate) fn response(
     head.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
     head.extend_from_slice(b"\r\n");
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        lines(&mut head, fields, spelled, |_| true);
+        lines(head, fields, spelled, |_| true);
         head.extend_from_slice(b"\r\n");
-        return head.into();
+        return;
     }
-    all_but_framing(&mut head, fields, spelled);
+    all_but_framing(head, fields, spelled);
     let is_bodiless = status == StatusCode::NO_CONTENT || status.is_informational();
     match (framing, fields.get(CONTENT_LENGTH)) {
         // What the length would be.
         (_, Some(told)) if asked.is_head || status == StatusCode::NOT_MODIFIED => {
-            line(&mut head, b"content-length", told);
+            line(head, b"content-length", told);
         }
         (_, None) if asked.is_head || status == StatusCode::NOT_MODIFIED => {}
         (Framing::Empty, _) if is_bodiless => {}
-        (Framing::Empty, _) => length(&mut head, 0),
-        (Framing::Length(bytes), _) => length(&mut head, bytes),
+        (Framing::Empty, _) => length(head, 0),
+        (Framing::Length(bytes), _) => length(head, bytes),
         (Framing::Chunked, _) => head.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         (Framing::UntilClose, _) => {}
     }
@@ -172,7 +190,19 @@ pub(crate) fn response(
         });
     }
     head.extend_from_slice(b"\r\n");
-    head.into()
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What is written into a buffer of the thread's, in as many bytes as it takes.
+fn into_bytes(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.clear();
+        write(scratch);
+        Bytes::copy_from_slice(scratch)
+    })
 }
 
 fn all_but_framing(head: &mut Vec<u8>, fields: &HeaderMap, spelled: Option<&Bytes>) {
@@ -219,9 +249,14 @@ fn spelling<'a>(head: &'a [u8], name: &[u8], value: &HeaderValue) -> Option<&'a 
 /// What came with a head lies in it still, behind its name.
 fn beside<'a>(head: &'a [u8], name: &[u8], value: &HeaderValue) -> Option<&'a [u8]> {
     let at = value.as_bytes().as_ptr().addr().wrapping_sub(head.as_ptr().addr());
-    let line = head.get(..at)?.trim_ascii_end().strip_suffix(b":")?;
+    let line = match head.get(..at)? {
+        [line @ .., b':', b' '] => line,
+        line => line.trim_ascii_end().strip_suffix(b":")?,
+    };
     let spelt = &line[line.len().checked_sub(name.len())?..];
-    spelt.eq_ignore_ascii_case(name).then_some(spelt)
+    // But for the bit that tells lower case from upper; a whole loop is quicker than one that ends early.
+    let differ = spelt.iter().zip(name).fold(0, |differ, (a, b)| differ | (a ^ b) & !0x20);
+    (differ == 0).then_some(spelt)
 }
 
 /// The lines of a head from the first on that is about a name.

@@ -32,10 +32,12 @@ impl Reader {
         link: &Link<S>,
     ) -> Poll<Result<Option<Bytes>, NoHead>> {
         loop {
-            let (head, rest) = self.take(link.take_rest()).map_err(NoHead::Refused)?;
-            link.put_back(rest);
-            if head.is_some() {
-                return Poll::Ready(Ok(head));
+            if link.rest_len() > 0 {
+                let (head, rest) = self.take(link.take_rest()).map_err(NoHead::Refused)?;
+                link.put_back(rest);
+                if head.is_some() {
+                    return Poll::Ready(Ok(head));
+                }
             }
             let filled = ready!(link.poll_fill(cx));
             match filled.map_err(|error| NoHead::Broken(error.into()))? {

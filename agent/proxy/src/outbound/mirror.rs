@@ -67,7 +67,8 @@ fn send_one(
         let _held = (place, flight);
         let exchange = async {
             let room = Some(cluster.room());
-            if let Ok(response) = shared.backends.send(target, wire, Box::new(request), room).await {
+            if let Ok(response) = shared.backends.send(target, wire, Box::new(request), room).await
+            {
                 // Read to its end, so that the connection can be used again.
                 let mut body = response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}
