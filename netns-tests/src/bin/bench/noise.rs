@@ -116,7 +116,18 @@ pub(crate) fn cpu_seconds(pid: u32) -> f64 {
         stat.rsplit_once(") ").map_or("", |it| it.1).split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|it| it.parse::<f64>().ok()).unwrap_or(0.0);
     // Fields 14 and 15 (utime, stime), counted from the state, which is field 3.
-    (ticks(11) + ticks(12)) / 100.0
+    let by_ticks = (ticks(11) + ticks(12)) / 100.0;
+    exact_seconds(pid).unwrap_or(by_ticks)
+}
+
+/// The same to a nanosecond, of the threads that are there now, where the kernel tells.
+fn exact_seconds(pid: u32) -> Option<f64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let nanos = threads.flatten().map(|thread| {
+        let stat = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        stat.split(' ').next()?.parse::<f64>().ok()
+    });
+    Some(nanos.sum::<Option<f64>>()? / 1e9)
 }
 
 /// Resident memory of a process; 0 if it is gone.

@@ -97,6 +97,11 @@ impl Figures {
     }
 
     #[must_use]
+    pub(crate) fn has(&self, measure: &str) -> bool {
+        self.measures.contains(&measure)
+    }
+
+    #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.values.is_empty()
     }

@@ -277,15 +277,17 @@ fn ours_alone() -> Option<String> {
 }
 
 fn ours(yard: &Yard, program: &str, name: &str, arguments: &str) -> Path {
-    let address = if arguments.contains("client") { "127.64.0.2" } else { "127.64.2.2" };
-    let [http1, http2] = [(15001, HTTP1), (15003, HTTP2)];
-    let line = |(port, application): (u16, u16)| {
-        format!("{program} {arguments} --listen {port} --backend {application}")
+    let is_client = arguments.contains("client");
+    let address = if is_client { "127.64.0.2" } else { "127.64.2.2" };
+    let [http1, http2] = [(15001, HTTP1, "auto"), (15003, HTTP2, "2")];
+    let line = |(port, application, version): (u16, u16, &str)| {
+        format!("{program} {arguments} --listen {port} --backend {application} --http {version}")
     };
     let mut path = yard.hop(name, ports(http1.0, http2.0), vec![line(http1), line(http2)]);
-    // The service's protocol says what its application speaks: HTTP/2 is for gRPC there.
+    // To another host's proxy all but gRPC goes by HTTP/1.1.
+    let by_http2 = if is_client { http1.0 } else { http2.0 };
     let at = |port: u16| Some(format!("{address}:{port}"));
-    path.targets = Targets { http1: at(http1.0), http2: at(http1.0), grpc: at(http2.0) };
+    path.targets = Targets { http1: at(http1.0), http2: at(by_http2), grpc: at(http2.0) };
     path
 }
 

@@ -105,6 +105,14 @@ impl Counter {
         let said = node.try_sh(&format!("{} true", perf("/dev/stdout")));
         if instructions(&said.stdout).is_some() { Self::Perf } else { Self::None }
     }
+
+    /// Behind the title of each table.
+    pub(crate) const fn remark(self) -> &'static str {
+        match self {
+            Self::Perf => "",
+            Self::None => " (no counter of instructions here: judge by CPU time)",
+        }
+    }
 }
 
 fn perf(file: &str) -> String {

@@ -13,10 +13,10 @@ use super::path::{HOPS_CPU, Hop, Path, Targets};
 const CLIENT: u32 = 40_002;
 const HOSTS: [&str; 2] = ["app-1", "web-1"];
 
-const BOTH: &str = "isthmus both hops";
+pub(super) const BOTH: &str = "isthmus both hops";
 const CLIENTS_SIDE: &str = "isthmus client's side";
 const SERVERS_SIDE: &str = "isthmus server's side";
-const TUNNEL: &str = "isthmus tunnel alone";
+pub(super) const TUNNEL: &str = "isthmus tunnel alone";
 const MANY: &str = "isthmus 10,000 routes";
 
 /// Routes, and as many rules, of the large mesh.
@@ -80,9 +80,10 @@ fn topology(routes: usize) -> String {
         let _ = write!(
             text,
             "[service.{name}]\nport = {port}\nprotocol = {protocol:?}\nhosts = [{host:?}]\n\
-             workload = {{ user = \"{}\" }}\n\n",
+             workload = {{ user = \"{}\" }}\n{}\n",
             // Nobody speaks as one of these.
-            CLIENT + u32::from(*port)
+            CLIENT + u32::from(*port),
+            if ["rpc", "near-rpc"].contains(name) { "http = \"2\"\n" } else { "" }
         );
         let http = "http = [{ method = \"GET\", path = \"/bench/*\" }, { method = \"POST\", path = \"/bench/*\" }]";
         let http = if *protocol == "http" { http } else { "" };
@@ -127,12 +128,12 @@ fn usual(mesh: Mesh, bench: &str) -> Vec<Path> {
     };
     let dialled = Targets {
         http1: workload("web", HTTP1),
-        http2: workload("web", HTTP1),
+        http2: workload("rpc", HTTP2),
         grpc: workload("rpc", HTTP2),
     };
     let near = virtual_targets(
         &services,
-        [("near-web", MORE_HTTP1[0]), ("near-web", MORE_HTTP1[0]), ("near-rpc", MORE_HTTP2[0])],
+        [("near-web", MORE_HTTP1[0]), ("near-rpc", MORE_HTTP2[0]), ("near-rpc", MORE_HTTP2[0])],
     );
     let plain = virtual_targets(
         &services,
@@ -149,7 +150,7 @@ fn usual(mesh: Mesh, bench: &str) -> Vec<Path> {
 /// By virtual address: both proxies, and the tunnel between them.
 fn both(mesh: &Rc<RefCell<Mesh>>, name: &str, bench: &str) -> Path {
     let services = mesh.borrow().agentctl(&["service", "list", "-o", "json"]).json();
-    let targets = virtual_targets(&services, [("web", HTTP1), ("web", HTTP1), ("rpc", HTTP2)]);
+    let targets = virtual_targets(&services, [("web", HTTP1), ("rpc", HTTP2), ("rpc", HTTP2)]);
     path(mesh, name, targets, bench)
 }
 

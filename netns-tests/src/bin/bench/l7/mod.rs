@@ -22,6 +22,7 @@ use crate::noise::{Noise, noise_of_rounds, record_noise, wait_for_calm};
 use crate::report::Figures;
 use hops::HAPROXY;
 use load::{Counter, LOADS, Load, Sample};
+use mesh::{BOTH, TUNNEL};
 use path::{NO_PROXY, Path};
 
 const RATE: &str = "requests/s";
@@ -32,7 +33,12 @@ const INSTRUCTIONS: &str = "k instr/request";
 const FAILED: &str = "failed";
 const CPU_RATIO: &str = "CPU / HAProxy's";
 const INSTRUCTIONS_RATIO: &str = "instr / HAProxy's";
+const PROXIES_RATIO: &str = "less tunnel / HAProxy's";
 const ADDED: &str = "added p50, µs";
+
+/// The loads that have goals.
+pub(crate) const SHORT: [&str; 7] =
+    ["h1-1k-16", "h1-1k-256", "h1-100k-16", "h2-1k-4x64", "grpc-1k-4x32", "open-1k", "memory"];
 
 /// Measures everything that is installed.
 pub(crate) fn run(options: &Options) -> Value {
@@ -48,17 +54,21 @@ pub(crate) fn run(options: &Options) -> Value {
     let mut all: BTreeMap<&str, Figures> = BTreeMap::new();
     let mut memory = Figures::default();
     let mut noise = Figures::default();
-    for round in 1..=options.rounds {
+    let (rounds, seconds) = (options.rounds.unwrap_or(3), options.seconds.unwrap_or(1));
+    for round in 1..=rounds {
         for path in &mut paths {
-            eprintln!("round {round} of {}: {}", options.rounds, path.name);
-            if options.loads.is_empty() || options.loads.iter().any(|it| it == "memory") {
+            eprintln!("round {round} of {rounds}: {}", path.name);
+            // It hardly varies, and takes long.
+            let is_memory_wanted =
+                options.loads.is_empty() || options.loads.iter().any(|it| it == "memory");
+            if round == 1 && is_memory_wanted {
                 memory::measure(&mut memory, path);
             }
             path.restart();
-            for load in &loads {
+            for load in loads.iter().filter(|load| path.takes(load)) {
                 let Some(target) = path.target(load.protocol) else { continue };
                 let before = Noise::now();
-                let sample = load.run(path, target, options.seconds, counter);
+                let sample = load.run(path, target, seconds, counter);
                 record(all.entry(load.name).or_default(), &path.name, &sample);
                 record_noise(&mut noise, &format!("{}: {}", path.name, load.name), before);
             }
@@ -67,7 +77,7 @@ pub(crate) fn run(options: &Options) -> Value {
     for load in &loads {
         if let Some(figures) = all.get_mut(load.name) {
             compare(figures, &paths, load);
-            println!("{}\n{}", load.title(), figures.table());
+            println!("{}{}\n{}", load.title(), counter.remark(), figures.table());
         }
     }
     if !memory.is_empty() {
@@ -75,9 +85,6 @@ pub(crate) fn run(options: &Options) -> Value {
     }
     for note in &notes {
         println!("note: {note}");
-    }
-    if matches!(counter, Counter::None) {
-        println!("note: instructions are not counted on this machine; judge by CPU");
     }
     println!("before the first round the machine was {:.1} % busy", busy * 100.0);
     println!("{}", noise_of_rounds(&noise));
@@ -105,6 +112,13 @@ fn compare(figures: &mut Figures, paths: &[Path], load: &Load) {
         for (measure, ratio) in [(CPU, CPU_RATIO), (INSTRUCTIONS, INSTRUCTIONS_RATIO)] {
             if let Some(value) = figures.ratio(measure, name, HAPROXY) {
                 figures.record(name, ratio, value);
+            }
+        }
+        if name == BOTH {
+            let measure = if figures.has(INSTRUCTIONS) { INSTRUCTIONS } else { CPU };
+            let of = |path| figures.quantile(path, measure, 0.5);
+            if let (Some(all), Some(tunnel), Some(haproxy)) = (of(name), of(TUNNEL), of(HAPROXY)) {
+                figures.record(name, PROXIES_RATIO, (all - tunnel) / haproxy);
             }
         }
         let median = |path| figures.quantile(path, P50, 0.5);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_netns_tests::{Lab, Mesh, Node, Process, wait_for};
 
-use super::load::{Protocol, grpc_message};
+use super::load::{Load, Protocol, grpc_message};
 use super::{hops, mesh};
 use crate::Options;
 use crate::noise::{cpu_seconds, resident_mb};
@@ -18,6 +18,9 @@ pub(crate) const GENERATORS_CPU: usize = 1;
 
 /// The path to compare with.
 pub(crate) const NO_PROXY: &str = "no proxy";
+
+/// In the names of paths with that many routes and rules.
+const MANY: &str = "10,000";
 
 /// For a program to start or to end in, also where much else is going on.
 const ENOUGH: Duration = Duration::from_secs(60);
@@ -88,6 +91,11 @@ impl Path {
         let Targets { http2, grpc, .. } = &mut self.targets;
         http2.take_if(|_| !wanted(Protocol::Http2));
         grpc.take_if(|_| !wanted(Protocol::Grpc));
+    }
+
+    /// The many routes and rules are compared by one load only.
+    pub(crate) fn takes(&self, load: &Load) -> bool {
+        !self.name.contains(MANY) || load.name == "h1-1k-16"
     }
 
     fn pids(&self) -> Vec<u32> {
