@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use crate::identity::Identity;
 use crate::local::{self, Api};
 use crate::membership::{self, Outcome};
+use crate::memory;
 use crate::names;
 use crate::owners::SharedCgroups;
 use crate::settings::Settings;
@@ -67,6 +68,7 @@ pub async fn run(settings: Settings, cgroups: SharedCgroups) -> anyhow::Result<(
     });
 
     let spans = tokio::spawn(export_spans(Arc::clone(&shared)));
+    let tidying = tokio::spawn(memory::keep_tidy());
 
     let living = live(&shared, &disk, identity, &mut stopped, &mut joined);
     tokio::pin!(living);
@@ -84,6 +86,7 @@ pub async fn run(settings: Settings, cgroups: SharedCgroups) -> anyhow::Result<(
     metrics.abort();
     windows.abort();
     spans.abort();
+    tidying.abort();
     say_goodbye(local).await;
     ended
 }

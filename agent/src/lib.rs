@@ -25,6 +25,7 @@ pub mod join;
 pub mod local;
 pub mod logging;
 pub mod membership;
+pub mod memory;
 pub mod names;
 pub mod network;
 pub mod owners;

@@ -19,6 +19,7 @@
 
 pub mod cgroup;
 pub mod listen;
+pub mod memory;
 pub mod monitor;
 pub mod netlink;
 pub mod poll;

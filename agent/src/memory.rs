@@ -1,0 +1,57 @@
+//! Gives memory back to the system that a burst of connections, or a large revision, left free.
+
+use std::time::Duration;
+
+use isthmus_net::memory::{free_bytes, trim};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(10);
+/// Less than this isn't worth the work.
+const WORTH: usize = 1024 * 1024;
+
+/// How much of the free memory the system has back.
+#[derive(Debug, Default)]
+struct Tidy {
+    returned: usize,
+}
+
+/// Looks after it for as long as the agent runs.
+pub async fn keep_tidy() {
+    let mut tidy = Tidy::default();
+    loop {
+        sleep(EVERY).await;
+        if tidy.is_worth_it(free_bytes()) {
+            // Should it fail there is another look.
+            let _ = spawn_blocking(trim).await;
+            tidy.returned = free_bytes();
+        }
+    }
+}
+
+impl Tidy {
+    /// What is free stays free in the allocator's books once the system has it back. Only what has been
+    /// used since can have come anew.
+    fn is_worth_it(&mut self, free: usize) -> bool {
+        self.returned = self.returned.min(free);
+        free > self.returned + WORTH
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_given_back_isnt_given_again_until_it_has_been_used() {
+        const MB: usize = 1 << 20;
+        let mut tidy = Tidy::default();
+        assert!(!tidy.is_worth_it(MB));
+        assert!(tidy.is_worth_it(50 * MB));
+        tidy.returned = 50 * MB;
+        assert!(!tidy.is_worth_it(50 * MB));
+        assert!(!tidy.is_worth_it(20 * MB), "30 MB are in use again");
+        assert!(tidy.is_worth_it(50 * MB), "and free now");
+    }
+}
