@@ -41,9 +41,12 @@ pub(crate) struct Weighted {
     sum: u64,
 }
 
-/// Changes to header fields.
+/// Changes to header fields. Most routes make none.
 #[derive(Debug, Default)]
-pub(crate) struct Fields {
+pub(crate) struct Fields(Option<Box<Changes>>);
+
+#[derive(Debug)]
+struct Changes {
     remove: Vec<HeaderName>,
     set: Vec<(HeaderName, HeaderValue)>,
     add: Vec<(HeaderName, HeaderValue)>,
@@ -103,26 +106,30 @@ impl Weighted {
 
 impl Fields {
     fn new(changes: &HeaderChanges) -> Self {
+        if changes.is_empty() {
+            return Self(None);
+        }
         // The model holds only what can be a field; the wire may hold more.
         let name = |name: &str| HeaderName::try_from(name).ok();
         let pair = |(field, value): &(Arc<str>, Arc<str>)| {
             Some((name(field)?, HeaderValue::from_str(value).ok()?))
         };
-        Self {
+        Self(Some(Box::new(Changes {
             remove: changes.remove.iter().filter_map(|field| name(field)).collect(),
             set: changes.set.iter().filter_map(pair).collect(),
             add: changes.add.iter().filter_map(pair).collect(),
-        }
+        })))
     }
 
     pub(crate) fn apply(&self, headers: &mut HeaderMap) {
-        for name in &self.remove {
+        let Some(changes) = &self.0 else { return };
+        for name in &changes.remove {
             headers.remove(name);
         }
-        for (name, value) in &self.set {
+        for (name, value) in &changes.set {
             headers.insert(name, value.clone());
         }
-        for (name, value) in &self.add {
+        for (name, value) in &changes.add {
             headers.append(name, value.clone());
         }
     }

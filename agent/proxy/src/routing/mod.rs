@@ -7,6 +7,7 @@
 //! parameters; and between equals the order in which the routes stand.
 
 mod compile;
+mod entries;
 mod matching;
 mod names;
 mod rewrite;
@@ -48,14 +49,12 @@ impl Routes {
             if snapshot.services.get(asked).is_some_and(|it| it.protocol.carries_tls()) {
                 names.entry(*asked).or_default().add(&compiled, &route.matches);
             }
-            let of_requests: Vec<RouteMatch> =
-                route.matches.iter().filter(|entry| entry.sni.is_empty()).cloned().collect();
-            if route.matches.is_empty() || !of_requests.is_empty() {
-                tables.entry(*asked).or_default().add(compiled, &of_requests);
+            let is_of_requests = |entry: &RouteMatch| entry.sni.is_empty();
+            if route.matches.is_empty() || route.matches.iter().any(is_of_requests) {
+                tables.entry(*asked).or_default().add(&compiled, &route.matches);
             }
         }
         tables.values_mut().for_each(Table::finish);
-        names.values_mut().for_each(Names::finish);
         Self { tables, names }
     }
 

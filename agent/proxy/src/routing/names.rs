@@ -1,21 +1,22 @@
 //! Routes of TLS that isn't ended here: by the server's name that the client asks for. Gateway API's
 //! TLSRoute: an exact name, then the longest `*.suffix`, then what takes every name and none.
 
-use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use isthmus_model::ServiceId;
 use isthmus_model::route::{HostMatch, RouteMatch};
 
 use super::compile::{Act, Compiled};
+use super::table::suffixes;
+use crate::view::Map;
 
 /// The routes of one service, by server name. Of equals the first counts.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    exact: HashMap<Arc<str>, Arc<Compiled>>,
-    /// The longest first.
-    suffixes: Vec<(Arc<str>, Arc<Compiled>)>,
+    exact: Map<Arc<str>, Arc<Compiled>>,
+    suffixes: Map<Arc<str>, Arc<Compiled>>,
+    /// Of a suffix, in bytes.
+    longest_suffix: usize,
     any: Option<Arc<Compiled>>,
 }
 
@@ -34,15 +35,12 @@ impl Names {
                     self.exact.entry(Arc::clone(name)).or_insert_with(|| Arc::clone(route));
                 }
                 HostMatch::Suffix(suffix) => {
-                    self.suffixes.push((Arc::clone(suffix), Arc::clone(route)));
+                    self.longest_suffix = self.longest_suffix.max(suffix.len());
+                    let known = self.suffixes.entry(Arc::clone(suffix));
+                    known.or_insert_with(|| Arc::clone(route));
                 }
             }
         }
-    }
-
-    /// Puts everything in order, once all routes are there.
-    pub(super) fn finish(&mut self) {
-        self.suffixes.sort_by_key(|(suffix, _)| Reverse(suffix.len()));
     }
 
     /// Whether there is nothing to choose.
@@ -53,10 +51,7 @@ impl Names {
     /// The route of a server's name, in lower case.
     pub(crate) fn choose(&self, name: Option<&str>) -> Option<&Arc<Compiled>> {
         let by_suffix = |name: &str| {
-            let fits = |(suffix, _): &&(Arc<str>, _)| {
-                name.len() > suffix.len() && name.ends_with(&**suffix)
-            };
-            self.suffixes.iter().find(fits).map(|(_, route)| route)
+            suffixes(name, self.longest_suffix).find_map(|suffix| self.suffixes.get(suffix))
         };
         let named = name.and_then(|name| self.exact.get(name).or_else(|| by_suffix(name)));
         named.or(self.any.as_ref())
@@ -75,6 +70,8 @@ impl Compiled {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use isthmus_model::route::Route;
     use isthmus_model::topology::{SourceFile, parse};
 
@@ -90,7 +87,6 @@ mod tests {
             let route: &Route = route;
             names.add(&Arc::new(Compiled::new(route, &HashMap::new())), &route.matches);
         }
-        names.finish();
         names
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use isthmus_model::topology::{SourceFile, parse};
+use isthmus_model::topology::{SourceFile, Topology, parse};
 
 use super::{Asked, Compiled, Table};
 
@@ -247,14 +247,44 @@ fn taken(table: &Table, request: &str) -> String {
     chosen.map_or_else(|| "-".to_owned(), |chosen| chosen.route.name.to_string())
 }
 
-fn table(routes: &str) -> Table {
+fn parsed(routes: &str) -> Topology {
     let base = "[host.a]\n[service.web]\nport = 80\nprotocol = \"http\"\nhosts = [\"a\"]\n";
     let file = SourceFile { name: "mesh.toml".into(), text: format!("{base}{routes}") };
-    let topology = parse(&[file]).unwrap_or_else(|errors| panic!("{errors:#?}"));
+    parse(&[file]).unwrap_or_else(|errors| panic!("{errors:#?}"))
+}
+
+fn table(routes: &str) -> Table {
+    let topology = parsed(routes);
     let mut table = Table::default();
     for route in &topology.routes {
-        table.add(Arc::new(Compiled::new(route, &HashMap::new())), &route.matches);
+        table.add(&Arc::new(Compiled::new(route, &HashMap::new())), &route.matches);
     }
     table.finish();
     table
+}
+
+#[test]
+fn routes_of_one_path_are_found_by_a_field_and_expressions_by_their_begin() {
+    let tenants: String = (0..10_000)
+        .map(|number| {
+            format!(
+                "[[route.web]]\nname = \"t{number}\"\n\
+                 match = {{ path = {{ prefix = \"/t\" }}, header = {{ tenant = \"{number}\" }} }}\n\
+                 [[route.web]]\nname = \"e{number}\"\n\
+                 match = {{ path = {{ regex = \"/e{number}/[0-9]+\" }} }}\n"
+            )
+        })
+        .collect();
+    let table = table(&tenants);
+    let mut headers = HeaderMap::new();
+    headers.append("tenant", HeaderValue::from_static("9999"));
+    let asked = |path| Asked { method: "GET", host: "h", path, query: None, headers: &headers };
+    let taken = |path| table.choose(&asked(path)).map(|it| it.route.name.to_string());
+    assert_eq!(taken("/t/x"), Some("t9999".to_owned()));
+    assert_eq!(taken("/e9999/7"), Some("e9999".to_owned()));
+    assert_eq!(taken("/e9999/x"), None);
+    assert_eq!(table.candidates(&asked("/t/x")), 1);
+    // What begins with `/e`, `/e9`, `/e99`… doesn't go on with a slash.
+    assert_eq!(table.candidates(&asked("/e9999/7")), 1);
+    assert_eq!(table.candidates(&asked("/other")), 0);
 }
