@@ -12,7 +12,7 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use isthmus_model::ServiceId;
+use isthmus_model::{Protocol, ServiceId};
 use isthmus_policy::Outcome;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -61,7 +61,7 @@ pub(crate) struct Connection {
     /// How many requests its caller may have under way.
     pub(crate) share: Share,
     /// Left here by the request that turned the connection into a tunnel.
-    tunnel: Mutex<Option<Tunnel>>,
+    tunnel: Mutex<Option<Box<Tunnel>>>,
     newest: Newest,
 }
 
@@ -115,14 +115,7 @@ pub(crate) fn identify(
 pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
     // If it fails answers are merely slower.
     let _ = stream.set_nodelay(true);
-    let stream = if connection.entry.is_some() {
-        gateway::greet(&connection, stream).await
-    } else {
-        streams::run(&connection, stream).await.map(Stream::Plain)
-    };
-    let Some(stream) = stream else { return };
-    let io = CallerIo::new(stream, Arc::clone(&connection.activity));
-    let link = Arc::new(Link::new(io));
+    let Some(link) = begin(&connection, stream).await else { return };
     if server::is_http2(&link).await {
         // Boxed, so that HTTP/1's connections don't hold the room for it.
         return Box::pin(serve_http2(&connection, link)).await;
@@ -133,6 +126,19 @@ pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
             Box::pin(tunnel.run(&connection, Raw(link))).await;
         }
     }
+}
+
+/// Gives the connection if it carries requests. What isn't needed for most is boxed: a connection
+/// holds the room of all that it may wait for as long as it lives.
+async fn begin(connection: &Arc<Connection>, stream: TcpStream) -> Option<Arc<Link<CallerIo>>> {
+    let stream = if connection.entry.is_some() {
+        Box::pin(gateway::greet(connection, stream)).await?
+    } else if connection.parties.protocol == Protocol::Http {
+        Stream::Plain(stream)
+    } else {
+        Stream::Plain(Box::pin(streams::run(connection, stream)).await?)
+    };
+    Some(Arc::new(Link::new(CallerIo::new(stream, Arc::clone(&connection.activity)))))
 }
 
 async fn serve_http2(connection: &Arc<Connection>, link: Arc<Link<CallerIo>>) {
@@ -259,7 +265,7 @@ impl Connection {
     }
 
     pub(crate) fn leave_tunnel(&self, tunnel: Tunnel) {
-        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tunnel));
     }
 }
 
@@ -279,5 +285,19 @@ where
                 () = task => {}
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_without_a_request_is_small() {
+        fn room<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
+            size_of::<F>()
+        }
+        assert!(room(run) <= 384, "{} bytes while nothing happens", room(run));
+        assert!(size_of::<Connection>() <= 512, "{} bytes", size_of::<Connection>());
     }
 }

@@ -149,6 +149,10 @@ impl Ledger {
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
+        // Most connections need one.
+        if known.is_empty() {
+            known.reserve_exact(1);
+        }
         known.push(Known { way: way.clone(), ruling, series: Arc::clone(&series) });
         series
     }

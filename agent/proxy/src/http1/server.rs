@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -67,23 +67,25 @@ pub(crate) async fn serve(connection: &Arc<Connection>, link: &Arc<Link<CallerIo
         if link.rest_len() > 0 {
             connection.activity.on_bytes();
         }
-        let request = match poll_fn(|cx| reader.poll(cx, link)).await {
-            Ok(Some(head)) => head::request(&head).map(|request| (request, head)),
+        let begun = match poll_fn(|cx| reader.poll(cx, link)).await {
+            // Boxed at once, so that a connection without a request doesn't hold the room for one.
+            Ok(Some(head)) => head::request(&head)
+                .map(|request| Box::pin(exchange(connection, link, request, head))),
             Err(NoHead::Refused(refused)) => Err(refused),
             Ok(None) | Err(NoHead::Broken(_)) => return End::Closed,
         };
-        let (request, head) = match request {
-            Ok(request) => request,
+        let exchange = match begun {
+            Ok(exchange) => exchange,
             Err(refused) => {
-                refuse(refused, link).await;
+                Box::pin(refuse(refused, link)).await;
                 return End::Closed;
             }
         };
-        match exchange(connection, link, request, head).await {
+        match exchange.await {
             Some(Next::Request) => {}
             Some(Next::Tunnel) => return End::Switched,
             Some(Next::End) => {
-                say_farewell(link).await;
+                Box::pin(say_farewell(link)).await;
                 return End::Closed;
             }
             None => return End::Closed,
@@ -111,9 +113,10 @@ async fn exchange(
     link.set_answering(false);
     let body = Body::of_request(link, framing, expects_continue);
     let request = Request::from_parts(parts, Incoming::of_request(body, head));
-    // Boxed, so that a connection without a request doesn't hold the room for one.
-    let handling = Box::pin(request::handle(Arc::clone(connection), request));
-    let answer = answered(handling, link).await?;
+    let answer = {
+        let handling = pin!(request::handle(Arc::clone(connection), request));
+        answered(handling, link).await?
+    };
     link.set_answering(true);
 
     let (mut head, body) = answer.into_parts();
@@ -135,7 +138,7 @@ async fn exchange(
 }
 
 /// Waits for an answer. None if the caller goes away before.
-async fn answered<F>(mut handling: Pin<Box<F>>, link: &Link<CallerIo>) -> Option<Response<Answer>>
+async fn answered<F>(mut handling: Pin<&mut F>, link: &Link<CallerIo>) -> Option<Response<Answer>>
 where
     F: Future<Output = Result<Response<Answer>, Infallible>>,
 {

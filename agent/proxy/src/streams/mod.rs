@@ -99,9 +99,6 @@ enum Found {
 
 /// Serves a connection to its end, or gives it back if it carries requests.
 pub(crate) async fn run(connection: &Connection, caller: TcpStream) -> Option<TcpStream> {
-    if connection.parties.protocol == Protocol::Http {
-        return Some(caller);
-    }
     // A stream counts as a request: it isn't too quiet before it has been quiet for its own time.
     let _under_way = connection.activity.on_request();
     let is_requests = attend(connection, &caller).await;
