@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use ipnet::IpNet;
 use isthmus_proto::v1;
-use isthmus_proxy::Traffic;
+use isthmus_proxy::{Demand, Traffic};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -264,7 +264,13 @@ impl sync::Member for Membership {
         v1::Report {
             forgeries: self.shared.take_forgeries(),
             traffic: traffic.into_iter().map(traffic_message).collect(),
+            demand: self.shared.proxy.limits().take_demand().into_iter().map(demand).collect(),
         }
+    }
+
+    fn shares(&mut self, told: v1::Shares) {
+        let shares = told.shares.iter().map(|it| (&*it.limit, it.share));
+        self.shared.proxy.limits().handle_shares(told.round, shares);
     }
 
     fn watch(&mut self, routes: Vec<String>) {
@@ -275,6 +281,7 @@ impl sync::Member for Membership {
         tracing::info!(controller, "connected to the controller");
         // A controller says anew what it wants to know.
         self.shared.proxy.measured().watch([]);
+        self.shared.proxy.limits().handle_connected();
         self.shared.update(|status| {
             controller.clone_into(&mut status.controller);
             status.connected = true;
@@ -308,4 +315,8 @@ fn traffic_message((route, backend, traffic): (String, String, Traffic)) -> v1::
         failures: traffic.failures,
         latencies: traffic.latencies.counts().map(latency).collect(),
     }
+}
+
+fn demand(Demand { limit, demand, share, round }: Demand) -> v1::LimitDemand {
+    v1::LimitDemand { limit, demand, share, round }
 }

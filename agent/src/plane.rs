@@ -16,7 +16,7 @@ use isthmus_net::sock_diag::SocketDiag;
 use isthmus_net::steering::Steering;
 use isthmus_net::tun::{Tun, TunError};
 use isthmus_net::udp::UdpSocket;
-use isthmus_proxy::View;
+use isthmus_proxy::{RateLimits, View};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -135,7 +135,7 @@ impl Running {
 
         let (events, told) = mpsc::channel(EVENTS);
         let (states, _) = watch::channel(Arc::clone(state));
-        let (views, _) = watch::channel(view(state));
+        let (views, _) = watch::channel(view(state, shared.proxy.limits()));
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(shared), told, states.subscribe()));
@@ -188,7 +188,7 @@ impl Running {
         self.packets.switch(Arc::clone(state)).await?;
         self.state = Arc::clone(state);
         self.states.send_replace(Arc::clone(state));
-        self.views.send_replace(view(state));
+        self.views.send_replace(view(state, shared.proxy.limits()));
         self.follow_own_addresses(shared).await;
         Ok(())
     }
@@ -252,12 +252,9 @@ async fn guard(device: &str, state: &State) {
     }
 }
 
-fn view(state: &State) -> Arc<View> {
-    Arc::new(View::assemble(
-        Arc::clone(&state.snapshot),
-        Arc::clone(&state.policy),
-        state.directory.clone(),
-    ))
+fn view(state: &State, limits: &RateLimits) -> Arc<View> {
+    let (snapshot, policy) = (Arc::clone(&state.snapshot), Arc::clone(&state.policy));
+    Arc::new(View::assemble(snapshot, policy, state.directory.clone()).limited_by(limits))
 }
 
 fn node_config(shared: &Shared, key: &TunnelKey, mtu: u16) -> anyhow::Result<Config> {

@@ -31,6 +31,7 @@ mod mesh_file;
 mod rollout;
 mod server;
 mod settings;
+mod shares;
 mod status;
 pub mod store;
 pub mod sync;

@@ -19,6 +19,7 @@ use tracing::{debug, error, info};
 use crate::agents::Agents;
 use crate::delivery::Trials;
 use crate::events::Events;
+use crate::shares::Dealt;
 use crate::store::{Change, Saved, Store, StoreError, changes_between};
 use crate::time;
 
@@ -39,6 +40,7 @@ pub struct Mesh {
     pub(crate) agents: Arc<Agents>,
     pub(crate) events: Events,
     pub(crate) trials: Trials,
+    pub(crate) dealt: Dealt,
 }
 
 /// A state, and the same as a whole.
@@ -86,6 +88,7 @@ impl Mesh {
             agents: Arc::default(),
             events: Events::default(),
             trials: Trials::default(),
+            dealt: Dealt::default(),
         }))
     }
 

@@ -29,6 +29,7 @@ use crate::listener;
 use crate::mesh::Mesh;
 use crate::mesh_file::MeshFile;
 use crate::settings::Settings;
+use crate::shares;
 use crate::store::Redb;
 use crate::sync::Sync;
 use crate::tls::{self, ServerCertificate};
@@ -71,6 +72,7 @@ pub async fn serve(
         tokio::spawn(listener::accept(listener, tls, authority.trust_domain().clone(), accepted)),
         tokio::spawn(Arc::clone(&mesh).follow_relocations()),
         tokio::spawn(delivery::follow(Arc::clone(&mesh))),
+        tokio::spawn(shares::follow(Arc::clone(&mesh))),
         tokio::spawn(renew(certificate, Arc::clone(&authority), mesh_file.addresses.clone())),
     ];
     let router = router(

@@ -47,7 +47,10 @@ pub(crate) fn status(mesh: &Mesh) -> v1::MeshStatus {
                     device: Some(device),
                 });
             }
-            Some(Body::Mesh(_) | Body::Rule(_) | Body::Policy(_) | Body::Route(_)) | None => {}
+            Some(
+                Body::Mesh(_) | Body::Rule(_) | Body::Policy(_) | Body::Route(_) | Body::Limit(_),
+            )
+            | None => {}
         }
     }
     status

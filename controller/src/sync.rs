@@ -31,6 +31,7 @@ use crate::caller::{Caller, Peer, peer};
 use crate::delivery;
 use crate::join::certificate_message;
 use crate::mesh::{Mesh, Published};
+use crate::shares::Told;
 use crate::time;
 
 const HELLO: Duration = Duration::from_secs(10);
@@ -61,6 +62,7 @@ impl sync_server::Sync for Sync {
         let (outgoing, stream) = mpsc::channel(2);
         let line = Line {
             published: self.mesh.watch(),
+            told: self.mesh.dealt.watch(),
             mesh: Arc::clone(&self.mesh),
             stopping: self.stopping.clone(),
             peer,
@@ -121,6 +123,7 @@ fn removed(name: &Name) -> String {
 struct Line {
     mesh: Arc<Mesh>,
     published: watch::Receiver<Arc<Published>>,
+    told: watch::Receiver<Arc<Told>>,
     stopping: watch::Receiver<bool>,
     peer: Peer,
     name: Name,
@@ -197,6 +200,14 @@ impl Line {
             Some(question) = standing.session.questions.recv() => {
                 let check = standing.ask(question);
                 self.say(Saying::Check(check)).await
+            }
+            changed = self.told.changed() => {
+                changed.map_err(|_| End)?;
+                let shares = self.told.borrow_and_update().get(&self.id).cloned();
+                match shares {
+                    Some(shares) => self.say(Saying::Shares(shares)).await,
+                    None => Ok(()),
+                }
             }
             message = incoming.message() => match message {
                 Ok(Some(AgentMessage { body: Some(body) })) => self.hear(standing, body).await,
@@ -328,6 +339,7 @@ impl Line {
     fn report(&self, report: v1::Report) {
         let now = self.published.borrow();
         self.mesh.trials.handle_report(&now.state, report.traffic);
+        self.mesh.dealt.handle_demand(self.id, report.demand);
         for forgery in report.forgeries.into_iter().take(MOST_FORGERIES) {
             let from = now.world.everything().hosts.get(&HostId(forgery.from_host));
             let from_host = from.map_or_else(

@@ -44,6 +44,13 @@ fn text(routes: &v1::Routes) -> String {
             overflows.map(|(limit, count)| format!("{count} refused by breakers' {limit}")),
         );
     }
+    if !routes.limits.is_empty() {
+        let header = [
+            "LIMIT", "SERVICE", "PER", "SCOPE", "RATE", "HERE", "PASSED", "REFUSED", "WHOSE",
+            "ORIGIN",
+        ];
+        parts.push(table(&header, routes.limits.iter().map(limit).collect()));
+    }
     if parts.is_empty() {
         return "no routes, and nobody here has asked an HTTP service yet".to_owned();
     }
@@ -80,6 +87,32 @@ fn endpoint(endpoint: &v1::EndpointStatus) -> Vec<Cell> {
     ]
 }
 
+fn limit(limit: &v1::LimitStatus) -> Vec<Cell> {
+    let per_second = |rate: u64| format!("{}/s", rate as f64 / 1000.0);
+    let tone = if limit.refused > 0 { Tone::Warn } else { Tone::Plain };
+    vec![
+        cell(&limit.name),
+        cell(&limit.service),
+        cell(&limit.per),
+        cell(&limit.scope),
+        number(per_second(limit.rate)),
+        number(per_second(limit.share)),
+        number(limit.passed),
+        toned(limit.refused, tone),
+        cell(whose(limit)),
+        cell(&limit.origin),
+    ]
+}
+
+/// Who was refused, most often first.
+fn whose(limit: &v1::LimitStatus) -> String {
+    const SHOWN: usize = 3;
+    let mut callers: Vec<(&String, &u64)> = limit.refused_by.iter().collect();
+    callers.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), *name));
+    let shown = callers.into_iter().take(SHOWN).map(|(name, count)| format!("{name} {count}"));
+    shown.collect::<Vec<_>>().join(", ")
+}
+
 fn traffic(traffic: &v1::RouteTraffic) -> Vec<Cell> {
     let tone = match &*traffic.status {
         "5xx" | "none" => Tone::Bad,
@@ -108,6 +141,21 @@ pub(crate) fn latency(microseconds: u64) -> String {
         10_000..100_000 => format!("{millis:.1} ms"),
         _ => format!("{millis:.0} ms"),
     }
+}
+
+fn limit_json(limit: &v1::LimitStatus) -> Value {
+    json!({
+        "name": limit.name,
+        "service": limit.service,
+        "per": limit.per,
+        "scope": limit.scope,
+        "rate": limit.rate as f64 / 1000.0,
+        "share": limit.share as f64 / 1000.0,
+        "passed": limit.passed,
+        "refused": limit.refused,
+        "refused_by": limit.refused_by,
+        "origin": limit.origin,
+    })
 }
 
 fn json(routes: &v1::Routes) -> Value {
@@ -160,6 +208,7 @@ fn json(routes: &v1::Routes) -> Value {
         "endpoints": routes.endpoints.iter().map(endpoint).collect::<Value>(),
         "breakers": routes.breakers.iter().map(breaker).collect::<Value>(),
         "traffic": routes.traffic.iter().map(traffic).collect::<Value>(),
+        "limits": routes.limits.iter().map(limit_json).collect::<Value>(),
         "retries": routes.retries,
         "ejections": routes.ejections,
         "overflows": routes.overflows,
@@ -174,6 +223,18 @@ mod tests {
     #[test]
     fn routes_workloads_and_traffic_are_shown() {
         let routes = v1::Routes {
+            limits: vec![v1::LimitStatus {
+                name: "search".to_owned(),
+                service: "api".to_owned(),
+                per: "identity".to_owned(),
+                scope: "mesh".to_owned(),
+                rate: 50_000,
+                share: 12_500,
+                passed: 40,
+                refused: 7,
+                refused_by: [("service:web".to_owned(), 5), ("host:app-1".to_owned(), 2)].into(),
+                origin: "mesh.toml:9".to_owned(),
+            }],
             routes: vec![v1::RouteStatus {
                 service: "api".to_owned(),
                 name: "canary".to_owned(),

@@ -150,6 +150,7 @@ fn snapshot() -> Snapshot {
         devices: BTreeMap::from([(DeviceId(9), device)]),
         rules: Rules::default(),
         routes: Vec::new(),
+        limits: Vec::new(),
     }
 }
 

@@ -165,6 +165,7 @@ fn snapshot(
         devices: BTreeMap::new(),
         rules: topology.rules,
         routes: topology.routes,
+        limits: Vec::new(),
     })
 }
 

@@ -63,6 +63,8 @@ pub(crate) struct Facts {
 pub(crate) enum Decider {
     Nobody,
     Rule(Arc<Policy>, DecidedBy),
+    /// A rate limit, by its name.
+    Limit(String, Origin),
     Words(String),
 }
 
@@ -327,6 +329,7 @@ impl Decider {
                 let Decision { name, origin } = policy.describe_decider(*by);
                 (name, origin)
             }
+            Self::Limit(name, origin) => (name, Some(origin)),
             Self::Words(words) => (words, None),
         }
     }

@@ -8,6 +8,9 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 
 pub(crate) const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// When to try again, in milliseconds
+/// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md>).
+pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Whether a request is gRPC, and not gRPC-Web.

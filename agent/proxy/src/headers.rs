@@ -5,6 +5,7 @@ use http::header::{
 };
 
 use crate::health::{LEAVING, UNHEALTHY};
+use crate::ratelimit::RATE_LIMITED;
 use crate::timing::SERVER_TIME;
 
 /// Who calls, as a SPIFFE ID: set by the proxy, so the application can believe it.
@@ -94,6 +95,7 @@ pub(crate) fn show_certificate(headers: &mut HeaderMap, certificate: HeaderValue
 /// Prepares an answer's header fields for the caller.
 pub(crate) fn to_caller(headers: &mut HeaderMap) {
     headers.remove(SERVER_TIME);
+    headers.remove(RATE_LIMITED);
     remove_hop_by_hop(headers);
     // Between proxies only.
     headers.remove(UNHEALTHY);

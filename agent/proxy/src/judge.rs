@@ -159,7 +159,7 @@ pub(crate) fn is_allowed(
 }
 
 /// The host that a request is for, in lower case.
-fn host_of(head: &Parts) -> Cow<'_, str> {
+pub(crate) fn host_of(head: &Parts) -> Cow<'_, str> {
     let line = || head.headers.get(HOST).map(HeaderValue::to_str).and_then(Result::ok);
     let host = head.uri.authority().map(Authority::as_str).or_else(line).unwrap_or_default();
     lower_case(host)

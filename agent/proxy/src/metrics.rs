@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::health::{Health, HealthView};
 use crate::measured::Measured;
 use crate::outbound::{BreakerView, Clusters, EndpointView};
+use crate::ratelimit::RateLimits;
 use crate::series::{AllSeries, SeriesSnapshot};
 use crate::streams::{Counters, StreamLabels, StreamTotals};
 use crate::watch::Watchers;
@@ -31,6 +32,7 @@ pub struct Metrics {
     measured: Measured,
     pub(crate) streams: Counters,
     watchers: Watchers,
+    limits: RateLimits,
 }
 
 /// What was decided about a request.
@@ -42,6 +44,8 @@ pub enum Ruling {
     Audit,
     /// Policy refused it.
     Deny,
+    /// It came too soon for a rate limit.
+    Limit,
     /// It was no proper request, so nobody was asked.
     Invalid,
 }
@@ -107,6 +111,12 @@ impl Metrics {
                 .to_vec(),
             streams: self.streams.snapshot(),
         }
+    }
+
+    /// The rate limits of services here.
+    #[must_use]
+    pub const fn limits(&self) -> &RateLimits {
+        &self.limits
     }
 
     /// What becomes of requests of single routes.
@@ -200,6 +210,7 @@ impl Ruling {
             Self::Allow => "allow",
             Self::Audit => "audit",
             Self::Deny => "deny",
+            Self::Limit => "limit",
             Self::Invalid => "invalid",
         }
     }

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE};
+use http::header::{
+    CONNECTION, CONTENT_TYPE, HOST, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -23,6 +25,7 @@ use crate::incoming::Incoming;
 use crate::judge::{self, Kept};
 use crate::metrics::Ruling;
 use crate::outbound::{self, Call};
+use crate::ratelimit::{RATE_LIMITED, TooMany};
 use crate::timing::{Part, tell_server_time};
 use crate::trace::Trace;
 use crate::tunnel::Tunnel;
@@ -96,6 +99,12 @@ async fn serve(
         let mut answer = failure(&BackendError::Unhealthy, record);
         answer.headers_mut().insert(UNHEALTHY, HeaderValue::from_static("true"));
         return Ok(answer);
+    }
+    // A gateway's clients come from nobody who could have been asked.
+    if (connection.parties.side == Side::Server || connection.entry.is_some())
+        && let Err(refused) = view.limits.admit(&connection.parties, &head)
+    {
+        return Ok(too_many(refused, record));
     }
     let Some(place) = connection.share.take() else {
         let reason = "the mesh proxy has too many requests under way";
@@ -364,6 +373,24 @@ fn challenge(record: Record) -> Response<Answer> {
     let mut answer = refusal(StatusCode::UNAUTHORIZED, "the token isn't valid", record);
     let words = HeaderValue::from_static("Bearer error=\"invalid_token\"");
     answer.headers_mut().insert(WWW_AUTHENTICATE, words);
+    answer
+}
+
+/// The answer to what comes too soon. It names the limit, so that the caller's side can tell it from
+/// an application's refusal.
+pub(crate) fn too_many(refused: TooMany, mut record: Record) -> Response<Answer> {
+    let (seconds, millis) = (refused.seconds(), refused.millis());
+    let name = HeaderValue::from_str(&refused.limit);
+    record.decide(Ruling::Limit, Decider::Limit(refused.limit, refused.origin));
+    let mut answer = refusal(StatusCode::TOO_MANY_REQUESTS, "too many requests", record);
+    let headers = answer.headers_mut();
+    headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    if headers.contains_key(grpc::STATUS) {
+        headers.insert(grpc::PUSHBACK, HeaderValue::from(millis));
+    }
+    if let Ok(name) = name {
+        headers.insert(RATE_LIMITED, name);
+    }
     answer
 }
 

@@ -12,6 +12,7 @@ use isthmus_model::{
 };
 use isthmus_policy::{Policy, Query, Request, Stream, Verdict};
 
+use crate::ratelimit::{Limits, RateLimits};
 use crate::routing::Routes;
 
 /// A map for look-ups by each request. Its keys are few and not for callers to choose, so its hash may be a fast one.
@@ -30,6 +31,8 @@ pub struct View {
     pub(crate) providers: Arc<Map<ServiceId, Vec<Arc<JwtProvider>>>>,
     /// Its routes, compiled.
     pub(crate) routes: Arc<Routes>,
+    /// How much its services here take; nothing is limited before [`View::limited_by`].
+    pub(crate) limits: Limits,
 }
 
 /// Which end of a request this proxy stands at.
@@ -80,7 +83,15 @@ impl View {
         let http = snapshot.services.iter().filter(|(_, it)| it.protocol == Protocol::Http);
         let asked_for = http.map(|(id, service)| (*id, policy.providers(&service.identity())));
         let providers = asked_for.filter(|(_, providers)| !providers.is_empty()).collect();
-        Self { snapshot, policy, directory, providers: Arc::new(providers), routes }
+        let providers = Arc::new(providers);
+        Self { snapshot, policy, directory, providers, routes, limits: Limits::default() }
+    }
+
+    /// Limits requests as the snapshot says, by buckets that were filled under earlier ones.
+    #[must_use]
+    pub fn limited_by(mut self, limits: &RateLimits) -> Self {
+        self.limits = limits.follow(&self.snapshot);
+        self
     }
 
     /// Where the keys are that tokens are verified by.

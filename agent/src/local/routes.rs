@@ -7,7 +7,8 @@ use isthmus_core::State;
 use isthmus_model::Service;
 use isthmus_proto::v1;
 use isthmus_proxy::{
-    BreakerView, EndpointView, Histogram, Metrics, SeriesLabels, SeriesSnapshot, Side, StatusClass,
+    BreakerView, EndpointView, Histogram, LimitView, Metrics, SeriesLabels, SeriesSnapshot, Side,
+    StatusClass,
 };
 
 pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
@@ -44,11 +45,13 @@ pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
         open: view.is_open(),
     };
     let counted = metrics.snapshot();
+    let limits = metrics.limits().views();
     v1::Routes {
         breakers: metrics.breakers().into_iter().map(breaker).collect(),
         routes: snapshot.routes.iter().map(route).collect(),
         endpoints: metrics.endpoints().into_iter().map(endpoint).collect(),
         traffic: traffic(&counted.series),
+        limits: limits.into_iter().map(limit).collect(),
         retries: counted.retries,
         ejections: counted.ejections.iter().map(|(_, count)| count).sum(),
         overflows: counted
@@ -56,6 +59,22 @@ pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
             .iter()
             .map(|(limit, count)| ((*limit).to_owned(), *count))
             .collect(),
+    }
+}
+
+fn limit(view: LimitView) -> v1::LimitStatus {
+    let LimitView { limit, share, passed, refused, refused_by } = view;
+    v1::LimitStatus {
+        name: limit.name.to_string(),
+        service: limit.service.to_string(),
+        per: limit.per.to_string(),
+        scope: limit.scope.to_string(),
+        rate: limit.rate,
+        share,
+        passed,
+        refused,
+        refused_by: refused_by.into_iter().collect(),
+        origin: limit.origin.to_string(),
     }
 }
 

@@ -295,6 +295,7 @@ pub(crate) mod tests {
             devices: [(DeviceId(9), device)].into(),
             rules: Rules::default(),
             routes: Vec::new(),
+            limits: Vec::new(),
         })
     }
 

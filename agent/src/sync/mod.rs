@@ -5,6 +5,7 @@
 //!        ◀─ Delta(base, …) ──             switch the data plane, keep it on disk,
 //!        ── Accepted|Refused ▶            then answer
 //!        ── Endpoints, Report ▶           whenever there is something to say
+//!        ◀─ Shares ──────────             of rate limits, while reports tell the demand
 //!        ◀─ Watch ───────────             which routes' traffic belongs into reports
 //!        ◀─ Check ───────────             before the mesh's addresses move:
 //!        ── Checked ─────────▶            which route of this host is in the way
@@ -70,6 +71,9 @@ pub trait Member: Send {
 
     /// The controller wants to be told what becomes of requests of these routes.
     fn watch(&mut self, routes: Vec<String>);
+
+    /// The controller deals out shares of rate limits.
+    fn shares(&mut self, shares: v1::Shares);
 
     /// The stream is up.
     fn connected(&mut self, controller: &str);
@@ -175,6 +179,7 @@ impl Session<'_> {
                         }
                         Some(FromController::Check(check)) => self.check(member, check).await?,
                         Some(FromController::Watch(watch)) => member.watch(watch.routes),
+                        Some(FromController::Shares(it)) => member.shares(it),
                         Some(FromController::Removed(it)) => return Ok(Ended::Removed(it.reason)),
                         // A newer controller says something that this agent doesn't know.
                         None => tracing::debug!("ignored a message of an unknown kind"),

@@ -113,6 +113,8 @@ impl Member for Host {
 
     fn watch(&mut self, _: Vec<String>) {}
 
+    fn shares(&mut self, _: v1::Shares) {}
+
     fn connected(&mut self, _: &str) {
         self.connected = true;
     }

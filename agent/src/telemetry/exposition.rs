@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use isthmus_core::Traffic;
 use isthmus_proxy::{
-    BreakerView, EndpointView, MetricsSnapshot, SeriesSnapshot, StreamLabels, StreamTotals,
+    BreakerView, EndpointView, LimitView, MetricsSnapshot, SeriesSnapshot, StreamLabels,
+    StreamTotals,
 };
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
@@ -31,6 +32,7 @@ pub(super) struct Scrape {
     pub(super) proxy: MetricsSnapshot,
     pub(super) endpoints: Vec<EndpointView>,
     pub(super) breakers: Vec<BreakerView>,
+    pub(super) limits: Vec<LimitView>,
     /// By what became of them.
     pub(super) spans: [(&'static str, u64); 3],
 }
@@ -54,6 +56,7 @@ impl Collector for Scrape {
         self.requests(&mut out)?;
         self.connections(&mut out)?;
         self.balancing(&mut out)?;
+        self.limits(&mut out)?;
         self.streams(&mut out)?;
         let Some(sample) = &self.sample else { return Ok(()) };
         traffic(&mut out, sample)?;
@@ -136,6 +139,16 @@ impl Scrape {
         let help = "Spans of traced requests, by what became of them";
         let spans = self.spans.map(|(fate, count)| ([("fate", fate)], count));
         out.counters("spans", help, None, spans)
+    }
+
+    fn limits(&self, out: &mut Out<'_>) -> fmt::Result {
+        let help = "Requests that rate limits looked at, by what became of them";
+        let outcomes = self.limits.iter().flat_map(|view| {
+            let (service, limit) = (view.limit.service.as_str(), view.limit.name.as_str());
+            let labels = |outcome| [("service", service), ("limit", limit), ("outcome", outcome)];
+            [(labels("passed"), view.passed), (labels("refused"), view.refused)]
+        });
+        out.counters("rate_limit_requests", help, None, outcomes)
     }
 
     fn balancing(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -379,7 +392,7 @@ impl Out<'_> {
 
 #[cfg(test)]
 mod tests {
-    use isthmus_model::ServiceId;
+    use isthmus_model::{LimitKey, LimitScope, Origin, RateLimit, ServiceId};
     use isthmus_proxy::{Histogram, Ruling, SeriesLabels, Side, StatusClass};
 
     use super::*;
@@ -402,9 +415,25 @@ mod tests {
                 },
                 BreakerView { service: ServiceId(1), limit: "max_retries", taken: 1, most: None },
             ],
+            limits: vec![limit()],
             spans: [("sent", 5), ("refused", 0), ("lost", 0)],
         };
         scrape.encode().unwrap()
+    }
+
+    fn limit() -> LimitView {
+        let limit = RateLimit {
+            name: "search".parse().unwrap(),
+            service: "api".parse().unwrap(),
+            matches: Vec::new(),
+            rate: 50_000,
+            burst: 10,
+            per: LimitKey::Identity,
+            scope: LimitScope::Host,
+            hosts: 1,
+            origin: Origin { file: "mesh.toml".into(), line: 7 },
+        };
+        LimitView { limit, share: 50_000, passed: 40, refused: 2, refused_by: Vec::new() }
     }
 
     /// Three requests of a client, by way of a route whose name needs escaping.
@@ -453,6 +482,8 @@ mod tests {
             "isthmus_breaker_taken{service=\"\",limit=\"max_retries\"} 1".to_owned(),
             "isthmus_breaker_open{service=\"\",limit=\"max_requests\"} 1".to_owned(),
             "isthmus_breaker_open{service=\"\",limit=\"max_retries\"} 0".to_owned(),
+            "isthmus_rate_limit_requests_total{service=\"api\",limit=\"search\",outcome=\"refused\"} 2"
+                .to_owned(),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in {text}");
         }

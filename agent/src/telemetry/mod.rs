@@ -107,6 +107,7 @@ async fn metrics(shared: &Shared) -> Response<Full<Bytes>> {
         proxy: shared.proxy.snapshot(),
         endpoints: shared.proxy.endpoints(),
         breakers: shared.proxy.breakers(),
+        limits: shared.proxy.limits().views(),
         spans: [
             ("sent", shared.spans.sent.load(Ordering::Relaxed)),
             ("refused", shared.spans.refused.load(Ordering::Relaxed)),

@@ -20,6 +20,7 @@ mod endpoints;
 mod inventory;
 mod pool;
 mod rollouts;
+pub mod shares;
 mod state;
 mod text;
 mod tokens;

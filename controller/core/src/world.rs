@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use isthmus_model::topology::Topology;
 use isthmus_model::{
-    Device, DeviceId, Edge, Gateway, Host, HostId, Identity, Mesh, Name, Principal, Route, Rule,
-    Rules, Service, ServiceId, Snapshot, Subject,
+    Device, DeviceId, Edge, Gateway, Host, HostId, Identity, Mesh, Name, Principal, RateLimit,
+    Route, Rule, Rules, Service, ServiceId, Snapshot, Subject,
 };
 use isthmus_policy::Policy;
 
@@ -82,6 +82,7 @@ impl World {
             hosts: hosts.map(|(id, host)| (*id, host.clone())).collect(),
             rules: self.rules_for(here),
             routes: self.routes_for(here),
+            limits: limits_on(local, &services, &all.limits),
             services,
             devices,
         })
@@ -281,7 +282,32 @@ fn everything(state: &State) -> Snapshot {
         devices: devices(state),
         rules: topology.rules.clone(),
         routes: routes(state),
+        limits: limits(state),
     }
+}
+
+/// Those of services that are placed on a host.
+fn limits_on(
+    local: HostId,
+    services: &BTreeMap<ServiceId, Service>,
+    limits: &[RateLimit],
+) -> Vec<RateLimit> {
+    let here: BTreeSet<&Name> = services
+        .values()
+        .filter(|service| service.placements.contains_key(&local))
+        .map(|service| &service.name)
+        .collect();
+    limits.iter().filter(|limit| here.contains(&limit.service)).cloned().collect()
+}
+
+/// As the topology says them, with the number of hosts that share them.
+fn limits(state: &State) -> Vec<RateLimit> {
+    let placements = placements(state);
+    let limit = |limit: &RateLimit| {
+        let hosts = placements.get(&limit.service).map_or(0, Vec::len);
+        RateLimit { hosts: u32::try_from(hosts).unwrap_or(u32::MAX).max(1), ..limit.clone() }
+    };
+    state.topology.ratelimits.values().map(limit).collect()
 }
 
 /// As the topology says them, with the weights that rollouts have reached.

@@ -23,6 +23,7 @@ pub mod identity;
 pub mod jwt;
 pub mod key;
 pub mod name;
+pub mod ratelimit;
 pub mod resilience;
 pub mod route;
 pub mod rules;
@@ -42,6 +43,7 @@ pub use identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain
 pub use jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 pub use key::PublicKey;
 pub use name::Name;
+pub use ratelimit::{LimitKey, LimitScope, RateLimit};
 pub use resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 pub use route::Route;
 pub use rules::{Action, Layer4, Origin, PortRule, RequestMatch, Rule, Rules, Subject};

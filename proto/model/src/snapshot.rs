@@ -14,6 +14,7 @@ use crate::edge::{Edge, External, Gateway};
 use crate::identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
 use crate::key::PublicKey;
 use crate::name::Name;
+use crate::ratelimit::RateLimit;
 use crate::route::Route;
 use crate::rules::{Layer4, Rules};
 
@@ -48,6 +49,8 @@ pub struct Snapshot {
     pub rules: Rules,
     /// The routes of services that this host's residents may call, in order.
     pub routes: Vec<Route>,
+    /// The limits of services that are placed here.
+    pub limits: Vec<RateLimit>,
 }
 
 /// What holds for the whole mesh.

@@ -72,6 +72,7 @@ fn snapshot(rules: usize) -> Snapshot {
         devices: BTreeMap::new(),
         rules: Rules { default: Action::Deny, audit: false, rules: (0..rules).map(rule).collect() },
         routes: Vec::new(),
+        limits: Vec::new(),
     }
 }
 

@@ -158,6 +158,7 @@ impl Builder {
             devices: devices.collect(),
             rules: self.rules.clone(),
             routes: Vec::new(),
+            limits: Vec::new(),
         };
         Topology { snapshot }
     }

@@ -18,8 +18,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::cluster::{Cluster, Draw, NoPlace, Retrying};
 use super::endpoint::{Endpoint, InFlight, Turn};
-use super::{Call, local, mirror, set_host};
-use crate::access::Record;
+use super::local::{self, Refused};
+use super::{Call, mirror, set_host};
+use crate::access::{Decider, Record};
 use crate::backend::{BackendError, Failure, Target, Wire};
 use crate::balance::{Attempt, hash, may_repeat, wants_retry};
 use crate::body::{Answer, Payload, Upload};
@@ -27,8 +28,9 @@ use crate::connection::Connection;
 use crate::headers;
 use crate::health::{LEAVING, PANIC};
 use crate::incoming::Incoming;
-use crate::metrics::Overflow;
-use crate::request::{failure, pass, refusal, switch, target, wire};
+use crate::metrics::{Overflow, Ruling};
+use crate::ratelimit::RATE_LIMITED;
+use crate::request::{failure, pass, refusal, switch, target, too_many, wire};
 use crate::routing::Compiled;
 use crate::timing::{Part, Progress, server_time};
 use crate::upgrade;
@@ -67,8 +69,8 @@ enum Tried {
     Failed(BackendError, Attempt, Option<Upload>),
     /// It isn't the workload's fault, and no other would do better.
     Blameless(BackendError),
-    /// A workload here may not be asked this.
-    Denied,
+    /// A workload here may not be asked this, or not so often.
+    Refused(Refused),
 }
 
 /// How all of them did.
@@ -76,7 +78,7 @@ enum Tried {
 enum Ended {
     Answer(Response<Incoming>, InFlight),
     Failed(BackendError),
-    Denied,
+    Refused(Refused),
     NoPlace(NoPlace),
 }
 
@@ -158,7 +160,10 @@ pub(super) async fn run(
         }
         Ok(Ended::Failed(BackendError::Overloaded(what))) => overloaded(what, connection, record),
         Ok(Ended::Failed(error)) => failure(&error, record),
-        Ok(Ended::Denied) => refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record),
+        Ok(Ended::Refused(Refused::TooMany(refused))) => too_many(refused, record),
+        Ok(Ended::Refused(Refused::Denied)) => {
+            refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record)
+        }
         Ok(Ended::NoPlace(reason)) => no_place(reason, connection, record),
         Err(_) => {
             let reason = "the service didn't answer within the route's timeout";
@@ -266,7 +271,7 @@ impl Exchange<'_> {
                 Tried::Answer(response, attempt, flight) => {
                     (Ended::Answer(response, flight), attempt)
                 }
-                Tried::Denied => return Ended::Denied,
+                Tried::Refused(refused) => return Ended::Refused(refused),
                 Tried::Blameless(error) => return Ended::Failed(error),
                 Tried::Failed(error, attempt, unread) => {
                     unread.into_iter().for_each(|upload| payload.give_back(upload));
@@ -275,6 +280,11 @@ impl Exchange<'_> {
             };
             _retrying = self.tries_again(attempt, probes, &tried, payload).await;
             if _retrying.is_none() {
+                if let Ended::Answer(response, _) = &ended
+                    && let Some(limit) = self.limited_by(last, attempt, response)
+                {
+                    record.decide(Ruling::Limit, Decider::Words(limit.to_owned()));
+                }
                 return ended;
             }
         }
@@ -360,7 +370,7 @@ impl Exchange<'_> {
             Tried::Answer(response, ..) if host != self.view.snapshot.local => {
                 server_time(response.headers())
             }
-            Tried::Answer(..) | Tried::Failed(..) | Tried::Blameless(_) | Tried::Denied => None,
+            Tried::Answer(..) | Tried::Failed(..) | Tried::Blameless(_) | Tried::Refused(_) => None,
         }
     }
 
@@ -403,6 +413,20 @@ impl Exchange<'_> {
         self.cluster.budget().withdraw(shared.clusters.now()).then_some(retrying)
     }
 
+    /// The limit that the agent of another host has refused by.
+    fn limited_by<'r>(
+        &self,
+        host: HostId,
+        attempt: Attempt,
+        response: &'r Response<Incoming>,
+    ) -> Option<&'r str> {
+        let from_agent = attempt.failure().is_some()
+            && host != self.view.snapshot.local
+            && self.view.external(self.service).is_none();
+        let limit = from_agent.then(|| response.headers().get(RATE_LIMITED)).flatten();
+        limit.and_then(|limit| limit.to_str().ok())
+    }
+
     async fn try_once(
         &self,
         endpoint: Arc<Endpoint>,
@@ -426,7 +450,10 @@ impl Exchange<'_> {
         }
         let place = (self.service, &*self.cluster, &*endpoint);
         let aimed = self.template.aim(self.connection, self.view, place, &mut fields);
-        let Some((target, uri)) = aimed else { return Tried::Denied };
+        let (target, uri) = match aimed {
+            Ok(aimed) => aimed,
+            Err(refused) => return Tried::Refused(refused),
+        };
         let mut request = Request::new(body);
         *request.method_mut() = self.template.head.method.clone();
         *request.uri_mut() = uri;
@@ -452,6 +479,11 @@ impl Exchange<'_> {
         let (error, attempt, unread) = match sent {
             Ok(Ok(response)) => {
                 let attempt = Attempt::answered(response.status(), response.headers());
+                // A limit of the mesh says nothing about how the workload is.
+                if self.limited_by(endpoint.host, attempt, &response).is_some() {
+                    flight.forget();
+                    return Tried::Answer(response, attempt, flight);
+                }
                 if attempt.failure().is_none() && response.headers().contains_key(LEAVING) {
                     flight.tell_leaving(self.cluster.outlier(), random);
                     return Tried::Answer(response, attempt, flight);
@@ -524,7 +556,7 @@ impl Tried {
     fn is_good(&self) -> bool {
         match self {
             Self::Answer(_, attempt, _) => attempt.failure().is_none(),
-            Self::Denied => true,
+            Self::Refused(_) => true,
             Self::Failed(..) | Self::Blameless(_) => false,
         }
     }
@@ -558,32 +590,34 @@ impl Template {
         }
     }
 
-    /// Where a try goes, as whom, and with which URI. None if a workload here may not be asked.
+    /// Where a try goes, as whom, and with which URI.
     pub(super) fn aim(
         &self,
         connection: &Connection,
         view: &Arc<View>,
         place: (ServiceId, &Cluster, &Endpoint),
         fields: &mut HeaderMap,
-    ) -> Option<(Target, Uri)> {
+    ) -> Result<(Target, Uri), Refused> {
         let (service, cluster, endpoint) = place;
         let wire = self.wire_to(view, service, endpoint);
-        let uri = target(&self.head.uri, &self.host, wire)?;
+        let uri = target(&self.head.uri, &self.host, wire).ok_or(Refused::Denied)?;
         if let Some(external) = view.external(service) {
             // Copies come here without having been judged.
-            local::passes(connection, view, service, &self.head)?;
-            let uri = whole(uri, external.tls.is_some())?;
+            let passes = local::passes(connection, view, service, &self.head);
+            let uri = passes.and_then(|_| whole(uri, external.tls.is_some()));
+            let uri = uri.ok_or(Refused::Denied)?;
             let address = (endpoint.address, cluster.port).into();
             let external = Some((service, connection.shared.outside.epoch(service)));
-            return Some((Target { address, source: None, introduce: None, external }, uri));
+            return Ok((Target { address, source: None, introduce: None, external }, uri));
         }
         if endpoint.host == view.snapshot.local {
-            return Some((local::admit(connection, view, place, &self.head, fields)?, uri));
+            return Ok((local::admit(connection, view, place, &self.head, fields)?, uri));
         }
-        let source = view.speaks_from(&connection.parties, connection.peer.is_ipv4())?;
+        let source = view.speaks_from(&connection.parties, connection.peer.is_ipv4());
+        let source = source.ok_or(Refused::Denied)?;
         let address = (endpoint.address, cluster.port).into();
         let target = Target { address, source: Some(source), introduce: None, external: None };
-        Some((target, uri))
+        Ok((target, uri))
     }
 }
 

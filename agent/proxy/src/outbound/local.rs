@@ -13,7 +13,14 @@ use crate::headers;
 use crate::judge::{ask, tokens};
 use crate::outbound::cluster::Cluster;
 use crate::outbound::endpoint::Endpoint;
+use crate::ratelimit::TooMany;
 use crate::view::{Parties, View};
+
+/// Why a request isn't sent.
+pub(super) enum Refused {
+    Denied,
+    TooMany(TooMany),
+}
 
 /// Who asks whom, if they may.
 pub(super) fn passes(
@@ -29,22 +36,24 @@ pub(super) fn passes(
 }
 
 /// Judges a request to a service here, as the server's side does for callers of other hosts, and
-/// tells the application who calls. None if it may not pass.
+/// tells the application who calls.
 pub(super) fn admit(
     connection: &Connection,
     view: &Arc<View>,
     (service, cluster, endpoint): (ServiceId, &Cluster, &Endpoint),
     head: &Parts,
     fields: &mut HeaderMap,
-) -> Option<Target> {
-    passes(connection, view, service, head)?;
+) -> Result<Target, Refused> {
+    let parties = passes(connection, view, service, head).ok_or(Refused::Denied)?;
+    view.limits.admit(&parties, head).map_err(Refused::TooMany)?;
     let from = &connection.standing(view).identity;
     match &connection.entry {
         Some(_) => headers::identify(fields, from),
         None => headers::introduce(fields, from, &connection.peer_text),
     }
     let address = (endpoint.address, cluster.port).into();
-    let caller = view.speaks_from(&connection.parties, endpoint.address.is_ipv4())?;
+    let caller = view.speaks_from(&connection.parties, endpoint.address.is_ipv4());
+    let caller = caller.ok_or(Refused::Denied)?;
     let introduce = view.application(service).proxy_protocol.map(|version| (version, caller));
-    Some(Target { address, source: None, introduce, external: None })
+    Ok(Target { address, source: None, introduce, external: None })
 }

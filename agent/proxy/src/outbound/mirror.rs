@@ -52,7 +52,7 @@ fn send_one(
     let draw = Draw { key: None, random: shared.chance.next() };
     let Ok((endpoint, flight)) = shared.clusters.pick(&cluster, &[], draw) else { return };
     let mut head = template.copy();
-    let Some((target, uri)) =
+    let Ok((target, uri)) =
         template.aim(connection, view, (service, &cluster, &endpoint), &mut head)
     else {
         return;

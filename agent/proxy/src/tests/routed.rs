@@ -135,6 +135,7 @@ impl Backends {
             devices: BTreeMap::new(),
             rules: topology.rules,
             routes: topology.routes,
+            limits: Vec::new(),
         };
         let policy = Policy::for_snapshot(&snapshot);
         Arc::new(View::new(Arc::new(snapshot), Arc::new(policy)))

@@ -350,6 +350,7 @@ fn view(application_port: u16, rules: Vec<Rule>) -> Arc<View> {
         devices: BTreeMap::new(),
         rules: Rules { default: Action::Deny, audit: false, rules },
         routes: Vec::new(),
+        limits: Vec::new(),
     };
     let policy = Policy::for_snapshot(&snapshot);
     Arc::new(View::new(Arc::new(snapshot), Arc::new(policy)))

@@ -120,6 +120,7 @@ impl Lab {
             devices: devices(topology),
             rules: with_keys(with_ports(&topology.rules, &ports), keys.path()),
             routes: Vec::new(),
+            limits: Vec::new(),
         });
         Self::serve(snapshot, signer, keys)
     }

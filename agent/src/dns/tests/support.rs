@@ -57,6 +57,7 @@ pub(crate) fn snapshot() -> Snapshot {
         .into(),
         rules: Rules::default(),
         routes: Vec::new(),
+        limits: Vec::new(),
     }
 }
 

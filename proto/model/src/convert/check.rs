@@ -35,7 +35,7 @@ pub(super) fn invariants(snapshot: &Snapshot) -> Result<(), ConvertError> {
     routes(snapshot)
 }
 
-/// Routes name only services that are there.
+/// Routes and limits name only services that are there.
 fn routes(snapshot: &Snapshot) -> Result<(), ConvertError> {
     let services: HashSet<&Name> =
         snapshot.services.values().map(|service| &service.name).collect();
@@ -52,6 +52,12 @@ fn routes(snapshot: &Snapshot) -> Result<(), ConvertError> {
                 let key = format!("route/{}", route.name);
                 return fail(&key, format!("there is no service {:?}", name.as_str()));
             }
+        }
+    }
+    for limit in &snapshot.limits {
+        if !services.contains(&limit.service) {
+            let key = format!("limit/{}", limit.name);
+            return fail(&key, format!("there is no service {:?}", limit.service.as_str()));
         }
     }
     Ok(())

@@ -13,10 +13,11 @@ use v1::resource::Body;
 use v1::selector::By;
 
 use super::encode::key;
-use super::{ConvertError, application, balance, check, edge, jwt, routes};
+use super::{ConvertError, application, balance, check, edge, jwt, ratelimit, routes};
 use crate::address::{Ipv4Net, MeshPrefix};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
+use crate::ratelimit::RateLimit;
 use crate::route::Route;
 use crate::rules::{Action, Origin, RequestMatch, Rule, Rules};
 use crate::snapshot::{
@@ -67,6 +68,7 @@ struct Parts<'a> {
     devices: BTreeMap<DeviceId, Device>,
     rules: BTreeMap<u32, Rule>,
     routes: BTreeMap<u32, Route>,
+    limits: BTreeMap<String, RateLimit>,
 }
 
 impl<'a> Parts<'a> {
@@ -96,6 +98,9 @@ impl<'a> Parts<'a> {
                     return Err(format!("route {:?} has the same order", other.name));
                 }
             }
+            Body::Limit(body) => {
+                self.limits.insert(body.name.clone(), ratelimit::decode(body)?);
+            }
             Body::Rule(body) => {
                 if let Some(other) = self.rules.insert(body.order, rule(body)?) {
                     return Err(format!("rule {:?} has the same order", other.name));
@@ -120,6 +125,7 @@ impl<'a> Parts<'a> {
             devices: self.devices,
             rules: Rules { default, audit: policy.audit, rules },
             routes: self.routes.into_values().collect(),
+            limits: self.limits.into_values().collect(),
         })
     }
 }

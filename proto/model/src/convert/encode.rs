@@ -6,7 +6,7 @@ use isthmus_proto::v1;
 use v1::resource::Body;
 use v1::selector::By;
 
-use super::{application, balance, edge, jwt, routes};
+use super::{application, balance, edge, jwt, ratelimit, routes};
 use crate::balance::Balance;
 use crate::condition::Condition;
 use crate::identity::{DeviceId, HostId, ServiceId};
@@ -15,7 +15,7 @@ use crate::rules::{Action, RequestMatch, Rule};
 use crate::snapshot::{Device, Host, PathMode, Protocol, Selector, Service, Snapshot};
 
 /// The resources that a snapshot consists of: `mesh` and `policy`, then hosts, services, devices,
-/// rules and routes. Equal snapshots give equal resources, so that two slices can be compared by them.
+/// rules, routes and limits. Equal snapshots give equal resources, so that two slices can be compared by them.
 #[must_use]
 pub fn resources(snapshot: &Snapshot) -> Vec<v1::Resource> {
     let mut bodies = vec![mesh(snapshot), policy(snapshot)];
@@ -26,6 +26,7 @@ pub fn resources(snapshot: &Snapshot) -> Vec<v1::Resource> {
     bodies.extend(
         (0..).zip(&snapshot.routes).map(|(order, route)| Body::Route(routes::encode(order, route))),
     );
+    bodies.extend(snapshot.limits.iter().map(|limit| Body::Limit(ratelimit::encode(limit))));
     bodies.into_iter().map(|body| v1::Resource { key: key(&body), body: Some(body) }).collect()
 }
 
@@ -39,6 +40,7 @@ pub(super) fn key(body: &Body) -> String {
         Body::Device(device) => format!("device/{}", device.id),
         Body::Rule(rule) => format!("rule/{}", rule.name),
         Body::Route(route) => format!("route/{}", route.name),
+        Body::Limit(limit) => format!("limit/{}", limit.name),
     }
 }
 

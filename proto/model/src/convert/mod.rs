@@ -11,6 +11,7 @@ mod decode;
 mod edge;
 mod encode;
 mod jwt;
+mod ratelimit;
 mod routes;
 #[cfg(test)]
 mod tests;

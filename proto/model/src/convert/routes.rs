@@ -16,7 +16,7 @@ use crate::route::{
 use crate::rules::Origin;
 
 /// The longest list in a route.
-const MAX_LIST: usize = 1024;
+pub(super) const MAX_LIST: usize = 1024;
 
 pub(super) fn encode(order: u32, route: &Route) -> v1::Route {
     let millis = |time: Option<Duration>| time.map_or(0, whole_millis);
@@ -55,7 +55,7 @@ pub(super) fn whole_millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn encode_match(entry: &RouteMatch) -> v1::RouteMatch {
+pub(super) fn encode_match(entry: &RouteMatch) -> v1::RouteMatch {
     let path = entry.path.as_ref().map(|path| match path {
         PathMatch::Exact(path) => Path::Exact(path.to_string()),
         PathMatch::Prefix(path) => Path::Prefix(path.to_string()),
@@ -173,7 +173,7 @@ pub(super) fn decode(body: &v1::Route) -> Result<Route, Reason> {
     })
 }
 
-fn decode_match(body: &v1::RouteMatch) -> Result<RouteMatch, Reason> {
+pub(super) fn decode_match(body: &v1::RouteMatch) -> Result<RouteMatch, Reason> {
     bounded("sni", body.sni.len(), MAX_LIST)?;
     let path = body.path.as_ref().map(|path| match path {
         Path::Exact(path) => rooted(path).map(PathMatch::Exact),

@@ -16,6 +16,7 @@ use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 use crate::key::PublicKey;
 use crate::name::Name;
+use crate::ratelimit::{LimitKey, LimitScope, RateLimit};
 use crate::resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 use crate::route::{FieldMatch, HostMatch, Route, ValueMatch};
 use crate::rules::{Action, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
@@ -197,6 +198,8 @@ fn inflict(resource: &mut v1::Resource, (what, number, text): (u8, u32, String))
         Body::Route(body) if what % 3 == 0 => body.timeout_ms = number.into(),
         Body::Route(body) if what % 2 == 0 => body.service = text,
         Body::Route(body) => body.order = number,
+        Body::Limit(body) if what % 2 == 0 => body.service = text,
+        Body::Limit(body) => body.rate = number.into(),
     }
 }
 
@@ -321,6 +324,7 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
             .collect(),
         rules,
         routes: if services.is_empty() { Vec::new() } else { sample_routes() },
+        limits: if services.is_empty() { Vec::new() } else { sample_limits() },
     }
 }
 
@@ -525,4 +529,24 @@ prop_compose! {
         };
         JwtMatch { provider: Arc::new(provider), claims }
     }
+}
+
+/// All that limits can say.
+fn sample_limits() -> Vec<RateLimit> {
+    let limit = |name: &str, per, scope| RateLimit {
+        name: name.parse().unwrap(),
+        service: "s0".parse().unwrap(),
+        matches: sample_routes().into_iter().flat_map(|route| route.matches).collect(),
+        rate: 1_500,
+        burst: 7,
+        per,
+        scope,
+        hosts: 3,
+        origin: Origin { file: "mesh.toml".into(), line: 9 },
+    };
+    vec![
+        limit("a", LimitKey::All, LimitScope::Mesh),
+        limit("b", LimitKey::Identity, LimitScope::Host),
+        limit("c", LimitKey::Header("x-key".into()), LimitScope::Mesh),
+    ]
 }

@@ -9,7 +9,7 @@ use super::parse::{Declared, Draft};
 use super::policy::{RuleDraft, TestDraft};
 use super::reader::{At, Report, quote};
 use super::suggest::nearest;
-use super::{Placement, addresses, edges, rollout, routes};
+use super::{Placement, addresses, edges, ratelimit, rollout, routes};
 use crate::name::Name;
 use crate::rules::Subject;
 use crate::snapshot::Selector;
@@ -30,6 +30,7 @@ pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
     check_rules(draft, report);
     routes::check(draft, report);
     rollout::check(draft, report);
+    ratelimit::check(draft, report);
     check_tests(draft, report);
 }
 

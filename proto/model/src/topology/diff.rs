@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::declare::kind_of;
-use super::route_words;
 use super::{
     DeviceDecl, HostDecl, MeshDecl, Placement, RolloutDecl, ServiceDecl, TestDecl, Topology,
 };
+use super::{ratelimit, route_words};
 use crate::application::Application;
 use crate::balance::Balance;
 use crate::name::Name;
+use crate::ratelimit::RateLimit;
 use crate::route::Route;
 use crate::rules::{Action, Rule};
 use crate::snapshot::Selector;
@@ -69,6 +70,7 @@ pub fn diff(old: Option<&Topology>, new: &Topology) -> Vec<Change> {
     changes.rules(&old.rules.rules, &new.rules.rules);
     changes.routes(&old.routes, &new.routes);
     changes.tables(|_| "rollout", &old.rollouts, &new.rollouts, rollout);
+    changes.tables(|_| "ratelimit", &old.ratelimits, &new.ratelimits, limit);
     changes.tests(&old.tests, &new.tests);
     changes.list
 }
@@ -296,6 +298,15 @@ fn rule(old: &Rule, new: &Rule) -> Details {
 fn route(old: &Route, new: &Route) -> Details {
     let mut details = Details::default();
     for ((key, old), (_, new)) in route_words::facts(old).into_iter().zip(route_words::facts(new)) {
+        details.note(key, old, new);
+    }
+    details
+}
+
+fn limit(old: &RateLimit, new: &RateLimit) -> Details {
+    let mut details = Details::default();
+    let (old, new) = (ratelimit::facts(old), ratelimit::facts(new));
+    for ((key, old), (_, new)) in old.into_iter().zip(new) {
         details.note(key, old, new);
     }
     details

@@ -25,6 +25,7 @@ mod jwt;
 mod mesh;
 mod parse;
 mod policy;
+mod ratelimit;
 mod reader;
 mod rollout;
 mod route;
@@ -50,6 +51,7 @@ use crate::edge::Edge;
 use crate::identity::TrustDomain;
 use crate::key::PublicKey;
 use crate::name::Name;
+use crate::ratelimit::RateLimit;
 use crate::route::Route;
 use crate::rules::{Action, Layer4, Origin, Rules, Subject};
 use crate::snapshot::{PathMode, Protocol, Selector};
@@ -84,6 +86,8 @@ pub struct Topology {
     pub routes: Vec<Route>,
     /// `[rollout.NAME]`
     pub rollouts: BTreeMap<Name, RolloutDecl>,
+    /// `[ratelimit.NAME]`
+    pub ratelimits: BTreeMap<Name, RateLimit>,
     /// `[[test]]`
     pub tests: Vec<TestDecl>,
 }
@@ -228,6 +232,7 @@ impl Default for Topology {
             rules: Rules::default(),
             routes: Vec::new(),
             rollouts: BTreeMap::new(),
+            ratelimits: BTreeMap::new(),
             tests: Vec::new(),
         }
     }

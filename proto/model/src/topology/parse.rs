@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::declare::{self, DeviceDraft, HostDraft, ServiceDraft};
 use super::edge;
 use super::policy::{self, PolicyDraft, RuleDraft, TestDraft};
+use super::ratelimit::{self, RateLimitDraft};
 use super::reader::{At, Context, Located, Read, Report, Reported, Schema, Table, clip, instead};
 use super::rollout::{self, RolloutDraft};
 use super::route::{self, RouteDraft};
@@ -36,6 +37,7 @@ const TOP: Schema = &[
     ("deny", "[[deny]]"),
     ("route", "[[route.web]]"),
     ("rollout", "[rollout.web]"),
+    ("ratelimit", "[ratelimit.web]"),
     ("test", "[[test]]"),
 ];
 
@@ -52,6 +54,7 @@ pub(super) struct Draft {
     pub(super) rules: Vec<RuleDraft>,
     pub(super) routes: Vec<RouteDraft>,
     pub(super) rollouts: BTreeMap<Name, Declared<RolloutDraft>>,
+    pub(super) ratelimits: BTreeMap<Name, Declared<RateLimitDraft>>,
     /// How many each service has.
     route_counts: BTreeMap<Name, usize>,
     pub(super) tests: Vec<TestDraft>,
@@ -119,7 +122,8 @@ impl Draft {
             match word {
                 "mesh" => self.read_mesh(at, value.get_ref(), report),
                 "policy" => self.read_policy(at, value.get_ref(), report),
-                "host" | "service" | "device" | "gateway" | "external" | "jwt" | "rollout" => {
+                "host" | "service" | "device" | "gateway" | "external" | "jwt" | "rollout"
+                | "ratelimit" => {
                     self.read_named(file, word, Located { value: value.get_ref(), at }, report);
                 }
                 "allow" => rules.extend(
@@ -157,6 +161,7 @@ impl Draft {
             },
             routes: self.routes.into_iter().map(|draft| draft.route).collect(),
             rollouts: unwrap(self.rollouts, |rollout| rollout.decl)?,
+            ratelimits: unwrap(self.ratelimits, |ratelimit| ratelimit.limit)?,
             tests: self.tests.into_iter().map(|draft| draft.decl).collect(),
         })
     }
@@ -179,8 +184,8 @@ impl Draft {
         self.policy = Some(Declared { at, draft });
     }
 
-    /// `[host.*]`, `[service.*]`, `[device.*]`, `[gateway.*]`, `[external.*]`, `[jwt.*]` or
-    /// `[rollout.*]`.
+    /// `[host.*]`, `[service.*]`, `[device.*]`, `[gateway.*]`, `[external.*]`, `[jwt.*]`,
+    /// `[rollout.*]` or `[ratelimit.*]`.
     fn read_named(
         &mut self,
         file: usize,
@@ -235,6 +240,15 @@ impl Draft {
                     &mut self.services,
                     report,
                     |_, table, report| edge::external(table, report),
+                ),
+                "ratelimit" => named(
+                    "ratelimit",
+                    ratelimit::RATELIMIT,
+                    name,
+                    value,
+                    &mut self.ratelimits,
+                    report,
+                    ratelimit::ratelimit,
                 ),
                 "rollout" => named(
                     "rollout",

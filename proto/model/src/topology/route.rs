@@ -138,7 +138,7 @@ pub(super) fn route(
 }
 
 /// `match`: a table, or a list of tables any of which may fit.
-fn matches(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<RouteMatch>> {
+pub(super) fn matches(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<RouteMatch>> {
     let tables = entry.table_or_tables(Context::Element("match", "route"), MATCH, report)?;
     all(&tables, |table| {
         if table.is_empty() {

@@ -267,6 +267,21 @@ fn a_new_rule_between_others_is_no_new_order() {
 }
 
 #[test]
+fn limits_are_told_by_what_they_say() {
+    let text = format!(
+        "{}\n[ratelimit.web]\nservice = \"web\"\nrate = 50\n",
+        BEFORE.replace("port = 80\n", "port = 80\nprotocol = \"http\"\n")
+    );
+    let before = read(&text);
+    let after = read(&format!("{text}burst = 7\nper = {{ header = \"X-Key\" }}\n"));
+    assert_eq!(
+        changes(&before, &after),
+        ["~ ratelimit web: burst 50 -> 7; per all -> header x-key"]
+    );
+    assert!(changes(&read(BEFORE), &before).contains(&"+ ratelimit web".to_owned()));
+}
+
+#[test]
 fn rollouts_are_told_by_what_they_say() {
     let text = format!(
         "{}\n[service.v2]\nport = 81\nprotocol = \"http\"\nhosts = [\"a\"]\n[[route.web]]\nname = \"r\"\n\

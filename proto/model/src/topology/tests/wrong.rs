@@ -2,6 +2,7 @@
 
 mod between;
 mod edges;
+mod limits;
 mod requests;
 mod rollouts;
 mod routes;
@@ -63,6 +64,7 @@ fn rows() -> impl Iterator<Item = &'static Row> {
         rollouts::ROWS,
         routes::ROWS,
         edges::ROWS,
+        limits::ROWS,
         requests::ROWS,
         between::ROWS,
     ]

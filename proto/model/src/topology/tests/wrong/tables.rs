@@ -188,7 +188,7 @@ port = 80",
 cidr = "10.0.0.0/8""#,
         (1, 2),
         "unknown table `network`",
-        "`mesh`, `policy`, `host`, `service`, `device`, `gateway`, `external`, `jwt`, `allow`, `deny`, `route`, `rollout`, `test`",
+        "`mesh`, `policy`, `host`, `service`, `device`, `gateway`, `external`, `jwt`, `allow`, `deny`, `route`, `rollout`, `ratelimit`, `test`",
     ),
     row(
         "list of tables of a capability that isn't built",
