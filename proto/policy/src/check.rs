@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use isthmus_model::topology::{TestDecl, Topology};
+use isthmus_model::topology::{TestDecl, TestRequest, TestToken, Topology};
 use isthmus_model::{Action, Identity, Layer4, Origin, Subject};
+use serde_json::Value;
 
 use crate::policy::Policy;
-use crate::verdict::{Outcome, Query, Request};
+use crate::verdict::{Outcome, Query, Request, Token};
 
 /// What became of one `[[test]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +43,16 @@ fn judge(policy: &Policy, topology: &Topology, test: &TestDecl) -> Result<(bool,
     let from = identity(topology, &test.from)?;
     let to = identity(topology, &test.to)?;
     let layer4 = test.layer4.map_or_else(|| own_port(policy, &to), Ok)?;
-    let request = test.request.as_ref().map(|(method, path)| Request::new(method, path));
+    let asked = test.request.as_ref();
+    let tokens: Vec<Token> = asked.and_then(token).into_iter().collect();
+    let query = asked.map(query_of).unwrap_or_default();
+    let request = asked.map(|asked| Request {
+        host: &asked.host,
+        query: &query,
+        headers: &asked.headers,
+        tokens: &tokens,
+        ..Request::new(&asked.method, &asked.path)
+    });
     let query = Query { from: &from, to: &to, layer4, request };
     let explanation = policy.explain(&query);
     let decision = policy.describe(&explanation.verdict);
@@ -55,6 +65,27 @@ fn judge(policy: &Policy, topology: &Topology, test: &TestDecl) -> Result<(bool,
     let hint = explanation.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
     let detail = format!("{from} to {to}, {layer4}: {what} by {:?}{at}{hint}", decision.name);
     Ok((action == test.expect, detail))
+}
+
+fn token(asked: &TestRequest) -> Option<Token> {
+    let TestToken { provider, claims } = asked.jwt.as_ref()?;
+    let claim = |(name, value): &(Arc<str>, Arc<str>)| (name.to_string(), Value::from(&**value));
+    let claims = Arc::new(claims.iter().map(claim).collect());
+    Some(Token { provider: provider.clone(), claims })
+}
+
+fn query_of(asked: &TestRequest) -> String {
+    let pair =
+        |(name, value): &(Arc<str>, Arc<str>)| format!("{}={}", encoded(name), encoded(value));
+    asked.query.iter().map(pair).collect::<Vec<_>>().join("&")
+}
+
+fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    let one = |byte: u8| {
+        if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }
+    };
+    text.bytes().map(one).collect()
 }
 
 fn own_port(policy: &Policy, to: &Identity) -> Result<Layer4, String> {

@@ -270,6 +270,11 @@ impl<'a> Names<'a> {
 
     fn check_question(&self, draft: &TestDraft, report: &mut Report<'_>) {
         let test = &draft.decl;
+        if let (Some(at), Some(token)) =
+            (draft.provider, test.request.as_ref().and_then(|request| request.jwt.as_ref()))
+        {
+            require("jwt", &token.provider, at, &self.draft.jwt, report);
+        }
         if test.request.is_some() {
             if let Some((cause, help)) = self.speaks_no_http(&test.to) {
                 let message = format!("test {} asks about a request: {cause}", quote(&test.name));

@@ -323,15 +323,10 @@ fn rollout(old: &RolloutDecl, new: &RolloutDecl) -> Details {
 fn test(old: &TestDecl, new: &TestDecl) -> Details {
     let TestDecl { name: _, from, to, layer4, request, expect, origin: _ } = old;
     let mut details = Details::default();
-    let show = |request: &(Arc<str>, Arc<str>)| format!("{} {}", request.0, request.1);
     details.note("from", from, &new.from);
     details.note("to", to, &new.to);
     details.note_optional("port", layer4.as_ref(), new.layer4.as_ref());
-    details.note_optional(
-        "request",
-        request.as_ref().map(show).as_ref(),
-        new.request.as_ref().map(show).as_ref(),
-    );
+    details.note_optional("request", request.as_ref(), new.request.as_ref());
     details.note("expect", action(*expect), action(new.expect));
     details
 }

@@ -25,6 +25,7 @@ mod jwt;
 mod mesh;
 mod parse;
 mod policy;
+mod question;
 mod ratelimit;
 mod reader;
 mod rollout;
@@ -58,6 +59,7 @@ use crate::snapshot::{PathMode, Protocol, Selector};
 
 pub use diff::{Change, ChangeKind, diff};
 pub use parse::parse;
+pub use question::{TestRequest, TestToken};
 pub use rollout::{LatencyBound, LatencyGoal, OnFailure, RolloutDecl};
 
 /// A file of a topology.
@@ -179,8 +181,8 @@ pub struct TestDecl {
     pub to: Subject,
     /// `port`, as in rules (`tcp/22`); the service's own unless given.
     pub layer4: Option<Layer4>,
-    /// `method` and `path`.
-    pub request: Option<(Arc<str>, Arc<str>)>,
+    /// The request; the connection as a whole unless given.
+    pub request: Option<TestRequest>,
     /// `expect`
     pub expect: Action,
     /// Where it stands.

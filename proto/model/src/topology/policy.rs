@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::declare::all;
 use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
 use super::route::host;
-use super::{TestDecl, fields, jwt, route, values, words};
+use super::{TestDecl, fields, jwt, question, route, values, words};
 use crate::condition::Condition;
 use crate::name::Name;
 use crate::route::{PathMatch, Pattern};
@@ -32,6 +32,10 @@ pub(super) const TEST: Schema = &[
     ("port", "port = \"tcp/22\""),
     ("method", "method = \"GET\""),
     ("path", "path = \"/accounts/1\""),
+    ("host", "host = \"api.example.com\""),
+    ("header", "header = { x-canary = \"1\" }"),
+    ("query", "query = { version = \"2\" }"),
+    ("jwt", "jwt = { provider = \"login\", claims = { role = \"admin\" } }"),
     ("expect", "expect = \"deny\""),
 ];
 
@@ -71,6 +75,8 @@ pub(super) struct TestDraft {
     pub(super) from: At,
     pub(super) to: At,
     pub(super) request: At,
+    /// Of the provider of its token.
+    pub(super) provider: Option<At>,
 }
 
 pub(super) fn policy(table: &Table<'_>, report: &mut Report<'_>) -> Read<PolicyDraft> {
@@ -278,21 +284,23 @@ pub(super) fn test(table: &Table<'_>, report: &mut Report<'_>) -> Read<TestDraft
         let text = entry.string(report)?;
         ports::<Layer4>(text, report)
     });
-    let request = request(table, report);
+    let request = question::request(table, report);
     let expect = table.required("expect", report).and_then(|entry| action(entry, report));
     let (name, from, to) = (name?, from?, to?);
+    let (request, provider) = request?.unzip();
     let decl = TestDecl {
         name: name.value,
         from: from.value,
         to: to.value,
         layer4: layer4?,
-        request: request?,
+        request,
         expect: expect?,
         origin: report.origin(table.at),
     };
     let request =
         table.get("path").or_else(|| table.get("method")).map_or(table.at, |entry| entry.key_at);
-    Ok(TestDraft { decl, name: name.at, from: from.at, to: to.at, request })
+    let provider = provider.flatten();
+    Ok(TestDraft { decl, name: name.at, from: from.at, to: to.at, request, provider })
 }
 
 /// One service, host or device: a test asks about a single flow.
@@ -311,33 +319,4 @@ fn one(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Located<Subject>> {
             Err(report.error(subject.at, message, help))
         }
     }
-}
-
-fn request(table: &Table<'_>, report: &mut Report<'_>) -> Read<Option<(Arc<str>, Arc<str>)>> {
-    let method = table.optional("method", |entry| {
-        let text = entry.string(report)?;
-        values::method(text, report).map(|()| Arc::from(text.value))
-    });
-    let path = table.optional("path", |entry| {
-        let text = entry.string(report)?;
-        values::path(text, false, report).map(|()| Arc::from(text.value))
-    });
-    match (method?, path?) {
-        (Some(method), Some(path)) => Ok(Some((method, path))),
-        (None, None) => Ok(None),
-        (Some(_), None) => Err(half_request("method", "path", "path = \"/\"", table, report)),
-        (None, Some(_)) => Err(half_request("path", "method", "method = \"GET\"", table, report)),
-    }
-}
-
-fn half_request(
-    has: &'static str,
-    lacks: &str,
-    example: &str,
-    table: &Table<'_>,
-    report: &mut Report<'_>,
-) -> super::reader::Reported {
-    let at = table.get(has).map_or(table.at, |entry| entry.key_at);
-    let message = format!("a test with `{has}` needs `{lacks}` too");
-    report.error(at, message, format!("add `{example}`"))
 }

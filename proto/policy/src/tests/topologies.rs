@@ -93,6 +93,60 @@ fn tests_pass_where_the_policy_does_what_they_expect() {
 }
 
 #[test]
+fn tests_may_ask_about_all_that_rules_look_at() {
+    let results = tests_of(
+        r#"
+        [jwt.login]
+        issuer = "https://login.example.com"
+        jwks = "/etc/keys.json"
+        [[allow]]
+        name = "staff edits"
+        from = "service:batch"
+        to = "service:web"
+        http = [{ method = "PUT", host = "*.example.com", header = { x-stage = "a b" },
+                  query = { "v w" = "1&2" }, jwt = { provider = "login", claims = { role = "staff" } } }]
+        [[test]]
+        name = "staff"
+        from = "service:batch"
+        to = "service:web"
+        method = "PUT"
+        path = "/"
+        host = "web.example.com"
+        header = { X-Stage = "a b" }
+        query = { "v w" = "1&2", other = "ä" }
+        jwt = { provider = "login", claims = { role = "staff" } }
+        expect = "allow"
+        [[test]]
+        name = "no staff"
+        from = "service:batch"
+        to = "service:web"
+        method = "PUT"
+        path = "/"
+        host = "web.example.com"
+        header = { x-stage = "a b" }
+        query = { "v w" = "1&2" }
+        jwt = { provider = "login", claims = { role = "guest" } }
+        expect = "deny"
+        [[test]]
+        name = "another query"
+        from = "service:batch"
+        to = "service:web"
+        method = "PUT"
+        path = "/"
+        host = "web.example.com"
+        header = { x-stage = "a b" }
+        query = { "v w" = "1" }
+        jwt = { provider = "login", claims = { role = "staff" } }
+        expect = "deny"
+        "#,
+    );
+    assert_eq!(results.len(), 3);
+    for (name, passed, detail) in results {
+        assert!(passed, "{name}: {detail}");
+    }
+}
+
+#[test]
 fn a_test_that_fails_says_what_happens_and_why() {
     let results = tests_of(
         r#"

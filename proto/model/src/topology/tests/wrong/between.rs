@@ -278,6 +278,21 @@ expect = "deny""#,
         r#"add `path = "/"`"#,
     ),
     on(
+        "test of a header without a request",
+        "[[test]]\nname = \"t\"\nfrom = \"host:a\"\nto = \"service:web\"\nheader = { x-a = \"1\" }\nexpect = \"deny\"",
+        (13, 1),
+        "a test with `header` needs `method` too",
+        r#"add `method = "GET"`"#,
+    ),
+    on(
+        "test with a token of nobody's",
+        "[[test]]\nname = \"t\"\nfrom = \"host:a\"\nto = \"service:web\"\nmethod = \"GET\"\npath = \"/\"\n\
+         jwt = { provider = \"login\" }\nexpect = \"deny\"",
+        (15, 20),
+        "there is no jwt \"login\"",
+        "",
+    ),
+    on(
         "test of a request to something else",
         r#"[[test]]
 name = "t"
