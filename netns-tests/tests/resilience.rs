@@ -657,13 +657,18 @@ fn health_is_asked_by_grpc_and_by_connecting() {
 
     std::fs::remove_file(folder.join("well")).expect("it is there");
     wait_for("it says that it isn't well", SOON, || !healthy("api-2"));
+    // Calls go on, and none of them gets there.
     let served = || mesh.host("api-2").metric("isthmus_requests_total", "status=\"2xx\"");
+    let before = served();
+    for _ in 0..6 {
+        assert_eq!(call(), "got hello");
+    }
+    assert_eq!(served(), before);
     // It still accepts connections: that is all that is asked now.
     mesh.apply(&with("tcp = true"));
     wait_for("both are well", SOON, || healthy("api-1") && healthy("api-2"));
     two.terminate(SOON);
     wait_for("nobody listens", SOON, || !healthy("api-2"));
-    let before = served();
     let (_two, _) = start("api-2");
     wait_for("it is back", SOON, || healthy("api-2"));
     wait_for("it is used again", SOON, || {

@@ -15,10 +15,11 @@ use crate::access::Record;
 use crate::headers;
 use crate::incoming::{BodyError, Incoming};
 use crate::outbound::InFlight;
+use crate::replay::{Reading, Replay};
 use crate::timing::Progress;
 
 /// Of a request that can be sent again.
-const MAX_WHOLE_BYTES: u64 = 64 * 1024;
+pub(crate) const MAX_WHOLE_BYTES: u64 = 64 * 1024;
 
 /// A request's body on its way to the application.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ pub(crate) struct Upload {
 #[derive(Debug)]
 enum Source {
     Stream(Incoming),
+    Shared(Reading),
     /// Counted already.
     Whole {
         bytes: Option<Bytes>,
@@ -45,6 +47,8 @@ enum Source {
 pub(crate) enum Payload {
     /// It can be sent once. None while it is being sent.
     Stream(Option<Upload>),
+    /// It is passed on as it comes, and can be sent again while it is small.
+    Shared(Replay, Arc<Progress>),
     /// It is here, and can be sent again and again; with its trailers.
     Whole(Whole),
 }
@@ -96,7 +100,7 @@ impl Upload {
     /// Of a body that is still to come from the caller.
     pub(crate) fn awaited(&self) -> Option<Arc<Progress>> {
         match &self.source {
-            Source::Stream(_) => Some(Arc::clone(&self.progress)),
+            Source::Stream(_) | Source::Shared(_) => Some(Arc::clone(&self.progress)),
             Source::Whole { .. } => None,
         }
     }
@@ -111,17 +115,19 @@ impl Upload {
     pub(crate) const fn spelled(&self) -> Option<&Bytes> {
         match &self.source {
             Source::Stream(inner) => inner.spelled(),
+            Source::Shared(reading) => reading.spelled.as_ref(),
             Source::Whole { spelled, .. } => spelled.as_ref(),
         }
     }
 }
 
 impl Payload {
-    /// A body; given back where it is to be whole first, and is known to be small.
+    /// A body; given back where it is to be whole first, and is known to be small. Any other can perhaps
+    /// be sent again, where that is wanted.
     #[expect(clippy::result_large_err, reason = "it is no error, and is taken at once")]
     pub(crate) fn ready(
         body: Incoming,
-        wants_whole: bool,
+        (wants_whole, wants_again): (bool, bool),
         progress: Arc<Progress>,
     ) -> Result<Self, Incoming> {
         if body.is_end_stream() {
@@ -132,6 +138,9 @@ impl Payload {
         let is_small = body.size_hint().upper().is_some_and(|size| size <= MAX_WHOLE_BYTES);
         if wants_whole && is_small {
             return Err(body);
+        }
+        if wants_again {
+            return Ok(Self::Shared(Replay::new(body), progress));
         }
         Ok(Self::Stream(Some(Upload::new(body, progress))))
     }
@@ -153,9 +162,10 @@ impl Payload {
     }
 
     /// Whether there is something to send.
-    pub(crate) const fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         match self {
             Self::Stream(upload) => upload.is_some(),
+            Self::Shared(replay, _) => replay.is_ready(),
             Self::Whole(_) => true,
         }
     }
@@ -163,6 +173,10 @@ impl Payload {
     pub(crate) fn take(&mut self) -> Option<Upload> {
         match self {
             Self::Stream(upload) => upload.take(),
+            Self::Shared(replay, progress) => {
+                let (source, progress) = (Source::Shared(replay.read()?), Arc::clone(progress));
+                Some(Upload { source, progress, first: None })
+            }
             Self::Whole(whole) => Some(whole.upload()),
         }
     }
@@ -177,7 +191,7 @@ impl Payload {
     /// Another one like it, where it is whole.
     pub(crate) fn copy(&self) -> Option<Upload> {
         match self {
-            Self::Stream(_) => None,
+            Self::Stream(_) | Self::Shared(..) => None,
             Self::Whole(whole) => {
                 // Nobody's time: the caller doesn't wait for a copy.
                 let progress = Arc::new(Progress::new(whole.progress.started()));
@@ -250,6 +264,8 @@ impl Body for Upload {
                 return Poll::Ready(frame.map(Ok));
             }
             Source::Stream(inner) => Pin::new(inner).poll_frame(cx),
+            Source::Shared(reading) if reading.is_behind() => return reading.poll_frame(cx),
+            Source::Shared(reading) => reading.poll_frame(cx),
         };
         let Poll::Ready(mut frame) = frame else {
             self.progress.wait();
@@ -271,6 +287,7 @@ impl Body for Upload {
         self.first.is_none()
             && match &self.source {
                 Source::Stream(inner) => inner.is_end_stream(),
+                Source::Shared(reading) => reading.is_end_stream(),
                 Source::Whole { bytes, trailers, spelled: _ } => {
                     bytes.is_none() && trailers.is_none()
                 }
@@ -280,6 +297,7 @@ impl Body for Upload {
     fn size_hint(&self) -> SizeHint {
         let left = match &self.source {
             Source::Stream(inner) => inner.size_hint().exact(),
+            Source::Shared(reading) => reading.size_hint().exact(),
             Source::Whole { trailers: Some(_), .. } => None,
             Source::Whole { bytes, .. } => Some(bytes.as_ref().map_or(0, Bytes::len) as u64),
         };

@@ -42,6 +42,7 @@ mod metrics;
 mod outbound;
 mod places;
 mod ratelimit;
+mod replay;
 mod request;
 mod routing;
 mod series;

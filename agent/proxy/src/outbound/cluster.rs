@@ -271,6 +271,11 @@ impl Cluster {
         })
     }
 
+    /// Whether its workloads' health is checked.
+    pub(crate) const fn has_checks(&self) -> bool {
+        self.balance.health.is_some()
+    }
+
     pub(crate) const fn outlier(&self) -> &Outlier {
         &self.balance.outlier
     }

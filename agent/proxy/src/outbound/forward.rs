@@ -107,10 +107,12 @@ pub(super) async fn run(
     let wants_whole = route
         .as_ref()
         .is_some_and(|it| it.retry.is_some() || it.hedge.is_some() || !it.mirrors.is_empty());
+    // A workload that is unwell refuses what it hasn't looked at.
+    let wants_again = route.as_ref().is_some_and(|it| it.retry.is_some()) || cluster.has_checks();
     if wants_whole {
         record.wait_for(Part::Client);
     }
-    let collected = match Payload::ready(body, wants_whole, record.progress()) {
+    let collected = match Payload::ready(body, (wants_whole, wants_again), record.progress()) {
         Ok(payload) => Ok(Ok(payload)),
         Err(body) => {
             // Boxed, like all that few requests need room for.

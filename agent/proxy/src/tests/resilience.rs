@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use isthmus_model::BalancePolicy;
+use isthmus_model::{BalancePolicy, HealthCheck, HealthProbe};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -198,4 +198,63 @@ async fn connections_and_those_who_wait_for_one_are_as_many_as_the_breaker_says(
     assert!(overflows.contains(&("max_pending_requests", 1)), "{overflows:?}");
     // Nobody was to blame.
     assert!(proxy.metrics.endpoints().iter().all(|it| !it.ejected));
+}
+
+/// Answers with what it got, or that it can't.
+async fn echo(backends: &Backends, address: IpAddr, status: u16) -> Application {
+    let answer = move |request: Request<hyper::body::Incoming>| async move {
+        let body = request.into_body().collect().await.unwrap();
+        let check = body.trailers().and_then(|trailers| trailers.get("x-check").cloned());
+        let text = format!("{} {check:?}", body.to_bytes().len());
+        Response::builder().status(status).body(full(text)).unwrap()
+    };
+    backends.start(address, answer).await
+}
+
+/// A request whose length nobody knows beforehand.
+fn chunked(pieces: usize) -> String {
+    let piece = "400\r\n".to_owned() + &"x".repeat(1024) + "\r\n";
+    "POST / HTTP/1.1\r\nHost: api\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        .to_owned()
+        + &piece.repeat(pieces)
+        + "0\r\nx-check: yes\r\n\r\n"
+}
+
+#[tokio::test]
+async fn a_small_body_of_unknown_length_can_be_sent_again_whole() {
+    let mut backends = in_turn();
+    backends.balance.outlier.consecutive_5xx = 0;
+    let _good = echo(&backends, API_2, 200).await;
+    let bad = echo(&backends, API_3, 503).await;
+    let proxy = backends.proxy(
+        "[[route.api]]\nretry = { attempts = 1, on = [\"503\"], budget = 1, non_idempotent = true }",
+    );
+    for _ in 0..4 {
+        let got = proxy.exchange(CALLER, chunked(30)).await;
+        assert!(got.starts_with("HTTP/1.1 200") && got.contains("30720 Some(\"yes\")"), "{got}");
+    }
+    assert!(!bad.seen().is_empty());
+    // More than is kept goes once.
+    let both =
+        [proxy.exchange(CALLER, chunked(80)).await, proxy.exchange(CALLER, chunked(80)).await];
+    assert!(both.iter().any(|got| got.starts_with("HTTP/1.1 503")), "{both:?}");
+    assert!(both.iter().all(|got| got.contains("81920 Some(\"yes\")")), "{both:?}");
+}
+
+#[tokio::test]
+async fn what_an_unhealthy_workload_did_not_look_at_is_sent_to_another_with_its_body() {
+    let mut backends = in_turn();
+    backends.balance.health = Some(HealthCheck::new(HealthProbe::Tcp));
+    backends.balance.outlier.base_ejection_time = Duration::from_millis(1);
+    backends.balance.outlier.max_ejection_time = Duration::from_millis(1);
+    let _good = echo(&backends, API_2, 200).await;
+    let unhealthy = marked(&backends, API_3, (503, "x-isthmus-unhealthy")).await;
+    let proxy = backends.proxy("");
+    let asking = timeout(SOON, async {
+        while unhealthy.seen().len() < 5 {
+            let got = proxy.exchange(CALLER, chunked(3)).await;
+            assert!(got.starts_with("HTTP/1.1 200") && got.contains("3072 Some"), "{got}");
+        }
+    });
+    asking.await.expect("it is asked now and then");
 }
