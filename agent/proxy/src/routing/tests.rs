@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use isthmus_model::route::{HostMatch, PathMatch};
 use isthmus_model::topology::{SourceFile, Topology, parse};
+use isthmus_policy::fields::{Readings, header_fits};
+use proptest::prelude::*;
 
 use super::{Asked, Compiled, Table};
 
@@ -287,4 +290,120 @@ fn routes_of_one_path_are_found_by_a_field_and_expressions_by_their_begin() {
     // What begins with `/e`, `/e9`, `/e99`… doesn't go on with a slash.
     assert_eq!(table.candidates(&asked("/e9999/7")), 1);
     assert_eq!(table.candidates(&asked("/other")), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn the_index_takes_the_route_that_a_search_through_all_takes(
+        matches in prop::collection::vec(a_match(), 1..60),
+        host in prop::sample::select(HOSTS),
+        path in prop::sample::select(PATHS),
+        method in prop::sample::select(vec!["GET", "POST"]),
+        fields in prop::collection::vec(("[xy]", "[12]"), 0..4),
+        query in prop::option::of("[pq]=[12]"),
+    ) {
+        let routes: String = matches
+            .iter()
+            .map(|it| format!("[[route.web]]\nmatch = {{ {it} }}\n"))
+            .collect();
+        let mut headers = HeaderMap::new();
+        for (name, value) in &fields {
+            let name = HeaderName::try_from(name.as_str()).unwrap();
+            headers.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        let asked = Asked { method, host, path, query: query.as_deref(), headers: &headers };
+        let taken = table(&routes).choose(&asked).map(|it| it.route.name.to_string());
+        prop_assert_eq!(taken, searched(&routes, &asked), "{}", routes);
+    }
+}
+
+const HOSTS: &[&str] = &["a.example", "b.a.example", "c.b.a.example", "example", ".example", ""];
+const PATHS: &[&str] =
+    &["/", "/a", "/a/", "/a/b", "/a/b/", "/a/b/c", "/ab", "/b/a", "/a/b/c/d/e/f/g", "*"];
+
+fn a_match() -> impl Strategy<Value = String> {
+    let host = prop::sample::select(vec![
+        "",
+        "",
+        "host = \"a.example\"",
+        "host = \"*.example\"",
+        "host = \"*.a.example\"",
+        "host = [\"*.b.a.example\", \"example\"]",
+    ]);
+    let path = prop::sample::select(vec![
+        "",
+        "path = \"/a\"",
+        "path = \"/a/b/\"",
+        "path = { prefix = \"/\" }",
+        "path = { prefix = \"/a\" }",
+        "path = { prefix = \"/a/b\" }",
+        "path = { regex = \"/a/.*\" }",
+        "path = { regex = \"/a(/b)*\" }",
+        "path = { regex = \".*b\" }",
+    ]);
+    let method = prop::sample::select(vec!["", "", "method = \"GET\"", "method = \"POST\""]);
+    let header = prop::sample::select(vec![
+        "",
+        "header = { x = \"1\" }",
+        "header = { x = \"2\" }",
+        "header = { y = \"1\" }",
+        "header = { x = \"1, 2\" }",
+        "header = { x = \"1\", y = \"2\" }",
+        "header = { y = { regex = \"[0-9]\" }, x = \"1\" }",
+        "header = { y = true }",
+    ]);
+    let query = prop::sample::select(vec!["", "", "query = { p = \"1\" }"]);
+    (host, path, method, header, query).prop_map(|(host, path, method, header, query)| {
+        let parts = [host, path, method, header, query];
+        let said = parts.into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join(", ");
+        if said.is_empty() { "path = { prefix = \"/\" }".to_owned() } else { said }
+    })
+}
+
+/// Slow, simple, and written apart from the index: of all that fits, what ranks first.
+fn searched(routes: &str, asked: &Asked<'_>) -> Option<String> {
+    let topology = parsed(routes);
+    let mut fitting = Vec::new();
+    for (order, route) in topology.routes.iter().enumerate() {
+        let wanted = &route.matches[0];
+        let hosts = wanted.hosts.iter().filter(|it| it.fits(asked.host)).map(|it| match it {
+            HostMatch::Exact(_) => (0, 0),
+            HostMatch::Suffix(suffix) => (1, usize::MAX - suffix.len()),
+        });
+        let host = if wanted.hosts.is_empty() { Some((2, 0)) } else { hosts.min() };
+        let path = match &wanted.path {
+            None => Some((2, usize::MAX - 1)),
+            Some(PathMatch::Exact(path)) => (**path == *asked.path).then_some((0, 0)),
+            Some(PathMatch::Regex(pattern)) => {
+                pattern.fits(asked.path).then(|| (1, usize::MAX - pattern.as_str().len()))
+            }
+            Some(PathMatch::Prefix(prefix)) => {
+                let rest = asked.path.strip_prefix(prefix.trim_end_matches('/'));
+                let is_whole = rest.is_some_and(|it| it.is_empty() || it.starts_with('/'));
+                let is_root = &**prefix == "/";
+                (is_whole || is_root).then(|| (2, usize::MAX - prefix.len()))
+            }
+        };
+        let counts = (usize::MAX - wanted.headers.len(), usize::MAX - wanted.query.len());
+        let fits = wanted.method.as_deref().is_none_or(|it| it == asked.method)
+            && wanted.headers.iter().all(|field| {
+                header_fits(field, &crate::judge::Lines(asked.headers), Readings::All)
+            })
+            && wanted.query.iter().all(|_| asked.query == Some("p=1"));
+        if let (Some(host), Some(path), true) = (host, path, fits) {
+            // Of expressions that are equally long the first one's routes come first.
+            let pattern = match &wanted.path {
+                Some(PathMatch::Regex(pattern)) => topology.routes.iter().position(|it| {
+                    matches!(&it.matches[0].path, Some(PathMatch::Regex(it)) if it == pattern)
+                        && it.matches[0].hosts == wanted.hosts
+                }),
+                Some(PathMatch::Exact(_) | PathMatch::Prefix(_)) | None => None,
+            };
+            let rank = (host, path, pattern, wanted.method.is_none(), counts, order);
+            fitting.push((rank, route.name.to_string()));
+        }
+    }
+    fitting.into_iter().min().map(|(_, name)| name)
 }
