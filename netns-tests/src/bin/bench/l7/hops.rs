@@ -279,7 +279,9 @@ fn ours_alone() -> Option<String> {
 fn ours(yard: &Yard, program: &str, name: &str, arguments: &str) -> Path {
     let is_client = arguments.contains("client");
     let address = if is_client { "127.64.0.2" } else { "127.64.2.2" };
-    let [http1, http2] = [(15001, HTTP1, "auto"), (15003, HTTP2, "2")];
+    // All of them run all the time.
+    let first = if arguments.contains("--rules") { 15_005 } else { 15_001 };
+    let [http1, http2] = [(first, HTTP1, "auto"), (first + 2, HTTP2, "2")];
     let line = |(port, application, version): (u16, u16, &str)| {
         format!("{program} {arguments} --listen {port} --backend {application} --http {version}")
     };

@@ -136,6 +136,10 @@ impl Path {
             }
         }
         self.wait_until_ready();
+        if let Hop::Programs { running, .. } = &mut self.hop {
+            let is_whole = running.iter_mut().all(Process::is_running);
+            assert!(is_whole, "{}: a program has ended: somebody else answers", self.name);
+        }
     }
 
     /// Asks once by each protocol, and looks at the answer.
