@@ -224,7 +224,8 @@ impl Drop for Record {
         if success && self.is_ordinary() && watchers.skips(self.id.0) {
             return;
         }
-        let millis = |time: Duration| time.as_secs_f64() * 1000.0;
+        // To the microsecond: more digits would say nothing.
+        let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         let (rule, origin) = self.decider.words();
         tracing::info!(
             target: "isthmus::access",

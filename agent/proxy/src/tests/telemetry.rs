@@ -30,7 +30,8 @@ fn parts(line: &str) -> [f64; 5] {
     let keys = ["client_ms", "queue_ms", "connect_ms", "tunnel_ms", "server_ms"];
     let parts = keys.map(|key| number(line, key));
     let apart = parts.iter().sum::<f64>() - number(line, "duration_ms");
-    assert!(apart.abs() < 0.001, "{line}");
+    // Each of the six numbers is rounded to a microsecond.
+    assert!(apart.abs() < 0.004, "{line}");
     assert!(parts.iter().all(|part| *part >= 0.0), "{line}");
     parts
 }
