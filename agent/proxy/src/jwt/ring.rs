@@ -123,3 +123,81 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     file.take(limit).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     if bytes.len() > MAX_BYTES { Err(format!("more than {MAX_BYTES} bytes")) } else { Ok(bytes) }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::jwt::tests::Signer;
+
+    /// Gives each connection the next of these answers.
+    async fn server(answers: Vec<Vec<u8>>) -> KeySource {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/keys?v=1", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut asked = vec![0; 4096];
+                let read = stream.read(&mut asked).await.unwrap();
+                assert!(asked[..read].starts_with(b"GET /keys?v=1 HTTP/1.1\r\n"));
+                let _ = stream.write_all(&answer).await;
+            }
+        });
+        KeySource::Url(url.into())
+    }
+
+    fn ok(body: &[u8]) -> Vec<u8> {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+        [head.as_bytes(), body].concat()
+    }
+
+    #[tokio::test]
+    async fn keys_come_from_a_url_and_old_ones_outlive_bad_answers() {
+        let set = |signer: &Signer| signer.set().to_string().into_bytes();
+        let (first, second) = (Signer::new(), Signer::new());
+        let source = server(vec![
+            b"HTTP/1.1 503 Sorry\r\ncontent-length: 0\r\n\r\n".to_vec(),
+            ok(&set(&first)),
+            ok(b"{"),
+            ok(&vec![b' '; MAX_BYTES + 1]),
+            b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}".to_vec(),
+            ok(&set(&second)),
+        ])
+        .await;
+        let ring = KeyRing::default();
+        let wanted = BTreeSet::from([source.clone()]);
+        let refresh = async || {
+            for held in ring.lock().values_mut() {
+                held.due = Instant::now();
+            }
+            ring.refresh(&wanted).await;
+            let error = ring.lock().get(&source).and_then(|held| held.error.clone());
+            (ring.keys(&source), error.unwrap_or_default())
+        };
+        let (keys, error) = refresh().await;
+        assert!(keys.is_none() && error.contains("503"), "{error}");
+        let (keys, error) = refresh().await;
+        let keys = keys.expect("a key set");
+        assert_eq!(error, "");
+        for what in ["EOF", "more than", "broke off"] {
+            let (still, error) = refresh().await;
+            assert!(Arc::ptr_eq(&keys, &still.expect("those from before")), "{what}");
+            assert!(error.contains(what), "{error}");
+        }
+        let (new, error) = refresh().await;
+        assert!(!Arc::ptr_eq(&keys, &new.expect("a key set")));
+        assert_eq!(error, "");
+    }
+
+    #[tokio::test]
+    async fn who_does_not_answer_has_no_keys() {
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let ring = KeyRing::default();
+        let source = KeySource::Url(format!("http://{closed}/keys").into());
+        let next = ring.refresh(&BTreeSet::from([source.clone()])).await;
+        assert!(ring.keys(&source).is_none());
+        assert!(next.is_some_and(|next| next <= Instant::now() + RETRY), "it is tried again soon");
+    }
+}
