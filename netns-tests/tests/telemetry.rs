@@ -108,7 +108,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for span in [it for scope in resource[2] for it in fields(scope)[2]]:
                 span = fields(span)
                 parent = span.get(4, [b""])[0].hex() or "none"
-                print("span", span[1][0].hex(), span[2][0].hex(), parent, span[6][0], host, flush=True)
+                words = ["span", span[1][0].hex(), span[2][0].hex(), parent, str(span[6][0]), host]
+                # In one piece: two agents may be heard at a time.
+                print(" ".join(words) + "\n", end="", flush=True)
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
