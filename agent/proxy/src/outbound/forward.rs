@@ -7,10 +7,8 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{CONNECTION, COOKIE, UPGRADE};
-use http::request::Parts;
-use http::uri::Scheme;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use http::header::COOKIE;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use isthmus_model::route::{Hedge, Retry, RetryOn, Share};
 use isthmus_model::{HashKey, HostId, ServiceId};
 use tokio::time::error::Elapsed;
@@ -18,19 +16,19 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::cluster::{Cluster, Draw, NoPlace, Retrying};
 use super::endpoint::{Endpoint, InFlight, Turn};
-use super::local::{self, Refused};
-use super::{Call, mirror, set_host};
+use super::local::Refused;
+use super::template::Template;
+use super::{Call, mirror};
 use crate::access::{Decider, Record};
-use crate::backend::{BackendError, Failure, Target, Wire};
+use crate::backend::{BackendError, Failure};
 use crate::balance::{Attempt, hash, may_repeat, wants_retry};
 use crate::body::{Answer, Payload, Upload};
 use crate::connection::Connection;
-use crate::headers;
 use crate::health::{LEAVING, PANIC};
 use crate::incoming::Incoming;
 use crate::metrics::{Overflow, Ruling};
 use crate::ratelimit::RATE_LIMITED;
-use crate::request::{failure, pass, refusal, switch, target, too_many, wire};
+use crate::request::{failure, pass, refusal, switch, too_many};
 use crate::routing::Compiled;
 use crate::timing::{Part, Progress, server_time};
 use crate::upgrade;
@@ -38,14 +36,6 @@ use crate::view::View;
 
 /// What a breaker's refusal says, with the limit's name: our `x-envoy-overloaded`.
 const OVERLOADED: HeaderName = HeaderName::from_static("x-isthmus-overloaded");
-
-/// A request as every try of it begins.
-pub(super) struct Template {
-    pub(super) head: Parts,
-    wire: Wire,
-    host: HeaderValue,
-    upgrade: Option<HeaderValue>,
-}
 
 /// What all tries of a request share.
 struct Exchange<'a> {
@@ -562,73 +552,4 @@ impl Tried {
             Self::Failed(..) | Self::Blameless(_) => false,
         }
     }
-}
-
-impl Template {
-    fn new(mut head: Parts, host: HeaderValue, route: Option<&Compiled>) -> Self {
-        let (wire, upgrade) = (wire(&head), upgrade::wanted(head.version, &head.headers));
-        headers::to_next_hop(&mut head.headers);
-        set_host(&mut head, &host);
-        if let Some(route) = route {
-            route.request_headers.apply(&mut head.headers);
-        }
-        if let Some(protocol) = &upgrade {
-            head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            head.headers.insert(UPGRADE, protocol.clone());
-        }
-        Self { head, wire, host, upgrade }
-    }
-
-    pub(super) fn copy(&self) -> HeaderMap {
-        self.head.headers.clone()
-    }
-
-    /// An application here is spoken to as it wants; other hosts' proxies see to theirs.
-    pub(super) fn wire_to(&self, view: &View, service: ServiceId, endpoint: &Endpoint) -> Wire {
-        if endpoint.host == view.snapshot.local {
-            self.wire.wanted_by(view.application(service).http, self.upgrade.is_some())
-        } else {
-            self.wire
-        }
-    }
-
-    /// Where a try goes, as whom, and with which URI.
-    pub(super) fn aim(
-        &self,
-        connection: &Connection,
-        view: &Arc<View>,
-        place: (ServiceId, &Cluster, &Endpoint),
-        fields: &mut HeaderMap,
-    ) -> Result<(Target, Uri), Refused> {
-        let (service, cluster, endpoint) = place;
-        let wire = self.wire_to(view, service, endpoint);
-        let uri = target(&self.head.uri, &self.host, wire).ok_or(Refused::Denied)?;
-        if let Some(external) = view.external(service) {
-            // Copies come here without having been judged.
-            let passes = local::passes(connection, view, service, &self.head);
-            let uri = passes.and_then(|_| whole(uri, external.tls.is_some()));
-            let uri = uri.ok_or(Refused::Denied)?;
-            let address = (endpoint.address, cluster.port).into();
-            let external = Some((service, connection.shared.outside.epoch(service)));
-            return Ok((Target { address, source: None, introduce: None, external }, uri));
-        }
-        if endpoint.host == view.snapshot.local {
-            return Ok((local::admit(connection, view, place, &self.head, fields)?, uri));
-        }
-        let source = view.speaks_from(&connection.parties, connection.peer.is_ipv4());
-        let source = source.ok_or(Refused::Denied)?;
-        let address = (endpoint.address, cluster.port).into();
-        let target = Target { address, source: Some(source), introduce: None, external: None };
-        Ok((target, uri))
-    }
-}
-
-/// The URI with the scheme that an external server expects, where it has one.
-fn whole(uri: Uri, secure: bool) -> Option<Uri> {
-    if uri.scheme().is_none() || !secure {
-        return Some(uri);
-    }
-    let mut parts = uri.into_parts();
-    parts.scheme = Some(Scheme::HTTPS);
-    Uri::from_parts(parts).ok()
 }

@@ -9,7 +9,7 @@ use isthmus_model::ServiceId;
 use tokio::time::timeout;
 
 use super::cluster::Draw;
-use super::forward::Template;
+use super::template::Template;
 use crate::body::Payload;
 use crate::connection::Connection;
 use crate::routing::Compiled;

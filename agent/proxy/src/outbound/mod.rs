@@ -13,6 +13,7 @@ mod endpoint;
 mod forward;
 mod local;
 mod mirror;
+mod template;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,0 +1,98 @@
+//! What all tries of a request have in common, and where each of them goes.
+
+use std::sync::Arc;
+
+use http::header::{CONNECTION, UPGRADE};
+use http::request::Parts;
+use http::uri::Scheme;
+use http::{HeaderMap, HeaderValue, Uri};
+use isthmus_model::ServiceId;
+
+use super::cluster::Cluster;
+use super::endpoint::Endpoint;
+use super::local::{self, Refused};
+use super::set_host;
+use crate::backend::{Target, Wire};
+use crate::connection::Connection;
+use crate::headers;
+use crate::request::{target, wire};
+use crate::routing::Compiled;
+use crate::upgrade;
+use crate::view::View;
+
+/// A request as every try of it begins.
+pub(super) struct Template {
+    pub(super) head: Parts,
+    wire: Wire,
+    host: HeaderValue,
+    pub(super) upgrade: Option<HeaderValue>,
+}
+
+impl Template {
+    pub(super) fn new(mut head: Parts, host: HeaderValue, route: Option<&Compiled>) -> Self {
+        let (wire, upgrade) = (wire(&head), upgrade::wanted(head.version, &head.headers));
+        headers::to_next_hop(&mut head.headers);
+        set_host(&mut head, &host);
+        if let Some(route) = route {
+            route.request_headers.apply(&mut head.headers);
+        }
+        if let Some(protocol) = &upgrade {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            head.headers.insert(UPGRADE, protocol.clone());
+        }
+        Self { head, wire, host, upgrade }
+    }
+
+    pub(super) fn copy(&self) -> HeaderMap {
+        self.head.headers.clone()
+    }
+
+    /// An application here is spoken to as it wants; other hosts' proxies see to theirs.
+    pub(super) fn wire_to(&self, view: &View, service: ServiceId, endpoint: &Endpoint) -> Wire {
+        if endpoint.host == view.snapshot.local {
+            self.wire.wanted_by(view.application(service).http, self.upgrade.is_some())
+        } else {
+            self.wire
+        }
+    }
+
+    /// Where a try goes, as whom, and with which URI.
+    pub(super) fn aim(
+        &self,
+        connection: &Connection,
+        view: &Arc<View>,
+        place: (ServiceId, &Cluster, &Endpoint),
+        fields: &mut HeaderMap,
+    ) -> Result<(Target, Uri), Refused> {
+        let (service, cluster, endpoint) = place;
+        let wire = self.wire_to(view, service, endpoint);
+        let uri = target(&self.head.uri, &self.host, wire).ok_or(Refused::Denied)?;
+        if let Some(external) = view.external(service) {
+            // Copies come here without having been judged.
+            let passes = local::passes(connection, view, service, &self.head);
+            let uri = passes.and_then(|_| whole(uri, external.tls.is_some()));
+            let uri = uri.ok_or(Refused::Denied)?;
+            let address = (endpoint.address, cluster.port).into();
+            let external = Some((service, connection.shared.outside.epoch(service)));
+            return Ok((Target { address, source: None, introduce: None, external }, uri));
+        }
+        if endpoint.host == view.snapshot.local {
+            return Ok((local::admit(connection, view, place, &self.head, fields)?, uri));
+        }
+        let source = view.speaks_from(&connection.parties, connection.peer.is_ipv4());
+        let source = source.ok_or(Refused::Denied)?;
+        let address = (endpoint.address, cluster.port).into();
+        let target = Target { address, source: Some(source), introduce: None, external: None };
+        Ok((target, uri))
+    }
+}
+
+/// The URI with the scheme that an external server expects, where it has one.
+fn whole(uri: Uri, secure: bool) -> Option<Uri> {
+    if uri.scheme().is_none() || !secure {
+        return Some(uri);
+    }
+    let mut parts = uri.into_parts();
+    parts.scheme = Some(Scheme::HTTPS);
+    Uri::from_parts(parts).ok()
+}
