@@ -82,7 +82,8 @@ impl Body {
             self.spent = true;
             self.data = Vec::new();
         } else if !self.spent {
-            self.data.push(data.clone());
+            // A copy: a small piece may be all that holds a large buffer.
+            self.data.push(Bytes::copy_from_slice(data));
         }
     }
 }
