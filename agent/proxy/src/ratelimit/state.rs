@@ -148,7 +148,7 @@ impl State {
 /// Who has a bucket, in few bytes.
 enum Key<'a> {
     Caller([u8; 5]),
-    /// Those without the header are one.
+    /// Those without the header are one, and those who have it twice.
     Value(&'a [u8]),
 }
 
@@ -165,9 +165,7 @@ impl std::ops::Deref for Key<'_> {
 
 fn key<'a>(limit: &RateLimit, parties: &Parties, head: &'a Parts) -> Key<'a> {
     match &limit.per {
-        LimitKey::Header(name) => {
-            Key::Value(head.headers.get(&**name).map_or(&b""[..], |value| value.as_bytes()))
-        }
+        LimitKey::Header(name) => Key::Value(value(name, head)),
         LimitKey::Identity | LimitKey::All => {
             let (kind, [a, b, c, d]) = match parties.caller {
                 Principal::Host(id) => (0, id.0.to_be_bytes()),
@@ -179,8 +177,38 @@ fn key<'a>(limit: &RateLimit, parties: &Parties, head: &'a Parts) -> Key<'a> {
     }
 }
 
+/// The value of a header field that is there once. Whoever sends several might be another to each
+/// reader: they share a bucket with those who send none.
+fn value<'a>(name: &str, head: &'a Parts) -> &'a [u8] {
+    let mut lines = head.headers.get_all(name).iter();
+    match (lines.next(), lines.next()) {
+        (Some(only), None) => only.as_bytes(),
+        (Some(_), Some(_)) | (None, _) => b"",
+    }
+}
+
 /// A share of a number.
 fn part(whole: u64, share: u32) -> u64 {
     let part = u128::from(whole) * u128::from(share) / u128::from(WHOLE);
     u64::try_from(part).unwrap_or(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    #[test]
+    fn nobody_gets_buckets_by_sending_a_header_twice() {
+        let of = |values: &[&str]| {
+            let request = Request::builder();
+            let request = values.iter().fold(request, |it, value| it.header("x-key", *value));
+            let head = request.body(()).unwrap().into_parts().0;
+            value("x-key", &head).to_vec()
+        };
+        assert_eq!(of(&["a"]), b"a");
+        assert_eq!(of(&["a", "b"]), of(&["c", "b"]));
+        assert_eq!(of(&["a", "b"]), of(&[]));
+    }
 }
