@@ -489,6 +489,9 @@ server.wait_for_termination()
 /// Holds a WebSocket and a stream by gRPC, and sees that both give back what they get.
 const HOLDER: &str = r#"
 import grpc, itertools, queue, signal, socket, sys, threading
+def say(line):
+    # In one piece: two threads speak.
+    print(line + "\n", end="", flush=True)
 web, stream = sys.argv[1], sys.argv[2]
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -506,9 +509,9 @@ def hold_websocket():
         connection.sendall(message)
         assert file.read(8) == message
         if number == 0:
-            print("websocket started", flush=True)
+            say("websocket started")
         if stop.wait(0.02):
-            return print("websocket", number, flush=True)
+            return say(f"websocket {number}")
 def hold_stream():
     with grpc.insecure_channel(f"{stream}:8082") as channel:
         sent = queue.Queue()
@@ -518,10 +521,10 @@ def hold_stream():
             sent.put(message)
             assert next(answers) == message
             if number == 0:
-                print("stream started", flush=True)
+                say("stream started")
             if stop.wait(0.02):
                 sent.put(None)
-                return print("stream", number, flush=True)
+                return say(f"stream {number}")
 for work in (hold_websocket, hold_stream):
     threading.Thread(target=work).start()
 stop.wait()
