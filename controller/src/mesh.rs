@@ -26,6 +26,9 @@ use crate::time;
 /// How long changes of endpoints wait for others, so that one revision takes them all.
 const GATHERING: Duration = Duration::from_millis(50);
 
+/// Between two looks for workloads whose time to leave is over.
+const LEAVING_TICK: Duration = Duration::from_secs(1);
+
 /// The running mesh.
 ///
 /// INVARIANT: what `published` shows is durable. [`Mesh::move_to`] alone changes it, with the lock on
@@ -256,6 +259,28 @@ impl Mesh {
         }
     }
 
+    /// Makes revisions without the workloads whose time to leave is over, for ever.
+    pub(crate) async fn follow_leaving(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(LEAVING_TICK);
+        loop {
+            tick.tick().await;
+            if self.now().state.leaving.is_empty() {
+                continue;
+            }
+            if let Ok(Err(error)) = self.work(Self::let_go).await {
+                error!(%error, "failed to store which workloads went");
+            }
+        }
+    }
+
+    fn let_go(&self) -> Result<(), RemoveError> {
+        let tokens = self.tokens();
+        match self.now().state.let_go(time::now())? {
+            Some(next) => Ok(self.move_to(&tokens, next, &[])?),
+            None => Ok(()),
+        }
+    }
+
     fn take_relocations(&self) -> Result<(), StoreError> {
         let tokens = self.tokens();
         let news =
@@ -298,7 +323,7 @@ impl std::fmt::Debug for Mesh {
     }
 }
 
-/// Why a host isn't removed.
+/// Why a host or a workload isn't removed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RemoveError {
     #[error(transparent)]
@@ -329,7 +354,7 @@ impl Published {
 }
 
 fn restore(identity: MeshIdentity, saved: Saved) -> anyhow::Result<State> {
-    let Saved { revision, files, allocation, members, tokens: _, deliveries } = saved;
+    let Saved { revision, files, allocation, members, tokens: _, deliveries, leaving } = saved;
     let topology = if files.is_empty() {
         Topology::default()
     } else {
@@ -348,5 +373,6 @@ fn restore(identity: MeshIdentity, saved: Saved) -> anyhow::Result<State> {
         inventory: members.into_iter().collect(),
         allocation,
         deliveries,
+        leaving,
     })
 }

@@ -71,6 +71,7 @@ pub async fn serve(
     let background = [
         tokio::spawn(listener::accept(listener, tls, authority.trust_domain().clone(), accepted)),
         tokio::spawn(Arc::clone(&mesh).follow_relocations()),
+        tokio::spawn(Arc::clone(&mesh).follow_leaving()),
         tokio::spawn(delivery::follow(Arc::clone(&mesh))),
         tokio::spawn(shares::follow(Arc::clone(&mesh))),
         tokio::spawn(renew(certificate, Arc::clone(&authority), mesh_file.addresses.clone())),

@@ -21,7 +21,7 @@ pub(crate) fn status(mesh: &Mesh) -> v1::MeshStatus {
     let host_name = |id: u32| all.hosts.get(&HostId(id)).map(|host| host.name.to_string());
     let mut services_on: BTreeMap<HostId, Vec<String>> = BTreeMap::new();
     for service in all.services.values() {
-        for host in service.placements.keys() {
+        for host in service.placements.keys().filter(|host| !service.leaving.contains(host)) {
             services_on.entry(*host).or_default().push(service.name.to_string());
         }
     }
@@ -35,7 +35,7 @@ pub(crate) fn status(mesh: &Mesh) -> v1::MeshStatus {
             }
             Some(Body::Service(service)) => status.services.push(v1::ServiceStatus {
                 virtual_ipv6: all.virtual_ipv6(ServiceId(service.id)).to_string(),
-                hosts: service.placements.keys().filter_map(|id| host_name(*id)).collect(),
+                hosts: staying(&service).filter_map(host_name).collect(),
                 dns_name: format!("{}.{}.mesh.internal", service.name, service.namespace),
                 service: Some(service),
             }),
@@ -54,6 +54,11 @@ pub(crate) fn status(mesh: &Mesh) -> v1::MeshStatus {
         }
     }
     status
+}
+
+/// The hosts that the topology places a service on.
+fn staying(service: &v1::Service) -> impl Iterator<Item = u32> {
+    service.placements.keys().copied().filter(|host| !service.leaving.contains(host))
 }
 
 fn of_host(mesh: &Mesh, host: v1::Host) -> v1::HostStatus {

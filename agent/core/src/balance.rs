@@ -13,9 +13,11 @@ use crate::state::State;
 /// Picks the workload that takes a flow of this key; `flow.source` must be the address that the mesh
 /// sees, so that a restarted agent picks the same.
 pub(crate) fn pick(state: &State, service: ServiceId, flow: &FlowKey) -> Option<(HostId, Address)> {
-    let placements = &state.snapshot.services.get(&service)?.placements;
+    let declared = state.snapshot.services.get(&service)?;
     let flow_hash = hash(flow);
-    let (host, _) = placements.iter().max_by_key(|(host, _)| mix([flow_hash, host.0.into()]))?;
+    // Who is about to go gets what nobody else could take.
+    let rank = |host: &&HostId| (!declared.leaving.contains(host), mix([flow_hash, host.0.into()]));
+    let host = declared.placements.keys().max_by_key(rank)?;
     let address = state.workload_address(*host, service, flow.destination.is_v4())?;
     Some((*host, address))
 }
@@ -66,5 +68,22 @@ mod tests {
             let after = pick(&fewer, service, &flow(port, vip)).unwrap().0;
             assert!(after == before || before == HostId(2));
         }
+    }
+
+    #[test]
+    fn who_is_about_to_go_gets_flows_only_if_nobody_else_is_there() {
+        let topology = topology::Builder::new(4).service("web", 80, &[1, 2]).build();
+        let service = topology.service("web");
+        let picked = |leaving: &[u32]| {
+            let mut snapshot = topology.snapshot(4);
+            let declared = snapshot.services.get_mut(&service).unwrap();
+            declared.leaving = leaving.iter().copied().map(HostId).collect();
+            let state = State::new(snapshot);
+            let vip = state.virtual_address(service, true).unwrap();
+            let pick = |port| pick(&state, service, &flow(port, vip)).unwrap().0.0;
+            (1..=100).map(pick).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(picked(&[1]), [2].into());
+        assert_eq!(picked(&[1, 2]), [1, 2].into());
     }
 }

@@ -189,7 +189,9 @@ pub(crate) fn service_facts(status: &v1::ServiceStatus, hosts: &[v1::HostStatus]
     let service = status.service.clone().unwrap_or_default();
     let workloads: Vec<String> = workloads(status, hosts)
         .into_iter()
-        .map(|workload| format!("{} at {}, {}", workload.host, workload.ipv4, workload.ipv6))
+        .map(|Workload { host, ipv4, ipv6, leaving }| {
+            format!("{host} at {ipv4}, {ipv6}{}", if leaving { ", leaving" } else { "" })
+        })
         .collect();
     let selectors: Vec<String> = service.selectors.iter().filter_map(selector).collect();
     let known = [
@@ -223,7 +225,14 @@ pub(crate) fn service_json(status: &v1::ServiceStatus, hosts: &[v1::HostStatus])
     let service = status.service.clone().unwrap_or_default();
     let workloads: Value = workloads(status, hosts)
         .into_iter()
-        .map(|one| json!({ "host": one.host, "ipv4": known(&one.ipv4), "ipv6": known(&one.ipv6) }))
+        .map(|one| {
+            json!({
+                "host": one.host,
+                "ipv4": known(&one.ipv4),
+                "ipv6": known(&one.ipv6),
+                "leaving": one.leaving,
+            })
+        })
         .collect();
     json!({
         "name": service.name,
@@ -243,6 +252,7 @@ struct Workload {
     host: String,
     ipv4: String,
     ipv6: String,
+    leaving: bool,
 }
 
 /// The service's workloads; their IPv6 addresses follow from the numbers of host and service.
@@ -256,6 +266,7 @@ fn workloads(status: &v1::ServiceStatus, hosts: &[v1::HostStatus]) -> Vec<Worklo
             host: host.map_or_else(|| format!("#{id}"), |host| host.name.clone()),
             ipv4: ipv4.clone(),
             ipv6: ipv6.map(|address| address.to_string()).unwrap_or_default(),
+            leaving: service.leaving.contains(id),
         }
     };
     service.placements.iter().map(workload).collect()

@@ -70,10 +70,11 @@ fn breaker(breaker: &v1::BreakerStatus) -> Vec<Cell> {
 }
 
 fn endpoint(endpoint: &v1::EndpointStatus) -> Vec<Cell> {
-    let (state, tone) = match (endpoint.unhealthy, endpoint.ejected) {
-        (true, _) => ("unhealthy", Tone::Bad),
-        (false, true) => ("ejected", Tone::Bad),
-        (false, false) => ("healthy", Tone::Good),
+    let (state, tone) = match endpoint {
+        it if it.leaving => ("leaving", Tone::Warn),
+        it if it.unhealthy => ("unhealthy", Tone::Bad),
+        it if it.ejected => ("ejected", Tone::Bad),
+        _ => ("healthy", Tone::Good),
     };
     vec![
         cell(&endpoint.service),
@@ -177,6 +178,7 @@ fn json(routes: &v1::Routes) -> Value {
             "under_way": it.under_way,
             "ejected": it.ejected,
             "unhealthy": it.unhealthy,
+            "leaving": it.leaving,
             "weight": it.weight,
             "site": it.site,
         })
@@ -250,6 +252,7 @@ mod tests {
                 under_way: 3,
                 ejected: true,
                 unhealthy: false,
+                leaving: false,
                 weight: 7,
                 site: "dc1".to_owned(),
             }],

@@ -126,7 +126,12 @@ fn the_ipv6_address_of_a_workload_follows_from_the_numbers() {
     assert_eq!(service["protocol"], "http");
     assert_eq!(
         service["workloads"],
-        json!([{ "host": "app-1", "ipv4": "100.64.0.17", "ipv6": "fd01:203:405::1:0:c" }])
+        json!([{
+            "host": "app-1",
+            "ipv4": "100.64.0.17",
+            "ipv6": "fd01:203:405::1:0:c",
+            "leaving": false,
+        }])
     );
 }
 

@@ -1,7 +1,7 @@
 //! Mesh DNS: whatever is asked, the answer can be read, fits, and answers the question that was
 //! asked; a question about the mesh never leaves it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, LazyLock};
 
@@ -119,6 +119,7 @@ fn snapshot() -> Snapshot {
         port: 80,
         protocol: Protocol::Tcp,
         virtual_ipv4: Ipv4Addr::new(100, 64, 127, 1),
+        leaving: BTreeSet::new(),
         placements: BTreeMap::from([
             (HostId(1), Ipv4Addr::new(100, 64, 0, 17)),
             (HostId(2), Ipv4Addr::new(100, 64, 0, 33)),

@@ -128,6 +128,7 @@ fn snapshot(
             protocol: Protocol::Http,
             virtual_ipv4,
             placements: BTreeMap::from([placement]),
+            leaving: Default::default(),
             selectors: Vec::new(),
             balance: Balance::default(),
             edge: None,

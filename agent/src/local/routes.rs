@@ -29,6 +29,7 @@ pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
         under_way: view.under_way as u64,
         ejected: view.ejected,
         unhealthy: view.unhealthy,
+        leaving: view.leaving,
         weight: view.weight,
         site: snapshot
             .hosts

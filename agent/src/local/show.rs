@@ -255,6 +255,7 @@ pub(crate) mod tests {
             port: 8080,
             protocol: Protocol::Tcp,
             virtual_ipv4: vip.parse().unwrap(),
+            leaving: Default::default(),
             placements: placements
                 .iter()
                 .map(|(id, ipv4)| (HostId(*id), ipv4.parse().unwrap()))

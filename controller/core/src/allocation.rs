@@ -11,6 +11,7 @@ use isthmus_model::{DeviceId, HostId, Ipv4Net, Name, ServiceId};
 use serde::{Deserialize, Serialize};
 
 use crate::inventory::{Inventory, Member, declared, devices_on, services_on};
+use crate::leaving::Leaving;
 use crate::pool::Cursor;
 use crate::text;
 
@@ -198,13 +199,14 @@ impl Allocation {
         &mut self,
         topology: &Topology,
         inventory: &Inventory,
+        leaving: &Leaving,
     ) -> Result<(), AllocationError> {
         self.take_back(topology, inventory);
         self.set_ranges(&topology.mesh, inventory)?;
         self.number_devices(topology);
         self.number_services(topology)?;
         self.give_blocks(topology, inventory)?;
-        inventory.members().try_for_each(|member| self.give_addresses(member, topology))
+        inventory.members().try_for_each(|member| self.give_addresses(member, topology, leaving))
     }
 
     fn take_back(&mut self, topology: &Topology, inventory: &Inventory) {
@@ -350,8 +352,10 @@ impl Allocation {
         &mut self,
         member: &Member,
         topology: &Topology,
+        leaving: &Leaving,
     ) -> Result<(), AllocationError> {
         let services = services_on(member, topology)
+            .chain(leaving.on(member.id))
             .filter_map(|name| self.services.get(name.as_str()))
             .map(|service| service.number);
         let devices = devices_on(member, topology)

@@ -11,6 +11,7 @@ use crate::allocation::{Allocation, AllocationError};
 use crate::delivery::{Delivery, Phase};
 use crate::diagnostic;
 use crate::inventory::{Inventory, Member};
+use crate::leaving::Leaving;
 
 /// What a mesh is from `init` on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct State {
     pub allocation: Allocation,
     /// How far each rollout of the topology has got.
     pub deliveries: BTreeMap<Name, Delivery>,
+    /// Which workloads are about to go.
+    pub leaving: Leaving,
 }
 
 /// A host that wants to join.
@@ -89,6 +92,7 @@ impl State {
             inventory: Inventory::default(),
             allocation: Allocation::default(),
             deliveries: BTreeMap::new(),
+            leaving: Leaving::default(),
         }
     }
 
@@ -115,7 +119,7 @@ impl State {
             joined: newcomer.now,
             certificate_expires: newcomer.certificate_expires,
         });
-        next.allocation.reconcile(&next.topology, &next.inventory)?;
+        next.reconcile()?;
         Ok((next, id))
     }
 
@@ -129,7 +133,8 @@ impl State {
         if next.inventory.remove(host).is_none() {
             return Ok(None);
         }
-        next.allocation.reconcile(&next.topology, &next.inventory)?;
+        next.leaving = next.leaving.within(&next.inventory);
+        next.reconcile()?;
         Ok(Some(next))
     }
 
@@ -149,14 +154,37 @@ impl State {
         if !contradictions.is_empty() {
             return Err(contradictions);
         }
-        let mut next = self.next();
-        next.allocation
-            .reconcile(&topology, &next.inventory)
-            .map_err(|error| vec![diagnostic::allocation(&error, &topology, &files)])?;
-        next.deliveries = self.deliveries_of(&topology, now);
-        next.files = files;
-        next.topology = Arc::new(topology);
+        let leaving = self.leaving.after((&self.topology, &topology), &self.inventory, now);
+        let mut next = Self {
+            deliveries: self.deliveries_of(&topology, now),
+            files,
+            topology: Arc::new(topology),
+            ..self.next()
+        };
+        // Where there are too few addresses for both, those who come go before those who leave.
+        let attempt = |leaving| {
+            let mut next = Self { leaving, ..next.clone() };
+            next.reconcile().map(|()| next)
+        };
+        let reconciled = attempt(leaving).or_else(|_| attempt(Leaving::default()));
+        next = reconciled
+            .map_err(|error| vec![diagnostic::allocation(&error, &next.topology, &next.files)])?;
         Ok(next)
+    }
+
+    /// Time passes: workloads that were about to go do so; none if there are none.
+    ///
+    /// # Errors
+    ///
+    /// None that is known: it takes no addresses.
+    pub fn let_go(&self, now: i64) -> Result<Option<Self>, AllocationError> {
+        let leaving = self.leaving.at(now);
+        if leaving == self.leaving {
+            return Ok(None);
+        }
+        let mut next = Self { leaving, ..self.next() };
+        next.reconcile()?;
+        Ok(Some(next))
     }
 
     /// Says that the mesh's addresses clash with a route of a host's, where the files say them.
@@ -220,6 +248,10 @@ impl State {
             (name.clone(), before.unwrap_or_else(|| Delivery::new(declared, now)))
         };
         declared.map(delivery).collect()
+    }
+
+    fn reconcile(&mut self) -> Result<(), AllocationError> {
+        self.allocation.reconcile(&self.topology, &self.inventory, &self.leaving)
     }
 
     fn next(&self) -> Self {

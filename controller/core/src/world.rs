@@ -139,7 +139,9 @@ impl World {
 fn seen_from(local: HostId, service: &Service, related: bool) -> Service {
     let here = service.placements.contains_key(&local);
     let placements = service.placements.iter().filter(|(host, _)| related || **host == local);
+    let leaving = service.leaving.iter().filter(|host| related || **host == local);
     Service {
+        leaving: leaving.copied().collect(),
         placements: placements.map(|(host, ipv4)| (*host, *ipv4)).collect(),
         selectors: if here { service.selectors.clone() } else { Vec::new() },
         edge: service.edge.as_ref().and_then(|edge| edge_seen(edge, here, related)),
@@ -345,8 +347,11 @@ fn services(state: &State) -> BTreeMap<ServiceId, Service> {
             protocol: declared.protocol,
             virtual_ipv4: state.allocation.virtual_ipv4(name)?,
             placements: hosts
-                .filter_map(|host| Some((*host, state.allocation.workload(*host, id)?)))
+                .copied()
+                .chain(state.leaving.of(name))
+                .filter_map(|host| Some((host, state.allocation.workload(host, id)?)))
                 .collect(),
+            leaving: state.leaving.of(name).collect(),
             selectors: declared.selectors.clone(),
             balance: declared.balance.clone(),
             edge: declared.edge.clone(),

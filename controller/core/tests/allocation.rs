@@ -18,6 +18,7 @@ enum Step {
     Join(usize, bool),
     Remove(usize),
     Apply(Drawn),
+    Wait,
     Restart,
 }
 
@@ -26,6 +27,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..HOSTS, any::<bool>()).prop_map(|(host, label)| Step::Join(host, label)),
         1 => (0..HOSTS).prop_map(Step::Remove),
         3 => drawn().prop_map(Step::Apply),
+        1 => Just(Step::Wait),
         1 => Just(Step::Restart),
     ]
 }
@@ -38,6 +40,7 @@ fn take(state: State, step: Step) -> State {
         }
         Step::Remove(host) => state.remove(&format!("h{host}")).unwrap().unwrap_or(state),
         Step::Apply(drawn) => apply(&state, &drawn.text()),
+        Step::Wait => state.let_go(100).unwrap().unwrap_or(state),
         Step::Restart => {
             let json = serde_json::to_string(&state.allocation).unwrap();
             let allocation: Allocation = serde_json::from_str(&json).unwrap();

@@ -5,7 +5,7 @@ mod redb;
 use std::collections::BTreeMap;
 
 use isthmus_controller_core::delivery::Delivery;
-use isthmus_controller_core::{Allocation, Member, State, TokenRecord};
+use isthmus_controller_core::{Allocation, Leaving, Member, State, TokenRecord};
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::SourceFile;
 use isthmus_model::{Name, Revision};
@@ -44,6 +44,8 @@ pub struct Saved {
     pub tokens: Vec<TokenRecord>,
     /// How far rollouts have got.
     pub deliveries: BTreeMap<Name, Delivery>,
+    /// Workloads that are about to go.
+    pub leaving: Leaving,
 }
 
 /// One thing that is different now.
@@ -61,6 +63,8 @@ pub enum Change {
     MemberGone(Name),
     /// Rollouts moved, began or ended.
     Deliveries(BTreeMap<Name, Delivery>),
+    /// Workloads are about to go, or went.
+    Leaving(Leaving),
     /// A token is new or different.
     Token(TokenRecord),
     /// A token is forgotten.
@@ -108,6 +112,9 @@ pub fn changes_between(old: Option<&State>, new: &State) -> Vec<Change> {
     }
     if old.is_none_or(|old| old.deliveries != new.deliveries) {
         changes.push(Change::Deliveries(new.deliveries.clone()));
+    }
+    if old.is_none_or(|old| old.leaving != new.leaving) {
+        changes.push(Change::Leaving(new.leaving.clone()));
     }
     for member in new.inventory.members() {
         let before = old.and_then(|old| old.inventory.member(member.name.as_str()));

@@ -1,7 +1,7 @@
 //! The embedded store: one file.
 //!
 //! ```text
-//!  meta     "format", "revision", "files", "allocation", "deliveries"  JSON
+//!  meta     "format", "revision", "files", "allocation", "deliveries", "leaving"  JSON
 //!  members  by name                                      JSON
 //!  tokens   by id                                        JSON
 //! ```
@@ -9,8 +9,8 @@
 use std::path::Path;
 
 use isthmus_controller_core::delivery::Delivery;
-use isthmus_model::Revision;
 use isthmus_model::topology::SourceFile;
+use isthmus_model::{HostId, Revision};
 use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition,
@@ -139,6 +139,10 @@ impl Store for Redb {
         let source = |file: SavedFile| SourceFile { name: file.name.into(), text: file.text };
         let deliveries: Vec<(String, Delivery)> = self.meta("deliveries")?.unwrap_or_default();
         let named = |(name, delivery): (String, Delivery)| Some((name.parse().ok()?, delivery));
+        let leaving: Vec<(String, u32, i64)> = self.meta("leaving")?.unwrap_or_default();
+        let workload = |(service, host, since): (String, u32, i64)| {
+            Some((service.parse().ok()?, HostId(host), since))
+        };
         Ok(Saved {
             revision: Revision(self.meta("revision")?.unwrap_or_default()),
             files: files.into_iter().map(source).collect(),
@@ -146,6 +150,7 @@ impl Store for Redb {
             members: self.all(MEMBERS)?,
             tokens: self.all(TOKENS)?,
             deliveries: deliveries.into_iter().filter_map(named).collect(),
+            leaving: leaving.into_iter().filter_map(workload).collect(),
         })
     }
 
@@ -169,6 +174,11 @@ fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), redb::Er
             let named: Vec<(&str, &Delivery)> =
                 deliveries.iter().map(|(name, delivery)| (name.as_str(), delivery)).collect();
             put(transaction, META, "deliveries", &named)
+        }
+        Change::Leaving(leaving) => {
+            let all =
+                leaving.iter().map(|(service, host, since)| (service.as_str(), host.0, since));
+            put(transaction, META, "leaving", &all.collect::<Vec<_>>())
         }
         Change::Member(member) => put(transaction, MEMBERS, member.name.as_str(), member),
         Change::MemberGone(name) => remove(transaction, MEMBERS, name.as_str()),
@@ -195,6 +205,8 @@ fn remove(transaction: &WriteTransaction, table: Table, key: &str) -> Result<(),
 
 #[cfg(test)]
 mod tests {
+    use isthmus_controller_core::Leaving;
+
     use super::*;
 
     #[test]
@@ -202,11 +214,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = SourceFile { name: "a.toml".into(), text: "[mesh]".to_owned() };
         let store = Redb::create(folder.path()).unwrap();
-        store.commit(&[Change::Revision(Revision(7)), Change::Files(vec![file.clone()])]).unwrap();
+        let leaving: Leaving = [("api".parse().unwrap(), HostId(3), 1_000)].into_iter().collect();
+        let changes = [
+            Change::Revision(Revision(7)),
+            Change::Files(vec![file.clone()]),
+            Change::Leaving(leaving.clone()),
+        ];
+        store.commit(&changes).unwrap();
         drop(store);
         let saved = Redb::open(folder.path()).unwrap().load().unwrap();
         assert_eq!(saved.revision, Revision(7));
         assert_eq!(saved.files, [file]);
+        assert_eq!(saved.leaving, leaving);
         assert!(saved.members.is_empty() && saved.tokens.is_empty());
     }
 

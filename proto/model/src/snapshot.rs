@@ -1,7 +1,7 @@
 //! A snapshot: what one host knows of the mesh at one revision. The controller slices it, the agent
 //! keeps it on disk and works by it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -101,6 +101,8 @@ pub struct Service {
     pub virtual_ipv4: Ipv4Addr,
     /// The hosts with a workload of it, and the workload's IPv4 address there.
     pub placements: BTreeMap<HostId, Ipv4Addr>,
+    /// Those of these hosts whose workloads are about to go: they get nothing new.
+    pub leaving: BTreeSet<HostId>,
     /// How its processes are known on a host.
     pub selectors: Vec<Selector>,
     /// How its requests are shared out, if it speaks HTTP.

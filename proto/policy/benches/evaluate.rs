@@ -38,6 +38,7 @@ fn snapshot(rules: usize) -> Snapshot {
             protocol: Protocol::Tcp,
             virtual_ipv4: Ipv4Addr::from(0x647f_0000 + number),
             placements: BTreeMap::new(),
+            leaving: Default::default(),
             selectors: Vec::new(),
             balance: Balance::default(),
             edge: None,

@@ -131,6 +131,7 @@ impl Builder {
                 protocol: *protocol,
                 virtual_ipv4: Ipv4Addr::new(100, 127, 1, id as u8),
                 placements,
+                leaving: Default::default(),
                 selectors: Vec::new(),
                 balance: isthmus_model::Balance::default(),
                 edge: None,

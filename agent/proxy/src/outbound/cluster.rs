@@ -50,6 +50,7 @@ struct Place {
     endpoint: Arc<Endpoint>,
     near: bool,
     weight: u32,
+    leaving: bool,
 }
 
 /// Who was ready, and when that was found.
@@ -213,6 +214,7 @@ impl Cluster {
                 endpoint,
                 near: far.is_some() || is_near(snapshot, declared, host),
                 weight: weight(snapshot, declared, host),
+                leaving: declared.leaving.contains(&host),
             }
         };
         let places: Vec<Place> = spots.into_iter().map(endpoint).collect();
@@ -351,7 +353,9 @@ impl Cluster {
             Method::RoundRobin => level.in_turn(self.kept.turn.fetch_add(1, Ordering::Relaxed)),
             Method::Hash(_, table) => {
                 let key = draw.key.unwrap_or(draw.random);
-                table.pick(key, |at| level.places().contains(&at))
+                // Who has no weight isn't in the table.
+                let otherwise = || level.in_turn(key as usize);
+                table.pick(key, |at| level.places().contains(&at)).or_else(otherwise)
             }
         }
     }
@@ -420,7 +424,11 @@ fn is_near(snapshot: &Snapshot, service: &Service, host: HostId) -> bool {
         || site(&snapshot.local).is_none_or(|own| site(&host) == Some(own))
 }
 
+/// Who is about to go has none: it gets what nobody else could take.
 fn weight(snapshot: &Snapshot, service: &Service, host: HostId) -> u32 {
+    if service.leaving.contains(&host) {
+        return 0;
+    }
     let name = snapshot.hosts.get(&host).map(|host| &host.name);
     name.and_then(|name| service.balance.weights.get(name)).copied().unwrap_or(1)
 }
@@ -431,7 +439,9 @@ impl Place {
     }
 
     fn view(&self, service: ServiceId, now: Duration) -> EndpointView {
-        EndpointView { weight: self.weight, near: self.near, ..self.endpoint.view(service, now) }
+        let Self { endpoint, near, weight, leaving } = self;
+        let (near, weight, leaving) = (*near, *weight, *leaving);
+        EndpointView { weight, near, leaving, ..endpoint.view(service, now) }
     }
 }
 

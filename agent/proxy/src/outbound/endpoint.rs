@@ -94,6 +94,8 @@ pub struct EndpointView {
     pub ejected: bool,
     /// Whether its host says that it fails its health check.
     pub unhealthy: bool,
+    /// Whether it is about to go, and gets no requests that others can take.
+    pub leaving: bool,
     /// Its share among the service's workloads.
     pub weight: u32,
     /// Whether it is of this host's site, if that counts.
@@ -154,6 +156,7 @@ impl Endpoint {
             under_way: self.under_way(),
             ejected: ejection.is_out(),
             unhealthy: ejection.is_unhealthy(),
+            leaving: false,
             weight: 1,
             near: false,
         }

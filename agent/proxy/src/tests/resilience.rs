@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use isthmus_model::{BalancePolicy, HealthCheck, HealthProbe};
+use isthmus_model::{BalancePolicy, HashKey, HealthCheck, HealthProbe, HostId};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -86,6 +86,42 @@ async fn a_host_that_says_it_leaves_gets_no_more_and_marks_stay_inside() {
     assert!((1..=3).contains(&leaves.seen().len()), "{}", leaves.seen().len());
     assert!(stays.seen().len() >= 17);
     assert!(stays.seen().iter().all(|head| !head.headers.contains_key("x-isthmus-panic")));
+}
+
+#[tokio::test]
+async fn a_workload_that_is_about_to_go_takes_what_nobody_else_can() {
+    let key = || HashKey::Source;
+    let about_to_leave = |policy: &BalancePolicy| {
+        let mut backends = Backends::new();
+        backends.balance.policy = policy.clone();
+        backends.leaving = [HostId(3)].into();
+        backends
+    };
+    for policy in [
+        BalancePolicy::RoundRobin,
+        BalancePolicy::PeakEwma,
+        BalancePolicy::RingHash(key()),
+        BalancePolicy::Maglev(key()),
+    ] {
+        let mut backends = about_to_leave(&policy);
+        let stays = marked(&backends, API_2, (200, "x-any")).await;
+        let leaves = marked(&backends, API_3, (200, "x-any")).await;
+        let proxy = backends.proxy("");
+        for _ in 0..10 {
+            assert_eq!(ask(&proxy, "GET").await.status(), StatusCode::OK);
+        }
+        assert_eq!((stays.seen().len(), leaves.seen().len()), (10, 0));
+        assert!(proxy.metrics.endpoints().iter().any(|it| it.host.0 == 3 && it.leaving));
+
+        // The one who stays isn't there yet.
+        let mut backends = about_to_leave(&policy);
+        let leaves = marked(&backends, API_3, (200, "x-any")).await;
+        let proxy = backends.proxy("");
+        for _ in 0..3 {
+            assert_eq!(ask(&proxy, "POST").await.status(), StatusCode::OK);
+        }
+        assert_eq!(leaves.seen().len(), 3);
+    }
 }
 
 #[tokio::test]

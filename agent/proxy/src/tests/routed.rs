@@ -1,7 +1,7 @@
 //! A mesh on loopback, seen from the client's side: `client` here, `api` on two other hosts, `v2` on
 //! one of them, `near` here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -64,6 +64,8 @@ pub(crate) struct Backends {
     pub(crate) balance: Balance,
     /// Of `api`.
     pub(crate) paths: PathMode,
+    /// The hosts that `api` is about to leave.
+    pub(crate) leaving: BTreeSet<HostId>,
     revision: u64,
 }
 
@@ -78,7 +80,13 @@ impl Backends {
         let start = listener.local_addr().unwrap().port();
         drop(listener);
         let port = (start..=u16::MAX).chain(2048..start).find(free).unwrap();
-        Self { port, balance: Balance::default(), paths: PathMode::default(), revision: 0 }
+        Self {
+            port,
+            balance: Balance::default(),
+            paths: PathMode::default(),
+            leaving: BTreeSet::new(),
+            revision: 0,
+        }
     }
 
     pub(crate) async fn start<A, F>(&self, address: IpAddr, answer: A) -> Application
@@ -153,6 +161,7 @@ impl Backends {
             protocol: Protocol::Http,
             virtual_ipv4: Ipv4Addr::new(127, 65, 0, number),
             placements: workloads.iter().map(placement).collect(),
+            leaving: if name == "api" { self.leaving.clone() } else { BTreeSet::new() },
             selectors: Vec::new(),
             balance: self.balance.clone(),
             edge: None,

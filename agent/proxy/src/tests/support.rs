@@ -382,6 +382,7 @@ fn service(
         protocol,
         virtual_ipv4: Ipv4Addr::new(127, 64, 0, number),
         placements: [(HostId(host), workload)].into(),
+        leaving: Default::default(),
         selectors: Vec::new(),
         balance: isthmus_model::Balance::default(),
         edge: None,

@@ -91,6 +91,7 @@ impl Lab {
                 protocol: declared.protocol,
                 virtual_ipv4: Ipv4Addr::new(127, 64, 0, number),
                 placements: [(HERE, here), (THERE, Ipv4Addr::new(127, 64, 2, number))].into(),
+                leaving: Default::default(),
                 selectors: Vec::new(),
                 balance: isthmus_model::Balance::default(),
                 edge: None,

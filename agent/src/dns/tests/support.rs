@@ -83,6 +83,7 @@ fn service(name: &str, namespace: &str, number: u8, placements: &[(u8, u8)]) -> 
         protocol: Protocol::Http,
         virtual_ipv4: Ipv4Addr::new(100, 127, 0, number),
         placements: placed.collect(),
+        leaving: Default::default(),
         selectors: Vec::new(),
         balance: isthmus_model::Balance::default(),
         edge: None,

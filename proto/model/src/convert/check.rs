@@ -124,6 +124,10 @@ impl Check<'_> {
         for (host, ipv4) in &service.placements {
             self.in_block(key, "placements", *host, *ipv4)?;
         }
+        let unplaced = |host: &&HostId| !service.placements.contains_key(host);
+        if let Some(host) = service.leaving.iter().find(unplaced) {
+            return fail(key, format!("leaving: it has no workload on host/{}", host.0));
+        }
         Ok(())
     }
 

@@ -162,6 +162,7 @@ fn host(body: &v1::Host) -> Result<Host, Reason> {
 
 fn service(body: &v1::Service) -> Result<Service, Reason> {
     bounded("placements", body.placements.len(), MAX_LIST)?;
+    bounded("leaving", body.leaving.len(), MAX_LIST)?;
     bounded("selectors", body.selectors.len(), MAX_PER_HOST)?;
     let port = u16::try_from(body.port).ok().filter(|port| *port != 0);
     let protocol = match v1::Protocol::try_from(body.protocol) {
@@ -185,6 +186,11 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
         protocol,
         virtual_ipv4: address("virtual_ipv4", &body.virtual_ipv4)?,
         placements,
+        leaving: body
+            .leaving
+            .iter()
+            .map(|host| number(*host).map(HostId))
+            .collect::<Result<_, _>>()?,
         selectors: body.selectors.iter().map(selector).collect::<Result<_, _>>()?,
         edge: body.edge.as_ref().map(edge::decode).transpose()?,
         application: application::decode(body)?,

@@ -93,6 +93,7 @@ fn service(id: ServiceId, service: &Service) -> Body {
         protocol: protocol.into(),
         virtual_ipv4: service.virtual_ipv4.to_string(),
         placements: placements.map(|(host, ipv4)| (host.0, ipv4.to_string())).collect(),
+        leaving: service.leaving.iter().map(|host| host.0).collect(),
         selectors: service.selectors.iter().map(selector).collect(),
         edge: service.edge.as_ref().map(edge::encode),
         balance: (service.balance != Balance::default()).then(|| balance::encode(&service.balance)),

@@ -243,6 +243,7 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
         protocol,
         virtual_ipv4: Ipv4Addr::from(0x647f_0001 + n),
         placements: on(mask, n + 1),
+        leaving: on(mask & (mask >> 1), n + 1).into_keys().collect(),
         selectors: vec![
             Selector::User("www".into()),
             Selector::Systemd("web.service".into()),
