@@ -245,11 +245,14 @@ impl Exchange<'_> {
         let mut tried: Vec<HostId> = Vec::new();
         // Until the retry has its answer's head.
         let mut _retrying: Option<Retrying> = None;
+        let mut was_unhealthy = false;
         loop {
-            let (endpoint, flight) = match self.pick(&tried) {
+            let (endpoint, mut flight) = match self.pick(&tried) {
                 Ok(picked) => picked,
                 Err(reason) => return Ended::NoPlace(reason),
             };
+            // The last one that may be asked is asked in spite of its check.
+            flight.desperate |= was_unhealthy && retries(&tried) + 1 >= self.policy.attempts;
             tried.push(endpoint.host);
             record.take_endpoint(self.view, endpoint.host);
             record.begin_try();
@@ -270,6 +273,7 @@ impl Exchange<'_> {
                     (Ended::Failed(error), attempt)
                 }
             };
+            was_unhealthy = attempt == Attempt::Unhealthy;
             _retrying = self.tries_again(attempt, probes, &tried, payload).await;
             if _retrying.is_none() {
                 if let Ended::Answer(response, _) = &ended
@@ -374,7 +378,7 @@ impl Exchange<'_> {
         tried: &[HostId],
         payload: &Payload,
     ) -> Option<Retrying> {
-        let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX) - 1;
+        let retries = retries(tried);
         let has_time = self.deadline.is_none_or(|deadline| Instant::now() < deadline);
         let wants = wants_retry(self.policy, attempt) && retries < self.policy.attempts;
         // That a request was used to find out about an ejected workload isn't its caller's fault.
@@ -510,6 +514,11 @@ impl Exchange<'_> {
             Turn::Nothing => {}
         }
     }
+}
+
+/// The tries after the first.
+fn retries(tried: &[HostId]) -> u32 {
+    u32::try_from(tried.len()).unwrap_or(u32::MAX).saturating_sub(1)
 }
 
 /// What is nobody's fault but the caller's, or the breaker's.

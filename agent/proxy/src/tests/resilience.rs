@@ -138,6 +138,24 @@ async fn where_too_few_are_healthy_all_are_used_in_spite_of_their_checks() {
 }
 
 #[tokio::test]
+async fn the_last_one_that_may_be_asked_is_asked_in_spite_of_its_check() {
+    let mut backends = in_turn();
+    let answer = |request: Request<hyper::body::Incoming>| async move {
+        if request.headers().contains_key("x-isthmus-panic") {
+            return Response::new(full("here".to_owned()));
+        }
+        let refusal = Response::builder().status(503).header("x-isthmus-unhealthy", "true");
+        refusal.body(full(String::new())).unwrap()
+    };
+    let one = backends.start(API_2, answer).await;
+    let two = backends.start(API_3, answer).await;
+    let proxy = backends
+        .proxy("[[route.api]]\nretry = { attempts = 1, on = [\"connect-failure\"], budget = 1 }");
+    assert_eq!(ask(&proxy, "POST").await.status(), StatusCode::OK);
+    assert_eq!((one.seen().len(), two.seen().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn a_request_that_found_a_workload_still_failing_is_asked_elsewhere() {
     let mut backends = in_turn();
     let outlier = &mut backends.balance.outlier;
