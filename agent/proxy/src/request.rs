@@ -203,7 +203,8 @@ fn proper(head: &Parts) -> Result<(), Improper> {
     if head.method == Method::CONNECT {
         return Err(Improper("CONNECT, which is not for services"));
     }
-    let path = head.uri.path();
+    // Not `path()`, which is `/` where there is none.
+    let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     if path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS) {
         Ok(())
     } else {

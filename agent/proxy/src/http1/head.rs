@@ -99,8 +99,8 @@ pub(crate) fn request(head: &Bytes) -> Result<RequestHead, Refused> {
     };
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| bad("a bad method"))?;
-    parts.uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes()))
-        .map_err(|_| bad("a bad target"))?;
+    let target = Uri::from_maybe_shared(head.slice_ref(target.as_bytes()));
+    parts.uri = target.ok().and_then(with_path).ok_or(bad("a bad target"))?;
     parts.version = version(minor);
     parts.headers = fields(head, read.headers)?;
     let framing = framing(&parts.headers, parts.version)?;
@@ -112,6 +112,16 @@ pub(crate) fn request(head: &Bytes) -> Result<RequestHead, Refused> {
         wants_trailers: has(&parts.headers, &TE, "trailers"),
         parts,
     })
+}
+
+/// The empty path of a whole URI is `/` (RFC 9112, section 3.2.1), also before a query.
+fn with_path(uri: Uri) -> Option<Uri> {
+    let target = uri.path_and_query().filter(|target| target.as_str().starts_with('?'));
+    let Some(target) = target.filter(|_| uri.scheme().is_some()) else { return Some(uri) };
+    let target = format!("/{}", target.as_str());
+    let mut parts = uri.into_parts();
+    parts.path_and_query = Some(target.try_into().ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 /// Reads the head of an answer to a request with a method; `head` is all of it.

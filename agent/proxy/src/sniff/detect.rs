@@ -43,7 +43,8 @@ fn handshake(bytes: &[u8]) -> Option<Kind> {
     const FITS: [fn(u8) -> bool; 6] = [
         |kind| kind == 0x16,
         |major| major == 3,
-        |minor| minor <= 4,
+        // Whatever it says is to be ignored.
+        |_| true,
         |_| true,
         |_| true,
         |message| message == 1,
@@ -142,6 +143,7 @@ mod tests {
         (b"PRINT /a HTTP/1.1\n", Kind::Http1, 18),
         (PREFACE, Kind::Http2, 24),
         (b"\x16\x03\x01\x02\x00\x01\x00", Kind::Tls, 6),
+        (b"\x16\x03\x29\x02\x00\x01\x00", Kind::Tls, 6),
         (b"\x16\x03\x03\x02\x00\x02", Kind::Tcp, 6),
         (b"\x16\x02\x01", Kind::Tcp, 2),
         (b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", Kind::Tcp, 32),

@@ -117,6 +117,18 @@ async fn bad_chunks_end_the_connection() {
 }
 
 #[tokio::test]
+async fn a_whole_uri_without_a_path_asks_for_the_root() {
+    let application = Application::hello().await;
+    let proxy = Proxy::start(application.port, vec![allow("api", "service:api", &[])]);
+    for (target, asked) in [("http://web?x=/admin", "/?x=/admin"), ("http://web", "/")] {
+        let ask = format!("GET {target} HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n");
+        let got = proxy.exchange(API, ask).await;
+        assert!(got.starts_with("HTTP/1.1 200"), "{got}");
+        assert_eq!(application.seen().last().unwrap().uri, asked);
+    }
+}
+
+#[tokio::test]
 async fn a_whole_uri_as_target_is_judged_by_its_path_and_names_the_host() {
     let (application, proxy) = open().await;
     let ask =

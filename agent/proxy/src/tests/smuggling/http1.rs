@@ -220,6 +220,12 @@ fn heads() -> Vec<(&'static str, String, Fate)> {
         ("a star for OPTIONS", first("OPTIONS * HTTP/1.1"), RefusedOr("OPTIONS * HTTP/1.1", "")),
         ("CONNECT", first("CONNECT web:80 HTTP/1.1"), Refused),
         ("a whole URI", first("GET http://web/x HTTP/1.1"), Passes(GET, "")),
+        (
+            "a whole URI without a path",
+            first("GET http://web?x HTTP/1.1"),
+            RefusedOr("GET /?x HTTP/1.1", ""),
+        ),
+        ("a query for a target", first("GET ?x HTTP/1.1"), Refused),
         ("a whole URI of another scheme", first("GET ftp://web/x HTTP/1.1"), RefusedOr(GET, "")),
         ("a whole URI with a user", first("GET http://u@web/x HTTP/1.1"), Refused),
         ("no Host", hosts(""), Refused),

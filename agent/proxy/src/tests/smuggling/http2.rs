@@ -74,6 +74,7 @@ fn pseudo() -> Vec<(&'static str, Vec<u8>, Fate)> {
         ("a status", whole(&[METHOD, SCHEME, PATH, AUTHORITY, (b":status", b"200")]), Refused),
         ("an unknown one", whole(&[METHOD, SCHEME, PATH, AUTHORITY, (b":x", b"1")]), Refused),
         ("an empty path", whole(&[METHOD, SCHEME, (b":path", b""), AUTHORITY]), Refused),
+        ("a query for a path", whole(&[METHOD, SCHEME, (b":path", b"?x"), AUTHORITY]), Refused),
         ("a path without a slash", whole(&[METHOD, SCHEME, (b":path", b"x"), AUTHORITY]), Refused),
         (
             "a whole URI for a path",
