@@ -16,6 +16,8 @@ use crate::gate::Pass;
 const BUFFER_BYTES: usize = 64 * 1024;
 /// A read of fewer bytes is copied, so that its buffer can be used again at once.
 const COPY_BELOW: usize = 16 * 1024;
+/// Parts of a message that are copied together: to hand the kernel several costs more than that.
+const JOIN_BELOW: usize = 8 * 1024;
 /// Buffers that a thread keeps.
 const MAX_SPARE: usize = 16;
 
@@ -112,7 +114,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *lock(&self.io)).poll_write_vectored(cx, parts)
+        let mut io = lock(&self.io);
+        let io = Pin::new(&mut *io);
+        if let [part] = parts {
+            return io.poll_write(cx, part);
+        }
+        if parts.iter().map(|part| part.len()).sum::<usize>() > JOIN_BELOW {
+            return io.poll_write_vectored(cx, parts);
+        }
+        JOINED.with_borrow_mut(|joined| {
+            joined.clear();
+            parts.iter().for_each(|part| joined.extend_from_slice(part));
+            io.poll_write(cx, joined)
+        })
     }
 
     /// Pushes on what TLS still holds.
@@ -183,6 +197,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Raw<S> {
 
 thread_local! {
     static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static JOINED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A buffer of the thread's that goes back to it.
