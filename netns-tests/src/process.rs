@@ -2,11 +2,17 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::wait::wait_for;
+
+/// What a command may take.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// What a finished command said.
 #[derive(Debug)]
@@ -30,9 +36,21 @@ impl Output {
     #[must_use]
     pub fn of(mut command: Command) -> Self {
         let line = format!("{command:?}");
-        command.stdin(Stdio::null());
-        let output =
-            command.output().unwrap_or_else(|error| panic!("Failed to start {line}: {error}"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own, so that a shell's children end with it.
+        let child = command.process_group(0).spawn();
+        let child = child.unwrap_or_else(|error| panic!("Failed to start {line}: {error}"));
+        let group = format!("-{}", child.id());
+        let (running, ended) = mpsc::channel::<()>();
+        let watchdog = thread::spawn(move || {
+            if ended.recv_timeout(LONGEST) == Err(RecvTimeoutError::Timeout) {
+                let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+            }
+        });
+        let output = child.wait_with_output();
+        let output = output.unwrap_or_else(|error| panic!("Failed to read from {line}: {error}"));
+        drop(running);
+        let _ = watchdog.join();
         Self {
             command: line,
             status: output.status,

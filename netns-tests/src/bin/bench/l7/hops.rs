@@ -123,7 +123,8 @@ pub(crate) fn application(node: &Node) -> Process {
     nginx
 }
 
-/// A configuration of one process up to its servers.
+/// A configuration of one process up to its servers. With `sendfile` nginx sends head and body by
+/// HTTP/2 apart, and Nagle's algorithm holds the second one for 40 ms.
 fn nginx_start(node: &Node, name: &str) -> String {
     let folder = node.folder().display();
     format!(
@@ -131,7 +132,7 @@ fn nginx_start(node: &Node, name: &str) -> String {
          pid {folder}/{name}.pid; error_log stderr crit;\n\
          events {{ worker_connections 5000; }}\n\
          http {{ access_log off; keepalive_timeout 600s; keepalive_requests 1000000000;\n\
-         http2_max_concurrent_streams 256; sendfile on; tcp_nopush on; open_file_cache max=100;\n\
+         http2_max_concurrent_streams 256; sendfile off; open_file_cache max=100;\n\
          client_body_temp_path {folder}/{name}-tmp; proxy_temp_path {folder}/{name}-tmp;\n\
          fastcgi_temp_path {folder}/{name}-tmp; uwsgi_temp_path {folder}/{name}-tmp;\n\
          scgi_temp_path {folder}/{name}-tmp;\n"
