@@ -14,11 +14,16 @@ const EACH: &str = "KB/idle connection";
 const AFTER: &str = "after 1,000 busy, MB";
 
 const CONNECTIONS: u32 = 1000;
+const SETTLE: Duration = Duration::from_secs(25);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Measures a path's programs, started anew for this.
 pub(crate) fn measure(figures: &mut Figures, path: &mut Path) {
     path.restart();
+    if path.has_many_rules() {
+        // They are compiled again when the controller is there, and freed memory goes back later.
+        pause(SETTLE);
+    }
     let Some(idle) = path.resident_mb() else { return };
     let Some(target) = path.target(Protocol::Http1) else { return };
     let file = Protocol::Http1.file("1k");
