@@ -206,15 +206,24 @@ fn detection_never_stalls_a_server_that_speaks_first() {
     let cases = [("mail", "25", "220"), ("shell", "22", "SSH-2.0"), ("base", "3306", "MariaDB")];
     let measure = || {
         cases.map(|(service, port, greeting)| {
-            let (median, said) = banner(app, service, port, "51");
+            let (median, said) = banner(app, service, port, "15");
             assert!(said.contains(greeting), "{service}: {said}");
             median
         })
     };
-    let auto = measure();
-    mesh.apply(&services("tcp"));
-    let tcp = measure();
-    for ((service, ..), (auto, tcp)) in cases.iter().zip(auto.into_iter().zip(tcp)) {
+    // In turns: the machine isn't always equally busy.
+    let mut took = [const { [const { Vec::new() }; 2] }; 3];
+    for _ in 0..5 {
+        for (protocol, which) in [("auto", 0), ("tcp", 1)] {
+            mesh.apply(&services(protocol));
+            took.iter_mut().zip(measure()).for_each(|(took, median)| took[which].push(median));
+        }
+    }
+    for ((service, ..), took) in cases.iter().zip(&mut took) {
+        let [auto, tcp] = took.each_mut().map(|medians| {
+            medians.sort_by(f64::total_cmp);
+            medians[medians.len() / 2]
+        });
         println!("{service}: first byte after {tcp} us as tcp, {auto} us as auto: +{}", auto - tcp);
         // Some hundredths of this are noise of a busy machine; a stall would be a matter of seconds.
         assert!(auto - tcp < 200_000.0, "{service}: {auto} us, {tcp} us as tcp");
