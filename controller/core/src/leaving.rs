@@ -42,9 +42,6 @@ impl Leaving {
     }
 
     /// What leaves with the step from one topology to the next.
-    ///
-    /// Nobody stays where another service's processes look the same: they would be both. What is at
-    /// the mesh's edge goes at once, with its ports.
     pub(crate) fn after(
         &self,
         (before, after): (&Topology, &Topology),
@@ -56,14 +53,9 @@ impl Leaving {
             let placed: BTreeSet<&Name> = services_on(member, after).collect();
             let were = services_on(member, before).map(|service| (service, now));
             let left = self.iter().filter(|(_, host, _)| *host == member.id);
-            for (service, since) in were.chain(left.map(|(service, _, since)| (service, since))) {
-                let Some(declared) = after.services.get(service) else { continue };
-                let looks_the_same = |other: &&Name| {
-                    let other = after.services.get(*other);
-                    other.is_some_and(|it| it.selectors == declared.selectors)
-                };
-                let clashes = !declared.selectors.is_empty() && placed.iter().any(looks_the_same);
-                if declared.edge.is_none() && !placed.contains(service) && !clashes {
+            let left = left.map(|(service, _, since)| (service, since));
+            for (service, since) in were.chain(left) {
+                if !placed.contains(service) && may_stay(service, &placed, after) {
                     leaving.0.insert((service.clone(), member.id), since);
                 }
             }
@@ -85,4 +77,17 @@ impl Leaving {
         leaving.0.retain(|_, since| now < *since + STAY);
         leaving
     }
+}
+
+/// Whether a service may stay on a host, beside those that are placed there. Not where another one's
+/// processes look the same: they would be both. What is at the mesh's edge goes at once, with its
+/// ports.
+fn may_stay(service: &Name, placed: &BTreeSet<&Name>, topology: &Topology) -> bool {
+    let Some(declared) = topology.services.get(service) else { return false };
+    let looks_the_same = |other: &&Name| {
+        let other = topology.services.get(*other);
+        other.is_some_and(|other| other.selectors == declared.selectors)
+    };
+    let clashes = !declared.selectors.is_empty() && placed.iter().any(looks_the_same);
+    declared.edge.is_none() && !clashes
 }
