@@ -222,12 +222,15 @@ fn installed(
 fn mesh(settings: &'static str) -> Mesh {
     let options = MeshOptions { settings, ..MeshOptions::default() };
     let mesh = Mesh::with(&ENDS, options);
-    for name in ENDS {
-        offload(&mesh.host(name).node);
-    }
-    offload_switch(&mesh.switch);
+    offload_mesh(&mesh);
     mesh.apply(TOPOLOGY);
     mesh
+}
+
+/// Gives a mesh's hosts usual network cards.
+pub(crate) fn offload_mesh(mesh: &Mesh) {
+    mesh.hosts.values().for_each(|host| offload(&host.node));
+    offload_switch(&mesh.switch);
 }
 
 /// A network card as it is usual: it computes checksums and splits.

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::hops::{HTTP1, HTTP2, MORE_HTTP1, MORE_HTTP2, application};
 use super::path::{HOPS_CPU, Hop, Path, Targets};
+use crate::l3::offload_mesh;
 
 const CLIENT: u32 = 40_002;
 const HOSTS: [&str; 2] = ["app-1", "web-1"];
@@ -69,6 +70,7 @@ pub(crate) fn all(
 fn mesh(routes: usize) -> Mesh {
     let options = MeshOptions { processor: Some(HOPS_CPU), ..MeshOptions::default() };
     let mesh = Mesh::with(&HOSTS, options);
+    offload_mesh(&mesh);
     mesh.apply(&topology(routes));
     mesh
 }
