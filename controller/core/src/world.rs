@@ -1,6 +1,7 @@
 //! The whole mesh at one revision, and what each host needs to know of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use isthmus_model::topology::Topology;
 use isthmus_model::{
@@ -339,19 +340,21 @@ fn services(state: &State) -> BTreeMap<ServiceId, Service> {
     let placements = placements(state);
     let service = |(name, declared): (&Name, &isthmus_model::topology::ServiceDecl)| {
         let id = state.allocation.service(name)?;
-        let hosts = placements.get(name).into_iter().flatten();
+        let hosts = placements.get(name).into_iter().flatten().copied();
+        let placements: BTreeMap<HostId, Ipv4Addr> = hosts
+            .chain(state.leaving.of(name))
+            .filter_map(|host| Some((host, state.allocation.workload(host, id)?)))
+            .collect();
+        // Agents refuse a revision in which somebody leaves who isn't there.
+        let leaving = state.leaving.of(name).filter(|host| placements.contains_key(host)).collect();
         let service = Service {
             name: name.clone(),
             namespace: declared.namespace.clone(),
             port: declared.port,
             protocol: declared.protocol,
             virtual_ipv4: state.allocation.virtual_ipv4(name)?,
-            placements: hosts
-                .copied()
-                .chain(state.leaving.of(name))
-                .filter_map(|host| Some((host, state.allocation.workload(host, id)?)))
-                .collect(),
-            leaving: state.leaving.of(name).collect(),
+            placements,
+            leaving,
             selectors: declared.selectors.clone(),
             balance: declared.balance.clone(),
             edge: declared.edge.clone(),

@@ -85,6 +85,7 @@ fn what_contradicts_itself_is_refused_by_name() {
         ("service/4", "belongs to mesh", |r| service(r).virtual_ipv4 = "100.127.0.0".into()),
         ("service/4", "no host/2", |r| place(r, 2, "100.64.0.40")),
         ("service/4", "isn't in the block of host/1", |r| place(r, 1, "100.64.0.49")),
+        ("service/4", "leaving: it has no workload on host/2", |r| service(r).leaving.push(2)),
         ("service/4", "belongs to host/1", |r| place(r, 1, "100.64.0.16")),
         ("service/4", "isn't absolute", |r| {
             let by = Some(v1::selector::By::Exe("nginx".into()));
