@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
+use isthmus_model::Problem;
 use isthmus_proto::v1;
 use isthmus_proxy::{Demand, Traffic};
 use tokio::sync::{mpsc, watch};
@@ -23,6 +24,9 @@ use crate::sync::{self, Ended};
 
 /// A session that lasted this long was a good one.
 const GOOD_SESSION: Duration = Duration::from_secs(5);
+
+/// The code of the problem that a restart would forget the newest revision.
+const NOT_KEPT: &str = "snapshot-not-kept";
 
 /// How a membership ends.
 #[expect(missing_debug_implementations, reason = "holds private keys")]
@@ -215,7 +219,7 @@ impl Membership {
 }
 
 impl sync::Member for Membership {
-    async fn switch(&mut self, resources: Resources) -> Result<(), String> {
+    async fn switch(&mut self, resources: Resources) -> Result<Vec<v1::Problem>, String> {
         let revision = resources.revision();
         if let Err(error) = self.work_by(&resources).await {
             let reason = format!("{error:#}");
@@ -223,17 +227,16 @@ impl sync::Member for Membership {
             return Err(reason);
         }
         tracing::info!(revision, "working by a new revision");
-        if let Err(error) = self.keep(&resources).await {
-            // The data plane works by it already; only a restart would notice.
-            tracing::error!("couldn't keep the snapshot on disk: {error:#}");
-        }
+        let not_kept = self.keep(&resources).await.err().map(|error| not_kept(revision, &error));
+        self.shared.problems.set(NOT_KEPT, not_kept.clone());
         self.resources = resources;
         self.shared.update(|status| {
             status.confirmed = Some(SystemTime::now());
             status.refusal.clear();
         });
         crate::app::tell_status(&self.shared);
-        Ok(())
+        let now = SystemTime::now();
+        Ok(not_kept.into_iter().map(|problem| problem.to_message(now)).collect())
     }
 
     fn resources(&self) -> &Resources {
@@ -266,6 +269,10 @@ impl sync::Member for Membership {
             traffic: traffic.into_iter().map(traffic_message).collect(),
             demand: self.shared.proxy.limits().take_demand().into_iter().map(demand).collect(),
         }
+    }
+
+    fn problems(&self) -> Vec<v1::Problem> {
+        self.shared.problems.all()
     }
 
     fn shares(&mut self, told: v1::Shares) {
@@ -301,6 +308,15 @@ impl sync::Member for Membership {
     fn device(&self) -> Option<u32> {
         self.plane.device()
     }
+}
+
+/// The data plane works by the revision already, but a restart would bring the one before it back.
+fn not_kept(revision: u64, error: &anyhow::Error) -> Problem {
+    Problem::new(
+        NOT_KEPT,
+        format!("revision {revision} couldn't be kept on disk: {error:#}"),
+        "make room in the state directory, or make it writable",
+    )
 }
 
 fn traffic_message((route, backend, traffic): (String, String, Traffic)) -> v1::BackendTraffic {

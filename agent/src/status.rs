@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use isthmus_core::State;
-use isthmus_model::HostId;
+use isthmus_model::{HostId, Problems};
 use isthmus_proto::v1;
 use tokio::sync::{oneshot, watch};
 
@@ -34,6 +34,8 @@ pub struct Shared {
     pub windows: Windows,
     pub spans: Exported,
     pub pings: Pings,
+    /// What is wrong with this host.
+    pub problems: Problems,
     status: watch::Sender<Status>,
     forgeries: Mutex<BTreeMap<(HostId, IpAddr), u64>>,
     packets: Mutex<Option<dataplane::Handle>>,
@@ -102,6 +104,7 @@ impl Shared {
             windows: Windows::new(),
             spans: Exported::default(),
             pings: Pings::default(),
+            problems: Problems::default(),
             status: watch::Sender::new(Status::default()),
             forgeries: Mutex::default(),
             packets: Mutex::default(),

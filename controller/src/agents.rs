@@ -61,6 +61,10 @@ pub(crate) struct View {
     pub(crate) accepted: Revision,
     /// The revision that it refused, and why.
     pub(crate) refused: Option<(Revision, String)>,
+    /// What the accepted revision brings with it there.
+    pub(crate) warnings: Vec<v1::Problem>,
+    /// What is wrong with the host, by its own word.
+    pub(crate) problems: Vec<v1::Problem>,
 }
 
 /// A slice that an agent has accepted: what the next delta builds on.
@@ -154,12 +158,18 @@ impl Session {
     }
 
     /// The agent works by this slice now.
-    pub(crate) fn accepted(&self, held: Arc<Held>) {
+    pub(crate) fn accepted(&self, held: Arc<Held>, warnings: Vec<v1::Problem>) {
         self.update(|agent| {
+            agent.view.warnings = warnings;
             agent.view.accepted = held.revision;
             agent.view.refused = None;
             agent.held = Some(held);
         });
+    }
+
+    /// The agent says what is wrong with its host.
+    pub(crate) fn troubled_by(&self, problems: Vec<v1::Problem>) {
+        self.update(|agent| agent.view.problems = problems);
     }
 
     /// The agent goes on working by what it holds.
@@ -219,7 +229,7 @@ mod tests {
         let agents = Arc::new(Agents::default());
         let held = Arc::new(Held { revision: Revision(3), resources: Resources::new() });
         let session = agents.connect(name(), HostId(1), String::new());
-        session.accepted(held);
+        session.accepted(held, Vec::new());
         drop(session);
         assert!(!agents.view(&name()).connected);
         let again = agents.connect(name(), HostId(1), String::new());

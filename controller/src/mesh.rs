@@ -11,7 +11,7 @@ use isthmus_controller_core::{
 };
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::{self, Diagnostic, SourceFile, Topology};
-use isthmus_model::{HostId, Name, Revision};
+use isthmus_model::{HostId, Name, Problems, Revision};
 use tokio::sync::{Notify, watch};
 use tonic::Status;
 use tracing::{debug, error, info};
@@ -42,6 +42,8 @@ pub struct Mesh {
     relocation: Notify,
     pub(crate) agents: Arc<Agents>,
     pub(crate) events: Events,
+    /// What is wrong with the controller.
+    pub(crate) problems: Problems,
     pub(crate) trials: Trials,
     pub(crate) dealt: Dealt,
 }
@@ -90,6 +92,7 @@ impl Mesh {
             relocation: Notify::new(),
             agents: Arc::default(),
             events: Events::default(),
+            problems: Problems::default(),
             trials: Trials::default(),
             dealt: Dealt::default(),
         }))

@@ -18,6 +18,8 @@ pub(crate) fn rollout(mesh: &Mesh, revision: Revision, affected: &BTreeSet<Name>
         let agent = mesh.agents.view(name);
         // A later revision holds what an earlier one said, unless it says otherwise.
         if agent.accepted >= revision {
+            let warned = |problem| v1::WarnedBy { host: name.to_string(), problem: Some(problem) };
+            rollout.warned.extend(agent.warnings.into_iter().map(warned));
             rollout.accepted.push(name.to_string());
         } else if let Some((_, reason)) = agent.refused.filter(|(refused, _)| *refused >= revision)
         {

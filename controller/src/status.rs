@@ -16,6 +16,7 @@ pub(crate) fn status(mesh: &Mesh) -> v1::MeshStatus {
         trust_domain: all.mesh.trust_domain.to_string(),
         revision: all.revision.0,
         events: mesh.events.all(),
+        problems: mesh.problems.all(),
         ..v1::MeshStatus::default()
     };
     let host_name = |id: u32| all.hosts.get(&HostId(id)).map(|host| host.name.to_string());
@@ -74,6 +75,7 @@ fn of_host(mesh: &Mesh, host: v1::Host) -> v1::HostStatus {
         certificate_expires: member.map_or(0, |member| member.certificate_expires),
         refusal: agent.refused.map(|(_, reason)| reason).unwrap_or_default(),
         services: Vec::new(),
+        problems: agent.problems,
         host: Some(host),
     }
 }

@@ -37,6 +37,7 @@ use crate::time;
 const HELLO: Duration = Duration::from_secs(10);
 const LONGEST_TEXT: usize = 1_024;
 const MOST_FORGERIES: usize = 16;
+const MOST_PROBLEMS: usize = 64;
 
 /// The service that agents call.
 pub(crate) struct Sync {
@@ -230,11 +231,11 @@ impl Line {
 
     async fn hear(&mut self, standing: &mut Standing, said: Said) -> Result<(), End> {
         match said {
-            Said::Accepted(v1::Accepted { revision }) => {
+            Said::Accepted(v1::Accepted { revision, warnings }) => {
                 let Some(sent) = standing.answered(revision) else { return Ok(()) };
                 debug!(host = %self.name, revision, "accepted");
                 let held = Arc::new(sent);
-                standing.session.accepted(Arc::clone(&held));
+                standing.session.accepted(Arc::clone(&held), bounded(warnings));
                 standing.held = Some(held);
                 self.send_news(standing).await
             }
@@ -261,6 +262,10 @@ impl Line {
             }
             Said::Report(report) => {
                 self.report(report);
+                Ok(())
+            }
+            Said::Problems(v1::Problems { problems }) => {
+                standing.session.troubled_by(bounded(problems));
                 Ok(())
             }
             Said::Hello(_) => Ok(()),
@@ -379,6 +384,18 @@ impl Standing {
 
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// An agent's problems: no more and no longer than a person reads.
+fn bounded(mut problems: Vec<v1::Problem>) -> Vec<v1::Problem> {
+    problems.truncate(MOST_PROBLEMS);
+    for problem in &mut problems {
+        let v1::Problem { code, subject, text, remedy, since: _ } = problem;
+        for part in [code, subject, text, remedy] {
+            *part = cut(std::mem::take(part));
+        }
+    }
+    problems
 }
 
 /// Text from an agent, no longer than a person reads.

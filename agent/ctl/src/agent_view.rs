@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::mesh_view::{expiry, known};
 use crate::output::{Tone, cell, clean, facts, number, paint, table, toned};
+use crate::problems;
 use crate::words::{bytes, rough, timestamp};
 
 /// The status of the agent.
@@ -33,6 +34,7 @@ pub(crate) fn text(status: &v1::AgentStatus, now: i64) -> String {
         ("proxy", clean(&status.proxy)),
         ("dns", clean(&status.dns)),
         ("notes", clean(&status.notes.join("\n"))),
+        ("problems", problems(status, now)),
     ];
     format!("host {host} of mesh {mesh}\n{}", facts(&known))
 }
@@ -42,6 +44,7 @@ fn not_joined(status: &v1::AgentStatus) -> String {
         ("agent", clean(&status.version)),
         ("last error", clean(&status.last_error)),
         ("notes", clean(&status.notes.join("\n"))),
+        ("problems", problems(status, crate::words::now())),
     ];
     let next = "this host is in no mesh yet\n  next: `agentctl join -` with a token that an operator made (`agentctl token create`)";
     format!("{next}\n{}", facts(&known))
@@ -59,6 +62,10 @@ fn controller(status: &v1::AgentStatus) -> String {
     };
     let away = paint("not connected", Tone::Warn);
     format!("{away} to {address}{why}\ntraffic goes on by the last revision")
+}
+
+fn problems(status: &v1::AgentStatus, now: i64) -> String {
+    problems::list(status.problems.iter().map(|it| ("", it)), now)
 }
 
 fn services(services: &[v1::LocalService]) -> String {
@@ -141,6 +148,7 @@ pub(crate) fn json(status: &v1::AgentStatus) -> Value {
         "peers": status.peers,
         "drops": drops,
         "notes": status.notes,
+        "problems": problems::json(&status.problems),
         "proxy": known(&status.proxy),
         "dns": known(&status.dns),
     })

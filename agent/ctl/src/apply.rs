@@ -12,11 +12,13 @@ use crate::cli::{Apply, Format};
 use crate::diagnostics;
 use crate::errors::Exit;
 use crate::output::{self, Tone, clean, paint};
+use crate::problems;
 use crate::rollout::{self, Progress};
 use crate::sources;
+use crate::status::read_mesh;
 use crate::transport::{Session, ask_controller};
 use crate::validate::{Checked, check};
-use crate::words::count;
+use crate::words::{self, count};
 
 pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> {
     let files = sources::read(&arguments.files.file)?;
@@ -49,9 +51,23 @@ pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> 
         Format::Json => output::json(&json(&response, progress.as_ref()))?,
         Format::Text => {
             output::say(&progress.as_ref().map(Progress::text).unwrap_or_default())?;
+            if let Some(progress) = &progress {
+                output::say(&standing(&read_mesh(session).await?, progress))?;
+            }
         }
     }
     Ok(progress.map_or(Exit::Success, |progress| progress.exit()))
+}
+
+/// What is wrong with the mesh whatever this revision says.
+fn standing(status: &v1::MeshStatus, progress: &Progress) -> String {
+    let mut standing = problems::of_mesh(status);
+    standing.retain(|(host, problem)| !progress.warns_of(host, problem));
+    if standing.is_empty() {
+        return String::new();
+    }
+    let title = count(standing.len(), "problem");
+    format!("{title} not of this revision:\n{}\n", problems::list(standing, words::now()))
 }
 
 fn broken(session: &Session, checked: &Checked, files: &[SourceFile]) -> Result<Exit> {

@@ -26,6 +26,7 @@ mod join;
 mod mesh_view;
 mod output;
 mod ping;
+mod problems;
 mod rollout;
 mod routes;
 mod sources;

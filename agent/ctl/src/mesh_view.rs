@@ -8,6 +8,7 @@ use isthmus_proto::v1;
 use serde_json::{Value, json};
 
 use crate::output::{Tone, cell, clean, facts, number, paint, table, toned};
+use crate::problems;
 use crate::words::{count, relative, timestamp};
 
 /// More events than this scroll the rest away.
@@ -35,6 +36,11 @@ pub(crate) fn text(status: &v1::MeshStatus, now: i64) -> String {
     } else {
         section(host_table(status, now) + &refusals(&status.hosts));
     }
+    let problems = problems::of_mesh(status);
+    if !problems.is_empty() {
+        let title = paint(&count(problems.len(), "problem"), Tone::Strong);
+        section(format!("{title}\n{}", problems::list(problems, now)));
+    }
     if !status.services.is_empty() {
         section(service_table(&status.services));
     }
@@ -55,6 +61,7 @@ pub(crate) fn json(status: &v1::MeshStatus) -> Value {
         "hosts": hosts_json(&status.hosts),
         "services": services_json(status),
         "devices": devices_json(&status.devices),
+        "problems": problems::json(&status.problems),
         "events": status.events.iter().map(event_json).collect::<Value>(),
     })
 }
@@ -136,6 +143,7 @@ pub(crate) fn host_facts(status: &v1::HostStatus, now: i64) -> String {
         ("endpoints", clean(&host.endpoints.join("\n"))),
         ("public key", key(&host.public_key).unwrap_or_default()),
         ("services", clean(&status.services.join(", "))),
+        ("problems", problems::list(status.problems.iter().map(|it| ("", it)), now)),
         ("joined", relative(status.joined, now)),
         ("certificate", expiry(status.certificate_expires, now).0),
     ];
@@ -164,6 +172,7 @@ pub(crate) fn host_json(status: &v1::HostStatus) -> Value {
         "joined": timestamp(status.joined),
         "certificate_expires": timestamp(status.certificate_expires),
         "refusal": known(&status.refusal),
+        "problems": problems::json(&status.problems),
     })
 }
 

@@ -11,6 +11,7 @@ use tonic::transport::Channel;
 
 use crate::errors::{Exit, refused};
 use crate::output::{Tone, clean, paint};
+use crate::problems;
 use crate::transport::ask_controller;
 use crate::words::{count, rough};
 
@@ -54,17 +55,25 @@ pub(crate) async fn wait(
 }
 
 impl Progress {
-    /// Whether a connected agent refused or is silent.
+    /// Whether a connected agent refused, is silent, or works by the revision with warnings.
     pub(crate) fn exit(&self) -> Exit {
-        if self.last.refused.is_empty() && self.last.waiting.is_empty() {
+        let v1::Rollout { refused, waiting, warned, .. } = &self.last;
+        if refused.is_empty() && waiting.is_empty() && warned.is_empty() {
             Exit::Success
         } else {
             Exit::Incomplete
         }
     }
 
+    /// Whether this revision is what brought a problem there.
+    pub(crate) fn warns_of(&self, host: &str, problem: &v1::Problem) -> bool {
+        let same = |it: &v1::Problem| (&it.code, &it.subject) == (&problem.code, &problem.subject);
+        self.last.warned.iter().any(|it| it.host == host && it.problem.as_ref().is_some_and(same))
+    }
+
     pub(crate) fn text(&self) -> String {
-        let v1::Rollout { revision, accepted, waiting, disconnected, refused, .. } = &self.last;
+        let v1::Rollout { revision, accepted, waiting, disconnected, refused, warned, .. } =
+            &self.last;
         let connected = accepted.len() + waiting.len() + refused.len();
         let took = rough(self.took);
         let tone = if self.exit() == Exit::Success { Tone::Good } else { Tone::Warn };
@@ -78,6 +87,12 @@ impl Progress {
             let host = paint(&clean(&refusal.host), Tone::Strong);
             let reason = clean(&refusal.reason);
             text.push_str(&format!("  {} {host}: {reason}\n", paint("refused by", Tone::Bad)));
+        }
+        for warning in warned {
+            let host = paint(&clean(&warning.host), Tone::Strong);
+            let problem = warning.problem.clone().unwrap_or_default();
+            let warned = paint("accepted with a warning by", Tone::Warn);
+            text.push_str(&format!("  {warned} {host}: {}\n", problems::sentence(&problem)));
         }
         if !waiting.is_empty() {
             let names = clean(&waiting.join(", "));
@@ -104,11 +119,21 @@ impl Progress {
             .iter()
             .map(|one| json!({ "host": one.host, "reason": one.reason }))
             .collect();
+        let warned: Value = self
+            .last
+            .warned
+            .iter()
+            .map(|one| {
+                let problem = one.problem.clone().unwrap_or_default();
+                json!({ "host": one.host, "problem": problems::json(&[problem])[0] })
+            })
+            .collect();
         json!({
             "accepted": self.last.accepted,
             "waiting": self.last.waiting,
             "disconnected": self.last.disconnected,
             "refused": refused,
+            "warned": warned,
             "milliseconds": u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX),
         })
     }
@@ -131,6 +156,7 @@ mod tests {
                 waiting: names(waiting),
                 disconnected: names(away),
                 refused: refused.iter().map(refusal).collect(),
+                warned: Vec::new(),
                 complete: waiting.is_empty(),
             },
             took: Duration::from_millis(41),
@@ -164,6 +190,17 @@ mod tests {
         assert!(plain(&refused).contains("1 of 2 agents"));
         assert_eq!(refused.exit(), Exit::Incomplete);
         assert_eq!(refused.json()["refused"][0]["host"], "app-1");
+        let mut warned = progress(&["a"], &[], &[], &[]);
+        let problem = v1::Problem {
+            text: "the disk is full".into(),
+            remedy: "make room".into(),
+            ..v1::Problem::default()
+        };
+        warned.last.warned = vec![v1::WarnedBy { host: "a".into(), problem: Some(problem) }];
+        let text = plain(&warned);
+        assert!(text.contains("warning by a: the disk is full; make room"), "{text}");
+        assert_eq!(warned.exit(), Exit::Incomplete);
+        assert_eq!(warned.json()["warned"][0]["problem"]["remedy"], "make room");
         let silent = progress(&[], &["app-2"], &[], &[]);
         assert!(plain(&silent).contains("no answer within 10 s from app-2"));
         assert_eq!(silent.exit(), Exit::Incomplete);

@@ -30,6 +30,7 @@ fn host(id: u32, name: &str, connected: bool) -> v1::HostStatus {
         certificate_expires: NOW + 86_000,
         refusal: String::new(),
         services: vec!["web".to_owned()],
+        problems: Vec::new(),
     }
 }
 
@@ -67,6 +68,7 @@ fn mesh() -> v1::MeshStatus {
             ipv6: "fd01:203:405:0:0:1:0:d".to_owned(),
             via: "app-1".to_owned(),
         }],
+        problems: Vec::new(),
         events: vec![v1::SecurityEvent {
             at: NOW - 60,
             reported_by: "app-2".to_owned(),

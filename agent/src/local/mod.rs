@@ -192,7 +192,8 @@ impl Local for Api {
             None => None,
         };
         let status = self.shared.status();
-        Ok(Response::new(show::status(&self.shared.settings, &status, sample.as_ref())))
+        let shown = show::status(&self.shared.settings, &status, sample.as_ref());
+        Ok(Response::new(v1::AgentStatus { problems: self.shared.problems.all(), ..shown }))
     }
 
     async fn list_peers(

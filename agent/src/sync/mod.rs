@@ -4,7 +4,8 @@
 //!  agent ── Hello(revision) ─▶ controller
 //!        ◀─ Delta(base, …) ──             switch the data plane, keep it on disk,
 //!        ── Accepted|Refused ▶            then answer
-//!        ── Endpoints, Report ▶           whenever there is something to say
+//!        ── Endpoints, Problems,          whenever there is something to say
+//!           Report ──────────▶
 //!        ◀─ Shares ──────────             of rate limits, while reports tell the demand
 //!        ◀─ Watch ───────────             which routes' traffic belongs into reports
 //!        ◀─ Check ───────────             before the mesh's addresses move:
@@ -51,11 +52,14 @@ const RETRY_REFUSED_AFTER: Duration = Duration::from_secs(15);
 
 /// What a session needs of the host that it is held for.
 pub trait Member: Send {
-    /// Takes over a new revision.
+    /// Takes over a new revision. Returns what it brings with it here that an operator should know.
     ///
     /// # Errors
     /// The reason, for the operator, why this host can't work by it; it goes on by the old one.
-    fn switch(&mut self, resources: Resources) -> impl Future<Output = Result<(), String>> + Send;
+    fn switch(
+        &mut self,
+        resources: Resources,
+    ) -> impl Future<Output = Result<Vec<v1::Problem>, String>> + Send;
 
     /// What this host works by.
     fn resources(&self) -> &Resources;
@@ -68,6 +72,9 @@ pub trait Member: Send {
 
     /// What the controller must be told that has happened since it was asked last.
     fn report(&mut self) -> v1::Report;
+
+    /// All that is wrong with this host.
+    fn problems(&self) -> Vec<v1::Problem>;
 
     /// The controller wants to be told what becomes of requests of these routes.
     fn watch(&mut self, routes: Vec<String>);
@@ -132,7 +139,8 @@ pub async fn session(
         .map_err(said)?
         .into_inner();
     member.connected(address);
-    let mut session = Session { client, identity, outgoing, endpoints };
+    let problems = Vec::new();
+    let mut session = Session { client, identity, outgoing, endpoints, problems };
     session.run(member, incoming, changes).await
 }
 
@@ -150,6 +158,7 @@ struct Session<'a> {
     outgoing: mpsc::Sender<v1::AgentMessage>,
     /// What the controller was told last.
     endpoints: Vec<SocketAddr>,
+    problems: Vec<v1::Problem>,
 }
 
 impl Session<'_> {
@@ -212,9 +221,11 @@ impl Session<'_> {
         };
         // A controller greets a returning agent with what it has: nothing to do then.
         let unchanged = next.revision() != 0 && next == *member.resources();
-        let switched = if unchanged { Ok(()) } else { member.switch(next).await };
+        let switched = if unchanged { Ok(Vec::new()) } else { member.switch(next).await };
         let (answer, body) = match switched {
-            Ok(()) => (Answer::Accepted, FromAgent::Accepted(v1::Accepted { revision })),
+            Ok(warnings) => {
+                (Answer::Accepted, FromAgent::Accepted(v1::Accepted { revision, warnings }))
+            }
             Err(reason) => {
                 tracing::warn!(revision, reason, "refused a revision");
                 (Answer::Refused, FromAgent::Refused(v1::Refused { revision, reason }))
@@ -244,7 +255,12 @@ impl Session<'_> {
         Ok(())
     }
 
-    async fn report(&self, member: &mut impl Member) -> anyhow::Result<()> {
+    async fn report(&mut self, member: &mut impl Member) -> anyhow::Result<()> {
+        let problems = member.problems();
+        if problems != self.problems {
+            self.problems.clone_from(&problems);
+            self.outgoing.send(message(FromAgent::Problems(v1::Problems { problems }))).await?;
+        }
         let report = member.report();
         if report != v1::Report::default() {
             self.outgoing.send(message(FromAgent::Report(report))).await?;

@@ -85,14 +85,14 @@ struct Host {
 }
 
 impl Member for Host {
-    async fn switch(&mut self, resources: Resources) -> Result<(), String> {
+    async fn switch(&mut self, resources: Resources) -> Result<Vec<v1::Problem>, String> {
         let revision = resources.revision();
         if self.refuses.contains(&revision) {
             return Err("clashes with a route".to_owned());
         }
         self.switched.push(revision);
         self.resources = resources;
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn resources(&self) -> &Resources {
@@ -105,6 +105,10 @@ impl Member for Host {
 
     async fn clash(&self, prefixes: &[IpNet]) -> String {
         prefixes.iter().map(|prefix| format!("{prefix} via 192.0.2.1")).collect()
+    }
+
+    fn problems(&self) -> Vec<v1::Problem> {
+        Vec::new()
     }
 
     fn report(&mut self) -> v1::Report {
@@ -182,7 +186,8 @@ fn hello_revision(heard: &[FromAgent]) -> Option<u64> {
         | FromAgent::Refused(_)
         | FromAgent::Endpoints(_)
         | FromAgent::Checked(_)
-        | FromAgent::Report(_) => None,
+        | FromAgent::Report(_)
+        | FromAgent::Problems(_) => None,
     })
 }
 
@@ -194,7 +199,8 @@ async fn deltas_are_taken_over_in_order_and_acknowledged_each() {
     assert_eq!(played.ended.unwrap(), Ended::Removed("sold".to_owned()));
     assert!(host.connected);
     assert_eq!(host.switched, [3, 5]);
-    let accepted = |revision| FromAgent::Accepted(v1::Accepted { revision });
+    let accepted =
+        |revision| FromAgent::Accepted(v1::Accepted { revision, ..v1::Accepted::default() });
     assert_eq!(played.heard[1..], [accepted(3), accepted(5)]);
     let FromAgent::Hello(hello) = &played.heard[0] else { panic!("{:?}", played.heard) };
     assert_eq!(hello.endpoints.as_ref().unwrap().addresses, ["192.0.2.7:51820"]);
@@ -240,7 +246,10 @@ async fn a_returning_host_says_what_it_has_and_takes_nothing_twice() {
     let same = v1::Delta { revision: 3, base: 3, changed: Vec::new(), gone: Vec::new() };
     let played = play(Script { deltas: vec![same], last: removed() }, &mut host, false).await;
     assert_eq!(hello_revision(&played.heard), Some(3));
-    assert_eq!(played.heard[1], FromAgent::Accepted(v1::Accepted { revision: 3 }));
+    assert_eq!(
+        played.heard[1],
+        FromAgent::Accepted(v1::Accepted { revision: 3, ..v1::Accepted::default() })
+    );
     assert_eq!(host.switched, [3]);
 }
 

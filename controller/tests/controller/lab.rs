@@ -255,7 +255,11 @@ impl Agent {
             self.resources.insert(resource.key.clone(), resource.clone());
         }
         self.revision = delta.revision;
-        self.say(Say::Accepted(v1::Accepted { revision: delta.revision })).await;
+        self.say(Say::Accepted(v1::Accepted {
+            revision: delta.revision,
+            ..v1::Accepted::default()
+        }))
+        .await;
     }
 
     /// Follows until it knows what it should.

@@ -344,7 +344,7 @@ async fn forgeries_are_shown_to_operators() {
 async fn nonsense_on_the_stream_is_survived() {
     let (controller, [web, _]) = two().await;
     let mut agent = controller.connect(&web).await;
-    agent.say(Say::Accepted(v1::Accepted { revision: 999 })).await;
+    agent.say(Say::Accepted(v1::Accepted { revision: 999, ..v1::Accepted::default() })).await;
     agent.say(Say::Refused(v1::Refused { revision: 999, reason: "x".repeat(5_000) })).await;
     agent.say(Say::Hello(v1::Hello::default())).await;
     let first = agent.follow().await;

@@ -23,6 +23,8 @@ pub mod identity;
 pub mod jwt;
 pub mod key;
 pub mod name;
+#[cfg(feature = "proto")]
+pub mod problems;
 pub mod ratelimit;
 pub mod resilience;
 pub mod route;
@@ -43,6 +45,8 @@ pub use identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain
 pub use jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 pub use key::PublicKey;
 pub use name::Name;
+#[cfg(feature = "proto")]
+pub use problems::{Problem, Problems};
 pub use ratelimit::{LimitKey, LimitScope, RateLimit};
 pub use resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 pub use route::Route;
