@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use isthmus_controller_core::{MeshIdentity, State};
-use isthmus_model::{MeshPrefix, Name, TrustDomain};
+use isthmus_model::{Exposure, MeshPrefix, Name, TrustDomain};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -40,7 +40,8 @@ pub fn init(wanted: Init) -> Result<MeshIdentity> {
     addresses.iter().try_for_each(|address| mesh_file::check_address(address))?;
     refuse_to_overwrite(&state_dir)?;
     files::private_folder(&state_dir)?;
-    let identity = MeshIdentity { name, trust_domain, prefix: random_prefix()? };
+    let prefix = random_prefix()?;
+    let identity = MeshIdentity { name, trust_domain, prefix, exposure: Exposure::Mesh };
     let authority = Authority::create(&state_dir, &identity.trust_domain)?;
     let empty = State::new(identity.clone());
     Redb::create(&state_dir)?.commit(&changes_between(None, &empty))?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use isthmus_controller_core::MeshIdentity;
-use isthmus_model::MeshPrefix;
+use isthmus_model::{Exposure, MeshPrefix};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -18,6 +18,10 @@ pub(crate) struct MeshFile {
     trust_domain: String,
     /// The mesh's /48.
     prefix: String,
+    /// Whether ports are closed around the mesh where the topology says nothing. A mesh that is older
+    /// than this key counts who comes around, and goes on working as it does.
+    #[serde(default)]
+    closes_ports: bool,
     /// Where agents and operators reach the controller: `host:port`.
     pub(crate) addresses: Vec<String>,
 }
@@ -28,6 +32,7 @@ impl MeshFile {
             name: identity.name.to_string(),
             trust_domain: identity.trust_domain.to_string(),
             prefix: format!("{}/48", identity.prefix.network()),
+            closes_ports: identity.exposure == Exposure::Mesh,
             addresses,
         }
     }
@@ -60,6 +65,7 @@ impl MeshFile {
             name: self.name.parse().context("Bad `name` in mesh.toml")?,
             trust_domain: self.trust_domain.parse().context("Bad `trust_domain` in mesh.toml")?,
             prefix: parse_prefix(&self.prefix).context("Bad `prefix` in mesh.toml")?,
+            exposure: if self.closes_ports { Exposure::Mesh } else { Exposure::Count },
         })
     }
 }
@@ -112,9 +118,20 @@ mod tests {
             name: "corp".parse().unwrap(),
             trust_domain: "corp.example".parse().unwrap(),
             prefix: MeshPrefix::new([0xfd, 1, 2, 3, 4, 5]).unwrap(),
+            exposure: Exposure::Mesh,
         };
         let folder = tempfile::tempdir().unwrap();
         MeshFile::new(&identity, vec!["192.0.2.1:7443".to_owned()]).write(folder.path()).unwrap();
         assert_eq!(MeshFile::read(folder.path()).unwrap().identity().unwrap(), identity);
+    }
+
+    #[test]
+    fn a_mesh_that_is_older_than_exposure_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "name = \"corp\"\ntrust_domain = \"corp.example\"\n\
+                    prefix = \"fd01:203:405::/48\"\naddresses = [\"192.0.2.1:7443\"]\n";
+        std::fs::write(folder.path().join(NAME), text).unwrap();
+        let identity = MeshFile::read(folder.path()).unwrap().identity().unwrap();
+        assert_eq!(identity.exposure, Exposure::Count);
     }
 }

@@ -129,6 +129,7 @@ fn snapshot() -> Snapshot {
         edge: None,
         application: isthmus_model::Application::default(),
         paths: isthmus_model::PathMode::default(),
+        guard: isthmus_model::PortGuard::default(),
     };
     let device = Device {
         name: name("press"),

@@ -134,6 +134,7 @@ fn snapshot(
             edge: None,
             application,
             paths: isthmus_model::PathMode::default(),
+            guard: isthmus_model::PortGuard::default(),
         })
     };
     let host = |name: &str, ipv4_block: &str| -> Result<Host> {

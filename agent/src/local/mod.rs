@@ -4,7 +4,7 @@ mod listen;
 mod ping;
 mod resolve;
 mod routes;
-mod show;
+pub(crate) mod show;
 mod stat;
 mod tap;
 

@@ -265,6 +265,7 @@ pub(crate) mod tests {
             edge: None,
             application: isthmus_model::Application::default(),
             paths: isthmus_model::PathMode::default(),
+            guard: isthmus_model::PortGuard::default(),
         };
         let device = Device {
             name: "press".parse().unwrap(),

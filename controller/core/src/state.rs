@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use isthmus_model::topology::{Diagnostic, SourceFile, Topology};
-use isthmus_model::{HostId, MeshPrefix, Name, PublicKey, Revision, TrustDomain};
+use isthmus_model::{Exposure, HostId, MeshPrefix, Name, PublicKey, Revision, TrustDomain};
 
 use crate::allocation::{Allocation, AllocationError};
 use crate::delivery::{Delivery, Phase};
@@ -22,6 +22,8 @@ pub struct MeshIdentity {
     pub trust_domain: TrustDomain,
     /// Its IPv6 prefix.
     pub prefix: MeshPrefix,
+    /// Who may reach services around it, where the topology doesn't say.
+    pub exposure: Exposure,
 }
 
 /// A mesh at one revision. Every operation leaves it alone and returns the next one.

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use isthmus_model::topology::Topology;
+use isthmus_model::topology::{ServiceDecl, Topology};
 use isthmus_model::{
-    Device, DeviceId, Edge, Gateway, Host, HostId, Identity, Mesh, Name, Principal, RateLimit,
-    Route, Rule, Rules, Service, ServiceId, Snapshot, Subject,
+    Device, DeviceId, Edge, Exposure, Gateway, Host, HostId, Identity, Mesh, Name, PortGuard,
+    Principal, RateLimit, Route, Rule, Rules, Service, ServiceId, Snapshot, Subject,
 };
 use isthmus_policy::Policy;
 
@@ -145,6 +145,7 @@ fn seen_from(local: HostId, service: &Service, related: bool) -> Service {
         leaving: leaving.copied().collect(),
         placements: placements.map(|(host, ipv4)| (*host, *ipv4)).collect(),
         selectors: if here { service.selectors.clone() } else { Vec::new() },
+        guard: if here { service.guard } else { PortGuard::default() },
         edge: service.edge.as_ref().and_then(|edge| edge_seen(edge, here, related)),
         ..service.clone()
     }
@@ -338,7 +339,7 @@ fn host(state: &State, member: &Member) -> Option<(HostId, Host)> {
 
 fn services(state: &State) -> BTreeMap<ServiceId, Service> {
     let placements = placements(state);
-    let service = |(name, declared): (&Name, &isthmus_model::topology::ServiceDecl)| {
+    let service = |(name, declared): (&Name, &ServiceDecl)| {
         let id = state.allocation.service(name)?;
         let hosts = placements.get(name).into_iter().flatten().copied();
         let placements: BTreeMap<HostId, Ipv4Addr> = hosts
@@ -360,10 +361,17 @@ fn services(state: &State) -> BTreeMap<ServiceId, Service> {
             edge: declared.edge.clone(),
             application: declared.application,
             paths: declared.paths,
+            guard: PortGuard { exposure: exposure(state, declared), listener: declared.listener },
         };
         Some((id, service))
     };
     state.topology.services.iter().filter_map(service).collect()
+}
+
+/// The service's own word, or the topology's, or what the mesh began with.
+fn exposure(state: &State, declared: &ServiceDecl) -> Exposure {
+    let said = declared.exposure.or(state.topology.mesh.exposure);
+    said.unwrap_or(state.identity.exposure)
 }
 
 fn placements(state: &State) -> BTreeMap<&Name, Vec<HostId>> {

@@ -103,6 +103,8 @@ pub struct External {
     pub port: u16,
     /// None: plain HTTP.
     pub tls: Option<Origination>,
+    /// Whether its name may lead to addresses that are the host's own, or no server's.
+    pub special_addresses: bool,
 }
 
 /// How TLS to an external server is begun.
@@ -239,6 +241,9 @@ impl fmt::Display for External {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         write!(f, "{scheme} {}:{}", self.host, self.port)?;
+        if self.special_addresses {
+            f.write_str(" at any address")?;
+        }
         let Some(tls) = &self.tls else { return Ok(()) };
         if let Some(name) = &tls.server_name {
             write!(f, " as {name}")?;

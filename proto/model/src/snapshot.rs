@@ -11,6 +11,7 @@ use crate::address::{Ipv4Net, MeshPrefix};
 use crate::application::Application;
 use crate::balance::Balance;
 use crate::edge::{Edge, External, Gateway};
+use crate::guard::PortGuard;
 use crate::identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -113,6 +114,8 @@ pub struct Service {
     pub application: Application,
     /// What becomes of paths that can be written in several ways, if it speaks HTTP.
     pub paths: PathMode,
+    /// How its port is guarded.
+    pub guard: PortGuard,
 }
 
 /// What a service speaks.
@@ -255,6 +258,13 @@ impl Service {
     pub const fn is_proxied(&self) -> bool {
         self.application.proxy_protocol.is_some()
             || matches!(self.protocol, Protocol::Http | Protocol::Tls | Protocol::Auto)
+    }
+
+    /// Whether its application is told by the proxy who calls, and believes whoever says the same.
+    #[must_use]
+    pub const fn is_told_callers(&self) -> bool {
+        self.edge.is_none()
+            && (self.protocol.carries_requests() || self.application.proxy_protocol.is_some())
     }
 
     /// The server outside of the mesh that it stands for, if a host speaks to it itself.

@@ -44,6 +44,7 @@ fn snapshot(rules: usize) -> Snapshot {
             edge: None,
             application: isthmus_model::Application::default(),
             paths: PathMode::default(),
+            guard: isthmus_model::PortGuard::default(),
         };
         (ServiceId(number + 1), service)
     });

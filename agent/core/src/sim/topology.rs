@@ -137,6 +137,7 @@ impl Builder {
                 edge: None,
                 application: isthmus_model::Application::default(),
                 paths: isthmus_model::PathMode::default(),
+                guard: isthmus_model::PortGuard::default(),
             };
             (ServiceId(id), service)
         });

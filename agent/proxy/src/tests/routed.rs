@@ -166,6 +166,7 @@ impl Backends {
             balance: self.balance.clone(),
             edge: None,
             application: isthmus_model::Application::default(),
+            guard: isthmus_model::PortGuard::default(),
             paths: if name == "api" { self.paths } else { PathMode::default() },
         }
     }

@@ -97,6 +97,7 @@ impl Lab {
                 edge: None,
                 application: isthmus_model::Application::default(),
                 paths: declared.paths,
+                guard: isthmus_model::PortGuard::default(),
             };
             services.insert(ServiceId(number.into()), service);
         }

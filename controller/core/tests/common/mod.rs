@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use isthmus_controller_core::{JoinError, MeshIdentity, Newcomer, State};
 use isthmus_model::topology::{SourceFile, parse};
-use isthmus_model::{HostId, MeshPrefix, PublicKey};
+use isthmus_model::{Exposure, HostId, MeshPrefix, PublicKey};
 use proptest::prelude::*;
 
 pub const HOSTS: usize = 5;
@@ -21,6 +21,7 @@ pub fn empty() -> State {
         name: "corp".parse().unwrap(),
         trust_domain: "corp.example".parse().unwrap(),
         prefix: MeshPrefix::new([0xfd, 1, 2, 3, 4, 5]).unwrap(),
+        exposure: Exposure::Mesh,
     })
 }
 

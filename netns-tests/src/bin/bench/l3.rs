@@ -31,7 +31,7 @@ const TOPOLOGY: &str = r#"
 [service.iperf]
 port = 5201
 hosts = ["web-1"]
-workload = { exe = "/usr/bin/iperf3" }
+workload = { user = "root", exe = "/usr/bin/iperf3" }
 
 [[allow]]
 name = "hosts measure"

@@ -15,6 +15,7 @@ use v1::selector::By;
 use super::encode::key;
 use super::{ConvertError, application, balance, check, edge, jwt, ratelimit, routes};
 use crate::address::{Ipv4Net, MeshPrefix};
+use crate::guard::{Exposure, ListenerCheck, PortGuard};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::ratelimit::RateLimit;
@@ -196,6 +197,7 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
         application: application::decode(body)?,
         balance: body.balance.as_ref().map(balance::decode).transpose()?.unwrap_or_default(),
         paths: path_mode(body.paths)?,
+        guard: guard(body)?,
     })
 }
 
@@ -207,6 +209,20 @@ fn path_mode(number: i32) -> Result<PathMode, Reason> {
         Ok(v1::PathMode::AsIs) => PathMode::AsIs,
         Err(_) => return Err(format!("paths: {number} isn't one that this version knows")),
     })
+}
+
+fn guard(body: &v1::Service) -> Result<PortGuard, Reason> {
+    let exposure = match v1::Exposure::try_from(body.exposure) {
+        Ok(v1::Exposure::Unspecified) => Exposure::Count,
+        Ok(v1::Exposure::Mesh) => Exposure::Mesh,
+        Ok(v1::Exposure::Open) => Exposure::Open,
+        Err(_) => {
+            let number = body.exposure;
+            return Err(format!("exposure: {number} isn't one that this version knows"));
+        }
+    };
+    let listener = if body.strict_listener { ListenerCheck::Strict } else { ListenerCheck::Warn };
+    Ok(PortGuard { exposure, listener })
 }
 
 fn selector(body: &v1::Selector) -> Result<Selector, Reason> {

@@ -26,6 +26,7 @@ pub(super) fn encode(edge: &Edge) -> Body {
             host: external.host.to_string(),
             port: external.port.into(),
             tls: external.tls.as_ref().map(encode_origination),
+            special_addresses: external.special_addresses,
         }),
     }
 }
@@ -91,6 +92,7 @@ pub(super) fn decode(body: &Body) -> Result<Edge, Reason> {
             host: filled("host", &body.host)?,
             port: port(body.port)?,
             tls: body.tls.as_ref().map(origination).transpose()?,
+            special_addresses: body.special_addresses,
         }),
     })
 }

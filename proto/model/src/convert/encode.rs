@@ -9,6 +9,7 @@ use v1::selector::By;
 use super::{application, balance, edge, jwt, ratelimit, routes};
 use crate::balance::Balance;
 use crate::condition::Condition;
+use crate::guard::{Exposure, ListenerCheck};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::route::Pattern;
 use crate::rules::{Action, RequestMatch, Rule};
@@ -100,6 +101,8 @@ fn service(id: ServiceId, service: &Service) -> Body {
         proxy_protocol: application::proxy_protocol(service.application),
         http_version: application::http_version(service.application),
         paths: path_mode(service.paths).into(),
+        exposure: exposure(service.guard.exposure).into(),
+        strict_listener: service.guard.listener == ListenerCheck::Strict,
     })
 }
 
@@ -109,6 +112,14 @@ const fn path_mode(mode: PathMode) -> v1::PathMode {
         PathMode::MergeSlashes => v1::PathMode::MergeSlashes,
         PathMode::DecodeAndMergeSlashes => v1::PathMode::DecodeAndMergeSlashes,
         PathMode::AsIs => v1::PathMode::AsIs,
+    }
+}
+
+const fn exposure(exposure: Exposure) -> v1::Exposure {
+    match exposure {
+        Exposure::Count => v1::Exposure::Unspecified,
+        Exposure::Mesh => v1::Exposure::Mesh,
+        Exposure::Open => v1::Exposure::Open,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::address::{Ipv4Net, MeshPrefix};
 use crate::application::{Application, HttpVersion, ProxyProtocol};
 use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::edge::Edge;
+use crate::guard::{Exposure, ListenerCheck, PortGuard};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 use crate::key::PublicKey;
@@ -81,6 +82,7 @@ fn what_contradicts_itself_is_refused_by_name() {
         ("service/4", "port: 0", |r| service(r).port = 0),
         ("service/4", "protocol: 0", |r| service(r).protocol = 0),
         ("service/4", "protocol: 77", |r| service(r).protocol = 77),
+        ("service/4", "exposure: 9", |r| service(r).exposure = 9),
         ("service/4", "isn't inside", |r| service(r).virtual_ipv4 = "100.64.0.9".into()),
         ("service/4", "belongs to mesh", |r| service(r).virtual_ipv4 = "100.127.0.0".into()),
         ("service/4", "no host/2", |r| place(r, 2, "100.64.0.40")),
@@ -258,6 +260,10 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
             http: [HttpVersion::Auto, HttpVersion::Http1, HttpVersion::Http2][n as usize % 3],
         },
         paths: PathMode::ALL[n as usize % 4],
+        guard: PortGuard {
+            exposure: Exposure::ALL[n as usize % 3],
+            listener: ListenerCheck::ALL[n as usize % 2],
+        },
         balance: Balance {
             weights: [(name("h1"), n), (name("h2"), 1000)].into(),
             locality: n.is_multiple_of(2),
@@ -358,6 +364,7 @@ tls = false
 [external.shown]
 host = "a.example"
 target_port = 8443
+special_addresses = true
 tls = { ca = "/ca", server_name = "b.example", certificate = "/c", key = "/k" }
 "#;
     let file = SourceFile { name: "mesh.toml".into(), text: text.to_owned() };

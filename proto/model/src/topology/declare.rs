@@ -6,7 +6,7 @@ use super::mesh::{HOST_BLOCKS, bad_block_length};
 use super::reader::{
     At, Context, Entry, Located, Pair, Read, Report, Schema, Table, instead, quote,
 };
-use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, application, balance, values};
+use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, application, balance, guard, values};
 use crate::address::Ipv4Net;
 use crate::edge::Edge;
 use crate::key::PublicKey;
@@ -33,6 +33,8 @@ pub(super) const SERVICE: Schema = &[
     ("proxy_protocol", "proxy_protocol = \"v2\""),
     ("http", "http = \"2\""),
     ("paths", "paths = \"merge-slashes\""),
+    ("exposure", "exposure = \"mesh\""),
+    ("listener", "listener = \"strict\""),
 ];
 
 pub(super) const DEVICE: Schema =
@@ -155,6 +157,8 @@ pub(super) fn service<'a>(
     let balance = balance::balance(table, protocol, report);
     let application = application::application(table, protocol, report);
     let paths = paths(table, protocol, report);
+    let exposure = guard::exposure(table, report);
+    let listener = guard::listener(table, report);
     let balance = balance?;
     let (placement, hosts) = hosts?.unwrap_or((Placement::Names(Vec::new()), Vec::new()));
     let decl = ServiceDecl {
@@ -170,6 +174,8 @@ pub(super) fn service<'a>(
         edge: None,
         application: application?,
         paths: paths?,
+        exposure: exposure?,
+        listener: listener?,
         origin: report.origin(table.at),
     };
     Ok(ServiceDraft {

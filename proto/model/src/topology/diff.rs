@@ -205,13 +205,14 @@ impl Details {
 // Each declaration is taken apart, so that a new field can't be forgotten here.
 
 fn mesh(old: &MeshDecl, new: &MeshDecl) -> Details {
-    let MeshDecl { name, trust_domain, ipv4, virtual_ipv4, host_block } = old;
+    let MeshDecl { name, trust_domain, ipv4, virtual_ipv4, host_block, exposure } = old;
     let mut details = Details::default();
     details.note_optional("name", name.as_ref(), new.name.as_ref());
     details.note_optional("trust_domain", trust_domain.as_ref(), new.trust_domain.as_ref());
     details.note("ipv4", ipv4, new.ipv4);
     details.note("virtual_ipv4", virtual_ipv4, new.virtual_ipv4);
     details.note("host_block", host_block, new.host_block);
+    details.note_optional("exposure", exposure.as_ref(), new.exposure.as_ref());
     details
 }
 
@@ -236,6 +237,8 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
         application,
         edge,
         paths,
+        exposure,
+        listener,
         origin: _,
     } = old;
     let Application { proxy_protocol, http } = application;
@@ -269,6 +272,8 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     details.note_optional("proxy_protocol", proxy_protocol.as_ref(), proxy_protocol_now.as_ref());
     details.note("http", http, new.application.http);
     details.note("paths", paths, new.paths);
+    details.note_optional("exposure", exposure.as_ref(), new.exposure.as_ref());
+    details.note("listener", listener, new.listener);
     details
 }
 

@@ -15,6 +15,7 @@ use crate::edge::{
     Acme, Certificate, CertificateFiles, ClientCertificates, Edge, External, Gateway, Listener,
     ListenerTls, Origination,
 };
+use crate::guard::ListenerCheck;
 use crate::name::Name;
 use crate::route::HostMatch;
 use crate::snapshot::Protocol;
@@ -33,6 +34,7 @@ pub(super) const EXTERNAL: Schema = &[
     ("host", "host = \"api.payments.example\""),
     ("target_port", "target_port = 443"),
     ("tls", "tls = true"),
+    ("special_addresses", "special_addresses = true"),
     ("via", "via = [\"edge-1\"]"),
     ("balance", "balance = \"least-request\""),
     ("breaker", "breaker = { max_requests = 1024 }"),
@@ -100,6 +102,8 @@ pub(super) fn gateway<'a>(
         balance: balance::balance(table, Protocol::Http, report)?.balance,
         application: Application::default(),
         paths: paths(table, Protocol::Http, report)?,
+        exposure: None,
+        listener: ListenerCheck::default(),
         edge: Some(Edge::Gateway(gateway)),
         origin: report.origin(table.at),
     };
@@ -118,11 +122,17 @@ pub(super) fn external<'a>(table: &Table<'a>, report: &mut Report<'_>) -> Read<S
     });
     let target_port = table.optional("target_port", |entry| values::port(entry, report));
     let tls = table.required("tls", report).and_then(|entry| origination(entry, report));
+    let special = table.optional("special_addresses", |entry| entry.boolean(report));
     let via = table.optional("via", |entry| placement(entry, report));
     let balance = balance::balance(table, Protocol::Http, report);
     let tls = tls?;
     let usual = if tls.is_some() { 443 } else { DEFAULT_PORT };
-    let external = External { host: host?, port: target_port?.unwrap_or(usual), tls };
+    let external = External {
+        host: host?,
+        port: target_port?.unwrap_or(usual),
+        tls,
+        special_addresses: special?.unwrap_or(false),
+    };
     let decl = ServiceDecl {
         namespace: namespace?,
         port: port?.unwrap_or(DEFAULT_PORT),
@@ -132,6 +142,8 @@ pub(super) fn external<'a>(table: &Table<'a>, report: &mut Report<'_>) -> Read<S
         balance: balance?.balance,
         application: Application::default(),
         paths: paths(table, Protocol::Http, report)?,
+        exposure: None,
+        listener: ListenerCheck::default(),
         edge: Some(Edge::External(external)),
         origin: report.origin(table.at),
     };

@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use super::MeshDecl;
 use super::reader::{At, Entry, Read, Report, Reported, Schema, Table, quote};
 use super::values;
+use super::{MeshDecl, guard};
 use crate::address::Ipv4Net;
 
 pub(super) const SCHEMA: Schema = &[
@@ -13,6 +13,7 @@ pub(super) const SCHEMA: Schema = &[
     ("ipv4", "ipv4 = \"100.64.0.0/10\""),
     ("virtual_ipv4", "virtual_ipv4 = \"100.127.0.0/16\""),
     ("host_block", "host_block = 28"),
+    ("exposure", "exposure = \"mesh\""),
 ];
 
 /// The lengths that the block of a host may have: from 4,096 addresses to 4.
@@ -31,6 +32,7 @@ impl Default for MeshDecl {
             ipv4,
             virtual_ipv4: default_virtual(ipv4),
             host_block: DEFAULT_HOST_BLOCK,
+            exposure: None,
         }
     }
 }
@@ -46,6 +48,7 @@ pub(super) fn read(table: &Table<'_>, report: &mut Report<'_>) -> Read<MeshDecl>
     });
     let ipv4 = table.optional("ipv4", |entry| mesh_range(entry, report));
     let host_block = table.optional("host_block", |entry| host_block(entry, report));
+    let exposure = guard::exposure(table, report);
     let ipv4 = ipv4?.unwrap_or_else(|| MeshDecl::default().ipv4);
     let virtual_ipv4 = table.optional("virtual_ipv4", |entry| virtual_range(entry, ipv4, report));
     let host_block = host_block?.unwrap_or(DEFAULT_HOST_BLOCK);
@@ -55,6 +58,7 @@ pub(super) fn read(table: &Table<'_>, report: &mut Report<'_>) -> Read<MeshDecl>
         ipv4,
         virtual_ipv4: virtual_ipv4?.unwrap_or_else(|| default_virtual(ipv4)),
         host_block,
+        exposure: exposure?,
     })
 }
 

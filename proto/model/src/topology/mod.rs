@@ -21,6 +21,7 @@ mod diff;
 mod edge;
 mod edges;
 mod fields;
+mod guard;
 mod jwt;
 mod mesh;
 mod parse;
@@ -38,6 +39,7 @@ mod syntax;
 #[cfg(test)]
 mod tests;
 mod values;
+mod warn;
 mod words;
 
 use std::collections::BTreeMap;
@@ -49,6 +51,7 @@ use crate::address::Ipv4Net;
 use crate::application::Application;
 use crate::balance::Balance;
 use crate::edge::Edge;
+use crate::guard::{Exposure, ListenerCheck};
 use crate::identity::TrustDomain;
 use crate::key::PublicKey;
 use crate::name::Name;
@@ -61,6 +64,7 @@ pub use diff::{Change, ChangeKind, diff};
 pub use parse::parse;
 pub use question::{TestRequest, TestToken};
 pub use rollout::{LatencyBound, LatencyGoal, OnFailure, RolloutDecl};
+pub use warn::{Warning, warnings};
 
 /// A file of a topology.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +112,8 @@ pub struct MeshDecl {
     pub virtual_ipv4: Ipv4Net,
     /// `host_block`: the length of a host's block; by default 28.
     pub host_block: u8,
+    /// `exposure` of services that don't say it; none where it is left to the controller.
+    pub exposure: Option<Exposure>,
 }
 
 /// `[host.NAME]`
@@ -146,6 +152,10 @@ pub struct ServiceDecl {
     pub application: Application,
     /// `paths`; `strict` unless given.
     pub paths: PathMode,
+    /// `exposure`; the mesh's unless given.
+    pub exposure: Option<Exposure>,
+    /// `listener`; `warn` unless given.
+    pub listener: ListenerCheck,
     /// Where it is declared.
     pub origin: Origin,
 }

@@ -79,6 +79,11 @@ fn each_difference_is_told_in_the_words_of_the_language() {
             "user = \"www\", exe = \"/bin/x\"",
             "~ service web: workload user www -> user www, exe /bin/x",
         ),
+        (
+            "user = \"www\" }",
+            "user = \"www\" }\nexposure = \"count\"\nlistener = \"strict\"",
+            "~ service web: exposure none -> count; listener warn -> strict",
+        ),
         ("via = \"a\"", "via = \"b\"", "~ device press: via a -> b"),
         (
             "from = \"any\"",
@@ -103,8 +108,8 @@ fn each_difference_is_told_in_the_words_of_the_language() {
         ("[host.a]", "[policy]\naudit = true\n[host.a]", "~ policy: audit false -> true"),
         (
             "[host.a]",
-            "[mesh]\nname = \"corp\"\nhost_block = 26\n[host.a]",
-            "~ mesh: name none -> corp; host_block 28 -> 26",
+            "[mesh]\nname = \"corp\"\nhost_block = 26\nexposure = \"mesh\"\n[host.a]",
+            "~ mesh: name none -> corp; host_block 28 -> 26; exposure none -> mesh",
         ),
     ];
     for (old, new, expected) in cases {

@@ -45,6 +45,7 @@ fn what_is_not_said_has_its_default() {
     assert_eq!(web.protocol, Protocol::Tcp);
     assert_eq!(web.application, Application::default());
     assert_eq!(web.selectors, []);
+    assert_eq!((web.exposure, web.listener), (None, ListenerCheck::Warn));
     assert_eq!(topology.rules.default, Action::Deny);
     assert!(!topology.rules.audit);
     assert_eq!(topology.rules.rules[0].ports, []);
@@ -69,6 +70,7 @@ trust_domain = "corp.example"
 ipv4 = "10.0.0.0/8"
 virtual_ipv4 = "10.9.0.0/16"
 host_block = 26
+exposure = "open"
 [host.gw]
 site = "dc1"
 labels = { role = "gw" }
@@ -80,6 +82,8 @@ port = 53
 protocol = "udp"
 hosts = { role = "gw" }
 workload = { systemd = "api.service", user = "33", exe = "/bin/api", cgroup = "/a.slice" }
+exposure = "mesh"
+listener = "strict"
 [device.press]
 wireguard = { public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=" }
 via = "gw"
@@ -100,7 +104,8 @@ port = "icmp"
 expect = "allow"
 "#,
     );
-    let MeshDecl { name, trust_domain, ipv4, virtual_ipv4, host_block } = &topology.mesh;
+    let MeshDecl { name, trust_domain, ipv4, virtual_ipv4, host_block, exposure } = &topology.mesh;
+    assert_eq!(*exposure, Some(Exposure::Open));
     assert_eq!(name.as_ref().unwrap().as_str(), "corp");
     assert_eq!(trust_domain.as_ref().unwrap().as_str(), "corp.example");
     assert_eq!(
@@ -115,7 +120,7 @@ expect = "allow"
         ["192.0.2.1:51820".parse().unwrap(), "[2001:db8::1]:1".parse().unwrap()]
     );
     assert_eq!(gw.ipv4_block.unwrap().to_string(), "10.1.0.0/24");
-    assert_eq!(gw.origin, Origin { file: "mesh.toml".into(), line: 8 });
+    assert_eq!(gw.origin, Origin { file: "mesh.toml".into(), line: 9 });
     let api = &topology.services["api"];
     assert_eq!((api.port, api.protocol), (53, Protocol::Udp));
     assert_eq!(api.hosts, Placement::Labels([("role".to_owned(), "gw".to_owned())].into()));
@@ -128,6 +133,7 @@ expect = "allow"
             Selector::Cgroup("/a.slice".into())
         ]
     );
+    assert_eq!((api.exposure, api.listener), (Some(Exposure::Mesh), ListenerCheck::Strict));
     assert_eq!(topology.devices["press"].via.as_str(), "gw");
     assert_eq!(topology.rules.default, Action::Allow);
     assert!(topology.rules.audit);
@@ -312,4 +318,21 @@ when = "request.method == 'PUT'"
         (&*provider.issuer, &*provider.audiences),
         ("https://login.example", &["api".into()][..])
     );
+}
+
+#[test]
+fn a_program_alone_is_warned_of_and_taken() {
+    let service = |name: &str, workload: &str| {
+        format!("[service.{name}]\nport = 80\nhosts = [\"a\"]\nworkload = {workload}\n")
+    };
+    let text = [
+        "[host.a]\n",
+        &service("bare", "{ exe = \"/bin/x\" }"),
+        &service("fine", "{ exe = \"/bin/x\", user = \"x\" }"),
+        "[service.none]\nport = 1\nhosts = [\"a\"]\n",
+    ];
+    let warnings = warnings(&read(&text.concat()));
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(warnings[0].origin.line, 2);
+    assert!(warnings[0].message.contains("\"bare\" is known by its program alone"));
 }

@@ -81,6 +81,20 @@ pub(super) const ROWS: &[Row] = &[
         "https://",
     ),
     on(
+        "exposure of what has no port of its own",
+        "[external.x]\nhost = \"x.example\"\ntls = false\nexposure = \"mesh\"",
+        (12, 1),
+        "unknown key `exposure`",
+        "the keys here are",
+    ),
+    on(
+        "special addresses that are no flag",
+        "[external.x]\nhost = \"x.example\"\ntls = false\nspecial_addresses = \"127.0.0.1\"",
+        (12, 21),
+        "special_addresses",
+        "special_addresses = true",
+    ),
+    on(
         "certificate for nobody to write to",
         "[gateway.g]\nhosts = [\"a\"]\nlisteners = [{ port = 443, hosts = [\"x\"], tls = { acme = { email = \"me\" } } }]",
         (11, 68),
