@@ -44,6 +44,39 @@ pub fn exe(pid: u32) -> Option<PathBuf> {
     Some(if is_it { path } else { link })
 }
 
+/// A process that has a socket open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    pub pid: u32,
+    /// Who it acts as.
+    pub uid: u32,
+    /// The cgroup (v2) that it is in, from the root of the hierarchy.
+    pub cgroup: Option<String>,
+    /// Its program, as [`exe`] has it.
+    pub exe: Option<PathBuf>,
+}
+
+/// The processes that hold the socket `inode`: those of `cgroup` (a directory, see
+/// [`crate::cgroup::Cgroups::directory`]) first, and all others until `budget` is spent. Needs CAP_SYS_PTRACE to see them.
+pub fn holders(inode: u32, cgroup: Option<&Path>, budget: Duration) -> Vec<Holder> {
+    let deadline = Instant::now() + budget;
+    let target = format!("socket:[{inode}]");
+    let near = cgroup.map(members).unwrap_or_default();
+    let far = all_processes(deadline).filter(|pid| !near.contains(pid)).collect::<Vec<_>>();
+    let pids = near.iter().chain(&far).copied();
+    pids.filter(|pid| holds(*pid, OsStr::new(&target), deadline)).filter_map(holder).collect()
+}
+
+fn holder(pid: u32) -> Option<Holder> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    // Real, effective, saved, and the file system's.
+    let uid = uids.split_whitespace().nth(1)?.parse().ok()?;
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let cgroup = groups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
+    Some(Holder { pid, uid, cgroup, exe: exe(pid) })
+}
+
 /// The number of the user `name`, from wherever the host keeps its users.
 pub fn user_id(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
@@ -86,13 +119,17 @@ fn members(cgroup: &Path) -> Vec<u32> {
     procs.lines().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid != 0).collect()
 }
 
-fn of_user(uid: u32, deadline: Instant) -> impl Iterator<Item = u32> {
+fn all_processes(deadline: Instant) -> impl Iterator<Item = u32> {
     fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .take_while(move |_| Instant::now() < deadline)
         .filter_map(Result::ok)
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn of_user(uid: u32, deadline: Instant) -> impl Iterator<Item = u32> {
+    all_processes(deadline)
         .filter(move |pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|it| it.uid() == uid))
 }
 
@@ -111,6 +148,7 @@ fn holds(pid: u32, target: &OsStr, deadline: Instant) -> bool {
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, TcpListener};
+    use std::os::fd::{AsRawFd, OwnedFd};
     use std::os::unix::process::CommandExt;
 
     use super::*;
@@ -154,6 +192,26 @@ mod tests {
             assert_eq!(exe_of(owner.inode, 54_321, None), None, "no process of that user");
             shell.end();
             assert_eq!(exe_of(owner.inode, NOBODY, None), None);
+        });
+    }
+
+    #[test]
+    fn all_who_hold_a_socket_are_found_whoever_made_it() {
+        in_netns(|| {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let inode = fs::metadata(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
+            let inode = u32::try_from(inode.ino()).unwrap();
+            // As nginx does: root makes it, and a worker of another user inherits it.
+            let mut worker = Shell::spawn(|command| {
+                let inherited = OwnedFd::from(listener.try_clone().unwrap());
+                command.uid(NOBODY).gid(NOBODY).stderr(inherited);
+            });
+            let found = holders(inode, None, Duration::from_secs(30));
+            let pid = worker.pid();
+            worker.end();
+            assert!(found.iter().any(|it| it.pid == std::process::id()), "{found:?}");
+            let inherited = found.iter().find(|it| it.pid == pid).unwrap();
+            assert_eq!((inherited.uid, inherited.exe.clone()), (NOBODY, Some(bash())));
         });
     }
 

@@ -14,7 +14,7 @@
 //! `ping` sockets (ICMP datagrams) can't be looked up exactly; their owner stays unknown.
 
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -75,6 +75,29 @@ impl SocketDiag {
         let request = self.request(&flow);
         match self.exchange(&request)? {
             Answer::Socket(found) if found.belongs_to(&flow) => Ok(Some(found.owner)),
+            Answer::Socket(_) | Answer::NotFound | Answer::Done => Ok(None),
+        }
+    }
+
+    /// Who would get a packet that opens a flow to `local` from somewhere far away: who listens there,
+    /// by this address or by all; `None` when nobody does.
+    ///
+    /// # Errors
+    /// As [`SocketDiag::lookup`].
+    pub fn listener(
+        &mut self,
+        protocol: Protocol,
+        local: SocketAddr,
+    ) -> Result<Option<SocketOwner>, SockDiagError> {
+        let any = match local {
+            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+        };
+        let request = self.request(&Lookup { protocol, local, remote: any });
+        match self.exchange(&request)? {
+            Answer::Socket(found) if found.listens_on(protocol, local.port()) => {
+                Ok(Some(found.owner))
+            }
             Answer::Socket(_) | Answer::NotFound | Answer::Done => Ok(None),
         }
     }
@@ -183,6 +206,8 @@ pub struct SocketOwner {
     pub state: u8,
     /// The flow has no connection yet: this is who listens on its local port.
     pub listening: bool,
+    /// What the socket is bound to; unspecified for all addresses.
+    pub bound: IpAddr,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -227,9 +252,19 @@ impl Found {
                 .unwrap_or(0),
             state,
             listening: state == TCP_LISTEN,
+            bound: address_at(fixed, 8, fixed[0])?,
         };
         let port = |at: usize| u16::from_be_bytes([fixed[at], fixed[at + 1]]);
         Some(Self { local_port: port(4), remote_port: port(6), owner })
+    }
+
+    /// Whether this waits for flows on a port.
+    fn listens_on(&self, protocol: Protocol, port: u16) -> bool {
+        let waits = match protocol {
+            Protocol::Tcp => self.owner.listening,
+            Protocol::Udp => self.remote_port == 0,
+        };
+        waits && self.owner.inode != 0 && self.local_port == port
     }
 
     /// Whether this answers the question, rather than resembling it.
@@ -297,6 +332,17 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|value| u32::from_ne_bytes(*value))
 }
 
+/// An address of 16 bytes, of which IPv4 uses the first four.
+fn address_at(bytes: &[u8], at: usize, family: u8) -> Option<IpAddr> {
+    let field = bytes.get(at..)?.first_chunk::<16>()?;
+    if libc::c_int::from(family) == libc::AF_INET {
+        let [a, b, c, d, ..] = *field;
+        Some(Ipv4Addr::new(a, b, c, d).into())
+    } else {
+        Some(Ipv6Addr::from(*field).to_canonical())
+    }
+}
+
 fn put_address(field: &mut [u8], address: IpAddr) {
     match address {
         IpAddr::V4(address) => field[..4].copy_from_slice(&address.octets()),
@@ -310,7 +356,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
 
@@ -320,6 +366,37 @@ mod tests {
 
     const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+    #[test]
+    fn who_listens_is_found_by_any_address_that_leads_there() {
+        in_netns(|| {
+            let inode = |fd: &dyn AsRawFd| {
+                std::fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap().ino()
+            };
+            let mut diag = SocketDiag::open().unwrap();
+            let everywhere = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+            let port = everywhere.local_addr().unwrap().port();
+            for ip in [V4, V6] {
+                let found = diag.listener(Protocol::Tcp, (ip, port).into()).unwrap().unwrap();
+                assert_eq!(u64::from(found.inode), inode(&everywhere));
+                assert!(found.bound.is_unspecified(), "{found:?}");
+            }
+            // Whoever is connected isn't who listens.
+            let _client = TcpStream::connect((V4, port)).unwrap();
+            let (_accepted, client) = everywhere.accept().unwrap();
+            let connected = (V4, client.port()).into();
+            assert_eq!(diag.listener(Protocol::Tcp, connected).unwrap(), None);
+
+            let here = UdpSocket::bind((V4, 0)).unwrap();
+            let port = here.local_addr().unwrap().port();
+            let found = diag.listener(Protocol::Udp, (V4, port).into()).unwrap().unwrap();
+            assert_eq!((u64::from(found.inode), found.bound), (inode(&here), V4));
+            let elsewhere = ("127.0.0.2".parse::<IpAddr>().unwrap(), port).into();
+            assert_eq!(diag.listener(Protocol::Udp, elsewhere).unwrap(), None);
+            here.connect((V4, 9)).unwrap();
+            assert_eq!(diag.listener(Protocol::Udp, (V4, port).into()).unwrap(), None);
+        });
+    }
 
     #[test]
     fn a_mark_is_seen_while_connecting_and_after() {
