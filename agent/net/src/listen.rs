@@ -56,8 +56,9 @@ pub fn hush(listener: &TcpListener) -> io::Result<()> {
     SockRef::from(listener).attach_filter(&[flags, begins, take(0), take(u32::MAX)])
 }
 
-/// A non-blocking TCP socket that isn't connected yet and will speak from `source`. The mark shows
-/// in the kernel's socket diagnosis; to set one takes `NET_ADMIN`.
+/// A non-blocking TCP socket that isn't connected yet and will speak from `source`; from whichever
+/// address the kernel chooses, if that is unspecified. The mark shows in the kernel's socket diagnosis;
+/// to set one takes `NET_ADMIN`.
 ///
 /// # Errors
 /// `AddrNotAvailable` when `source` isn't the host's; `PermissionDenied` without `NET_ADMIN`.
@@ -66,7 +67,9 @@ pub fn bind_marked_tcp(source: IpAddr, mark: u32) -> io::Result<TcpStream> {
         Socket::new(Domain::for_address((source, 0).into()), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_mark(mark)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::new(source, 0).into())?;
+    if !source.is_unspecified() {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
     Ok(socket.into())
 }
 

@@ -5,7 +5,7 @@
 //! and must reach the application unchanged. So the pool is ours, on hyper's connections.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,7 +39,8 @@ const MAX_IDLE: usize = 256;
 /// Shorter than what common servers keep theirs for, so that they rarely close one under our hands.
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
-/// Makes a socket that speaks from an address of this host and isn't connected yet.
+/// Makes a socket that isn't connected yet and speaks from an address of this host; from whichever the
+/// kernel chooses, where it is unspecified. To applications the proxy is known by such sockets.
 pub type Bind = fn(IpAddr) -> io::Result<std::net::TcpStream>;
 
 /// All that the proxy has connections to.
@@ -397,9 +398,9 @@ impl Application {
     async fn dial(&self) -> io::Result<TcpStream> {
         let Target { address, source, introduce, .. } = self.target;
         let stream = match source {
-            Some(source) => TcpSocket::from_std_stream((self.bind)(source)?).connect(address).await,
-            None => TcpStream::connect(address).await,
-        }?;
+            None if self.target.external.is_some() => TcpStream::connect(address).await?,
+            source => connect_as(self.bind, source, address).await?,
+        };
         if let Some((version, caller)) = introduce {
             // Requests of several connections of the caller's come by this one: no port is theirs.
             let header = streams::header(version, (caller, 0).into(), address, None);
@@ -411,6 +412,19 @@ impl Application {
     fn lock_idle(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Connects as the proxy, to a workload or to an application here.
+pub(crate) async fn connect_as(
+    bind: Bind,
+    source: Option<IpAddr>,
+    address: SocketAddr,
+) -> io::Result<TcpStream> {
+    let any = || match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    TcpSocket::from_std_stream(bind(source.unwrap_or_else(any))?).connect(address).await
 }
 
 impl Keep<Stream> for Application {

@@ -66,6 +66,12 @@ pub trait Outside: fmt::Debug + Send + Sync {
     /// The newest addresses of an external server; none if none are known.
     fn addresses(&self, external: ServiceId) -> Arc<[IpAddr]>;
 
+    /// Why it has none that may be dialled, if that is known.
+    fn unusable(&self, external: ServiceId) -> Option<String> {
+        let _ = external;
+        None
+    }
+
     /// What a verified client certificate says, as the value of a header.
     fn facts(&self, certificate: &[u8]) -> String;
 }

@@ -174,7 +174,8 @@ pub(crate) async fn accept_until(
     let (keys, views) = (Arc::clone(&shared.keys), shared.view.clone());
     loops.spawn(async move { keys.keep(views).await });
     let (health, view) = (Arc::clone(&shared.health), shared.view.clone());
-    loops.spawn(async move { health.run(view).await });
+    let bind = shared.backends.bind();
+    loops.spawn(async move { health.run(view, bind).await });
     stop.await;
     loops.shutdown().await;
     Ok(())

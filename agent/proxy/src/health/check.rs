@@ -12,6 +12,8 @@ use isthmus_model::{HealthCheck, HealthProbe};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::backend::{Bind, connect_as};
+
 /// Of an answer by gRPC: a message of two bytes, and its prefix.
 const MAX_ANSWER_BYTES: usize = 1024;
 
@@ -19,9 +21,14 @@ const MAX_ANSWER_BYTES: usize = 1024;
 struct Fails;
 
 /// Whether the application at an address passes.
-pub(super) async fn passes(service: &str, address: SocketAddr, settings: &HealthCheck) -> bool {
+pub(super) async fn passes(
+    service: &str,
+    address: SocketAddr,
+    settings: &HealthCheck,
+    bind: Bind,
+) -> bool {
     let asking = async {
-        let stream = TcpStream::connect(address).await.map_err(|_| Fails)?;
+        let stream = connect_as(bind, None, address).await.map_err(|_| Fails)?;
         match &settings.probe {
             HealthProbe::Tcp => Ok(()),
             HealthProbe::Http { path } => ask_http(stream, service, path).await,

@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
+use crate::backend::Bind;
 use crate::chance::Chance;
 use crate::view::View;
 use state::State;
@@ -94,7 +95,7 @@ impl Health {
     }
 
     /// Checks the workloads here, as the newest view has them, for ever.
-    pub(crate) async fn run(&self, mut views: watch::Receiver<Arc<View>>) {
+    pub(crate) async fn run(&self, mut views: watch::Receiver<Arc<View>>, bind: Bind) {
         let mut checks = JoinSet::new();
         let mut running: BTreeMap<ServiceId, (Task, AbortHandle)> = BTreeMap::new();
         loop {
@@ -112,7 +113,7 @@ impl Health {
                     let name = task.name.clone();
                     let checked = Arc::new(Checked { name, ..Checked::default() });
                     self.write().insert(service, Arc::clone(&checked));
-                    let handle = checks.spawn(check_forever(task.clone(), checked));
+                    let handle = checks.spawn(check_forever(task.clone(), checked, bind));
                     (task, handle)
                 });
             }
@@ -139,11 +140,11 @@ fn tasks(view: &View) -> BTreeMap<ServiceId, Task> {
     snapshot.local_services().filter_map(task).collect()
 }
 
-async fn check_forever(task: Task, checked: Arc<Checked>) {
+async fn check_forever(task: Task, checked: Arc<Checked>, bind: Bind) {
     let chance = Chance::new();
     let mut state = State::default();
     loop {
-        let passes = passes(&task).await;
+        let passes = passes(&task, bind).await;
         let counter = if passes { &checked.passed } else { &checked.failed };
         counter.fetch_add(1, Ordering::Relaxed);
         if state.on_check(passes, &task.check) {
@@ -160,9 +161,9 @@ async fn check_forever(task: Task, checked: Arc<Checked>) {
 }
 
 /// Services may listen on either family.
-async fn passes(task: &Task) -> bool {
+async fn passes(task: &Task, bind: Bind) -> bool {
     for address in task.addresses {
-        if check::passes(&task.name, (address, task.port).into(), &task.check).await {
+        if check::passes(&task.name, (address, task.port).into(), &task.check, bind).await {
             return true;
         }
     }

@@ -85,7 +85,7 @@ pub(super) async fn run(
     let v4 = connection.peer.is_ipv4();
     record.take_backend(view, service);
     let Some(cluster) = connection.shared.clusters.of(view, service, v4) else {
-        return no_place(NoPlace::Nobody, connection, record);
+        return no_place(NoPlace::Nobody, service, connection, record);
     };
     let Call { head, body, host, asked_host } = *call;
     let key = cluster.hash_key().and_then(|by| key_of(by, &head.headers, connection.peer));
@@ -156,7 +156,7 @@ pub(super) async fn run(
         Ok(Ended::Refused(Refused::Denied)) => {
             refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record)
         }
-        Ok(Ended::NoPlace(reason)) => no_place(reason, connection, record),
+        Ok(Ended::NoPlace(reason)) => no_place(reason, service, connection, record),
         Err(_) => {
             let reason = "the service didn't answer within the route's timeout";
             refusal(StatusCode::GATEWAY_TIMEOUT, reason, record)
@@ -197,10 +197,17 @@ fn answer(
     answer
 }
 
-fn no_place(reason: NoPlace, connection: &Connection, record: Record) -> Response<Answer> {
+fn no_place(
+    reason: NoPlace,
+    service: ServiceId,
+    connection: &Connection,
+    record: Record,
+) -> Response<Answer> {
     match reason {
         NoPlace::Nobody => {
-            refusal(StatusCode::SERVICE_UNAVAILABLE, "the service has no workload", record)
+            let known = connection.shared.outside.unusable(service);
+            let reason = known.as_deref().unwrap_or("the service has no workload");
+            refusal(StatusCode::SERVICE_UNAVAILABLE, reason, record)
         }
         NoPlace::Overloaded => overloaded(Overflow::Requests, connection, record),
     }

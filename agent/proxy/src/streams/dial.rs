@@ -8,10 +8,11 @@ use std::sync::atomic::AtomicUsize;
 
 use http::StatusCode;
 use isthmus_model::{HostId, ProxyProtocol, ServiceId};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::introduce;
+use crate::backend::connect_as;
 use crate::balance::Attempt;
 use crate::connection::Connection;
 use crate::gate::Pass;
@@ -133,15 +134,7 @@ async fn connect(
     address: SocketAddr,
     source: Option<IpAddr>,
 ) -> io::Result<TcpStream> {
-    let connecting = async {
-        match source {
-            Some(source) => {
-                let socket = (connection.shared.backends.bind())(source)?;
-                TcpSocket::from_std_stream(socket).connect(address).await
-            }
-            None => TcpStream::connect(address).await,
-        }
-    };
+    let connecting = connect_as(connection.shared.backends.bind(), source, address);
     let stream = timeout(connection.shared.limits.connect, connecting).await??;
     // If it fails bytes are merely slower.
     let _ = stream.set_nodelay(true);

@@ -30,6 +30,8 @@ const PORT: u16 = 8000;
 #[derive(Debug, Default)]
 struct Far(Mutex<Arc<[IpAddr]>>);
 
+const UNUSABLE: &str = "its name leads to 127.0.0.1 (loopback), which isn't dialled";
+
 impl Outside for Far {
     fn server_tls(&self, _: ServiceId, _: u16, _: Option<&str>) -> Option<Arc<ServerConfig>> {
         None
@@ -53,6 +55,10 @@ impl Outside for Far {
 
     fn addresses(&self, _: ServiceId) -> Arc<[IpAddr]> {
         Arc::clone(&self.0.lock().unwrap())
+    }
+
+    fn unusable(&self, _: ServiceId) -> Option<String> {
+        Some(UNUSABLE.to_owned())
     }
 
     fn facts(&self, _: &[u8]) -> String {
@@ -219,8 +225,12 @@ from = "service:client"
 to = "service:v2"
 http = [{ method = "GET" }]
 "#;
-    let external =
-        Place::External(External { host: "pay.example".into(), port: backends.port, tls: None });
+    let external = Place::External(External {
+        host: "pay.example".into(),
+        port: backends.port,
+        tls: None,
+        special_addresses: false,
+    });
     let view = at_edge(&backends.view(rules), EXTERNAL, external);
     let far = Arc::new(Far::default());
     let edge = Edge { outside: Arc::clone(&far) as Arc<dyn Outside>, visitors: mpsc::channel(1).1 };
@@ -229,6 +239,7 @@ http = [{ method = "GET" }]
     let mut sender = proxy.http1(CALLER).await;
     let unknown = sender.send_request(request1("GET", "/a")).await.unwrap();
     assert_eq!(unknown.status(), 503, "nothing is known of its addresses");
+    assert!(text(unknown).await.starts_with(UNUSABLE));
     // One of the addresses is dead: it is tried elsewhere.
     *far.0.lock().unwrap() = Arc::from([V2, API_3]);
     for _ in 0..20 {

@@ -237,9 +237,12 @@ impl Application {
 
 /// Without a mark, which only root may set.
 pub(crate) fn bind(source: IpAddr) -> std::io::Result<std::net::TcpStream> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    let source = SocketAddr::new(source, 0);
+    let socket = Socket::new(Domain::for_address(source), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::new(source, 0).into())?;
+    if !source.ip().is_unspecified() {
+        socket.bind(&source.into())?;
+    }
     Ok(socket.into())
 }
 
@@ -388,6 +391,7 @@ fn service(
         edge: None,
         application: isthmus_model::Application::default(),
         paths: isthmus_model::PathMode::default(),
+        guard: isthmus_model::PortGuard::default(),
     }
 }
 
