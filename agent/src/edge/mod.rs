@@ -13,6 +13,7 @@ mod acme;
 mod doors;
 mod facts;
 mod files;
+mod special;
 
 use std::collections::HashMap;
 use std::io;
@@ -23,7 +24,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use isthmus_model::edge::{Certificate, External, Listener, Origination};
-use isthmus_model::{Service, ServiceId, Snapshot};
+use isthmus_model::{Problem, Service, ServiceId, Snapshot};
 use isthmus_proto::v1;
 use isthmus_proxy::{Outside, View, Visitor};
 use rustls::{ClientConfig, ServerConfig};
@@ -45,6 +46,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Of one external server.
 const MOST_ADDRESSES: usize = 64;
+/// The code of the problem that an external server's name leads where no server is.
+const SPECIAL: &str = "external-address";
 
 /// What the proxy asks for.
 #[derive(Debug)]
@@ -62,6 +65,8 @@ struct Known {
     servers: HashMap<(ServiceId, u16, usize), Loaded<Served, Arc<ServerConfig>>>,
     clients: HashMap<ServiceId, Loaded<Origination, [Arc<ClientConfig>; 2]>>,
     addresses: HashMap<ServiceId, Arc<[IpAddr]>>,
+    /// Why some of an external server's addresses aren't among these.
+    refused: HashMap<ServiceId, String>,
     /// By the certificate's file: what has become of its order.
     orders: HashMap<PathBuf, String>,
     snapshot: Option<Arc<Snapshot>>,
@@ -157,6 +162,12 @@ impl Outside for Edge {
         known.addresses.get(&external).cloned().unwrap_or_default()
     }
 
+    fn unusable(&self, external: ServiceId) -> Option<String> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let has_none = known.addresses.get(&external).is_none_or(|it| it.is_empty());
+        known.refused.get(&external).filter(|_| has_none).cloned()
+    }
+
     fn facts(&self, certificate: &[u8]) -> String {
         facts::of(certificate)
     }
@@ -226,13 +237,34 @@ impl Edge {
         known.clients = new_clients;
         known.snapshot = Some(Arc::clone(snapshot));
         known.addresses.retain(|id, _| snapshot.services.get(id).is_some_and(is_external));
+        known.refused.retain(|id, _| snapshot.services.get(id).is_some_and(is_external));
     }
 
-    fn note_addresses(&self, external: ServiceId, addresses: Vec<IpAddr>) {
+    fn note_addresses(&self, external: ServiceId, Answer { addresses, refused }: Answer) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        match refused {
+            Some(reason) => drop(known.refused.insert(external, reason)),
+            None => drop(known.refused.remove(&external)),
+        }
         if known.addresses.get(&external).is_none_or(|before| **before != *addresses) {
             known.addresses.insert(external, addresses.into());
         }
+    }
+
+    fn refused_addresses(&self, snapshot: &Snapshot) -> Vec<Problem> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let problem = |(id, reason): (&ServiceId, &String)| {
+            let service = snapshot.services.get(id)?;
+            service.external_from(snapshot.local)?;
+            let name = &service.name;
+            let text = format!("external service {name}: {reason}");
+            let remedy = format!(
+                "find out who answers for the name; if it is meant, write the address as `host` \
+                 of [external.{name}], or `special_addresses = true`"
+            );
+            Some(Problem::new(SPECIAL, text, remedy).about(name.as_str()))
+        };
+        known.refused.iter().filter_map(problem).collect()
     }
 
     /// What `agentctl status` shows.
@@ -331,7 +363,7 @@ pub async fn order(edge: Arc<Edge>, views: watch::Receiver<Arc<View>>) {
 }
 
 /// Asks for the addresses of external servers, again and again.
-pub async fn resolve(edge: Arc<Edge>, mut views: watch::Receiver<Arc<View>>) {
+pub async fn resolve(edge: Arc<Edge>, shared: Arc<Shared>, mut views: watch::Receiver<Arc<View>>) {
     let mut ticks = interval(ASK_AGAIN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -343,7 +375,9 @@ pub async fn resolve(edge: Arc<Edge>, mut views: watch::Receiver<Arc<View>>) {
         }
         while let Some(answered) = asking.join_next().await {
             match answered {
-                Ok((id, Ok(Ok(addresses)))) => edge.note_addresses(id, addresses),
+                Ok((id, Ok(Ok(addresses)))) => {
+                    edge.note_addresses(id, answer(addresses, &snapshot, id));
+                }
                 // What was known before is better than nothing.
                 Ok((id, Ok(Err(error)))) => {
                     let name = snapshot.services.get(&id).map(|it| it.name.to_string());
@@ -352,6 +386,7 @@ pub async fn resolve(edge: Arc<Edge>, mut views: watch::Receiver<Arc<View>>) {
                 Ok((_, Err(_))) | Err(_) => {}
             }
         }
+        shared.problems.replace(SPECIAL, edge.refused_addresses(&snapshot));
         tokio::select! {
             _ = ticks.tick() => {}
             changed = views.changed() => if changed.is_err() {
@@ -368,4 +403,79 @@ async fn addresses(host: String, port: u16) -> io::Result<Vec<IpAddr>> {
     found.dedup();
     found.truncate(MOST_ADDRESSES);
     if found.is_empty() { Err(io::Error::other("it has no address")) } else { Ok(found) }
+}
+
+/// What became of an external server's addresses.
+#[derive(Debug)]
+struct Answer {
+    /// Those that may be dialled.
+    addresses: Vec<IpAddr>,
+    /// Why others may not.
+    refused: Option<String>,
+}
+
+/// Leaves out what no server outside has, unless the operator wrote the address, or wants it so.
+fn answer(found: Vec<IpAddr>, snapshot: &Snapshot, id: ServiceId) -> Answer {
+    let external = snapshot.services.get(&id).and_then(Service::external);
+    let is_wanted = |it: &External| it.special_addresses || it.host.parse::<IpAddr>().is_ok();
+    if external.is_none_or(is_wanted) {
+        return Answer { addresses: found, refused: None };
+    }
+    let mut refused = None;
+    let mut addresses = found;
+    addresses.retain(|address| {
+        let Some(what) = special::special(*address, &snapshot.mesh) else { return true };
+        refused.get_or_insert_with(|| {
+            format!("its name leads to {address} ({what}), which isn't dialled")
+        });
+        false
+    });
+    Answer { addresses, refused }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: ServiceId = ServiceId(6);
+
+    fn mesh(host: &str, special_addresses: bool) -> Arc<Snapshot> {
+        let mut snapshot = (*crate::local::show::tests::state().snapshot).clone();
+        let service = snapshot.services.get_mut(&ID).unwrap();
+        let external = External { host: host.into(), port: 80, tls: None, special_addresses };
+        service.edge = Some(isthmus_model::Edge::External(external));
+        Arc::new(snapshot)
+    }
+
+    #[test]
+    fn a_name_that_leads_to_this_host_is_told_and_not_followed() {
+        let edge = Edge::new(Path::new("/nonexistent"));
+        let good: IpAddr = "192.0.2.7".parse().unwrap();
+        let bad: IpAddr = "169.254.169.254".parse().unwrap();
+        let snapshot = mesh("api.example", false);
+
+        edge.note_addresses(ID, answer(vec![bad, good], &snapshot, ID));
+        assert_eq!((&*edge.addresses(ID), edge.unusable(ID)), (&[good][..], None));
+        let problem = &edge.refused_addresses(&snapshot)[0];
+        assert!(
+            problem.text.contains("homeless: its name leads to 169.254.169.254"),
+            "{problem:?}"
+        );
+
+        edge.note_addresses(ID, answer(vec![bad], &snapshot, ID));
+        assert!(edge.addresses(ID).is_empty());
+        assert!(edge.unusable(ID).unwrap().contains("a cloud's metadata service"));
+
+        edge.note_addresses(ID, answer(vec![good], &snapshot, ID));
+        assert_eq!((edge.unusable(ID), edge.refused_addresses(&snapshot)), (None, Vec::new()));
+    }
+
+    #[test]
+    fn an_address_that_the_operator_wrote_is_followed() {
+        let loopback: IpAddr = "127.0.0.1".parse().unwrap();
+        for snapshot in [mesh("127.0.0.1", false), mesh("api.example", true)] {
+            let Answer { addresses, refused } = answer(vec![loopback], &snapshot, ID);
+            assert_eq!((addresses, refused), (vec![loopback], None));
+        }
+    }
 }
