@@ -27,6 +27,7 @@ pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> 
     if !checked.findings.is_empty() {
         return broken(session, &checked, &files);
     }
+    checked.warn(session, &files);
     let mut admin = session.controller().await?;
     let started = Instant::now();
     let request = v1::ApplyRequest {

@@ -1,7 +1,8 @@
 //! What is wrong with a topology, shown where it stands.
 
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
-use isthmus_model::topology::{Diagnostic, SourceFile};
+use isthmus_model::Origin as Place;
+use isthmus_model::topology::{Diagnostic, SourceFile, Warning};
 use isthmus_policy::TestResult;
 use isthmus_proto::v1;
 use serde_json::{Value, json};
@@ -27,35 +28,51 @@ pub(crate) fn from_model(found: Diagnostic) -> Finding {
 
 /// A test that failed, at the line where it stands.
 pub(crate) fn from_test(test: &TestResult, files: &[SourceFile]) -> Finding {
-    let text =
-        files.iter().find(|file| file.name == test.origin.file).map_or("", |file| &file.text);
-    let before: usize = text
-        .split_inclusive('\n')
-        .take(test.origin.line.saturating_sub(1) as usize)
-        .map(str::len)
-        .sum();
+    let message = format!("test {:?} fails: {}", test.name, test.detail);
+    at(&test.origin, files, message, "change the rules, or what the test expects".to_owned())
+}
+
+/// What is hardly meant, at the table that says it.
+pub(crate) fn from_warning(warning: Warning, files: &[SourceFile]) -> Finding {
+    at(&warning.origin, files, warning.message, warning.help)
+}
+
+fn at(origin: &Place, files: &[SourceFile], message: String, help: String) -> Finding {
+    let text = files.iter().find(|file| file.name == origin.file).map_or("", |file| &file.text);
+    let before: usize =
+        text.split_inclusive('\n').take(origin.line.saturating_sub(1) as usize).map(str::len).sum();
     let line = text[before..].lines().next().unwrap_or_default();
     let indent = line.len() - line.trim_start().len();
     let offset = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
     Finding {
-        file: test.origin.file.to_string(),
-        line: test.origin.line,
+        file: origin.file.to_string(),
+        line: origin.line,
         column: offset(indent + 1),
         start: offset(before + indent),
         end: offset(before + line.trim_end().len()),
-        message: format!("test {:?} fails: {}", test.name, test.detail),
-        help: "change the rules, or what the test expects".to_owned(),
+        message,
+        help,
     }
 }
 
 /// All of them, each with its source line and what to do.
 pub(crate) fn render(findings: &[Finding], files: &[SourceFile]) -> String {
-    let shown: Vec<String> = findings.iter().map(|finding| render_one(finding, files)).collect();
+    render_as(Level::ERROR, findings, files)
+}
+
+/// Likewise, what isn't wrong.
+pub(crate) fn render_warnings(findings: &[Finding], files: &[SourceFile]) -> String {
+    render_as(Level::WARNING, findings, files)
+}
+
+fn render_as(level: Level<'static>, findings: &[Finding], files: &[SourceFile]) -> String {
+    let one = |finding| render_one(level.clone(), finding, files);
+    let shown: Vec<String> = findings.iter().map(one).collect();
     shown.join("\n\n")
 }
 
-fn render_one(finding: &Finding, files: &[SourceFile]) -> String {
-    let title = Level::ERROR.primary_title(clean(&finding.message));
+fn render_one(level: Level<'static>, finding: &Finding, files: &[SourceFile]) -> String {
+    let title = level.primary_title(clean(&finding.message));
     let source = files.iter().find(|file| *file.name == *finding.file);
     let group = match source {
         Some(file) => title.element(

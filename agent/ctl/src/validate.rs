@@ -1,7 +1,7 @@
 //! `agentctl validate`: what can be known of files without a controller.
 
 use anyhow::Result;
-use isthmus_model::topology::{SourceFile, Topology};
+use isthmus_model::topology::{SourceFile, Topology, warnings};
 use isthmus_policy::{TestResult, run_tests};
 use serde_json::{Value, json};
 
@@ -20,6 +20,8 @@ pub(crate) struct Checked {
     pub(crate) topology: Option<Topology>,
     /// What is wrong, failed tests included.
     pub(crate) findings: Vec<Finding>,
+    /// What isn't wrong, but hardly meant.
+    pub(crate) warnings: Vec<Finding>,
     pub(crate) tests: Vec<TestResult>,
 }
 
@@ -30,15 +32,20 @@ pub(crate) fn check(files: &[SourceFile]) -> Checked {
             let tests = run_tests(&topology);
             let failed = tests.iter().filter(|test| !test.passed);
             let findings = failed.map(|test| diagnostics::from_test(test, files)).collect();
-            Checked { topology: Some(topology), findings, tests }
+            let warnings = warnings(&topology).into_iter();
+            let warnings = warnings.map(|it| diagnostics::from_warning(it, files)).collect();
+            Checked { topology: Some(topology), findings, warnings, tests }
         }
-        Err(findings) => Checked { topology: None, findings, tests: Vec::new() },
+        Err(findings) => {
+            Checked { topology: None, findings, warnings: Vec::new(), tests: Vec::new() }
+        }
     }
 }
 
 pub(crate) fn validate(session: &Session, arguments: &Files) -> Result<Exit> {
     let files = sources::read(&arguments.file)?;
     let checked = check(&files);
+    checked.warn(session, &files);
     if session.output == Format::Json {
         output::json(&checked.json())?;
     } else if let (Some(topology), true) = (&checked.topology, checked.findings.is_empty()) {
@@ -65,6 +72,13 @@ fn summary(topology: &Topology) -> String {
 }
 
 impl Checked {
+    /// Says to people what is hardly meant.
+    pub(crate) fn warn(&self, session: &Session, files: &[SourceFile]) {
+        if session.output == Format::Text && !self.warnings.is_empty() {
+            output::complain(&diagnostics::render_warnings(&self.warnings, files));
+        }
+    }
+
     /// The findings, and a last line that sums up.
     pub(crate) fn complaint(&self, files: &[SourceFile]) -> String {
         let failed = self.tests.iter().filter(|test| !test.passed).count();
@@ -91,6 +105,7 @@ impl Checked {
             "valid": self.findings.is_empty(),
             "topology": counts,
             "diagnostics": diagnostics::json(&self.findings),
+            "warnings": diagnostics::json(&self.warnings),
             "tests": self.tests.iter().map(test_json).collect::<Value>(),
         })
     }
@@ -143,6 +158,20 @@ mod tests {
             assert!(shown.contains(part), "{part} in:\n{shown}");
         }
         assert_eq!(checked.json()["tests"][0]["passed"], false);
+    }
+
+    #[test]
+    fn what_is_hardly_meant_is_shown_and_valid() {
+        let files = file(
+            "[host.a]\n[service.x]\nport = 1\nhosts = [\"a\"]\nworkload = { exe = \"/bin/x\" }\n",
+        );
+        let checked = check(&files);
+        assert!(checked.findings.is_empty());
+        let shown = plain(&diagnostics::render_warnings(&checked.warnings, &files));
+        for part in ["warning: ", "by its program alone", "dir/mesh.toml:2:1", "add `user`"] {
+            assert!(shown.contains(part), "{part} in:\n{shown}");
+        }
+        assert_eq!(checked.json()["warnings"][0]["line"], 2);
     }
 
     #[test]
