@@ -58,7 +58,7 @@ fn no_rules(device: &str) -> String {
     format!("table inet isthmus-{device} {{}}\ndelete table inet isthmus-{device}\n")
 }
 
-async fn nft(script: &str) -> anyhow::Result<()> {
+pub(crate) async fn nft(script: &str) -> anyhow::Result<()> {
     let mut nft = Command::new("nft")
         .args(["-f", "-"])
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")

@@ -30,6 +30,7 @@ pub mod names;
 pub mod network;
 pub mod owners;
 pub mod plane;
+pub mod ports;
 pub mod settings;
 pub mod state_dir;
 pub mod status;

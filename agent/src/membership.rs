@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::identity::{Identity, TlsIdentity};
 use crate::network;
 use crate::plane::Plane;
+use crate::ports;
 use crate::state_dir::StateDir;
 use crate::status::Shared;
 use crate::sync::backoff::{Backoff, random};
@@ -210,6 +211,14 @@ impl Membership {
         Ok(())
     }
 
+    /// Of the revision that this host has just begun to work by.
+    async fn unknown_selectors(&self) -> Vec<Problem> {
+        let Some(state) = self.shared.state() else { return Vec::new() };
+        // Users may be known to a directory that is slow.
+        let looking = move || ports::unknown_at_once(&state.snapshot);
+        tokio::task::spawn_blocking(looking).await.unwrap_or_default()
+    }
+
     async fn keep(&self, resources: &Resources) -> anyhow::Result<()> {
         let (disk, kept) = (Arc::clone(&self.disk), v1::SnapshotResources::from(resources));
         tokio::task::spawn_blocking(move || disk.write_snapshot(&kept))
@@ -236,7 +245,8 @@ impl sync::Member for Membership {
         });
         crate::app::tell_status(&self.shared);
         let now = SystemTime::now();
-        Ok(not_kept.into_iter().map(|problem| problem.to_message(now)).collect())
+        let unknown = self.unknown_selectors().await;
+        Ok(not_kept.into_iter().chain(unknown).map(|problem| problem.to_message(now)).collect())
     }
 
     fn resources(&self) -> &Resources {

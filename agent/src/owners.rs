@@ -237,11 +237,11 @@ fn lookup(flow: &FlowKey) -> Option<Lookup> {
 
 /// What is known of a process.
 #[derive(Clone, Copy, Debug)]
-struct Process<'a> {
-    uid: u32,
-    cgroup: Option<&'a str>,
+pub(crate) struct Process<'a> {
+    pub(crate) uid: u32,
+    pub(crate) cgroup: Option<&'a str>,
     /// `None` while nobody has looked for it.
-    exe: Option<&'a Path>,
+    pub(crate) exe: Option<&'a Path>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,10 +251,11 @@ enum Match {
     NeedsProgram,
 }
 
+/// A service with a workload here whose processes can be told.
 #[derive(Debug)]
-struct LocalService {
-    id: ServiceId,
-    name: String,
+pub(crate) struct LocalService {
+    pub(crate) id: ServiceId,
+    pub(crate) name: String,
     /// The cheapest first.
     selectors: Vec<Wanted>,
 }
@@ -268,7 +269,7 @@ enum Wanted {
     Exe(std::path::PathBuf),
 }
 
-fn local_services(snapshot: &Snapshot) -> Vec<LocalService> {
+pub(crate) fn local_services(snapshot: &Snapshot) -> Vec<LocalService> {
     let mut services: Vec<_> = snapshot
         .local_services()
         .filter(|(_, service, _)| !service.selectors.is_empty())
@@ -288,7 +289,7 @@ fn wanted(selector: &Selector, service: &isthmus_model::Name) -> Wanted {
         Selector::User(user) => {
             let uid = user.parse().ok().or_else(|| process::user_id(user));
             if uid.is_none() {
-                tracing::warn!(%service, %user, "no such user here: no process will match");
+                tracing::debug!(%service, %user, "no such user here: no process will match");
             }
             Wanted::User(uid)
         }
@@ -331,6 +332,18 @@ fn best(
         }
     }
     (Match::Owner(found.map_or(Owner::Host, |service| Owner::Service(service.id))), None)
+}
+
+impl LocalService {
+    /// Whether a process is one of its own, whichever else it may be of. `None`: the program decides,
+    /// and nobody has looked for it.
+    pub(crate) fn has(&self, process: &Process<'_>) -> Option<bool> {
+        let results = || self.selectors.iter().map(|selector| selector.matches(process));
+        if results().any(|result| result == Some(false)) {
+            return Some(false);
+        }
+        results().all(|result| result.is_some()).then_some(true)
+    }
 }
 
 impl Wanted {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use isthmus_core::{Config, Event, PeerName, State};
-use isthmus_model::Snapshot;
+use isthmus_model::{Revision, Snapshot};
 use isthmus_net::listen::{bind_marked_tcp, bind_transparent_tcp, hush};
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_net::sock_diag::SocketDiag;
@@ -27,6 +27,7 @@ use crate::identity::TunnelKey;
 use crate::names::Names;
 use crate::network::{self, Network};
 use crate::owners::{PROXY_MARK, SocketOwners};
+use crate::ports;
 use crate::status::{Pong, Shared};
 
 /// Events that wait for being logged and reported.
@@ -42,6 +43,8 @@ const LEAVE: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(300);
 /// The last packets of closed connections must still get out.
 const FAREWELL: Duration = Duration::from_millis(100);
+/// For a revision's ports to be guarded.
+const GUARDED: Duration = Duration::from_secs(3);
 
 /// The overlay of one member.
 #[expect(missing_debug_implementations, reason = "holds the tunnel's private key")]
@@ -62,6 +65,8 @@ struct Running {
     /// The proxy's. Open until the data plane is gone, so that nobody is refused meanwhile.
     listeners: Vec<TcpListener>,
     leaving: Arc<AtomicBool>,
+    /// Of which revision the ports are guarded.
+    guarded: ports::Kept,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
@@ -109,7 +114,11 @@ impl Plane {
         });
         if let Some(running) = self.running.take() {
             running.stop(&self.shared).await;
-            if let Err(error) = guard::lower(&self.shared.settings.device).await {
+            let device = &self.shared.settings.device;
+            if let Err(error) = ports::lower(device).await {
+                tracing::warn!("couldn't take the ports' filter away: {error:#}");
+            }
+            if let Err(error) = guard::lower(device).await {
                 tracing::warn!("couldn't take the overlay's filter away: {error:#}");
             }
         }
@@ -139,6 +148,8 @@ impl Running {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(shared), told, states.subscribe()));
+        let (keeps, guarded) = watch::channel(Revision(0));
+        tasks.spawn(keep_ports(Arc::clone(shared), states.subscribe(), keeps, stopped.clone()));
         let edge = start_edge(shared, &views, &stopped, &mut tasks);
         let listeners = proxy.iter().map(TcpListener::try_clone).collect::<Result<_, _>>();
         let listeners = listeners.context("Failed to keep the proxy's port")?;
@@ -169,6 +180,7 @@ impl Running {
             names,
             listeners,
             leaving,
+            guarded,
             stop,
             tasks,
         })
@@ -190,7 +202,17 @@ impl Running {
         self.states.send_replace(Arc::clone(state));
         self.views.send_replace(view(state, shared.proxy.limits()));
         self.follow_own_addresses(shared).await;
+        self.wait_for_ports().await;
         Ok(())
+    }
+
+    /// A revision isn't worked by while a port is open that it closes.
+    async fn wait_for_ports(&mut self) {
+        let revision = self.state.revision();
+        let guarded = self.guarded.wait_for(|guarded| *guarded >= revision);
+        if tokio::time::timeout(GUARDED, guarded).await.is_err() {
+            tracing::warn!("the ports of services are still guarded as an earlier revision says");
+        }
     }
 
     /// An operator may give a host another block of addresses.
@@ -339,7 +361,7 @@ fn start_edge(
     let outside = Arc::new(Edge::new(&shared.settings.state_dir));
     let (sender, visitors) = mpsc::channel(VISITORS);
     let following = edge::run(Arc::clone(&outside), Arc::clone(shared), views.subscribe(), sender);
-    let resolving = edge::resolve(Arc::clone(&outside), views.subscribe());
+    let resolving = edge::resolve(Arc::clone(&outside), Arc::clone(shared), views.subscribe());
     let ordering = edge::order(Arc::clone(&outside), views.subscribe());
     let stop = is_set(stopped.clone());
     tasks.spawn(async move {
@@ -373,6 +395,19 @@ async fn run_proxy(
         isthmus_proxy::serve(options, listeners, edge, views, metrics, bind, stop).await
     {
         shared.fail(&anyhow::Error::new(error).context("The proxy failed"));
+    }
+}
+
+/// Guards services' ports until the agent stops. What is closed stays closed.
+async fn keep_ports(
+    shared: Arc<Shared>,
+    states: watch::Receiver<Arc<State>>,
+    keeps: watch::Sender<Revision>,
+    stopped: watch::Receiver<bool>,
+) {
+    tokio::select! {
+        () = ports::keep(shared, states, keeps) => {}
+        () = is_set(stopped) => {}
     }
 }
 

@@ -1,0 +1,277 @@
+//! Keeps the guard of ports in step with revisions and with who listens, and says what it sees.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use isthmus_core::State;
+use isthmus_model::{Exposure, ListenerCheck, Problem, Revision, ServiceId, Snapshot};
+use tokio::process::Command;
+use tokio::sync::watch;
+
+use super::counts::Counts;
+use super::listeners::{Finding, Listeners, Standing, is_refused};
+use super::{Port, Ports, guarded, script, selectors};
+use crate::status::Shared;
+use crate::{guard, network};
+
+/// Between two looks at who listens.
+const LOOK: Duration = Duration::from_secs(2);
+/// Where somebody else's listening is refused.
+const LOOK_STRICTLY: Duration = Duration::from_millis(250);
+/// Between two looks at what the filter has counted, and at selectors.
+const COUNT: Duration = Duration::from_secs(5);
+/// Addresses that a problem names.
+const NAMED: usize = 5;
+
+/// The codes of problems.
+const AROUND: &str = "around-mesh";
+const LISTENER: &str = "foreign-listener";
+const FORWARDED: &str = "no-identity";
+const UNGUARDED: &str = "ports-unguarded";
+
+/// The revision whose ports are guarded.
+pub type Kept = watch::Receiver<Revision>;
+
+/// Guards the ports of the services here, as the newest state has them, for ever. Tells in `kept` which
+/// revision that is.
+pub async fn keep(
+    shared: Arc<Shared>,
+    mut states: watch::Receiver<Arc<State>>,
+    kept: watch::Sender<Revision>,
+) {
+    let mut keeper = Keeper::new(shared);
+    loop {
+        let state = Arc::clone(&states.borrow_and_update());
+        keeper = keeper.look(&state.snapshot).await;
+        keeper.guard(&state.snapshot).await;
+        kept.send_replace(state.revision());
+        keeper.count().await;
+        keeper.tell(&state.snapshot);
+        let is_strict =
+            guarded(&state.snapshot).any(|(_, it)| it.guard.listener == ListenerCheck::Strict);
+        let pause = if is_strict { LOOK_STRICTLY } else { LOOK };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            changed = states.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+struct Keeper {
+    shared: Arc<Shared>,
+    listeners: Listeners,
+    findings: HashMap<ServiceId, Finding>,
+    counts: Counts,
+    /// What the filter does, where it could be told.
+    guarded: Option<Ports>,
+    counted: Option<Instant>,
+    /// Of which revision it was looked for selectors of nobody, and when.
+    selected: Option<(Revision, Instant)>,
+    selectors: Vec<Problem>,
+}
+
+impl Keeper {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            listeners: Listeners::new(Arc::clone(&shared.cgroups)),
+            shared,
+            findings: HashMap::new(),
+            counts: Counts::default(),
+            guarded: None,
+            counted: None,
+            selected: None,
+            selectors: Vec::new(),
+        }
+    }
+
+    /// Looks who listens, and who could: among all processes and users, which may take a while.
+    async fn look(mut self, snapshot: &Arc<Snapshot>) -> Self {
+        let device = self.shared.settings.device.clone();
+        let underlay: Vec<IpAddr> =
+            network::endpoints(&device, 0).await.into_iter().map(|it| it.ip()).collect();
+        let (shared, snapshot) = (Arc::clone(&self.shared), Arc::clone(snapshot));
+        let looking = tokio::task::spawn_blocking(move || {
+            self.findings = self.listeners.look(&snapshot, &underlay);
+            let is_fresh =
+                |(of, at): (Revision, Instant)| of == snapshot.revision && at.elapsed() < COUNT;
+            if !self.selected.is_some_and(is_fresh) {
+                self.selected = Some((snapshot.revision, Instant::now()));
+                self.selectors = selectors::problems(&snapshot);
+            }
+            self
+        });
+        match looking.await {
+            Ok(keeper) => keeper,
+            Err(error) => {
+                tracing::error!(%error, "couldn't look who listens");
+                Self::new(shared)
+            }
+        }
+    }
+
+    async fn guard(&mut self, snapshot: &Snapshot) {
+        let refused: BTreeSet<ServiceId> = guarded(snapshot)
+            .filter(|(id, service)| is_refused(service, self.findings.get(id)))
+            .map(|(id, _)| id)
+            .collect();
+        let ports = Ports::of(snapshot, &refused);
+        if self.guarded.as_ref() == Some(&ports) {
+            return;
+        }
+        let script = script::script(&self.shared.settings.device, &ports);
+        let done = guard::nft(&script).await;
+        let problem = done.as_ref().err().map(|error| {
+            let text = format!("ports that only the mesh may reach aren't closed: {error:#}");
+            Problem::new(UNGUARDED, text, "install the package nftables, and see what it says")
+        });
+        self.shared.problems.set(UNGUARDED, problem);
+        self.guarded = done.is_ok().then_some(ports);
+    }
+
+    /// Asks the filter what it has seen. It is gone where somebody flushed all rules.
+    async fn count(&mut self) {
+        if self.guarded.is_none() || self.counted.is_some_and(|at| at.elapsed() < COUNT) {
+            return;
+        }
+        self.counted = Some(Instant::now());
+        match listing(&self.shared.settings.device).await {
+            Ok(listing) => self.counts = Counts::read(&listing),
+            Err(error) => {
+                tracing::warn!("the ports' filter is gone, and is raised again: {error:#}");
+                self.guarded = None;
+            }
+        }
+    }
+
+    fn tell(&self, snapshot: &Snapshot) {
+        let problems = &self.shared.problems;
+        problems.replace(AROUND, self.around(snapshot));
+        problems.replace(LISTENER, self.foreign(snapshot));
+        problems.set(FORWARDED, forwarded(&self.counts.forwarded));
+        problems.replace(selectors::CODE, self.selectors.clone());
+    }
+
+    fn around(&self, snapshot: &Snapshot) -> Vec<Problem> {
+        let counted = guarded(snapshot).filter(|(_, it)| it.guard.exposure == Exposure::Count);
+        counted
+            .filter_map(|(id, service)| {
+                let port = Port::of(service);
+                let bound = self.findings.get(&id).and_then(|it| it.reachable);
+                let visitors = self.counts.around.get(&port);
+                around(service.name.as_str(), port, bound, visitors)
+            })
+            .collect()
+    }
+
+    fn foreign(&self, snapshot: &Snapshot) -> Vec<Problem> {
+        let names: BTreeMap<ServiceId, _> = guarded(snapshot).collect();
+        let foreign = self.findings.iter().filter_map(|(id, finding)| {
+            let Standing::Foreign(who) = &finding.standing else { return None };
+            let service = names.get(id)?;
+            let (name, port) = (service.name.as_str(), Port::of(service));
+            let what = match service.guard.listener {
+                ListenerCheck::Strict => "what is meant for it is refused",
+                ListenerCheck::Warn => "it gets what is meant for the service",
+            };
+            let text =
+                format!("{who} listens on {port}, and is no process of service {name}: {what}");
+            let remedy =
+                format!("stop it, or correct `workload` of [service.{name}] if it is the service");
+            Some(Problem::new(LISTENER, text, remedy).about(name))
+        });
+        foreign.collect()
+    }
+}
+
+fn around(
+    name: &str,
+    port: Port,
+    bound: Option<IpAddr>,
+    visitors: Option<&BTreeSet<IpAddr>>,
+) -> Option<Problem> {
+    let mut reasons = Vec::new();
+    if let Some(bound) = bound {
+        reasons.push(format!("it listens on {bound}"));
+    }
+    if let Some(visitors) = visitors.filter(|it| !it.is_empty()) {
+        reasons.push(format!("in the last hour {} came so", list(visitors)));
+    }
+    if reasons.is_empty() {
+        return None;
+    }
+    let reasons = reasons.join(", and ");
+    let text = format!("service {name} ({port}) can be reached around the mesh: {reasons}");
+    let remedy = format!(
+        "let everybody come by the mesh, then write `exposure = \"mesh\"` in [service.{name}] or \
+         [mesh]; \"open\" if it is meant"
+    );
+    Some(Problem::new(AROUND, text, remedy).about(name))
+}
+
+fn forwarded(sources: &BTreeSet<IpAddr>) -> Option<Problem> {
+    (!sources.is_empty()).then(|| {
+        let text = format!(
+            "{} sent to the mesh from a network namespace of a container or a VM: nobody knows \
+             which service that is, so it was refused",
+            list(sources)
+        );
+        let remedy = "run it in the host's network (`--network host`), where its service is known";
+        Problem::new(FORWARDED, text, remedy)
+    })
+}
+
+fn list(addresses: &BTreeSet<IpAddr>) -> String {
+    let named: Vec<String> = addresses.iter().take(NAMED).map(ToString::to_string).collect();
+    match addresses.len().saturating_sub(NAMED) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+async fn listing(device: &str) -> anyhow::Result<String> {
+    let output = Command::new("nft")
+        .args(["-j", "list", "table", "inet", &script::table(device)])
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("Failed to start nft")?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "nft: {}", complaint.trim());
+    String::from_utf8(output.stdout).context("nft didn't write text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(count: u8) -> BTreeSet<IpAddr> {
+        (1..=count).map(|last| IpAddr::from([192, 0, 2, last])).collect()
+    }
+
+    #[test]
+    fn who_comes_around_is_named_with_what_to_do() {
+        let port = Port { udp: false, number: 8080 };
+        assert_eq!(around("web", port, None, None), None);
+        let everywhere = Some(IpAddr::from([0, 0, 0, 0]));
+        let problem = around("web", port, everywhere, Some(&addresses(7))).unwrap();
+        assert_eq!(
+            problem.text,
+            "service web (tcp/8080) can be reached around the mesh: it listens on 0.0.0.0, and in the \
+             last hour 192.0.2.1, 192.0.2.2, 192.0.2.3, 192.0.2.4, 192.0.2.5 and 2 more came so"
+        );
+        assert!(problem.remedy.contains("`exposure = \"mesh\"` in [service.web]"));
+    }
+
+    #[test]
+    fn who_has_no_identity_is_named() {
+        assert_eq!(forwarded(&BTreeSet::new()), None);
+        let problem = forwarded(&addresses(1)).unwrap();
+        assert!(problem.text.starts_with("192.0.2.1 sent to the mesh"), "{}", problem.text);
+    }
+}

@@ -1,0 +1,285 @@
+//! Whose the sockets are that listen on services' ports.
+//!
+//! A service's own is a socket that one of its processes made or holds: nginx's master is root, and
+//! its workers inherit. Systemd opens sockets for units that begin later, and a proxy of the
+//! container runtime's stands before containers: these are as good. Everybody else has taken the
+//! port of a service that is down, or the service's `workload` is wrong.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use isthmus_model::{Exposure, ListenerCheck, Revision, Service, ServiceId, Snapshot};
+use isthmus_net::process::{self, Holder};
+use isthmus_net::sock_diag::{Protocol, SocketDiag, SocketOwner};
+
+use super::{Port, guarded};
+use crate::owners::{LocalService, Process, SharedCgroups, local_services};
+
+/// For one search among all processes. It is made in the background.
+const BUDGET: Duration = Duration::from_millis(500);
+/// A stranger's socket is looked at again after this: a process of the service may have got it.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Who starts everything else, and opens sockets for it.
+const INIT: u32 = 1;
+/// Programs by which container runtimes hold the ports of containers.
+const STAND_INS: [&str; 5] =
+    ["docker-proxy", "conmon", "rootlessport", "containerd-shim-runc-v2", "pasta"];
+
+/// What was found out about a service's port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Finding {
+    /// Whose the sockets are, of both families.
+    pub(super) standing: Standing,
+    /// Where something listens that can be reached around the mesh.
+    pub(super) reachable: Option<IpAddr>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nobody listens.
+    #[default]
+    Nobody,
+    Own,
+    /// Somebody else's: in words.
+    Foreign(String),
+}
+
+/// Looks who listens.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    sockets: Option<SocketDiag>,
+    cgroups: SharedCgroups,
+    revision: Option<Revision>,
+    services: Vec<LocalService>,
+    /// By service and socket.
+    known: HashMap<(ServiceId, u32), (Standing, Instant)>,
+}
+
+impl Listeners {
+    pub(super) fn new(cgroups: SharedCgroups) -> Self {
+        let sockets = SocketDiag::open().inspect_err(|error| {
+            tracing::warn!(%error, "nobody looks who listens on services' ports");
+        });
+        Self {
+            sockets: sockets.ok(),
+            cgroups,
+            revision: None,
+            services: Vec::new(),
+            known: HashMap::new(),
+        }
+    }
+
+    /// What is to be said of each service here. `underlay`: addresses by which neighbours reach this host.
+    pub(super) fn look(
+        &mut self,
+        snapshot: &Snapshot,
+        underlay: &[IpAddr],
+    ) -> HashMap<ServiceId, Finding> {
+        if self.revision != Some(snapshot.revision) {
+            self.revision = Some(snapshot.revision);
+            self.services = local_services(snapshot);
+            self.known.clear();
+        }
+        let now = Instant::now();
+        self.known.retain(|_, (standing, at)| {
+            matches!(standing, Standing::Own) || now.duration_since(*at) < AGAIN
+        });
+        guarded(snapshot)
+            .map(|(id, service)| {
+                let standing = self.standing(snapshot, id, service);
+                let reachable = self.reachable(service, underlay);
+                (id, Finding { standing, reachable })
+            })
+            .collect()
+    }
+
+    fn standing(&mut self, snapshot: &Snapshot, id: ServiceId, service: &Service) -> Standing {
+        let ipv4 = service.placements.get(&snapshot.local).copied().map(IpAddr::from);
+        let ipv6 = IpAddr::from(snapshot.workload_ipv6(snapshot.local, id));
+        let mut standing = Standing::Nobody;
+        for address in ipv4.into_iter().chain([ipv6]) {
+            let Some(socket) = self.listener(service, address) else { continue };
+            match self.standing_of(id, &socket) {
+                foreign @ Standing::Foreign(_) => return foreign,
+                found @ (Standing::Nobody | Standing::Own) => standing = found,
+            }
+        }
+        standing
+    }
+
+    /// Whether the port can be reached around the mesh: by a neighbour, or where the application is told
+    /// who calls, by anybody here.
+    fn reachable(&mut self, service: &Service, underlay: &[IpAddr]) -> Option<IpAddr> {
+        if service.guard.exposure != Exposure::Count {
+            return None;
+        }
+        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let here = if service.is_told_callers() { &loopback[..] } else { &[] };
+        underlay
+            .iter()
+            .chain(here)
+            .find_map(|address| Some(self.listener(service, *address)?.bound))
+    }
+
+    fn listener(&mut self, service: &Service, address: IpAddr) -> Option<SocketOwner> {
+        let Port { udp, number } = Port::of(service);
+        let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+        let asked = self.sockets.as_mut()?.listener(protocol, SocketAddr::new(address, number));
+        asked.inspect_err(|error| tracing::debug!(%error, "couldn't ask who listens")).ok()?
+    }
+
+    fn standing_of(&mut self, id: ServiceId, socket: &SocketOwner) -> Standing {
+        let Some(service) = self.services.iter().find(|it| it.id == id) else {
+            // Its processes can't be told from others.
+            return Standing::Own;
+        };
+        if let Some((known, _)) = self.known.get(&(id, socket.inode)) {
+            return known.clone();
+        }
+        let standing = self.find_out(service, socket);
+        self.known.insert((id, socket.inode), (standing.clone(), Instant::now()));
+        standing
+    }
+
+    fn find_out(&self, service: &LocalService, socket: &SocketOwner) -> Standing {
+        let (cgroup, directory) = self.cgroup_of(socket);
+        let maker = Process { uid: socket.uid, cgroup: cgroup.as_deref(), exe: None };
+        if service.has(&maker) == Some(true) {
+            return Standing::Own;
+        }
+        let holders = process::holders(socket.inode, directory.as_deref(), BUDGET);
+        judge(service, socket.uid, &holders)
+    }
+
+    fn cgroup_of(&self, socket: &SocketOwner) -> (Option<Arc<str>>, Option<PathBuf>) {
+        let mut cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(cgroups) = cgroups.as_mut() else { return (None, None) };
+        let path = socket.cgroup_id.and_then(|id| cgroups.path_of(id).ok().flatten());
+        let directory = path.as_deref().map(|path| cgroups.directory(path));
+        (path, directory)
+    }
+}
+
+/// Whose a socket is that the user `maker` made and these processes hold.
+fn judge(service: &LocalService, maker: u32, holders: &[Holder]) -> Standing {
+    let is_own = |holder: &Holder| {
+        let cgroup = holder.cgroup.as_deref();
+        let process = Process { uid: holder.uid, cgroup, exe: holder.exe.as_deref() };
+        service.has(&process) == Some(true)
+    };
+    if holders.iter().any(|holder| is_own(holder) || is_trusted(holder)) {
+        return Standing::Own;
+    }
+    Standing::Foreign(match holders.first() {
+        Some(Holder { pid, uid, exe, .. }) => {
+            let program = exe.as_deref().map_or_else(|| "a program".into(), Path::to_string_lossy);
+            format!("{program} (process {pid} of user {uid})")
+        }
+        None => format!("a process of user {maker}, which can't be looked at,"),
+    })
+}
+
+/// Who may hold another's socket: it takes root to be one of them.
+fn is_trusted(holder: &Holder) -> bool {
+    let name = holder.exe.as_deref().and_then(Path::file_name);
+    let stands_in = name.is_some_and(|name| STAND_INS.iter().any(|it| name == *it));
+    holder.pid == INIT || (holder.uid == 0 && stands_in)
+}
+
+/// Whether what is meant for a service is refused.
+pub(super) fn is_refused(service: &Service, finding: Option<&Finding>) -> bool {
+    let is_own = finding.is_some_and(|it| it.standing == Standing::Own);
+    service.guard.listener == ListenerCheck::Strict && !is_own
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_model::{Protocol as Speaks, Selector};
+
+    use super::super::tests::snapshot;
+    use super::*;
+
+    fn service(selector: Selector) -> LocalService {
+        let mut snapshot = snapshot(&[(80, Speaks::Tcp, Exposure::Mesh)]);
+        snapshot.services.get_mut(&ServiceId(20)).unwrap().selectors = vec![selector];
+        local_services(&snapshot).remove(0)
+    }
+
+    fn holder(pid: u32, uid: u32, cgroup: &str, exe: &str) -> Holder {
+        Holder { pid, uid, cgroup: Some(cgroup.to_owned()), exe: Some(exe.into()) }
+    }
+
+    #[test]
+    fn one_process_of_the_service_among_the_holders_is_enough() {
+        let web = service(Selector::User("33".into()));
+        let master = holder(70, 0, "/system.slice/nginx.service", "/usr/sbin/nginx");
+        let worker = holder(71, 33, "/system.slice/nginx.service", "/usr/sbin/nginx");
+        assert_eq!(judge(&web, 0, &[master.clone(), worker]), Standing::Own);
+        assert!(matches!(judge(&web, 0, &[master]), Standing::Foreign(_)));
+        let unit = service(Selector::Systemd("web.service".into()));
+        let of_unit = holder(80, 0, "/system.slice/web.service", "/usr/bin/x");
+        assert_eq!(judge(&unit, 0, &[of_unit]), Standing::Own);
+    }
+
+    #[test]
+    fn systemd_and_container_runtimes_hold_sockets_for_others() {
+        let web = service(Selector::Cgroup("/system.slice/docker-1.scope".into()));
+        let docker = |uid| holder(90, uid, "/system.slice/docker.service", "/usr/bin/docker-proxy");
+        assert_eq!(judge(&web, 0, &[holder(1, 0, "/init.scope", "/bin/init")]), Standing::Own);
+        assert_eq!(judge(&web, 0, &[docker(0)]), Standing::Own);
+        assert!(matches!(judge(&web, 1000, &[docker(1000)]), Standing::Foreign(_)));
+    }
+
+    #[test]
+    fn an_impostor_is_named() {
+        let web = service(Selector::User("33".into()));
+        let thief = holder(99, 1000, "/user.slice", "/usr/bin/nc");
+        let Standing::Foreign(who) = judge(&web, 1000, &[thief]) else { panic!("it is foreign") };
+        assert_eq!(who, "/usr/bin/nc (process 99 of user 1000)");
+        assert!(matches!(judge(&web, 1000, &[]), Standing::Foreign(_)), "in doubt it is said");
+    }
+
+    #[test]
+    fn strict_refuses_until_a_process_of_the_service_listens() {
+        let mut snapshot = snapshot(&[(80, Speaks::Tcp, Exposure::Mesh)]);
+        let service = snapshot.services.get_mut(&ServiceId(20)).unwrap();
+        let finding = |standing| Finding { standing, reachable: None };
+        assert!(!is_refused(service, None));
+        service.guard.listener = ListenerCheck::Strict;
+        assert!(is_refused(service, None));
+        assert!(is_refused(service, Some(&finding(Standing::Nobody))));
+        assert!(is_refused(service, Some(&finding(Standing::Foreign(String::new())))));
+        assert!(!is_refused(service, Some(&finding(Standing::Own))));
+    }
+
+    #[test]
+    fn who_has_taken_a_port_is_found() {
+        isthmus_net::testing::in_netns(|| {
+            let mut snapshot = snapshot(&[(8123, Speaks::Tcp, Exposure::Count)]);
+            let service = snapshot.services.get_mut(&ServiceId(20)).unwrap();
+            service.placements = [(snapshot.local, Ipv4Addr::LOCALHOST)].into();
+            service.selectors = vec![Selector::User("54321".into())];
+            let mut listeners = Listeners::new(SharedCgroups::default());
+            let look = |listeners: &mut Listeners, snapshot: &Snapshot| {
+                let loopback = [Ipv4Addr::LOCALHOST.into()];
+                listeners.look(snapshot, &loopback).remove(&ServiceId(20)).unwrap()
+            };
+            assert_eq!(look(&mut listeners, &snapshot), Finding::default());
+
+            let _taken = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8123)).unwrap();
+            let found = look(&mut listeners, &snapshot);
+            assert_eq!(found.reachable, Some(Ipv4Addr::UNSPECIFIED.into()));
+            let Standing::Foreign(who) = found.standing else { panic!("{found:?}") };
+            assert!(who.contains(&format!("process {}", std::process::id())), "{who}");
+
+            // The same socket is the service's own, once its `workload` says so.
+            snapshot.revision.0 += 1;
+            let service = snapshot.services.get_mut(&ServiceId(20)).unwrap();
+            service.selectors = vec![Selector::User("0".into())];
+            assert_eq!(look(&mut listeners, &snapshot).standing, Standing::Own);
+        });
+    }
+}
