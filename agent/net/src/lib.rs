@@ -32,6 +32,7 @@ pub mod steering;
 pub mod sysctl;
 pub mod tun;
 pub mod udp;
+mod underlay;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
@@ -54,6 +55,77 @@ pub fn hush(listener: &TcpListener) -> io::Result<()> {
     let begins = SockFilter::new((libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16, 0, 1, SYN);
     let take = |bytes| SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, bytes);
     SockRef::from(listener).attach_filter(&[flags, begins, take(0), take(u32::MAX)])
+}
+
+/// Notices whether an opening packet (SYN) of a chosen sequence number reaches a listener, without
+/// anybody hearing of it: the listener drops it, and counts that.
+#[derive(Debug)]
+pub struct SynTrap<'a> {
+    listener: &'a TcpListener,
+    dropped_before: u32,
+}
+
+impl<'a> SynTrap<'a> {
+    /// Whoever connects meanwhile is served as ever, but for one in 4 billion, which tries again.
+    ///
+    /// # Errors
+    /// As the kernel says; it counts since Linux 4.12.
+    pub fn set(listener: &'a TcpListener, sequence: u32) -> io::Result<Self> {
+        const SEQUENCE: u32 = 4;
+        let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+        let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        let take = |bytes| SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, bytes);
+        let dropped_before = dropped(listener)?;
+        SockRef::from(listener).attach_filter(&[
+            SockFilter::new(load, 0, 0, SEQUENCE),
+            SockFilter::new(equal, 0, 1, sequence),
+            take(0),
+            take(u32::MAX),
+        ])?;
+        Ok(Self { listener, dropped_before })
+    }
+
+    /// Whether something was caught since.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn has_caught(&self) -> io::Result<bool> {
+        Ok(dropped(self.listener)? != self.dropped_before)
+    }
+}
+
+impl Drop for SynTrap<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = SockRef::from(self.listener).detach_filter() {
+            tracing::debug!(%error, "couldn't take a listener's filter away");
+        }
+    }
+}
+
+/// Packets that a socket has dropped so far.
+fn dropped(socket: &TcpListener) -> io::Result<u32> {
+    const FIELDS: usize = 9;
+    /// Not in libc.
+    const SO_MEMINFO: libc::c_int = 55;
+    let mut info = [0_u32; FIELDS];
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes up to `length` bytes to `info`, which has as many, and the length that
+    // it wrote to `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let drops = usize::try_from(libc::SK_MEMINFO_DROPS).ok();
+    let drops = drops.filter(|at| (at + 1) * size_of::<u32>() <= length as usize);
+    drops.and_then(|at| info.get(at).copied()).ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
 /// A non-blocking TCP socket that isn't connected yet and will speak from `source`; from whichever

@@ -12,9 +12,11 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{self, InfoKind, LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 use tokio::task::JoinHandle;
+
+use crate::sysctl::Family;
 
 /// A connection to the kernel, for the network namespace of the thread that made it.
 #[derive(Debug)]
@@ -88,7 +90,7 @@ impl Netlink {
         tolerate(result.map_err(NetlinkError::request("delete an address")), libc::EADDRNOTAVAIL)
     }
 
-    /// Makes `wanted` the addresses of `link`: adds what is missing, removes the rest.
+    /// Makes `wanted` the addresses of `family` of `link`: adds what is missing, removes the rest.
     ///
     /// Addresses that the kernel makes itself (link-local) stay.
     ///
@@ -98,12 +100,14 @@ impl Netlink {
         &self,
         link: u32,
         wanted: &BTreeSet<IpAddr>,
+        family: Family,
     ) -> Result<(), NetlinkError> {
+        let of_family = |address: IpAddr| address.is_ipv4() == (family == Family::Ipv4);
         let present: BTreeSet<IpAddr> = self
             .addresses()
             .await?
             .into_iter()
-            .filter(|found| found.link == link && found.global)
+            .filter(|found| found.link == link && found.global && of_family(found.address))
             .map(|found| found.address)
             .collect();
         for address in wanted.difference(&present) {
@@ -125,6 +129,22 @@ impl Netlink {
         Ok(links.into_iter().map(|link| (link.header.index, LinkInfo::from(link))).collect())
     }
 
+    /// The link with this index, if there is one.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub async fn link(&self, index: u32) -> Result<Option<LinkInfo>, NetlinkError> {
+        let links = self.handle.link().get().match_index(index).execute();
+        match collect(links, "look at a link").await {
+            Err(NetlinkError::Refused { source, .. })
+                if source.raw_os_error() == Some(libc::ENODEV) =>
+            {
+                Ok(None)
+            }
+            links => Ok(links?.pop().map(LinkInfo::from)),
+        }
+    }
+
     /// The host's addresses, in no particular order.
     ///
     /// # Errors
@@ -133,37 +153,6 @@ impl Netlink {
         let addresses = self.handle.address().get().execute();
         let addresses = collect(addresses, "list the addresses").await?;
         Ok(addresses.iter().filter_map(AddressInfo::parse).collect())
-    }
-
-    /// The addresses at which other hosts may reach this one: global, usable, on a link that is
-    /// up, neither on loopback nor on `overlay`, the agent's own device. IPv4 first, sorted.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
-    pub async fn underlay_addresses(&self, overlay: &str) -> Result<Vec<IpAddr>, NetlinkError> {
-        let underlay = self.underlay(overlay).await?;
-        let sorted: BTreeSet<IpAddr> = underlay.iter().map(|(found, _)| found.address).collect();
-        Ok(sorted.into_iter().collect())
-    }
-
-    /// The largest MTU of the links that have such addresses, if there are any.
-    ///
-    /// # Errors
-    /// See [`NetlinkError`].
-    pub async fn underlay_mtu(&self, overlay: &str) -> Result<Option<u32>, NetlinkError> {
-        let underlay = self.underlay(overlay).await?;
-        Ok(underlay.into_iter().filter_map(|(_, link)| link.mtu).max())
-    }
-
-    async fn underlay(&self, overlay: &str) -> Result<Vec<(AddressInfo, LinkInfo)>, NetlinkError> {
-        let links = self.links().await?;
-        let reachable = |found: AddressInfo| {
-            let link = links.get(&found.link)?;
-            let is_usable = found.global && found.usable && !found.address.is_loopback();
-            let is_underlay = link.up && !link.loopback && link.name != overlay;
-            (is_usable && is_underlay).then(|| (found, link.clone()))
-        };
-        Ok(self.addresses().await?.into_iter().filter_map(reachable).collect())
     }
 
     async fn change(
@@ -182,6 +171,21 @@ pub struct LinkInfo {
     pub up: bool,
     pub loopback: bool,
     pub mtu: Option<u32>,
+    pub kind: LinkKind,
+    /// The bridge or bond that it is a port of.
+    pub master: Option<u32>,
+}
+
+/// What kind of link it is, as far as that says what can be behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkKind {
+    Bridge,
+    /// One end of a pair, the other of which is mostly another network namespace's.
+    Veth,
+    /// A program's: a VPN's, or the network card of a virtual machine.
+    Tun,
+    /// Network cards, and what is made of them.
+    Other,
 }
 
 impl From<LinkMessage> for LinkInfo {
@@ -191,15 +195,36 @@ impl From<LinkMessage> for LinkInfo {
             up: link.header.flags.contains(LinkFlags::Up),
             loopback: link.header.flags.contains(LinkFlags::Loopback),
             mtu: None,
+            kind: LinkKind::Other,
+            master: None,
         };
         for attribute in link.attributes {
             if let LinkAttribute::IfName(name) = attribute {
                 info.name = name;
             } else if let LinkAttribute::Mtu(mtu) = attribute {
                 info.mtu = Some(mtu);
+            } else if let LinkAttribute::Controller(index) = attribute {
+                info.master = Some(index);
+            } else if let LinkAttribute::LinkInfo(about) = attribute {
+                info.kind = LinkKind::of(&about);
             }
         }
         info
+    }
+}
+
+impl LinkKind {
+    fn of(about: &[link::LinkInfo]) -> Self {
+        let is = |kind: InfoKind| about.contains(&link::LinkInfo::Kind(kind));
+        if is(InfoKind::Bridge) {
+            Self::Bridge
+        } else if is(InfoKind::Veth) || is(InfoKind::Netkit) {
+            Self::Veth
+        } else if is(InfoKind::Tun) {
+            Self::Tun
+        } else {
+            Self::Other
+        }
     }
 }
 
@@ -251,6 +276,8 @@ impl AddressInfo {
 pub enum NetlinkError {
     #[error("the kernel doesn't let us {what}: needs CAP_NET_ADMIN")]
     NotPermitted { what: &'static str },
+    #[error("the kernel refused to {what}: IPv6 is switched off (net.ipv6.conf.*.disable_ipv6)")]
+    FamilyOff { what: &'static str },
     #[error("the kernel refused to {what}")]
     Refused { what: &'static str, source: io::Error },
     #[error("can't {what}: the netlink connection failed: {detail}")]
@@ -260,7 +287,9 @@ pub enum NetlinkError {
 impl NetlinkError {
     pub(crate) fn os(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { what },
+            Some(libc::EPERM) => Self::NotPermitted { what },
+            // What lacks a capability is answered by EPERM. This is what a device says without IPv6.
+            Some(libc::EACCES) => Self::FamilyOff { what },
             _ => Self::Refused { what, source },
         }
     }
@@ -321,6 +350,7 @@ fn host_address(link: u32, address: IpAddr) -> AddressMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sysctl;
     use crate::testing::{LOOPBACK, block_on, in_netns, netlink};
     use crate::tun::Tun;
 
@@ -336,7 +366,11 @@ mod tests {
                     set(&["100.64.0.2", "100.64.0.3", "fd00::2"]),
                     set(&[]),
                 ] {
-                    netlink.replace_addresses(tun.index(), &wanted).await.unwrap();
+                    for family in [Family::Ipv4, Family::Ipv6] {
+                        let of_family = |it: &&IpAddr| it.is_ipv4() == (family == Family::Ipv4);
+                        let wanted = wanted.iter().filter(of_family).copied().collect();
+                        netlink.replace_addresses(tun.index(), &wanted, family).await.unwrap();
+                    }
                     let found = netlink.addresses().await.unwrap();
                     let found = found.iter().filter(|a| a.link == tun.index() && a.global);
                     let found: BTreeSet<IpAddr> =
@@ -368,40 +402,13 @@ mod tests {
             let tun = Tun::create("isth-n1", 1400).unwrap();
             block_on(async {
                 let netlink = netlink();
-                assert!(!netlink.links().await.unwrap()[&tun.index()].up);
+                assert!(!netlink.link(tun.index()).await.unwrap().unwrap().up);
+                assert_eq!(netlink.link(999).await.unwrap(), None);
                 netlink.set_up(tun.index()).await.unwrap();
                 netlink.set_mtu(tun.index(), 1280).await.unwrap();
                 netlink.set_tx_queue_len(tun.index(), 2000).await.unwrap();
                 let link = netlink.links().await.unwrap().remove(&tun.index()).unwrap();
                 assert_eq!((link.name.as_str(), link.up, link.mtu), ("isth-n1", true, Some(1280)));
-            });
-        });
-    }
-
-    #[test]
-    fn only_reachable_addresses_are_endpoints() {
-        in_netns(|| {
-            let underlay = Tun::create("isth-n2", 1400).unwrap();
-            let overlay = Tun::create("isth-n3", 1500).unwrap();
-            let down = Tun::create("isth-n4", 1400).unwrap();
-            block_on(async {
-                let netlink = netlink();
-                netlink.set_up(underlay.index()).await.unwrap();
-                netlink.set_up(overlay.index()).await.unwrap();
-                for (link, address) in [
-                    (underlay.index(), "192.0.2.7"),
-                    (underlay.index(), "2001:db8::7"),
-                    (underlay.index(), "fe80::7"),
-                    (overlay.index(), "100.64.0.1"),
-                    (down.index(), "192.0.2.8"),
-                    (LOOPBACK, "192.0.2.9"),
-                ] {
-                    netlink.add_address(link, address.parse().unwrap()).await.unwrap();
-                }
-                let found = netlink.underlay_addresses("isth-n3").await.unwrap();
-                assert_eq!(found, Vec::from_iter(set(&["192.0.2.7", "2001:db8::7"])));
-                assert_eq!(netlink.underlay_mtu("isth-n3").await.unwrap(), Some(1400));
-                assert_eq!(netlink.underlay_mtu("isth-n2").await.unwrap(), Some(1500));
             });
         });
     }
@@ -414,6 +421,18 @@ mod tests {
         });
         let error = NetlinkError::os("add a route")(io::Error::from_raw_os_error(libc::EPERM));
         assert!(error.to_string().contains("needs CAP_NET_ADMIN"), "{error}");
+    }
+
+    #[test]
+    fn a_device_without_ipv6_is_named_and_not_a_missing_capability() {
+        in_netns(|| {
+            sysctl::set(Family::Ipv6, "lo", "disable_ipv6", "1").unwrap();
+            let address = "fd00::1".parse().unwrap();
+            let error = block_on(async { netlink().add_address(LOOPBACK, address).await });
+            let error = error.unwrap_err();
+            assert!(matches!(error, NetlinkError::FamilyOff { .. }), "{error:?}");
+            assert!(error.to_string().contains("disable_ipv6"), "{error}");
+        });
     }
 
     fn set(addresses: &[&str]) -> BTreeSet<IpAddr> {

@@ -77,6 +77,19 @@ fn holder(pid: u32) -> Option<Holder> {
     Some(Holder { pid, uid, cgroup, exe: exe(pid) })
 }
 
+/// The user that this process runs as.
+#[must_use]
+pub fn own_user() -> u32 {
+    // SAFETY: takes no pointers, and always succeeds.
+    unsafe { libc::geteuid() }
+}
+
+/// What process `pid` calls itself, while there is one.
+pub fn name(pid: u32) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end().to_owned())
+}
+
 /// The number of the user `name`, from wherever the host keeps its users.
 pub fn user_id(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;

@@ -12,7 +12,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use crate::netlink::{Netlink, NetlinkError, collect, tolerate};
+use crate::netlink::{Netlink, NetlinkError, Task, collect, tolerate};
 
 /// Not in iproute2's `rt_protos`; `ip route show proto 151` lists the agent's routes.
 pub const ROUTE_PROTOCOL: u8 = 151;
@@ -111,6 +111,8 @@ pub struct RouteInfo {
     pub gateway: Option<IpAddr>,
     pub table: u32,
     pub metric: Option<u32>,
+    /// The address that programs send from when they don't choose one.
+    pub source: Option<IpAddr>,
     /// Whether the host itself answers for the destination.
     pub local: bool,
     /// Whether an agent made it.
@@ -129,6 +131,24 @@ impl std::fmt::Display for RouteInfo {
             write!(f, " dev {device}")?;
         }
         Ok(())
+    }
+}
+
+impl RouteInfo {
+    /// Whether it is `route`, with everything that the agent wants of it.
+    #[must_use]
+    pub fn is(&self, route: &Route) -> bool {
+        let (local, table) = match route.kind {
+            RouteKind::Unicast => (false, RouteHeader::RT_TABLE_MAIN),
+            RouteKind::Local => (true, RT_TABLE_LOCAL),
+            RouteKind::LocalFromDevice => (true, AGENT_TABLE),
+        };
+        self.destination == route.destination.trunc()
+            && self.device == Some(route.device)
+            && self.local == local
+            && self.table == table.into()
+            && (route.source.is_none() || self.source == route.source)
+            && (route.metric.is_none() || self.metric == route.metric)
     }
 }
 
@@ -182,6 +202,26 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// The routes that an agent made. Of a host's many routes, the kernel sends only these (Linux 4.20).
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub async fn own_routes(&self) -> Result<Vec<RouteInfo>, NetlinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()
+            .or_else(|_| rtnetlink::new_connection())
+            .map_err(NetlinkError::os("open a netlink socket"))?;
+        let _connection = Task(tokio::spawn(connection));
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            request.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+            let found = dump(&handle, request).await?;
+            routes.extend(found.iter().filter_map(parse).filter(|route| route.ours));
+        }
+        Ok(routes)
+    }
+
     /// The routes that lead elsewhere with some of `prefix`, apart from those over the device
     /// `own` and those that an agent made.
     ///
@@ -227,6 +267,7 @@ fn parse(message: &RouteMessage) -> Option<RouteInfo> {
         gateway: None,
         table: header.table.into(),
         metric: None,
+        source: None,
         local: header.kind == RouteType::Local,
         ours: header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL),
     };
@@ -242,6 +283,8 @@ fn parse(message: &RouteMessage) -> Option<RouteInfo> {
             route.table = *table;
         } else if let RouteAttribute::Priority(metric) = attribute {
             route.metric = Some(*metric);
+        } else if let RouteAttribute::PrefSource(address) = attribute {
+            route.source = ip(address);
         } else if let RouteAttribute::MultiPath(hops) = attribute {
             route.device = hops.first().map(|hop| hop.interface_index);
         }
@@ -343,6 +386,11 @@ mod tests {
                 foreign(&netlink, "10.0.0.0/8", tun.index()).await;
                 for route in &own {
                     netlink.replace_route(route).await.unwrap();
+                }
+                let found = netlink.own_routes().await.unwrap();
+                assert_eq!(found.len(), own.len(), "{found:?}");
+                for route in &own {
+                    assert_eq!(found.iter().filter(|it| it.is(route)).count(), 1, "{route:?}");
                 }
                 assert_eq!(netlink.delete_own_routes().await.unwrap(), own.len());
                 let left = netlink.routes().await.unwrap();
