@@ -1,10 +1,11 @@
 //! Takes queries by UDP and TCP, and sends what [`zone`](super::zone) or the host's resolvers say.
 
-use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use isthmus_model::Place;
+use isthmus_net::sock_diag::Protocol;
 use isthmus_proxy::View;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -12,15 +13,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::admission::{Admission, Ticket};
 use super::upstream::{Forwarder, framed, read_framed};
 use super::zone::{self, Reply, Transport};
+use crate::places::{self, Bounds, Places, Source, Users};
 
 /// Queries that wait for other resolvers.
-const MAX_FORWARDED: usize = 1024;
-const MAX_FORWARDED_PER_SOURCE: usize = 256;
-const MAX_STREAMS: usize = 256;
-const MAX_STREAMS_PER_SOURCE: usize = 32;
+const FORWARDED: Bounds = Bounds { all: 1024, each: 256, root: 64 };
+const STREAMS: Bounds = Bounds { all: 256, each: 32, root: 16 };
 /// For the next query on a stream, or for its reader to take an answer.
 const STREAM_PATIENCE: Duration = Duration::from_secs(10);
 /// After an error that might come again at once.
@@ -33,33 +32,32 @@ const MAX_QUERY_BYTES: usize = 4096;
 struct Shared {
     view: watch::Receiver<Arc<View>>,
     forwarder: Forwarder,
-    own: Vec<IpAddr>,
-    forwarded: Arc<Admission>,
-    streams: Arc<Admission>,
+    own: SocketAddr,
+    users: Users,
+    forwarded: Arc<Places>,
+    streams: Arc<Places>,
 }
 
-/// Serves the sockets until `stop` completes.
+/// Serves the sockets for ever.
 pub(super) async fn run(
-    sockets: Vec<(UdpSocket, TcpListener)>,
+    udp: UdpSocket,
+    tcp: TcpListener,
     forwarder: Forwarder,
     view: watch::Receiver<Arc<View>>,
-    stop: impl Future<Output = ()>,
 ) {
-    let own = sockets.iter().filter_map(|(udp, _)| udp.local_addr().ok()).map(|own| own.ip());
+    let Ok(own) = udp.local_addr() else { return };
     let shared = Arc::new(Shared {
         view,
+        own,
         forwarder,
-        own: own.collect(),
-        forwarded: Admission::new(MAX_FORWARDED, MAX_FORWARDED_PER_SOURCE),
-        streams: Admission::new(MAX_STREAMS, MAX_STREAMS_PER_SOURCE),
+        users: Users::open(),
+        forwarded: Places::new(FORWARDED),
+        streams: Places::new(STREAMS),
     });
-    // Dropped at the end, and their own tasks with them.
-    let mut loops = JoinSet::new();
-    for (udp, tcp) in sockets {
-        loops.spawn(serve_datagrams(Arc::new(udp), Arc::clone(&shared)));
-        loops.spawn(serve_streams(tcp, Arc::clone(&shared)));
-    }
-    stop.await;
+    tokio::join!(
+        serve_datagrams(Arc::new(udp), Arc::clone(&shared)),
+        serve_streams(tcp, Arc::clone(&shared)),
+    );
 }
 
 async fn serve_datagrams(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
@@ -94,12 +92,13 @@ async fn on_datagram(
         Reply::Ignore => {}
         Reply::Answer(reply) => send(socket, &reply, from).await,
         Reply::Forward { max_bytes } => {
-            let Some(ticket) = shared.forwarded.admit(from.ip()) else {
+            let source = shared.source(Protocol::Udp, from);
+            let Some(place) = shared.forwarded.take(source) else {
                 return send(socket, &zone::failure(query), from).await;
             };
             let (socket, shared, query) = (Arc::clone(socket), Arc::clone(shared), query.to_vec());
             forwards.spawn(async move {
-                let reply = shared.forward(&query, Transport::Udp, max_bytes, ticket).await;
+                let reply = shared.forward(&query, Transport::Udp, max_bytes, place).await;
                 send(&socket, &reply, from).await;
             });
         }
@@ -121,8 +120,9 @@ async fn serve_streams(listener: TcpListener, shared: Arc<Shared>) {
         };
         match accepted {
             Ok((stream, from)) if shared.serves(from.ip()) => {
-                if let Some(ticket) = shared.streams.admit(from.ip()) {
-                    streams.spawn(serve_stream(stream, from, Arc::clone(&shared), ticket));
+                let source = shared.source(Protocol::Tcp, from);
+                if let Some(place) = shared.streams.take(source) {
+                    streams.spawn(serve_stream(stream, source, Arc::clone(&shared), place));
                 }
             }
             Ok(_) => {}
@@ -136,9 +136,9 @@ async fn serve_streams(listener: TcpListener, shared: Arc<Shared>) {
 
 async fn serve_stream(
     mut stream: TcpStream,
-    from: SocketAddr,
+    source: Source,
     shared: Arc<Shared>,
-    _place: Ticket,
+    _place: places::Place,
 ) {
     while let Ok(Ok(query)) = timeout(STREAM_PATIENCE, read_framed(&mut stream)).await {
         if query.len() > MAX_QUERY_BYTES {
@@ -147,8 +147,8 @@ async fn serve_stream(
         let reply = match zone::answer(&shared.view(), &query, Transport::Tcp) {
             Reply::Ignore => return,
             Reply::Answer(reply) => reply,
-            Reply::Forward { max_bytes } => match shared.forwarded.admit(from.ip()) {
-                Some(ticket) => shared.forward(&query, Transport::Tcp, max_bytes, ticket).await,
+            Reply::Forward { max_bytes } => match shared.forwarded.take(source) {
+                Some(place) => shared.forward(&query, Transport::Tcp, max_bytes, place).await,
                 None => zone::failure(&query),
             },
         };
@@ -173,7 +173,21 @@ impl Shared {
             IpAddr::V4(source) => mesh.ipv4.contains(&source),
             IpAddr::V6(source) => mesh.prefix.parse(source).is_some(),
         };
-        is_member || source.is_loopback() || self.own.contains(&source)
+        is_member || source.is_loopback() || self.own.ip() == source
+    }
+
+    /// Whose query it is: a user's of this host, or another host's, whichever of its addresses it
+    /// comes from.
+    fn source(&self, protocol: Protocol, peer: SocketAddr) -> Source {
+        let view = self.view();
+        let place = view.directory.place(peer.ip().to_canonical());
+        match place.and_then(Place::host) {
+            Some(host) if host != view.snapshot.local => Source::Host(host),
+            Some(_) | None => {
+                let user = self.users.find(protocol, peer, self.own);
+                user.unwrap_or_else(|| Source::remote(peer.ip()))
+            }
+        }
     }
 
     async fn forward(
@@ -181,7 +195,7 @@ impl Shared {
         query: &[u8],
         transport: Transport,
         max_bytes: usize,
-        _ticket: Ticket,
+        _place: places::Place,
     ) -> Vec<u8> {
         let reply = self.forwarder.relay(query, transport, max_bytes).await;
         reply.unwrap_or_else(|| zone::failure(query))

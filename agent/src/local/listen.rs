@@ -1,4 +1,4 @@
-//! The socket itself: who may connect, and how many at once.
+//! The socket itself: who may connect, how many at once, and for how long without a word.
 
 use std::fs;
 use std::io;
@@ -7,17 +7,24 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_util::{Stream, stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep};
 use tonic::transport::server::Connected;
 
-/// Connections at once; whoever comes on top waits in the kernel's queue.
-const CONNECTIONS: usize = 64;
+use crate::places::{Bounds, Place, Places, Source};
+
+/// Connections at once; whoever comes on top is refused.
+const PLACES: Bounds = Bounds { all: 64, each: 16, root: 16 };
+/// For the first byte: a program that connects has something to ask.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+/// For each next one: it answers when it is asked whether it is there, see [`super::KEEPALIVE`].
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// Makes the socket, for its owner and group. A socket that a dead agent left is replaced, a
 /// living agent's isn't.
@@ -61,15 +68,25 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The connections, never more than a bounded number at once.
+    /// The connections, never more than a bounded number at once, altogether and of one user.
     pub fn connections(self) -> impl Stream<Item = io::Result<Connection>> {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS));
-        stream::unfold((self, permits), |(listener, permits)| async move {
-            let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
-            let accepted = listener.inner.accept().await;
-            let accepted = accepted.map(|(stream, _)| Connection { stream, _permit: permit });
-            Some((accepted, (listener, permits)))
+        let places = Places::new(PLACES);
+        stream::unfold((self, places), |(listener, places)| async move {
+            let connection = listener.next(&places).await;
+            Some((connection, (listener, places)))
         })
+    }
+
+    async fn next(&self, places: &Arc<Places>) -> io::Result<Connection> {
+        loop {
+            let (stream, _) = self.inner.accept().await?;
+            let Ok(user) = stream.peer_cred().map(|it| it.uid()) else { continue };
+            if let Some(place) = places.take(Source::User(user)) {
+                let deadline = Box::pin(sleep(FIRST_WORD));
+                return Ok(Connection { stream, deadline, _place: place });
+            }
+            tracing::warn!(user, "refused a connection to the agent's socket: there are too many");
+        }
     }
 }
 
@@ -84,7 +101,9 @@ impl Drop for Listener {
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
-    _permit: OwnedSemaphorePermit,
+    /// When it must have said something.
+    deadline: Pin<Box<Sleep>>,
+    _place: Place,
 }
 
 impl Connected for Connection {
@@ -101,7 +120,18 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Pending => self.deadline.as_mut().poll(cx).map(|()| {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was said for too long"))
+            }),
+            ready @ Poll::Ready(_) => {
+                if buffer.filled().len() > before {
+                    self.deadline.as_mut().reset(Instant::now() + SILENCE);
+                }
+                ready
+            }
+        }
     }
 }
 
@@ -125,6 +155,8 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     #[tokio::test]
@@ -159,23 +191,47 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_are_bounded_and_those_that_end_make_room() {
+    async fn who_is_one_too_many_is_refused_and_those_that_end_make_room() {
         use futures_util::StreamExt as _;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
         let mut listener = Box::pin(bind(&path).unwrap().connections());
+        // This is root, or one of many users.
+        let most = if isthmus_net::process::own_user() == 0 { PLACES.all } else { PLACES.each };
         let mut held = Vec::new();
-        for _ in 0..CONNECTIONS {
+        for _ in 0..most {
             let client = UnixStream::connect(&path).await.unwrap();
             held.push((client, listener.next().await.unwrap().unwrap()));
         }
-        let _waiting = UnixStream::connect(&path).await.unwrap();
+        let mut refused = UnixStream::connect(&path).await.unwrap();
+        let mut byte = [0];
         tokio::select! {
-            biased;
             _ = listener.next() => panic!("one too many was let in"),
-            () = tokio::task::yield_now() => {}
+            read = refused.read(&mut byte) => assert_eq!(read.unwrap_or(0), 0),
         }
         held.pop();
+        let _client = UnixStream::connect(&path).await.unwrap();
         assert!(listener.next().await.unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_loses_its_place() {
+        use futures_util::StreamExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let mut listener = Box::pin(bind(&path).unwrap().connections());
+        let _client = UnixStream::connect(&path).await.unwrap();
+        let mut connection = listener.next().await.unwrap().unwrap();
+        let began = Instant::now();
+        let error = connection.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, FIRST_WORD));
+
+        let mut client = UnixStream::connect(&path).await.unwrap();
+        let mut connection = listener.next().await.unwrap().unwrap();
+        client.write_all(b"hello").await.unwrap();
+        assert_eq!(connection.read(&mut [0; 8]).await.unwrap(), 5);
+        let began = Instant::now();
+        let error = connection.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, SILENCE));
     }
 }
