@@ -11,20 +11,39 @@
 //! that ends. The rule and its table outlive a crash; without the device they mean nothing, and the
 //! next start finds them. The filter around it all is [`crate::guard`]'s.
 
-use std::collections::BTreeSet;
+mod keeper;
+mod wanted;
+
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context as _;
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 use isthmus_core::segments_per_run;
-use isthmus_model::{ServiceId, Snapshot};
+use isthmus_model::Snapshot;
 use isthmus_net::netlink::Netlink;
-use isthmus_net::routes::Route;
+use isthmus_net::routes::{Route, RouteKind};
 use isthmus_net::sysctl::{self, Family, SysctlError};
 use isthmus_net::tun::Tun;
+use tokio::sync::watch;
+
+pub use keeper::keep;
+pub use wanted::prefixes;
+use wanted::{Found, Lost, Setting, Wanted, missing};
 
 /// Packets that wait for the data plane while it is busy.
 const QUEUE_PACKETS: u32 = 1_000;
+
+/// What the kernel should do differently on the device.
+const SETTINGS: [Setting; 4] = [
+    // Flows between two workloads of one host come back in by the device with a virtual address as
+    // their source, which the strict reverse-path filter would refuse where a host has one.
+    Setting { family: Family::Ipv4, key: "rp_filter", value: "2" },
+    // Nobody else could have our addresses, and nobody there advertises any. No link-local address:
+    // the overlay has no use for what it would say.
+    Setting { family: Family::Ipv6, key: "accept_dad", value: "0" },
+    Setting { family: Family::Ipv6, key: "accept_ra", value: "0" },
+    Setting { family: Family::Ipv6, key: "addr_gen_mode", value: "1" },
+];
 
 /// Shapes the overlay's device.
 #[derive(Debug)]
@@ -32,10 +51,14 @@ pub struct Network {
     netlink: Netlink,
     device: u32,
     name: String,
-    /// Whether the kernel speaks IPv6 at all.
-    ipv6: bool,
-    routes: BTreeSet<IpNet>,
-    virtuals: BTreeSet<IpNet>,
+    mtu: u32,
+    /// Why there is no IPv6 here now, if there is none.
+    no_ipv6: Option<String>,
+    /// Settings that this host let us change.
+    settings: Vec<Setting>,
+    wanted: Wanted,
+    /// The host's own addresses, of the families that it speaks.
+    own: watch::Sender<Vec<IpAddr>>,
 }
 
 impl Network {
@@ -45,20 +68,25 @@ impl Network {
     /// When the kernel refuses.
     pub async fn set_up(tun: &Tun, mtu: u16) -> anyhow::Result<Self> {
         let netlink = Netlink::connect()?;
-        let ipv6 = tune(tun.name());
         netlink.set_tx_queue_len(tun.index(), QUEUE_PACKETS).await?;
         let segments = segments_per_run(mtu);
         if let Err(error) = netlink.set_gso_max_segments(tun.index(), segments).await {
             tracing::debug!(%error, "large packets will be sent in two parts");
         }
+        let mut network = Self {
+            netlink,
+            device: tun.index(),
+            name: tun.name().to_owned(),
+            mtu: mtu.into(),
+            no_ipv6: why_no_ipv6(tun.name()),
+            settings: Vec::new(),
+            wanted: Wanted::default(),
+            own: watch::Sender::new(Vec::new()),
+        };
+        network.tune();
+        let netlink = &network.netlink;
         netlink.set_up(tun.index()).await.context("Failed to bring the overlay's device up")?;
-        let name = tun.name().to_owned();
-        netlink
-            .look_up_own_table(&name, ipv6)
-            .await
-            .context("Failed to lead virtual addresses to the proxy")?;
-        let (routes, virtuals) = (BTreeSet::new(), BTreeSet::new());
-        Ok(Self { netlink, device: tun.index(), name, ipv6, routes, virtuals })
+        Ok(network)
     }
 
     /// The device's index.
@@ -67,79 +95,177 @@ impl Network {
         self.device
     }
 
-    /// Makes the device's addresses and the routes those that the snapshot wants.
+    /// The host's own addresses, of the families that it speaks now.
+    #[must_use]
+    pub fn own_addresses(&self) -> watch::Receiver<Vec<IpAddr>> {
+        self.own.subscribe()
+    }
+
+    /// Makes the device's addresses and the routes those that the snapshot wants. A family that the
+    /// host lacks costs that family only.
     ///
     /// # Errors
     /// When the kernel refuses; asking again is safe.
     pub async fn apply(&mut self, snapshot: &Snapshot) -> anyhow::Result<()> {
-        let usable = |address: &IpAddr| self.ipv6 || address.is_ipv4();
-        let addresses: BTreeSet<IpAddr> = snapshot.local_addresses().filter(usable).collect();
-        self.netlink
-            .replace_addresses(self.device, &addresses)
-            .await
-            .context("Failed to set the overlay's addresses")?;
-        let wanted = self.wanted_routes(snapshot);
-        for route in &wanted {
-            self.netlink.replace_route(route).await.context("Failed to set the mesh's routes")?;
+        let wanted = Wanted::of(snapshot, self.device);
+        self.follow(&wanted, Family::Ipv4).await?;
+        self.no_ipv6 = why_no_ipv6(&self.name);
+        if self.no_ipv6.is_none()
+            && let Err(error) = self.follow(&wanted, Family::Ipv6).await
+        {
+            self.no_ipv6 = Some(format!("{error:#}"));
         }
-        let destinations = wanted.iter().map(|route| route.destination).collect();
-        for stale in self.routes.difference(&destinations) {
-            self.netlink.delete_route(&Route::via_device(*stale, self.device)).await?;
-        }
-        self.routes = destinations;
-        self.follow_virtuals(snapshot).await
+        self.wanted = wanted;
+        self.tell_own();
+        Ok(())
     }
 
     /// Takes away what doesn't go with the device.
     pub async fn tear_down(&self) {
-        let routes = async {
-            for prefix in &self.virtuals {
-                self.netlink.delete_route(&Route::local_from_device(*prefix)).await?;
+        for family in self.families() {
+            let routes = async {
+                let routes = self.wanted.only(family).routes;
+                for route in routes.iter().filter(|it| it.kind == RouteKind::LocalFromDevice) {
+                    self.netlink.delete_route(route).await?;
+                }
+                self.netlink.forget_own_table(&self.name, family).await
+            };
+            if let Err(error) = routes.await {
+                tracing::warn!(%error, "couldn't take the proxy's routes away");
             }
-            self.netlink.forget_own_table(&self.name, self.ipv6).await
-        };
-        if let Err(error) = routes.await {
-            tracing::warn!(%error, "couldn't take the proxy's routes away");
         }
     }
 
-    /// Gives the proxy what comes in by the device with a virtual address.
-    async fn follow_virtuals(&mut self, snapshot: &Snapshot) -> anyhow::Result<()> {
-        let wanted: BTreeSet<IpNet> = virtual_prefixes(snapshot)
-            .into_iter()
-            .filter(|prefix| self.ipv6 || matches!(prefix, IpNet::V4(_)))
-            .collect();
-        for prefix in &wanted {
-            let route = Route::local_from_device(*prefix);
-            self.netlink.replace_route(&route).await.context("Failed to set the proxy's routes")?;
+    async fn follow(&self, wanted: &Wanted, family: Family) -> anyhow::Result<()> {
+        let (wanted, former) = (wanted.only(family), self.wanted.only(family));
+        self.netlink
+            .replace_addresses(self.device, &wanted.addresses, family)
+            .await
+            .context("Failed to set the overlay's addresses")?;
+        for route in &wanted.routes {
+            self.netlink.replace_route(route).await.context("Failed to set the mesh's routes")?;
         }
-        for stale in self.virtuals.difference(&wanted) {
-            self.netlink.delete_route(&Route::local_from_device(*stale)).await?;
+        let place = |route: &Route| (route.destination, route.kind);
+        let is_stale = |old: &&Route| wanted.routes.iter().all(|new| place(new) != place(old));
+        for stale in former.routes.iter().filter(is_stale) {
+            self.netlink.delete_route(stale).await?;
         }
-        self.virtuals = wanted;
+        self.netlink
+            .look_up_own_table(&self.name, family)
+            .await
+            .context("Failed to lead virtual addresses to the proxy")
+    }
+
+    /// What of the overlay the kernel doesn't have any more. A family that was switched off isn't
+    /// missed, and one that is back is put to use at once.
+    async fn inspect(&mut self) -> anyhow::Result<Vec<Lost>> {
+        let former = std::mem::replace(&mut self.no_ipv6, why_no_ipv6(&self.name));
+        if former.is_some() && self.no_ipv6.is_none() {
+            self.tune();
+            if let Err(error) = self.follow(&self.wanted, Family::Ipv6).await {
+                self.no_ipv6 = Some(format!("{error:#}"));
+            }
+        }
+        self.tell_own();
+        Ok(missing(&self.wanted, self.mtu, &self.families(), &self.find().await?))
+    }
+
+    async fn find(&self) -> anyhow::Result<Found> {
+        let addresses = self.netlink.addresses().await?.into_iter();
+        let of_device = addresses.filter(|found| found.link == self.device);
+        let mut rules = Vec::new();
+        for family in self.families() {
+            if self.netlink.looks_up_own_table(&self.name, family).await? {
+                rules.push(family);
+            }
+        }
+        let is_changed = |setting: &&Setting| {
+            let value = sysctl::read(setting.family, &self.name, setting.key);
+            self.families().contains(&setting.family) && value.is_ok_and(|it| it != setting.value)
+        };
+        Ok(Found {
+            link: self.netlink.link(self.device).await?,
+            addresses: of_device.map(|found| found.address).collect(),
+            routes: self.netlink.own_routes().await?,
+            rules,
+            settings: self.settings.iter().filter(is_changed).copied().collect(),
+        })
+    }
+
+    /// Puts back what was lost. What IPv6 refuses costs IPv6 only.
+    async fn restore(&mut self, lost: &[Lost]) -> anyhow::Result<()> {
+        for it in lost {
+            let restored = self.restore_one(it).await;
+            let Err(error) = restored.with_context(|| format!("Failed to put back {it}")) else {
+                continue;
+            };
+            if it.family() != Some(Family::Ipv6) {
+                return Err(error);
+            }
+            self.no_ipv6 = Some(format!("{error:#}"));
+        }
         Ok(())
     }
 
-    /// The host's own addresses, of the families that it speaks.
-    #[must_use]
-    pub fn own_addresses(&self, snapshot: &Snapshot) -> Vec<IpAddr> {
-        let ipv6 = snapshot.workload_ipv6(snapshot.local, ServiceId(0));
-        let ipv6 = self.ipv6.then_some(IpAddr::V6(ipv6));
-        [IpAddr::V4(snapshot.local_host().ipv4())].into_iter().chain(ipv6).collect()
+    async fn restore_one(&self, lost: &Lost) -> anyhow::Result<()> {
+        let netlink = &self.netlink;
+        match lost {
+            Lost::Up => netlink.set_up(self.device).await?,
+            Lost::Mtu(mtu) => netlink.set_mtu(self.device, *mtu).await?,
+            Lost::Setting(it) => sysctl::set(it.family, &self.name, it.key, it.value)?,
+            Lost::Address(address) => netlink.add_address(self.device, *address).await?,
+            Lost::Route(route) => netlink.replace_route(route).await?,
+            Lost::Rule(family) => netlink.look_up_own_table(&self.name, *family).await?,
+        }
+        Ok(())
     }
 
-    fn wanted_routes(&self, snapshot: &Snapshot) -> Vec<Route> {
-        let own4 = IpAddr::V4(snapshot.local_host().ipv4());
-        let own6 = IpAddr::V6(snapshot.workload_ipv6(snapshot.local, ServiceId(0)));
-        prefixes(snapshot)
-            .into_iter()
-            .filter(|prefix| self.ipv6 || matches!(prefix, IpNet::V4(_)))
-            .map(|prefix| {
-                let own = if matches!(prefix, IpNet::V4(_)) { own4 } else { own6 };
-                Route::via_device(prefix, self.device).with_source(own)
-            })
-            .collect()
+    fn families(&self) -> Vec<Family> {
+        let ipv6 = self.no_ipv6.is_none().then_some(Family::Ipv6);
+        [Family::Ipv4].into_iter().chain(ipv6).collect()
     }
+
+    fn tell_own(&self) {
+        let families = self.families();
+        let mut own = self.wanted.own.clone();
+        own.retain(|address| families.contains(&wanted::family_of(*address)));
+        self.own.send_if_modified(|told| {
+            let changed = *told != own;
+            *told = own;
+            changed
+        });
+    }
+
+    /// Sets what can be set: a container may not let us.
+    fn tune(&mut self) {
+        for setting in SETTINGS {
+            let Setting { family, key, value } = setting;
+            match sysctl::set(family, &self.name, key, value) {
+                Ok(()) if self.settings.contains(&setting) => {}
+                Ok(()) => self.settings.push(setting),
+                Err(SysctlError::Missing(_)) if family == Family::Ipv6 => {}
+                Err(error) => tracing::warn!(%error, "couldn't tune the overlay's device"),
+            }
+        }
+    }
+}
+
+/// Why the overlay can't have IPv6 here, if it can't. The device's own switch is ours to set; what a
+/// host sends to itself, and a route that makes it answer, need `lo` to have IPv6.
+fn why_no_ipv6(device: &str) -> Option<String> {
+    let switch = |interface| sysctl::read(Family::Ipv6, interface, "disable_ipv6");
+    match switch("lo") {
+        Err(SysctlError::Missing(_)) => return Some("the kernel has none".to_owned()),
+        Ok(value) if value != "0" => {
+            return Some("it is switched off (net.ipv6.conf.lo.disable_ipv6)".to_owned());
+        }
+        Ok(_) | Err(_) => {}
+    }
+    if switch(device).is_ok_and(|value| value == "0") {
+        return None;
+    }
+    let set = sysctl::set(Family::Ipv6, device, "disable_ipv6", "0");
+    set.err().map(|error| format!("it is switched off on {device}: {error}"))
 }
 
 /// A prefix of the mesh, and a route of the host that leads elsewhere with some of it.
@@ -188,48 +314,4 @@ pub async fn endpoints(device: &str, port: u16) -> Vec<SocketAddr> {
 pub async fn underlay_mtu(device: &str) -> Option<u32> {
     let netlink = Netlink::connect().ok()?;
     netlink.underlay_mtu(device).await.ok().flatten()
-}
-
-/// All addresses of the mesh.
-#[must_use]
-pub fn prefixes(snapshot: &Snapshot) -> [IpNet; 2] {
-    let mesh = &snapshot.mesh;
-    // INVARIANT: 48 is a valid prefix length.
-    let ipv6 = Ipv6Net::new_assert(mesh.prefix.network(), 48);
-    [IpNet::V6(ipv6), IpNet::V4(mesh.ipv4)]
-}
-
-/// The virtual addresses of all services.
-fn virtual_prefixes(snapshot: &Snapshot) -> [IpNet; 2] {
-    // INVARIANT: 96 is a valid prefix length. Host 0 stands for virtual addresses.
-    let ipv6 = Ipv6Net::new_assert(snapshot.virtual_ipv6(ServiceId(0)), 96);
-    let ipv4 = snapshot.mesh.virtual_ipv4;
-    [IpNet::V6(ipv6), IpNet::V4(ipv4)]
-}
-
-/// What the kernel should do differently on this device. Says whether there is IPv6.
-///
-/// Flows between two workloads of one host come back in by the device with a virtual address as
-/// their source, which the strict reverse-path filter would refuse where a host has one.
-fn tune(device: &str) -> bool {
-    let set = |family, key, value| match sysctl::set(family, device, key, value) {
-        Ok(()) => true,
-        Err(SysctlError::Missing(_)) if family == Family::Ipv6 => false,
-        Err(error) => {
-            tracing::warn!(%error, "couldn't tune the overlay's device");
-            true
-        }
-    };
-    set(Family::Ipv4, "rp_filter", "2");
-    let ipv6 = set(Family::Ipv6, "disable_ipv6", "0");
-    if ipv6 {
-        // Nobody else could have our addresses, and nobody there advertises any. No link-local
-        // address: the overlay has no use for what it would say.
-        set(Family::Ipv6, "accept_dad", "0");
-        set(Family::Ipv6, "accept_ra", "0");
-        set(Family::Ipv6, "addr_gen_mode", "1");
-    } else {
-        tracing::warn!("the kernel has no IPv6: the overlay has only IPv4 here");
-    }
-    ipv6
 }

@@ -17,18 +17,18 @@ use isthmus_net::steering::Steering;
 use isthmus_net::tun::{Tun, TunError};
 use isthmus_net::udp::UdpSocket;
 use isthmus_proxy::{RateLimits, View};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::dataplane::{self, Setup};
 use crate::edge::{self, Edge};
-use crate::guard;
 use crate::identity::TunnelKey;
 use crate::names::Names;
 use crate::network::{self, Network};
 use crate::owners::{PROXY_MARK, SocketOwners};
 use crate::ports;
 use crate::status::{Pong, Shared};
+use crate::{firewall, guard};
 
 /// Events that wait for being logged and reported.
 const EVENTS: usize = 1024;
@@ -57,13 +57,16 @@ pub struct Plane {
 struct Running {
     packets: dataplane::Handle,
     thread: Option<JoinHandle<()>>,
-    network: Network,
+    device: u32,
+    network: Arc<Mutex<Network>>,
     state: Arc<State>,
     states: watch::Sender<Arc<State>>,
     views: watch::Sender<Arc<View>>,
     names: Option<Names>,
     /// The proxy's. Open until the data plane is gone, so that nobody is refused meanwhile.
     listeners: Vec<TcpListener>,
+    /// Tries the same listeners.
+    firewall: JoinSet<()>,
     leaving: Arc<AtomicBool>,
     /// Of which revision the ports are guarded.
     guarded: ports::Kept,
@@ -80,7 +83,7 @@ impl Plane {
     /// The overlay device's index, once there is one.
     #[must_use]
     pub fn device(&self) -> Option<u32> {
-        self.running.as_ref().map(|running| running.network.device())
+        self.running.as_ref().map(|running| running.device)
     }
 
     /// Works by `snapshot` from now on. When this returns, every packet is judged by it.
@@ -151,8 +154,7 @@ impl Running {
         let (keeps, guarded) = watch::channel(Revision(0));
         tasks.spawn(keep_ports(Arc::clone(shared), states.subscribe(), keeps, stopped.clone()));
         let edge = start_edge(shared, &views, &stopped, &mut tasks);
-        let listeners = proxy.iter().map(TcpListener::try_clone).collect::<Result<_, _>>();
-        let listeners = listeners.context("Failed to keep the proxy's port")?;
+        let (listeners, tried) = (clones(&proxy)?, clones(&proxy)?);
         let leaving = Arc::new(AtomicBool::new(false));
         let views_ = views.subscribe();
         let flags = (Arc::clone(&leaving), stopped.clone());
@@ -166,19 +168,26 @@ impl Running {
         let (packets, thread) = dataplane::start(setup, move |error| {
             failed.fail(&error.context("The data plane failed"));
         })?;
-        tasks.spawn(announce_moves(Arc::clone(shared), device, packets.clone(), stopped));
-        let own = network.own_addresses(&state.snapshot);
-        let names = Names::start(shared, own, &state.snapshot.mesh, views.subscribe()).await;
+        let told = stopped.clone();
+        tasks.spawn(announce_moves(Arc::clone(shared), device, packets.clone(), told));
+        let mut firewall = JoinSet::new();
+        let (own, told) = (network.own_addresses(), states.subscribe());
+        firewall.spawn(firewall::watch(Arc::clone(shared), packets.clone(), tried, own, told));
+        let names = Names::start(shared, network.own_addresses(), views.subscribe()).await;
+        let network = Arc::new(Mutex::new(network));
+        tasks.spawn(network::keep(Arc::clone(shared), Arc::clone(&network), is_set(stopped)));
         let state = Arc::clone(state);
         Ok(Self {
             packets,
             thread: Some(thread),
+            device,
             network,
             state,
             states,
             views,
             names,
             listeners,
+            firewall,
             leaving,
             guarded,
             stop,
@@ -190,18 +199,19 @@ impl Running {
         if network::prefixes(&state.snapshot) != network::prefixes(&self.state.snapshot) {
             guard(&shared.settings.device, state).await;
         }
-        if let Err(error) = self.network.apply(&state.snapshot).await {
+        let mut network = self.network.lock().await;
+        if let Err(error) = network.apply(&state.snapshot).await {
             // Whatever was changed belongs to a revision that this host doesn't work by.
-            if let Err(error) = self.network.apply(&self.state.snapshot).await {
+            if let Err(error) = network.apply(&self.state.snapshot).await {
                 tracing::error!("couldn't restore the overlay's addresses: {error:#}");
             }
             return Err(error);
         }
+        drop(network);
         self.packets.switch(Arc::clone(state)).await?;
         self.state = Arc::clone(state);
         self.states.send_replace(Arc::clone(state));
         self.views.send_replace(view(state, shared.proxy.limits()));
-        self.follow_own_addresses(shared).await;
         self.wait_for_ports().await;
         Ok(())
     }
@@ -215,19 +225,12 @@ impl Running {
         }
     }
 
-    /// An operator may give a host another block of addresses.
-    async fn follow_own_addresses(&mut self, shared: &Arc<Shared>) {
-        let own = self.network.own_addresses(&self.state.snapshot);
-        let Some(names) = self.names.take_if(|names| names.addresses() != own) else { return };
-        names.stop().await;
-        let mesh = &self.state.snapshot.mesh;
-        self.names = Names::start(shared, own, mesh, self.views.subscribe()).await;
-    }
-
     async fn stop(mut self, shared: &Shared) {
         if let Some(names) = self.names.take() {
             names.stop().await;
         }
+        // It mustn't meddle with the listeners any more.
+        self.firewall.shutdown().await;
         let has_callers = shared.proxy.snapshot().active_connections > 0;
         if has_callers {
             self.leaving.store(true, Ordering::Relaxed);
@@ -263,7 +266,7 @@ impl Running {
             }
         }
         self.tasks.shutdown().await;
-        self.network.tear_down().await;
+        self.network.lock().await.tear_down().await;
     }
 }
 
@@ -349,6 +352,11 @@ fn proxy_listeners(port: u16) -> anyhow::Result<Vec<TcpListener>> {
         }
         Err(_) => Ok(vec![v4]),
     }
+}
+
+fn clones(listeners: &[TcpListener]) -> anyhow::Result<Vec<TcpListener>> {
+    let clones = listeners.iter().map(TcpListener::try_clone).collect::<Result<_, _>>();
+    clones.context("Failed to keep the proxy's port")
 }
 
 /// Has files read, names resolved and doors opened for the proxy, until the agent stops.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -36,6 +36,8 @@ pub struct Shared {
     pub pings: Pings,
     /// What is wrong with this host.
     pub problems: Problems,
+    /// What others took away of the overlay's network, and was put back.
+    pub restored: AtomicU64,
     status: watch::Sender<Status>,
     forgeries: Mutex<BTreeMap<(HostId, IpAddr), u64>>,
     packets: Mutex<Option<dataplane::Handle>>,
@@ -105,6 +107,7 @@ impl Shared {
             spans: Exported::default(),
             pings: Pings::default(),
             problems: Problems::default(),
+            restored: AtomicU64::new(0),
             status: watch::Sender::new(Status::default()),
             forgeries: Mutex::default(),
             packets: Mutex::default(),

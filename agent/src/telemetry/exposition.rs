@@ -35,6 +35,8 @@ pub(super) struct Scrape {
     pub(super) limits: Vec<LimitView>,
     /// By what became of them.
     pub(super) spans: [(&'static str, u64); 3],
+    /// Of the overlay's network.
+    pub(super) restored: u64,
 }
 
 impl Scrape {
@@ -53,6 +55,8 @@ impl Collector for Scrape {
         let mut out = Out(encoder);
         self.membership(&mut out)?;
         self.owners(&mut out)?;
+        let help = "Addresses, routes, rules and settings of the overlay that others took away, and that were put back";
+        out.counter("network_restored", help, self.restored)?;
         self.requests(&mut out)?;
         self.connections(&mut out)?;
         self.balancing(&mut out)?;
@@ -417,6 +421,7 @@ mod tests {
             ],
             limits: vec![limit()],
             spans: [("sent", 5), ("refused", 0), ("lost", 0)],
+            restored: 3,
         };
         scrape.encode().unwrap()
     }
@@ -478,6 +483,7 @@ mod tests {
             format!("isthmus_request_duration_seconds_bucket{{le=\"+Inf\",{labels}}} 3"),
             format!("isthmus_request_duration_seconds_count{{{labels}}} 3"),
             "isthmus_spans_total{fate=\"sent\"} 5".to_owned(),
+            "isthmus_network_restored_total 3".to_owned(),
             "isthmus_ejections_total{service=\"api\"} 4".to_owned(),
             "isthmus_breaker_taken{service=\"\",limit=\"max_retries\"} 1".to_owned(),
             "isthmus_breaker_open{service=\"\",limit=\"max_requests\"} 1".to_owned(),

@@ -21,17 +21,21 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use isthmus_net::sock_diag::Protocol;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
+use crate::places::{Bounds, Places, Source, Users};
 use crate::status::Shared;
 use exposition::Scrape;
 pub use otlp::Exported;
 pub(crate) use window::Window;
 pub use window::Windows;
 
-const CONNECTIONS: usize = 32;
+/// Connections at once.
+const PLACES: Bounds = Bounds { all: 32, each: 8, root: 4 };
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Whoever hasn't read its answers by then doesn't want them.
+const CONVERSATION: Duration = Duration::from_secs(60);
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves for ever.
@@ -42,18 +46,23 @@ pub async fn serve(address: SocketAddr, shared: Arc<Shared>) -> anyhow::Result<(
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("Failed to serve metrics on {address} (metrics)"))?;
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let (places, users) = (Places::new(PLACES), Users::open());
     loop {
-        let permit = Arc::clone(&permits).acquire_owned().await.context("Never closed")?;
         // Out of descriptors, or the client has gone: neither is for ever.
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let own = stream.local_addr().unwrap_or(address);
+        let user = users.find(Protocol::Tcp, peer, own);
+        let Some(place) = places.take(user.unwrap_or_else(|| Source::remote(peer.ip()))) else {
+            tracing::debug!(%peer, "too many scrapes at once");
             continue;
         };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            converse(stream, shared).await;
-            drop(permit);
+            drop(tokio::time::timeout(CONVERSATION, converse(stream, shared)).await);
+            drop(place);
         });
     }
 }
@@ -113,6 +122,7 @@ async fn metrics(shared: &Shared) -> Response<Full<Bytes>> {
             ("refused", shared.spans.refused.load(Ordering::Relaxed)),
             ("lost", shared.proxy.lost_spans()),
         ],
+        restored: shared.restored.load(Ordering::Relaxed),
     };
     match scrape.encode() {
         Ok(body) => {
