@@ -7,22 +7,24 @@
 //!
 //! Answers follow the newest view at once; their short TTL bounds how long others believe old ones.
 
-use std::future::Future;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use isthmus_net::listen::{bind_freebind_tcp, bind_freebind_udp};
 use isthmus_proxy::View;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-mod admission;
 pub mod resolver;
 mod server;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod upstream;
 mod wire;
 pub mod zone;
@@ -30,13 +32,22 @@ pub mod zone;
 /// The port that DNS is asked on.
 pub const PORT: u16 = 53;
 
+/// A server is asked once more when it doesn't answer in this time: the kernel may have to find the
+/// way first.
+const PROBE_PATIENCE: Duration = Duration::from_millis(500);
+const PROBES: usize = 3;
+/// `mesh.internal`, SOA, IN: the id is replaced.
+const PROBE: &[u8] = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x04mesh\x08internal\0\0\x06\0\x01";
+
 /// Where mesh DNS listens, and whom it asks about other names.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Usually the host's own overlay addresses, with [`PORT`]. They need not exist yet.
-    pub listen: Vec<SocketAddr>,
+    /// Usually one of the host's own overlay addresses, with [`PORT`]. It need not exist yet.
+    pub listen: SocketAddr,
     /// Who answers names that aren't the mesh's.
     pub upstream: Upstream,
+    /// All of ours: who would ask there would ask us.
+    pub own: Vec<IpAddr>,
 }
 
 /// Who answers names that aren't the mesh's.
@@ -59,26 +70,56 @@ impl Upstream {
             Self::Fixed(servers.to_vec())
         }
     }
+
+    /// Whether there is a server other than `own`.
+    #[must_use]
+    pub fn has_server(&self, own: &[IpAddr]) -> bool {
+        !upstream::usable(self, own).is_empty()
+    }
 }
 
-/// Answers until `stop` completes.
-///
-/// # Errors
-///
-/// If something else has one of the addresses and ports, or the process may not bind them.
-pub async fn serve(
-    config: Config,
-    view: watch::Receiver<Arc<View>>,
-    stop: impl Future<Output = ()>,
-) -> io::Result<()> {
-    let mut sockets = Vec::new();
-    for address in &config.listen {
-        let udp = UdpSocket::from_std(bind_freebind_udp(*address)?)?;
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(_) => write!(f, "[dns] upstream"),
+            Self::ResolvConf(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Answers until it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    _task: JoinSet<()>,
+}
+
+impl Server {
+    /// Begins to answer.
+    ///
+    /// # Errors
+    ///
+    /// If something else has the address and port, or the process may not bind them.
+    pub fn start(config: Config, view: watch::Receiver<Arc<View>>) -> io::Result<Self> {
+        let udp = UdpSocket::from_std(bind_freebind_udp(config.listen)?)?;
         // Port 0 is for tests: both get the same one.
         let tcp = TcpListener::from_std(bind_freebind_tcp(udp.local_addr()?)?)?;
-        sockets.push((udp, tcp));
+        let forwarder = upstream::Forwarder::new(config.upstream, config.own);
+        let mut task = JoinSet::new();
+        task.spawn(server::run(udp, tcp, forwarder, view));
+        Ok(Self { _task: task })
     }
-    let own: Vec<IpAddr> = config.listen.iter().map(SocketAddr::ip).collect();
-    server::run(sockets, upstream::Forwarder::new(config.upstream, own), view, stop).await;
-    Ok(())
+}
+
+/// Whether `server` answers for the mesh; none if it doesn't answer at all, or can't just now.
+pub async fn answers(server: SocketAddr) -> Option<bool> {
+    for _ in 0..PROBES {
+        let asked = upstream::ask(server, PROBE, zone::Transport::Udp);
+        match timeout(PROBE_PATIENCE, asked).await {
+            Ok(Ok(reply)) => return wire::has_answer(&reply),
+            // Refused at once: later it may not be.
+            Ok(Err(_)) => tokio::time::sleep(PROBE_PATIENCE / 5).await,
+            Err(_) => {}
+        }
+    }
+    None
 }

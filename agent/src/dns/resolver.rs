@@ -8,7 +8,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -18,6 +18,7 @@ use isthmus_model::{Ipv4Net, Mesh};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::PORT;
 use crate::settings::ConfigureResolver;
 
 /// The first line of a `resolv.conf` of ours.
@@ -32,6 +33,8 @@ pub struct Paths {
     pub resolved: PathBuf,
     /// Speaks to systemd-resolved.
     pub resolvectl: PathBuf,
+    /// Where systemd-resolved answers.
+    pub stub: SocketAddr,
     /// The C library's configuration.
     pub resolv_conf: PathBuf,
     /// A directory of ours for what was in `resolv_conf` before.
@@ -81,6 +84,7 @@ pub enum ResolverError {
 /// The host's resolver, and what was done to it.
 #[derive(Debug)]
 pub struct Resolver {
+    setting: ConfigureResolver,
     mode: Mode,
     paths: Paths,
     /// The device that systemd-resolved has settings for.
@@ -102,6 +106,7 @@ impl Paths {
         Self {
             resolved: "/run/systemd/resolve".into(),
             resolvectl: "resolvectl".into(),
+            stub: ([127, 0, 0, 53], PORT).into(),
             resolv_conf: "/etc/resolv.conf".into(),
             kept: state_dir.join("resolv-conf"),
         }
@@ -119,7 +124,7 @@ impl Resolver {
             ConfigureResolver::Auto if resolved_runs(&paths) => Mode::Resolved,
             ConfigureResolver::Auto => Mode::Off,
         };
-        Self { mode, paths, device: None }
+        Self { setting, mode, paths, device: None }
     }
 
     /// The file that names the host's own resolvers, for [`Upstream::ResolvConf`](super::Upstream).
@@ -161,6 +166,33 @@ impl Resolver {
             Mode::Resolved => self.configure_resolved(device, servers, mesh).await,
             Mode::ResolvConf => self.replace(servers),
         }
+    }
+
+    /// Whether the host still is as [`Self::configure`] made it for `servers`: others write the same
+    /// file, and systemd-resolved may forget, or come up later than the agent.
+    pub async fn is_told(&mut self, servers: &[IpAddr]) -> bool {
+        match self.mode {
+            Mode::Off if self.setting == ConfigureResolver::Auto && resolved_runs(&self.paths) => {
+                self.mode = Mode::Resolved;
+                false
+            }
+            Mode::Off => true,
+            Mode::ResolvConf => {
+                let former = fs::read_to_string(self.kept_file()).unwrap_or_default();
+                let current = fs::read_to_string(&self.paths.resolv_conf);
+                current.is_ok_and(|current| current == ours(servers, &former))
+            }
+            // A stub that is off says nothing about what systemd-resolved knows.
+            Mode::Resolved => {
+                self.device.is_some() && super::answers(self.paths.stub).await != Some(false)
+            }
+        }
+    }
+
+    /// Whether the host asks here for all names.
+    #[must_use]
+    pub fn takes_all_names(&self) -> bool {
+        self.mode == Mode::ResolvConf
     }
 
     /// Undoes what [`Self::configure`] did.

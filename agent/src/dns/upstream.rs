@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use isthmus_net::tun::interface_index;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -69,15 +70,20 @@ impl Forwarder {
         {
             return Arc::clone(known);
         }
-        let found = match &self.upstream {
-            Upstream::Fixed(found) => found.clone(),
-            Upstream::ResolvConf(path) => nameservers(path),
-        };
-        let usable = found.into_iter().filter(|server| !self.own.contains(&server.ip()));
-        let usable: Arc<[SocketAddr]> = usable.take(MAX_SERVERS).collect();
+        let usable: Arc<[SocketAddr]> = usable(&self.upstream, &self.own).into();
         *servers = Some((Instant::now(), Arc::clone(&usable)));
         usable
     }
+}
+
+/// The servers to ask: not ourselves, and not too many.
+pub(super) fn usable(upstream: &Upstream, own: &[IpAddr]) -> Vec<SocketAddr> {
+    let found = match upstream {
+        Upstream::Fixed(found) => found.clone(),
+        Upstream::ResolvConf(path) => nameservers(path),
+    };
+    let usable = found.into_iter().filter(|server| !own.contains(&server.ip()));
+    usable.take(MAX_SERVERS).collect()
 }
 
 /// The servers that a `resolv.conf` names; none if it can't be read.
@@ -86,14 +92,28 @@ pub(super) fn nameservers(path: &Path) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         let is_server = words.next() == Some("nameserver");
-        words.next().filter(|_| is_server)?.parse::<IpAddr>().ok()
+        server(words.next().filter(|_| is_server)?)
     });
-    servers.map(|ip| SocketAddr::new(ip, PORT)).collect()
+    servers.collect()
+}
+
+/// An address as `resolv.conf` has it. One that means something on one link only names that link, by
+/// name or number: `fe80::1%eth0`.
+fn server(text: &str) -> Option<SocketAddr> {
+    let Some((address, link)) = text.split_once('%') else {
+        return Some(SocketAddr::new(text.parse().ok()?, PORT));
+    };
+    let scope = link.parse().ok().or_else(|| interface_index(link))?;
+    Some(SocketAddrV6::new(address.parse().ok()?, PORT, 0, scope).into())
 }
 
 /// Asks one server. The id and the source port are new and random: whoever would forge an answer
 /// has to guess both.
-async fn ask(server: SocketAddr, query: &[u8], transport: Transport) -> io::Result<Vec<u8>> {
+pub(super) async fn ask(
+    server: SocketAddr,
+    query: &[u8],
+    transport: Transport,
+) -> io::Result<Vec<u8>> {
     let mut asked = query.to_vec();
     let mut id = [0; 2];
     getrandom::fill(&mut id).map_err(io::Error::other)?;

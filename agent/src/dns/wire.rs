@@ -36,6 +36,16 @@ pub(super) fn answers(reply: &[u8], query: &[u8]) -> bool {
     reply[..2] == query[..2] && reply[2] & RESPONSE != 0 && asked.eq_ignore_ascii_case(answered)
 }
 
+/// Whether a reply has an answer; none if its server failed to find out.
+pub(super) fn has_answer(reply: &[u8]) -> Option<bool> {
+    const SERVER_FAILURE: u8 = 2;
+    match reply.get(3)? & 0x0f {
+        0 => Some(reply.get(6..8)? != [0, 0]),
+        SERVER_FAILURE => None,
+        _ => Some(false),
+    }
+}
+
 /// A reply without records. Repeats the question if there is a readable one.
 ///
 /// `query` is at least a header.

@@ -4,12 +4,18 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 
 use tempfile::TempDir;
+use tokio::net::UdpSocket;
 
 use super::support::snapshot;
 use crate::dns::resolver::{Paths, Resolver, ResolverError};
+use crate::dns::wire;
 use crate::settings::ConfigureResolver;
 
 const FORMER: &str = "nameserver 192.0.2.1\nsearch example.com\noptions rotate\n";
+
+const NXDOMAIN: u8 = 3;
+const SERVFAIL: u8 = 2;
+const SERVERS: [&str; 2] = ["100.64.1.0", "fd12:3456:789a::1:0:0"];
 
 /// A host's files, in a directory of their own.
 struct Files {
@@ -23,6 +29,7 @@ impl Files {
         let paths = Paths {
             resolved: dir.path().join("resolve"),
             resolvectl: dir.path().join("resolvectl"),
+            stub: ([127, 0, 0, 1], 1).into(),
             resolv_conf: dir.path().join("resolv.conf"),
             kept: dir.path().join("state/kept"),
         };
@@ -63,7 +70,7 @@ impl Files {
 }
 
 async fn configure(resolver: &mut Resolver) -> Result<(), ResolverError> {
-    let servers = ["100.64.1.0", "fd12:3456:789a::1:0:0"].map(|ip| ip.parse::<IpAddr>().unwrap());
+    let servers = SERVERS.map(|ip| ip.parse::<IpAddr>().unwrap());
     resolver.configure("isth0", &servers, &snapshot().mesh).await
 }
 
@@ -140,6 +147,56 @@ async fn resolv_conf_is_rewritten_when_asked_and_put_back() {
     assert_eq!(files.resolv_conf(), FORMER);
     let mode = fs::metadata(&files.paths.resolv_conf).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o644);
+}
+
+#[tokio::test]
+async fn a_file_that_others_write_is_noticed_and_what_they_wrote_is_asked_from_then_on() {
+    let files = Files::with_resolv_conf();
+    let mut resolver = files.resolver(ConfigureResolver::ResolvConf);
+    let servers = SERVERS.map(|ip| ip.parse::<IpAddr>().unwrap());
+    assert!(!resolver.is_told(&servers).await);
+    configure(&mut resolver).await.unwrap();
+    assert!(resolver.is_told(&servers).await);
+    assert!(!resolver.is_told(&servers[..1]).await, "our addresses can change");
+
+    let dhcp = "nameserver 198.51.100.1\n";
+    fs::write(&files.paths.resolv_conf, dhcp).unwrap();
+    assert!(!resolver.is_told(&servers).await);
+    configure(&mut resolver).await.unwrap();
+    assert!(resolver.is_told(&servers).await);
+    assert_eq!(fs::read_to_string(resolver.upstream_file()).unwrap(), dhcp);
+
+    fs::write(&files.paths.resolv_conf, files.resolv_conf() + "nameserver 9.9.9.9\n").unwrap();
+    assert!(!resolver.is_told(&servers).await, "ours, with an addition");
+    resolver.restore().await.unwrap();
+    assert_eq!(files.resolv_conf(), dhcp);
+}
+
+#[tokio::test]
+async fn resolved_that_comes_up_later_or_forgets_is_told_again() {
+    let mut files = Files::with_resolved("");
+    fs::remove_dir(&files.paths.resolved).unwrap();
+    let stub = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    files.paths.stub = stub.local_addr().unwrap();
+    let mut resolver = files.resolver(ConfigureResolver::Auto);
+    assert!(resolver.is_told(&[]).await, "there is nobody to tell");
+    fs::create_dir(&files.paths.resolved).unwrap();
+    assert!(!resolver.is_told(&[]).await);
+    configure(&mut resolver).await.unwrap();
+    assert!(files.told().starts_with("dns isth0 "), "{}", files.told());
+    for (code, is_told) in [(NXDOMAIN, false), (SERVFAIL, true)] {
+        let answering = async {
+            let mut query = [0; 512];
+            loop {
+                let (length, from) = stub.recv_from(&mut query).await.unwrap();
+                stub.send_to(&wire::bare_reply(&query[..length], code), from).await.unwrap();
+            }
+        };
+        tokio::select! {
+            told = resolver.is_told(&[]) => assert_eq!(told, is_told, "{code}"),
+            () = answering => {}
+        }
+    }
 }
 
 #[tokio::test]

@@ -2,5 +2,5 @@
 
 mod host_resolver;
 mod serving;
-mod support;
+pub(crate) mod support;
 mod zone;

@@ -9,13 +9,14 @@ use isthmus_policy::Policy;
 use isthmus_proxy::View;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::support::*;
 use crate::dns::server::run;
 use crate::dns::upstream::{Forwarder, framed, nameservers, read_framed};
-use crate::dns::{Config, Upstream, serve, wire};
+use crate::dns::{self, Config, Upstream, wire};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const SOON: Duration = Duration::from_secs(10);
@@ -24,7 +25,7 @@ const SOON: Duration = Duration::from_secs(10);
 struct Server {
     address: SocketAddr,
     views: watch::Sender<Arc<View>>,
-    _stop: oneshot::Sender<()>,
+    _task: JoinSet<()>,
 }
 
 /// Who asked, and what.
@@ -48,12 +49,10 @@ impl Server {
         };
         let address = udp.local_addr().unwrap();
         let (views, view) = watch::channel(view());
-        let (stop, stopped) = oneshot::channel();
         let forwarder = Forwarder::new(Upstream::Fixed(upstream.to_vec()), Vec::new());
-        tokio::spawn(run(vec![(udp, tcp)], forwarder, view, async {
-            let _ = stopped.await;
-        }));
-        Self { address, views, _stop: stop }
+        let mut task = JoinSet::new();
+        task.spawn(run(udp, tcp, forwarder, view));
+        Self { address, views, _task: task }
     }
 
     async fn ask_by_udp(&self, query: &Message) -> Message {
@@ -243,18 +242,21 @@ async fn garbage_is_survived() {
 }
 
 #[tokio::test]
-async fn serving_begins_before_the_address_exists_and_ends_when_told() {
+async fn serving_begins_before_the_address_exists_and_ends_with_the_server() {
     let (_views, view) = watch::channel(view());
-    let (stop, stopped) = oneshot::channel::<()>();
-    let config = Config {
-        listen: vec![(Ipv4Addr::new(198, 51, 100, 7), 0).into(), (LOOPBACK, 0).into()],
-        upstream: Upstream::Fixed(Vec::new()),
-    };
-    let serving = tokio::spawn(serve(config, view, async {
-        let _ = stopped.await;
-    }));
-    stop.send(()).unwrap();
-    timeout(SOON, serving).await.unwrap().unwrap().unwrap();
+    let config = |listen| Config { listen, upstream: Upstream::Fixed(vec![]), own: vec![] };
+    let absent = (Ipv4Addr::new(198, 51, 100, 7), 0).into();
+    dns::Server::start(config(absent), view.clone()).unwrap();
+
+    let address = UdpSocket::bind((LOOPBACK, 0)).await.unwrap().local_addr().unwrap();
+    let server = dns::Server::start(config(address), view.clone()).unwrap();
+    assert_eq!(dns::answers(address).await, Some(true));
+    assert!(dns::Server::start(config(address), view).is_err(), "the port is taken");
+    drop(server);
+    while UdpSocket::bind(address).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(dns::answers(address).await, None);
 }
 
 #[test]
@@ -262,10 +264,12 @@ fn resolv_conf_names_the_resolvers() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("resolv.conf");
     let text = "# comment\nsearch example.com\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 # x\n\
-                nameserver\nnameserver nonsense\noptions edns0\n";
+                nameserver\nnameserver nonsense\nnameserver fe80::1%nolink\noptions edns0\n\
+                nameserver fe80::1%lo\nnameserver fe80::2%7\nnameserver 192.0.2.1%lo\n";
     std::fs::write(&path, text).unwrap();
     let found: Vec<String> = nameservers(&path).iter().map(ToString::to_string).collect();
-    assert_eq!(found, ["192.0.2.1:53", "[2001:db8::1]:53"]);
+    let scoped = ["[fe80::1%1]:53", "[fe80::2%7]:53"];
+    assert_eq!(found, [["192.0.2.1:53", "[2001:db8::1]:53"], scoped].concat());
     assert!(nameservers(&dir.path().join("missing")).is_empty());
 }
 
