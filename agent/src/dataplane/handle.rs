@@ -22,6 +22,7 @@ pub(super) enum Command {
     Sample(oneshot::Sender<Sample>),
     Ping(Ping, oneshot::Sender<Option<HostId>>),
     Moved,
+    Write(Vec<u8>),
     Stop,
 }
 
@@ -82,6 +83,14 @@ impl Handle {
     pub fn moved(&self) {
         // A full queue: there is more to do than to speed up roaming.
         if self.commands.try_send(Command::Moved).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    /// Puts a packet into the device, as if it had come by a tunnel and were let through.
+    pub fn write(&self, packet: Vec<u8>) {
+        // A full queue: it is lost, as packets may be.
+        if self.commands.try_send(Command::Write(packet)).is_ok() {
             self.waker.wake();
         }
     }

@@ -1,13 +1,15 @@
 //! Time, and what the control plane wants.
 
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use isthmus_core::Owners;
+use isthmus_core::{Owners, TunWriter as _};
 use isthmus_net::poll::{Events, Interest, Poller};
+use isthmus_net::tun::VNET_HEADER;
 use isthmus_net::udp::UdpSocket;
 
 use super::engine::{Engine, Lane, Shared};
@@ -74,6 +76,10 @@ impl<O: Owners> Keeper<O> {
                 Command::Moved => {
                     engine.node.handle_moved(now);
                     self.shared.flush(&mut engine);
+                }
+                Command::Write(packet) => {
+                    let frame = [IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(&packet)];
+                    self.shared.frames(0).write(&frame);
                 }
                 Command::Stop => return false,
             }
