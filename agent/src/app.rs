@@ -69,6 +69,7 @@ pub async fn run(settings: Settings, cgroups: SharedCgroups) -> anyhow::Result<(
 
     let spans = tokio::spawn(export_spans(Arc::clone(&shared)));
     let tidying = tokio::spawn(memory::keep_tidy());
+    let tending = tokio::spawn(membership::tend(Arc::clone(&shared), Arc::clone(&disk)));
 
     let living = live(&shared, &disk, identity, &mut stopped, &mut joined);
     tokio::pin!(living);
@@ -87,6 +88,7 @@ pub async fn run(settings: Settings, cgroups: SharedCgroups) -> anyhow::Result<(
     windows.abort();
     spans.abort();
     tidying.abort();
+    tending.abort();
     say_goodbye(local).await;
     ended
 }

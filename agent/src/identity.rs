@@ -13,7 +13,7 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certificate};
 use zeroize::Zeroizing;
 
 /// A member's whole identity. No `Debug`: it holds secrets.
@@ -151,6 +151,34 @@ impl TlsIdentity {
         PrivatePkcs8KeyDer::from(self.key.to_vec()).into()
     }
 
+    /// Whether key, certificate and CA belong together, and to this host.
+    ///
+    /// # Errors
+    /// Names what doesn't belong to what.
+    pub fn check(&self, member: &Member) -> anyhow::Result<()> {
+        let (leaf, ca) = (parse(&self.leaf)?, parse(&self.ca)?);
+        let key = PrivatePkcs8KeyDer::from(&self.key[..]);
+        let key = KeyPair::try_from(&key).context("The key is none")?;
+        ensure!(
+            leaf.public_key().raw == key.subject_public_key_info().as_slice(),
+            "The key doesn't belong to the certificate"
+        );
+        let issued_by = leaf.issuer().as_raw() == ca.subject().as_raw();
+        let same_key = match (authority_key(&leaf), subject_key(&ca)) {
+            (Some(one), Some(other)) => one == other,
+            (None, _) | (_, None) => true,
+        };
+        ensure!(issued_by && same_key, "The certificate doesn't belong to the CA");
+        let wanted = MeshIdentity::Host(member.host.clone()).spiffe(&member.trust_domain);
+        let names: Vec<&str> = uris(&leaf).collect();
+        ensure!(
+            names.is_empty() || names.contains(&&*wanted),
+            "The certificate is for {}, but this host is {wanted}",
+            names.join(", ")
+        );
+        Ok(())
+    }
+
     /// From when until when this host can use the certificate.
     ///
     /// # Errors
@@ -219,6 +247,24 @@ fn uris<'a>(certificate: &'a X509Certificate<'_>) -> impl Iterator<Item = &'a st
         .map_or(&[][..], |names| &names.value.general_names)
         .iter()
         .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
+}
+
+fn authority_key<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
+    certificate.extensions().iter().find_map(|it| {
+        let ParsedExtension::AuthorityKeyIdentifier(it) = it.parsed_extension() else {
+            return None;
+        };
+        it.key_identifier.as_ref().map(|it| it.0)
+    })
+}
+
+fn subject_key<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
+    certificate.extensions().iter().find_map(|it| {
+        let ParsedExtension::SubjectKeyIdentifier(it) = it.parsed_extension() else {
+            return None;
+        };
+        Some(it.0)
+    })
 }
 
 /// [`Member`] as its file spells it.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use isthmus_model::Problem;
+use isthmus_model::{Problem, Snapshot};
 use isthmus_proto::v1;
 use isthmus_proxy::{Demand, Traffic};
 use tokio::sync::{mpsc, watch};
@@ -17,7 +17,7 @@ use crate::identity::{Identity, TlsIdentity};
 use crate::network;
 use crate::plane::Plane;
 use crate::ports;
-use crate::state_dir::StateDir;
+use crate::state_dir::{Ailments, StateDir};
 use crate::status::Shared;
 use crate::sync::backoff::{Backoff, random};
 use crate::sync::resources::Resources;
@@ -28,6 +28,14 @@ const GOOD_SESSION: Duration = Duration::from_secs(5);
 
 /// The code of the problem that a restart would forget the newest revision.
 const NOT_KEPT: &str = "snapshot-not-kept";
+/// That nothing can be written at all.
+const UNWRITABLE: &str = "state-not-writable";
+/// That the tunnel's key isn't the one by which others know this host.
+const FOREIGN_KEY: &str = "tunnel-key-foreign";
+/// That a mesh couldn't be forgotten.
+const NOT_FORGOTTEN: &str = "mesh-not-forgotten";
+/// Between two looks at the state directory.
+const TEND_EVERY: Duration = Duration::from_secs(3);
 
 /// How a membership ends.
 #[expect(missing_debug_implementations, reason = "holds private keys")]
@@ -92,10 +100,15 @@ impl Membership {
     /// Needs no controller. A snapshot that can't be used is no reason to give up: the controller
     /// has others.
     async fn start_from_disk(&mut self) -> anyhow::Result<()> {
-        let Some(kept) = self.disk.snapshot()? else { return Ok(()) };
+        let kept = self.disk.snapshot().unwrap_or_else(|error| {
+            tracing::error!("no snapshot, waiting for the controller: {error:#}");
+            None
+        });
+        let Some(kept) = kept else { return Ok(()) };
         let resources = Resources::from(kept.resources);
         if let Err(error) = resources.snapshot() {
-            return self.disk.set_aside_snapshot(&error.into());
+            self.disk.set_aside_snapshot(&error.into());
+            return Ok(());
         }
         let revision = resources.revision();
         match self.work_by(&resources).await {
@@ -120,7 +133,21 @@ impl Membership {
             snapshot.local == member.host_id && snapshot.mesh.trust_domain == member.trust_domain,
             "the snapshot is for another host"
         );
+        self.shared.problems.set(FOREIGN_KEY, self.foreign_key(&snapshot));
         self.plane.switch(snapshot).await
+    }
+
+    /// Peers know this host's tunnel by the key that the mesh has of it.
+    fn foreign_key(&self, snapshot: &Snapshot) -> Option<Problem> {
+        let known = snapshot.hosts.get(&snapshot.local)?.public_key;
+        let ours = self.identity.tunnel.public().ok()?;
+        (known != ours).then(|| {
+            Problem::new(
+                FOREIGN_KEY,
+                "the tunnel key in the state directory isn't the one by which others know this host, so no tunnel works",
+                "restore wireguard.key from the same backup as the other files, or join again",
+            )
+        })
     }
 
     /// Holds one session after the other; returns why the host was removed.
@@ -193,7 +220,8 @@ impl Membership {
                 return Ok(());
             }
             Outcome::Removed(reason) => {
-                self.disk.forget()?;
+                let not_forgotten = self.disk.forget().err().map(|error| not_forgotten(&error));
+                self.shared.problems.set(NOT_FORGOTTEN, not_forgotten);
                 let mesh = &self.identity.member.mesh;
                 tracing::warn!(reason, "this host was removed from the mesh {mesh}");
                 format!("this host was removed from the mesh {mesh}: {reason}")
@@ -318,6 +346,36 @@ impl sync::Member for Membership {
     fn device(&self) -> Option<u32> {
         self.plane.device()
     }
+}
+
+/// The disk refuses: the next start would be as the member that this host was, until it is told again.
+fn not_forgotten(error: &anyhow::Error) -> Problem {
+    Problem::new(
+        NOT_FORGOTTEN,
+        format!("the mesh that this host was removed from couldn't be forgotten: {error:#}"),
+        "make the state directory writable, then remove what is in it",
+    )
+}
+
+/// Keeps what couldn't be kept once it can be, and says what is wrong with the disk, for ever.
+pub(crate) async fn tend(shared: Arc<Shared>, disk: Arc<StateDir>) {
+    let mut tick = tokio::time::interval(TEND_EVERY);
+    loop {
+        tick.tick().await;
+        let disk = Arc::clone(&disk);
+        let Ok(ailments) = tokio::task::spawn_blocking(move || disk.tend()).await else { continue };
+        let Ailments { unwritable, unkept } = ailments;
+        shared.problems.set(UNWRITABLE, unwritable.as_ref().map(unwritable_problem));
+        shared.problems.set(NOT_KEPT, unkept.map(|(revision, error)| not_kept(revision, &error)));
+    }
+}
+
+fn unwritable_problem(error: &anyhow::Error) -> Problem {
+    Problem::new(
+        UNWRITABLE,
+        format!("nothing can be kept in the state directory: {error:#}"),
+        "make room in the state directory, or make it writable",
+    )
 }
 
 /// The data plane works by the revision already, but a restart would bring the one before it back.

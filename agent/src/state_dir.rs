@@ -12,11 +12,16 @@
 //!
 //! A file is replaced whole or not at all: written beside its place, flushed, renamed, and the
 //! directory flushed. Half-written files of an agent that died are ignored and overwritten.
+//!
+//! A directory that can only be read is enough to work by what is there. What couldn't be kept is kept
+//! once it can be: see [`StateDir::tend`].
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
@@ -30,6 +35,8 @@ use zeroize::Zeroizing;
 
 use crate::identity::{Identity, Member, TlsIdentity, TunnelKey};
 
+const LOCK: &str = "lock";
+const PROBE: &str = "probe";
 const TUNNEL_KEY: &str = "wireguard.key";
 const TLS: &str = "tls.pem";
 const MEMBER: &str = "member.toml";
@@ -43,6 +50,18 @@ const SNAPSHOT_MAGIC: &[u8] = b"isthmus snapshot 1\n";
 pub struct StateDir {
     path: PathBuf,
     _lock: File,
+    /// The snapshot that couldn't be kept.
+    unkept: Mutex<Option<v1::SnapshotResources>>,
+    is_writable: AtomicBool,
+}
+
+/// What is wrong with the directory.
+#[derive(Debug, Default)]
+pub struct Ailments {
+    /// Nothing can be written, for this reason.
+    pub unwritable: Option<anyhow::Error>,
+    /// This revision isn't kept, for this reason.
+    pub unkept: Option<(u64, anyhow::Error)>,
 }
 
 /// A snapshot as it was kept.
@@ -57,18 +76,21 @@ impl StateDir {
     /// Opens the directory, making it where it is missing.
     ///
     /// # Errors
-    /// When another agent uses it, or it can't be made private.
+    /// When another agent uses it, or it is neither there nor can be made.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
         make_directory(path)
             .with_context(|| format!("Failed to make the state directory {shown}"))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        make_private(path)
             .with_context(|| format!("Failed to make the state directory {shown} private"))?;
-        let lock = private(OpenOptions::new().create(true).truncate(false).write(true))
-            .open(path.join("lock"))
-            .with_context(|| format!("Failed to open {shown}/lock"))?;
+        let lock = open_lock(path).with_context(|| format!("Failed to open {shown}/lock"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+                unkept: Mutex::default(),
+                is_writable: AtomicBool::new(false),
+            }),
             Err(fs::TryLockError::WouldBlock) => {
                 bail!("Another agent uses the state directory {shown}; stop it first")
             }
@@ -76,6 +98,30 @@ impl StateDir {
                 Err(error).with_context(|| format!("Failed to lock {shown}"))
             }
         }
+    }
+
+    /// Looks whether the directory can be written, and keeps what couldn't be kept before. To be done from
+    /// time to time; it costs nothing while all is well.
+    pub fn tend(&self) -> Ailments {
+        let mut unkept = self.unkept();
+        if self.is_writable.load(Ordering::Relaxed) && unkept.is_none() {
+            return Ailments::default();
+        }
+        let probe = replace(&self.path.join(PROBE), b"")
+            .and_then(|()| fs::remove_file(self.path.join(PROBE)));
+        self.is_writable.store(probe.is_ok(), Ordering::Relaxed);
+        let unwritable = probe.err().map(anyhow::Error::from);
+        let Some(snapshot) = unkept.take() else { return Ailments { unwritable, unkept: None } };
+        let kept = self.write(SNAPSHOT, &encode_snapshot(&snapshot));
+        let error = kept.err().map(|error| (snapshot.revision, error));
+        if error.is_some() {
+            *unkept = Some(snapshot);
+        }
+        Ailments { unwritable, unkept: error }
+    }
+
+    fn unkept(&self) -> MutexGuard<'_, Option<v1::SnapshotResources>> {
+        self.unkept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who this host is; `None` before it has joined.
@@ -101,6 +147,7 @@ impl StateDir {
         let tls = self.read(TLS)?.ok_or_else(|| anyhow!("{TLS} is missing"))?;
         let obtained = fs::metadata(self.path.join(TLS))?.modified()?;
         let tls = decode_tls(&tls, obtained).context(TLS)?;
+        tls.check(&member).context(TLS)?;
         Ok(Identity { member, tunnel, tls })
     }
 
@@ -109,6 +156,7 @@ impl StateDir {
     /// # Errors
     /// When the disk refuses.
     pub fn write_identity(&self, identity: &Identity) -> anyhow::Result<()> {
+        *self.unkept() = None;
         let mut key = Zeroizing::new(STANDARD.encode(**identity.tunnel.bytes()));
         key.push('\n');
         self.write(TUNNEL_KEY, key.as_bytes())?;
@@ -127,7 +175,7 @@ impl StateDir {
     /// The last snapshot. A damaged one is moved aside: the controller has another.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk refuses to read it.
     pub fn snapshot(&self) -> anyhow::Result<Option<KeptSnapshot>> {
         let Some(bytes) = self.read(SNAPSHOT)? else { return Ok(None) };
         match decode_snapshot(&bytes) {
@@ -136,32 +184,34 @@ impl StateDir {
                 Ok(Some(KeptSnapshot { resources, confirmed }))
             }
             Err(error) => {
-                self.set_aside_snapshot(&error)?;
+                self.set_aside_snapshot(&error);
                 Ok(None)
             }
         }
     }
 
     /// Moves away a snapshot that can't be used, so that a person can look at it.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn set_aside_snapshot(&self, why: &anyhow::Error) -> anyhow::Result<()> {
+    pub fn set_aside_snapshot(&self, why: &anyhow::Error) {
         let aside = self.path.join(DAMAGED);
         tracing::warn!(
             file = %aside.display(),
-            "the snapshot on disk is damaged ({why:#}); moved it aside, waiting for the controller"
+            "the snapshot on disk is damaged ({why:#}); moving it aside, waiting for the controller"
         );
-        fs::rename(self.path.join(SNAPSHOT), &aside)
-            .with_context(|| format!("Failed to move the damaged snapshot to {}", aside.display()))
+        if let Err(error) = fs::rename(self.path.join(SNAPSHOT), &aside) {
+            tracing::warn!(%error, "couldn't move it aside");
+        }
     }
 
     /// Keeps a snapshot.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk refuses. Then [`Self::tend`] tries again.
     pub fn write_snapshot(&self, resources: &v1::SnapshotResources) -> anyhow::Result<()> {
-        self.write(SNAPSHOT, &encode_snapshot(resources))
+        // The lock keeps an older one from coming after this.
+        let mut unkept = self.unkept();
+        let written = self.write(SNAPSHOT, &encode_snapshot(resources));
+        *unkept = written.is_err().then(|| resources.clone());
+        written
     }
 
     /// Notes that the controller confirmed the snapshot at `at`.
@@ -181,6 +231,7 @@ impl StateDir {
     /// # Errors
     /// When the disk refuses.
     pub fn forget(&self) -> anyhow::Result<()> {
+        *self.unkept() = None;
         for name in [MEMBER, SNAPSHOT, TLS, TUNNEL_KEY] {
             match fs::remove_file(self.path.join(name)) {
                 Ok(()) => {}
@@ -210,7 +261,11 @@ impl StateDir {
 
     fn write(&self, name: &str, contents: &[u8]) -> anyhow::Result<()> {
         let path = self.path.join(name);
-        replace(&path, contents).with_context(|| format!("Failed to write {}", path.display()))
+        let written = replace(&path, contents);
+        if written.is_err() {
+            self.is_writable.store(false, Ordering::Relaxed);
+        }
+        written.with_context(|| format!("Failed to write {}", path.display()))
     }
 
     fn flush_directory(&self) -> anyhow::Result<()> {
@@ -247,6 +302,29 @@ pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         made => made,
     }
+}
+
+/// One that is for its owner only already needs nothing: perhaps it can only be read.
+fn make_private(path: &Path) -> io::Result<()> {
+    let is_private = |mode: u32| mode & 0o777 == 0o700;
+    if fs::metadata(path).is_ok_and(|found| is_private(found.permissions().mode())) {
+        return Ok(());
+    }
+    match fs::set_permissions(path, fs::Permissions::from_mode(0o700)) {
+        // Nothing can be written into it, so there is nothing to be hidden that wasn't open before.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            tracing::warn!("the state directory {} is open for others", path.display());
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+/// What can be locked without being written: the file from before, else the directory.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let file = path.join(LOCK);
+    let lock = private(OpenOptions::new().create(true).truncate(false).write(true)).open(&file);
+    lock.or_else(|error| File::open(&file).or_else(|_| File::open(path)).map_err(|_| error))
 }
 
 fn private(options: &mut OpenOptions) -> &mut OpenOptions {
@@ -314,7 +392,7 @@ mod tests {
 
     fn resources(revision: u64) -> v1::SnapshotResources {
         let resources = vec![v1::Resource { key: "policy".into(), body: None }];
-        v1::SnapshotResources { revision, resources }
+        v1::SnapshotResources { revision, resources, ..v1::SnapshotResources::default() }
     }
 
     #[test]
@@ -376,6 +454,79 @@ mod tests {
             fs::write(state.path.join(SNAPSHOT), &bytes[..cut]).unwrap();
             assert!(state.snapshot().unwrap().is_none(), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_snapshot_damaged_in_any_way_is_none() {
+        let (_parent, state) = directory();
+        state.write_snapshot(&resources(3)).unwrap();
+        let whole = fs::read(state.path.join(SNAPSHOT)).unwrap();
+        let cuts = (0..whole.len()).map(|at| whole[..at].to_vec());
+        let flips = (0..whole.len() * 8).map(|bit| {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            bytes
+        });
+        for bytes in cuts.chain(flips) {
+            fs::write(state.path.join(SNAPSHOT), &bytes).unwrap();
+            assert!(state.snapshot().unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn files_that_do_not_belong_together_are_named() {
+        let (_parent, state) = directory();
+        let (one, other) = (identity(), identity());
+        let mixed = [
+            TlsIdentity { key: other.tls.key.clone(), ..one.tls.clone() },
+            TlsIdentity { ca: other.tls.ca.clone(), ..one.tls.clone() },
+        ];
+        for tls in mixed {
+            state.write_identity(&Identity { tls, ..one.clone() }).unwrap();
+            let error = format!("{:#}", state.identity().err().unwrap());
+            assert!(error.contains(TLS) && error.contains("belong"), "{error}");
+        }
+        state.write_identity(&one).unwrap();
+        let elsewhere = Member { host: "app-2".parse().unwrap(), ..member() };
+        state.write(MEMBER, elsewhere.to_toml().unwrap().as_bytes()).unwrap();
+        let error = format!("{:#}", state.identity().err().unwrap());
+        assert!(error.contains("host/app-2") && error.contains(TLS), "{error}");
+    }
+
+    /// A folder in the way stands for whatever makes writing fail: root may write where others may not.
+    #[test]
+    fn what_could_not_be_kept_is_kept_once_it_can_be() {
+        let (_parent, state) = directory();
+        state.write_snapshot(&resources(1)).unwrap();
+        let ailments = state.tend();
+        assert!(ailments.unwritable.is_none() && ailments.unkept.is_none());
+        let in_the_way = ["snapshot.new", "probe.new"].map(|name| state.path.join(name));
+        in_the_way.iter().for_each(|path| fs::create_dir(path).unwrap());
+        state.write_snapshot(&resources(2)).unwrap_err();
+        state.write_snapshot(&resources(3)).unwrap_err();
+        let ailments = state.tend();
+        assert!(ailments.unwritable.is_some());
+        assert_eq!(ailments.unkept.unwrap().0, 3);
+        assert_eq!(state.snapshot().unwrap().unwrap().resources, resources(1));
+        in_the_way.iter().for_each(|path| fs::remove_dir(path).unwrap());
+        let ailments = state.tend();
+        assert!(ailments.unwritable.is_none() && ailments.unkept.is_none());
+        assert_eq!(state.snapshot().unwrap().unwrap().resources, resources(3));
+        let names = fs::read_dir(&state.path).unwrap().count();
+        assert_eq!(names, 2, "the lock and the snapshot");
+    }
+
+    #[test]
+    fn a_lock_that_can_only_be_read_is_enough() {
+        let (parent, state) = directory();
+        drop(state);
+        let path = parent.path().join("agent");
+        fs::remove_file(path.join(LOCK)).unwrap();
+        // Nobody can write a folder.
+        fs::create_dir(path.join(LOCK)).unwrap();
+        let _state = StateDir::open(&path).unwrap();
+        let error = StateDir::open(&path).unwrap_err();
+        assert!(error.to_string().contains("Another agent"), "{error}");
     }
 
     #[test]

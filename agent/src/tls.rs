@@ -335,6 +335,7 @@ pub(crate) mod tests {
             let uri = format!("spiffe://{}/host/{}", names.trust_domain, names.host);
             request.params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
             request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            request.params.use_authority_key_identifier_extension = true;
             let now = std::time::SystemTime::now();
             request.params.not_before = (now - names.age).into();
             request.params.not_after = (now + names.left).into();
