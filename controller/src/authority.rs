@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use isthmus_model::{HostId, Name, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
@@ -17,6 +17,7 @@ use rcgen::{
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::{files, mesh_file, time};
@@ -63,7 +64,7 @@ impl Authority {
     /// Makes a new CA in a state directory.
     pub(crate) fn create(state_dir: &Path, trust_domain: &TrustDomain) -> Result<Self> {
         let key = KeyPair::generate().context("Failed to make the CA's key")?;
-        let mut params = params(&format!("{trust_domain} CA"), CA_LIFETIME)?;
+        let mut params = params(&ca_name(trust_domain), CA_LIFETIME)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.use_authority_key_identifier_extension = false;
@@ -79,6 +80,9 @@ impl Authority {
         let pem = files::read(&state_dir.join(CERTIFICATE))?;
         let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
             .context("Failed to read the CA's certificate, ca.pem")?;
+        check_ca(&certificate, &key, trust_domain).with_context(|| {
+            format!("The files in {} don't belong together", state_dir.display())
+        })?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .context("Failed to read the CA's certificate, ca.pem")?;
         Ok(Self { issuer, certificate, trust_domain: trust_domain.clone() })
@@ -170,6 +174,27 @@ impl RequestedKey {
     }
 }
 
+/// Files of several meshes make none: each host would refuse what such a controller signs.
+fn check_ca(certificate: &[u8], key: &KeyPair, trust_domain: &TrustDomain) -> Result<()> {
+    let (_, parsed) = X509Certificate::from_der(certificate).context("ca.pem is no certificate")?;
+    if parsed.public_key().raw != key.subject_public_key_info().as_slice() {
+        bail!("ca.key isn't the key of ca.pem; restore both from the same backup");
+    }
+    let name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    if name != Some(&*ca_name(trust_domain)) {
+        let name = name.unwrap_or("somebody else");
+        bail!(
+            "mesh.toml is about {trust_domain:?}, but ca.pem is of {name:?}; restore both from the same backup",
+            trust_domain = trust_domain.as_str()
+        );
+    }
+    Ok(())
+}
+
+fn ca_name(trust_domain: &TrustDomain) -> String {
+    format!("{trust_domain} CA")
+}
+
 /// The membership that a host's certificate was issued for.
 pub(crate) fn host_of_serial(serial: &[u8]) -> Option<HostId> {
     let [HOST_MARK, a, b, c, d, rest @ ..] = serial else { return None };
@@ -206,6 +231,24 @@ fn params(common_name: &str, lifetime: Duration) -> Result<CertificateParams> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_that_do_not_belong_together_are_named() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (corp, else_) = ("corp.example".parse().unwrap(), "else.example".parse().unwrap());
+        Authority::create(one.path(), &corp).unwrap();
+        Authority::create(other.path(), &else_).unwrap();
+        let said = |domain| format!("{:#}", Authority::load(one.path(), domain).err().unwrap());
+        let text = said(&else_);
+        assert!(text.contains("mesh.toml") && text.contains("ca.pem"), "{text}");
+        std::fs::copy(other.path().join(KEY), one.path().join(KEY)).unwrap();
+        let text = said(&corp);
+        assert!(text.contains("ca.key isn't the key of ca.pem"), "{text}");
+        for damage in ["", "-----BEGIN", "x"] {
+            std::fs::write(one.path().join(KEY), damage).unwrap();
+            assert!(said(&corp).contains("ca.key"), "{damage:?}");
+        }
+    }
 
     #[test]
     fn a_serial_tells_the_membership() {

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use isthmus_controller_core::State;
 use isthmus_controller_core::delivery::{
-    Counts, Decision, Delivery, Order, Phase, Tally, Trial, Version,
+    Circumstances, Counts, Decision, Delivery, Order, Phase, Tally, Trial, Version,
 };
 use isthmus_model::topology::RolloutDecl;
-use isthmus_model::{Name, Revision};
+use isthmus_model::{HostId, Name, Revision};
 use isthmus_proto::v1;
 use isthmus_proto::v1::steer_delivery_request::Order as Asked;
 use tonic::Status;
@@ -23,6 +23,8 @@ use crate::mesh::{Mesh, Published};
 
 /// Agents report each second.
 const TICK: Duration = Duration::from_millis(250);
+/// In the place of a route's name: what workloads of the reporting host were asked.
+const SERVED: &str = "";
 /// Of one report.
 const MOST_TRAFFIC: usize = 1_024;
 const MOST_LATENCIES: usize = 4_096;
@@ -51,26 +53,43 @@ struct Step {
 }
 
 impl Trials {
-    /// An agent tells what it measured.
-    pub(crate) fn handle_report(&self, state: &State, traffic: Vec<v1::BackendTraffic>) {
+    /// An agent tells what it measured. Only who may call counts, and who has the canary.
+    pub(crate) fn handle_report(
+        &self,
+        host: HostId,
+        now: &Published,
+        traffic: Vec<v1::BackendTraffic>,
+    ) {
         if traffic.is_empty() {
             return;
         }
+        let state = &now.state;
         let mut running = self.running();
         for traffic in traffic.into_iter().take(MOST_TRAFFIC) {
             let mut rollouts = state.topology.rollouts.iter();
-            let concerned =
-                rollouts.find(|(_, it)| it.routes.iter().any(|it| **it == traffic.route));
+            let concerned = rollouts.find(|(_, it)| match &*traffic.route {
+                SERVED => traffic.backend == it.canary.as_str(),
+                route => it.routes.iter().any(|it| **it == *route),
+            });
             let Some((name, declared)) = concerned else { continue };
             let phase = state.deliveries.get(name).map(|delivery| &delivery.phase);
             let running = running.get_mut(name).filter(|it| Some(&it.of.0) == phase);
             let Some(running) = running else { continue };
+            if traffic.route == SERVED {
+                if now.world.serves(host, &traffic.backend) {
+                    running.trial.handle_served(traffic.requests);
+                }
+                continue;
+            }
+            if !now.world.has_route(host, &traffic.route) {
+                continue;
+            }
             let version = match &*traffic.backend {
                 backend if backend == declared.canary.as_str() => Version::Canary,
                 backend if backend == declared.stable.as_str() => Version::Stable,
                 _ => continue,
             };
-            running.trial.handle_counts(version, &counts(traffic));
+            running.trial.handle_counts(host, version, &counts(traffic));
         }
     }
 
@@ -92,7 +111,9 @@ impl Trials {
             }
             let running = Running::of(&mut running, name, delivery, &published);
             let behind = behind(mesh, &published, running.revision);
-            let then = match running.trial.decide(declared, &behind, now) {
+            let has_servers = published.world.has_servers(declared.canary.as_str());
+            let circumstances = Circumstances { behind: &behind, has_servers };
+            let then = match running.trial.decide(declared, circumstances, now) {
                 Decision::Wait(why) => {
                     running.waits_for = why;
                     continue;
@@ -182,7 +203,13 @@ pub(crate) fn watched(state: &State) -> Vec<String> {
         delivery.is_some_and(|it| matches!(it.phase, Phase::Progressing { .. }))
     };
     let rollouts = state.topology.rollouts.iter().filter(|(name, _)| goes_on(name));
-    rollouts.flat_map(|(_, declared)| declared.routes.iter().map(ToString::to_string)).collect()
+    let mut watched: Vec<String> = rollouts
+        .flat_map(|(_, declared)| declared.routes.iter().map(ToString::to_string))
+        .collect();
+    if !watched.is_empty() {
+        watched.push(SERVED.to_owned());
+    }
+    watched
 }
 
 /// An operator steers a rollout.

@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use isthmus_proto::v1;
 
 const KEPT: usize = 256;
+/// Of one reporter: nobody's word pushes all others' out.
+const KEPT_OF_ONE: usize = 32;
 
 /// The latest security events.
 #[derive(Debug, Default)]
@@ -27,8 +29,14 @@ impl Events {
             same.at = event.at;
             return;
         }
-        if recent.len() == KEPT {
-            recent.pop_front();
+        let own = |old: &&v1::SecurityEvent| old.reported_by == event.reported_by;
+        let goes = if recent.iter().filter(own).count() >= KEPT_OF_ONE {
+            recent.iter().position(|old| own(&old))
+        } else {
+            (recent.len() >= KEPT).then_some(0)
+        };
+        if let Some(goes) = goes {
+            recent.remove(goes);
         }
         recent.push_back(event);
     }
@@ -47,6 +55,7 @@ mod tests {
         let events = Events::default();
         for n in 0..1_000 {
             let event = v1::SecurityEvent {
+                reported_by: (n % 100).to_string(),
                 claimed_source: n.to_string(),
                 packets: 1,
                 ..Default::default()
@@ -57,5 +66,22 @@ mod tests {
         let all = events.all();
         assert_eq!(all.len(), KEPT);
         assert!(all.iter().all(|event| event.packets == 2));
+    }
+
+    #[test]
+    fn one_reporter_pushes_nobody_elses_events_out() {
+        let events = Events::default();
+        let event = |reporter: &str, n: usize| v1::SecurityEvent {
+            reported_by: reporter.to_owned(),
+            claimed_source: n.to_string(),
+            packets: 1,
+            ..Default::default()
+        };
+        events.push(event("honest", 0));
+        (0..1_000).for_each(|n| events.push(event("noisy", n)));
+        let all = events.all();
+        assert_eq!(all.len(), 1 + KEPT_OF_ONE);
+        assert!(all.iter().any(|event| event.reported_by == "honest"));
+        assert!(all.iter().any(|event| event.claimed_source == "999"), "the latest are kept");
     }
 }

@@ -1,4 +1,4 @@
-//! Slows down whoever guesses join tokens.
+//! Slows down whoever guesses join tokens, and whoever says too much.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -65,7 +65,32 @@ impl Source {
     }
 }
 
-fn subject(source: IpAddr) -> IpAddr {
+/// How often something may happen: a few times at once, then at its pace.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    burst: u32,
+    every: Duration,
+    paid_until: Option<Instant>,
+}
+
+impl Pace {
+    pub(crate) const fn new(burst: u32, every: Duration) -> Self {
+        Self { burst, every, paid_until: None }
+    }
+
+    /// Whether it may happen once more now.
+    pub(crate) fn allows(&mut self, now: Instant) -> bool {
+        let paid_until = self.paid_until.map_or(now, |until| until.max(now));
+        if paid_until.saturating_duration_since(now) > self.every * (self.burst - 1) {
+            return false;
+        }
+        self.paid_until = Some(paid_until + self.every);
+        true
+    }
+}
+
+/// What counts as one source.
+pub(crate) fn subject(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         address @ IpAddr::V4(_) => address,
@@ -99,6 +124,15 @@ mod tests {
         }
         assert!(failures.check("2001:db8::ffff".parse().unwrap(), now).is_err());
         assert!(failures.check("2001:db8:0:1::1".parse().unwrap(), now).is_ok());
+    }
+
+    #[test]
+    fn a_pace_is_kept_after_a_burst() {
+        let mut pace = Pace::new(3, Duration::from_secs(1));
+        let start = Instant::now();
+        let at = |tenths: u32| start + Duration::from_millis(100) * tenths;
+        let allowed: Vec<u32> = (0..40).filter(|tenths| pace.allows(at(*tenths))).collect();
+        assert_eq!(allowed, [0, 1, 2, 10, 20, 30]);
     }
 
     #[test]

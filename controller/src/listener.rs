@@ -1,17 +1,25 @@
-//! Takes connections: a handshake in time, no more at once than there is room for, and a name for
-//! whoever is at the other end.
+//! Takes connections: a handshake in time, a name for whoever is at the other end, and a place for it.
+//!
+//! ```text
+//!  TCP ──▶ handshake ──▶ who?  nobody, or no member any more ──▶ a place by address, for half a minute
+//!          by address          a host that is a member        ──▶ a place by host
+//!                              an operator                    ──▶ a place by name; hosts have others
+//! ```
+//!
+//! Addresses count only as long as nothing else is known: thousands of hosts may be behind one.
 
+use std::hash::Hash;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use isthmus_model::TrustDomain;
+use isthmus_model::{HostId, Name, TrustDomain};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -19,14 +27,22 @@ use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use crate::caller::{Caller, Peer};
+use crate::limits::subject;
+use crate::mesh::Mesh;
+use crate::places::{Full, Limits, Place, Places};
 
 const HANDSHAKE: Duration = Duration::from_secs(5);
-const MOST_HANDSHAKES: usize = 128;
-/// Those with a certificate.
-const MOST_KNOWN: usize = 8_192;
-const MOST_STRANGERS: usize = 256;
-/// A join takes under two seconds; a stranger needs no more.
+/// One takes milliseconds: whoever is silent for longer gives way. Not earlier, because all hosts behind
+/// one address come at once when the controller was away.
+const HANDSHAKES: Limits = Limits { all: 512, each: 64, stays: Duration::from_secs(1) };
+/// A join takes under two seconds; one that is under way isn't broken off for the next.
+const STRANGERS: Limits = Limits { all: 256, each: 64, stays: Duration::from_secs(3) };
 const STRANGER_STAYS: Duration = Duration::from_secs(30);
+/// An agent has one connection, and for a moment another that is to take its place.
+const HOSTS: Limits = Limits { all: 8_192, each: 4, stays: Duration::ZERO };
+const OPERATORS: Limits = Limits { all: 256, each: 64, stays: Duration::ZERO };
+/// Whoever has shown a certificate says something at once.
+const SILENCE: Duration = Duration::from_secs(10);
 /// When the process is out of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -35,15 +51,26 @@ pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
     ends: Option<Pin<Box<Sleep>>>,
-    _room: OwnedSemaphorePermit,
+    /// It ends where nothing is heard until then, and goes on otherwise.
+    first_word: Option<Pin<Box<Sleep>>>,
+    is_over: bool,
+    room: Room,
+}
+
+enum Room {
+    Stranger(Place<IpAddr>),
+    Host(Place<HostId>),
+    Operator(Place<Name>),
 }
 
 struct Door {
     acceptor: TlsAcceptor,
     trust_domain: TrustDomain,
-    handshakes: Arc<Semaphore>,
-    known: Arc<Semaphore>,
-    strangers: Arc<Semaphore>,
+    mesh: Arc<Mesh>,
+    handshakes: Arc<Places<IpAddr>>,
+    strangers: Arc<Places<IpAddr>>,
+    hosts: Arc<Places<HostId>>,
+    operators: Arc<Places<Name>>,
 }
 
 /// Takes connections until nobody wants them any more.
@@ -51,18 +78,19 @@ pub(crate) async fn accept(
     listener: TcpListener,
     acceptor: TlsAcceptor,
     trust_domain: TrustDomain,
+    mesh: Arc<Mesh>,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
     let door = Arc::new(Door {
         acceptor,
         trust_domain,
-        handshakes: Arc::new(Semaphore::new(MOST_HANDSHAKES)),
-        known: Arc::new(Semaphore::new(MOST_KNOWN)),
-        strangers: Arc::new(Semaphore::new(MOST_STRANGERS)),
+        mesh,
+        handshakes: Places::new(HANDSHAKES),
+        strangers: Places::new(STRANGERS),
+        hosts: Places::new(HOSTS),
+        operators: Places::new(OPERATORS),
     });
     loop {
-        // Waiting here leaves the others in the kernel's queue, which is bounded too.
-        let Ok(turn) = Arc::clone(&door.handshakes).acquire_owned().await else { return };
         let (stream, address) = tokio::select! {
             () = accepted.closed() => return,
             taken = listener.accept() => match taken {
@@ -76,9 +104,7 @@ pub(crate) async fn accept(
         };
         let (door, accepted) = (Arc::clone(&door), accepted.clone());
         tokio::spawn(async move {
-            let connection = door.welcome(stream, address).await;
-            drop(turn);
-            match connection {
+            match door.welcome(stream, address).await {
                 Ok(connection) => drop(accepted.send(Ok(connection)).await),
                 Err(error) => debug!(%address, %error, "turned a connection away"),
             }
@@ -89,17 +115,43 @@ pub(crate) async fn accept(
 impl Door {
     async fn welcome(&self, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
-        let stream = timeout(HANDSHAKE, self.acceptor.accept(stream)).await??;
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        let caller = self.caller(&stream)?;
-        let (room, ends) = match caller {
-            Caller::Anonymous => (&self.strangers, Some(Box::pin(sleep(STRANGER_STAYS)))),
-            Caller::Host { .. } | Caller::Operator { .. } => (&self.known, None),
+        let source = subject(address.ip());
+        let mut place = take(&self.handshakes, source)?;
+        let stream = tokio::select! {
+            done = timeout(HANDSHAKE, self.acceptor.accept(stream)) => done??,
+            _ = &mut place.taken => return Err(too_many()),
         };
-        let room = Arc::clone(room)
-            .try_acquire_owned()
-            .map_err(|_| io::Error::other("too many connections"))?;
-        Ok(Connection { stream, peer: Peer { address, caller }, ends, _room: room })
+        drop(place);
+        let caller = self.caller(&stream)?;
+        let room = match &caller {
+            Caller::Host { name, id, .. } if self.is_member(name, *id) => {
+                Room::Host(take(&self.hosts, *id)?)
+            }
+            Caller::Operator { name, .. } => Room::Operator(take(&self.operators, name.clone())?),
+            // A host that was removed is told so, and gets nothing else.
+            Caller::Host { .. } | Caller::Anonymous => {
+                Room::Stranger(take(&self.strangers, source)?)
+            }
+        };
+        let (ends, first_word) = match room {
+            Room::Stranger(_) => (Some(STRANGER_STAYS), None),
+            Room::Host(_) | Room::Operator(_) => (None, Some(SILENCE)),
+        };
+        let alarm = |after: Duration| Box::pin(sleep(after));
+        Ok(Connection {
+            stream,
+            peer: Peer { address, caller },
+            ends: ends.map(alarm),
+            first_word: first_word.map(alarm),
+            is_over: false,
+            room,
+        })
+    }
+
+    fn is_member(&self, name: &Name, id: HostId) -> bool {
+        let now = self.mesh.now();
+        now.state.inventory.member(name.as_str()).is_some_and(|member| member.id == id)
     }
 
     fn caller(&self, stream: &TlsStream<TcpStream>) -> io::Result<Caller> {
@@ -109,6 +161,39 @@ impl Door {
         Caller::from_certificate(leaf, &self.trust_domain).ok_or_else(|| {
             io::Error::other("its certificate is neither a host's nor an operator's")
         })
+    }
+}
+
+fn take<K: Clone + Eq + Hash>(places: &Arc<Places<K>>, who: K) -> io::Result<Place<K>> {
+    places.take(who, Instant::now()).map_err(|Full| too_many())
+}
+
+fn too_many() -> io::Error {
+    io::Error::other("too many connections")
+}
+
+impl Room {
+    /// Whether another has taken it.
+    fn is_taken(&mut self, context: &mut Context<'_>) -> bool {
+        let taken = match self {
+            Self::Stranger(place) => &mut place.taken,
+            Self::Host(place) => &mut place.taken,
+            Self::Operator(place) => &mut place.taken,
+        };
+        Pin::new(taken).poll(context).is_ready()
+    }
+}
+
+impl Connection {
+    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        let over = |alarm: &mut Option<Pin<Box<Sleep>>>, context: &mut Context<'_>| {
+            alarm.as_mut().is_some_and(|alarm| alarm.as_mut().poll(context).is_ready())
+        };
+        self.is_over = self.is_over
+            || over(&mut self.ends, context)
+            || over(&mut self.first_word, context)
+            || self.room.is_taken(context);
+        self.is_over
     }
 }
 
@@ -126,12 +211,15 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(ends) = &mut self.ends
-            && ends.as_mut().poll(context).is_ready()
-        {
+        if self.is_over(context) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.first_word = None;
+        }
+        read
     }
 }
 

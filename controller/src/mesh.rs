@@ -3,28 +3,34 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_controller_core::delivery::Phase;
 use isthmus_controller_core::{
-    AllocationError, JoinError, MeshIdentity, Newcomer, Rollouts, State, TokenRecord, World,
+    AllocationError, Epochs, JoinError, MeshIdentity, Newcomer, Rollouts, State, TokenRecord, World,
 };
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::{self, Diagnostic, SourceFile, Topology};
-use isthmus_model::{HostId, Name, Problems, Revision};
-use tokio::sync::{Notify, watch};
+use isthmus_model::{HostId, Name, Problem, Problems, Revision};
+use tokio::sync::watch;
 use tonic::Status;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::agents::Agents;
 use crate::delivery::Trials;
 use crate::events::Events;
+use crate::health::Health;
+use crate::history;
+use crate::relocations::{Due, Relocations};
 use crate::shares::Dealt;
 use crate::store::{Change, Saved, Store, StoreError, changes_between};
 use crate::time;
 
 /// How long changes of endpoints wait for others, so that one revision takes them all.
 const GATHERING: Duration = Duration::from_millis(50);
+
+/// The code of the problem that a host moves more often than others are told.
+const RESTLESS: &str = "endpoints-restless";
 
 /// Between two looks for workloads whose time to leave is over.
 const LEAVING_TICK: Duration = Duration::from_secs(1);
@@ -34,12 +40,16 @@ const LEAVING_TICK: Duration = Duration::from_secs(1);
 /// INVARIANT: what `published` shows is durable. [`Mesh::move_to`] alone changes it, with the lock on
 /// `tokens` held.
 pub struct Mesh {
-    store: Box<dyn Store>,
+    pub(crate) store: Box<dyn Store>,
+    /// Of the store.
+    pub(crate) health: watch::Sender<Health>,
     published: watch::Sender<Arc<Published>>,
     tokens: Mutex<BTreeMap<TokenId, TokenRecord>>,
     rollouts: Mutex<Rollouts>,
-    relocated: Mutex<BTreeMap<Name, Vec<SocketAddr>>>,
-    relocation: Notify,
+    pub(crate) relocations: Relocations,
+    pub(crate) epochs: Epochs,
+    /// Who said that it works by a revision of another history.
+    diverged: Mutex<BTreeSet<Name>>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) events: Events,
     /// What is wrong with the controller.
@@ -71,31 +81,46 @@ pub(crate) enum ApplyError {
     Store(StoreError),
 }
 
-type Tokens<'a> = MutexGuard<'a, BTreeMap<TokenId, TokenRecord>>;
+pub(crate) type Tokens<'a> = MutexGuard<'a, BTreeMap<TokenId, TokenRecord>>;
 
 impl Mesh {
     /// Picks up where the store left off.
     ///
     /// # Errors
     ///
-    /// The store can't be read, or holds a topology that this version doesn't understand.
-    pub fn open(identity: MeshIdentity, store: Box<dyn Store>) -> anyhow::Result<Arc<Self>> {
+    /// The store can't be read, is another mesh's, or holds a topology that this version doesn't understand.
+    pub fn open(
+        identity: MeshIdentity,
+        ca: [u8; 32],
+        store: Box<dyn Store>,
+    ) -> anyhow::Result<Arc<Self>> {
         let saved = store.load()?;
+        let belongs = history::belongs(&identity, ca);
+        history::check(&saved, &belongs)?;
+        let (epochs, begun) = history::begin(&saved, belongs)?;
+        let before = saved.epochs.clone();
         let tokens = saved.tokens.iter().map(|token| (token.id, token.clone())).collect();
         let published = Arc::new(Published::new(restore(identity, saved)?));
-        Ok(Arc::new(Self {
+        let mut mesh = Self {
             store,
+            epochs,
+            diverged: Mutex::default(),
+            health: watch::Sender::default(),
             published: watch::Sender::new(published),
             tokens: Mutex::new(tokens),
             rollouts: Mutex::default(),
-            relocated: Mutex::default(),
-            relocation: Notify::new(),
+            relocations: Relocations::default(),
             agents: Arc::default(),
             events: Events::default(),
             problems: Problems::default(),
             trials: Trials::default(),
             dealt: Dealt::default(),
-        }))
+        };
+        // Where nothing can be written, nothing new happens: it is the epoch before, still.
+        if mesh.commit(&begun).is_err() {
+            mesh.epochs = before;
+        }
+        Ok(Arc::new(mesh))
     }
 
     /// What the mesh is now.
@@ -136,6 +161,7 @@ impl Mesh {
         token.used += 1;
         self.move_to(&tokens, next, &[Change::Token(token.clone())])?;
         info!(host = %name, number = id.0, token = %token.id, "a host joined");
+        self.is_known(&name);
         tokens.insert(token.id, token);
         Ok(id)
     }
@@ -159,7 +185,10 @@ impl Mesh {
             return Ok(false);
         }
         let Some(next) = now.state.renew(host, expires) else { return Ok(false) };
-        self.move_to(&tokens, next, &[])?;
+        // Only `status` shows it, and hosts must outlive a full disk.
+        if let Err(error) = self.move_to(&tokens, next, &[]) {
+            warn!(host, %error, "when a certificate expires wasn't stored");
+        }
         Ok(true)
     }
 
@@ -179,6 +208,9 @@ impl Mesh {
             if before.files != files && !dry_run {
                 self.move_to(&tokens, before.rewrite(files), &[])?;
             }
+            if !dry_run {
+                self.is_told_anew();
+            }
             return Ok(Applied { revision, before, affected: BTreeSet::new(), unchanged: true });
         }
         let next = before.apply(files, topology, time::now()).map_err(ApplyError::Contradicts)?;
@@ -189,6 +221,7 @@ impl Mesh {
         }
         let revision = next.revision;
         self.publish(&tokens, Published { state: next, world: Arc::new(world) }, &[])?;
+        self.is_told_anew();
         self.rollouts().insert(revision, affected.clone());
         debug!(%revision, affected = affected.len(), "a topology was applied");
         Ok(Applied { revision, before, affected, unchanged: false })
@@ -224,7 +257,7 @@ impl Mesh {
             tokens.values().filter(|old| old.is_forgettable(now)).map(|old| old.id).collect();
         let mut changes: Vec<Change> = old.iter().copied().map(Change::TokenGone).collect();
         changes.push(Change::Token(token.clone()));
-        self.store.commit(&changes)?;
+        self.commit(&changes)?;
         tokens.retain(|id, _| !old.contains(id));
         tokens.insert(token.id, token);
         Ok(())
@@ -235,7 +268,7 @@ impl Mesh {
         let mut tokens = self.tokens();
         let Some(token) = tokens.get_mut(&id) else { return Ok(false) };
         let revoked = TokenRecord { revoked: true, ..token.clone() };
-        self.store.commit(&[Change::Token(revoked.clone())])?;
+        self.commit(&[Change::Token(revoked.clone())])?;
         *token = revoked;
         Ok(true)
     }
@@ -244,21 +277,23 @@ impl Mesh {
         self.tokens().values().cloned().collect()
     }
 
-    /// An agent is reachable elsewhere, perhaps. Taken up by [`Mesh::follow_relocations`].
-    pub(crate) fn relocate(&self, host: Name, endpoints: Vec<SocketAddr>) {
-        self.relocated.lock().unwrap_or_else(PoisonError::into_inner).insert(host, endpoints);
-        self.relocation.notify_one();
-    }
-
-    /// Makes revisions of what [`Mesh::relocate`] gathers, for ever.
+    /// Makes revisions of what agents say of where they are, for ever.
     pub(crate) async fn follow_relocations(self: Arc<Self>) {
+        let mut again = None;
         loop {
-            self.relocation.notified().await;
-            tokio::time::sleep(GATHERING).await;
-            let done = self.work(Self::take_relocations).await;
-            if let Ok(Err(error)) = done {
-                error!(%error, "failed to store where agents are");
+            tokio::select! {
+                () = self.relocations.news.notified() => {}
+                () = until(again) => {}
             }
+            tokio::time::sleep(GATHERING).await;
+            again = match self.work(Self::take_relocations).await {
+                Ok(Ok(again)) => again,
+                Ok(Err(error)) => {
+                    error!(%error, "failed to store where agents are");
+                    None
+                }
+                Err(_) => None,
+            };
         }
     }
 
@@ -284,17 +319,32 @@ impl Mesh {
         }
     }
 
-    fn take_relocations(&self) -> Result<(), StoreError> {
+    /// Returns when there will be more to take.
+    fn take_relocations(&self) -> Result<Option<Instant>, StoreError> {
         let tokens = self.tokens();
-        let news =
-            std::mem::take(&mut *self.relocated.lock().unwrap_or_else(PoisonError::into_inner));
-        match self.now().state.relocate(&news) {
-            Some(next) => self.move_to(&tokens, next, &[]),
-            None => Ok(()),
+        let now = self.now();
+        let state = &now.state;
+        let is_news = |host: &Name, endpoints: &[SocketAddr]| {
+            let member = state.inventory.member(host.as_str());
+            member.is_some_and(|member| member.endpoints != endpoints)
+        };
+        let Due { moves, held_back, again } = self.relocations.take(Instant::now(), is_news);
+        self.problems.replace(RESTLESS, held_back.iter().map(restless));
+        if let Some(next) = state.relocate(&moves)
+            && let Err(error) = self.move_to(&tokens, next, &[])
+        {
+            self.relocations.put_back(moves);
+            return Err(error);
         }
+        Ok(again)
     }
 
-    fn move_to(&self, tokens: &Tokens<'_>, next: State, also: &[Change]) -> Result<(), StoreError> {
+    pub(crate) fn move_to(
+        &self,
+        tokens: &Tokens<'_>,
+        next: State,
+        also: &[Change],
+    ) -> Result<(), StoreError> {
         self.publish(tokens, Published::after(&self.now(), next), also)
     }
 
@@ -302,7 +352,7 @@ impl Mesh {
     fn publish(&self, _: &Tokens<'_>, next: Published, also: &[Change]) -> Result<(), StoreError> {
         let mut changes = changes_between(Some(&self.now().state), &next.state);
         changes.extend_from_slice(also);
-        self.store.commit(&changes)?;
+        self.commit(&changes)?;
         self.published.send_if_modified(|published| {
             let moved = published.state.revision != next.state.revision;
             *published = Arc::new(next);
@@ -311,13 +361,32 @@ impl Mesh {
         Ok(())
     }
 
-    fn tokens(&self) -> Tokens<'_> {
+    pub(crate) fn tokens(&self) -> Tokens<'_> {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn diverged(&self) -> MutexGuard<'_, BTreeSet<Name>> {
+        self.diverged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn rollouts(&self) -> MutexGuard<'_, Rollouts> {
         self.rollouts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// All who meet such a host are told of each move.
+fn restless(host: &Name) -> Problem {
+    let text =
+        format!("the addresses of {host} change all the time; others are told of few changes");
+    let remedy = format!("look why at {host}, or fix them: `endpoints` in its agent's settings");
+    Problem::new(RESTLESS, text, remedy).about(host.to_string())
 }
 
 impl std::fmt::Debug for Mesh {
@@ -357,7 +426,7 @@ impl Published {
 }
 
 fn restore(identity: MeshIdentity, saved: Saved) -> anyhow::Result<State> {
-    let Saved { revision, files, allocation, members, tokens: _, deliveries, leaving } = saved;
+    let Saved { revision, files, allocation, members, deliveries, leaving, .. } = saved;
     let topology = if files.is_empty() {
         Topology::default()
     } else {

@@ -37,12 +37,12 @@ impl MeshFile {
         }
     }
 
-    pub(crate) fn write(&self, state_dir: &Path) -> Result<()> {
+    /// As it stands in the file.
+    pub(crate) fn to_text(&self) -> Result<String> {
         let text = toml::to_string(self).context("Failed to write mesh.toml")?;
-        let text = format!(
+        Ok(format!(
             "# Written by `isthmus-controller init`. Only `addresses` may be changed.\n{text}"
-        );
-        files::private_file(&state_dir.join(NAME), text.as_bytes())
+        ))
     }
 
     pub(crate) fn read(state_dir: &Path) -> Result<Self> {
@@ -121,7 +121,8 @@ mod tests {
             exposure: Exposure::Mesh,
         };
         let folder = tempfile::tempdir().unwrap();
-        MeshFile::new(&identity, vec!["192.0.2.1:7443".to_owned()]).write(folder.path()).unwrap();
+        let file = MeshFile::new(&identity, vec!["192.0.2.1:7443".to_owned()]);
+        std::fs::write(folder.path().join(NAME), file.to_text().unwrap()).unwrap();
         assert_eq!(MeshFile::read(folder.path()).unwrap().identity().unwrap(), identity);
     }
 

@@ -23,6 +23,7 @@ use crate::admin::Admin;
 use crate::authority::Authority;
 use crate::caller::{hosts_only, operators_only};
 use crate::delivery;
+use crate::health::notify;
 use crate::join::Join;
 use crate::limits::Failures;
 use crate::listener;
@@ -62,15 +63,22 @@ pub async fn serve(
     let mesh_file = MeshFile::read(&state_dir)?;
     let identity = mesh_file.identity()?;
     let authority = Arc::new(Authority::load(&state_dir, &identity.trust_domain)?);
-    let mesh = Mesh::open(identity, Box::new(Redb::open(&state_dir)?))?;
+    let mesh = Mesh::open(identity, authority.hash(), Box::new(Redb::open(&state_dir)?))?;
     let certificate = ServerCertificate::new(&authority, &mesh_file.addresses)?;
     let tls = TlsAcceptor::from(tls::server_config(&authority, Arc::clone(&certificate))?);
     let (stopping, stops) = watch::channel(false);
     let address = listener.local_addr().context("Failed to read the listener's address")?;
     let (accepted, incoming) = mpsc::channel(16);
     let background = [
-        tokio::spawn(listener::accept(listener, tls, authority.trust_domain().clone(), accepted)),
+        tokio::spawn(listener::accept(
+            listener,
+            tls,
+            authority.trust_domain().clone(),
+            Arc::clone(&mesh),
+            accepted,
+        )),
         tokio::spawn(Arc::clone(&mesh).follow_relocations()),
+        tokio::spawn(Arc::clone(&mesh).follow_store()),
         tokio::spawn(Arc::clone(&mesh).follow_leaving()),
         tokio::spawn(delivery::follow(Arc::clone(&mesh))),
         tokio::spawn(shares::follow(Arc::clone(&mesh))),
@@ -103,12 +111,13 @@ pub async fn serve(
         }),
     );
     info!(%address, revision = %mesh.now().state.revision, "the controller serves");
-    notify(NotifyState::Ready);
+    notify(&[NotifyState::Ready]);
     tokio::select! {
         () = stop => {}
+        why = mesh.lost() => anyhow::bail!(why),
         ended = &mut serving => anyhow::bail!("The server ended by itself: {ended:?}"),
     }
-    notify(NotifyState::Stopping);
+    notify(&[NotifyState::Stopping]);
     info!("the controller stops");
     stopping.send_replace(true);
     finish(serving).await;
@@ -153,11 +162,5 @@ async fn finish(mut serving: JoinHandle<Result<(), tonic::transport::Error>>) {
             warn!("some connections didn't end in time");
             serving.abort();
         }
-    }
-}
-
-fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        warn!(%error, "failed to tell the service manager");
     }
 }

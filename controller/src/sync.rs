@@ -10,8 +10,9 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_controller_core::{Delta, candidates};
 use isthmus_model::{HostId, Name, Revision, convert};
@@ -25,11 +26,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
+use crate::admin::not_stored;
 use crate::agents::{Held, Question, Resources, Session};
 use crate::authority::{Authority, RequestedKey};
 use crate::caller::{Caller, Peer, peer};
 use crate::delivery;
+use crate::history;
 use crate::join::certificate_message;
+use crate::limits::Pace;
 use crate::mesh::{Mesh, Published};
 use crate::shares::Told;
 use crate::time;
@@ -37,6 +41,9 @@ use crate::time;
 const HELLO: Duration = Duration::from_secs(10);
 const LONGEST_TEXT: usize = 1_024;
 const MOST_FORGERIES: usize = 16;
+/// Agents report each second, later where the network holds them up.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+const REPORTS: u32 = 20;
 const MOST_PROBLEMS: usize = 64;
 
 /// The service that agents call.
@@ -80,6 +87,9 @@ impl sync_server::Sync for Sync {
         request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::Certificate>, Status> {
         let (name, id) = host(&peer(&request)?)?;
+        if self.mesh.now().state.allocation.never_gave(id) {
+            return Err(history::stranger(&name, id));
+        }
         if !is_member(&self.mesh.now(), &name, id) {
             return Err(Status::permission_denied(removed(&name)));
         }
@@ -144,6 +154,7 @@ struct Standing {
     greeted: bool,
     /// The routes that it was asked to report the traffic of.
     watched: Vec<String>,
+    reports: Pace,
 }
 
 /// The line is done with.
@@ -151,6 +162,9 @@ struct End;
 
 impl Line {
     async fn serve(mut self, mut incoming: Streaming<AgentMessage>) {
+        if self.ends_unknown().await {
+            return;
+        }
         // Also for hosts that were removed while they were away.
         if self.ends_removed().await {
             return;
@@ -162,6 +176,10 @@ impl Line {
             let _ = self.outgoing.send(Err(error)).await;
             return;
         };
+        if let Err(status) = self.compare(&hello).await {
+            let _ = self.outgoing.send(Err(status)).await;
+            return;
+        }
         let mut standing = self.greet(hello);
         info!(host = %self.name, address = %self.peer.address, "an agent connected");
         while let Ok(()) = self.turn(&mut standing, &mut incoming).await {}
@@ -182,6 +200,7 @@ impl Line {
             questions: 0,
             greeted: false,
             watched: Vec::new(),
+            reports: Pace::new(REPORTS, REPORT_EVERY),
         }
     }
 
@@ -261,7 +280,9 @@ impl Line {
                 Ok(())
             }
             Said::Report(report) => {
-                self.report(report);
+                if standing.reports.allows(Instant::now()) {
+                    self.report(report);
+                }
                 Ok(())
             }
             Said::Problems(v1::Problems { problems }) => {
@@ -298,6 +319,7 @@ impl Line {
         }
         let base = standing.held.as_ref().map_or(0, |held| held.revision.0);
         let delta = v1::Delta {
+            epoch: self.mesh.epochs.current(),
             revision: revision.0,
             base,
             changed: delta.changed.into_values().collect(),
@@ -323,6 +345,29 @@ impl Line {
         self.outgoing.send(Ok(message)).await.map_err(|_| End)
     }
 
+    /// Whether this agent's revision is one of this controller's.
+    async fn compare(&self, hello: &v1::Hello) -> Result<(), Status> {
+        let (host, epoch, revision) = (self.name.clone(), hello.epoch, Revision(hello.revision));
+        if self.mesh.epochs.knows(epoch, revision, self.mesh.now().state.revision) {
+            return Ok(());
+        }
+        let compared = self.mesh.work(move |mesh| mesh.compare(&host, epoch, revision)).await?;
+        compared.map_err(not_stored)
+    }
+
+    /// A host that this controller never saw wasn't removed: it must not forget the mesh.
+    async fn ends_unknown(&self) -> bool {
+        if !self.published.borrow().state.allocation.never_gave(self.id) {
+            return false;
+        }
+        let (host, id) = (self.name.clone(), self.id);
+        if let Ok(Err(error)) = self.mesh.work(move |mesh| mesh.never_saw(&host, id)).await {
+            warn!(%error, "the number of an unknown host couldn't be stored");
+        }
+        let _ = self.outgoing.send(Err(history::stranger(&self.name, self.id))).await;
+        true
+    }
+
     /// Tells a host that it was removed, if it was.
     async fn ends_removed(&self) -> bool {
         if is_member(&self.published.borrow(), &self.name, self.id) {
@@ -338,32 +383,35 @@ impl Line {
         let (mesh, prefix) = (&now.state.topology.mesh, now.state.identity.prefix);
         let observed = Some(self.peer.address.ip());
         let found = candidates(&endpoints.addresses, observed, prefix, mesh.ipv4);
-        self.mesh.relocate(self.name.clone(), found);
+        self.mesh.relocations.say(self.name.clone(), found);
     }
 
     fn report(&self, report: v1::Report) {
         let now = self.published.borrow();
-        self.mesh.trials.handle_report(&now.state, report.traffic);
+        self.mesh.trials.handle_report(self.id, &now, report.traffic);
         self.mesh.dealt.handle_demand(self.id, report.demand);
-        for forgery in report.forgeries.into_iter().take(MOST_FORGERIES) {
-            let from = now.world.everything().hosts.get(&HostId(forgery.from_host));
-            let from_host = from.map_or_else(
-                || format!("number {}", forgery.from_host),
-                |host| host.name.to_string(),
-            );
-            let claimed_source = cut(forgery.claimed_source);
-            warn!(
-                reported_by = %self.name, from_host, claimed_source, packets = forgery.packets,
-                "packets with a forged source were dropped"
-            );
-            self.mesh.events.push(v1::SecurityEvent {
-                at: time::now(),
-                reported_by: self.name.to_string(),
-                from_host,
-                claimed_source,
-                packets: forgery.packets,
-            });
-        }
+        let forgeries = report.forgeries.into_iter().take(MOST_FORGERIES);
+        forgeries.for_each(|forgery| self.accuse(&now, forgery));
+    }
+
+    /// It is one host's word. But who never meets it can have sent it nothing.
+    fn accuse(&self, now: &Published, forgery: v1::Forgery) {
+        let from = HostId(forgery.from_host);
+        let host = now.world.everything().hosts.get(&from);
+        let Some(host) = host.filter(|_| now.world.may_meet(self.id, from)) else { return };
+        let Ok(claimed_source) = forgery.claimed_source.parse::<IpAddr>() else { return };
+        let (from_host, packets) = (host.name.to_string(), forgery.packets);
+        warn!(
+            reported_by = %self.name, from_host, %claimed_source, packets,
+            "packets with a forged source were dropped"
+        );
+        self.mesh.events.push(v1::SecurityEvent {
+            at: time::now(),
+            reported_by: self.name.to_string(),
+            from_host,
+            claimed_source: claimed_source.to_string(),
+            packets,
+        });
     }
 }
 

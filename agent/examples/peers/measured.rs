@@ -140,7 +140,11 @@ fn prepare(state: &Path, topology: &Topology) -> anyhow::Result<()> {
     let directory = StateDir::open(state)?;
     directory.write_identity(&identity)?;
     let revision = snapshot.revision.0;
-    directory.write_snapshot(&SnapshotResources { revision, resources: resources(&snapshot) })
+    directory.write_snapshot(&SnapshotResources {
+        revision,
+        resources: resources(&snapshot),
+        ..SnapshotResources::default()
+    })
 }
 
 /// What the agent says of its tunnels.

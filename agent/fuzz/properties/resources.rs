@@ -28,7 +28,7 @@ pub(crate) fn hold(input: &[u8]) -> bool {
 
 fn survives_the_wire(given: &Snapshot) {
     let changed = resources(given);
-    let wire = v1::Delta { revision: given.revision.0, base: 0, changed, gone: vec![] };
+    let wire = v1::Delta { revision: given.revision.0, base: 0, changed, gone: vec![], epoch: 0 };
     let read = v1::Delta::decode(&*wire.encode_to_vec()).expect("what was encoded");
     assert_eq!(snapshot(given.revision, &read.changed).as_ref(), Ok(given));
     assert_eq!(resources(given), read.changed);

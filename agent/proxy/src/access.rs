@@ -9,18 +9,19 @@ use std::time::{Duration, SystemTime};
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode, Version};
-use isthmus_model::{HostId, Name, Origin, ServiceId};
+use isthmus_model::{HostId, Identity, Name, Origin, ServiceId};
 use isthmus_policy::{DecidedBy, Decision, Policy};
 
 use crate::activity::UnderWay;
 use crate::grpc;
+use crate::measured::SERVED;
 use crate::metrics::Ruling;
 use crate::places::RequestPlace;
 use crate::routing::Compiled;
 use crate::series::{Ending, Ledger, StatusClass, Way};
 use crate::timing::{Clock, Part, Parts, Progress};
 use crate::trace::Trace;
-use crate::view::View;
+use crate::view::{Side, View};
 use crate::watch::{Finished, FinishedTrace};
 
 /// Of a path in the log.
@@ -280,6 +281,11 @@ impl Facts {
         let failed = self.failed || matches!(class, StatusClass::ServerError | StatusClass::None);
         if let (Some(route), Some(backend)) = (self.way.route(), self.way.backend()) {
             self.ledger.metrics().measured().count(route, backend, failed, took);
+        }
+        if let (Side::Server, Identity::Service { name, .. }) =
+            (self.ledger.parties.side, &self.ledger.parties.to)
+        {
+            self.ledger.metrics().measured().count(SERVED, name.as_str(), failed, took);
         }
         self.ledger.series(&self.way, self.ruling).count(&Ending {
             status: class,

@@ -263,6 +263,7 @@ impl Local for Api {
         Ok(Response::new(v1::SnapshotResources {
             revision: state.revision().0,
             resources: isthmus_model::convert::resources(&state.snapshot),
+            ..v1::SnapshotResources::default()
         }))
     }
 

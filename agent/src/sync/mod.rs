@@ -130,6 +130,7 @@ pub async fn session(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision,
         endpoints: Some(to_message(&endpoints)),
+        epoch: if from_scratch { 0 } else { member.resources().epoch() },
     };
     outgoing.send(message(FromAgent::Hello(hello))).await?;
     let opening = async { client.clone().stream(ReceiverStream::new(messages)).await };
@@ -220,7 +221,7 @@ impl Session<'_> {
             }
         };
         // A controller greets a returning agent with what it has: nothing to do then.
-        let unchanged = next.revision() != 0 && next == *member.resources();
+        let unchanged = next.revision() != 0 && next.is_same_as(member.resources());
         let switched = if unchanged { Ok(Vec::new()) } else { member.switch(next).await };
         let (answer, body) = match switched {
             Ok(warnings) => {

@@ -10,6 +10,8 @@ use isthmus_proto::v1;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resources {
     revision: u64,
+    /// Which run of a controller made it; 0 where it didn't say.
+    epoch: u64,
     by_key: BTreeMap<String, v1::Resource>,
 }
 
@@ -33,6 +35,18 @@ impl Resources {
         self.revision
     }
 
+    /// Which run of a controller made it; 0 where it didn't say.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether this is the same revision, whichever run of a controller says it.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        (self.revision, &self.by_key) == (other.revision, &other.by_key)
+    }
+
     /// What `delta` makes of these resources.
     ///
     /// # Errors
@@ -47,7 +61,7 @@ impl Resources {
             by_key.remove(key);
         }
         by_key.extend(delta.changed.into_iter().map(|it| (it.key.clone(), it)));
-        Ok(Self { revision: delta.revision, by_key })
+        Ok(Self { revision: delta.revision, epoch: delta.epoch, by_key })
     }
 
     /// The snapshot that the resources make.
@@ -62,14 +76,14 @@ impl Resources {
 impl From<v1::SnapshotResources> for Resources {
     fn from(kept: v1::SnapshotResources) -> Self {
         let by_key = kept.resources.into_iter().map(|it| (it.key.clone(), it)).collect();
-        Self { revision: kept.revision, by_key }
+        Self { revision: kept.revision, epoch: kept.epoch, by_key }
     }
 }
 
 impl From<&Resources> for v1::SnapshotResources {
     fn from(resources: &Resources) -> Self {
-        let Resources { revision, by_key } = resources;
-        Self { revision: *revision, resources: by_key.values().cloned().collect() }
+        let Resources { revision, epoch, by_key } = resources;
+        Self { revision: *revision, epoch: *epoch, resources: by_key.values().cloned().collect() }
     }
 }
 
@@ -84,7 +98,7 @@ mod tests {
 
     fn delta(revision: u64, base: u64, changed: &[v1::Resource], gone: &[&str]) -> v1::Delta {
         let gone = gone.iter().map(|key| (*key).to_owned()).collect();
-        v1::Delta { revision, base, changed: changed.to_vec(), gone }
+        v1::Delta { revision, base, changed: changed.to_vec(), gone, epoch: 77 }
     }
 
     fn keys(resources: &Resources) -> Vec<&str> {
@@ -129,5 +143,6 @@ mod tests {
         let first = Resources::default().with(delta(4, 0, &[rule("a", 1)], &[])).unwrap();
         let kept = v1::SnapshotResources::from(&first);
         assert_eq!(Resources::from(kept), first);
+        assert_eq!(first.epoch(), 77);
     }
 }

@@ -172,7 +172,7 @@ async fn play_with(
 
 fn delta(revision: u64, base: u64) -> v1::Delta {
     let policy = v1::Resource { key: format!("rule/{revision}"), body: None };
-    v1::Delta { revision, base, changed: vec![policy], gone: Vec::new() }
+    v1::Delta { revision, base, changed: vec![policy], gone: Vec::new(), epoch: 0 }
 }
 
 fn removed() -> Option<FromController> {
@@ -243,7 +243,7 @@ async fn a_host_says_which_of_its_routes_is_in_the_way_of_other_addresses() {
 async fn a_returning_host_says_what_it_has_and_takes_nothing_twice() {
     let mut host = Host::default();
     play(Script { deltas: vec![delta(3, 0)], last: removed() }, &mut host, false).await;
-    let same = v1::Delta { revision: 3, base: 3, changed: Vec::new(), gone: Vec::new() };
+    let same = v1::Delta { revision: 3, base: 3, changed: Vec::new(), gone: Vec::new(), epoch: 0 };
     let played = play(Script { deltas: vec![same], last: removed() }, &mut host, false).await;
     assert_eq!(hello_revision(&played.heard), Some(3));
     assert_eq!(

@@ -23,6 +23,9 @@ pub struct Allocation {
     /// What the addresses below were taken from; none before the first use.
     ranges: Option<Ranges>,
     last_host: u32,
+    /// First and last of numbers that another history may have given.
+    #[serde(default)]
+    lost_hosts: Vec<(u32, u32)>,
     /// Services and devices share one number space.
     last_number: u32,
     services: BTreeMap<String, Service>,
@@ -188,6 +191,28 @@ impl Allocation {
     pub(crate) fn next_host(&mut self) -> HostId {
         self.last_host += 1;
         HostId(self.last_host)
+    }
+
+    /// Leaves numbers out, since others may have them by a history that this one knows nothing of: of
+    /// hosts so many beyond `host`, and so many of services and devices.
+    pub(crate) fn skip(&mut self, host: HostId, numbers: u32) {
+        let last = self.last_host.max(host.0).saturating_add(numbers);
+        self.lost_hosts.push((self.last_host.saturating_add(1), last));
+        self.last_host = last;
+        self.last_number = self.last_number.saturating_add(numbers);
+    }
+
+    /// Whether a number may still be given to a host.
+    #[must_use]
+    pub const fn may_give(&self, host: HostId) -> bool {
+        host.0 > self.last_host
+    }
+
+    /// Whether a number was never given to a host.
+    #[must_use]
+    pub fn never_gave(&self, host: HostId) -> bool {
+        let lost = |(first, last): &(u32, u32)| (*first..=*last).contains(&host.0);
+        self.may_give(host) || self.lost_hosts.iter().any(lost)
     }
 
     /// Gives everything in a mesh its number and addresses, and takes back those of what is gone.

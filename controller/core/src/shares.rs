@@ -12,6 +12,9 @@
 //! A host keeps its share while it can't reach the controller. Of one that isn't heard of for
 //! [`SILENCE`] the least share is set apart and the rest is dealt out again: most likely it is down. If it
 //! is only cut off, the limit may be exceeded by what it had.
+//!
+//! A host that is heard of has heard, too: one that doesn't confirm within [`OBEYS`], or says that it works by
+//! more than it was ever told, holds nothing back from others by that.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,6 +24,8 @@ use isthmus_model::ratelimit::{WHOLE, least_share, scaled};
 
 /// How long a silent host keeps what it has.
 pub const SILENCE: Duration = Duration::from_secs(30);
+/// Within this time a host that is heard of works by less, if it is told so.
+pub const OBEYS: Duration = Duration::from_secs(10);
 /// A host gets this part more than it asks for, if there is enough, so that it can grow.
 const ROOM: u64 = 4;
 
@@ -50,6 +55,8 @@ struct Holder {
     told_in: u64,
     /// The most that it may work by.
     held: u32,
+    /// Since when that is more than it was told.
+    exceeds_since: Option<Instant>,
     demand: u64,
     /// When a report came; at first, when its silence began.
     heard: Instant,
@@ -59,13 +66,34 @@ struct Holder {
 impl Holder {
     const fn new(hosts: u32, now: Instant) -> Self {
         let least = least_share(hosts);
-        Self { told: least, told_in: 0, held: least, demand: 0, heard: now, reports: false }
+        Self {
+            told: least,
+            told_in: 0,
+            held: least,
+            exceeds_since: None,
+            demand: 0,
+            heard: now,
+            reports: false,
+        }
     }
 
-    fn tell(&mut self, share: u32, round: u64) {
+    fn tell(&mut self, share: u32, round: u64, now: Instant) {
         if self.told != share {
             (self.told, self.told_in) = (share, round);
-            self.held = self.held.max(share);
+            self.hold(self.held.max(share), now);
+        }
+    }
+
+    fn hold(&mut self, share: u32, now: Instant) {
+        self.held = share;
+        self.exceeds_since =
+            if share > self.told { self.exceeds_since.or(Some(now)) } else { None };
+    }
+
+    fn obeys(&mut self, now: Instant) {
+        let over = |since: Instant| now.saturating_duration_since(since) >= OBEYS;
+        if self.exceeds_since.is_some_and(over) {
+            self.hold(self.told, now);
         }
     }
 }
@@ -107,13 +135,14 @@ impl Shares {
 
     /// A host says how it is.
     pub fn handle_report(&mut self, host: HostId, report: Report, now: Instant) {
+        let least = least_share(count(self.hosts.len()));
         let Some(holder) = self.hosts.get_mut(&host) else { return };
         holder.demand = report.demand;
         (holder.heard, holder.reports) = (now, true);
-        // It can't have what isn't there.
-        let share = report.share.min(WHOLE);
         let confirmed = if report.round >= holder.told_in { holder.told } else { holder.held };
-        holder.held = confirmed.max(share);
+        // An earlier controller may have told it more, but nobody more than there is. It began with the least.
+        let most = if self.settles_at.is_some() { WHOLE } else { least };
+        holder.hold(confirmed.max(report.share.min(most)), now);
     }
 
     /// Deals out anew, in a round of a number above those before. The shares of all hosts that are heard
@@ -122,8 +151,16 @@ impl Shares {
         let least = least_share(count(self.hosts.len()));
         for holder in self.hosts.values_mut() {
             if now.saturating_duration_since(holder.heard) >= SILENCE {
-                *holder = Holder { told: least, held: least, demand: 0, reports: false, ..*holder };
+                *holder = Holder {
+                    told: least,
+                    held: least,
+                    exceeds_since: None,
+                    demand: 0,
+                    reports: false,
+                    ..*holder
+                };
             }
+            holder.obeys(now);
         }
         let unsettled = self.settles_at.is_some_and(|at| now < at)
             && self.hosts.values().any(|holder| !holder.reports);
@@ -131,16 +168,16 @@ impl Shares {
             return BTreeMap::new();
         }
         self.settles_at = None;
-        self.move_to(&self.targets(), round);
+        self.move_to(&self.targets(), round, now);
         let told = self.hosts.iter().filter(|(_, holder)| holder.reports);
         told.map(|(host, holder)| (*host, holder.told)).collect()
     }
 
     /// Less first: what becomes free is there once its host has confirmed.
-    fn move_to(&mut self, targets: &BTreeMap<HostId, u32>, round: u64) {
+    fn move_to(&mut self, targets: &BTreeMap<HostId, u32>, round: u64, now: Instant) {
         for (host, target) in targets {
             if let Some(holder) = self.hosts.get_mut(host) {
-                holder.tell(holder.told.min(*target), round);
+                holder.tell(holder.told.min(*target), round, now);
             }
         }
         let held: u64 = self.hosts.values().map(|holder| u64::from(holder.held)).sum();
@@ -151,7 +188,7 @@ impl Shares {
             // What it holds anyway needs nothing of what is free.
             let more = target.saturating_sub(holder.held).min(free);
             free -= more;
-            holder.tell((*target).min(holder.held + more).max(holder.told), round);
+            holder.tell((*target).min(holder.held + more).max(holder.told), round, now);
         }
     }
 
@@ -352,6 +389,45 @@ mod tests {
         mesh.report(HostId(2));
         mesh.deal();
         assert_eq!(mesh.agents[&HostId(2)].told.len(), 1);
+    }
+
+    /// Says that it works by everything, or by what it was told before, whatever it is told.
+    fn defies(share: u32, round: u64) -> Report {
+        Report { demand: 0, share, round }
+    }
+
+    /// Rounds in which the first host says what it likes.
+    fn settle_against(mesh: &mut Mesh, liar: HostId, report: Report) {
+        let honest: Vec<HostId> = mesh.agents.keys().copied().filter(|it| *it != liar).collect();
+        for _ in 0..OBEYS.as_secs() + 4 {
+            mesh.now += SECOND;
+            honest.iter().for_each(|host| mesh.report(*host));
+            mesh.shares.handle_report(liar, report, mesh.now);
+            mesh.deal();
+            honest.iter().for_each(|host| mesh.hear(*host));
+        }
+    }
+
+    #[test]
+    fn who_claims_more_than_it_was_told_starves_nobody() {
+        for report in [defies(WHOLE, u64::MAX), defies(WHOLE, 0), defies(25 * PERCENT, 0)] {
+            let mut mesh = Mesh::new(4);
+            mesh.settle(3);
+            mesh.ask(&[0, 500, 500, 500]);
+            settle_against(&mut mesh, HostId(1), report);
+            let shares: Vec<u32> = mesh.agents.values().skip(1).map(|agent| agent.share).collect();
+            assert!(shares.iter().all(|share| *share >= 31 * PERCENT), "{report:?} {shares:?}");
+        }
+    }
+
+    #[test]
+    fn after_a_restart_nobody_is_starved_for_long() {
+        let mut mesh = Mesh::new(2);
+        let (liar, honest) = (HostId(1), HostId(2));
+        mesh.shares = Shares::resumed(&[liar, honest], mesh.now);
+        mesh.ask(&[0, 500]);
+        settle_against(&mut mesh, liar, defies(WHOLE, 0));
+        assert_eq!(mesh.agents[&honest].share, WHOLE - least_share(2));
     }
 
     #[derive(Clone, Copy, Debug)]

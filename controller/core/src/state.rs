@@ -13,6 +13,9 @@ use crate::diagnostic;
 use crate::inventory::{Inventory, Member};
 use crate::leaving::Leaving;
 
+/// Numbers that a lost history may have given, at most: nobody says how many.
+const LOST_NUMBERS: u32 = 1_000;
+
 /// What a mesh is from `init` on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeshIdentity {
@@ -231,6 +234,16 @@ impl State {
         let mut next = self.clone();
         next.inventory.member_mut(host)?.certificate_expires = certificate_expires;
         Some(next)
+    }
+
+    /// Goes on beyond revisions and numbers that were given by a history that this one knows nothing of, the
+    /// revision up to `revision` and the hosts up to `host` among them.
+    #[must_use]
+    pub fn beyond(&self, revision: Revision, host: HostId) -> Self {
+        let mut next = self.clone();
+        next.revision = Revision(self.revision.0.max(revision.0) + 1);
+        next.allocation.skip(host, LOST_NUMBERS);
+        next
     }
 
     /// A rollout reaches another phase; none if it isn't in the one that this was decided in.

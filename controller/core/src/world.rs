@@ -89,6 +89,36 @@ impl World {
         })
     }
 
+    /// Whether two hosts may meet: somebody on one may exchange traffic with somebody on the other.
+    #[must_use]
+    pub fn may_meet(&self, one: HostId, other: HostId) -> bool {
+        let at = |host| self.residents.at.get(&host).map(Vec::as_slice).unwrap_or_default();
+        let related = self.relations.of_any(at(one));
+        at(other).iter().any(|index| related[*index])
+    }
+
+    /// Whether a host has to do with requests of a route: somebody there may send such.
+    #[must_use]
+    pub fn has_route(&self, local: HostId, name: &str) -> bool {
+        let here = self.residents.at.get(&local);
+        here.is_some_and(|here| self.routes_for(here).iter().any(|route| *route.name == *name))
+    }
+
+    /// Whether workloads of a service are on a host, or go from there just now.
+    #[must_use]
+    pub fn serves(&self, local: HostId, service: &str) -> bool {
+        let mut services = self.everything.services.values();
+        services.any(|it| it.name.as_str() == service && it.placements.contains_key(&local))
+    }
+
+    /// Whether agents stand before a service's workloads, and see what they are asked.
+    #[must_use]
+    pub fn has_servers(&self, service: &str) -> bool {
+        let mut services = self.everything.services.values();
+        services
+            .any(|it| it.name.as_str() == service && it.edge.is_none() && !it.placements.is_empty())
+    }
+
     /// The hosts whose slices differ between two worlds; those of the later one only.
     #[must_use]
     pub fn affected(&self, later: &Self) -> BTreeSet<Name> {

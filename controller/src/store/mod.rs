@@ -1,14 +1,17 @@
 //! What survives a restart, and where it is kept.
 
+mod copy;
 mod redb;
+mod tables;
 
 use std::collections::BTreeMap;
 
 use isthmus_controller_core::delivery::Delivery;
-use isthmus_controller_core::{Allocation, Leaving, Member, State, TokenRecord};
+use isthmus_controller_core::{Allocation, Epochs, Leaving, Member, State, TokenRecord};
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::SourceFile;
 use isthmus_model::{Name, Revision};
+use serde::{Deserialize, Serialize};
 
 pub use self::redb::Redb;
 
@@ -25,7 +28,7 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     ///
-    /// They were not made.
+    /// They were not made, or nobody knows: see [`StoreError::Moved`].
     fn commit(&self, changes: &[Change]) -> Result<(), StoreError>;
 }
 
@@ -46,6 +49,21 @@ pub struct Saved {
     pub deliveries: BTreeMap<Name, Delivery>,
     /// Workloads that are about to go.
     pub leaving: Leaving,
+    /// Runs of controllers on this store.
+    pub epochs: Epochs,
+    /// The mesh that it is of; stores from before this was kept say nothing.
+    pub belongs: Option<Belongs>,
+}
+
+/// Which mesh a store is of: `mesh.toml` and the CA must agree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Belongs {
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// Its IPv6 prefix.
+    pub prefix: String,
+    /// The CA's hash, in hexadecimal digits.
+    pub ca: String,
 }
 
 /// One thing that is different now.
@@ -69,6 +87,10 @@ pub enum Change {
     Token(TokenRecord),
     /// A token is forgotten.
     TokenGone(TokenId),
+    /// A controller begins to run.
+    Epochs(Epochs),
+    /// The store is of this mesh.
+    Belongs(Belongs),
 }
 
 /// Why the store fails.
@@ -90,11 +112,14 @@ pub enum StoreError {
         known: u32,
     },
     /// It holds something unreadable.
-    #[error("{0} is damaged: {1}; restore it from a backup")]
+    #[error("{0} is damaged: {1}; restore the state directory from a backup")]
     Damaged(String, String),
     /// The disk, mostly.
     #[error("the store {0} failed: {1}")]
     Failed(String, String),
+    /// Its file holds something else than this process has left in it: it must be read anew.
+    #[error("{0} holds other changes than this controller knows of; it must be started again")]
+    Moved(String),
 }
 
 /// What has to be written to get from one state to another.

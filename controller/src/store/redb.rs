@@ -1,48 +1,57 @@
-//! The embedded store: one file.
+//! The embedded store: one file ([`tables`] tells what is in it).
 //!
 //! ```text
-//!  meta     "format", "revision", "files", "allocation", "deliveries", "leaving"  JSON
-//!  members  by name                                      JSON
-//!  tokens   by id                                        JSON
+//!            commit fails: the database is given up, for it takes no more
+//!   Open ────────────────────────────────────────────────────────────────▶ Shut
+//!     ▲                                                                     │
+//!     └── opened again, and it holds what the last good commit left in it ──┘  at once, and before each commit
 //! ```
+//!
+//! A commit that failed may have been made all the same. Which of both it is the file says once it can be
+//! opened: each commit leaves a mark of its own.
 
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use isthmus_controller_core::delivery::Delivery;
-use isthmus_model::topology::SourceFile;
-use isthmus_model::{HostId, Revision};
 use redb::backends::FileBackend;
-use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition,
-    WriteTransaction,
-};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use redb::{Builder, Database, DatabaseError};
 
+use super::copy::{Copy, guarded};
+use super::tables::{self, Mark};
 use super::{Change, Saved, Store, StoreError};
 use crate::files;
 
-type Table = TableDefinition<'static, &'static str, &'static [u8]>;
-
-const META: Table = TableDefinition::new("meta");
-const MEMBERS: Table = TableDefinition::new("members");
-const TOKENS: Table = TableDefinition::new("tokens");
-
-const FORMAT: u32 = 1;
 /// The whole of a large mesh is a few megabytes.
 const CACHE_BYTES: usize = 4 << 20;
 
 /// A store in one file, which no other process can open meanwhile.
 #[derive(Debug)]
 pub struct Redb {
-    database: Database,
-    file: String,
+    path: PathBuf,
+    open: Open,
+    disk: Mutex<Disk>,
 }
 
-#[derive(Serialize, serde::Deserialize)]
-struct SavedFile {
-    name: String,
-    text: String,
+/// How a file becomes a database.
+type Open = fn(File) -> Result<Database, DatabaseError>;
+
+#[derive(Debug)]
+struct Disk {
+    state: State,
+    /// What the last good commit left.
+    mark: Mark,
+    /// What one left that failed, or didn't.
+    doubtful: Option<Mark>,
+    /// What was there at the beginning, until it is asked for.
+    saved: Option<Saved>,
+}
+
+#[derive(Debug)]
+enum State {
+    Open(Database),
+    /// It can't be written now. The lock keeps other controllers away.
+    Shut(#[expect(dead_code, reason = "dropping it gives the lock back")] Option<File>),
 }
 
 impl Redb {
@@ -56,158 +65,231 @@ impl Redb {
     /// There is one already, or it can't be written.
     pub fn create(state_dir: &Path) -> Result<Self, StoreError> {
         let path = state_dir.join(Self::FILE);
-        let name = path.display().to_string();
-        let failed =
-            |error: &dyn std::fmt::Display| StoreError::Failed(name.clone(), error.to_string());
-        let file = files::create(&path).map_err(|error| failed(&error))?;
-        let backend = FileBackend::new(file).map_err(|error| failed(&error))?;
-        let database = Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(backend)
-            .map_err(|error| failed(&error))?;
-        let store = Self { database, file: name };
-        store.write(|transaction| put(transaction, META, "format", &FORMAT))?;
-        Ok(store)
+        let failed = |why: String| StoreError::Failed(path.display().to_string(), why);
+        let file = files::create(&path).map_err(|error| failed(error.to_string()))?;
+        let make = || {
+            let database = database(file)?;
+            tables::begin(&database)?;
+            Ok(database)
+        };
+        let state = State::Open(guarded(make).map_err(failed)?);
+        let disk = Disk { state, mark: Mark::default(), doubtful: None, saved: None };
+        Ok(Self { path, open: database, disk: Mutex::new(disk) })
     }
 
-    /// Opens the store of a state directory.
+    /// Opens the store of a state directory. One that can be read only is read, and written as soon as
+    /// it can be.
     ///
     /// # Errors
     ///
-    /// There is none, another process has it open, or a newer version wrote it.
+    /// There is none, it is damaged, another process has it open, or a newer version wrote it.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        Self::open_with(state_dir, database)
+    }
+
+    fn open_with(state_dir: &Path, open: Open) -> Result<Self, StoreError> {
         let path = state_dir.join(Self::FILE);
-        let file = path.display().to_string();
-        let database = Builder::new().set_cache_size(CACHE_BYTES).open(&path);
-        let database = database.map_err(|error| {
-            if matches!(error, DatabaseError::DatabaseAlreadyOpen) {
-                return StoreError::InUse(file.clone());
-            }
-            StoreError::Failed(file.clone(), error.to_string())
-        })?;
-        let store = Self { database, file };
-        let found: u32 = store.meta("format")?.unwrap_or_default();
-        if found > FORMAT {
-            return Err(StoreError::TooNew { file: store.file, found, known: FORMAT });
+        let lock = lock(&path)?;
+        let Copy { saved, mark } = Copy::read(&path)?;
+        let state = State::Shut(Some(lock));
+        let disk = Disk { state, mark, doubtful: None, saved: Some(saved) };
+        let store = Self { path, open, disk: Mutex::new(disk) };
+        match store.heal() {
+            // What can be read is enough to begin with.
+            Ok(()) | Err(StoreError::Failed(..)) => Ok(store),
+            Err(error) => Err(error),
         }
-        Ok(store)
     }
 
-    fn write(
-        &self,
-        work: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
-    ) -> Result<(), StoreError> {
-        let transact = || -> Result<(), redb::Error> {
-            let transaction = self.database.begin_write()?;
-            work(&transaction)?;
-            transaction.commit()?;
-            Ok(())
+    /// Opens the file for writing, where it isn't. It must hold what the last good commit left in it.
+    fn reopen(&self, disk: &mut Disk) -> Result<(), StoreError> {
+        if matches!(disk.state, State::Open(_)) {
+            return Ok(());
+        }
+        // redb takes a lock of its own.
+        disk.state = State::Shut(None);
+        let database = match self.open_file() {
+            Ok(database) => database,
+            Err(error) => {
+                disk.state = State::Shut(lock(&self.path).ok());
+                return Err(error);
+            }
         };
-        transact().map_err(|error| StoreError::Failed(self.file.clone(), error.to_string()))
+        let mark = guarded(|| tables::mark(&database)).map_err(|why| failed(&self.path, why))?;
+        if mark != disk.mark && Some(mark) != disk.doubtful {
+            return Err(StoreError::Moved(self.path.display().to_string()));
+        }
+        disk.mark = mark;
+        disk.state = State::Open(database);
+        Ok(())
     }
 
-    fn meta<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
-        let value = self.read(|| {
-            let table = self.database.begin_read()?.open_table(META)?;
-            Ok(table.get(key)?.map(|value| value.value().to_vec()))
-        })?;
-        value.map(|json| self.decode(&json)).transpose()
+    fn open_file(&self) -> Result<Database, StoreError> {
+        let file = OpenOptions::new().read(true).write(true).open(&self.path);
+        let file = file.map_err(|error| failed(&self.path, error.to_string()))?;
+        // redb would begin anew in it.
+        if file.metadata().is_ok_and(|file| file.len() == 0) {
+            return Err(StoreError::Moved(self.path.display().to_string()));
+        }
+        let mut in_use = false;
+        let open = || {
+            let opened = (self.open)(file);
+            in_use = matches!(opened, Err(DatabaseError::DatabaseAlreadyOpen));
+            Ok(opened?)
+        };
+        let opened = guarded(open);
+        if in_use {
+            return Err(StoreError::InUse(self.path.display().to_string()));
+        }
+        opened.map_err(|why| failed(&self.path, why))
     }
 
-    fn all<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<T>, StoreError> {
-        let values = self.read(|| match self.database.begin_read()?.open_table(table) {
-            Ok(table) => table.iter()?.map(|entry| Ok(entry?.1.value().to_vec())).collect(),
-            Err(redb::TableError::TableDoesNotExist(_)) => Ok(Vec::new()),
-            Err(error) => Err(error.into()),
-        })?;
-        values.iter().map(|json: &Vec<u8>| self.decode(json)).collect()
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, StoreError> {
-        work().map_err(|error| StoreError::Failed(self.file.clone(), error.to_string()))
-    }
-
-    fn decode<T: DeserializeOwned>(&self, json: &[u8]) -> Result<T, StoreError> {
-        serde_json::from_slice(json)
-            .map_err(|error| StoreError::Damaged(self.file.clone(), error.to_string()))
+    fn heal(&self) -> Result<(), StoreError> {
+        self.reopen(&mut self.disk())
     }
 }
 
 impl Store for Redb {
     fn load(&self) -> Result<Saved, StoreError> {
-        let files: Vec<SavedFile> = self.meta("files")?.unwrap_or_default();
-        let source = |file: SavedFile| SourceFile { name: file.name.into(), text: file.text };
-        let deliveries: Vec<(String, Delivery)> = self.meta("deliveries")?.unwrap_or_default();
-        let named = |(name, delivery): (String, Delivery)| Some((name.parse().ok()?, delivery));
-        let leaving: Vec<(String, u32, i64)> = self.meta("leaving")?.unwrap_or_default();
-        let workload = |(service, host, since): (String, u32, i64)| {
-            Some((service.parse().ok()?, HostId(host), since))
-        };
-        Ok(Saved {
-            revision: Revision(self.meta("revision")?.unwrap_or_default()),
-            files: files.into_iter().map(source).collect(),
-            allocation: self.meta("allocation")?.unwrap_or_default(),
-            members: self.all(MEMBERS)?,
-            tokens: self.all(TOKENS)?,
-            deliveries: deliveries.into_iter().filter_map(named).collect(),
-            leaving: leaving.into_iter().filter_map(workload).collect(),
-        })
+        match self.disk().saved.take() {
+            Some(saved) => Ok(saved),
+            None => Ok(Copy::read(&self.path)?.saved),
+        }
     }
 
     fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
-        self.write(|transaction| changes.iter().try_for_each(|change| apply(transaction, change)))
+        let mut disk = self.disk();
+        let before = disk.mark;
+        self.reopen(&mut disk)?;
+        if disk.mark != before {
+            // It was said to have failed.
+            return Err(StoreError::Moved(self.path.display().to_string()));
+        }
+        let State::Open(database) = &disk.state else {
+            return Err(failed(&self.path, "it isn't open"));
+        };
+        let mark = Mark::random().map_err(|error| failed(&self.path, error.to_string()))?;
+        let Err(why) = guarded(|| tables::write(database, changes, mark)) else {
+            (disk.mark, disk.doubtful) = (mark, None);
+            return Ok(());
+        };
+        disk.doubtful = Some(mark);
+        let given_up = std::mem::replace(&mut disk.state, State::Shut(None));
+        // What it says at its end was said before.
+        let _ = guarded(move || {
+            drop(given_up);
+            Ok(())
+        });
+        match self.reopen(&mut disk) {
+            Ok(()) if disk.mark == mark => Ok(()),
+            Ok(()) | Err(StoreError::Failed(..)) => Err(failed(&self.path, why)),
+            Err(error) => Err(error),
+        }
     }
 }
 
-fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
-    match change {
-        Change::Revision(revision) => put(transaction, META, "revision", &revision.0),
-        Change::Files(files) => {
-            let saved = |file: &SourceFile| SavedFile {
-                name: file.name.to_string(),
-                text: file.text.clone(),
-            };
-            put(transaction, META, "files", &files.iter().map(saved).collect::<Vec<_>>())
+fn failed(path: &Path, why: impl Into<String>) -> StoreError {
+    StoreError::Failed(path.display().to_string(), why.into())
+}
+
+/// Keeps other controllers away where the file can only be read.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let file = File::open(path).map_err(|error| failed(path, error.to_string()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(StoreError::InUse(path.display().to_string()))
         }
-        Change::Allocation(allocation) => put(transaction, META, "allocation", allocation),
-        Change::Deliveries(deliveries) => {
-            let named: Vec<(&str, &Delivery)> =
-                deliveries.iter().map(|(name, delivery)| (name.as_str(), delivery)).collect();
-            put(transaction, META, "deliveries", &named)
-        }
-        Change::Leaving(leaving) => {
-            let all =
-                leaving.iter().map(|(service, host, since)| (service.as_str(), host.0, since));
-            put(transaction, META, "leaving", &all.collect::<Vec<_>>())
-        }
-        Change::Member(member) => put(transaction, MEMBERS, member.name.as_str(), member),
-        Change::MemberGone(name) => remove(transaction, MEMBERS, name.as_str()),
-        Change::Token(token) => put(transaction, TOKENS, &token.id.to_string(), token),
-        Change::TokenGone(id) => remove(transaction, TOKENS, &id.to_string()),
+        Err(std::fs::TryLockError::Error(error)) => Err(failed(path, error.to_string())),
     }
 }
 
-fn put(
-    transaction: &WriteTransaction,
-    table: Table,
-    key: &str,
-    value: &impl Serialize,
-) -> Result<(), redb::Error> {
-    let json = serde_json::to_vec(value).map_err(std::io::Error::from)?;
-    transaction.open_table(table)?.insert(key, json.as_slice())?;
-    Ok(())
-}
-
-fn remove(transaction: &WriteTransaction, table: Table, key: &str) -> Result<(), redb::Error> {
-    transaction.open_table(table)?.remove(key)?;
-    Ok(())
+fn database(file: File) -> Result<Database, DatabaseError> {
+    Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::fs;
+    use std::io;
+    use std::ops::Bound;
+
     use isthmus_controller_core::Leaving;
+    use isthmus_model::topology::SourceFile;
+    use isthmus_model::{HostId, Revision};
+    use redb::{BackendError, StorageBackend};
 
     use super::*;
+
+    thread_local! {
+        /// Writes that the disk takes before it fails.
+        static WRITES_LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+
+    /// A disk that fails when it is told to.
+    #[derive(Debug)]
+    struct Failing(FileBackend);
+
+    impl Failing {
+        fn open(file: File) -> Result<Database, DatabaseError> {
+            Builder::new().create_with_backend(Self(FileBackend::new(file)?))
+        }
+
+        fn spend() -> io::Result<()> {
+            let left = WRITES_LEFT.get();
+            if left == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            WRITES_LEFT.set(left.saturating_sub(1));
+            Ok(())
+        }
+    }
+
+    impl StorageBackend for Failing {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.0.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            Self::spend()?;
+            self.0.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            Self::spend()?;
+            self.0.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            Self::spend()?;
+            self.0.write(offset, data)
+        }
+
+        fn close(&self) -> io::Result<()> {
+            self.0.close()
+        }
+
+        fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+            self.0.try_lock_range(start, end)
+        }
+
+        fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+            self.0.unlock_range(start, end)
+        }
+    }
+
+    fn revision(store: &Redb) -> u64 {
+        Copy::read(&store.path).unwrap().saved.revision.0
+    }
 
     #[test]
     fn what_was_committed_is_there_after_opening_again() {
@@ -241,9 +323,118 @@ mod tests {
     fn a_newer_format_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let store = Redb::create(folder.path()).unwrap();
-        store.write(|transaction| put(transaction, META, "format", &99)).unwrap();
+        if let State::Open(database) = &store.disk().state {
+            tables::begin_as(database, 99).unwrap();
+        }
         drop(store);
         let error = Redb::open(folder.path()).unwrap_err();
         assert!(matches!(error, StoreError::TooNew { found: 99, .. }), "{error}");
+    }
+
+    /// Wherever a commit fails: what it was said to be is what the file says, and the next one goes
+    /// through, in the same process; or the process is told that it must read anew.
+    #[test]
+    fn after_a_failed_write_the_store_takes_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Redb::create(folder.path()).unwrap());
+        let open = || Redb::open_with(folder.path(), Failing::open).unwrap();
+        let mut store = open();
+        let (mut now, mut failures, mut moves) = (0, 0, 0);
+        for writes in 0..60 {
+            WRITES_LEFT.set(writes);
+            let files = vec![SourceFile { name: "a".into(), text: "x".repeat(writes * 10_000) }];
+            let next = now + 1;
+            let done = store.commit(&[Change::Revision(Revision(next)), Change::Files(files)]);
+            WRITES_LEFT.set(usize::MAX);
+            match done {
+                Ok(()) => now = next,
+                Err(StoreError::Failed(..)) => {
+                    failures += 1;
+                    if let Err(error) = store.commit(&[]) {
+                        // It was made after all, and the disk failed when that was asked for.
+                        assert!(matches!(error, StoreError::Moved(_)), "{writes}: {error}");
+                        (now, moves) = (next, moves + 1);
+                        drop(store);
+                        store = open();
+                    }
+                }
+                Err(error) => panic!("{writes}: {error}"),
+            }
+            assert_eq!(revision(&store), now, "after {writes} writes");
+        }
+        assert!((5..60).contains(&failures) && moves < failures, "{failures} {moves}");
+    }
+
+    #[test]
+    fn a_commit_that_was_made_after_all_is_not_denied() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Redb::create(folder.path()).unwrap());
+        let store = Redb::open_with(folder.path(), Failing::open).unwrap();
+        // Another hand finishes what the process gave up.
+        let mark = Mark::random().unwrap();
+        {
+            let mut disk = store.disk();
+            disk.doubtful = Some(mark);
+            let State::Open(database) = &disk.state else { panic!("it is open") };
+            tables::write(database, &[Change::Revision(Revision(9))], mark).unwrap();
+            disk.state = State::Shut(None);
+        }
+        let error = store.commit(&[]).unwrap_err();
+        assert!(matches!(error, StoreError::Moved(_)), "{error}");
+    }
+
+    #[test]
+    fn what_can_only_be_read_is_read_and_written_once_it_can_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Redb::create(folder.path()).unwrap();
+        store.commit(&[Change::Revision(Revision(3))]).unwrap();
+        drop(store);
+        let read_only = |_| {
+            Err(DatabaseError::Storage(io::Error::from(io::ErrorKind::ReadOnlyFilesystem).into()))
+        };
+        let mut store = Redb::open_with(folder.path(), read_only).unwrap();
+        assert_eq!(store.load().unwrap().revision, Revision(3));
+        let error = store.commit(&[Change::Revision(Revision(4))]).unwrap_err();
+        assert!(error.to_string().contains("read-only"), "{error}");
+        let other = Redb::open(folder.path()).unwrap_err();
+        assert!(matches!(other, StoreError::InUse(_)), "{other}");
+        store.open = database;
+        store.commit(&[Change::Revision(Revision(4))]).unwrap();
+        assert_eq!(revision(&store), 4);
+    }
+
+    #[test]
+    fn a_damaged_store_ends_in_a_sentence_and_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(Redb::FILE);
+        let store = Redb::create(folder.path()).unwrap();
+        for number in 1..4 {
+            let text = "x".repeat(20_000);
+            let files = vec![SourceFile { name: "a".into(), text }];
+            let changes = [Change::Revision(Revision(number)), Change::Files(files)];
+            store.commit(&changes).unwrap();
+        }
+        drop(store);
+        let whole = fs::read(&path).unwrap();
+        let cuts = (0..600).chain((600..whole.len()).step_by(9_973)).map(|at| whole[..at].to_vec());
+        let flips = (0..512).chain((512..whole.len()).step_by(1_021)).map(|at| {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            bytes
+        });
+        let mut told = 0;
+        for bytes in cuts.chain(flips) {
+            fs::write(&path, &bytes).unwrap();
+            match Copy::read(&path) {
+                // What isn't in use may hold anything.
+                Ok(copy) => assert_eq!(copy.saved.revision, Revision(3)),
+                Err(StoreError::Damaged(..) | StoreError::TooNew { .. }) => told += 1,
+                Err(error) => panic!("{error}"),
+            }
+            assert!(fs::read(&path).unwrap() == bytes);
+        }
+        assert!(told > 600, "{told}");
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(Redb::open(folder.path()).unwrap().load().unwrap().revision, Revision(3));
     }
 }

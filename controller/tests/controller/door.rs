@@ -1,12 +1,15 @@
+use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use isthmus_proto::v1;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, NamedGroup, ProtocolVersion, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
-use crate::lab::{Controller, any, client_config, random};
+use crate::lab::{Controller, Identity, any, client_config, eventually, random};
 
 async fn handshake(
     controller: &Controller,
@@ -48,7 +51,7 @@ async fn a_certificate_of_another_ca_is_refused() {
     let config = client_config(&controller.state().join("ca.pem"), Some(&foreign));
     let answered = match controller.try_channel(config).await {
         Ok(channel) => {
-            let mut admin = isthmus_proto::v1::admin_client::AdminClient::new(channel);
+            let mut admin = v1::admin_client::AdminClient::new(channel);
             admin.read_status(any()).await.is_ok()
         }
         Err(_) => false,
@@ -89,4 +92,81 @@ async fn garbage_on_the_port_is_survived() {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     assert!(controller.status().await.hosts.is_empty(), "it answers as ever");
+}
+
+/// A connection from one of this machine's many addresses.
+async fn connect_from(controller: &Controller, source: Ipv4Addr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    socket.connect(controller.address).await.unwrap()
+}
+
+const CROWD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_shut_nobody_else_out() {
+    let controller = Controller::start().await;
+    let web = controller.join("web-1").await;
+    let mut silent = Vec::new();
+    for number in 0..1_500 {
+        let mut stream = connect_from(&controller, CROWD).await;
+        if number % 2 == 0 {
+            let _ = stream.write_all(&[0x16]).await;
+        }
+        silent.push(stream);
+    }
+    let everybody = async {
+        controller.status().await;
+        controller.join("db-1").await;
+        controller.connect(&web).await.follow().await;
+    };
+    // If they stood in a row, all of these would have to run into their deadline first.
+    tokio::time::timeout(std::time::Duration::from_secs(20), everybody).await.unwrap();
+    drop(silent);
+}
+
+/// So many connections with a certificate; counts those that were ended.
+async fn crowd(
+    controller: &Controller,
+    identity: Option<&Identity>,
+    size: usize,
+) -> Arc<AtomicUsize> {
+    let ended = Arc::new(AtomicUsize::new(0));
+    let config = Arc::new(client_config(&controller.state().join("ca.pem"), identity));
+    for _ in 0..size {
+        let stream = connect_from(controller, CROWD).await;
+        let name = ServerName::try_from("controller.corp.example").unwrap();
+        let connected = TlsConnector::from(Arc::clone(&config)).connect(name, stream).await;
+        let ended = Arc::clone(&ended);
+        tokio::spawn(async move {
+            if let Ok(mut stream) = connected {
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+            ended.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+    ended
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_certificate_takes_few_places() {
+    let controller = Controller::start().await;
+    let web = controller.join("web-1").await;
+    let ended = crowd(&controller, Some(&web.identity), 60).await;
+    eventually(async || ended.load(Ordering::Relaxed) >= 56).await;
+    controller.connect(&web).await.follow().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_hosts_certificate_is_worth_nothing() {
+    let controller = Controller::start().await;
+    let gone = controller.join("gone-1").await;
+    let request = v1::RemoveHostRequest { name: "gone-1".to_owned() };
+    controller.admin().await.remove_host(request).await.unwrap();
+    // The same places as anybody has who shows no certificate.
+    let ended = crowd(&controller, Some(&gone.identity), 150).await;
+    let strangers = crowd(&controller, None, 50).await;
+    let together = || ended.load(Ordering::Relaxed) + strangers.load(Ordering::Relaxed);
+    eventually(async || together() >= 136).await;
+    controller.join("web-1").await;
 }

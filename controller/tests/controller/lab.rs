@@ -60,6 +60,8 @@ pub(crate) struct Agent {
     /// What it knows, by key.
     pub(crate) resources: BTreeMap<String, v1::Resource>,
     pub(crate) revision: u64,
+    /// Of the last delta.
+    pub(crate) epoch: u64,
 }
 
 impl Controller {
@@ -89,10 +91,16 @@ impl Controller {
 
     /// Stops it and starts it on what it has stored.
     pub(crate) async fn restart(&mut self) {
+        self.restart_after(|_| ()).await;
+    }
+
+    /// Likewise, with something done to its state meanwhile.
+    pub(crate) async fn restart_after(&mut self, meanwhile: impl FnOnce(&Path)) {
         drop(self.stop.take());
         self.serving.take().unwrap().await.unwrap().unwrap();
         // Connections that were cut short let go of the store in their own time.
         eventually(async || isthmus_controller::store::Redb::open(&self.state()).is_ok()).await;
+        meanwhile(&self.state());
         let listener = TcpListener::bind(self.address).await.unwrap();
         self.serve(listener);
     }
@@ -210,13 +218,25 @@ impl Controller {
         resources: BTreeMap<String, v1::Resource>,
         revision: u64,
     ) -> Agent {
+        self.connect_from(joined, resources, revision, 0).await.unwrap()
+    }
+
+    /// Likewise, by a revision of an epoch.
+    pub(crate) async fn connect_from(
+        &self,
+        joined: &Joined,
+        resources: BTreeMap<String, v1::Resource>,
+        revision: u64,
+        epoch: u64,
+    ) -> Result<Agent, Status> {
         let (say, said) = mpsc::channel(16);
         let endpoints = v1::Endpoints { addresses: vec![format!("192.0.2.{}:51820", joined.id)] };
-        let hello = v1::Hello { version: "1".to_owned(), revision, endpoints: Some(endpoints) };
+        let hello =
+            v1::Hello { version: "1".to_owned(), revision, endpoints: Some(endpoints), epoch };
         say.send(v1::AgentMessage { body: Some(Say::Hello(hello)) }).await.unwrap();
         let mut client = self.sync(&joined.identity).await;
-        let hear = client.stream(ReceiverStream::new(said)).await.unwrap().into_inner();
-        Agent { say, hear, resources, revision }
+        let hear = client.stream(ReceiverStream::new(said)).await?.into_inner();
+        Ok(Agent { say, hear, resources, revision, epoch })
     }
 }
 
@@ -254,7 +274,7 @@ impl Agent {
         for resource in &delta.changed {
             self.resources.insert(resource.key.clone(), resource.clone());
         }
-        self.revision = delta.revision;
+        (self.revision, self.epoch) = (delta.revision, delta.epoch);
         self.say(Say::Accepted(v1::Accepted {
             revision: delta.revision,
             ..v1::Accepted::default()

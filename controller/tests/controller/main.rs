@@ -4,6 +4,8 @@
 
 mod admin;
 mod door;
+mod init;
 mod join;
 mod lab;
 mod sync;
+mod units;

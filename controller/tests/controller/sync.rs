@@ -323,14 +323,25 @@ async fn endpoints_reach_those_who_need_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn forgeries_are_shown_to_operators() {
     let (controller, [web, db]) = two().await;
+    let other = controller.join("other-1").await;
+    controller.apply(&allowed()).await;
     let mut agent = controller.connect(&web).await;
     agent.follow().await;
-    let forgery =
-        v1::Forgery { from_host: db.id, claimed_source: "100.64.0.99".to_owned(), packets: 3 };
+    let accuse = |from_host, source: &str| v1::Forgery {
+        from_host,
+        claimed_source: source.to_owned(),
+        packets: 3,
+    };
+    // Whom it never meets, and what is no address, it can't have seen.
+    let forgeries = vec![
+        accuse(other.id, "100.64.0.98"),
+        accuse(99, "100.64.0.97"),
+        accuse(db.id, "who knows"),
+        accuse(db.id, "100.64.0.99"),
+    ];
     for _ in 0..2 {
-        agent
-            .say(Say::Report(v1::Report { forgeries: vec![forgery.clone()], ..Default::default() }))
-            .await;
+        let forgeries = forgeries.clone();
+        agent.say(Say::Report(v1::Report { forgeries, ..Default::default() })).await;
     }
     eventually(async || {
         controller.status().await.events.iter().any(|event| {
@@ -338,6 +349,96 @@ async fn forgeries_are_shown_to_operators() {
         })
     })
     .await;
+    assert_eq!(controller.status().await.events.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_moves_all_the_time_keeps_nobody_busy() {
+    let (controller, [web, db]) = two().await;
+    let mut agent = controller.connect(&web).await;
+    agent.settle(&controller, &web.name).await;
+    let mut other = controller.connect(&db).await;
+    other.settle(&controller, &db.name).await;
+    let before = controller.status().await.revision;
+    for port in 1..=200 {
+        let addresses = vec![format!("192.0.2.99:{port}")];
+        agent.say(Say::Endpoints(v1::Endpoints { addresses })).await;
+        if port % 4 == 0 {
+            // So that not all of it is gathered.
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    eventually(async || {
+        let problems = controller.status().await.problems;
+        problems.iter().any(|it| it.code == "endpoints-restless" && it.subject == "web-1")
+    })
+    .await;
+    let made = controller.status().await.revision - before;
+    assert!((1..=5).contains(&made), "{made} revisions");
+    // Another is followed at once.
+    let addresses = vec!["192.0.2.77:1".to_owned()];
+    other.say(Say::Endpoints(v1::Endpoints { addresses })).await;
+    eventually(async || {
+        let endpoints = controller.host("db-1").await.host.unwrap().endpoints;
+        endpoints.iter().any(|it| it == "192.0.2.77:1")
+    })
+    .await;
+}
+
+fn has_problem(status: &v1::MeshStatus, code: &str, subject: &str) -> bool {
+    status.problems.iter().any(|it| it.code == code && it.subject == subject)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_backup_goes_back_aloud_and_gives_no_number_twice() {
+    let (mut controller, [web, db]) = two().await;
+    let store = isthmus_controller::store::Redb::FILE;
+    let backup = |state: &std::path::Path| {
+        std::fs::copy(state.join(store), state.join("backup")).unwrap();
+    };
+    let restore = |state: &std::path::Path| {
+        std::fs::copy(state.join("backup"), state.join(store)).unwrap();
+    };
+    controller.restart_after(backup).await;
+    let old = controller.status().await.revision;
+    let lost = controller.join("other-1").await;
+    controller.apply(&allowed()).await;
+    let mut agent = controller.connect(&web).await;
+    agent.settle(&controller, &web.name).await;
+    let epoch = agent.epoch;
+    let known = agent.revision;
+    assert!(known > old && epoch != 0);
+
+    controller.restart_after(restore).await;
+    assert!(controller.status().await.problems.is_empty(), "nobody has come yet");
+    let Agent { resources, .. } = agent;
+    let mut agent = controller.connect_from(&web, resources.clone(), known, epoch).await.unwrap();
+    let delta = agent.follow().await;
+    assert!(delta.revision > known, "no revision has two meanings");
+    assert_ne!(delta.epoch, epoch);
+    assert!(has_problem(&controller.status().await, "store-restored", "web-1"));
+
+    // A host that joined since wasn't removed: it must not forget the mesh.
+    let mut stranger = controller.connect(&lost).await;
+    let status = stranger.hear().await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    assert!(has_problem(&controller.status().await, "host-unknown", "other-1"));
+    controller.restart().await;
+    let mut stranger = controller.connect(&lost).await;
+    assert_eq!(stranger.hear().await.unwrap_err().code(), Code::FailedPrecondition);
+    let newcomer = controller.join("other-2").await;
+    assert!(newcomer.id > lost.id, "{} isn't given again", newcomer.id);
+
+    // Later on it is told by the epoch alone. Then somebody says what is to be.
+    assert!(controller.status().await.revision >= known);
+    let mut late = controller.connect_from(&db, resources, known, epoch).await.unwrap();
+    late.follow().await;
+    assert!(has_problem(&controller.status().await, "store-restored", "db-1"));
+    controller.apply(&allowed()).await;
+    assert!(!has_problem(&controller.status().await, "store-restored", "db-1"));
+    assert!(has_problem(&controller.status().await, "host-unknown", "other-1"));
+    controller.join("other-1").await;
+    assert!(controller.status().await.problems.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::text;
 
 pub use tally::{Counts, Tally};
-pub use trial::{Decision, Trial, Version};
+pub use trial::{Circumstances, Decision, Trial, Version};
 
 /// How far a rollout has got.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

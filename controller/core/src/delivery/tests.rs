@@ -2,12 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use isthmus_model::HostId;
 use isthmus_model::topology::{SourceFile, parse};
 use proptest::prelude::*;
 
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
+const CALLER: HostId = HostId(1);
+const OTHER: HostId = HostId(2);
+
+fn served(behind: &[Name]) -> Circumstances<'_> {
+    Circumstances { behind, has_servers: true }
+}
 
 fn declared(more: &str) -> RolloutDecl {
     let text = format!(
@@ -54,9 +61,14 @@ impl Run {
     /// A second, in which agents report this of the canary and much good of the stable.
     fn second(&mut self, canary: &Counts) -> Decision {
         self.now += SECOND;
-        self.trial.handle_counts(Version::Canary, canary);
-        self.trial.handle_counts(Version::Stable, &counts(100, 0, Duration::from_millis(20)));
-        let decision = self.trial.decide(&self.declared, &[], self.now);
+        self.trial.handle_counts(CALLER, Version::Canary, canary);
+        self.trial.handle_served(canary.requests);
+        self.trial.handle_counts(
+            CALLER,
+            Version::Stable,
+            &counts(100, 0, Duration::from_millis(20)),
+        );
+        let decision = self.trial.decide(&self.declared, served(&[]), self.now);
         let then = match decision.clone() {
             Decision::Wait(_) => return decision,
             Decision::Advance => self.delivery.after_success(&name(), &self.declared),
@@ -144,13 +156,13 @@ fn what_agents_report_before_they_have_the_weights_doesnt_count() {
     let mut trial = Trial::new();
     let now = Instant::now();
     let behind: Vec<Name> = ["a", "b", "c", "d"].map(|name| name.parse().unwrap()).into();
-    trial.handle_counts(Version::Canary, &counts(100, 100, SECOND));
-    let waits = trial.decide(&declared, &behind, now + SECOND * 99);
+    trial.handle_counts(CALLER, Version::Canary, &counts(100, 100, SECOND));
+    let waits = trial.decide(&declared, served(&behind), now + SECOND * 99);
     assert_eq!(
         waits,
         Decision::Wait("waits for a, b, c and 1 more to take the weights".to_owned())
     );
-    assert!(matches!(trial.decide(&declared, &[], now + SECOND * 99), Decision::Wait(_)));
+    assert!(matches!(trial.decide(&declared, served(&[]), now + SECOND * 99), Decision::Wait(_)));
     assert_eq!(trial.tally(Version::Canary).requests(), 0);
 }
 
@@ -236,4 +248,39 @@ proptest! {
             Phase::Progressing { .. } | Phase::Paused { .. } => prop_assert!(false, "{:?}", run.delivery),
         }
     }
+}
+
+/// A step that watches, past its interval.
+fn watching(declared: &RolloutDecl) -> (Trial, Instant) {
+    let (mut trial, now) = (Trial::new(), Instant::now());
+    assert!(matches!(trial.decide(declared, served(&[]), now), Decision::Wait(_)));
+    (trial, now + declared.interval)
+}
+
+#[test]
+fn requests_that_no_server_had_promote_nothing() {
+    let declared = declared("min_requests = 50");
+    let (mut trial, now) = watching(&declared);
+    trial.handle_counts(CALLER, Version::Canary, &counts(100_000, 0, SECOND));
+    let Decision::Wait(why) = trial.decide(&declared, served(&[]), now) else {
+        panic!("it is promoted by one host's word")
+    };
+    assert!(why.contains("report 0"), "{why}");
+    // Nor do a few real ones make up for many that weren't.
+    trial.handle_served(60);
+    assert!(matches!(trial.decide(&declared, served(&[]), now), Decision::Wait(_)));
+    // Where nobody stands before the canary, callers are all there is.
+    let nobody = Circumstances { has_servers: false, ..served(&[]) };
+    assert_eq!(trial.decide(&declared, nobody, now), Decision::Advance);
+}
+
+#[test]
+fn one_callers_word_hides_no_failures_of_others() {
+    let declared = declared("min_requests = 50");
+    let (mut trial, now) = watching(&declared);
+    trial.handle_served(200_000);
+    trial.handle_counts(OTHER, Version::Canary, &counts(200, 100, SECOND));
+    trial.handle_counts(CALLER, Version::Canary, &counts(100_000, 0, SECOND));
+    let decision = trial.decide(&declared, served(&[]), now);
+    assert!(matches!(decision, Decision::Fail(_)), "{decision:?}");
 }

@@ -1,10 +1,12 @@
 //! One step on trial: what was measured since it began, and what that says.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use isthmus_model::Name;
 use isthmus_model::topology::{LatencyBound, LatencyGoal, RolloutDecl};
+
+use isthmus_model::{HostId, Name};
 
 use super::evidence::chance_of;
 use super::tally::{Counts, Tally};
@@ -18,6 +20,9 @@ const FEWEST_EARLY: u64 = 5;
 const FEWEST: u64 = 2;
 /// For so many intervals a step may stay between good and bad. Then it is bad.
 const MOST_INTERVALS: u32 = 10;
+/// Callers may report so many times as many requests of the canary as its servers had: they report in their
+/// own time.
+const MOST_UNSERVED: u64 = 2;
 /// By how many standard errors the stable's quantile is taken too high rather than too low.
 const CAUTION: f64 = 2.3;
 
@@ -31,11 +36,18 @@ pub enum Version {
 }
 
 /// What was measured during a step.
+///
+/// Hosts measure, and a host's word may be false. So what callers say of the canary counts as far as its
+/// servers say that they were asked; and nobody's word alone makes up for what all others see.
 #[derive(Clone, Debug)]
 pub struct Trial {
     state: State,
     stable: Tally,
     canary: Tally,
+    /// The canary's, by the host that called it.
+    by_caller: BTreeMap<HostId, Calls>,
+    /// What the canary's servers were asked, by their own word.
+    served: u64,
     /// The stable's in all steps: it has none left to compare with once the canary has everything.
     baseline: Tally,
 }
@@ -48,6 +60,21 @@ pub struct Trial {
 enum State {
     Spreading,
     Watching { since: Instant },
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Calls {
+    requests: u64,
+    failures: u64,
+}
+
+/// What is to be known of a step beside what was measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a> {
+    /// The connected agents that don't yet work by the step's weights.
+    pub behind: &'a [Name],
+    /// Whether agents stand before the canary, who say what it was asked.
+    pub has_servers: bool,
 }
 
 /// What a trial says.
@@ -80,8 +107,8 @@ impl Trial {
     /// A step that begins.
     #[must_use]
     pub fn new() -> Self {
-        let (stable, canary, baseline) = Default::default();
-        Self { state: State::Spreading, stable, canary, baseline }
+        let (stable, canary, baseline, by_caller) = Default::default();
+        Self { state: State::Spreading, stable, canary, by_caller, served: 0, baseline }
     }
 
     /// The step after this one.
@@ -90,16 +117,29 @@ impl Trial {
         Self { baseline: self.baseline, ..Self::new() }
     }
 
-    /// An agent reports.
-    pub fn handle_counts(&mut self, version: Version, counts: &Counts) {
+    /// An agent reports how its requests went.
+    pub fn handle_counts(&mut self, caller: HostId, version: Version, counts: &Counts) {
         match (version, self.state) {
             (Version::Stable, State::Watching { .. }) => {
                 self.stable.add(counts);
                 self.baseline.add(counts);
             }
             (Version::Stable, State::Spreading) => self.baseline.add(counts),
-            (Version::Canary, State::Watching { .. }) => self.canary.add(counts),
+            (Version::Canary, State::Watching { .. }) => {
+                self.canary.add(counts);
+                let calls = self.by_caller.entry(caller).or_default();
+                calls.requests = calls.requests.saturating_add(counts.requests);
+                let failures = counts.failures.min(counts.requests);
+                calls.failures = calls.failures.saturating_add(failures);
+            }
             (Version::Canary, State::Spreading) => {}
+        }
+    }
+
+    /// An agent before the canary reports how many requests it was asked.
+    pub fn handle_served(&mut self, requests: u64) {
+        if matches!(self.state, State::Watching { .. }) {
+            self.served = self.served.saturating_add(requests);
         }
     }
 
@@ -112,9 +152,15 @@ impl Trial {
         }
     }
 
-    /// Says what follows. `behind` are the connected agents that don't yet work by the step's weights.
+    /// Says what follows.
     #[must_use]
-    pub fn decide(&mut self, declared: &RolloutDecl, behind: &[Name], now: Instant) -> Decision {
+    pub fn decide(
+        &mut self,
+        declared: &RolloutDecl,
+        circumstances: Circumstances<'_>,
+        now: Instant,
+    ) -> Decision {
+        let Circumstances { behind, has_servers } = circumstances;
         let since = match self.state {
             State::Watching { since } => since,
             State::Spreading if behind.is_empty() => {
@@ -124,8 +170,11 @@ impl Trial {
             State::Spreading => return Decision::Wait(format!("waits for {}", names(behind))),
         };
         let evidence = self.evidence(declared);
-        let missed =
-            |sure, fewest| evidence.iter().find(|it| it.finding(sure, fewest) == Finding::Missed);
+        let of_others = self.of_others(declared);
+        let missed = |sure, fewest| {
+            let mut all = evidence.iter().chain(&of_others);
+            all.find(|it| it.finding(sure, fewest) == Finding::Missed)
+        };
         if let Some(missed) = missed(SURE_EARLY, FEWEST_EARLY) {
             return Decision::Fail(missed.to_string());
         }
@@ -134,7 +183,10 @@ impl Trial {
             let left = over - now;
             return Decision::Wait(format!("{} s of the interval left", left.as_secs() + 1));
         }
-        if let Some(lacking) = self.lacking(declared) {
+        if let Some(lacking) = self
+            .lacking(declared)
+            .or_else(|| has_servers.then(|| self.unserved(declared)).flatten())
+        {
             return Decision::Wait(lacking);
         }
         if let Some(missed) = missed(SURE, FEWEST) {
@@ -160,6 +212,36 @@ impl Trial {
         };
         lacks(&self.canary, &declared.canary)
             .or_else(|| lacks(&self.baseline, &declared.stable).filter(|_| relative))
+    }
+
+    /// What callers say of the canary and its servers don't.
+    fn unserved(&self, declared: &RolloutDecl) -> Option<String> {
+        let (called, served) = (self.canary.requests(), self.served);
+        let believed = called.min(served.saturating_mul(MOST_UNSERVED));
+        let enough = served >= u64::from(declared.min_requests) && believed == called;
+        (!enough).then(|| {
+            format!(
+                "callers report {called} requests to {canary}, agents on hosts of {canary} report {served}",
+                canary = declared.canary
+            )
+        })
+    }
+
+    /// What callers but the busiest see: requests of that one, true or not, hide no failures of others.
+    fn of_others(&self, declared: &RolloutDecl) -> Option<Evidence> {
+        if self.by_caller.len() < 2 {
+            return None;
+        }
+        let busiest = self.by_caller.values().max_by_key(|calls| calls.requests)?;
+        Some(Evidence {
+            goal: format!(
+                "failed that all callers but the busiest sent, success_rate is {}",
+                declared.success_rate
+            ),
+            bad: self.canary.failures().saturating_sub(busiest.failures),
+            all: self.canary.requests().saturating_sub(busiest.requests),
+            allowed: 1.0 - declared.success_rate.ratio(),
+        })
     }
 
     fn evidence(&self, declared: &RolloutDecl) -> Vec<Evidence> {
