@@ -50,6 +50,8 @@ pub(crate) struct FragmentFlow {
     flow: FlowRef,
     leg: u8,
     ingress: Port,
+    /// What makes the datagram the flow's, where its source isn't what the flow knows.
+    adapt: Option<Rewrite>,
 }
 
 /// What packets of a flow in a row have in common: where they go, and as what.
@@ -151,7 +153,8 @@ impl Node {
             return Exit::Done;
         };
         if let Some(key) = headers.fragment_key() {
-            self.fragments.remember(key, FragmentFlow { flow, leg, ingress }, now);
+            let known = FragmentFlow { flow, leg, ingress, adapt: None };
+            self.fragments.remember(key, known, now);
         }
         self.pass(flow, leg, packet, headers, now)
     }
@@ -191,8 +194,14 @@ impl Node {
         let Ok(rewrite) = Rewrite::between(&headers.key, &key) else {
             return self.dropped(DropReason::UnknownFlow);
         };
+        let ingress = Port::Tun;
+        let known = self.flows.find(&LegKey { flow: key, port: ingress });
+        if let (Some(fragments), Some((flow, leg))) = (headers.fragment_key(), known) {
+            // The rest of the datagram has the same source as this, and no ports to find a flow by.
+            let known = FragmentFlow { flow, leg, ingress, adapt: Some(rewrite) };
+            self.fragments.remember(fragments, known, now);
+        }
         rewrite.apply(packet, headers);
-        let known = self.flows.find(&LegKey { flow: key, port: Port::Tun });
         match (Headers::parse(packet), known) {
             (Ok(headers), Some((flow, leg))) if self.is_judged(flow, now) => {
                 self.pass(flow, leg, packet, &headers, now)
@@ -212,12 +221,15 @@ impl Node {
             .fragment_key()
             .and_then(|key| self.fragments.decision(&key, now))
             .filter(|known| known.ingress == ingress);
-        match known {
-            Some(known) if self.is_judged(known.flow, now) => {
-                self.pass(known.flow, known.leg, packet, headers, now)
-            }
-            Some(_) | None => self.dropped(DropReason::UnknownFragment),
-        }
+        let Some(known) = known.filter(|known| self.is_judged(known.flow, now)) else {
+            return self.dropped(DropReason::UnknownFragment);
+        };
+        let Some(adapt) = known.adapt else {
+            return self.pass(known.flow, known.leg, packet, headers, now);
+        };
+        adapt.apply(packet, headers);
+        let headers = Headers { key: adapt.key_after(headers), ..*headers };
+        self.pass(known.flow, known.leg, packet, &headers, now)
     }
 
     /// Whether a flow that was found may be used as it is for this packet.

@@ -139,6 +139,26 @@ pub fn fragments(packet: &[u8], mtu: usize) -> Vec<Vec<u8>> {
     fragments
 }
 
+/// Splits an IPv6 packet into fragments, as the kernel that sends it does.
+pub fn fragments_ipv6(packet: &[u8], mtu: usize) -> Vec<Vec<u8>> {
+    const FRAGMENT: u8 = 44;
+    let (header, payload) = packet.split_at(40);
+    let parts: Vec<&[u8]> = payload.chunks((mtu - 48) & !7).collect();
+    let one = |(index, part): (usize, &&[u8])| {
+        let offset = parts[..index].iter().map(|part| part.len()).sum::<usize>() as u16;
+        let more = u16::from(index + 1 < parts.len());
+        let mut fragment = header.to_vec();
+        fragment[4..6].copy_from_slice(&(part.len() as u16 + 8).to_be_bytes());
+        fragment[6] = FRAGMENT;
+        fragment.extend([header[6], 0]);
+        fragment.extend((offset | more).to_be_bytes());
+        fragment.extend(0x1234_u32.to_be_bytes());
+        fragment.extend(*part);
+        fragment
+    };
+    parts.iter().enumerate().map(one).collect()
+}
+
 /// Reads a packet's headers, and checks its checksums on the way.
 pub fn read(packet: &[u8]) -> Headers {
     let headers = Headers::parse(packet).expect("a packet");

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use isthmus_model::Protocol;
 
-use crate::sim::packets::{ACK, SYN, SYN_ACK, payload, ping, read, tcp, tcp_key, udp, udp_key};
+use crate::sim::packets::{
+    ACK, SYN, SYN_ACK, fragments, fragments_ipv6, payload, ping, read, tcp, tcp_key, udp, udp_key,
+};
 use crate::sim::{Builder, World};
 use crate::{DropReason, Node};
 
@@ -330,6 +332,15 @@ fn a_server_that_answers_from_its_hosts_address_is_understood() {
         world.host(2).sockets.open(answer, dns);
         let got = world.exchange(2, &udp(&answer, b"answer"), 1);
         assert_eq!(read(&got[0]).key, udp_key(server, client));
+        // A large one comes in fragments, of which only the first has ports.
+        let large = udp(&answer, &[7; 2000]);
+        let parts = if v4 { fragments(&large, 1420) } else { fragments_ipv6(&large, 1420) };
+        assert!(parts.len() > 1);
+        for part in &parts {
+            let got = world.exchange(2, part, 1);
+            let key = crate::packet::Headers::parse(&got[0]).unwrap().key;
+            assert_eq!((key.source, key.destination), (server.0.into(), client.0.into()));
+        }
         let other = world.topology.service("other");
         world.host(2).sockets.open(answer, other);
         assert!(world.exchange(2, &udp(&answer, b"mine"), 1).is_empty());
