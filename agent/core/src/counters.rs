@@ -83,6 +83,8 @@ drop_reasons! {
     UnknownSession => "unknown-session",
     /// A datagram that isn't authentic, or a replay.
     Unauthentic => "unauthentic",
+    /// A handshake that is older than one before it: a replay, or its sender's clock went back.
+    OutdatedHandshake => "outdated-handshake",
     /// A handshake by a key that no peer has.
     UnknownPeer => "unknown-peer",
     /// Too many handshakes from one source.

@@ -97,6 +97,15 @@ impl Node {
         }
     }
 
+    /// A peer whose clock was set back can't begin a handshake: its time must exceed what it said
+    /// last, perhaps for days. Ours it can answer. It goes where the peer is known to be, so a replay
+    /// brings about no more than a handshake too many, once in a while.
+    pub(crate) fn outdated(&mut self, slot: Slot, now: Instant) {
+        if self.peers.may_be_asked_back(slot, now) {
+            self.shake_hands(slot, now);
+        }
+    }
+
     /// An initiation alone doesn't move a peer: it could be an old one, replayed to a node that has
     /// restarted and knows no timestamps. Where nothing better is known, it must do.
     pub(crate) fn answered(&mut self, slot: Slot, from: SocketAddr, now: Instant) {

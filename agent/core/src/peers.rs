@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_millis(250);
 const PHASES: usize = 8;
 /// Keepalives that tell a peer of our new address: enough for a path that loses many.
 const ANNOUNCEMENTS: u8 = 8;
-/// How often an unknown session may make us begin a handshake.
+/// How often an unknown session, or an outdated handshake, may make us begin one.
 const PROVOKED: Duration = Duration::from_secs(5);
 
 /// Where a peer stands in the table, while it is there.
@@ -328,6 +328,18 @@ impl Peers {
         let is_busy = peer.tunnel.as_ref().is_some_and(|t| t.has_session() || t.is_shaking_hands());
         let is_early = peer.last_provoked.is_some_and(|last| now < last + PROVOKED);
         if is_busy || is_early {
+            return false;
+        }
+        peer.last_provoked = Some(now);
+        true
+    }
+
+    /// A peer's handshake was older than one before: returns whether to begin one ourselves. Not while
+    /// the last one is fresh: networks double datagrams.
+    pub(crate) fn may_be_asked_back(&mut self, slot: Slot, now: Instant) -> bool {
+        let Some(peer) = self.get_mut(slot) else { return false };
+        let is_recent = |last: Option<Instant>| last.is_some_and(|last| now < last + PROVOKED);
+        if is_recent(peer.last_provoked) || is_recent(peer.last_handshake) {
             return false;
         }
         peer.last_provoked = Some(now);

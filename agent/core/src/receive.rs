@@ -326,6 +326,10 @@ impl Node {
                 self.push_datagram(slot, from, out.get(..length).unwrap_or_default());
             }
             Opened::Cookie => {}
+            Opened::Outdated => {
+                self.counters.drop(DropReason::OutdatedHandshake);
+                self.outdated(slot, now);
+            }
             Opened::Refused => self.counters.drop(DropReason::Unauthentic),
         }
         None

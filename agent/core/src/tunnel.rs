@@ -78,6 +78,9 @@ pub(crate) enum Opened {
     /// The peer answered ours; the first packet of the new session.
     Completed(usize),
     Cookie,
+    /// An initiation by the peer's key that is older than one that was answered: a replay, or the
+    /// peer's clock has been set back.
+    Outdated,
     Refused,
 }
 
@@ -281,6 +284,7 @@ impl Tunnel {
                 Some(Message::Initiation | Message::Response { .. } | Message::Data { .. })
                 | None => Opened::Keepalive,
             },
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => Opened::Outdated,
             TunnResult::Err(_) => Opened::Refused,
         };
         self.note(&opened, now);
@@ -295,7 +299,7 @@ impl Tunnel {
                 self.attempt = None;
             }
             Opened::Packet(_) | Opened::Keepalive => {}
-            Opened::Cookie | Opened::Refused => return,
+            Opened::Cookie | Opened::Outdated | Opened::Refused => return,
         }
         self.last_used = now;
         self.refresh();
@@ -309,7 +313,7 @@ impl Tunnel {
                 self.unconfirmed = false;
                 true
             }
-            Opened::Answer(_) | Opened::Cookie | Opened::Refused => false,
+            Opened::Answer(_) | Opened::Cookie | Opened::Outdated | Opened::Refused => false,
         }
     }
 

@@ -46,7 +46,7 @@ impl Device {
             Opened::Answer(length) | Opened::Completed(length) => {
                 self.outbox.push(out[..length].to_vec());
             }
-            Opened::Keepalive | Opened::Cookie | Opened::Refused => {}
+            Opened::Keepalive | Opened::Cookie | Opened::Outdated | Opened::Refused => {}
         }
         self.flush(now);
     }

@@ -106,6 +106,36 @@ fn both_agents_restart_and_the_mesh_heals() {
 }
 
 #[test]
+fn a_host_whose_clock_was_set_back_is_asked_for_a_handshake_at_once() {
+    let topology = Builder::new(2).service("web", 80, &[1]).allow("host:*", "service:web").build();
+    let mut world = World::new(topology, 1);
+    world.network.capture = Some(Vec::new());
+    let key = tcp_key(
+        (world.topology.host_address(2, true), 40_000),
+        (world.topology.vip("web", true), 80),
+    );
+    world.connect(2, key, None);
+    let initiation = world.network.capture.take().unwrap().remove(0);
+    world.restart(2);
+    world.host(2).events.clear();
+    world.run(Duration::from_secs(6));
+    // To the responder this is what a clock says that was set back: the time of before, or less.
+    let endpoint = world.host(2).endpoint;
+    let begun = world.host(1).node.counters().handshakes_initiated;
+    world.inject(endpoint, 1, &initiation);
+    world.run(Duration::from_millis(25));
+    let is_up = |event: &Event| matches!(event, Event::Connected { .. });
+    assert!(world.host(2).events.iter().any(is_up), "within two round trips");
+    assert_eq!(world.dropped(1, DropReason::OutdatedHandshake), 1);
+    // Who replays it gets no handshake for each.
+    for _ in 0..100 {
+        world.inject(endpoint, 1, &initiation);
+    }
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.host(1).node.counters().handshakes_initiated, begun + 1);
+}
+
+#[test]
 fn handshakes_are_tried_at_every_place_a_host_may_be() {
     let topology = Builder::new(2).service("web", 80, &[2]).allow("host:*", "service:web").build();
     let mut world = World::new(topology, 1);
