@@ -42,6 +42,17 @@ drop_reasons! {
     Forged => "forged",
     /// The policy denies the flow.
     Denied => "denied",
+    /// Denied, as the flow's packets just before: dropped before it came to the device.
+    DeniedAgain => "denied-again",
+    /// Would open a flow of a user whose flows are refused all the time: dropped before it came to
+    /// the device.
+    HeldBack => "held-back",
+    /// IPv6 with a routing header: dropped before it came to the device.
+    RoutingHeader => "routing-header",
+    /// The device's queue had no room: the host sends more than the agent takes.
+    DeviceQueue => "device-queue",
+    /// The device didn't hand it to the host.
+    DeviceInput => "device-input",
     /// The policy stopped allowing the flow.
     Cut => "cut",
     /// Nobody has this destination.
@@ -132,8 +143,18 @@ pub struct Counters {
     pub oversized: u64,
     /// Events that nobody took in time.
     pub events_lost: u64,
-    drops: [u64; DropReason::ALL.len()],
+    drops: Drops,
     verdicts: HashMap<String, [u64; 3]>,
+}
+
+/// By reason.
+#[derive(Clone, Debug)]
+struct Drops([u64; DropReason::ALL.len()]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Self([0; DropReason::ALL.len()])
+    }
 }
 
 /// Packets and their bytes.
@@ -162,7 +183,7 @@ impl Counters {
 
     /// Packets dropped for a reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.drops[reason as usize]
+        self.drops.0[reason as usize]
     }
 
     /// Packets dropped, by reason.
@@ -186,8 +207,9 @@ impl Counters {
         self.drop_many(reason, 1);
     }
 
-    pub(crate) fn drop_many(&mut self, reason: DropReason, packets: u64) {
-        self.drops[reason as usize] += packets;
+    /// Counts packets that were dropped for a reason.
+    pub fn drop_many(&mut self, reason: DropReason, packets: u64) {
+        self.drops.0[reason as usize] += packets;
     }
 
     pub(crate) fn judge(&mut self, rule: &str, outcome: Outcome) {

@@ -29,6 +29,8 @@ const PORT_TRIES: u64 = 32;
 pub(crate) enum Exit {
     /// Nowhere; it was dropped, or sealed already.
     Done,
+    /// Nowhere: the policy denies its flow.
+    Denied,
     /// To the TUN device, so many bytes of it.
     ToTun(usize),
     /// To a peer that has a bulk session.
@@ -150,13 +152,20 @@ impl Node {
         }
         let Some((flow, leg)) = known.or_else(|| self.admit(ingress, packet, headers, owners, now))
         else {
+            if ingress == Port::Tun {
+                owners.refused(&headers.key);
+            }
             return Exit::Done;
         };
         if let Some(key) = headers.fragment_key() {
             let known = FragmentFlow { flow, leg, ingress, adapt: None };
             self.fragments.remember(key, known, now);
         }
-        self.pass(flow, leg, packet, headers, now)
+        let exit = self.pass(flow, leg, packet, headers, now);
+        if exit == Exit::Denied && ingress == Port::Tun {
+            owners.refused(&headers.key);
+        }
+        exit
     }
 
     /// A connectionless server that listens on all addresses answers from the host's own, whichever
@@ -256,7 +265,9 @@ impl Node {
             return true;
         }
         let is_udp = matches!(entry.legs[0].key.flow.protocol, protocol::UDP | protocol::UDP_LITE);
-        let is_stale = is_udp && now >= entry.owner_asked + OWNER_HOLDS;
+        let is_stale = is_udp
+            && (now >= entry.owner_asked + OWNER_HOLDS
+                || owners.changes(&headers.key) != entry.owner_changes);
         if !is_stale && entry.owner_epoch == self.epoch {
             return true;
         }
@@ -267,6 +278,8 @@ impl Node {
     fn confirm_owner(&mut self, flow: FlowRef, owners: &mut dyn Owners, now: Instant) -> bool {
         let Some(entry) = self.flows.get(flow) else { return false };
         let asked = entry.legs[0].key.flow;
+        // First: what changes meanwhile is seen at the next packet.
+        let changes = owners.changes(&asked);
         let owner = owners.owner(&asked, &self.state);
         let is_same = match (entry.from.place, owner) {
             (Place::Workload(_, service), Owner::Service(owner)) => service == owner,
@@ -283,6 +296,7 @@ impl Node {
         match self.flows.get_mut(flow) {
             Some(entry) if is_same => {
                 entry.owner_asked = now;
+                entry.owner_changes = changes;
                 entry.owner_epoch = epoch;
             }
             Some(_) | None => {
@@ -302,6 +316,8 @@ impl Node {
         owners: &mut dyn Owners,
         now: Instant,
     ) -> Option<(FlowRef, u8)> {
+        // First: what changes meanwhile is seen at the next packet.
+        let changes = owners.changes(&headers.key);
         let (new, leg) = match self.decide(ingress, headers, owners) {
             Decision::New(new, leg) => (new, leg),
             Decision::Refuse(Refusal { drop: DropReason::Forged, .. }) => {
@@ -328,7 +344,12 @@ impl Node {
             return None;
         }
         match self.insert(new, now) {
-            Ok(flow) => Some((flow, leg)),
+            Ok(flow) => {
+                if let Some(entry) = self.flows.get_mut(flow) {
+                    entry.owner_changes = changes;
+                }
+                Some((flow, leg))
+            }
             Err(_) if is_denied => {
                 self.deny(ingress, packet, headers, now);
                 None
@@ -429,7 +450,7 @@ impl Node {
         if entry.is_denied() {
             self.note(flow, leg, packet, headers, one(headers), now);
             self.deny(ingress, packet, headers, now);
-            return Exit::Done;
+            return Exit::Denied;
         }
         match egress {
             Port::Tun => {

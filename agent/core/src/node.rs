@@ -46,6 +46,24 @@ pub trait Owners {
     /// and port, then its peer's. A TCP flow has an owner only if a socket is *connected* just so
     /// (or connecting): a listener isn't meant.
     fn owner(&mut self, flow: &FlowKey, state: &State) -> Owner;
+
+    /// A number that is another one once a connectionless flow's packets come from another socket than
+    /// before. Asked for each packet of such a flow: it mustn't cost more than reading memory.
+    fn changes(&self, flow: &FlowKey) -> u32 {
+        let _ = flow;
+        0
+    }
+
+    /// A packet of this flow came from the host and was refused: whoever sends many of them needn't be
+    /// listened to for a while.
+    fn refused(&mut self, flow: &FlowKey) {
+        let _ = flow;
+    }
+
+    /// Adds what was dropped for these reasons before it came to the node.
+    fn add_drops(&self, counters: &mut Counters) {
+        let _ = counters;
+    }
 }
 
 /// The answer of [`Owners`].

@@ -61,7 +61,7 @@ impl Node {
     ) -> Option<Sealing> {
         self.counters.from_tun.add(packet.len());
         match self.route(Port::Tun, packet, owners, now) {
-            Exit::Done => None,
+            Exit::Done | Exit::Denied => None,
             Exit::ToTun(length) => {
                 self.push_tun(packet.get(..length).unwrap_or_default());
                 None

@@ -383,7 +383,7 @@ impl Node {
             return self.counters.drop(DropReason::Malformed);
         }
         match self.route(Port::Peer(opened.peer), packet, owners, now) {
-            Exit::Done => {}
+            Exit::Done | Exit::Denied => {}
             Exit::ToTun(length) => {
                 self.counters.to_tun.add(length);
                 inbox.push_packet(opened.message, start..start + length);

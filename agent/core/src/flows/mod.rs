@@ -100,6 +100,8 @@ pub(crate) struct Flow {
     /// Which state its owner was asked under, and when.
     pub(crate) owner_epoch: u32,
     pub(crate) owner_asked: Instant,
+    /// What [`Owners::changes`](crate::Owners::changes) said before its owner was asked.
+    pub(crate) owner_changes: u32,
     pub(crate) state: FlowState,
     pub(crate) created: Instant,
     pub(crate) last_seen: Instant,
@@ -189,6 +191,7 @@ impl Flow {
             epoch,
             owner_epoch: epoch,
             owner_asked: now,
+            owner_changes: 0,
             state: if is_denied { FlowState::Denied } else { FlowState::Opening },
             created: now,
             last_seen: now,

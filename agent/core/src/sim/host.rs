@@ -19,17 +19,25 @@ pub struct Sockets {
     connected: HashMap<FlowKey, Owner>,
     /// How often the node asked.
     pub asked: usize,
+    /// How many packets it has refused.
+    pub refused: usize,
+    changes: u32,
 }
 
 impl Sockets {
     /// A socket with this flow belongs to a service.
     pub fn open(&mut self, flow: FlowKey, service: ServiceId) {
-        self.connected.insert(flow, Owner::Service(service));
+        self.set(flow, Owner::Service(service));
     }
 
     /// A socket with this flow belongs to a process that matches no service.
     pub fn open_plain(&mut self, flow: FlowKey) {
-        self.connected.insert(flow, Owner::Host);
+        self.set(flow, Owner::Host);
+    }
+
+    fn set(&mut self, flow: FlowKey, owner: Owner) {
+        self.connected.insert(flow, owner);
+        self.changes += 1;
     }
 
     /// Whoever opens a flow has a socket; a test that doesn't say whose means no service's.
@@ -54,7 +62,7 @@ impl Sockets {
 
     /// The socket is gone.
     pub fn close(&mut self, flow: FlowKey) {
-        self.connected.insert(flow, Owner::Unknown);
+        self.set(flow, Owner::Unknown);
     }
 }
 
@@ -62,6 +70,14 @@ impl Owners for Sockets {
     fn owner(&mut self, flow: &FlowKey, _: &State) -> Owner {
         self.asked += 1;
         self.connected.get(flow).copied().unwrap_or(Owner::Unknown)
+    }
+
+    fn changes(&self, _: &FlowKey) -> u32 {
+        self.changes
+    }
+
+    fn refused(&mut self, _: &FlowKey) {
+        self.refused += 1;
     }
 }
 
