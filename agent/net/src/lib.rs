@@ -17,6 +17,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod bpf;
 pub mod cgroup;
 pub mod listen;
 pub mod memory;
@@ -27,6 +28,7 @@ pub mod privileges;
 pub mod process;
 pub mod routes;
 pub mod rules;
+pub mod senders;
 pub mod sock_diag;
 pub mod steering;
 pub mod sysctl;

@@ -91,6 +91,7 @@ mod tests {
     use crate::listen::bind_freebind_udp;
     use crate::process::exe_of;
     use crate::routes::Route;
+    use crate::senders::Senders;
     use crate::sock_diag::{Lookup, Protocol, SocketDiag};
     use crate::sysctl;
     use crate::testing::{Shell, block_on, in_netns, netlink};
@@ -128,9 +129,11 @@ mod tests {
         let mut nobody = Shell::spawn(|command| {
             command.uid(65_534).gid(65_534);
         });
+        let senders = Senders::load().unwrap();
         assert_eq!(drop_to(&agent_capabilities()).unwrap(), []);
 
         let tun = Tun::create("isth-p0", 1400).unwrap();
+        senders.attach(tun.index()).unwrap();
         block_on(async {
             let netlink = netlink();
             netlink.set_up(tun.index()).await.unwrap();

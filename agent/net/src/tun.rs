@@ -205,6 +205,30 @@ impl TunError {
     }
 }
 
+/// Packets that an interface has dropped, as the kernel counts them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeviceDrops {
+    /// From the host: of a TUN device, those for which its queue had no room.
+    pub sent: u64,
+    /// To the host.
+    pub received: u64,
+}
+
+/// What an interface of this thread's network namespace has dropped.
+pub fn device_drops(name: &str) -> Option<DeviceDrops> {
+    drops_in(&std::fs::read_to_string("/proc/thread-self/net/dev").ok()?, name)
+}
+
+/// Columns: bytes, packets, errors, drops and four more of what was received; then of what was sent.
+fn drops_in(table: &str, name: &str) -> Option<DeviceDrops> {
+    let line =
+        table.lines().find_map(|line| line.trim_start().strip_prefix(name)?.strip_prefix(':'))?;
+    let mut columns = line.split_whitespace().map(str::parse);
+    let received = columns.nth(3)?.ok()?;
+    let sent = columns.nth(7)?.ok()?;
+    Some(DeviceDrops { sent, received })
+}
+
 /// The index of an interface of this thread's network namespace.
 pub fn interface_index(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
@@ -275,6 +299,23 @@ mod tests {
             let error = tun.recv(0, &mut [0; 1500]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
             assert_eq!(Some(tun.index()), interface_index("isth-t1"));
+        });
+    }
+
+    #[test]
+    fn what_finds_the_devices_queue_full_is_counted() {
+        in_netns(|| {
+            let tun = up_with_address("isth-t5");
+            let before = device_drops("isth-t5").unwrap();
+            let socket = std::net::UdpSocket::bind((OURS, 0)).unwrap();
+            for _ in 0..5000 {
+                socket.send_to(b"flood", (PEER, 9)).unwrap();
+            }
+            let after = device_drops("isth-t5").unwrap();
+            assert!(after.sent > before.sent + 1000, "{after:?}");
+            assert_eq!(after.received, before.received);
+            assert_eq!(device_drops("isth-t"), None);
+            drop(tun);
         });
     }
 
