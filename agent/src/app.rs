@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use isthmus_net::cgroup::Cgroups;
 use isthmus_net::privileges;
+use isthmus_net::senders::Senders;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -16,7 +17,7 @@ use crate::local::{self, Api};
 use crate::membership::{self, Outcome};
 use crate::memory;
 use crate::names;
-use crate::owners::SharedCgroups;
+use crate::owners::{SharedCgroups, not_noted};
 use crate::settings::Settings;
 use crate::state_dir::StateDir;
 use crate::status::Shared;
@@ -25,11 +26,18 @@ use crate::telemetry::{self, otlp};
 /// How long callers of the local API may take at the end.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// What was opened while the process had all its privileges.
+#[derive(Debug)]
+pub struct Prepared {
+    cgroups: SharedCgroups,
+    senders: anyhow::Result<Senders>,
+}
+
 /// What must happen while the process has one thread and all its privileges.
 ///
 /// # Errors
 /// When the privileges can't be dropped.
-pub fn prepare() -> anyhow::Result<SharedCgroups> {
+pub fn prepare() -> anyhow::Result<Prepared> {
     let cgroups = match Cgroups::open() {
         Ok(cgroups) => Some(cgroups),
         Err(error) => {
@@ -38,22 +46,27 @@ pub fn prepare() -> anyhow::Result<SharedCgroups> {
             None
         }
     };
+    let senders = Senders::load().map_err(anyhow::Error::new);
     let missing = privileges::drop_to(&privileges::agent_capabilities())
         .context("Failed to drop privileges")?;
     if !missing.is_empty() {
         tracing::warn!("capabilities are missing: {missing:?}; some things will not work");
     }
-    Ok(Arc::new(Mutex::new(cgroups)))
+    Ok(Prepared { cgroups: Arc::new(Mutex::new(cgroups)), senders })
 }
 
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
 /// When it can't go on; whoever started it should start it again.
-pub async fn run(settings: Settings, cgroups: SharedCgroups) -> anyhow::Result<()> {
+pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     let disk = Arc::new(StateDir::open(&settings.state_dir)?);
     let identity = disk.identity()?;
-    let shared = Shared::new(settings, cgroups);
+    let shared = Shared::new(settings, prepared.cgroups);
+    match prepared.senders {
+        Ok(senders) => drop(shared.senders.set(Arc::new(senders))),
+        Err(error) => shared.problems.raise(not_noted(&error)),
+    }
     let (stop, mut stopped) = watch::channel(false);
     let (joined_sender, mut joined) = mpsc::channel(1);
 

@@ -34,6 +34,8 @@ pub mod patience;
 pub mod places;
 pub mod plane;
 pub mod ports;
+mod programs;
+mod refusals;
 pub mod settings;
 pub mod state_dir;
 pub mod status;

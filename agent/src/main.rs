@@ -26,8 +26,9 @@ enum Command {
     /// Run the agent in the foreground, until SIGTERM.
     ///
     /// Needs CAP_NET_ADMIN, and for the rest: CAP_NET_BIND_SERVICE (DNS on port 53), CAP_NET_RAW,
-    /// CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (to tell which service a process is). Whatever else
-    /// it is given it drops at once.
+    /// CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (to tell which service a process is), CAP_BPF (to
+    /// have the kernel note who sends; it drops this once that is set up). Whatever else it is given
+    /// it drops at once.
     #[command(after_help = HELP)]
     Run {
         /// The settings file; a missing one at the default place means default settings.
@@ -68,10 +69,10 @@ fn main() -> ExitCode {
 
 /// Privileges belong to threads: they are dropped before the runtime makes any.
 fn run(settings: Settings) -> anyhow::Result<()> {
-    let cgroups = app::prepare()?;
+    let prepared = app::prepare()?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(app::run(settings, cgroups))
+    runtime.block_on(app::run(settings, prepared))
 }
 
 fn complain(error: &anyhow::Error, code: u8) -> ExitCode {

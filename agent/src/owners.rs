@@ -1,4 +1,5 @@
-//! Which service opened a flow: the kernel's answer about the socket, matched against the
+//! Which service opened a flow: what the kernel noted when its packet was sent, or else its answer
+//! about the socket, matched against the
 //! selectors of the services that are placed on this host.
 //!
 //! A process that matches no service speaks as its host. Where it matches several, the one that
@@ -10,19 +11,30 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use isthmus_core::packet::{FlowKey, protocol};
-use isthmus_core::{Owner, Owners, State};
-use isthmus_model::{Place, Revision, Selector, ServiceId, Snapshot};
+use isthmus_core::packet::{Address, FlowKey, protocol};
+use isthmus_core::{Counters, DropReason, Owner, Owners, State};
+use isthmus_model::{Place, Problem, Revision, Selector, ServiceId, Snapshot};
 use isthmus_net::cgroup::Cgroups;
 use isthmus_net::process;
+use isthmus_net::senders::{Budget, Sender, Senders};
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag, SocketOwner};
+
+use crate::programs::{Held, Programs};
+use crate::refusals::Refusals;
 
 /// Marks the sockets by which the agent's proxy speaks for a workload of this host: what they are
 /// bound to is who they speak for. A container with the host's network and CAP_NET_RAW can set a mark,
 /// too: such a socket must have been made in the agent's own cgroup.
 pub const PROXY_MARK: u32 = 0x1575_0001;
+
+/// Packets of a flow's last sender may wait in the device's queue for so long after another has taken
+/// its port: until then they can't be told apart.
+const TAKEN_OVER: Duration = Duration::from_millis(100);
+/// The problem that senders aren't noted.
+const NOT_NOTED: &str = "senders-not-noted";
 
 /// Answers remembered of each kind. A host has fewer users times cgroups than this.
 const REMEMBERED: usize = 8192;
@@ -40,6 +52,23 @@ pub struct OwnerCounters {
     pub program_searches: AtomicU64,
 }
 
+/// What the kernel notes of senders. Set up while the process still has all its privileges; never set
+/// where that isn't possible.
+pub type SharedSenders = OnceLock<Arc<Senders>>;
+
+/// The kernel can't note senders, so that what depends on it doesn't work.
+#[must_use]
+pub fn not_noted(error: &anyhow::Error) -> Problem {
+    Problem::new(
+        NOT_NOTED,
+        format!(
+            "datagrams of sockets that are closed at once are lost, a UDP port that changes hands is \
+             noticed after a second, and floods of denied packets cost others theirs: {error:#}"
+        ),
+        "run the agent on Linux 5.19 or later with CAP_BPF and the system call bpf, as its unit does",
+    )
+}
+
 /// The cgroup hierarchy. Opened while the process still has all its privileges, and shared by the
 /// data planes that follow each other; `None` where there is no cgroup v2.
 pub type SharedCgroups = Arc<Mutex<Option<Cgroups>>>;
@@ -48,9 +77,14 @@ pub type SharedCgroups = Arc<Mutex<Option<Cgroups>>>;
 #[derive(Debug)]
 pub struct SocketOwners {
     sockets: Option<SocketDiag>,
+    senders: Option<Arc<Senders>>,
+    refusals: Option<Refusals>,
+    /// Whom the last TCP flow was of.
+    last: Option<(FlowKey, Budget)>,
     cgroups: SharedCgroups,
     /// The agent's, where it can be told.
     own_cgroup: Option<u64>,
+    programs: Programs,
     counters: Arc<OwnerCounters>,
     revision: Option<Revision>,
     services: Vec<LocalService>,
@@ -63,14 +97,19 @@ impl SocketOwners {
     #[must_use]
     pub fn new(
         sockets: Option<SocketDiag>,
+        senders: Option<Arc<Senders>>,
         cgroups: SharedCgroups,
         counters: Arc<OwnerCounters>,
     ) -> Self {
         let own_cgroup = own_cgroup(&cgroups);
         Self {
             sockets,
+            refusals: senders.clone().map(Refusals::new),
+            senders,
+            last: None,
             cgroups,
             own_cgroup,
+            programs: Programs::new(Instant::now()),
             counters,
             revision: None,
             services: Vec::new(),
@@ -89,22 +128,42 @@ impl SocketOwners {
         self.services = local_services(&state.snapshot);
         self.by_cgroup.clear();
         self.by_socket.clear();
+        self.programs.clear();
         self.warned.clear();
     }
 
     fn socket_of(&mut self, flow: &FlowKey) -> Option<SocketOwner> {
         let lookup = lookup(flow)?;
-        let found = match self.sockets.as_mut()?.lookup(&lookup) {
-            Ok(found) => found.filter(|owner| !owner.listening),
-            Err(error) => {
-                self.counters.failed.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(%error, "couldn't look up a flow's socket");
-                return None;
-            }
+        let found = match self.sender_of(&lookup) {
+            Some(sender) => known(sender),
+            None => self.look_up(&lookup)?,
         };
+        if let (Protocol::Tcp, Some(socket)) = (lookup.protocol, &found) {
+            self.last = Some((*flow, Budget::of(socket.uid, socket.cgroup_id.unwrap_or_default())));
+        }
         let counter = if found.is_some() { &self.counters.found } else { &self.counters.unknown };
         counter.fetch_add(1, Ordering::Relaxed);
         found
+    }
+
+    /// Who sent the flow's last packet, where the kernel has noted it.
+    fn sender_of(&self, lookup: &Lookup) -> Option<Sender> {
+        match lookup.protocol {
+            Protocol::Udp => self.senders.as_ref()?.sender(lookup.local, lookup.remote),
+            Protocol::Tcp => None,
+        }
+    }
+
+    /// `None` if the kernel can't be asked.
+    fn look_up(&mut self, lookup: &Lookup) -> Option<Option<SocketOwner>> {
+        match self.sockets.as_mut()?.lookup(lookup) {
+            Ok(found) => Some(found.filter(|owner| !owner.listening)),
+            Err(error) => {
+                self.counters.failed.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(%error, "couldn't look up a flow's socket");
+                None
+            }
+        }
     }
 
     fn match_cgroup(&mut self, socket: &SocketOwner) -> Match {
@@ -121,23 +180,23 @@ impl SocketOwners {
         found
     }
 
-    fn match_program(&mut self, socket: &SocketOwner) -> Owner {
+    fn match_program(&mut self, flow: &FlowKey, socket: &SocketOwner) -> Owner {
+        let Some(socket) = self.with_inode(flow, socket) else { return Owner::Unknown };
         let key = (socket.uid, socket.cgroup_id, socket.inode);
         if let Some(known) = self.by_socket.get(&key) {
             return *known;
         }
         self.counters.program_searches.fetch_add(1, Ordering::Relaxed);
-        let cgroup = self.cgroup_of(socket);
-        let directory = cgroup.as_deref().and_then(|path| {
+        let cgroup = self.cgroup_of(&socket);
+        let directory = || {
             let cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
-            cgroups.as_ref().map(|cgroups| cgroups.directory(path))
-        });
-        let Some(exe) = process::exe_of(socket.inode, socket.uid, directory.as_deref()) else {
-            // Not remembered: the next flow of this socket may find it.
+            Some(cgroups.as_ref()?.directory(cgroup.as_deref()?))
+        };
+        let held = Held { uid: socket.uid, cgroup_id: socket.cgroup_id, inode: socket.inode };
+        let Some(exe) = self.programs.of(held, directory, Instant::now()) else {
             return Owner::Unknown;
         };
-        let process =
-            Process { uid: socket.uid, cgroup: cgroup.as_deref(), exe: Some(exe.as_path()) };
+        let process = Process { uid: socket.uid, cgroup: cgroup.as_deref(), exe: Some(&exe) };
         let owner = match self.best(&process) {
             Match::Owner(owner) => owner,
             Match::NeedsProgram => Owner::Host,
@@ -147,6 +206,16 @@ impl SocketOwners {
         }
         self.by_socket.insert(key, owner);
         owner
+    }
+
+    /// What the kernel notes of a sender leaves out the number of its socket.
+    fn with_inode(&mut self, flow: &FlowKey, socket: &SocketOwner) -> Option<SocketOwner> {
+        if socket.inode != 0 {
+            return Some(*socket);
+        }
+        let found = self.look_up(&lookup(flow)?)??;
+        let is_same = (found.uid, found.cgroup_id) == (socket.uid, socket.cgroup_id);
+        is_same.then_some(found)
     }
 
     fn cgroup_of(&self, socket: &SocketOwner) -> Option<Arc<str>> {
@@ -187,9 +256,60 @@ impl Owners for SocketOwners {
         }
         match self.match_cgroup(&socket) {
             Match::Owner(owner) => owner,
-            Match::NeedsProgram => self.match_program(&socket),
+            Match::NeedsProgram => self.match_program(flow, &socket),
         }
     }
+
+    fn changes(&self, flow: &FlowKey) -> u32 {
+        let senders = self.senders.as_ref();
+        senders.map_or(0, |it| it.changes(flow.source_port, flow.destination_port))
+    }
+
+    fn refused(&mut self, flow: &FlowKey) {
+        let Some(refusals) = &mut self.refusals else { return };
+        let now = Instant::now();
+        let end = |address: Address, port| SocketAddr::new(address.ip(), port);
+        match flow.protocol {
+            protocol::UDP => refusals.datagram(
+                end(flow.source, flow.source_port),
+                end(flow.destination, flow.destination_port),
+                now,
+            ),
+            protocol::ICMP | protocol::ICMPV6 => {
+                refusals.datagram(end(flow.source, 0), end(flow.destination, 0), now);
+            }
+            _ => {
+                if let Some((_, owner)) = self.last.filter(|(last, _)| last == flow) {
+                    refusals.charge(owner, now);
+                }
+            }
+        }
+    }
+
+    fn add_drops(&self, counters: &mut Counters) {
+        let Some(senders) = &self.senders else { return };
+        let dropped = senders.dropped();
+        counters.drop_many(DropReason::DeniedAgain, dropped.denied);
+        counters.drop_many(DropReason::HeldBack, dropped.held_back);
+        counters.drop_many(DropReason::RoutingHeader, dropped.routed);
+    }
+}
+
+/// A sender as a look-up of its socket would tell it, but for the socket's number; nobody's while it
+/// can't be told whether the packet is still of the one before.
+fn known(sender: Sender) -> Option<SocketOwner> {
+    const UNCONNECTED: u8 = 7;
+    if sender.taken_over.is_some_and(|ago| ago < TAKEN_OVER) {
+        return None;
+    }
+    Some(SocketOwner {
+        uid: sender.uid,
+        inode: 0,
+        cgroup_id: Some(sender.cgroup_id),
+        mark: 0,
+        state: UNCONNECTED,
+        listening: false,
+    })
 }
 
 /// The number of this process's cgroup: its directory's inode.

@@ -12,6 +12,7 @@ use isthmus_core::{Config, Event, PeerName, State};
 use isthmus_model::{Revision, Snapshot};
 use isthmus_net::listen::{bind_marked_tcp, bind_transparent_tcp, hush};
 use isthmus_net::monitor::AddressMonitor;
+use isthmus_net::senders::Senders;
 use isthmus_net::sock_diag::SocketDiag;
 use isthmus_net::steering::Steering;
 use isthmus_net::tun::{Tun, TunError};
@@ -25,7 +26,7 @@ use crate::edge::{self, Edge};
 use crate::identity::TunnelKey;
 use crate::names::Names;
 use crate::network::{self, Network};
-use crate::owners::{PROXY_MARK, SocketOwners};
+use crate::owners::{PROXY_MARK, SocketOwners, not_noted};
 use crate::ports;
 use crate::status::{Pong, Shared};
 use crate::{firewall, guard};
@@ -305,7 +306,20 @@ fn socket_owners(shared: &Shared, device: u32) -> SocketOwners {
             None
         }
     };
-    SocketOwners::new(sockets, Arc::clone(&shared.cgroups), Arc::clone(&shared.owners))
+    let (cgroups, counters) = (Arc::clone(&shared.cgroups), Arc::clone(&shared.owners));
+    SocketOwners::new(sockets, senders_before(shared, device), cgroups, counters)
+}
+
+/// Has the kernel note who sends by the device, if it can.
+fn senders_before(shared: &Shared, device: u32) -> Option<Arc<Senders>> {
+    let senders = shared.senders.get()?;
+    match senders.attach(device) {
+        Ok(()) => Some(Arc::clone(senders)),
+        Err(error) => {
+            shared.problems.raise(not_noted(&error.into()));
+            None
+        }
+    }
 }
 
 /// A killed agent's device is gone a moment after its process.

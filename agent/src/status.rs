@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::dataplane;
 use crate::identity::{Member, Validity};
-use crate::owners::{OwnerCounters, SharedCgroups};
+use crate::owners::{OwnerCounters, SharedCgroups, SharedSenders};
 use crate::settings::Settings;
 use crate::telemetry::{Exported, Windows};
 
@@ -29,6 +29,7 @@ const PINGS: usize = 256;
 pub struct Shared {
     pub settings: Settings,
     pub cgroups: SharedCgroups,
+    pub senders: SharedSenders,
     pub owners: Arc<OwnerCounters>,
     pub proxy: Arc<isthmus_proxy::Metrics>,
     pub windows: Windows,
@@ -101,6 +102,7 @@ impl Shared {
         Arc::new(Self {
             settings,
             cgroups,
+            senders: SharedSenders::default(),
             owners: Arc::default(),
             proxy: Arc::default(),
             windows: Windows::new(),

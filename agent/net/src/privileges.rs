@@ -100,6 +100,7 @@ mod tests {
     /// Set in the child that a test starts of its own program: what is dropped is gone for the
     /// whole process.
     const IN_CHILD: &str = "ISTHMUS_TEST_PRIVILEGES";
+    const TIME: std::time::Duration = std::time::Duration::from_secs(5);
 
     #[test]
     fn only_the_kept_capabilities_remain() {
@@ -153,7 +154,7 @@ mod tests {
         let mut cgroups = Cgroups::open().unwrap();
         let path = cgroups.path_of(owner.cgroup_id.unwrap()).unwrap().unwrap();
         let directory = cgroups.directory(&path);
-        assert!(exe_of(owner.inode, owner.uid, None).unwrap().ends_with("bash"));
+        assert!(exe_of(owner.inode, owner.uid, None, TIME).unwrap().ends_with("bash"));
         assert!(directory.join("cgroup.procs").exists());
         nobody.end();
     }

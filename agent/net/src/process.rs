@@ -1,7 +1,7 @@
 //! Processes behind sockets, and users behind names.
 //!
 //! The kernel doesn't say which process holds a socket: it is found by reading what the processes
-//! have open. That costs microseconds per process, so it is done once per flow, only where a
+//! have open. That costs microseconds per process, so it is done once per socket, only where a
 //! workload is selected by its program, and within a bound. Who looks first in the right cgroup
 //! finds it among a handful.
 
@@ -12,8 +12,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What a look-up may cost a flow's first packet.
-const BUDGET: Duration = Duration::from_millis(20);
 /// `/etc/passwd` entries are short; directories of companies less so.
 const PASSWD_BYTES_MAX: usize = 1 << 20;
 
@@ -21,10 +19,10 @@ const PASSWD_BYTES_MAX: usize = 1 << 20;
 ///
 /// It is looked for among the processes of `cgroup` (a directory, see
 /// [`crate::cgroup::Cgroups::directory`]) and then among those of the user `uid`. `None` when it
-/// isn't found in 20 ms, or isn't this process's to see (needs CAP_SYS_PTRACE). A socket that
+/// isn't found in `time`, or isn't this process's to see (needs CAP_SYS_PTRACE). A socket that
 /// several processes share gets the first one's program; see [`exe`] for one replaced on disk.
-pub fn exe_of(inode: u32, uid: u32, cgroup: Option<&Path>) -> Option<PathBuf> {
-    let deadline = Instant::now() + BUDGET;
+pub fn exe_of(inode: u32, uid: u32, cgroup: Option<&Path>, time: Duration) -> Option<PathBuf> {
+    let deadline = Instant::now() + time;
     let target = format!("socket:[{inode}]");
     let holds = |pid: &u32| holds(*pid, OsStr::new(&target), deadline);
     let members = cgroup.map(members).unwrap_or_default();
@@ -170,6 +168,7 @@ mod tests {
     use crate::testing::{Shell, in_netns};
 
     const NOBODY: u32 = 65_534;
+    const TIME: Duration = Duration::from_secs(5);
 
     #[test]
     fn a_flow_leads_to_the_cgroup_and_the_program_that_opened_it() {
@@ -184,7 +183,7 @@ mod tests {
             let owner = connect(&mut shell);
             let found = cgroups.path_of(owner.cgroup_id.unwrap()).unwrap();
             // Not the user's: only the cgroup can lead to it.
-            let exe = exe_of(owner.inode, NOBODY, Some(&directory));
+            let exe = exe_of(owner.inode, NOBODY, Some(&directory), TIME);
             shell.end();
             fs::remove_dir(&directory).unwrap();
             assert_eq!(found.as_deref(), Some(path.as_str()));
@@ -201,10 +200,10 @@ mod tests {
             });
             let owner = connect(&mut shell);
             assert_eq!(owner.uid, NOBODY);
-            assert_eq!(exe_of(owner.inode, NOBODY, None), Some(bash()));
-            assert_eq!(exe_of(owner.inode, 54_321, None), None, "no process of that user");
+            assert_eq!(exe_of(owner.inode, NOBODY, None, TIME), Some(bash()));
+            assert_eq!(exe_of(owner.inode, 54_321, None, TIME), None, "no process of that user");
             shell.end();
-            assert_eq!(exe_of(owner.inode, NOBODY, None), None);
+            assert_eq!(exe_of(owner.inode, NOBODY, None, TIME), None);
         });
     }
 

@@ -7,9 +7,9 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use isthmus_core::{Owners, TunWriter as _};
+use isthmus_core::{DropReason, Owners, TunWriter as _};
 use isthmus_net::poll::{Events, Interest, Poller};
-use isthmus_net::tun::VNET_HEADER;
+use isthmus_net::tun::{VNET_HEADER, device_drops};
 use isthmus_net::udp::UdpSocket;
 
 use super::engine::{Engine, Lane, Shared};
@@ -68,7 +68,12 @@ impl<O: Owners> Keeper<O> {
                     let state = Arc::clone(engine.node.state());
                     drop(reply.send(Listed { flows, total, state }));
                 }
-                Command::Sample(reply) => drop(reply.send(self.sample(&engine, now))),
+                Command::Sample(reply) => {
+                    let mut sample = self.sample(&engine, now);
+                    drop(engine);
+                    self.add_device_drops(&mut sample);
+                    drop(reply.send(sample));
+                }
                 Command::Ping(ping, reply) => {
                     let Ping { target, identifier, sequence } = ping;
                     let _ = reply.send(engine.node.ping(target, identifier, sequence, now));
@@ -89,8 +94,10 @@ impl<O: Owners> Keeper<O> {
 
     fn sample(&self, engine: &Engine<O>, now: Instant) -> Sample {
         let refused = &self.shared.refused;
+        let mut counters = engine.node.counters().clone();
+        engine.owners.add_drops(&mut counters);
         Sample {
-            counters: engine.node.counters().clone(),
+            counters,
             flows: engine.node.flow_count(),
             peers: engine.node.peers(now),
             lanes: self.shared.lanes.iter().map(load).collect(),
@@ -101,6 +108,13 @@ impl<O: Owners> Keeper<O> {
             tun_strange: refused.strange.load(Ordering::Relaxed),
             offloads: Some(self.shared.tun.offloads()),
         }
+    }
+
+    /// What the kernel has dropped at the device, and counts there.
+    fn add_device_drops(&self, sample: &mut Sample) {
+        let Some(drops) = device_drops(self.shared.tun.name()) else { return };
+        sample.counters.drop_many(DropReason::DeviceQueue, drops.sent);
+        sample.counters.drop_many(DropReason::DeviceInput, drops.received);
     }
 }
 
