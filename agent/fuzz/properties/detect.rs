@@ -18,8 +18,8 @@ pub(crate) fn hold(input: &[u8]) -> bool {
     whole.is_some()
 }
 
-/// What a lenient server takes for a request: empty lines, a word, white space, and somewhere in the
-/// line a version.
+/// What a lenient server takes for a request: empty lines, a word of any length, white space, and
+/// somewhere in the line a version.
 fn is_request(input: &[u8]) -> bool {
     let start = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     let Some(end) = input[start..].iter().position(|byte| *byte == b'\n') else { return false };
@@ -27,10 +27,9 @@ fn is_request(input: &[u8]) -> bool {
     let Ok(line) = std::str::from_utf8(line) else { return false };
     let mut words = line.split([' ', '\t']);
     let method = words.next().unwrap_or_default();
-    let proper =
-        (1..=32).contains(&method.len()) && method.bytes().all(|b| b.is_ascii_alphabetic());
+    let proper = !method.is_empty() && method.bytes().all(|b| b.is_ascii_alphabetic());
     let rest: Vec<&str> = words.collect();
     let version = rest.iter().any(|word| word.trim_end().starts_with("HTTP/1."));
     let printable = line.bytes().all(|byte| !byte.is_ascii_control() || b"\t\r".contains(&byte));
-    start <= 16 && line.len() < MAX_FIRST_LINE && proper && version && printable
+    proper && version && printable
 }

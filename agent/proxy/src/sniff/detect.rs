@@ -17,12 +17,9 @@ pub enum Kind {
     Tcp,
 }
 
-/// A first line that is longer is decided by what stands in it so far.
+/// A first line that is longer is HTTP, unless it can't be.
 pub const MAX_FIRST_LINE: usize = 8 * 1024;
 
-/// Servers skip empty lines before a request.
-const MAX_EMPTY: usize = 16;
-const MAX_METHOD: usize = 32;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const METHODS: [&str; 9] =
     ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
@@ -34,8 +31,38 @@ pub fn detect(bytes: &[u8]) -> Option<Kind> {
         0x16 => handshake(bytes),
         _ if bytes.starts_with(PREFACE) => Some(Kind::Http2),
         _ if PREFACE.starts_with(bytes) => None,
-        _ => request_line(bytes),
+        _ => {
+            let first = bytes.get(..MAX_FIRST_LINE);
+            request_line(first.unwrap_or(bytes)).or(first.map(|_| Kind::Http1))
+        }
     }
+}
+
+/// What a client has sent that will send no more: to servers, its end is the line's.
+#[must_use]
+pub fn detect_whole(bytes: &[u8]) -> Kind {
+    let whole = || detect(&[bytes, b"\n"].concat());
+    detect(bytes).or_else(whole).unwrap_or(Kind::Tcp)
+}
+
+/// Whether what a server says first is HTTP: `SETTINGS`, with which HTTP/2 begins (RFC 9113, section
+/// 3.4), or an answer that nobody asked for. None while more bytes could tell.
+#[must_use]
+pub fn is_http_server(bytes: &[u8]) -> Option<bool> {
+    const ANSWER: &[u8] = b"HTTP/";
+    const SETTINGS: [Option<u8>; 9] =
+        [None, None, None, Some(4), Some(0), Some(0), Some(0), Some(0), Some(0)];
+    let known = bytes.len().min(ANSWER.len());
+    let may_be_answer = bytes[..known].eq_ignore_ascii_case(&ANSWER[..known]);
+    let fits = |(is, byte): (&Option<u8>, &u8)| is.is_none_or(|is| is == *byte);
+    let may_be_settings = SETTINGS.iter().zip(bytes).all(fits);
+    if may_be_answer && bytes.len() >= ANSWER.len() {
+        return Some(true);
+    }
+    if may_be_settings && bytes.len() >= SETTINGS.len() {
+        return Some(true);
+    }
+    (!may_be_answer && !may_be_settings).then_some(false)
 }
 
 /// A TLS record with the beginning of a ClientHello (RFC 8446, section 5.1).
@@ -55,50 +82,49 @@ fn handshake(bytes: &[u8]) -> Option<Kind> {
     (bytes.len() >= FITS.len()).then_some(Kind::Tls)
 }
 
+/// As the most lenient servers would read it: they skip white space before a request, any number of it,
+/// take any of it for a blank, and methods of any length.
 fn request_line(bytes: &[u8]) -> Option<Kind> {
-    let empty = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-    if empty > MAX_EMPTY {
+    let skipped = bytes.iter().take_while(|byte| is_white(**byte) || b"\r\n".contains(byte));
+    let line = &bytes[skipped.count()..];
+    let (method, rest) = line.split_at(line.iter().take_while(|byte| is_token(**byte)).count());
+    let [blank, target @ ..] = rest else { return None };
+    if METHODS.iter().any(|known| method == known.as_bytes()) {
+        return Some(Kind::Http1);
+    }
+    if method.is_empty() || !is_white(*blank) {
         return Some(Kind::Tcp);
     }
-    let line = &bytes[empty..];
-    let method = line.iter().take_while(|byte| is_token(**byte)).count();
-    let (method, rest) = line.split_at(method);
-    if method.len() > MAX_METHOD {
-        return Some(Kind::Tcp);
+    let is_known = METHODS.iter().any(|known| method.eq_ignore_ascii_case(known.as_bytes()));
+    if is_known && matches!(target.first(), Some(b'/' | b'*')) {
+        return Some(Kind::Http1);
     }
-    // Lenient servers take other white space for a space, and lines may begin with it.
-    let [space, target @ ..] = rest else { return None };
-    if !matches!(space, b' ' | b'\t' | 0x0b | 0x0c) {
-        return Some(Kind::Tcp);
-    }
-    let is_method = METHODS.iter().any(|known| method.eq_ignore_ascii_case(known.as_bytes()));
-    match target.first() {
-        Some(b'/' | b'*') if is_method => Some(Kind::Http1),
-        _ if method.eq_ignore_ascii_case(b"CONNECT") => Some(Kind::Http1),
-        _ => rest_of_line(target),
-    }
+    rest_of_line(method, target)
 }
 
 /// Nothing but the version at its end tells whether this is a request.
-fn rest_of_line(target: &[u8]) -> Option<Kind> {
-    let line = target.iter().take(MAX_FIRST_LINE).take_while(|byte| **byte != b'\n');
-    let length = line.count();
+fn rest_of_line(method: &[u8], target: &[u8]) -> Option<Kind> {
+    let length = target.iter().take_while(|byte| **byte != b'\n').count();
     let line = &target[..length];
     let is_binary =
-        line.iter().any(|byte| byte.is_ascii_control() && !b"\t\r\x0b\x0c".contains(byte));
-    if is_binary {
+        || line.iter().any(|byte| byte.is_ascii_control() && !is_white(*byte) && *byte != b'\r');
+    // Of such protocols hardly one begins with a word; but there are servers that take such targets.
+    if !is_word(method) && is_binary() {
         return Some(Kind::Tcp);
-    }
-    if length == MAX_FIRST_LINE {
-        return Some(if target.trim_ascii_start().starts_with(b"/") {
-            Kind::Http1
-        } else {
-            Kind::Tcp
-        });
     }
     target.get(length)?;
     let version = line.windows(5).any(|word| word.eq_ignore_ascii_case(b"HTTP/"));
     Some(if version { Kind::Http1 } else { Kind::Tcp })
+}
+
+/// What anybody would call a method.
+fn is_word(method: &[u8]) -> bool {
+    method.len() > 1 && method.iter().all(|byte| byte.is_ascii_alphabetic() || b"-_".contains(byte))
+}
+
+/// White space on a line, to Python's too, which reads heads as Latin-1.
+const fn is_white(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | 0x0b | 0x0c | 0x1c..=0x1f | 0x85 | 0xa0)
 }
 
 /// RFC 9110, section 5.6.2.
@@ -129,18 +155,28 @@ mod tests {
 
     /// What comes, what it is, and after how many bytes that is clear.
     const CASES: &[(&[u8], Kind, usize)] = &[
-        (b"GET / HTTP/1.1\r\n", Kind::Http1, 5),
-        (b"HEAD /a HTTP/1.0\r\n", Kind::Http1, 6),
-        (b"OPTIONS * HTTP/1.1\r\n", Kind::Http1, 9),
+        (b"GET / HTTP/1.1\r\n", Kind::Http1, 4),
+        (b"HEAD /a HTTP/1.0\r\n", Kind::Http1, 5),
+        (b"OPTIONS * HTTP/1.1\r\n", Kind::Http1, 8),
         (b"CONNECT a:1 HTTP/1.1\r\n", Kind::Http1, 8),
-        (b"\r\n\nPOST /x HTTP/1.1\r\n", Kind::Http1, 9),
-        (b"GET http://a/ HTTP/1.1\r\n", Kind::Http1, 24),
+        (b"\r\n\nPOST /x HTTP/1.1\r\n", Kind::Http1, 8),
+        (b"GET http://a/ HTTP/1.1\r\n", Kind::Http1, 4),
+        (b"GET a\r\n", Kind::Http1, 4),
+        (b"GET\x1c/admin\x1cHTTP/1.1\r\n", Kind::Http1, 4),
+        (b"\x85GET /admin HTTP/1.1\r\n", Kind::Http1, 5),
         (b"get\t/admin HTTP/1.1\r\n", Kind::Http1, 5),
-        (b"GET  /admin HTTP/1.1\r\n", Kind::Http1, 22),
-        (b"GET /admin\r\n", Kind::Http1, 5),
+        (b"GET  /admin HTTP/1.1\r\n", Kind::Http1, 4),
+        (b"GET /admin\r\n", Kind::Http1, 4),
         (b"BREW /pot HTTP/1.1\r\n", Kind::Http1, 20),
-        (b" GET / HTTP/1.1\r\n", Kind::Http1, 17),
+        (b"BREW /pot\x01 HTTP/1.1\r\n", Kind::Http1, 21),
+        (b"BREW-A-VERY-LONG-POT-OF-COFFEE-NOW /pot HTTP/1.1\r\n", Kind::Http1, 50),
+        (b" GET / HTTP/1.1\r\n", Kind::Http1, 5),
         (b"PRINT /a HTTP/1.1\n", Kind::Http1, 18),
+        (
+            b"\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\nGET /admin HTTP/1.1",
+            Kind::Http1,
+            38,
+        ),
         (PREFACE, Kind::Http2, 24),
         (b"\x16\x03\x01\x02\x00\x01\x00", Kind::Tls, 6),
         (b"\x16\x03\x29\x02\x00\x01\x00", Kind::Tls, 6),
@@ -153,9 +189,10 @@ mod tests {
         (b"*1\r\n$4\r\nPING\r\n", Kind::Tcp, 3),
         (b"get key\r\n", Kind::Tcp, 9),
         (b"\x10\x0c\x00\x04MQTT", Kind::Tcp, 1),
-        (b"USER nobody\x01\n", Kind::Tcp, 12),
+        (b"\x1f\x8b\x08", Kind::Tcp, 2),
+        (b"0\x0c\x02\x01\x01`\x07\x02\x01\x03\x04\x00\x80\x00", Kind::Tcp, 3),
+        (b"USER nobody\x01\n", Kind::Tcp, 13),
         (b"{\"jsonrpc\":1}", Kind::Tcp, 1),
-        (b"\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r", Kind::Tcp, 17),
         (b"PRI * HTTP/2.0\r\n\r\nSX", Kind::Http1, 20),
     ];
 
@@ -171,18 +208,56 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_waited_for_without_end() {
-        let long = |start: &[u8], fill: u8| {
+    fn nothing_is_waited_for_without_end_and_in_doubt_it_is_http() {
+        for (start, fill) in [
+            (&b""[..], b'\r'),
+            (b"", b'A'),
+            (b"BREW ", b'a'),
+            (b"BREW /", b'a'),
+            (b"BREW http://a/", b'a'),
+            (b"\t", b'\t'),
+        ] {
             let mut bytes = start.to_vec();
             bytes.resize(64 * 1024, fill);
-            (0..bytes.len()).find(|length| detect(&bytes[..*length]).is_some())
-        };
-        for (start, fill) in
-            [(&b""[..], b'\r'), (b"", b'A'), (b"BREW ", b'a'), (b"BREW /", b'a'), (b"\t", b'\t')]
-        {
-            let decided = long(start, fill).unwrap();
-            assert!(decided < MAX_FIRST_LINE + 64, "{start:?} {fill}: {decided}");
+            let decided = (0..bytes.len()).find(|length| detect(&bytes[..*length]).is_some());
+            assert_eq!(decided, Some(MAX_FIRST_LINE), "{start:?} {fill}");
+            assert_eq!(detect(&bytes), Some(Kind::Http1), "{start:?} {fill}");
         }
-        assert_eq!(detect(&[b"BREW /".to_vec(), vec![b'a'; 9000]].concat()), Some(Kind::Http1));
+    }
+
+    #[test]
+    fn an_end_ends_the_line() {
+        for (bytes, kind) in [
+            (&b"hello"[..], Kind::Tcp),
+            (b"PING", Kind::Tcp),
+            (b"PUBLISH a b", Kind::Tcp),
+            (b"\r\n", Kind::Tcp),
+            (b"GET", Kind::Http1),
+            (b"GET /admin", Kind::Http1),
+            (b"BREW /admin HTTP/1.0", Kind::Http1),
+            (b"PRI * HTTP/2.0\r\n", Kind::Http1),
+        ] {
+            assert_eq!(detect_whole(bytes), kind, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_server_that_begins_http_is_told_from_one_that_greets() {
+        let settings = b"\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x64";
+        for length in 0..9 {
+            assert_eq!(is_http_server(&settings[..length]), None, "{length}");
+        }
+        assert_eq!(is_http_server(settings), Some(true));
+        assert_eq!(is_http_server(b"HTTP/1.1 408 Request Timeout\r\n"), Some(true));
+        assert_eq!(is_http_server(b"HTT"), None);
+        for greeting in [
+            &b"220 mail.example ESMTP"[..],
+            b"SSH-2.0-OpenSSH_9.2p1",
+            b"J\0\0\0\n8.0.36\0",
+            b"* OK IMAP4rev1",
+            b"RFB 003.008\n",
+        ] {
+            assert_eq!(is_http_server(greeting), Some(false), "{}", greeting.escape_ascii());
+        }
     }
 }

@@ -13,6 +13,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use isthmus_model::host::canonical;
+
 /// More is not waited for: post-quantum key shares make a few kilobytes.
 pub const MAX_HELLO: usize = 32 * 1024;
 
@@ -21,7 +23,6 @@ const CLIENT_HELLO: u8 = 1;
 const MAX_FRAGMENT: usize = 1 << 14;
 const SERVER_NAME: u16 = 0;
 const HOST_NAME: u8 = 0;
-const MAX_NAME: usize = 253;
 
 /// The name of the server that a client wants, in lower case. Letters, digits, `-`, `_` and `.` only.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -170,10 +171,9 @@ impl<'a> Reader<'a> {
 impl ServerName {
     fn new(name: &[u8]) -> Option<Self> {
         let name = std::str::from_utf8(name).ok()?;
-        let of_letters = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        let proper = of_letters && !name.starts_with('.') && !name.ends_with('.');
-        let fits = (1..=MAX_NAME).contains(&name.len()) && !name.contains("..");
-        (proper && fits).then(|| Self(name.to_ascii_lowercase().into()))
+        // Names end without a dot here (RFC 6066, section 3), and addresses are none.
+        let form = canonical(name).ok().filter(|form| form.len() == name.len());
+        form.filter(|form| !form.starts_with('[')).map(|form| Self((*form).into()))
     }
 
     /// As text.

@@ -9,8 +9,9 @@
 //!                         └─ they are something else, or the server speaks first: as for `tcp`
 //! ```
 //!
-//! A server that speaks first is never made to wait: who has spoken is watched on both sides. What is
-//! dialled has got no byte of the caller's, so nothing is lost when it is another after all.
+//! A server that speaks first is never made to wait: who has spoken is watched on both sides. Unless it
+//! says what only HTTP's servers say: then the client's bytes decide. What is dialled has got no byte of
+//! the caller's, so nothing is lost when it is another after all.
 
 mod carry;
 mod counters;
@@ -40,7 +41,10 @@ use self::peek::{Looked, Peek};
 use self::record::Record;
 use crate::activity::Activity;
 use crate::connection::Connection;
-use crate::sniff::{Hello, Kind, MAX_FIRST_LINE, MAX_HELLO, ServerName, client_hello, detect};
+use crate::sniff::{
+    Hello, Kind, MAX_FIRST_LINE, MAX_HELLO, ServerName, client_hello, detect, detect_whole,
+    is_http_server,
+};
 use crate::view::{Side, View};
 
 pub(crate) use carry::write_all;
@@ -56,6 +60,9 @@ const HEAD_START: Duration = Duration::from_millis(1);
 /// 6.2): fatal, so that clients say why.
 const UNRECOGNIZED_NAME: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 112];
 const ACCESS_DENIED: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 49];
+
+/// What is looked at of what a server says first.
+const MAX_GREETING: usize = 16;
 
 /// What a stream carries.
 #[derive(Clone, Debug)]
@@ -172,6 +179,7 @@ async fn look(connection: &Connection, caller: &TcpStream) -> Found {
     });
     let mut peek = Peek::new(caller, MAX_FIRST_LINE * 2);
     let mut upstream: Option<Upstream> = None;
+    let mut is_http = false;
     let mut patience = pin!(sleep(connection.shared.limits.idle));
     loop {
         tokio::select! {
@@ -180,7 +188,7 @@ async fn look(connection: &Connection, caller: &TcpStream) -> Found {
                 let kind = match looked {
                     Ok(Looked::More) => detect(peek.bytes()),
                     Ok(Looked::End) if peek.bytes().is_empty() => return Found::Nothing,
-                    Ok(Looked::End) => Some(Kind::Tcp),
+                    Ok(Looked::End) => Some(detect_whole(peek.bytes())),
                     Err(_) => return Found::Nothing,
                 };
                 let Some(kind) = kind else {
@@ -207,21 +215,32 @@ async fn look(connection: &Connection, caller: &TcpStream) -> Found {
                     return Found::Nothing;
                 }
             },
-            () = speaks(upstream.as_ref()) => {
-                lessons.learn(asked, First::Server);
-                return Found::Stream(Seen::Tcp, upstream);
+            speaks_http = speaks(upstream.as_ref()), if !is_http => {
+                is_http = speaks_http;
+                if !is_http {
+                    lessons.learn(asked, First::Server);
+                    return Found::Stream(Seen::Tcp, upstream);
+                }
             }
             () = &mut patience => return Found::Nothing,
         }
     }
 }
 
-/// Completes once the server has said something, or has gone.
-async fn speaks(upstream: Option<&Upstream>) {
-    match upstream {
-        // An error will be met again by whoever reads.
-        Some(upstream) => drop(upstream.stream.readable().await),
-        None => pending().await,
+/// Completes once the server has said enough, or has gone. Says whether it speaks HTTP.
+async fn speaks(upstream: Option<&Upstream>) -> bool {
+    let Some(upstream) = upstream else { return pending().await };
+    let mut peek = Peek::new(&upstream.stream, MAX_GREETING);
+    loop {
+        match peek.more().await {
+            Ok(Looked::More) => {
+                if let Some(speaks_http) = is_http_server(peek.bytes()) {
+                    return speaks_http;
+                }
+            }
+            // An error will be met again by whoever reads.
+            Ok(Looked::End) | Err(_) => return false,
+        }
     }
 }
 
