@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use isthmus_model::host::canonical_authority;
 use isthmus_model::{
     Action, Identity, Layer4, Name, RequestMatch, Rule, Subject, convert, snapshot,
 };
@@ -110,7 +111,14 @@ impl<'a> Answer<'a> {
         })?;
         let path = arguments.path.as_deref().map(|it| it.split_once('?').unwrap_or((it, "")));
         let request = arguments.method.as_deref().zip(path);
-        let host = arguments.host.as_deref().unwrap_or_default().to_ascii_lowercase();
+        let host = arguments.host.as_deref().unwrap_or_default();
+        if !host.is_empty() {
+            canonical_authority(host).map_err(|why| {
+                format!(
+                    "the proxy refuses {host:?} as a host: {why}; write one such as api.example.com"
+                )
+            })?;
+        }
         let headers: Vec<(String, &str)> = arguments
             .header
             .iter()
@@ -122,7 +130,7 @@ impl<'a> Answer<'a> {
             to: &to,
             layer4,
             request: request.map(|(method, (path, query))| Request {
-                host: &host,
+                host,
                 query,
                 headers: &headers,
                 tokens: &tokens,

@@ -9,6 +9,7 @@
 //! A gateway speaks to the mesh under its own identity, whoever its client is: rules about the
 //! gateway say what the world may do. What it knows of a client is in headers, and only there.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 use isthmus_model::edge::Listener;
+use isthmus_model::host::{canonical, split_port};
 use isthmus_model::{External, Gateway, Service, ServiceId};
 use rustls::server::{Acceptor, ClientHello};
 use rustls::{ClientConfig, ServerConfig};
@@ -29,7 +31,6 @@ use tokio_rustls::LazyConfigAcceptor;
 use crate::connection::Connection;
 use crate::headers;
 use crate::io::Stream;
-use crate::judge::without_port;
 use crate::server::Shared;
 use crate::view::View;
 
@@ -107,7 +108,7 @@ pub(crate) struct Entry {
 
 #[derive(Debug)]
 struct Greeting {
-    /// The name that was asked for, in lower case.
+    /// The name that was asked for, in its canonical form.
     name: Option<String>,
     /// What the client's certificate says.
     certificate: Option<HeaderValue>,
@@ -148,7 +149,8 @@ async fn shake_hands(
 ) -> io::Result<Stream> {
     let Shared { outside, handshakes, .. } = &*connection.shared;
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-    let name = hello.client_hello().server_name().map(str::to_ascii_lowercase);
+    let name = hello.client_hello().server_name().map(|name| canonical(name).map(Cow::into_owned));
+    let name = name.transpose().map_err(io::Error::other)?;
     if is_challenge(&hello.client_hello()) {
         let config = name.and_then(|name| outside.challenge_tls(&name));
         let config = config.ok_or_else(|| io::Error::other("nobody is asked about this name"))?;
@@ -186,15 +188,15 @@ impl Entry {
         self.greeted.get()?.certificate.as_ref()
     }
 
-    /// The listener that a request for this host is for. By TLS it must be for the listener that
+    /// The listener that a request for this host, in its canonical form, is for. By TLS it must be for the listener that
     /// the client shook hands with: another may demand more of its clients.
     pub(crate) fn admit<'a>(
         &self,
         gateway: &'a Gateway,
         host: &HeaderValue,
     ) -> Result<&'a Listener, Misdirected> {
-        let host = host.to_str().unwrap_or_default().to_ascii_lowercase();
-        let asked = gateway.listener(self.port, Some(without_port(&host)));
+        let (host, _) = split_port(host.to_str().unwrap_or_default());
+        let asked = gateway.listener(self.port, Some(host));
         let Some((asked, listener)) = asked.and_then(|it| Some((it, gateway.listeners.get(it)?)))
         else {
             return Err(Misdirected(StatusCode::NOT_FOUND, "no listener is for this host"));

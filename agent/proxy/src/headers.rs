@@ -96,6 +96,7 @@ pub(crate) fn show_certificate(headers: &mut HeaderMap, certificate: HeaderValue
 pub(crate) fn to_caller(headers: &mut HeaderMap) {
     headers.remove(SERVER_TIME);
     headers.remove(RATE_LIMITED);
+    remove_nominated_answer(headers);
     remove_hop_by_hop(headers);
     // Between proxies only.
     headers.remove(UNHEALTHY);
@@ -106,6 +107,49 @@ pub(crate) fn to_caller(headers: &mut HeaderMap) {
 pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|element| !element.is_empty())
+}
+
+/// Removes from a request what its `Connection` names, before anybody looks at it: what is judged is
+/// what is passed on. False if that would be what says who asks, for what, or how long it is, or if
+/// what is named can't be a field.
+pub(crate) fn remove_nominated(headers: &mut HeaderMap) -> bool {
+    const NOT_TO_NAME: [HeaderName; 5] =
+        [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, COOKIE, HOST, CONTENT_LENGTH];
+    // These are no fields, or are seen to elsewhere.
+    const USUAL: [&str; 3] = ["close", "trailer", "expect"];
+    let is_usual =
+        |name: &str| USUAL.iter().chain(&HOP_BY_HOP).any(|it| it.eq_ignore_ascii_case(name));
+    let mut named = Vec::new();
+    for line in headers.get_all(CONNECTION) {
+        let Ok(line) = line.to_str() else { return false };
+        for option in line.split(',').map(str::trim).filter(|it| !it.is_empty() && !is_usual(it)) {
+            let Ok(name) = option.parse::<HeaderName>() else { return false };
+            if NOT_TO_NAME.contains(&name) || is_claim(name.as_str()) {
+                return false;
+            }
+            named.push(name);
+        }
+    }
+    for name in named {
+        headers.remove(name);
+    }
+    true
+}
+
+/// Removes what an answer's `Connection` names.
+fn remove_nominated_answer(headers: &mut HeaderMap) {
+    // What most list is seen to anyway, or is no field.
+    let usual =
+        |name: &&str| ["keep-alive", "close"].iter().any(|it| it.eq_ignore_ascii_case(name));
+    let listed: Vec<HeaderName> = list(headers, &CONNECTION)
+        .filter(|name| !usual(name))
+        .filter_map(|name| name.parse().ok())
+        // Listing these would only make the two sides disagree on where a message ends.
+        .filter(|name| *name != CONTENT_LENGTH && *name != header::TRAILER)
+        .collect();
+    for name in listed {
+        headers.remove(name);
+    }
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -119,18 +163,6 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
     if there == [false; HOP_BY_HOP.len()] {
         return;
-    }
-    // What most list is here anyway, or is no field.
-    let usual =
-        |name: &&str| ["keep-alive", "close"].iter().any(|it| it.eq_ignore_ascii_case(name));
-    let listed: Vec<HeaderName> = list(headers, &CONNECTION)
-        .filter(|name| !usual(name))
-        .filter_map(|name| name.parse().ok())
-        // Listing these would only make the two sides disagree on where a message ends.
-        .filter(|name| *name != CONTENT_LENGTH && *name != header::TRAILER)
-        .collect();
-    for name in listed {
-        headers.remove(name);
     }
     for (name, _) in HOP_BY_HOP.iter().zip(there).filter(|(_, is_there)| *is_there) {
         headers.remove(*name);
@@ -147,7 +179,7 @@ fn remove_named(headers: &mut HeaderMap, is_meant: impl Fn(&str) -> bool) {
 
 /// Whether a field, by its lower-case name, is the proxy's to say. In each spelling: applications
 /// behind CGI or WSGI see `-` and `_` as the same.
-fn is_claim(name: &str) -> bool {
+pub(crate) fn is_claim(name: &str) -> bool {
     let same = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
     let begins = |with: &str| name.len() >= with.len() && name.bytes().zip(with.bytes()).all(same);
     begins(OURS) || (name.len() == CLIENT_CERT.len() && begins(CLIENT_CERT))

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use http::header::HOST;
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderValue, Uri};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Uri};
 use isthmus_model::{Name, ServiceId};
 use isthmus_policy::fields::Headers;
 use isthmus_policy::path::forwarded;
@@ -73,12 +73,11 @@ pub(crate) fn ask<R>(
     tokens: &[Token],
     about: impl FnOnce(Request<'_>) -> R,
 ) -> R {
-    let host = host_of(head);
     let standing = connection.standing(view);
     about(Request {
         method: head.method.as_str(),
         path: head.uri.path(),
-        host: without_port(&host),
+        host: host_of(head),
         query: head.uri.query().unwrap_or_default(),
         headers: &Lines(&head.headers),
         tokens,
@@ -158,26 +157,8 @@ pub(crate) fn is_allowed(
     ruling != Ruling::Deny
 }
 
-/// The host that a request is for, in lower case.
-pub(crate) fn host_of(head: &Parts) -> Cow<'_, str> {
-    let line = || head.headers.get(HOST).map(HeaderValue::to_str).and_then(Result::ok);
-    let host = head.uri.authority().map(Authority::as_str).or_else(line).unwrap_or_default();
-    lower_case(host)
-}
-
-pub(crate) fn lower_case(text: &str) -> Cow<'_, str> {
-    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Cow::Owned(text.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(text)
-    }
-}
-
-/// A host without the port behind it.
-pub(crate) fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        // Not within the brackets of an IPv6 address.
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        Some(_) | None => host,
-    }
+/// The host that a request is for, perhaps with a port, in its canonical form: where
+/// [`crate::request`] has put it.
+pub(crate) fn host_of(head: &Parts) -> &str {
+    head.headers.get(HOST).and_then(|line| line.to_str().ok()).unwrap_or_default()
 }

@@ -1,5 +1,6 @@
 //! One request: is it proper, may it pass, and where does it go?
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,9 +10,10 @@ use http::header::{
     CONNECTION, CONTENT_TYPE, HOST, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
 };
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery};
+use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use isthmus_model::Principal;
+use isthmus_model::host::canonical_authority;
 use isthmus_policy::Token;
 
 use crate::access::{Decider, Record};
@@ -69,7 +71,7 @@ async fn serve(
     let trace = Trace::of(&mut head.headers, &tracing, &shared.chance);
     let mut record = Record::new(Arc::clone(&connection.ledger), &head, trace, under_way);
 
-    let host = match proper_host(&head).and_then(|host| proper(&head).map(|()| host)) {
+    let host = match settle(&mut head) {
         Ok(host) => host,
         Err(Improper(reason)) => return Ok(rejection(reason, head.version, record)),
     };
@@ -131,61 +133,49 @@ async fn serve(
 /// What is wrong with a request, in words for its sender.
 struct Improper(&'static str);
 
-/// The host that a request is for, as the application shall see it.
-fn proper_host(head: &Parts) -> Result<HeaderValue, Improper> {
+/// Makes a request the one that is judged and passed on alike. Gives the host that it is for.
+fn settle(head: &mut Parts) -> Result<HeaderValue, Improper> {
+    proper(head)?;
+    if !headers::remove_nominated(&mut head.headers) {
+        return Err(Improper("a Connection that names what is not for it to name"));
+    }
+    settle_host(head)
+}
+
+/// Brings the host that a request is for into its one form, and into `Host`: there policy, routes and
+/// the application find it.
+fn settle_host(head: &mut Parts) -> Result<HeaderValue, Improper> {
     let mut lines = head.headers.get_all(HOST).iter();
     let (line, another) = (lines.next(), lines.next());
     if another.is_some() {
         return Err(Improper("more than one Host"));
     }
-    let target = head.uri.authority().map(Authority::as_str);
-    if let (None, Some(line)) = (target, line)
-        && is_plain_host(line.as_bytes())
-    {
-        return Ok(line.clone());
-    }
-    let line = match line.map(HeaderValue::to_str) {
-        Some(Ok(line)) => Some(line),
-        Some(Err(_)) => return Err(Improper("a Host that isn't text")),
-        None => None,
-    };
-    // HTTP/1.1 with a whole URI as target: the line is to be ignored (RFC 9112, section 3.2.2).
-    // HTTP/2 has both only if they agree (RFC 9113, section 8.3.1).
-    let host = match (target, line) {
-        (Some(target), Some(line)) if head.version == Version::HTTP_2 && target != line => {
+    let told = line.map(|line| line.to_str().map_err(|_| NO_HOST).and_then(form_of)).transpose()?;
+    let target = head.uri.authority().map(|target| form_of(target.as_str())).transpose()?;
+    let host = match (target, told) {
+        // HTTP/2 has both only if they agree (RFC 9113, section 8.3.1).
+        (Some(target), Some(told)) if head.version == Version::HTTP_2 && target != told => {
             return Err(Improper("a Host that isn't the authority"));
         }
-        (Some(host), _) | (None, Some(host)) => host,
-        (None, None) if head.version == Version::HTTP_10 => "localhost",
+        // By HTTP/1 the line doesn't count (RFC 9112, section 3.2.2), but must be there.
+        (Some(_), None) if head.version == Version::HTTP_11 => return Err(Improper("no Host")),
+        (Some(host), _) => host,
+        (None, Some(Cow::Borrowed(host))) if line.is_some_and(|it| it.len() == host.len()) => {
+            return line.cloned().ok_or(NO_HOST);
+        }
+        (None, Some(host)) => host,
+        (None, None) if head.version == Version::HTTP_10 => "localhost".into(),
         (None, None) => return Err(Improper("no Host")),
     };
-    match host.parse::<Authority>() {
-        Ok(authority) if is_host_and_port(&authority) => {
-            HeaderValue::from_str(host).map_err(|_| Improper("a Host that isn't text"))
-        }
-        Ok(_) | Err(_) => Err(Improper("a Host that isn't a host and port")),
-    }
+    let host = HeaderValue::from_str(&host).map_err(|_| NO_HOST)?;
+    head.headers.insert(HOST, host.clone());
+    Ok(host)
 }
 
-/// Whether this can only be a host and port: what nearly all are, told without parsing.
-fn is_plain_host(host: &[u8]) -> bool {
-    let mut parts = host.splitn(2, |byte| *byte == b':');
-    let is_name = |name: &[u8]| {
-        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
-        !name.is_empty() && name.iter().all(plain)
-    };
-    let is_port = |port: &[u8]| match port {
-        [b'1'..=b'5', four @ ..] if four.len() == 4 => four.iter().all(u8::is_ascii_digit),
-        [_, ..] if port.len() < 5 => port.iter().all(u8::is_ascii_digit),
-        _ => false,
-    };
-    parts.next().is_some_and(is_name) && parts.next().is_none_or(is_port)
-}
+const NO_HOST: Improper = Improper("a Host that isn't a host and port");
 
-/// `http` lets a user, and anything for a port, pass.
-fn is_host_and_port(authority: &Authority) -> bool {
-    let rest = authority.as_str().strip_prefix(authority.host());
-    rest.is_some_and(|rest| rest.is_empty() || authority.port_u16().is_some())
+fn form_of(host: &str) -> Result<Cow<'_, str>, Improper> {
+    canonical_authority(host).map_err(|_| NO_HOST)
 }
 
 /// What has been read properly and still doesn't pass. Framing that could be read in two ways was
@@ -199,6 +189,9 @@ fn proper(head: &Parts) -> Result<(), Improper> {
         if codings.next().is_some() {
             return Err(Improper("more than one Transfer-Encoding"));
         }
+    }
+    if head.uri.scheme().is_some_and(|it| *it != Scheme::HTTP && *it != Scheme::HTTPS) {
+        return Err(Improper("a scheme other than http and https"));
     }
     if head.method == Method::CONNECT {
         return Err(Improper("CONNECT, which is not for services"));

@@ -119,8 +119,8 @@ pub struct Origination {
 }
 
 impl Gateway {
-    /// The position of the listener on a port that is for a host: for its name, for the longest
-    /// suffix of it, or for any.
+    /// The position of the listener on a port that is for a host in its canonical form: for its name,
+    /// for the longest suffix of it, or for any.
     #[must_use]
     pub fn listener(&self, port: u16, host: Option<&str>) -> Option<usize> {
         let on_port = self.listeners.iter().enumerate().filter(|(_, it)| it.port == port);
@@ -136,14 +136,7 @@ impl Listener {
             return Some(0);
         }
         let host = host?;
-        let fit = |it: &HostMatch| match it {
-            HostMatch::Exact(name) => (**name == *host).then_some(usize::MAX),
-            HostMatch::Suffix(suffix) => {
-                let fits = host.len() > suffix.len() && host.ends_with(&**suffix);
-                fits.then_some(suffix.len())
-            }
-        };
-        self.hosts.iter().filter_map(fit).max()
+        self.hosts.iter().filter_map(|it| it.exactness(host)).max()
     }
 }
 

@@ -20,6 +20,7 @@ pub mod convert;
 pub mod directory;
 pub mod edge;
 pub mod guard;
+pub mod host;
 pub mod identity;
 pub mod jwt;
 pub mod key;

@@ -61,22 +61,31 @@ pub struct RouteMatch {
     pub query: Vec<FieldMatch>,
 }
 
-/// A host's name, without the port.
+/// A host, without the port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HostMatch {
-    /// This one, in lower case.
+    /// This one, in its [canonical](crate::host::canonical) form.
     Exact(Arc<str>),
     /// `*.example.com`: any name that ends in `.example.com`.
     Suffix(Arc<str>),
 }
 
 impl HostMatch {
-    /// Whether a name in lower case is meant.
+    /// Whether a host in its canonical form is meant.
     #[must_use]
-    pub fn fits(&self, name: &str) -> bool {
+    pub fn fits(&self, host: &str) -> bool {
+        self.exactness(host).is_some()
+    }
+
+    /// How exactly a host in its canonical form is meant; none if it isn't.
+    #[must_use]
+    pub fn exactness(&self, host: &str) -> Option<usize> {
         match self {
-            Self::Exact(exact) => **exact == *name,
-            Self::Suffix(suffix) => name.len() > suffix.len() && name.ends_with(&**suffix),
+            Self::Exact(exact) => (**exact == *host).then_some(usize::MAX),
+            Self::Suffix(suffix) => {
+                let fits = host.len() > suffix.len() && host.ends_with(&**suffix);
+                fits.then_some(suffix.len())
+            }
         }
     }
 }

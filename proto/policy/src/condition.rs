@@ -20,10 +20,15 @@ thread_local! {
 pub(crate) struct Names([(&'static str, Value); 3]);
 
 impl Names {
-    /// `path` is in its canonical form; none if it has none.
-    pub(crate) fn new(query: &Query<'_>, request: &Request<'_>, path: Option<&str>) -> Self {
+    /// `path` and `host` are in their canonical forms; none if they have none.
+    pub(crate) fn new(
+        query: &Query<'_>,
+        request: &Request<'_>,
+        path: Option<&str>,
+        host: Option<&str>,
+    ) -> Self {
         Self([
-            ("request", of_request(request, path)),
+            ("request", of_request(request, path, host)),
             ("source", of_source(query.from, request.source_host)),
             ("jwt", of_tokens(request)),
         ])
@@ -40,7 +45,7 @@ impl Names {
     }
 }
 
-fn of_request(request: &Request<'_>, path: Option<&str>) -> Value {
+fn of_request(request: &Request<'_>, path: Option<&str>, host: Option<&str>) -> Value {
     let mut headers = HashMap::<String, Option<String>>::new();
     request.headers.all(&mut |name, value| {
         // Bytes that are no text make the field unreadable, not absent in part.
@@ -52,6 +57,9 @@ fn of_request(request: &Request<'_>, path: Option<&str>) -> Value {
             (_, _) => None,
         };
     });
+    // To some programs it is the same field as the one with '-': then nobody knows what that is.
+    let others: Vec<_> = headers.keys().filter(|name| name.contains('_')).cloned().collect();
+    headers.extend(others.into_iter().map(|name| (name.replace('_', "-"), None)));
     let headers = headers.into_iter().filter_map(|(name, value)| Some((name, value?.into())));
     let mut query = HashMap::<String, Value>::new();
     for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
@@ -63,11 +71,11 @@ fn of_request(request: &Request<'_>, path: Option<&str>) -> Value {
     }
     let mut values = vec![
         ("method".to_owned(), request.method.into()),
-        ("host".to_owned(), request.host.into()),
         ("headers".to_owned(), map(headers)),
         ("query".to_owned(), map(query)),
     ];
     values.extend(path.map(|path| ("path".to_owned(), path.into())));
+    values.extend(host.map(|host| ("host".to_owned(), host.into())));
     map(values)
 }
 

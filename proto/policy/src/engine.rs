@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::cell::OnceCell;
 
+use isthmus_model::host::{canonical, split_port};
+use isthmus_model::route::HostMatch;
 use isthmus_model::{Action, Identity, Layer4, PathMode, RequestMatch, Rule};
 
 use crate::condition::Names;
-use crate::fields::{Readings, claim_fits, header_fits, host_fits, parameter_fits};
+use crate::fields::{Readings, claim_fits, header_fits, parameter_fits};
 
 use crate::index::{Ids, Look};
 use crate::path::{Ambiguity, canonical_in};
@@ -77,6 +79,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) request: Request<'a>,
     mode: PathMode,
     pub(crate) path: Result<Cow<'a, str>, Ambiguity>,
+    /// In its canonical form, for the first rule that compares it; none if it has none.
+    host: OnceCell<Option<Cow<'a, str>>>,
     /// Made for the first rule with a condition.
     names: OnceCell<Names>,
 }
@@ -213,6 +217,7 @@ impl Policy {
                         request,
                         mode: served.paths,
                         path: canonical_in(served.paths, request.path),
+                        host: OnceCell::new(),
                         names: OnceCell::new(),
                     }),
                     (_, None) if served.proxied => Traffic::Unseen(served),
@@ -331,6 +336,24 @@ impl Asked<'_> {
         }
     }
 
+    fn host(&self) -> Option<&str> {
+        let host = || match self.request.host {
+            "" => Some(Cow::Borrowed("")),
+            host => canonical(split_port(host).0).ok(),
+        };
+        self.host.get_or_init(host).as_deref()
+    }
+
+    /// Whether the host is one of these; any if there are none. Nobody knows which one it is without a
+    /// canonical form.
+    fn host_fits(&self, hosts: &[HostMatch], readings: Readings) -> bool {
+        hosts.is_empty()
+            || match self.host() {
+                Some(host) => hosts.iter().any(|wanted| wanted.fits(host)),
+                None => readings == Readings::Any,
+            }
+    }
+
     fn lack_more<'p>(&self, wanted: &'p RequestMatch, action: Action) -> Result<(), Lack<'p>> {
         // Method and path have been compared.
         let RequestMatch { method: _, path: _, path_regex, hosts, headers, query, jwt, when } =
@@ -345,7 +368,7 @@ impl Asked<'_> {
         {
             return Err(Lack::Path);
         }
-        if !host_fits(hosts, request.host) {
+        if !self.host_fits(hosts, readings) {
             return Err(Lack::Host);
         }
         if let Some(field) = headers.iter().find(|it| !header_fits(it, request.headers, readings)) {
@@ -364,7 +387,8 @@ impl Asked<'_> {
         }
         let Some(condition) = when else { return Ok(()) };
         let path = self.path.as_deref().ok();
-        let names = self.names.get_or_init(|| Names::new(&self.query, request, path));
+        let names = || Names::new(&self.query, request, path, self.host());
+        let names = self.names.get_or_init(names);
         match (names.holds(condition), action) {
             (Ok(true), _) | (Err(_), Action::Deny) => Ok(()),
             (Ok(false), _) => Err(Lack::Condition(None)),

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use isthmus_model::route::{FieldMatch, HostMatch, ValueMatch};
+use isthmus_model::route::{FieldMatch, ValueMatch};
 use serde_json::{Map, Value};
 
 /// A request's header fields.
@@ -48,30 +48,70 @@ pub enum Readings {
     Any,
 }
 
-/// Several lines of a name are one list (RFC 9110, section 5.3); some programs take only the first
-/// or the last.
+/// Whether a header field is what is asked for.
+///
+/// Several lines of a name are one list (RFC 9110, section 5.3), and one line may be a list, too; some
+/// programs take only the first element or the last. And to some, `x_role` is `x-role`. So what lets pass
+/// must be the whole field, in one spelling; what refuses may be the whole, a line or an element.
 #[must_use]
 pub fn header_fits(field: &FieldMatch, headers: &dyn Headers, readings: Readings) -> bool {
-    let mut texts: Vec<Option<String>> = Vec::new();
-    headers.lines(&field.name, &mut |line| {
-        texts.push(std::str::from_utf8(line).ok().map(|line| line.trim().to_owned()));
+    let FieldMatch { name, value } = field;
+    let (mut count, mut fits) = (0, false);
+    headers.lines(name, &mut |line| {
+        count += 1;
+        fits = fits || line_fits(value, line, readings);
     });
-    let joined: Option<Vec<&str>> = texts.iter().map(Option::as_deref).collect();
-    let joined = joined.map(|lines| lines.join(", "));
-    let reading = |text: &Option<String>| match (text, &field.value) {
-        (_, ValueMatch::Present) => true,
-        (Some(text), wanted) => value_fits(wanted, text),
-        // Nobody knows what it is to others.
-        (None, _) => readings == Readings::Any,
-    };
-    match (&field.value, texts.len()) {
-        (ValueMatch::Absent, there) => there == 0,
-        (_, 0) => false,
-        _ => match readings {
-            Readings::All => reading(&joined),
-            Readings::Any => texts.iter().chain(std::iter::once(&joined)).any(reading),
-        },
+    let mut is_spelt_otherwise = false;
+    if name.contains(['-', '_']) {
+        headers.all(&mut |other, line| {
+            if is_other_spelling(other, name) {
+                is_spelt_otherwise = true;
+                fits = fits || line_fits(value, line, readings);
+            }
+        });
     }
+    match (value, readings) {
+        (ValueMatch::Absent, Readings::All) => count == 0 && !is_spelt_otherwise,
+        (ValueMatch::Absent, Readings::Any) => count == 0,
+        (ValueMatch::Present, Readings::All) => count > 0,
+        (ValueMatch::Present, Readings::Any) => count > 0 || is_spelt_otherwise,
+        (_, Readings::All) if is_spelt_otherwise => false,
+        (_, Readings::All) if count < 2 => fits,
+        (_, Readings::All) => joined_fits(field, headers, readings),
+        (_, Readings::Any) => fits || (count > 1 && joined_fits(field, headers, readings)),
+    }
+}
+
+fn line_fits(wanted: &ValueMatch, line: &[u8], readings: Readings) -> bool {
+    let Ok(line) = std::str::from_utf8(line) else {
+        // Nobody knows what it is to others.
+        return readings == Readings::Any;
+    };
+    let whole = line.trim();
+    let element = |element: &str| {
+        let element = element.trim();
+        let unquoted = element.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+        value_fits(wanted, element) || unquoted.is_some_and(|it| value_fits(wanted, it))
+    };
+    value_fits(wanted, whole) || (readings == Readings::Any && whole.split(',').any(element))
+}
+
+fn joined_fits(field: &FieldMatch, headers: &dyn Headers, readings: Readings) -> bool {
+    let mut joined = Some(String::new());
+    headers.lines(&field.name, &mut |line| {
+        let text = std::str::from_utf8(line).ok().map(str::trim);
+        joined = joined.take().zip(text).map(|(before, text)| match &*before {
+            "" => text.to_owned(),
+            _ => before + ", " + text,
+        });
+    });
+    joined.map_or(readings == Readings::Any, |joined| value_fits(&field.value, &joined))
+}
+
+/// Whether programs that see `-` and `_` as the same take one name for another.
+fn is_other_spelling(one: &str, other: &str) -> bool {
+    let same = |(a, b): (u8, u8)| a == b || (matches!(a, b'-' | b'_') && matches!(b, b'-' | b'_'));
+    one.len() == other.len() && one != other && one.bytes().zip(other.bytes()).all(same)
 }
 
 /// Whether a parameter is what is asked for.
@@ -104,15 +144,6 @@ pub fn value_fits(wanted: &ValueMatch, value: &str) -> bool {
         ValueMatch::Present => true,
         ValueMatch::Absent => false,
     }
-}
-
-/// Whether a host, in lower case and without its port, is one of these; any if there are none.
-pub(crate) fn host_fits(hosts: &[HostMatch], host: &str) -> bool {
-    let is = |wanted: &HostMatch| match wanted {
-        HostMatch::Exact(name) => **name == *host,
-        HostMatch::Suffix(suffix) => host.len() > suffix.len() && host.ends_with(&**suffix),
-    };
-    hosts.is_empty() || hosts.iter().any(is)
 }
 
 /// Whether a claim is what is asked for: of a list any element.
@@ -196,6 +227,39 @@ mod tests {
         assert!(fits("user", Readings::Any) && fits("admin", Readings::Any));
         assert!(fits("user, admin", Readings::All));
         assert!(!fits("root", Readings::Any));
+    }
+
+    #[test]
+    fn of_a_list_in_one_line_each_element_is_refused_and_only_the_whole_lets_pass() {
+        let fits = |line: &str, value: &str, readings| {
+            header_fits(&exactly("x-role", value), &vec![("x-role", line)], readings)
+        };
+        for line in
+            ["admin", "user, admin", "admin,user", "user,,admin ,", "\"admin\"", "user, \"admin\""]
+        {
+            assert!(fits(line, "admin", Readings::Any), "{line}");
+        }
+        for line in ["user", "administrator, user", "user; admin", "\"admin"] {
+            assert!(!fits(line, "admin", Readings::Any), "{line}");
+        }
+        assert!(fits("user, admin", "user, admin", Readings::Any));
+        assert!(fits("user, admin", "user, admin", Readings::All));
+        assert!(!fits("user, admin", "user", Readings::All));
+        assert!(!fits("user, admin", "admin", Readings::All));
+    }
+
+    #[test]
+    fn another_spelling_of_a_name_refuses_and_never_lets_pass() {
+        let other = vec![("x_role", "admin")];
+        let both = vec![("x-role", "user"), ("x_role", "admin")];
+        let admin = exactly("x-role", "admin");
+        assert!(header_fits(&admin, &other, Readings::Any));
+        assert!(header_fits(&admin, &both, Readings::Any));
+        assert!(!header_fits(&admin, &other, Readings::All));
+        assert!(!header_fits(&exactly("x-role", "user"), &both, Readings::All));
+        assert!(!header_fits(&wants("x-role", ValueMatch::Absent), &other, Readings::All));
+        assert!(header_fits(&wants("x-role", ValueMatch::Present), &other, Readings::Any));
+        assert!(!header_fits(&exactly("xrole", "admin"), &other, Readings::Any));
     }
 
     #[test]

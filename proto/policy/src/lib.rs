@@ -26,6 +26,9 @@
 //! read in two ways is brought into one or refused, as the service's `paths` says; and under `as-is`
 //! it is refused wherever a rule about paths would have to decide it.
 //!
+//! So is its host ([`isthmus_model::host`]): one without a canonical form fits no allow rule that names
+//! hosts, and every such deny rule.
+//!
 //! What a request says twice can be read in several ways: an allow rule matches only if every reading
 //! does, a deny rule if any does ([`fields`]). A condition (`when`) that can't be told, since a key is
 //! missing or types differ, doesn't match an allow rule and matches a deny rule. Tokens and their

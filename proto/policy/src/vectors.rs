@@ -17,6 +17,7 @@ const FILES: &[(&str, &str)] = &[
     ("audit.toml", include_str!("../vectors/audit.toml")),
     ("audit-rule.toml", include_str!("../vectors/audit-rule.toml")),
     ("authorisation.toml", include_str!("../vectors/authorisation.toml")),
+    ("readings.toml", include_str!("../vectors/readings.toml")),
     ("default-allow.toml", include_str!("../vectors/default-allow.toml")),
 ];
 
@@ -29,13 +30,6 @@ pub struct Vector {
     pub topology: Topology,
     /// The questions.
     pub cases: Vec<Case>,
-}
-
-/// The request in the form in which the engine takes it.
-#[derive(Clone, Debug, Default)]
-struct Asked {
-    host: String,
-    headers: Vec<(String, String)>,
 }
 
 /// A question, and the right answer.
@@ -59,7 +53,8 @@ pub struct Case {
     pub headers: Vec<(String, String)>,
     /// The request's tokens.
     pub tokens: Vec<Token>,
-    asked: Asked,
+    /// The header fields as the engine takes them: by names in lower case.
+    asked: Vec<(String, String)>,
     /// What must come out.
     pub outcome: Outcome,
     /// What must have decided: a rule's name, `default`, `built-in: …`.
@@ -73,9 +68,9 @@ impl Case {
     #[must_use]
     pub fn query(&self) -> Query<'_> {
         let request = self.request.as_ref().map(|(method, path)| Request {
-            host: &self.asked.host,
+            host: &self.host,
             query: &self.query,
-            headers: &self.asked.headers,
+            headers: &self.asked,
             tokens: &self.tokens,
             ..Request::new(method, path)
         });
@@ -173,11 +168,7 @@ fn case(topology: &Topology, row: Row) -> Option<Case> {
     let provider: Name = "login".parse().ok()?;
     let token = |claims| Token { provider: provider.clone(), claims: Arc::new(claims) };
     let tokens = claims.map(token).into_iter().collect();
-    let lower = host.to_ascii_lowercase();
-    let asked = Asked {
-        host: lower.split(':').next().unwrap_or_default().to_owned(),
-        headers: headers.iter().map(|(n, v)| (n.to_ascii_lowercase(), v.clone())).collect(),
-    };
+    let asked = headers.iter().map(|(n, v)| (n.to_ascii_lowercase(), v.clone())).collect();
     Some(Case {
         name,
         from,

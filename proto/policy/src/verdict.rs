@@ -28,7 +28,7 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// The path as on the wire, without the query.
     pub path: &'a str,
-    /// The host that it is for, in lower case and without a port.
+    /// The host that it is for, as on the wire, with its port or without. Empty if there is none.
     pub host: &'a str,
     /// The query as on the wire, without the question mark.
     pub query: &'a str,

@@ -23,6 +23,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Response, StatusCode};
 use isthmus_model::edge::Listener;
+use isthmus_model::host::split_port;
 use isthmus_model::{Service, ServiceId};
 use isthmus_policy::path::canonical;
 
@@ -31,7 +32,7 @@ use crate::body::Answer;
 use crate::connection::Connection;
 use crate::gateway::{self, Misdirected};
 use crate::incoming::Incoming;
-use crate::judge::{is_allowed, lower_case, may_pass, settle_path, tokens, without_port};
+use crate::judge::{is_allowed, may_pass, settle_path, tokens};
 use crate::request::{refusal, rejection};
 use crate::routing::{Act, Asked, Chosen, Compiled, location, target};
 use crate::view::View;
@@ -149,7 +150,7 @@ fn listener<'a>(
 
 /// The same by HTTPS, on its usual port.
 fn to_https(call: &Call, mut record: Record) -> Response<Answer> {
-    let host = without_port(call.host.to_str().unwrap_or_default());
+    let (host, _) = split_port(call.host.to_str().unwrap_or_default());
     let target = call.head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let Ok(to) = HeaderValue::from_str(&format!("https://{host}{target}")) else {
         return refusal(StatusCode::BAD_REQUEST, "a target that can't be a Location", record);
@@ -201,10 +202,10 @@ fn choose(view: &View, asked: ServiceId, call: &Call) -> Result<Option<Chosen>, 
     if table.compares_paths() && call.head.uri.path() != "*" {
         canonical(call.head.uri.path()).map_err(|_| Ambiguous)?;
     }
-    let host = lower_case(call.host.to_str().unwrap_or_default());
+    let (host, _) = split_port(call.host.to_str().unwrap_or_default());
     Ok(table.choose(&Asked {
         method: call.head.method.as_str(),
-        host: without_port(&host),
+        host,
         path: &path_of(&call.head),
         query: call.head.uri.query(),
         headers: &call.head.headers,
@@ -225,10 +226,8 @@ fn path_of(head: &Parts) -> Cow<'_, str> {
 
 /// The host and port that a client believes it speaks to.
 fn whole_host(call: &Call, asked_port: u16) -> (&str, u16) {
-    let host = call.host.to_str().unwrap_or_default();
-    let name = without_port(host);
-    let port = host.get(name.len() + 1..).and_then(|port| port.parse().ok());
-    (name, port.unwrap_or(asked_port))
+    let (name, port) = split_port(call.host.to_str().unwrap_or_default());
+    (name, port.and_then(|port| port.parse().ok()).unwrap_or(asked_port))
 }
 
 /// Waits, or says what to answer, as often as the route wants it.

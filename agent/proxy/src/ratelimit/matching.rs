@@ -2,11 +2,12 @@
 //! gets around a limit by writing a request oddly.
 
 use http::request::Parts;
+use isthmus_model::host::split_port;
 use isthmus_model::route::{HostMatch, PathMatch, RouteMatch};
 use isthmus_policy::fields::{Readings, header_fits, parameter_fits};
 use isthmus_policy::path::canonical;
 
-use crate::judge::{Lines, host_of, without_port};
+use crate::judge::{Lines, host_of};
 
 pub(super) fn fits(wanted: &RouteMatch, head: &Parts) -> bool {
     let RouteMatch { hosts, sni: _, path, method, headers, query } = wanted;
@@ -19,8 +20,7 @@ pub(super) fn fits(wanted: &RouteMatch, head: &Parts) -> bool {
 }
 
 fn host_fits(hosts: &[HostMatch], head: &Parts) -> bool {
-    let host = host_of(head);
-    let host = without_port(&host);
+    let (host, _) = split_port(host_of(head));
     hosts.iter().any(|wanted| wanted.fits(host))
 }
 

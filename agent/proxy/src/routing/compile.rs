@@ -10,6 +10,8 @@ use isthmus_model::route::{
 };
 use isthmus_model::{Name, ServiceId};
 
+use crate::headers;
+
 /// A route, compiled.
 #[derive(Debug)]
 pub(crate) struct Compiled {
@@ -109,8 +111,9 @@ impl Fields {
         if changes.is_empty() {
             return Self(None);
         }
-        // The model holds only what can be a field; the wire may hold more.
-        let name = |name: &str| HeaderName::try_from(name).ok();
+        // The model holds only what can be a field and is a route's to say; the wire may hold more.
+        let is_ours = |name: &HeaderName| headers::is_claim(name.as_str());
+        let name = |name: &str| HeaderName::try_from(name).ok().filter(|name| !is_ours(name));
         let pair = |(field, value): &(Arc<str>, Arc<str>)| {
             Some((name(field)?, HeaderValue::from_str(value).ok()?))
         };
@@ -145,6 +148,20 @@ mod tests {
         let count = |service| (0..1000).filter(|it| split.pick(*it) == Some(service)).count();
         assert_eq!([1, 2, 3].map(|id| count(ServiceId(id))), [950, 0, 50]);
         assert_eq!(Weighted::new(Vec::new()).pick(7), None);
+    }
+
+    #[test]
+    fn what_only_the_proxy_says_is_no_routes_to_change() {
+        let text = |text: &str| Arc::from(text);
+        let names = ["x-isthmus-identity", "x_isthmus_identity", "x-isthmus_panic"];
+        let names = names.into_iter().chain(["X-Forwarded-Client-Cert", "x_forwarded_client_cert"]);
+        for name in names {
+            let forged = vec![(text(name), text("admin"))];
+            let changes = HeaderChanges { set: forged.clone(), add: forged, remove: Vec::new() };
+            let mut headers = HeaderMap::new();
+            Fields::new(&changes).apply(&mut headers);
+            assert!(headers.is_empty(), "{headers:?}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::judge::Lines;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a> {
     pub(crate) method: &'a str,
-    /// In lower case, without the port.
+    /// In its canonical form, without the port.
     pub(crate) host: &'a str,
     /// In the policy's canonical form, with its last slash.
     pub(crate) path: &'a str,

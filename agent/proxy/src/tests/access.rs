@@ -127,7 +127,7 @@ async fn nobody_can_claim_an_identity_in_a_header() {
                 "GET / HTTP/1.1\r\nHost: shop.example:8080\r\nX-Isthmus-Identity: {lies}\r\n\
                  X_Isthmus_Identity: {lies}\r\nx-isthmus_identity: {lies}\r\n\
                  X-Forwarded-Client-Cert: URI={lies}\r\nX-Forwarded-For: 192.0.2.1\r\n\
-                 Connection: close, x-isthmus-identity, x-secret\r\nX-Secret: 1\r\n\r\n"
+                 Connection: close, x-secret\r\nX-Secret: 1\r\n\r\n"
             ),
         )
         .await;

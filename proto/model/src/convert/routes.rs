@@ -1,5 +1,6 @@
 //! Routes as resources, and back.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use v1::route::Action;
 use v1::route_match::Path;
 
 use super::decode::{Reason, bounded, filled, parse, text};
+use crate::host::canonical;
 use crate::route::{
     Backend, FieldMatch, HeaderChanges, Hedge, HostMatch, Mirror, PathChange, PathMatch, Redirect,
     Retry, Rewrite, Route, RouteAction, RouteMatch, Share, ValueMatch,
@@ -191,12 +193,15 @@ pub(super) fn decode_match(body: &v1::RouteMatch) -> Result<RouteMatch, Reason> 
     })
 }
 
-/// A host, or a suffix of them.
+/// A host, or a suffix of them. One without a canonical form, which older topologies may have, is no
+/// request's.
 pub(super) fn host(host: &str) -> Result<HostMatch, Reason> {
     let host = filled("hosts", host)?;
-    Ok(match host.strip_prefix('*') {
-        Some(suffix) => HostMatch::Suffix(suffix.into()),
-        None => HostMatch::Exact(host),
+    let form = |name: &str| canonical(name).map_or_else(|_| name.to_owned(), Cow::into_owned);
+    Ok(match (host.strip_prefix("*."), host.strip_prefix('*')) {
+        (Some(name), _) => HostMatch::Suffix(format!(".{}", form(name)).into()),
+        (None, Some(suffix)) => HostMatch::Suffix(suffix.into()),
+        (None, None) => HostMatch::Exact(form(&host).into()),
     })
 }
 

@@ -116,7 +116,7 @@ pub(super) fn external<'a>(table: &Table<'a>, report: &mut Report<'_>) -> Read<S
     let host = table.required("host", report).and_then(|entry| {
         let text = entry.string(report)?;
         if text.value.parse::<IpAddr>().is_err() {
-            fields::host(text, report)?;
+            fields::host_name(text, report)?;
         }
         Ok(Arc::from(text.value))
     });
@@ -334,7 +334,7 @@ fn origination(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Option<Origina
     let ca = table.optional("ca", |entry| file("ca", entry, report));
     let server_name = table.optional("server_name", |entry| {
         let text = entry.string(report)?;
-        fields::host(text, report).map(|()| Arc::from(text.value))
+        fields::host_name(text, report).map(|()| Arc::from(text.value))
     });
     let certificate = table.optional("certificate", |entry| file("certificate", entry, report));
     let key = table.optional("key", |entry| file("key", entry, report));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::declare::all;
 use super::reader::{Context, Entry, Located, Read, Report, Schema, instead, quote};
 use crate::condition::{Condition, ConditionError};
+use crate::host::{canonical, split_port};
 use crate::route::{HeaderChanges, Pattern, RETRY_WORDS, RetryOn};
 
 const CHANGES: Schema = &[
@@ -14,7 +15,7 @@ const CHANGES: Schema = &[
 ];
 
 /// What frames messages or says who calls isn't a route's to change.
-const NOT_A_ROUTES: [&str; 12] = [
+const NOT_A_ROUTES: [&str; 11] = [
     "connection",
     "content-length",
     "expect",
@@ -26,7 +27,6 @@ const NOT_A_ROUTES: [&str; 12] = [
     "upgrade",
     "x-forwarded-client-cert",
     "x-forwarded-for",
-    "x-isthmus-identity",
 ];
 
 pub(super) fn changes(
@@ -59,9 +59,13 @@ fn pairs(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<(Arc<str>, Arc<s
 
 fn changeable(name: Located<&str>, report: &mut Report<'_>) -> Read<Arc<str>> {
     let read = header_name(name, report)?;
-    let help = match &*read {
+    // Applications behind CGI or WSGI see `-` and `_` as the same.
+    let folded = read.replace('_', "-");
+    let help = match &*folded {
         "host" => "write `rewrite = { host = \"api.example\" }`",
-        name if NOT_A_ROUTES.contains(&name) => "leave it out: the proxies see to it",
+        name if NOT_A_ROUTES.contains(&name) || name.starts_with("x-isthmus-") => {
+            "leave it out: the proxies see to it"
+        }
         _ => return Ok(read),
     };
     Err(report.error(name.at, format!("a route can't change the header `{read}`"), help))
@@ -96,21 +100,31 @@ pub(super) fn parameter(name: Located<&str>, report: &mut Report<'_>) -> Read<Ar
     Ok(name.value.into())
 }
 
-/// The name of a host, in lower case and without a port.
+/// A host in its canonical form, without a port.
 pub(super) fn host(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
-    let fine = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
-    let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(fine);
-    if text.value.len() <= 253 && text.value.split('.').all(label) {
+    let form = canonical(text.value);
+    if form.as_deref() == Ok(text.value) {
         return Ok(());
     }
     let shown = quote(text.value);
-    let lower = text.value.to_ascii_lowercase();
-    let help = match lower.rsplit_once(':') {
-        Some((name, _)) if name.split('.').all(label) => format!("leave the port out: \"{name}\""),
-        _ if lower.split('.').all(label) => format!("write \"{lower}\""),
-        _ => "write a name such as \"api.example.com\" or \"*.example.com\"".to_owned(),
+    let help = match (form, canonical(split_port(text.value).0)) {
+        (Ok(form), _) => format!("write \"{form}\""),
+        (Err(_), Ok(name)) => format!("leave the port out: \"{name}\""),
+        (Err(_), Err(_)) => {
+            "write a name such as \"api.example.com\" or \"*.example.com\"".to_owned()
+        }
     };
     Err(report.error(text.at, format!("{shown} can't be the name of a host"), help))
+}
+
+/// Likewise, but no IPv6 address in brackets: what names a server to DNS and TLS.
+pub(super) fn host_name(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+    host(text, report)?;
+    if text.value.starts_with('[') {
+        let message = format!("{} has brackets", quote(text.value));
+        return Err(report.error(text.at, message, "write the address without them"));
+    }
+    Ok(())
 }
 
 pub(super) fn pattern(text: Located<&str>, report: &mut Report<'_>) -> Read<Pattern> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::declare::all;
 use super::reader::{At, Context, Entry, Located, Read, Report, Reported, Schema, Table};
 use super::{fields, values};
+use crate::host::canonical;
 use crate::name::Name;
 
 const JWT: Schema =
@@ -70,6 +71,10 @@ pub(super) fn request(
     });
     let host = table.optional("host", |entry| {
         let text = entry.string(report)?;
+        // As requests write it, which need not be the one form.
+        if let Ok(form) = canonical(text.value) {
+            return Ok(Arc::from(&*form));
+        }
         fields::host(text, report).map(|()| Arc::from(text.value))
     });
     let headers = table.optional("header", |entry| {

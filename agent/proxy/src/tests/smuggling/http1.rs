@@ -21,6 +21,11 @@ fn get(lines: &str) -> String {
     format!("GET /x HTTP/1.1\r\nHost: web\r\nConnection: close\r\n{lines}\r\n")
 }
 
+/// With a field that is said to be for this hop only.
+fn nominated(name: &str, value: &str) -> String {
+    get(&format!("{name}: {value}\r\n")).replace("close", &format!("close, {name}"))
+}
+
 /// What a client sends, and what has to become of it.
 fn cases() -> Vec<(&'static str, String, Fate)> {
     let mut cases = lengths();
@@ -226,7 +231,17 @@ fn heads() -> Vec<(&'static str, String, Fate)> {
             RefusedOr("GET /?x HTTP/1.1", ""),
         ),
         ("a query for a target", first("GET ?x HTTP/1.1"), Refused),
-        ("a whole URI of another scheme", first("GET ftp://web/x HTTP/1.1"), RefusedOr(GET, "")),
+        ("a whole URI of another scheme", first("GET ftp://web/x HTTP/1.1"), Refused),
+        (
+            "a whole URI without a Host",
+            "GET http://web/x HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(),
+            Refused,
+        ),
+        (
+            "a whole URI with a bad Host",
+            first("GET http://web/x HTTP/1.1").replace(": web", ": w b"),
+            Refused,
+        ),
         ("a whole URI with a user", first("GET http://u@web/x HTTP/1.1"), Refused),
         ("no Host", hosts(""), Refused),
         ("an empty Host", hosts("Host: \r\n"), Refused),
@@ -237,6 +252,18 @@ fn heads() -> Vec<(&'static str, String, Fate)> {
         ("a Host with a comma", hosts("Host: web, other\r\n"), Refused),
         ("a Host with a blank", hosts("Host: web other\r\n"), Refused),
         ("a Host with a bad port", hosts("Host: web:x\r\n"), Refused),
+        ("a Host with an encoded dot", hosts("Host: web%2eexample\r\n"), Refused),
+        ("a Host with another script's letter", hosts("Host: w\u{435}b\r\n"), Refused),
+        ("a Host with an empty label", hosts("Host: web..example\r\n"), Refused),
+        ("a Host with two dots at its end", hosts("Host: web..\r\n"), Refused),
+        ("a Host that is a number", hosts("Host: 2130706433\r\n"), Refused),
+        ("a Host with a dot at its end", hosts("Host: WEB.:80\r\n"), Passes(GET, "")),
+        ("authorization taken away", nominated("authorization", "Bearer x"), Refused),
+        ("a cookie taken away", nominated("Cookie", "a=b"), Refused),
+        ("a length taken away", nominated("content-length", "0"), Refused),
+        ("Host taken away", get("").replace("close", "close, HOST"), Refused),
+        ("what is no name taken away", get("").replace("close", "close, a b"), Refused),
+        ("something taken away", nominated("x-hop", "1"), Passes(GET, "")),
         (
             "the preface of HTTP/2 in the middle",
             format!("{}PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", get("")),

@@ -60,6 +60,13 @@ fn pseudo() -> Vec<(&'static str, Vec<u8>, Fate)> {
             Passes(GET, ""),
         ),
         ("another host", with(&[(b"host", b"other")]), Refused),
+        ("the same host in capitals", with(&[(b"host", b"WEB.")]), Passes(GET, "")),
+        ("another scheme", whole(&[METHOD, (b":scheme", b"ftp"), PATH, AUTHORITY]), Refused),
+        (
+            "https, which TLS before us ended",
+            whole(&[METHOD, (b":scheme", b"https"), PATH, AUTHORITY]),
+            Passes(GET, ""),
+        ),
         ("two hosts", whole(&[METHOD, SCHEME, PATH, (b"host", b"a"), (b"host", b"b")]), Refused),
         ("two methods", whole(&[METHOD, (b":method", b"POST"), SCHEME, PATH, AUTHORITY]), Refused),
         ("two paths", whole(&[METHOD, SCHEME, PATH, (b":path", b"/admin"), AUTHORITY]), Refused),
