@@ -411,6 +411,8 @@ async fn run_proxy(
     let options = isthmus_proxy::Options {
         threads: shared.settings.proxy_threads(),
         drain: Duration::from_secs(shared.settings.drain_seconds.into()),
+        request: Duration::from_secs(shared.settings.request_seconds.into()),
+        body_idle: Duration::from_secs(shared.settings.body_idle_seconds.into()),
         leaving,
     };
     if let Err(error) =

@@ -36,6 +36,10 @@ pub struct Settings {
     pub proxy_threads: u8,
     /// What requests under way may take at a stop, in seconds.
     pub drain_seconds: u16,
+    /// What a request may take, from its head to its answer's end, in seconds.
+    pub request_seconds: u32,
+    /// How long nothing may come of a request's body while there is no answer, in seconds.
+    pub body_idle_seconds: u16,
     /// Where metrics and health are served; empty: nowhere.
     pub metrics: String,
     /// What to log: a level, or levels by crate and module (`tracing_subscriber`'s `Targets`).
@@ -171,6 +175,8 @@ impl Default for Settings {
             proxy_port: 15001,
             proxy_threads: 0,
             drain_seconds: 5,
+            request_seconds: 86_400,
+            body_idle_seconds: 300,
             metrics: "127.0.0.1:9464".to_owned(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -316,6 +322,12 @@ impl Settings {
         }
         if self.drain_seconds > 3600 {
             return refuse("drain_seconds", "must be from 0 to 3600");
+        }
+        if self.request_seconds == 0 || self.request_seconds > 31_536_000 {
+            return refuse("request_seconds", "must be from 1 to 31536000, which is a year");
+        }
+        if self.body_idle_seconds == 0 {
+            return refuse("body_idle_seconds", "must be from 1 to 65535");
         }
         if self.listen_port == 0 {
             return refuse("listen_port", "must not be 0: other hosts need to know it");

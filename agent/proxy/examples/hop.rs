@@ -70,6 +70,8 @@ fn main() -> Result<()> {
         let options = Options {
             threads: option("--threads", "1")?,
             drain: std::time::Duration::ZERO,
+            request: std::time::Duration::from_secs(3600),
+            body_idle: std::time::Duration::from_secs(60),
             leaving: Arc::default(),
         };
         let never = std::future::pending();

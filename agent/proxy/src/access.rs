@@ -14,6 +14,7 @@ use isthmus_policy::{DecidedBy, Decision, Policy};
 
 use crate::activity::UnderWay;
 use crate::grpc;
+use crate::live::{Cut, Life};
 use crate::measured::SERVED;
 use crate::metrics::Ruling;
 use crate::places::RequestPlace;
@@ -51,6 +52,8 @@ pub(crate) struct Facts {
     status: Option<StatusCode>,
     /// By its end: the service failed, whatever the status.
     failed: bool,
+    /// What was wrong with the request, or with what became of it.
+    problem: Option<String>,
     answer_bytes: u64,
     progress: Arc<Progress>,
     trace: Option<Trace>,
@@ -78,10 +81,11 @@ impl Record {
         ledger: Arc<Ledger>,
         head: &http::request::Parts,
         trace: Option<Trace>,
-        under_way: UnderWay,
+        mut under_way: UnderWay,
+        progress: Arc<Progress>,
     ) -> Self {
-        let clock = Clock::start();
-        let progress = Arc::new(Progress::new(clock.started));
+        let clock = Clock::since(progress.started());
+        under_way.follow(&progress);
         Self(Box::new(Facts {
             id: RequestId::next(),
             is_grpc: grpc::is_call(head),
@@ -97,6 +101,7 @@ impl Record {
             tries: 0,
             status: None,
             failed: false,
+            problem: None,
             answer_bytes: 0,
             progress,
             trace,
@@ -128,6 +133,7 @@ impl Record {
 
     pub(crate) fn answer(&mut self, status: StatusCode) {
         self.end_try(None);
+        self.progress.life.on_answer();
         self.status = Some(status);
     }
 
@@ -182,6 +188,16 @@ impl Record {
         self.wait_for(Part::Server);
     }
 
+    /// What was wrong, in words for whoever reads the log.
+    pub(crate) fn explain(&mut self, problem: String) {
+        self.problem = Some(problem);
+    }
+
+    /// What keeps the request to be judged again.
+    pub(crate) fn life(&self) -> &Life {
+        &self.progress.life
+    }
+
     /// The answer broke off, or says at its end that the service failed.
     pub(crate) fn fail(&mut self) {
         self.failed = true;
@@ -200,6 +216,27 @@ impl Record {
     }
 }
 
+/// Says and counts that bytes of a caller made no request.
+pub(crate) fn tell_invalid(ledger: &Ledger, status: Option<StatusCode>, problem: &str) {
+    ledger.series(&Way::default(), Ruling::Invalid).count(&Ending {
+        status: status.map_or(StatusClass::None, StatusClass::from),
+        success: true,
+        retries: 0,
+        request_bytes: 0,
+        response_bytes: 0,
+        took: Duration::ZERO,
+    });
+    tracing::info!(
+        target: "isthmus::access",
+        from = %ledger.parties.from,
+        to = %ledger.parties.to,
+        verdict = %Ruling::Invalid,
+        status = status.map(|status| status.as_u16()),
+        problem,
+        "request"
+    );
+}
+
 impl Deref for Record {
     type Target = Facts;
 
@@ -216,6 +253,12 @@ impl DerefMut for Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if let Some(cut) = self.life().why_cut() {
+            self.explain(cut.words().to_owned());
+            if matches!(cut, Cut::Denied | Cut::Expired) {
+                self.decide(Ruling::Deny, Decider::Words(cut.words().to_owned()));
+            }
+        }
         let Facts { clock, progress, .. } = &mut **self;
         let (took, parts) = clock.stop(progress);
         let (status, success) = self.count(took);
@@ -254,6 +297,7 @@ impl Drop for Record {
             bytes = self.answer_bytes,
             request_bytes = self.progress.bytes.load(Ordering::Relaxed),
             completed = self.completed,
+            problem = self.problem,
             "request"
         );
     }

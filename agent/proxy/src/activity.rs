@@ -1,9 +1,11 @@
 //! When a connection has been quiet for too long.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+
+use crate::timing::Progress;
 
 /// Watches one connection. There are two ways to be too quiet, and requests under way are neither:
 /// not to finish a head that was begun, and not to begin another. Not to take what was asked for is
@@ -30,6 +32,10 @@ pub(crate) struct Activity {
     farewell: Notify,
     /// Policy no longer lets the caller in: its socket is reset, not closed.
     cut: AtomicBool,
+    /// Requests under way.
+    live: Mutex<Vec<Arc<Progress>>>,
+    /// Wakes the tasks of HTTP/2's streams; true once the connection is over.
+    streams: OnceLock<watch::Sender<bool>>,
 }
 
 /// Ticks that a worker has counted.
@@ -56,6 +62,7 @@ pub(crate) struct UnderWay {
     activity: Arc<Activity>,
     /// Part of its answer is given to the caller, and not taken yet.
     given: bool,
+    progress: Option<Arc<Progress>>,
 }
 
 impl Clock {
@@ -83,6 +90,8 @@ impl Activity {
             leaving: AtomicBool::new(false),
             farewell: Notify::new(),
             cut: AtomicBool::new(false),
+            live: Mutex::default(),
+            streams: OnceLock::new(),
         }
     }
 
@@ -101,7 +110,7 @@ impl Activity {
     pub(crate) fn on_request(self: &Arc<Self>) -> UnderWay {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         self.phase.store(IDLE, Ordering::Relaxed);
-        UnderWay { activity: Arc::clone(self), given: false }
+        UnderWay { activity: Arc::clone(self), given: false, progress: None }
     }
 
     /// The connection speaks HTTP/2.
@@ -166,6 +175,25 @@ impl Activity {
         self.farewell.notified().await;
     }
 
+    /// What wakes the tasks of HTTP/2's streams.
+    pub(crate) fn streams(&self) -> &watch::Sender<bool> {
+        self.streams.get_or_init(|| watch::Sender::new(false))
+    }
+
+    /// Has the tasks of HTTP/2's streams find out whether their requests were cut.
+    pub(crate) fn look_again(&self) {
+        self.streams().send_replace(false);
+    }
+
+    /// Shows requests under way to `cut`; whether it has cut any.
+    pub(crate) fn cut_any(&self, mut cut: impl FnMut(&Progress) -> bool) -> bool {
+        self.live().iter().fold(false, |any, progress| cut(progress) || any)
+    }
+
+    fn live(&self) -> MutexGuard<'_, Vec<Arc<Progress>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says whether this is news.
     pub(crate) fn cut(&self) -> bool {
         !self.cut.swap(true, Ordering::Relaxed)
@@ -177,6 +205,12 @@ impl Activity {
 }
 
 impl UnderWay {
+    /// The request can be cut from now on.
+    pub(crate) fn follow(&mut self, progress: &Arc<Progress>) {
+        self.activity.live().push(Arc::clone(progress));
+        self.progress = Some(Arc::clone(progress));
+    }
+
     /// The caller is given a part of the answer.
     pub(crate) fn give(&mut self) {
         if !std::mem::replace(&mut self.given, true) {
@@ -197,6 +231,12 @@ impl UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.on_taken();
+        if let Some(progress) = self.progress.take() {
+            let mut live = self.activity.live();
+            if let Some(at) = live.iter().position(|it| Arc::ptr_eq(it, &progress)) {
+                live.swap_remove(at);
+            }
+        }
         self.activity.under_way.fetch_sub(1, Ordering::Relaxed);
         self.activity.since.store(self.activity.clock.now(), Ordering::Relaxed);
     }

@@ -392,6 +392,9 @@ impl Application {
             return Ok(Stream::Plain(stream));
         };
         let stream = TlsConnector::from(config).connect(name, stream).await?;
+        if http2 && stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err(io::Error::other("the server didn't agree to speak HTTP/2"));
+        }
         Ok(Stream::Tls(Box::new(stream.into())))
     }
 

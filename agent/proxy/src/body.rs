@@ -80,6 +80,8 @@ pub(crate) enum AnswerError {
     Broken(#[from] BodyError),
     #[error("the answer took longer than the route's timeout")]
     TimedOut,
+    #[error("the request was cut")]
+    Cut,
 }
 
 #[derive(Debug)]
@@ -254,6 +256,9 @@ impl Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.progress.life.is_cut() {
+            return Poll::Ready(Some(Err(BodyError::Cut)));
+        }
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
@@ -315,6 +320,12 @@ impl Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let this = self.get_mut();
+        if let Some(record) = &mut this.record
+            && record.life().is_cut()
+        {
+            record.fail();
+            return Poll::Ready(Some(Err(AnswerError::Cut)));
+        }
         if let Some(deadline) = &mut this.deadline
             && deadline.as_mut().poll(cx).is_ready()
         {

@@ -1,11 +1,12 @@
 //! One accepted connection, from its two addresses to its end.
 
-use std::future::{Future, pending, poll_fn};
+use std::error::Error as _;
+use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderValue, Request};
 use hyper::rt::Executor;
@@ -18,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::access;
 use crate::activity::Activity;
 use crate::gateway::{self, Entry};
 use crate::gather::{Gather, Gathered};
@@ -25,7 +27,6 @@ use crate::http1::server::{self, End};
 use crate::http1::{Link, Raw};
 use crate::incoming::Incoming;
 use crate::io::{CallerIo, Stream};
-use crate::judge::Kept;
 use crate::limits::{MAX_HEADER_LIST_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
 use crate::places::Share;
 use crate::request;
@@ -33,6 +34,7 @@ use crate::series::Ledger;
 use crate::server::Shared;
 use crate::standing::{Newest, Standing};
 use crate::streams;
+use crate::timing::Progress;
 use crate::tunnel::Tunnel;
 use crate::view::{Parties, View};
 
@@ -116,14 +118,19 @@ pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
     // If it fails answers are merely slower.
     let _ = stream.set_nodelay(true);
     let Some(link) = begin(&connection, stream).await else { return };
-    if server::is_http2(&link).await {
+    let is_http2 = server::is_http2(&link).await;
+    if connection.entry.as_ref().is_some_and(|entry| !entry.agreed_on(is_http2)) {
+        let problem = "another version of HTTP than TLS agreed on";
+        return access::tell_invalid(&connection.ledger, None, problem);
+    }
+    if is_http2 {
         // Boxed, so that HTTP/1's connections don't hold the room for it.
         return Box::pin(serve_http2(&connection, link)).await;
     }
     if server::serve(&connection, &link).await == End::Switched {
         let tunnel = connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(tunnel) = tunnel {
-            Box::pin(tunnel.run(&connection, Raw(link))).await;
+            Box::pin(tunnel.run(Raw(link))).await;
         }
     }
 }
@@ -143,12 +150,12 @@ async fn begin(connection: &Arc<Connection>, stream: TcpStream) -> Option<Arc<Li
 
 async fn serve_http2(connection: &Arc<Connection>, link: Arc<Link<CallerIo>>) {
     connection.activity.on_http2();
-    // Dropped with this function: ends the tasks of streams that are still there.
-    let (_over, streams) = watch::channel(());
-    let builder = builder(StreamTasks(streams));
+    let _over = EndsStreams(&connection.activity);
+    let builder = builder(StreamTasks(connection.activity.streams().subscribe()));
     // Boxed, since hyper moves it about.
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        Box::pin(request::handle(Arc::clone(connection), request.map(Incoming::from)))
+        let progress = Arc::new(Progress::new(std::time::Instant::now()));
+        Box::pin(request::handle(Arc::clone(connection), request.map(Incoming::from), progress))
     });
     let gather = Gather::new(link);
     let io = TokioIo::new(Gathered(Arc::clone(&gather)));
@@ -165,6 +172,7 @@ async fn serve_http2(connection: &Arc<Connection>, link: Arc<Link<CallerIo>>) {
             }) => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, from = %connection.parties.from, "A connection failed");
+                    tell_broken_rules(connection, &error);
                 }
                 return;
             }
@@ -180,6 +188,19 @@ async fn serve_http2(connection: &Arc<Connection>, link: Arc<Link<CallerIo>>) {
             }
         }
     }
+}
+
+/// Says what was wrong with a connection, unless it only broke.
+fn tell_broken_rules(connection: &Connection, error: &hyper::Error) {
+    let mut cause = error.source();
+    while let Some(under) = cause {
+        if under.is::<std::io::Error>() {
+            return;
+        }
+        cause = under.source();
+    }
+    let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    access::tell_invalid(&connection.ledger, None, &format!("no proper HTTP/2: {why}"));
 }
 
 fn builder(tasks: StreamTasks) -> http2::Builder<StreamTasks> {
@@ -222,33 +243,27 @@ impl Connection {
     /// Whether the newest view no longer lets the caller in at all.
     pub(crate) fn is_denied(&self) -> bool {
         self.newest.forget();
-        self.denies(&self.view(), None)
-    }
-
-    fn denies(&self, view: &Arc<View>, kept: Option<&Kept>) -> bool {
-        let Some(parties) = self.parties_in(view) else { return true };
+        let Some(parties) = self.parties_in(&self.view()) else { return true };
         // What a gateway's clients may do is judged by request.
-        if self.entry.is_some() {
-            return false;
-        }
-        let verdict = match kept {
-            Some(kept) => kept.ask(self, view, |request| view.judge(&parties, Some(request))),
-            None => view.judge(&parties, None),
-        };
-        verdict.outcome == Outcome::Deny
+        self.entry.is_none() && self.view().judge(&parties, None).outcome == Outcome::Deny
     }
 
-    /// Completes when a view denies the request that this connection was given to.
-    pub(crate) async fn revoked(&self, kept: &Kept) {
-        let mut view = self.shared.view.clone();
-        loop {
-            let newest = Arc::clone(&view.borrow_and_update());
-            if self.denies(&newest, Some(kept)) {
-                return;
-            }
-            if view.changed().await.is_err() {
-                pending::<()>().await;
-            }
+    /// Cuts requests that the newest view denies. Says whether there were any.
+    pub(crate) fn cut_denied(&self) -> bool {
+        let view = self.view();
+        self.activity.cut_any(|progress| progress.life.judge(self, &view))
+    }
+
+    /// Cuts requests whose time is over. Says whether there were any.
+    pub(crate) fn cut_late(&self, now: SystemTime) -> bool {
+        let view = self.view();
+        self.activity.cut_any(|progress| progress.life.check(self, &view, progress, now))
+    }
+
+    /// Marks the caller's socket for a reset, since its one request was cut.
+    pub(crate) fn on_cut(&self) {
+        if self.activity.cut() {
+            self.shared.metrics.cut.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -269,20 +284,37 @@ impl Connection {
     }
 }
 
-/// Runs the tasks of a connection's HTTP/2 streams no longer than the connection.
+/// Ends the tasks of streams that are still there when the connection ends.
+struct EndsStreams<'a>(&'a Activity);
+
+impl Drop for EndsStreams<'_> {
+    fn drop(&mut self) {
+        self.0.streams().send_replace(true);
+    }
+}
+
+/// Runs the tasks of a connection's HTTP/2 streams no longer than the connection, and wakes them to
+/// find out whether their requests were cut.
 #[derive(Clone, Debug)]
-struct StreamTasks(watch::Receiver<()>);
+struct StreamTasks(watch::Receiver<bool>);
 
 impl<F> Executor<F> for StreamTasks
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, task: F) {
-        let mut over = self.0.clone();
+        let mut streams = self.0.clone();
         tokio::spawn(async move {
-            tokio::select! {
-                _ = over.changed() => {}
-                () = task => {}
+            let mut task = pin!(task);
+            loop {
+                tokio::select! {
+                    changed = streams.changed() => {
+                        if changed.is_err() || *streams.borrow_and_update() {
+                            return;
+                        }
+                    }
+                    () = &mut task => return,
+                }
             }
         });
     }

@@ -112,6 +112,8 @@ struct Greeting {
     name: Option<String>,
     /// What the client's certificate says.
     certificate: Option<HeaderValue>,
+    /// What was agreed on (ALPN).
+    http2: bool,
 }
 
 /// Why a gateway doesn't take a request.
@@ -165,8 +167,9 @@ async fn shake_hands(
     let chain = stream.get_ref().1.peer_certificates();
     let facts = chain.and_then(|chain| chain.first()).map(|it| outside.facts(it));
     let certificate = facts.and_then(|facts| HeaderValue::from_str(&facts).ok());
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     // Nobody greets twice.
-    let _ = entry.greeted.set(Greeting { name, certificate });
+    let _ = entry.greeted.set(Greeting { name, certificate, http2 });
     Ok(Stream::Tls(Box::new(stream.into())))
 }
 
@@ -182,6 +185,11 @@ impl Entry {
         let gateway = view.snapshot.services.get(&gateway)?.gateway()?;
         let listener = gateway.listeners.iter().find(|listener| listener.port == port)?;
         Some(Self { port, secure: listener.tls.is_some(), greeted: OnceLock::new() })
+    }
+
+    /// Whether the client speaks the version of HTTP that TLS agreed on (RFC 9113, section 3.2).
+    pub(crate) fn agreed_on(&self, is_http2: bool) -> bool {
+        !self.secure || self.greeted.get().is_some_and(|greeting| greeting.http2 == is_http2)
     }
 
     fn certificate(&self) -> Option<&HeaderValue> {

@@ -38,7 +38,7 @@ pub(crate) fn to_next_hop(headers: &mut HeaderMap) {
     let wants_trailers = list(headers, &TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
     remove_hop_by_hop(headers);
     remove_named(headers, is_claim);
-    // hyper's server has promised `100 Continue` already, and its client wouldn't wait.
+    // An application that knows nothing of it would be waited for without end.
     headers.remove(EXPECT);
     join_cookies(headers);
     if wants_trailers {
@@ -101,6 +101,11 @@ pub(crate) fn to_caller(headers: &mut HeaderMap) {
     // Between proxies only.
     headers.remove(UNHEALTHY);
     headers.remove(LEAVING);
+}
+
+/// Whether a request's body is held back until it is asked for.
+pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
+    list(headers, &EXPECT).any(|it| it.eq_ignore_ascii_case("100-continue"))
 }
 
 /// The elements of a comma-separated field, over all its lines.

@@ -1,5 +1,6 @@
 //! A message's body as it comes in, by either version of HTTP.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -33,6 +34,30 @@ pub(crate) enum BodyError {
     Http2(#[from] hyper::Error),
     #[error(transparent)]
     Http1(#[from] http1::Error),
+    #[error("the request was cut")]
+    Cut,
+}
+
+impl BodyError {
+    /// What was wrong with an answer, in words for who asked.
+    pub(crate) fn as_answer(&self) -> Cow<'static, str> {
+        match self {
+            Self::Http1(http1::Error::Malformed(reason)) => {
+                format!("the application's answer is no proper HTTP/1: {reason}").into()
+            }
+            Self::Http1(http1::Error::WrongLength) => {
+                "the application's answer has another length than it says".into()
+            }
+            Self::Http1(http1::Error::Truncated) => {
+                "the application gave no answer: it closed the connection".into()
+            }
+            Self::Http1(http1::Error::Io(_)) => {
+                "the application gave no answer: it broke the connection".into()
+            }
+            Self::Http2(_) => "the application gave no answer that is proper HTTP/2".into(),
+            Self::Cut => "the application gave no answer: the request was cut".into(),
+        }
+    }
 }
 
 impl Incoming {

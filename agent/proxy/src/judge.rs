@@ -17,6 +17,7 @@ use isthmus_policy::{Outcome, Request, Token};
 use crate::access::{Decider, Record};
 use crate::connection::Connection;
 use crate::jwt::{self, TokenError};
+use crate::live::Kept;
 use crate::metrics::Ruling;
 use crate::view::{Parties, View};
 
@@ -38,30 +39,6 @@ impl Headers for Lines<'_> {
 
     fn all(&self, tell: &mut dyn FnMut(&str, &[u8])) {
         self.0.iter().for_each(|(name, line)| tell(name.as_str(), line.as_bytes()));
-    }
-}
-
-/// A request that stays to be judged, as the one that made a tunnel does.
-#[derive(Debug)]
-pub(crate) struct Kept {
-    head: Parts,
-    tokens: Vec<Token>,
-}
-
-impl Kept {
-    /// The parts that policy looks at.
-    pub(crate) fn of(head: &Parts, tokens: Vec<Token>) -> Self {
-        Self { head: head.clone(), tokens }
-    }
-
-    /// Asks about it.
-    pub(crate) fn ask<R>(
-        &self,
-        connection: &Connection,
-        view: &Arc<View>,
-        about: impl FnOnce(Request<'_>) -> R,
-    ) -> R {
-        ask(connection, view, &self.head, &self.tokens, about)
     }
 }
 
@@ -154,7 +131,11 @@ pub(crate) fn is_allowed(
     // Of an audited request the log names who would have refused it.
     let decided_by = verdict.would_deny.unwrap_or(verdict.decided_by);
     record.decide(ruling, Decider::Rule(Arc::clone(&view.policy), decided_by));
-    ruling != Ruling::Deny
+    if ruling == Ruling::Deny {
+        return false;
+    }
+    record.life().keep(Kept::of(view, parties.service, head, tokens));
+    true
 }
 
 /// The host that a request is for, perhaps with a port, in its canonical form: where

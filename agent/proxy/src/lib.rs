@@ -37,6 +37,7 @@ mod io;
 mod judge;
 mod jwt;
 mod limits;
+mod live;
 mod measured;
 mod metrics;
 mod outbound;

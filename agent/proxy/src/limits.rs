@@ -10,6 +10,10 @@ pub(crate) struct Limits {
     pub(crate) head: Duration,
     /// For a body that must be here as a whole before it is sent.
     pub(crate) body: Duration,
+    /// For the next bytes of a body that is passed on as it comes, while there is no answer.
+    pub(crate) body_idle: Duration,
+    /// For a request, from its head to its answer's end.
+    pub(crate) request: Duration,
     /// For a caller to take more of an answer.
     pub(crate) unread: Duration,
     /// For the next request on a connection without any.
@@ -38,6 +42,8 @@ impl Default for Limits {
         Self {
             head: Duration::from_secs(10),
             body: Duration::from_secs(30),
+            body_idle: Duration::from_secs(300),
+            request: Duration::from_secs(24 * 60 * 60),
             unread: Duration::from_secs(60),
             idle: Duration::from_secs(60),
             stream_idle: Duration::from_secs(3600),

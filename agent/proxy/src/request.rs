@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 
 use http::header::{
     CONNECTION, CONTENT_TYPE, HOST, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
@@ -14,7 +17,6 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use isthmus_model::Principal;
 use isthmus_model::host::canonical_authority;
-use isthmus_policy::Token;
 
 use crate::access::{Decider, Record};
 use crate::backend::{BackendError, Target, Wire};
@@ -24,11 +26,12 @@ use crate::grpc;
 use crate::headers::{self, list};
 use crate::health::{LEAVING, PANIC, UNHEALTHY};
 use crate::incoming::Incoming;
-use crate::judge::{self, Kept};
+use crate::judge;
+use crate::live::Cut;
 use crate::metrics::Ruling;
 use crate::outbound::{self, Call};
 use crate::ratelimit::{RATE_LIMITED, TooMany};
-use crate::timing::{Part, tell_server_time};
+use crate::timing::{Part, Progress, tell_server_time};
 use crate::trace::Trace;
 use crate::tunnel::Tunnel;
 use crate::upgrade;
@@ -38,15 +41,30 @@ use crate::view::{Side, View};
 pub(crate) async fn handle(
     connection: Arc<Connection>,
     request: Request<Incoming>,
+    progress: Arc<Progress>,
 ) -> Result<Response<Answer>, Infallible> {
     let version = request.version();
     let (shared, side) = (Arc::clone(&connection.shared), connection.parties.side);
-    let mut answer = serve(connection, request).await?;
+    let mut answer = {
+        let mut serving = pin!(serve(connection, request, Arc::clone(&progress)));
+        poll_fn(|cx| match progress.life.why_cut() {
+            Some(cut) => Poll::Ready(Ok(cut_off(cut))),
+            None => serving.as_mut().poll(cx),
+        })
+        .await?
+    };
     if shared.leaving.load(Ordering::Relaxed) && answer.status() != StatusCode::SWITCHING_PROTOCOLS
     {
         take_leave(&mut answer, version, side);
     }
     Ok(answer)
+}
+
+/// The answer to a request that was cut before it had one.
+fn cut_off(cut: Cut) -> Response<Answer> {
+    let mut answer = Response::new(Answer::nothing());
+    *answer.status_mut() = cut.status();
+    answer
 }
 
 /// Tells a caller to go elsewhere with its next request. So no connection is closed under the hands
@@ -63,13 +81,15 @@ fn take_leave(answer: &mut Response<Answer>, version: Version, side: Side) {
 async fn serve(
     connection: Arc<Connection>,
     request: Request<Incoming>,
+    progress: Arc<Progress>,
 ) -> Result<Response<Answer>, Infallible> {
     let under_way = connection.activity.on_request();
     let (mut head, body) = request.into_parts();
     let shared = &connection.shared;
     let tracing = shared.metrics.watchers().tracing();
     let trace = Trace::of(&mut head.headers, &tracing, &shared.chance);
-    let mut record = Record::new(Arc::clone(&connection.ledger), &head, trace, under_way);
+    let ledger = Arc::clone(&connection.ledger);
+    let mut record = Record::new(ledger, &head, trace, under_way, progress);
 
     let host = match settle(&mut head) {
         Ok(host) => host,
@@ -119,7 +139,7 @@ async fn serve(
             let call = Box::new(Call { head, body, host, asked_host });
             Box::pin(outbound::send_out(&connection, &view, call, record)).await
         }
-        Side::Server => forward(&connection, &view, (head, body, host), tokens, record).await,
+        Side::Server => forward(&connection, &view, (head, body, host), record).await,
         Side::Client => {
             record.decide(Ruling::Allow, Decider::Nobody);
             let asked_host = host.clone();
@@ -209,13 +229,11 @@ async fn forward(
     connection: &Connection,
     view: &Arc<View>,
     (mut head, body, host): (Parts, Incoming, HeaderValue),
-    tokens: Vec<Token>,
     mut record: Record,
 ) -> Response<Answer> {
     let wanted_by = view.application(connection.parties.service);
     let wanted = upgrade::wanted(head.version, &head.headers);
     let wire = wire(&head).wanted_by(wanted_by.http, wanted.is_some());
-    let kept = wanted.as_ref().map(|_| Kept::of(&head, tokens));
 
     let Some(uri) = target(&head.uri, &host, wire) else {
         return refusal(StatusCode::BAD_REQUEST, "a target that isn't a path", record);
@@ -260,7 +278,7 @@ async fn forward(
     }
     match wanted {
         Some(protocol) if upgrade::agrees(&protocol, response.headers()) => {
-            switch(connection, response, &protocol, kept, record)
+            switch(connection, response, &protocol, record)
         }
         Some(_) | None => {
             let reason = "the application switched to a protocol that nobody asked for";
@@ -306,7 +324,6 @@ pub(crate) fn switch(
     connection: &Connection,
     mut response: Response<Incoming>,
     protocol: &HeaderValue,
-    kept: Option<Kept>,
     mut record: Record,
 ) -> Response<Answer> {
     let Some(application) = response.body_mut().take_switched() else {
@@ -322,7 +339,7 @@ pub(crate) fn switch(
     headers::to_caller(&mut headers);
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, protocol.clone());
-    connection.leave_tunnel(Tunnel { application, kept, record });
+    connection.leave_tunnel(Tunnel { application, record });
 
     let mut answer = Response::new(Answer::nothing());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -330,8 +347,12 @@ pub(crate) fn switch(
     answer
 }
 
-pub(crate) fn failure(error: &BackendError, record: Record) -> Response<Answer> {
+pub(crate) fn failure(error: &BackendError, mut record: Record) -> Response<Answer> {
     tracing::debug!(%error, request_id = %record.id, "No answer from an application");
+    record.explain(error.to_string());
+    if let BackendError::Broken(broken) = error {
+        return refusal(StatusCode::BAD_GATEWAY, &broken.as_answer(), record);
+    }
     let (status, reason) = match error {
         BackendError::Refused(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "the application doesn't accept connections")
@@ -354,7 +375,8 @@ pub(crate) fn failure(error: &BackendError, record: Record) -> Response<Answer> 
 }
 
 /// The answer to what is no proper request. What comes behind it isn't trusted either.
-pub(crate) fn rejection(reason: &str, version: Version, record: Record) -> Response<Answer> {
+pub(crate) fn rejection(reason: &str, version: Version, mut record: Record) -> Response<Answer> {
+    record.explain(reason.to_owned());
     let mut answer = refusal(StatusCode::BAD_REQUEST, reason, record);
     if version != Version::HTTP_2 {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -36,6 +36,10 @@ pub struct Options {
     pub threads: usize,
     /// What requests under way may take at the end.
     pub drain: Duration,
+    /// What a request may take from its head to its answer's end.
+    pub request: Duration,
+    /// For the next bytes of a request's body, while there is no answer.
+    pub body_idle: Duration,
     /// Set a while before the stop: callers then are told with each answer to go elsewhere.
     pub leaving: Arc<AtomicBool>,
 }
@@ -127,7 +131,8 @@ pub async fn serve(
     bind: Bind,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let limits = Limits { drain: options.drain, ..Limits::default() };
+    let Options { drain, request, body_idle, .. } = options;
+    let limits = Limits { drain, request, body_idle, ..Limits::default() };
     let mut shared = Shared::new(limits, view, metrics, bind, edge.outside);
     shared.leaving = options.leaving;
     let (running, mut ended) = mpsc::channel::<()>(1);

@@ -15,12 +15,18 @@
 //! field of the answer ([`SERVER_TIME`], microseconds), which the client's side removes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::live::Life;
+
 /// What the application took until its answer's head, in microseconds: from agent to agent.
 pub(crate) const SERVER_TIME: HeaderName = HeaderName::from_static("x-isthmus-server-time");
+
+/// Interim answers that wait for the caller, of one request.
+const MAX_INTERIM_BYTES: usize = 64 * 1024;
 
 /// What a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +55,7 @@ pub struct Parts {
 /// Measures one request.
 #[derive(Debug)]
 pub(crate) struct Clock {
-    pub(crate) started: Instant,
+    started: Instant,
     since: Instant,
     part: Part,
     is_trying: bool,
@@ -69,14 +75,17 @@ pub(crate) struct Progress {
     waiting_since: AtomicU64,
     /// The caller's bytes ended before their end.
     broken: AtomicBool,
+    /// Interim answers that the caller hasn't been told.
+    interim: Mutex<Vec<u8>>,
+    has_interim: AtomicBool,
+    pub(crate) life: Life,
 }
 
 impl Clock {
-    pub(crate) fn start() -> Self {
-        let now = Instant::now();
+    pub(crate) fn since(started: Instant) -> Self {
         Self {
-            started: now,
-            since: now,
+            started,
+            since: started,
             part: Part::Queue,
             is_trying: false,
             parts: Parts::default(),
@@ -151,6 +160,9 @@ impl Progress {
             connecting: AtomicU64::new(0),
             waiting_since: AtomicU64::new(0),
             broken: AtomicBool::new(false),
+            interim: Mutex::default(),
+            has_interim: AtomicBool::new(false),
+            life: Life::default(),
         }
     }
 
@@ -178,6 +190,31 @@ impl Progress {
 
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    /// How long the caller's next bytes have been waited for.
+    pub(crate) fn waits(&self) -> Duration {
+        match self.waiting_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.started.elapsed().saturating_sub(Duration::from_nanos(since)),
+        }
+    }
+
+    /// The application has something to say before its answer.
+    pub(crate) fn say(&self, interim: &[u8]) {
+        let mut waiting = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() + interim.len() <= MAX_INTERIM_BYTES {
+            waiting.extend_from_slice(interim);
+            self.has_interim.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes what it had to say.
+    pub(crate) fn hear(&self, told: &mut Vec<u8>) {
+        if self.has_interim.swap(false, Ordering::Relaxed) {
+            let mut waiting = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
+            told.append(&mut waiting);
+        }
     }
 
     /// Whether the caller's next bytes are waited for.
@@ -226,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_parts_add_up_to_the_whole() {
-        let mut clock = Clock::start();
+        let mut clock = Clock::since(Instant::now());
         let progress = Progress::new(clock.started);
         clock.enter(Part::Client);
         clock.begin_try();
@@ -247,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_try_that_is_given_up_is_told_too() {
-        let mut clock = Clock::start();
+        let mut clock = Clock::since(Instant::now());
         let progress = Progress::new(clock.started);
         clock.begin_try();
         progress.wait();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use isthmus_model::{
     Application, Directory, External, HostId, Identity, JwtProvider, KeySource, Layer4, Name,
-    Place, Principal, Protocol, ServiceId, Snapshot,
+    Place, Principal, Protocol, Service, ServiceId, Snapshot,
 };
 use isthmus_policy::{Policy, Query, Request, Stream, Verdict};
 
@@ -29,6 +29,8 @@ pub struct View {
     pub directory: Directory,
     /// Whose tokens rules ask for in requests to each service; only where they do.
     pub(crate) providers: Arc<Map<ServiceId, Vec<Arc<JwtProvider>>>>,
+    /// Services to which rules look at header fields.
+    comparing: Arc<BTreeSet<ServiceId>>,
     /// Its routes, compiled.
     pub(crate) routes: Arc<Routes>,
     /// How much its services here take; nothing is limited before [`View::limited_by`].
@@ -80,11 +82,16 @@ impl View {
     #[must_use]
     pub fn assemble(snapshot: Arc<Snapshot>, policy: Arc<Policy>, directory: Directory) -> Self {
         let routes = Arc::new(Routes::new(&snapshot));
-        let http = snapshot.services.iter().filter(|(_, it)| it.protocol == Protocol::Http);
-        let asked_for = http.map(|(id, service)| (*id, policy.providers(&service.identity())));
+        let http = || snapshot.services.iter().filter(|(_, it)| it.protocol.carries_requests());
+        let compares = |(id, service): (&ServiceId, &Service)| {
+            policy.compares_fields(&service.identity()).then_some(*id)
+        };
+        let comparing = Arc::new(http().filter_map(compares).collect());
+        let asked_for = http().map(|(id, service)| (*id, policy.providers(&service.identity())));
         let providers = asked_for.filter(|(_, providers)| !providers.is_empty()).collect();
         let providers = Arc::new(providers);
-        Self { snapshot, policy, directory, providers, routes, limits: Limits::default() }
+        let limits = Limits::default();
+        Self { snapshot, policy, directory, providers, comparing, routes, limits }
     }
 
     /// Limits requests as the snapshot says, by buckets that were filled under earlier ones.
@@ -163,6 +170,11 @@ impl View {
             service: id,
             port: service.port,
         })
+    }
+
+    /// Whether rules look at the header fields of requests to a service.
+    pub(crate) fn compares_fields(&self, service: ServiceId) -> bool {
+        self.comparing.contains(&service)
     }
 
     /// Whether a service is more than a name for others.

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use isthmus_model::ServiceId;
 use tokio::net::TcpStream;
@@ -118,6 +118,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiv
                 }
                 shared.clock.tick();
                 flock.end_the_quiet();
+                flock.end_the_late();
                 if swept.elapsed() >= SWEEP_INTERVAL {
                     shared.backends.sweep();
                     swept = Instant::now();
@@ -173,9 +174,24 @@ impl Flock {
             if connection.is_denied() {
                 connection.on_revoked();
                 member.task.abort();
+            } else if connection.cut_denied() {
+                member.end_cut(&connection);
             }
             true
         });
+    }
+
+    /// Ends requests whose tokens have expired, and those that take too long.
+    fn end_the_late(&self) {
+        let now = SystemTime::now();
+        for member in &self.members {
+            if let Some(connection) = member.connection.upgrade()
+                && !connection.activity.is_quiet()
+                && connection.cut_late(now)
+            {
+                member.end_cut(&connection);
+            }
+        }
     }
 
     /// Has those leave that nobody used, whose head didn't come in time, or who don't read.
@@ -219,6 +235,21 @@ impl Flock {
 }
 
 impl Member {
+    /// Of a connection with requests that were cut: HTTP/2 ends them alone, HTTP/1 has one.
+    fn end_cut(&self, connection: &Connection) {
+        tracing::info!(
+            from = %connection.parties.from,
+            to = %connection.parties.to,
+            "Cut requests that may not go on"
+        );
+        if connection.activity.is_http2() {
+            connection.activity.look_again();
+        } else {
+            connection.on_cut();
+            self.task.abort();
+        }
+    }
+
     /// Of a connection without requests: HTTP/2 says goodbye, HTTP/1 has no words for it.
     fn let_go(&self, connection: &Connection) {
         if connection.activity.is_http2() {

@@ -386,6 +386,10 @@ impl Asked<'_> {
             }
         }
         let Some(condition) = when else { return Ok(()) };
+        if !request.headers.are_known() {
+            let why = || Some("nobody knows the request's fields".to_owned());
+            return (action == Action::Deny).then_some(()).ok_or_else(|| Lack::Condition(why()));
+        }
         let path = self.path.as_deref().ok();
         let names = || Names::new(&self.query, request, path, self.host());
         let names = self.names.get_or_init(names);

@@ -146,6 +146,14 @@ impl Policy {
         found
     }
 
+    /// Whether rules look at the header fields of requests to a service, tokens aside.
+    #[must_use]
+    pub fn compares_fields(&self, to: &Identity) -> bool {
+        let compares = |entry: &RequestMatch| !entry.headers.is_empty() || entry.when.is_some();
+        let about = |rule: &Rule| rule.to.iter().any(|subject| names(subject, to));
+        self.rules.iter().any(|rule| rule.http.iter().any(compares) && about(rule))
+    }
+
     /// A rule of this policy.
     ///
     /// # Panics

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::header::EXPECT;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Body as _;
 use tokio::task::AbortHandle;
@@ -15,8 +16,10 @@ use super::reader::{NoHead, Reader};
 use super::send::{SendError, Sending};
 use super::{Body, Error, Keep, Link, Raw};
 use crate::body::Upload;
+use crate::headers;
 use crate::incoming::{BodyError, Incoming};
 use crate::io::Stream;
+use crate::timing::Progress;
 
 /// Why there is no answer, and the request if no byte of it has left.
 #[derive(Debug)]
@@ -39,7 +42,11 @@ pub(crate) async fn exchange(
     let framing = framing_of(&body);
     let target = (&parts.method, &parts.uri);
     let head = encode::request(target, &parts.headers, body.spelled(), framing);
-    let sending = Sending::new(head, body, Encoder::new(framing, true));
+    let progress = body.progress();
+    let mut sending = Sending::new(head, body, Encoder::new(framing, true));
+    if framing != Framing::Empty && parts.headers.contains_key(EXPECT) {
+        sending.hold();
+    }
     let mut exchange = Exchange {
         link,
         sending: Some(sending),
@@ -47,6 +54,7 @@ pub(crate) async fn exchange(
         is_cut_off: false,
         is_answered: false,
         reader: Reader::default(),
+        progress,
     };
     match poll_fn(|cx| exchange.poll(cx, &parts.method)).await {
         Ok((answer, bytes)) => Ok(exchange.finish(answer, bytes, keeper)),
@@ -81,6 +89,8 @@ struct Exchange {
     /// Something has come, if only an interim answer.
     is_answered: bool,
     reader: Reader,
+    /// Where interim answers go.
+    progress: Arc<Progress>,
 }
 
 impl Exchange {
@@ -91,25 +101,7 @@ impl Exchange {
         cx: &mut Context<'_>,
         asked: &Method,
     ) -> Poll<Result<(ResponseHead, Bytes), BodyError>> {
-        if let Some(sending) = &mut self.sending {
-            match sending.poll(cx, &self.link) {
-                Poll::Pending => {}
-                Poll::Ready(Ok(())) => self.sent = self.sending.take().map(Sending::into_body),
-                Poll::Ready(Err(SendError::Body(error))) => {
-                    self.is_cut_off = true;
-                    return Poll::Ready(Err(error));
-                }
-                Poll::Ready(Err(SendError::Wire(error))) if !sending.has_begun() => {
-                    return Poll::Ready(Err(error.into()));
-                }
-                // Perhaps it has said why it reads no more.
-                Poll::Ready(Err(SendError::Wire(Error::Io(_)))) => {
-                    self.is_cut_off = true;
-                    self.sending = None;
-                }
-                Poll::Ready(Err(SendError::Wire(error))) => return Poll::Ready(Err(error.into())),
-            }
-        }
+        self.send(cx)?;
         loop {
             let head = match self.reader.poll(cx, &self.link) {
                 Poll::Pending => return Poll::Pending,
@@ -127,7 +119,38 @@ impl Exchange {
             if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
                 return Poll::Ready(Ok((answer, head)));
             }
+            if status != StatusCode::CONTINUE {
+                let mut fields = answer.parts.headers;
+                headers::to_caller(&mut fields);
+                self.progress.say(&encode::interim(status, &fields, &head));
+            } else if let Some(sending) = &mut self.sending {
+                sending.release();
+                self.send(cx)?;
+            }
         }
+    }
+
+    /// Sends what can be sent now.
+    fn send(&mut self, cx: &mut Context<'_>) -> Result<(), BodyError> {
+        let Some(sending) = &mut self.sending else { return Ok(()) };
+        match sending.poll(cx, &self.link) {
+            Poll::Pending => {}
+            Poll::Ready(Ok(())) => self.sent = self.sending.take().map(Sending::into_body),
+            Poll::Ready(Err(SendError::Body(error))) => {
+                self.is_cut_off = true;
+                return Err(error);
+            }
+            Poll::Ready(Err(SendError::Wire(error))) if !sending.has_begun() => {
+                return Err(error.into());
+            }
+            // Perhaps it has said why it reads no more.
+            Poll::Ready(Err(SendError::Wire(Error::Io(_)))) => {
+                self.is_cut_off = true;
+                self.sending = None;
+            }
+            Poll::Ready(Err(SendError::Wire(error))) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     /// The body, if nothing of the request has left; and if all of it has, without an answer.
@@ -140,7 +163,7 @@ impl Exchange {
     }
 
     fn finish(
-        self,
+        mut self,
         answer: ResponseHead,
         head: Bytes,
         keeper: Arc<dyn Keep<Stream>>,
@@ -148,6 +171,10 @@ impl Exchange {
         let ResponseHead { parts, framing, keep_alive } = answer;
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             return Response::from_parts(parts, Incoming::switched(Raw(self.link), head));
+        }
+        // Nobody wants the body: the connection is of no more use without it.
+        if self.sending.take_if(|sending| sending.is_held()).is_some() {
+            self.is_cut_off = true;
         }
         let keeper = (keep_alive && !self.is_cut_off).then_some(keeper);
         let sending = self.sending.map(|sending| send_on(sending, &self.link));

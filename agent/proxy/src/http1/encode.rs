@@ -192,6 +192,19 @@ fn write_response(
     head.extend_from_slice(b"\r\n");
 }
 
+/// An answer before the answer.
+pub(crate) fn interim(status: StatusCode, fields: &HeaderMap, spelled: &Bytes) -> Bytes {
+    into_bytes(|head| {
+        head.extend_from_slice(b"HTTP/1.1 ");
+        head.extend_from_slice(status.as_str().as_bytes());
+        head.push(b' ');
+        head.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+        head.extend_from_slice(b"\r\n");
+        all_but_framing(head, fields, Some(spelled));
+        head.extend_from_slice(b"\r\n");
+    })
+}
+
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }

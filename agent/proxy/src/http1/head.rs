@@ -3,13 +3,13 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
 };
 use httparse::{ParserConfig, Status};
 
-use crate::headers::list;
+use crate::headers::{expects_continue, list};
 use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 /// Where a message's body ends.
@@ -107,8 +107,7 @@ pub(crate) fn request(head: &Bytes) -> Result<RequestHead, Refused> {
     Ok(RequestHead {
         framing: framing.unwrap_or(Framing::Empty),
         keep_alive: keeps_alive(&parts.headers, parts.version),
-        expects_continue: parts.version == Version::HTTP_11
-            && parts.headers.get(EXPECT).is_some_and(|it| it.as_bytes() == b"100-continue"),
+        expects_continue: parts.version == Version::HTTP_11 && expects_continue(&parts.headers),
         wants_trailers: has(&parts.headers, &TE, "trailers"),
         parts,
     })

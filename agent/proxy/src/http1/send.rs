@@ -28,6 +28,8 @@ pub(crate) struct Sending<B> {
     /// The body's first bytes, for as long as nothing has left.
     first: Option<Bytes>,
     has_begun: bool,
+    /// The body waits until it is asked for.
+    held: bool,
 }
 
 /// Why a message couldn't be sent to its end.
@@ -45,7 +47,21 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
         let out_bytes = head.len();
         let mut out = Vec::with_capacity(4);
         out.push(head);
-        Self { body, encoder, out, out_bytes, ended, first: None, has_begun: false }
+        Self { body, encoder, out, out_bytes, ended, first: None, has_begun: false, held: false }
+    }
+
+    /// Holds the body back.
+    pub(crate) const fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// The body is wanted.
+    pub(crate) const fn release(&mut self) {
+        self.held = false;
+    }
+
+    pub(crate) const fn is_held(&self) -> bool {
+        self.held
     }
 
     /// Sends until everything has left. Each time it is polled it sends what there is.
@@ -84,6 +100,9 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
 
     /// Takes what the body has. Says whether it will have more later.
     fn collect(&mut self, cx: &mut Context<'_>) -> Result<bool, SendError<B::Error>> {
+        if self.held {
+            return Ok(true);
+        }
         while !self.ended && self.out_bytes < ENOUGH_BYTES && self.out.len() < PARTS - 3 {
             // Of a body that may have to be given back only what can be.
             if self.first.is_some() && !self.has_begun {

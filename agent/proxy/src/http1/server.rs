@@ -2,10 +2,11 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE};
@@ -18,11 +19,13 @@ use super::head::{self, Framing, Refused, RequestHead};
 use super::reader::{NoHead, Reader};
 use super::send::Sending;
 use super::{Body, Link};
+use crate::access::tell_invalid;
 use crate::body::Answer;
 use crate::connection::Connection;
 use crate::incoming::Incoming;
 use crate::io::CallerIo;
 use crate::request;
+use crate::timing::Progress;
 
 /// What a connection of HTTP/2 begins with, if it is known beforehand.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -77,6 +80,7 @@ pub(crate) async fn serve(connection: &Arc<Connection>, link: &Arc<Link<CallerIo
         let exchange = match begun {
             Ok(exchange) => exchange,
             Err(refused) => {
+                tell_invalid(&connection.ledger, Some(refused.status()), refused.reason());
                 Box::pin(refuse(refused, link)).await;
                 return End::Closed;
             }
@@ -114,8 +118,10 @@ async fn exchange(
     let body = Body::of_request(link, framing, expects_continue);
     let request = Request::from_parts(parts, Incoming::of_request(body, head));
     let answer = {
-        let handling = pin!(request::handle(Arc::clone(connection), request));
-        answered(handling, link).await?
+        let progress = Arc::new(Progress::new(Instant::now()));
+        let told = (asked.version == Version::HTTP_11).then(|| Arc::clone(&progress));
+        let handling = pin!(request::handle(Arc::clone(connection), request, progress));
+        answered(handling, link, told.as_deref()).await?
     };
     link.set_answering(true);
 
@@ -138,12 +144,29 @@ async fn exchange(
 }
 
 /// Waits for an answer. None if the caller goes away before.
-async fn answered<F>(mut handling: Pin<&mut F>, link: &Link<CallerIo>) -> Option<Response<Answer>>
+/// `told` has interim answers, for a caller that knows them.
+async fn answered<F>(
+    mut handling: Pin<&mut F>,
+    link: &Link<CallerIo>,
+    told: Option<&Progress>,
+) -> Option<Response<Answer>>
 where
     F: Future<Output = Result<Response<Answer>, Infallible>>,
 {
+    let (mut answer, mut interim) = (None, Vec::new());
     poll_fn(|cx| {
-        if let Poll::Ready(Ok(answer)) = handling.as_mut().poll(cx) {
+        if answer.is_none()
+            && let Poll::Ready(Ok(it)) = handling.as_mut().poll(cx)
+        {
+            answer = Some(it);
+        }
+        if let Some(progress) = told {
+            progress.hear(&mut interim);
+        }
+        if !interim.is_empty() && ready!(poll_say(&mut interim, link, cx)).is_err() {
+            return Poll::Ready(None);
+        }
+        if let Some(answer) = answer.take() {
             return Poll::Ready(Some(answer));
         }
         while !link.is_in_body() && link.rest_len() < MAX_EARLY_BYTES {
@@ -156,6 +179,21 @@ where
         Poll::Pending
     })
     .await
+}
+
+/// Says something before an answer, all of it.
+fn poll_say(
+    interim: &mut Vec<u8>,
+    link: &Link<CallerIo>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    while !interim.is_empty() {
+        match ready!(link.poll_write(cx, &[IoSlice::new(interim)]))? {
+            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            written => drop(interim.drain(..written)),
+        }
+    }
+    link.poll_flush(cx)
 }
 
 fn framing_of(
@@ -183,7 +221,6 @@ fn is_switch(status: StatusCode) -> bool {
 
 /// Answers what is no proper HTTP. What comes behind it isn't trusted either.
 async fn refuse(refused: Refused, link: &Link<CallerIo>) {
-    tracing::debug!(reason = refused.reason(), "Refused bytes that are no proper HTTP/1");
     let text = Bytes::from(format!("{}\n", refused.reason()));
     let mut fields = HeaderMap::new();
     fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

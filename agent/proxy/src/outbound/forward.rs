@@ -94,9 +94,11 @@ pub(super) async fn run(
         entry.introduce(view, connection, &mut template.head.headers, &asked_host);
     }
     let policy = route.as_ref().and_then(|it| it.retry.as_ref()).unwrap_or(&ONLY_UNSENT);
-    let wants_whole = route
-        .as_ref()
-        .is_some_and(|it| it.retry.is_some() || it.hedge.is_some() || !it.mirrors.is_empty());
+    // Of a body that is held back nobody knows yet whether it is wanted.
+    let wants_whole = !template.expects
+        && route
+            .as_ref()
+            .is_some_and(|it| it.retry.is_some() || it.hedge.is_some() || !it.mirrors.is_empty());
     // A workload that is unwell refuses what it hasn't looked at.
     let wants_again = route.as_ref().is_some_and(|it| it.retry.is_some()) || cluster.has_checks();
     if wants_whole {
@@ -181,7 +183,7 @@ fn answer(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return match template.upgrade {
             Some(protocol) if upgrade::agrees(&protocol, response.headers()) => {
-                switch(connection, response, &protocol, None, record)
+                switch(connection, response, &protocol, record)
             }
             Some(_) | None => {
                 let reason = "the service switched to a protocol that nobody asked for";
@@ -452,7 +454,9 @@ impl Exchange<'_> {
             fields.insert(PANIC, HeaderValue::from_static("true"));
         }
         let place = (self.service, &*self.cluster, &*endpoint);
-        let aimed = self.template.aim(self.connection, self.view, place, &mut fields);
+        let progress = body.progress();
+        let life = Some(&progress.life);
+        let aimed = self.template.aim(self.connection, self.view, place, &mut fields, life);
         let (target, uri) = match aimed {
             Ok(aimed) => aimed,
             Err(refused) => return Tried::Refused(refused),

@@ -11,6 +11,7 @@ use crate::backend::Target;
 use crate::connection::Connection;
 use crate::headers;
 use crate::judge::{ask, tokens};
+use crate::live::{Kept, Life};
 use crate::outbound::cluster::Cluster;
 use crate::outbound::endpoint::Endpoint;
 use crate::ratelimit::TooMany;
@@ -28,11 +29,18 @@ pub(super) fn passes(
     view: &Arc<View>,
     service: ServiceId,
     head: &Parts,
+    life: Option<&Life>,
 ) -> Option<Parties> {
     let parties = view.parties_here(&connection.parties, service)?;
     let tokens = tokens(connection, view, service, head).ok()?;
     let verdict = ask(connection, view, head, &tokens, |asked| view.judge(&parties, Some(asked)));
-    (verdict.outcome == Outcome::Allow).then_some(parties)
+    if verdict.outcome != Outcome::Allow {
+        return None;
+    }
+    if let Some(life) = life {
+        life.keep(Kept::of(view, service, head, &tokens));
+    }
+    Some(parties)
 }
 
 /// Judges a request to a service here, as the server's side does for callers of other hosts, and
@@ -43,8 +51,9 @@ pub(super) fn admit(
     (service, cluster, endpoint): (ServiceId, &Cluster, &Endpoint),
     head: &Parts,
     fields: &mut HeaderMap,
+    life: Option<&Life>,
 ) -> Result<Target, Refused> {
-    let parties = passes(connection, view, service, head).ok_or(Refused::Denied)?;
+    let parties = passes(connection, view, service, head, life).ok_or(Refused::Denied)?;
     view.limits.admit(&parties, head).map_err(Refused::TooMany)?;
     let from = &connection.standing(view).identity;
     match &connection.entry {

@@ -53,7 +53,7 @@ fn send_one(
     let Ok((endpoint, flight)) = shared.clusters.pick(&cluster, &[], draw) else { return };
     let mut head = template.copy();
     let Ok((target, uri)) =
-        template.aim(connection, view, (service, &cluster, &endpoint), &mut head)
+        template.aim(connection, view, (service, &cluster, &endpoint), &mut head, None)
     else {
         return;
     };

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, UPGRADE};
+use http::header::{CONNECTION, EXPECT, UPGRADE};
 use http::request::Parts;
 use http::uri::Scheme;
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Uri, Version};
 use isthmus_model::ServiceId;
 
 use super::cluster::Cluster;
@@ -15,6 +15,7 @@ use super::set_host;
 use crate::backend::{Target, Wire};
 use crate::connection::Connection;
 use crate::headers;
+use crate::live::Life;
 use crate::request::{target, wire};
 use crate::routing::Compiled;
 use crate::upgrade;
@@ -26,11 +27,14 @@ pub(super) struct Template {
     wire: Wire,
     host: HeaderValue,
     pub(super) upgrade: Option<HeaderValue>,
+    /// The caller holds its body back until it is asked for: only the other side knows whether it will be.
+    pub(super) expects: bool,
 }
 
 impl Template {
     pub(super) fn new(mut head: Parts, host: HeaderValue, route: Option<&Compiled>) -> Self {
         let (wire, upgrade) = (wire(&head), upgrade::wanted(head.version, &head.headers));
+        let expects = head.version == Version::HTTP_11 && headers::expects_continue(&head.headers);
         headers::to_next_hop(&mut head.headers);
         set_host(&mut head, &host);
         if let Some(route) = route {
@@ -40,7 +44,7 @@ impl Template {
             head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.insert(UPGRADE, protocol.clone());
         }
-        Self { head, wire, host, upgrade }
+        Self { head, wire, host, upgrade, expects }
     }
 
     pub(super) fn copy(&self) -> HeaderMap {
@@ -63,13 +67,14 @@ impl Template {
         view: &Arc<View>,
         place: (ServiceId, &Cluster, &Endpoint),
         fields: &mut HeaderMap,
+        life: Option<&Life>,
     ) -> Result<(Target, Uri), Refused> {
         let (service, cluster, endpoint) = place;
         let wire = self.wire_to(view, service, endpoint);
         let uri = target(&self.head.uri, &self.host, wire).ok_or(Refused::Denied)?;
         if let Some(external) = view.external(service) {
             // Copies come here without having been judged.
-            let passes = local::passes(connection, view, service, &self.head);
+            let passes = local::passes(connection, view, service, &self.head, life);
             let uri = passes.and_then(|_| whole(uri, external.tls.is_some()));
             let uri = uri.ok_or(Refused::Denied)?;
             let address = (endpoint.address, cluster.port).into();
@@ -77,10 +82,13 @@ impl Template {
             return Ok((Target { address, source: None, introduce: None, external }, uri));
         }
         if endpoint.host == view.snapshot.local {
-            return Ok((local::admit(connection, view, place, &self.head, fields)?, uri));
+            return Ok((local::admit(connection, view, place, &self.head, fields, life)?, uri));
         }
         let source = view.speaks_from(&connection.parties, connection.peer.is_ipv4());
         let source = source.ok_or(Refused::Denied)?;
+        if self.expects && wire == Wire::Http1 {
+            fields.insert(EXPECT, HeaderValue::from_static("100-continue"));
+        }
         let address = (endpoint.address, cluster.port).into();
         let target = Target { address, source: Some(source), introduce: None, external: None };
         Ok((target, uri))

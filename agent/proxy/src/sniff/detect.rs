@@ -51,7 +51,7 @@ pub fn detect_whole(bytes: &[u8]) -> Kind {
 pub fn is_http_server(bytes: &[u8]) -> Option<bool> {
     const ANSWER: &[u8] = b"HTTP/";
     const SETTINGS: [Option<u8>; 9] =
-        [None, None, None, Some(4), Some(0), Some(0), Some(0), Some(0), Some(0)];
+        [Some(0), None, None, Some(4), Some(0), Some(0), Some(0), Some(0), Some(0)];
     let known = bytes.len().min(ANSWER.len());
     let may_be_answer = bytes[..known].eq_ignore_ascii_case(&ANSWER[..known]);
     let fits = |(is, byte): (&Option<u8>, &u8)| is.is_none_or(|is| is == *byte);
@@ -256,6 +256,8 @@ mod tests {
             b"J\0\0\0\n8.0.36\0",
             b"* OK IMAP4rev1",
             b"RFB 003.008\n",
+            b"> ",
+            b"\xff\xfd\x18",
         ] {
             assert_eq!(is_http_server(greeting), Some(false), "{}", greeting.escape_ascii());
         }

@@ -44,9 +44,14 @@ async fn whoever_listens_on_loopback_is_not_the_application() {
 
 #[tokio::test]
 async fn an_application_that_breaks_off_or_babbles_is_502() {
-    for babble in
-        ["", "hello?\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"]
-    {
+    for (babble, wrong) in [
+        ("", "it closed the connection"),
+        ("hello?\r\n\r\n", "no proper HTTP/1: a malformed head"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "no proper HTTP/1: more than one Content-Length",
+        ),
+    ] {
         let listener = TcpListener::bind((WEB, 0)).await.unwrap();
         let proxy = Proxy::start(listener.local_addr().unwrap().port(), rules());
         tokio::spawn(answer_raw(listener, babble));
@@ -55,7 +60,8 @@ async fn an_application_that_breaks_off_or_babbles_is_502() {
             (2, proxy.http2(API).await.send_request(get("/")).await.unwrap()),
         ] {
             assert_eq!(answer.status(), StatusCode::BAD_GATEWAY, "HTTP/{version} {babble:?}");
-            assert!(text(answer).await.contains("gave no answer"));
+            let said = text(answer).await;
+            assert!(said.contains(wrong), "HTTP/{version} {babble:?}: {said}");
         }
     }
 }

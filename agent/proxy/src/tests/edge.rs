@@ -168,6 +168,9 @@ async fn a_gateway_speaks_to_the_mesh_as_itself() {
     for (request, status) in [
         ("DELETE /shop HTTP/1.1\r\nHost: shop.example", "403"),
         ("GET /shop HTTP/1.1\r\nHost: other.example", "404"),
+        ("GET /shop HTTP/1.1\r\nHost: SHOP.example.:8000", "200"),
+        ("GET /shop HTTP/1.1\r\nHost: shop%2eexample", "400"),
+        ("GET /a HTTP/1.1\r\nHost: OLD.example.", "301"),
         ("GET /elsewhere HTTP/1.1\r\nHost: shop.example", "404"),
         ("GET /moved HTTP/1.1\r\nHost: shop.example", "302"),
     ] {

@@ -1,6 +1,7 @@
 //! Requests that two programs could read in two ways, sent as bytes.
 
 use super::support::*;
+use crate::Ruling;
 
 const SMUGGLED: &str = "GET /admin HTTP/1.1\r\nHost: web\r\n\r\n";
 
@@ -51,6 +52,30 @@ async fn malformed_requests_are_refused_and_go_no_further() {
         assert!(got.is_empty() || got.starts_with("HTTP/1.1 4"), "{head:?}: {got}");
     }
     assert!(application.seen().is_empty(), "{:?}", application.seen());
+}
+
+#[tokio::test]
+async fn what_makes_no_request_is_told_and_counted() {
+    let log = Logged::start();
+    let (_application, proxy) = open().await;
+    for (bytes, wrong) in [
+        ("GET / HTTP/1.1\r\nHost: web\r\nX: a\r\n b\r\n\r\n", "a bad field name"),
+        ("GET / HTTP/1.1\nHost: web\n\n", "a line that ends in a bare LF"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nno frame at all", "no proper HTTP/2"),
+        ("GET / HTTP/1.1\r\nHost: a..b\r\nConnection: close\r\n\r\n", "isn't a host and port"),
+    ] {
+        proxy.exchange(API, bytes).await;
+        let line = log.line_with(wrong).await;
+        for part in ["isthmus::access", "\"verdict\":\"invalid\"", "\"from\":\"service:api\""] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+    proxy
+        .metrics_become(|metrics| {
+            let invalid = metrics.series.iter().filter(|it| it.labels.ruling == Ruling::Invalid);
+            invalid.map(|it| it.latency.count()).sum::<u64>() == 4
+        })
+        .await;
 }
 
 #[tokio::test]

@@ -4,7 +4,11 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use super::routed::{API as API_VIRTUAL, API_2, Backends, CALLER};
 use super::support::*;
+use crate::limits::Limits;
+
+const ALL: &str = "[[allow]]\nname = \"all\"\nfrom = \"service:client\"\nto = \"service:*\"\n";
 
 /// An application that answers each connection's requests with these bytes, one after the other,
 /// and tells what it got. It reads heads only.
@@ -56,7 +60,7 @@ async fn a_body_is_asked_for_when_it_is_wanted() {
     let proxy = Proxy::start(application.port, rules);
     let ask = |path: &str| {
         format!(
-            "POST {path} HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nHost: web\r\nExpect: 100-Continue\r\nContent-Length: 2\r\n\r\n"
         )
     };
     let mut stream = proxy.connect(API).await;
@@ -89,7 +93,8 @@ async fn answers_come_in_the_order_of_requests() {
     let places = ["one", "2\r\ntw", "304 Not", "content-length: 9", "a\r\nto the end\r\n0\r\n\r\n"];
     let places = places.map(|text| got.find(text).unwrap_or_else(|| panic!("{text}: {got}")));
     assert!(places.is_sorted(), "{got}");
-    assert!(!got.contains("103 Early") && got.matches("HTTP/1.1 ").count() == 4, "{got}");
+    let hint = "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n";
+    assert!(got.contains(hint) && got.matches("HTTP/1.1 ").count() == 5, "{got}");
     assert_eq!(application.await.unwrap().len(), 4, "all by one connection");
 }
 
@@ -150,4 +155,57 @@ async fn a_caller_that_goes_away_takes_its_request_with_it() {
     }
     drop(stream);
     proxy.metrics_become(|metrics| metrics.active_connections == 0).await;
+}
+
+/// A workload on another host that says this once it has a head, and then what it reads of a body.
+async fn far_side(backends: &Backends, says: &'static str) -> JoinHandle<String> {
+    let listener = TcpListener::bind((API_2, backends.port)).await.unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let head = read_until(&mut stream, "\r\n\r\n").await;
+        assert!(head.to_ascii_lowercase().contains("\r\nexpect: 100-continue\r\n"), "{head}");
+        stream.write_all(says.as_bytes()).await.unwrap();
+        if says.starts_with("HTTP/1.1 100") {
+            let body = read_until(&mut stream, "hi").await;
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            return body;
+        }
+        read_to_end(&mut stream).await
+    })
+}
+
+#[tokio::test]
+async fn a_body_is_asked_for_only_if_the_other_side_asks_for_it() {
+    let ask = "POST /a HTTP/1.1\r\nHost: api\r\nExpect: 100-CONTINUE\r\nContent-Length: 2\r\n\r\n";
+    for routes in ["", "[[route.api]]\nto = [{ service = \"api\" }]\nretry = { attempts = 1 }\n"] {
+        let mut backends = Backends::new();
+        let denied = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let application = far_side(&backends, denied).await;
+        let rules = format!("{routes}\n{ALL}");
+        let proxy = Proxy::serve(
+            Limits::default(),
+            API_VIRTUAL,
+            backends.port,
+            backends.view_on(&rules, &[API_2]),
+        );
+        let got = proxy.exchange(CALLER, ask).await;
+        assert!(got.starts_with("HTTP/1.1 403") && !got.contains("100 Continue"), "{got}");
+        assert_eq!(application.await.unwrap(), "", "no body leaves");
+
+        let mut backends = Backends::new();
+        let application = far_side(&backends, "HTTP/1.1 100 Continue\r\n\r\n").await;
+        let proxy = Proxy::serve(
+            Limits::default(),
+            API_VIRTUAL,
+            backends.port,
+            backends.view_on(&rules, &[API_2]),
+        );
+        let mut stream = proxy.connect(CALLER).await;
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let promise = read_until(&mut stream, "\r\n\r\n").await;
+        assert_eq!(promise, "HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(b"hi").await.unwrap();
+        assert!(read_until(&mut stream, "\r\n\r\n").await.starts_with("HTTP/1.1 204"));
+        assert_eq!(application.await.unwrap(), "hi");
+    }
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod application;
+mod auto;
 mod changes;
 mod edge;
 mod framing;

@@ -84,6 +84,37 @@ async fn a_caller_that_does_not_read_loses_its_connection() {
 }
 
 #[tokio::test]
+async fn a_body_that_stops_coming_and_a_request_that_lasts_are_cut() {
+    let (waiting, mut waits) = watch::channel(0);
+    let application = Application::start(move |_| {
+        waiting.send_modify(|count| *count += 1);
+        std::future::pending()
+    })
+    .await;
+    let short = Duration::from_millis(100);
+    let slow = Limits { body_idle: short, ..Limits::default() };
+    let long = Limits { request: short, ..Limits::default() };
+    for (limits, why) in [(slow, "its body stopped coming"), (long, "it lasted too long")] {
+        let log = Logged::start();
+        let limits = Limits { head: short * 8, ..limits };
+        let proxy = Proxy::start_within(limits, application.port, rules());
+        let mut stream = proxy.connect(API).await;
+        let head = "POST /a HTTP/1.1\r\nHost: web\r\nContent-Length: 9\r\n\r\nhi";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        waits.wait_for(|count| *count > 0).await.unwrap();
+        assert_eq!(read_to_end(&mut stream).await, "");
+        assert!(log.line("/a").await.contains(why));
+
+        let mut client = proxy.http2(API).await;
+        let frames = futures_util::stream::pending();
+        let body = http_body_util::BodyExt::boxed(http_body_util::StreamBody::new(frames));
+        let request = http::Request::post("http://web/b").body(body).unwrap();
+        let answer = timeout(SOON, client.send_request(request)).await.unwrap().unwrap();
+        assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
+    }
+}
+
+#[tokio::test]
 async fn who_connected_before_a_stop_is_still_served() {
     let application = Application::hello().await;
     let mut proxy = Proxy::start(application.port, rules());

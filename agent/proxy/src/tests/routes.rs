@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::routed::*;
 use super::support::{Application, Body, Proxy, SOON, full, read_until, request, request1, text};
+use crate::limits::Limits;
 
 /// Sends a request on a connection of its own.
 async fn ask(proxy: &Proxy, request: Request<Body>) -> (StatusCode, String) {
@@ -43,6 +44,31 @@ async fn named(backends: &Backends, address: std::net::IpAddr, name: &'static st
 /// Fails in the same way each time.
 async fn failing(backends: &Backends, address: std::net::IpAddr, status: u16) -> Application {
     backends.start(address, move |_| async move { answer(status, "bad") }).await
+}
+
+#[tokio::test]
+async fn each_way_to_write_a_host_takes_its_route() {
+    let mut backends = Backends::new();
+    let v2 = named(&backends, V2, "v2").await;
+    let _api = named(&backends, API_2, "api").await;
+    let view = backends.view_on(
+        "[[route.api]]\nmatch = { host = [\"two.example\", \"*.two.example\"] }\nto = [{ service = \"v2\" }]\n\
+         [[allow]]\nname = \"all\"\nfrom = \"service:client\"\nto = \"service:*\"\n",
+        &[API_2],
+    );
+    let proxy = Proxy::serve(Limits::default(), API, backends.port, view);
+    for (host, to) in [
+        ("two.example", "v2"),
+        ("Two.Example.", "v2"),
+        ("two.example.:80", "v2"),
+        ("a.TWO.example.", "v2"),
+        ("other.example", "api"),
+    ] {
+        let request = Request::get("/").header("host", host).body(full("")).unwrap();
+        assert_eq!(ask(&proxy, request).await, (StatusCode::OK, to.to_owned()), "{host}");
+    }
+    let hosts: Vec<_> = v2.seen().iter().map(|head| head.headers["host"].clone()).collect();
+    assert_eq!(hosts, ["two.example", "two.example", "two.example:80", "a.two.example"]);
 }
 
 #[tokio::test]

@@ -429,10 +429,26 @@ impl Logged {
         self.find(path).is_some()
     }
 
+    /// The line that says this, once it is there.
+    pub(crate) async fn line_with(&self, text: &str) -> String {
+        let found = timeout(SOON, async {
+            loop {
+                if let Some(line) = Self::search(text) {
+                    return line;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        found.await.expect("it is logged")
+    }
+
     fn find(&self, path: &str) -> Option<String> {
-        let path = format!("\"path\":\"{path}\"");
+        Self::search(&format!("\"path\":\"{path}\""))
+    }
+
+    fn search(path: &str) -> Option<String> {
         let text = LOG.with_borrow(|log| String::from_utf8_lossy(log).into_owned());
-        text.lines().find(|line| line.contains(&path)).map(str::to_owned)
+        text.lines().find(|line| line.contains(path)).map(str::to_owned)
     }
 }
 

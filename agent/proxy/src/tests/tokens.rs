@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use isthmus_model::route::{FieldMatch, ValueMatch};
 use isthmus_model::{JwtMatch, JwtProvider, KeySource, PathMode, Rule, TokenPlace};
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::support::*;
 use crate::View;
 use crate::jwt::tests::Signer;
+use crate::limits::Limits;
 
 /// Admins may do everything, and everybody what is public.
 fn rules(keys: &Path) -> Vec<Rule> {
@@ -72,6 +73,48 @@ async fn a_bad_token_is_401_and_only_the_log_says_why() {
     let line = log.line("/forged").await;
     assert!(line.contains("token: its signature is wrong"), "{line}");
     assert!(!line.contains(&forged), "{line}");
+}
+
+#[tokio::test]
+async fn a_request_ends_with_its_token() {
+    let log = Logged::start();
+    let signer = Signer::new();
+    let mut keys = tempfile::NamedTempFile::new().unwrap();
+    keys.write_all(signer.set().to_string().as_bytes()).unwrap();
+    let application =
+        Application::start(|request: http::Request<hyper::body::Incoming>| async move {
+            if request.uri().path().starts_with("/slow") {
+                std::future::pending::<()>().await;
+            }
+            http::Response::new(full("hello"))
+        })
+        .await;
+    let limits = Limits { head: Duration::from_millis(800), ..Limits::default() };
+    let proxy = Proxy::start_within(limits, application.port, rules(keys.path()));
+    let sign = |expires: u64| {
+        let claims = json!({ "iss": "https://login", "exp": expires, "role": "admin" });
+        signer.sign(&json!({ "alg": "ES256" }), &claims)
+    };
+    let good = sign(99_999_999_999);
+    let loaded = timeout(SOON, async {
+        while !proxy.exchange(API, ask("/x", Some(&good))).await.starts_with("HTTP/1.1 200") {}
+    });
+    loaded.await.expect("the keys are loaded");
+
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let short = sign(now + 3);
+    let mut client = proxy.http2(API).await;
+    let mut request = get("/slow/2");
+    let bearer = format!("Bearer {short}").parse().unwrap();
+    request.headers_mut().insert("authorization", bearer);
+    let answer = tokio::spawn(async move { client.send_request(request).await });
+    assert_eq!(proxy.exchange(API, ask("/slow/1", Some(&short))).await, "");
+    let answer = timeout(SOON, answer).await.unwrap().unwrap().unwrap();
+    assert_eq!(answer.status(), http::StatusCode::UNAUTHORIZED);
+    for path in ["/slow/1", "/slow/2"] {
+        let line = log.line(path).await;
+        assert!(line.contains("its token has expired"), "{line}");
+    }
 }
 
 #[tokio::test]

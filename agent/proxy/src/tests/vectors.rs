@@ -138,7 +138,13 @@ impl Lab {
         }
         let (views, view) = watch::channel(Arc::new(View::new(Arc::clone(&snapshot), policy)));
         tokio::spawn(serve(
-            Options { threads: 2, drain: std::time::Duration::ZERO, leaving: Arc::default() },
+            Options {
+                threads: 2,
+                drain: std::time::Duration::ZERO,
+                request: std::time::Duration::from_secs(60),
+                body_idle: std::time::Duration::from_secs(60),
+                leaving: Arc::default(),
+            },
             listeners,
             Edge::nowhere(),
             view,

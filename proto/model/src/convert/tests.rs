@@ -490,7 +490,7 @@ prop_compose! {
         method in prop::option::of("[A-Z]{1,6}".prop_map(Into::into)),
         path in prop::option::of("/[a-z/*]{0,9}".prop_map(Into::into)),
         path_regex in prop::option::of("/[a-z]{1,4}".prop_map(|text| text.parse().unwrap())),
-        host in prop::option::of("[a-z.]{1,9}".prop_map(|text| HostMatch::Exact(text.into()))),
+        host in prop::option::of("[a-z]{1,4}(\\.[a-z]{1,4}){0,2}".prop_map(|text| HostMatch::Exact(text.into()))),
         headers in prop::collection::vec(a_field(), 0..3),
         query in prop::collection::vec(a_field(), 0..3),
         jwt in prop::option::of(a_token()),
