@@ -7,7 +7,7 @@
 //! number.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -309,6 +309,8 @@ fn known(sender: Sender) -> Option<SocketOwner> {
         mark: 0,
         state: UNCONNECTED,
         listening: false,
+        // Not noted, and nothing here asks for it.
+        bound: Ipv4Addr::UNSPECIFIED.into(),
     })
 }
 
