@@ -85,7 +85,7 @@ impl Listener {
                 let deadline = Box::pin(sleep(FIRST_WORD));
                 return Ok(Connection { stream, deadline, _place: place });
             }
-            tracing::warn!(user, "refused a connection to the agent's socket: there are too many");
+            tracing::debug!(user, "refused a connection to the agent's socket: there are too many");
         }
     }
 }
