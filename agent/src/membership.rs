@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use isthmus_model::{Problem, Snapshot};
+use isthmus_model::{Capability, Problem, Snapshot, capability};
 use isthmus_proto::v1;
 use isthmus_proxy::{Demand, Traffic};
 use tokio::sync::{mpsc, watch};
@@ -26,7 +26,8 @@ use crate::sync::{self, Ended};
 /// A session that lasted this long was a good one.
 const GOOD_SESSION: Duration = Duration::from_secs(5);
 
-/// The code of the problem that a restart would forget the newest revision.
+/// Codes of problems: a restart would forget the newest revision; the kept one can't be worked by; some
+/// of it is unknown.
 const NOT_KEPT: &str = "snapshot-not-kept";
 /// That nothing can be written at all.
 const UNWRITABLE: &str = "state-not-writable";
@@ -36,6 +37,8 @@ const FOREIGN_KEY: &str = "tunnel-key-foreign";
 const NOT_FORGOTTEN: &str = "mesh-not-forgotten";
 /// Between two looks at the state directory.
 const TEND_EVERY: Duration = Duration::from_secs(3);
+const TOO_NEW: &str = "snapshot-too-new";
+const FOREIGN: &str = "unknown-resources";
 
 /// How a membership ends.
 #[expect(missing_debug_implementations, reason = "holds private keys")]
@@ -105,6 +108,10 @@ impl Membership {
             None
         });
         let Some(kept) = kept else { return Ok(()) };
+        if let Some(problem) = too_new(&kept.resources) {
+            self.shared.problems.raise(problem);
+            return Ok(());
+        }
         let resources = Resources::from(kept.resources);
         if let Err(error) = resources.snapshot() {
             self.disk.set_aside_snapshot(&error.into());
@@ -248,7 +255,12 @@ impl Membership {
     }
 
     async fn keep(&self, resources: &Resources) -> anyhow::Result<()> {
-        let (disk, kept) = (Arc::clone(&self.disk), v1::SnapshotResources::from(resources));
+        let mut kept = v1::SnapshotResources::from(resources);
+        if let Some(state) = self.shared.state() {
+            let needed = capability::needed(&state.snapshot);
+            kept.capabilities = needed.iter().map(|it| it.name().to_owned()).collect();
+        }
+        let disk = Arc::clone(&self.disk);
         tokio::task::spawn_blocking(move || disk.write_snapshot(&kept))
             .await
             .context("Interrupted")?
@@ -266,6 +278,8 @@ impl sync::Member for Membership {
         tracing::info!(revision, "working by a new revision");
         let not_kept = self.keep(&resources).await.err().map(|error| not_kept(revision, &error));
         self.shared.problems.set(NOT_KEPT, not_kept.clone());
+        self.shared.problems.set(TOO_NEW, None);
+        self.shared.problems.set(FOREIGN, foreign(&resources));
         self.resources = resources;
         self.shared.update(|status| {
             status.confirmed = Some(SystemTime::now());
@@ -378,6 +392,36 @@ fn unwritable_problem(error: &anyhow::Error) -> Problem {
     )
 }
 
+/// What isn't there for this agent, since it doesn't know such things.
+fn foreign(resources: &Resources) -> Option<Problem> {
+    let keys: Vec<&str> = resources.foreign().collect();
+    (!keys.is_empty()).then(|| {
+        Problem::new(
+            FOREIGN,
+            format!("the controller sent what this agent doesn't know: {}", keys.join(", ")),
+            "update the agent",
+        )
+    })
+}
+
+/// A newer agent kept it, and this one would read wider rules in it than it holds.
+fn too_new(kept: &v1::SnapshotResources) -> Option<Problem> {
+    let known = |name: &str| Capability::ALL.into_iter().any(|it| it.name() == name);
+    let unknown: Vec<&str> =
+        kept.capabilities.iter().map(String::as_str).filter(|name| !known(name)).collect();
+    (!unknown.is_empty()).then(|| {
+        Problem::new(
+            TOO_NEW,
+            format!(
+                "the kept revision {} was made for a newer agent ({}), and isn't worked by",
+                kept.revision,
+                unknown.join(", ")
+            ),
+            "update the agent; once a controller is reachable, it sends what this one can work by",
+        )
+    })
+}
+
 /// The data plane works by the revision already, but a restart would bring the one before it back.
 fn not_kept(revision: u64, error: &anyhow::Error) -> Problem {
     Problem::new(
@@ -403,4 +447,22 @@ fn traffic_message((route, backend, traffic): (String, String, Traffic)) -> v1::
 
 fn demand(Demand { limit, demand, share, round }: Demand) -> v1::LimitDemand {
     v1::LimitDemand { limit, demand, share, round }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_that_asks_for_more_than_this_agent_understands_is_not_worked_by() {
+        let kept = |names: &[&str]| v1::SnapshotResources {
+            revision: 7,
+            capabilities: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..v1::SnapshotResources::default()
+        };
+        assert_eq!(too_new(&kept(&[])), None);
+        assert_eq!(too_new(&kept(&["sni", "header"])), None);
+        let problem = too_new(&kept(&["sni", "teleport"])).unwrap();
+        assert!(problem.text.contains("revision 7") && problem.text.contains("teleport"));
+    }
 }

@@ -63,6 +63,8 @@ pub(crate) struct View {
     pub(crate) refused: Option<(Revision, String)>,
     /// What the accepted revision brings with it there.
     pub(crate) warnings: Vec<v1::Problem>,
+    /// What its agent is too old for.
+    pub(crate) lacks: Vec<v1::Problem>,
     /// What is wrong with the host, by its own word.
     pub(crate) problems: Vec<v1::Problem>,
 }
@@ -177,9 +179,28 @@ impl Session {
         self.update(|agent| agent.view.refused = Some((revision, reason)));
     }
 
-    /// A revision changes nothing for the agent, so that what it holds is good for it.
-    pub(crate) fn up_to(&self, revision: Revision) {
+    /// What of the mesh the agent doesn't understand. Returns those that are new.
+    pub(crate) fn lacks(&self, mut lacks: Vec<v1::Problem>) -> Vec<v1::Problem> {
+        let mut new = Vec::new();
         self.update(|agent| {
+            for lack in &mut lacks {
+                match agent.view.lacks.iter().find(|old| old.text == lack.text) {
+                    Some(old) => lack.since = old.since,
+                    None => new.push(lack.clone()),
+                }
+            }
+            agent.view.lacks = lacks;
+        });
+        new
+    }
+
+    /// A revision changes nothing for the agent, so that what it holds is good for it.
+    pub(crate) fn up_to(&self, revision: Revision, warnings: Vec<v1::Problem>) {
+        self.update(|agent| {
+            // It may have accepted just this one.
+            if agent.view.accepted != revision {
+                agent.view.warnings = warnings;
+            }
             agent.view.accepted = revision;
             agent.view.refused = None;
         });

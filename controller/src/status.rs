@@ -75,7 +75,7 @@ fn of_host(mesh: &Mesh, host: v1::Host) -> v1::HostStatus {
         certificate_expires: member.map_or(0, |member| member.certificate_expires),
         refusal: agent.refused.map(|(_, reason)| reason).unwrap_or_default(),
         services: Vec::new(),
-        problems: agent.problems,
+        problems: [agent.lacks, agent.problems].concat(),
         host: Some(host),
     }
 }

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_controller_core::{Delta, candidates};
-use isthmus_model::{HostId, Name, Revision, convert};
+use isthmus_model::capability::{self, Lack};
+use isthmus_model::{Capabilities, HostId, Name, Revision, convert};
 use isthmus_proto::v1::agent_message::Body as Said;
 use isthmus_proto::v1::controller_message::Body as Saying;
 use isthmus_proto::v1::sync_server;
@@ -145,8 +146,10 @@ struct Line {
 /// What the agent holds, and what it was sent and hasn't answered.
 struct Standing {
     session: Session,
+    version: String,
+    capabilities: Capabilities,
     held: Option<Arc<Held>>,
-    unanswered: Option<Held>,
+    unanswered: Option<Sent>,
     /// Questions that the agent hasn't answered, by number.
     asked: HashMap<u64, oneshot::Sender<String>>,
     questions: u64,
@@ -155,6 +158,13 @@ struct Standing {
     /// The routes that it was asked to report the traffic of.
     watched: Vec<String>,
     reports: Pace,
+}
+
+/// A slice under way to the agent.
+struct Sent {
+    held: Held,
+    /// What it brings with it that the controller knows of.
+    warnings: Vec<v1::Problem>,
 }
 
 /// The line is done with.
@@ -188,12 +198,18 @@ impl Line {
 
     fn greet(&mut self, hello: v1::Hello) -> Standing {
         let version = cut(hello.version);
-        let session = self.mesh.agents.connect(self.name.clone(), self.id, version);
+        let capabilities = match &*hello.capabilities {
+            [] => Capabilities::FIRST,
+            names => Capabilities::from_names(names.iter().map(String::as_str)),
+        };
+        let session = self.mesh.agents.connect(self.name.clone(), self.id, version.clone());
         let held = session.held(Revision(hello.revision));
         self.relocate(&hello.endpoints.unwrap_or_default());
         self.published.mark_changed();
         Standing {
             session,
+            version,
+            capabilities,
             held,
             unanswered: None,
             asked: HashMap::new(),
@@ -252,14 +268,18 @@ impl Line {
         match said {
             Said::Accepted(v1::Accepted { revision, warnings }) => {
                 let Some(sent) = standing.answered(revision) else { return Ok(()) };
+                let Sent { held, warnings: mut all } = sent;
+                all.extend(bounded(warnings));
                 debug!(host = %self.name, revision, "accepted");
-                let held = Arc::new(sent);
-                standing.session.accepted(Arc::clone(&held), bounded(warnings));
+                let held = Arc::new(held);
+                standing.session.accepted(Arc::clone(&held), all);
                 standing.held = Some(held);
                 self.send_news(standing).await
             }
             Said::Refused(v1::Refused { revision, reason }) => {
-                let Some(sent) = standing.answered(revision) else { return Ok(()) };
+                let Some(Sent { held: sent, .. }) = standing.answered(revision) else {
+                    return Ok(());
+                };
                 let reason = cut(reason);
                 warn!(host = %self.name, revision, reason, "an agent refused a revision");
                 standing.session.refused(sent.revision, reason);
@@ -305,6 +325,8 @@ impl Line {
         }
         let now = Arc::clone(&self.published.borrow_and_update());
         let Some(slice) = now.world.slice(self.id) else { return Err(End) };
+        let (slice, lacks) = capability::fit(slice, standing.capabilities);
+        let warnings = standing.session.lacks(standing.explain(&lacks));
         let revision = slice.revision;
         let new: Resources = convert::resources(&slice)
             .into_iter()
@@ -314,7 +336,7 @@ impl Line {
         let old = standing.held.as_ref().map_or(&nothing, |held| &held.resources);
         let delta = Delta::between(old, &new);
         if delta.is_empty() && standing.greeted {
-            standing.session.up_to(revision);
+            standing.session.up_to(revision, warnings);
             return Ok(());
         }
         let base = standing.held.as_ref().map_or(0, |held| held.revision.0);
@@ -326,7 +348,7 @@ impl Line {
             gone: delta.gone,
         };
         standing.greeted = true;
-        standing.unanswered = Some(Held { revision, resources: new });
+        standing.unanswered = Some(Sent { held: Held { revision, resources: new }, warnings });
         self.say(Saying::Delta(delta)).await
     }
 
@@ -416,6 +438,18 @@ impl Line {
 }
 
 impl Standing {
+    fn explain(&self, lacks: &[Lack]) -> Vec<v1::Problem> {
+        let now = time::now();
+        let problem = |lack: &Lack| v1::Problem {
+            code: "agent-too-old".to_owned(),
+            subject: lack.what.clone(),
+            text: lack.to_string(),
+            remedy: format!("update the agent of this host (it has version {})", self.version),
+            since: now,
+        };
+        lacks.iter().take(MOST_PROBLEMS).map(problem).collect()
+    }
+
     fn ask(&mut self, question: Question) -> v1::Check {
         let Question { prefixes, answer } = question;
         self.asked.retain(|_, answer| !answer.is_closed());
@@ -425,8 +459,8 @@ impl Standing {
     }
 
     /// What was sent, if this answers it.
-    fn answered(&mut self, revision: u64) -> Option<Held> {
-        self.unanswered.take_if(|sent| sent.revision.0 == revision)
+    fn answered(&mut self, revision: u64) -> Option<Sent> {
+        self.unanswered.take_if(|sent| sent.held.revision.0 == revision)
     }
 }
 

@@ -26,6 +26,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
+use isthmus_model::Capability;
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_proto::v1;
 use isthmus_proto::v1::agent_message::Body as FromAgent;
@@ -131,6 +132,7 @@ pub async fn session(
         revision,
         endpoints: Some(to_message(&endpoints)),
         epoch: if from_scratch { 0 } else { member.resources().epoch() },
+        capabilities: Capability::ALL.map(|it| it.name().to_owned()).into(),
     };
     outgoing.send(message(FromAgent::Hello(hello))).await?;
     let opening = async { client.clone().stream(ReceiverStream::new(messages)).await };

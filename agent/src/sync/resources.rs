@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use isthmus_model::convert::{ConvertError, snapshot};
+use isthmus_model::convert::{ConvertError, is_foreign, snapshot};
 use isthmus_model::{Revision, Snapshot};
 use isthmus_proto::v1;
 
@@ -64,6 +64,11 @@ impl Resources {
         Ok(Self { revision: delta.revision, epoch: delta.epoch, by_key })
     }
 
+    /// Keys of resources of a kind that this agent doesn't know.
+    pub fn foreign(&self) -> impl Iterator<Item = &str> {
+        self.by_key.values().filter(|it| is_foreign(it)).map(|it| &*it.key)
+    }
+
     /// The snapshot that the resources make.
     ///
     /// # Errors
@@ -83,7 +88,8 @@ impl From<v1::SnapshotResources> for Resources {
 impl From<&Resources> for v1::SnapshotResources {
     fn from(resources: &Resources) -> Self {
         let Resources { revision, epoch, by_key } = resources;
-        Self { revision: *revision, epoch: *epoch, resources: by_key.values().cloned().collect() }
+        let resources = by_key.values().cloned().collect();
+        Self { revision: *revision, epoch: *epoch, resources, capabilities: Vec::new() }
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use isthmus_controller::{Init, Settings, init, serve};
+use isthmus_model::Capability;
 use isthmus_model::token::Token;
 use isthmus_proto::v1;
 use isthmus_proto::v1::admin_client::AdminClient;
@@ -229,10 +230,28 @@ impl Controller {
         revision: u64,
         epoch: u64,
     ) -> Result<Agent, Status> {
+        let all = Capability::ALL.map(|it| it.name().to_owned());
+        self.connect_able(joined, resources, revision, epoch, all.into()).await
+    }
+
+    /// An agent that understands only this.
+    pub(crate) async fn connect_able(
+        &self,
+        joined: &Joined,
+        resources: BTreeMap<String, v1::Resource>,
+        revision: u64,
+        epoch: u64,
+        capabilities: Vec<String>,
+    ) -> Result<Agent, Status> {
         let (say, said) = mpsc::channel(16);
         let endpoints = v1::Endpoints { addresses: vec![format!("192.0.2.{}:51820", joined.id)] };
-        let hello =
-            v1::Hello { version: "1".to_owned(), revision, endpoints: Some(endpoints), epoch };
+        let hello = v1::Hello {
+            version: "1".to_owned(),
+            revision,
+            endpoints: Some(endpoints),
+            epoch,
+            capabilities,
+        };
         say.send(v1::AgentMessage { body: Some(Say::Hello(hello)) }).await.unwrap();
         let mut client = self.sync(&joined.identity).await;
         let hear = client.stream(ReceiverStream::new(said)).await?.into_inner();

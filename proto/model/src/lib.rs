@@ -14,6 +14,7 @@
 pub mod address;
 pub mod application;
 pub mod balance;
+pub mod capability;
 pub mod condition;
 #[cfg(feature = "proto")]
 pub mod convert;
@@ -38,6 +39,7 @@ pub mod topology;
 pub use address::{Ipv4Net, MeshPrefix};
 pub use application::{Application, HttpVersion, ProxyProtocol};
 pub use balance::{Balance, BalancePolicy, HashKey};
+pub use capability::{Capabilities, Capability};
 pub use condition::Condition;
 #[cfg(feature = "proto")]
 pub use convert::ConvertError;

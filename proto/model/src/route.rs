@@ -43,6 +43,19 @@ pub struct Route {
     pub origin: Origin,
 }
 
+impl Route {
+    /// All services that it names: whose requests it is about, who gets them, and their copies.
+    pub fn services(&self) -> impl Iterator<Item = &Name> {
+        let to = match &self.action {
+            RouteAction::Forward { to, .. } => to.as_slice(),
+            RouteAction::Redirect(_) | RouteAction::Respond { .. } => &[],
+        };
+        std::iter::once(&self.service)
+            .chain(to.iter().map(|backend| &backend.service))
+            .chain(self.mirrors.iter().map(|mirror| &mirror.service))
+    }
+}
+
 /// One entry of `match`. All that it says must fit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RouteMatch {

@@ -8,7 +8,6 @@ use crate::address::Ipv4Net;
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::key::PublicKey;
 use crate::name::Name;
-use crate::route::RouteAction;
 use crate::snapshot::{Device, Host, Service, Snapshot};
 
 /// Checks the invariants of a snapshot.
@@ -40,14 +39,7 @@ fn routes(snapshot: &Snapshot) -> Result<(), ConvertError> {
     let services: HashSet<&Name> =
         snapshot.services.values().map(|service| &service.name).collect();
     for route in &snapshot.routes {
-        let to = match &route.action {
-            RouteAction::Forward { to, .. } => to.as_slice(),
-            RouteAction::Redirect(_) | RouteAction::Respond { .. } => &[],
-        };
-        let named = std::iter::once(&route.service)
-            .chain(to.iter().map(|backend| &backend.service))
-            .chain(route.mirrors.iter().map(|mirror| &mirror.service));
-        for name in named {
+        for name in route.services() {
             if !services.contains(name) {
                 let key = format!("route/{}", route.name);
                 return fail(&key, format!("there is no service {:?}", name.as_str()));

@@ -34,6 +34,9 @@ const MAX_TEXT: usize = 8_192;
 /// The most labels or endpoints that a host has.
 const MAX_PER_HOST: usize = 256;
 
+/// What keys begin with.
+const KINDS: [&str; 8] = ["mesh", "policy", "host", "service", "device", "rule", "route", "limit"];
+
 /// Makes a snapshot of resources, in any order.
 ///
 /// # Errors
@@ -45,7 +48,8 @@ pub fn snapshot<'a>(
     resources: impl IntoIterator<Item = &'a v1::Resource>,
 ) -> Result<Snapshot, ConvertError> {
     let mut parts = Parts::default();
-    for (count, resource) in resources.into_iter().enumerate() {
+    let resources = resources.into_iter().filter(|it| !is_foreign(it));
+    for (count, resource) in resources.enumerate() {
         let result =
             if count < MAX_RESOURCES { parts.add(resource) } else { Err("one too many".into()) };
         result.map_err(|reason| ConvertError::new(brief(&resource.key), reason))?;
@@ -53,6 +57,14 @@ pub fn snapshot<'a>(
     let snapshot = parts.into_snapshot(revision)?;
     check::invariants(&snapshot)?;
     Ok(snapshot)
+}
+
+/// Whether a resource is of a kind that this version doesn't know. It costs only what needs it: a
+/// snapshot is made without it.
+#[must_use]
+pub fn is_foreign(resource: &v1::Resource) -> bool {
+    let kind = resource.key.split('/').next().unwrap_or_default();
+    resource.body.is_none() && !KINDS.contains(&kind)
 }
 
 /// Why a part is wrong; the caller knows which resource it is in.

@@ -16,7 +16,7 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-pub use decode::snapshot;
+pub use decode::{is_foreign, snapshot};
 pub use encode::resources;
 
 /// Why resources don't make a snapshot.

@@ -7,10 +7,11 @@ use isthmus_proto::v1;
 use proptest::prelude::*;
 use v1::resource::Body;
 
-use super::{resources, snapshot};
+use super::{is_foreign, resources, snapshot};
 use crate::address::{Ipv4Net, MeshPrefix};
 use crate::application::{Application, HttpVersion, ProxyProtocol};
 use crate::balance::{Balance, BalancePolicy, HashKey};
+use crate::capability::{Capabilities, Capability, fit, needed};
 use crate::edge::Edge;
 use crate::guard::{Exposure, ListenerCheck, PortGuard};
 use crate::identity::{DeviceId, HostId, ServiceId};
@@ -36,6 +37,19 @@ proptest! {
         let by = shuffle.index(wire.len());
         wire.rotate_left(by);
         prop_assert_eq!(snapshot(given.revision, &wire), Ok(given));
+    }
+
+    #[test]
+    fn any_snapshot_fitted_to_any_agent_is_whole(
+        given in a_snapshot(),
+        has in prop::sample::subsequence(Capability::ALL.to_vec(), 0..=Capability::ALL.len()),
+    ) {
+        let able = Capabilities::from_names(has.iter().map(|one| one.name()));
+        let (fitted, lacks) = fit(given.clone(), able);
+        let is_able = needed(&given).iter().all(|one| has.contains(one));
+        prop_assert_eq!((lacks.is_empty(), fitted == given), (is_able, is_able));
+        prop_assert_eq!(snapshot(fitted.revision, &resources(&fitted)), Ok(fitted.clone()));
+        prop_assert!(needed(&fitted).iter().all(|one| has.contains(one)));
     }
 
     #[test]
@@ -139,6 +153,15 @@ fn what_contradicts_itself_is_refused_by_name() {
         assert_eq!(error.key, *key, "{error}");
         assert!(error.reason.contains(reason), "{error} should say {reason:?}");
     }
+}
+
+#[test]
+fn what_is_of_an_unknown_kind_costs_only_itself() {
+    let whole = sample();
+    let mut wire = resources(&whole);
+    wire.push(v1::Resource { key: "segment/floor".to_owned(), body: None });
+    assert!(wire.iter().any(is_foreign));
+    assert_eq!(snapshot(whole.revision, &wire), Ok(whole));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Tests of the whole engine.
 
+mod capabilities;
 mod golden;
 mod properties;
 mod size;
