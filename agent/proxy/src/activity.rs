@@ -187,7 +187,8 @@ impl Activity {
 
     /// Shows requests under way to `cut`; whether it has cut any.
     pub(crate) fn cut_any(&self, mut cut: impl FnMut(&Progress) -> bool) -> bool {
-        self.live().iter().fold(false, |any, progress| cut(progress) || any)
+        // All are shown, also once one was cut.
+        self.live().iter().filter(|progress| cut(progress)).count() > 0
     }
 
     fn live(&self) -> MutexGuard<'_, Vec<Arc<Progress>>> {

@@ -33,7 +33,7 @@ pub fn detect(bytes: &[u8]) -> Option<Kind> {
         _ if PREFACE.starts_with(bytes) => None,
         _ => {
             let first = bytes.get(..MAX_FIRST_LINE);
-            request_line(first.unwrap_or(bytes)).or(first.map(|_| Kind::Http1))
+            request_line(first.unwrap_or(bytes)).or_else(|| first.map(|_| Kind::Http1))
         }
     }
 }
