@@ -19,6 +19,7 @@
 
 mod bpf;
 pub mod cgroup;
+pub mod holders;
 pub mod listen;
 pub mod memory;
 pub mod monitor;
@@ -26,8 +27,10 @@ pub mod netlink;
 pub mod poll;
 pub mod privileges;
 pub mod process;
+mod refusals;
 pub mod routes;
 pub mod rules;
+pub mod ruleset;
 pub mod senders;
 pub mod sock_diag;
 pub mod steering;

@@ -13,6 +13,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use crate::netlink::{Netlink, NetlinkError, Task, collect, tolerate};
+use crate::refusals;
 
 /// Not in iproute2's `rt_protos`; `ip route show proto 151` lists the agent's routes.
 pub const ROUTE_PROTOCOL: u8 = 151;
@@ -249,10 +250,12 @@ async fn dump(handle: &Handle, request: RouteMessage) -> Result<Vec<RouteMessage
     collect(handle.route().get(request).execute(), "list the routes").await
 }
 
-/// `None` for what no packet of a host's is sent by: broadcasts, anycast, multicast.
+/// `None` for what no packet of a host's is sent by: broadcasts, anycast, multicast, our refusals.
 fn parse(message: &RouteMessage) -> Option<RouteInfo> {
     let header = &message.header;
-    if matches!(header.kind, RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast) {
+    if matches!(header.kind, RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast)
+        || header.protocol == refusals::PROTOCOL
+    {
         return None;
     }
     let unspecified = if header.address_family == AddressFamily::Inet {
@@ -292,7 +295,7 @@ fn parse(message: &RouteMessage) -> Option<RouteInfo> {
     Some(route)
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
+pub(crate) fn ip(address: &RouteAddress) -> Option<IpAddr> {
     if let RouteAddress::Inet(address) = address {
         Some((*address).into())
     } else if let RouteAddress::Inet6(address) = address {

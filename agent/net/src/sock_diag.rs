@@ -29,10 +29,10 @@ const NO_COOKIE: [u8; 8] = [0xff; 8];
 const ALL_STATES: u32 = u32::MAX;
 const TCP_LISTEN: u8 = 10;
 
-const HEADER_LEN: usize = 16;
+pub(crate) const HEADER_LEN: usize = 16;
 const REQUEST_LEN: usize = HEADER_LEN + 56;
 /// `struct inet_diag_msg`, which attributes follow.
-const ANSWER_LEN: usize = 72;
+pub(crate) const ANSWER_LEN: usize = 72;
 
 /// A reused connection to the kernel's socket diagnosis, for one network namespace.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl SocketDiag {
     /// 16  inet_diag_req_v2: family 1, protocol 1, extensions 1, padding 1, states 4
     /// 24  inet_diag_sockid: ports 2 + 2 (big endian), addresses 16 + 16, interface 4, cookie 8
     /// ```
-    fn request(&mut self, flow: &Lookup) -> [u8; REQUEST_LEN] {
+    pub(crate) fn request(&mut self, flow: &Lookup) -> [u8; REQUEST_LEN] {
         self.sequence = self.sequence.wrapping_add(1);
         let (source, destination) = match flow.protocol {
             Protocol::Tcp => (flow.local, flow.remote),
@@ -142,6 +142,16 @@ impl SocketDiag {
         request[60..64].copy_from_slice(&self.interface.to_ne_bytes());
         request[64..72].copy_from_slice(&NO_COOKIE);
         request
+    }
+
+    /// Asks; the answers are to carry the number that this returns.
+    pub(crate) fn send(&mut self, request: &[u8]) -> Result<u32, SockDiagError> {
+        self.socket.send(request).map_err(SockDiagError::Exchange)?;
+        Ok(self.sequence)
+    }
+
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
     }
 
     /// Answers to earlier questions, which timed out, are passed over.
@@ -311,7 +321,7 @@ fn refusal(message: &[u8]) -> Result<Answer, SockDiagError> {
 }
 
 /// The value of the first attribute of a type.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     const TYPE_MASK: u16 = 0x3fff;
     while let Some(header) = attributes.first_chunk::<4>() {
         let len = usize::from(u16::from_ne_bytes([header[0], header[1]]));
@@ -328,7 +338,7 @@ fn align(len: usize) -> usize {
     len.next_multiple_of(4)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|value| u32::from_ne_bytes(*value))
 }
 

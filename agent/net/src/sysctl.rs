@@ -35,6 +35,33 @@ pub fn read(family: Family, interface: &str, key: &str) -> Result<String, Sysctl
     }
 }
 
+/// Has the kernel give `port` to nobody who asks for any; who asks for that one still gets it.
+///
+/// # Errors
+/// As for [`set`].
+pub fn reserve_port(port: u16) -> Result<(), SysctlError> {
+    let path = PathBuf::from("/proc/sys/net/ipv4/ip_local_reserved_ports");
+    let at = |source| SysctlError::at(path.clone(), source);
+    let reserved = std::fs::read_to_string(&path).map_err(at)?;
+    let reserved = reserved.trim_end();
+    if is_listed(reserved, port) {
+        return Ok(());
+    }
+    let separator = if reserved.is_empty() { "" } else { "," };
+    std::fs::write(&path, format!("{reserved}{separator}{port}")).map_err(at)
+}
+
+/// Whether a list such as "8080,9000-9010" has the port.
+fn is_listed(list: &str, port: u16) -> bool {
+    list.split(',').any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        match (first.parse::<u16>(), last.parse::<u16>()) {
+            (Ok(first), Ok(last)) => (first..=last).contains(&port),
+            (Ok(_) | Err(_), Ok(_) | Err(_)) => false,
+        }
+    })
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum SysctlError {
     #[error("'{interface}' and '{key}' don't make a setting's name")]
