@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::guard::{self, Guard, Standing};
 use crate::identity::Identity;
 use crate::local::{self, Api};
 use crate::membership::{self, Outcome};
@@ -21,6 +22,7 @@ use crate::owners::{SharedCgroups, not_noted};
 use crate::settings::Settings;
 use crate::state_dir::StateDir;
 use crate::status::Shared;
+use crate::sync::resources::Resources;
 use crate::telemetry::{self, otlp};
 
 /// How long callers of the local API may take at the end.
@@ -70,6 +72,10 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     let (stop, mut stopped) = watch::channel(false);
     let (joined_sender, mut joined) = mpsc::channel(1);
 
+    if identity.is_none() {
+        // Of a mesh that was left while no agent ran.
+        guard::lower_or_say(&shared.settings.device).await;
+    }
     names::recover(&shared.settings);
     let listener = local::bind(&shared.settings.socket)?;
     let api = Api::new(Arc::clone(&shared), Arc::clone(&disk), joined_sender);
@@ -104,6 +110,18 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     tending.abort();
     say_goodbye(local).await;
     ended
+}
+
+/// Raises the guard of the mesh that this host is a member of, before its agent runs: from the kept
+/// snapshot, and for good. Says whether there is a mesh to guard.
+///
+/// # Errors
+/// When there is one, and it can't be guarded.
+pub async fn guard(settings: &Settings) -> anyhow::Result<bool> {
+    let Some(kept) = StateDir::peek(&settings.state_dir)? else { return Ok(false) };
+    let snapshot = Resources::from(kept).snapshot().context("The kept snapshot can't be used")?;
+    let (_, raised) = Standing::raise(Guard::of(settings, &snapshot)).await;
+    raised.map(|()| true)
 }
 
 /// One membership after the other, and the time between them.

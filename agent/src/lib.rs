@@ -29,6 +29,7 @@ pub mod membership;
 pub mod memory;
 pub mod names;
 pub mod network;
+pub mod own_ports;
 pub mod owners;
 pub mod patience;
 pub mod places;

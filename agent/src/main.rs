@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use isthmus_agent::settings::{DEFAULT_PATH, Settings};
-use isthmus_agent::{app, logging};
+use isthmus_agent::{app, guard, logging};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -41,6 +41,22 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         socket: Option<PathBuf>,
     },
+    /// Raise the guard without running: keep the mesh's addresses off the host's other interfaces.
+    ///
+    /// For the time before there is a network: the guard follows from the last snapshot, and stays
+    /// until this host leaves the mesh. `isthmus-agent run` raises it by itself, too. Needs
+    /// CAP_NET_ADMIN.
+    Guard {
+        /// The settings file; a missing one at the default place means default settings.
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH, env = "ISTHMUS_AGENT_SETTINGS")]
+        settings: PathBuf,
+        /// Where the last snapshot lives, instead of what the settings say.
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+        /// Take it away instead: for a host that is to leave the mesh without its controller.
+        #[arg(long)]
+        lower: bool,
+    },
 }
 
 const HELP: &str = "\
@@ -53,15 +69,23 @@ From then on the agent needs the controller only for changes: it starts from the
 Exit status: 0 stopped when told to, 1 failed, 2 wrong arguments or settings.";
 
 fn main() -> ExitCode {
-    let Command::Run { settings, state_dir, socket } = Arguments::parse().command;
-    let settings = match app::settings(&settings, state_dir, socket) {
+    let (settings, act) = match Arguments::parse().command {
+        Command::Run { settings, state_dir, socket } => {
+            (app::settings(&settings, state_dir, socket), run as fn(Settings) -> _)
+        }
+        Command::Guard { settings, state_dir, lower } => (
+            app::settings(&settings, state_dir, None),
+            if lower { lower_guard } else { raise_guard },
+        ),
+    };
+    let settings = match settings {
         Ok(settings) => settings,
         Err(error) => return complain(&error, USAGE),
     };
     if let Err(error) = logging::start(&settings) {
         return complain(&error, USAGE);
     }
-    match run(settings) {
+    match act(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(&error, FAILED),
     }
@@ -73,6 +97,24 @@ fn run(settings: Settings) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(app::run(settings, prepared))
+}
+
+fn raise_guard(settings: Settings) -> anyhow::Result<()> {
+    let is_member = small_runtime()?.block_on(app::guard(&settings))?;
+    if is_member {
+        tracing::info!("the mesh's addresses are guarded");
+    } else {
+        tracing::info!("this host is not a member of a mesh: nothing to guard");
+    }
+    Ok(())
+}
+
+fn lower_guard(settings: Settings) -> anyhow::Result<()> {
+    small_runtime()?.block_on(guard::lower(&settings.device))
+}
+
+fn small_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn complain(error: &anyhow::Error, code: u8) -> ExitCode {

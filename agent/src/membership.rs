@@ -157,6 +157,16 @@ impl Membership {
         })
     }
 
+    /// What was in the way of the last snapshot may be gone, while no controller is there to send
+    /// another: somebody else had our port, say.
+    async fn try_again_from_disk(&mut self) {
+        if self.plane.device().is_none()
+            && let Err(error) = self.start_from_disk().await
+        {
+            tracing::debug!("can't work by the last snapshot: {error:#}");
+        }
+    }
+
     /// Holds one session after the other; returns why the host was removed.
     async fn keep_in_step(&mut self) -> String {
         let mut backoff = Backoff::new();
@@ -180,6 +190,7 @@ impl Membership {
                 Err(_) => attempt += 1,
             }
             tokio::time::sleep(backoff.wait(random())).await;
+            self.try_again_from_disk().await;
         }
     }
 
@@ -229,6 +240,7 @@ impl Membership {
             Outcome::Removed(reason) => {
                 let not_forgotten = self.disk.forget().err().map(|error| not_forgotten(&error));
                 self.shared.problems.set(NOT_FORGOTTEN, not_forgotten);
+                crate::guard::lower_or_say(&self.shared.settings.device).await;
                 let mesh = &self.identity.member.mesh;
                 tracing::warn!(reason, "this host was removed from the mesh {mesh}");
                 format!("this host was removed from the mesh {mesh}: {reason}")

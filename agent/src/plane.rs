@@ -13,7 +13,7 @@ use isthmus_model::{Revision, Snapshot};
 use isthmus_net::listen::{bind_marked_tcp, bind_transparent_tcp, hush};
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_net::senders::Senders;
-use isthmus_net::sock_diag::SocketDiag;
+use isthmus_net::sock_diag::{Protocol, SocketDiag};
 use isthmus_net::steering::Steering;
 use isthmus_net::tun::{Tun, TunError};
 use isthmus_net::udp::UdpSocket;
@@ -23,13 +23,16 @@ use tokio::task::JoinSet;
 
 use crate::dataplane::{self, Setup};
 use crate::edge::{self, Edge};
+use crate::firewall;
+use crate::guard::{self, Guard, Standing};
 use crate::identity::TunnelKey;
 use crate::names::Names;
 use crate::network::{self, Network};
+use crate::own_ports::Port;
 use crate::owners::{PROXY_MARK, SocketOwners, not_noted};
 use crate::ports;
+use crate::settings::GuardMode;
 use crate::status::{Pong, Shared};
-use crate::{firewall, guard};
 
 /// Events that wait for being logged and reported.
 const EVENTS: usize = 1024;
@@ -60,6 +63,7 @@ struct Running {
     thread: Option<JoinHandle<()>>,
     device: u32,
     network: Arc<Mutex<Network>>,
+    guard: Arc<Standing>,
     state: Arc<State>,
     states: watch::Sender<Arc<State>>,
     views: watch::Sender<Arc<View>>,
@@ -108,7 +112,8 @@ impl Plane {
         Ok(())
     }
 
-    /// Takes everything down: requests under way get a moment to end, then the device goes.
+    /// Takes everything down but the guard: requests under way get a moment to end, then the device
+    /// goes.
     pub async fn stop(&mut self) {
         self.shared.set_packets(None);
         self.shared.update(|status| {
@@ -118,13 +123,6 @@ impl Plane {
         });
         if let Some(running) = self.running.take() {
             running.stop(&self.shared).await;
-            let device = &self.shared.settings.device;
-            if let Err(error) = ports::lower(device).await {
-                tracing::warn!("couldn't take the ports' filter away: {error:#}");
-            }
-            if let Err(error) = guard::lower(device).await {
-                tracing::warn!("couldn't take the overlay's filter away: {error:#}");
-            }
         }
     }
 }
@@ -136,14 +134,25 @@ impl Running {
         state: &Arc<State>,
     ) -> anyhow::Result<Self> {
         let settings = &shared.settings;
+        // INVARIANT: nothing of the overlay is there before its guard.
+        let guard = raise(shared, Guard::of(settings, &state.snapshot)).await?;
         // INVARIANT: the proxy holds its port before any flow can be led there.
-        let proxy = proxy_listeners(settings.proxy_port)?;
+        let port = Port {
+            protocol: Protocol::Tcp,
+            number: settings.proxy_port,
+            what_for: "the proxy (proxy_port)",
+        };
+        let proxy = port.opened(&shared.problems, proxy_listeners(port.number))?;
         let lanes = settings.lanes();
-        let sockets = tunnel_sockets(settings.listen_port, lanes)?;
+        let port = Port {
+            protocol: Protocol::Udp,
+            number: settings.listen_port,
+            what_for: "tunnels (listen_port)",
+        };
+        let sockets = port.opened(&shared.problems, tunnel_sockets(port.number, lanes))?;
         let mtu = settings.mtu(network::underlay_mtu(&settings.device).await);
         let tun = create_device(&settings.device, mtu, lanes).await?;
         let mut network = Network::set_up(&tun, mtu).await?;
-        guard(&settings.device, state).await;
         network.apply(&state.snapshot).await?;
 
         let (events, told) = mpsc::channel(EVENTS);
@@ -169,6 +178,8 @@ impl Running {
         let (packets, thread) = dataplane::start(setup, move |error| {
             failed.fail(&error.context("The data plane failed"));
         })?;
+        let keeping = guard::keep(Arc::clone(shared), Arc::clone(&guard), is_set(stopped.clone()));
+        tasks.spawn(keeping);
         let told = stopped.clone();
         tasks.spawn(announce_moves(Arc::clone(shared), device, packets.clone(), told));
         let mut firewall = JoinSet::new();
@@ -183,6 +194,7 @@ impl Running {
             thread: Some(thread),
             device,
             network,
+            guard,
             state,
             states,
             views,
@@ -197,9 +209,8 @@ impl Running {
     }
 
     async fn switch(&mut self, shared: &Arc<Shared>, state: &Arc<State>) -> anyhow::Result<()> {
-        if network::prefixes(&state.snapshot) != network::prefixes(&self.state.snapshot) {
-            guard(&shared.settings.device, state).await;
-        }
+        let guarded = self.guard.replace(Guard::of(&shared.settings, &state.snapshot)).await;
+        go_on_without_guard(shared, guarded)?;
         let mut network = self.network.lock().await;
         if let Err(error) = network.apply(&state.snapshot).await {
             // Whatever was changed belongs to a revision that this host doesn't work by.
@@ -271,11 +282,25 @@ impl Running {
     }
 }
 
-/// A host without nftables is no worse off than before, but its operator must know.
-async fn guard(device: &str, state: &State) {
-    if let Err(error) = guard::raise(device, &network::prefixes(&state.snapshot)).await {
-        tracing::warn!("overlay addresses aren't guarded against the underlay: {error:#}");
+async fn raise(shared: &Shared, guard: Guard) -> anyhow::Result<Arc<Standing>> {
+    let (standing, raised) = Standing::raise(guard).await;
+    go_on_without_guard(shared, raised)?;
+    Ok(Arc::new(standing))
+}
+
+/// Without a guard there is no overlay, unless an administrator says otherwise; then all that is left
+/// is to tell its operators.
+fn go_on_without_guard(shared: &Shared, raised: anyhow::Result<()>) -> anyhow::Result<()> {
+    match (raised, shared.settings.guard) {
+        (Ok(()), _) => shared.problems.set(guard::MISSING, None),
+        (Err(error), GuardMode::Optional) => shared.problems.raise(guard::missing(&error)),
+        (Err(error), GuardMode::Required) => {
+            return Err(error.context(
+                "Failed to guard the overlay's addresses; to go without, set guard = \"optional\"",
+            ));
+        }
     }
+    Ok(())
 }
 
 fn view(state: &State, limits: &RateLimits) -> Arc<View> {
@@ -335,16 +360,13 @@ async fn create_device(name: &str, mtu: u16, lanes: u8) -> anyhow::Result<Tun> {
 }
 
 /// For each lane one socket per family; a host without IPv6 has one.
-fn tunnel_sockets(port: u16, lanes: u8) -> anyhow::Result<Vec<Vec<UdpSocket>>> {
+fn tunnel_sockets(port: u16, lanes: u8) -> std::io::Result<Vec<Vec<UdpSocket>>> {
     let steering = Steering { kind: isthmus_core::BULK_TYPE };
     let bind = |ip: IpAddr| UdpSocket::bind_group((ip, port).into(), lanes, steering);
-    let v4 = bind(Ipv4Addr::UNSPECIFIED.into())
-        .with_context(|| format!("Failed to open the tunnels' UDP port {port} (listen_port)"))?;
+    let v4 = bind(Ipv4Addr::UNSPECIFIED.into())?;
     let v6 = match bind(Ipv6Addr::UNSPECIFIED.into()) {
         Ok(v6) => v6,
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            return Err(error).with_context(|| format!("Failed to open UDP port {port} for IPv6"));
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => return Err(error),
         Err(error) => {
             tracing::warn!(%error, "no tunnels over IPv6");
             Vec::new()
@@ -354,16 +376,12 @@ fn tunnel_sockets(port: u16, lanes: u8) -> anyhow::Result<Vec<Vec<UdpSocket>>> {
     Ok(v4.into_iter().map(|v4| std::iter::once(v4).chain(v6.next()).collect()).collect())
 }
 
-fn proxy_listeners(port: u16) -> anyhow::Result<Vec<TcpListener>> {
+fn proxy_listeners(port: u16) -> std::io::Result<Vec<TcpListener>> {
     let bind = |ip: IpAddr| bind_transparent_tcp(SocketAddr::new(ip, port));
-    let v4 = bind(Ipv4Addr::UNSPECIFIED.into()).with_context(|| {
-        format!("Failed to open the proxy's port {port}; choose another with proxy_port")
-    })?;
+    let v4 = bind(Ipv4Addr::UNSPECIFIED.into())?;
     match bind(Ipv6Addr::UNSPECIFIED.into()) {
         Ok(v6) => Ok(vec![v4, v6]),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            Err(error).with_context(|| format!("Failed to open the proxy's port {port} for IPv6"))
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(error),
         Err(_) => Ok(vec![v4]),
     }
 }

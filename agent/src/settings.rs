@@ -22,6 +22,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// The TUN device's name.
     pub device: String,
+    /// Whether there may be an overlay without a packet filter around it.
+    pub guard: GuardMode,
     /// The UDP port of the tunnels.
     pub listen_port: u16,
     /// The TUN device's MTU; 0: what the underlay has room for.
@@ -99,6 +101,17 @@ fn has_aes() -> bool {
     return false;
 }
 
+/// What becomes of a host that can't guard the overlay's addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuardMode {
+    /// It has no overlay.
+    #[default]
+    Required,
+    /// It has one, and its operators are told.
+    Optional,
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -168,6 +181,7 @@ impl Default for Settings {
             state_dir: "/var/lib/isthmus/agent".into(),
             socket: "/run/isthmus/agent.sock".into(),
             device: "isth0".to_owned(),
+            guard: GuardMode::Required,
             listen_port: 51820,
             mtu: 0,
             bulk: Bulk::Auto,
@@ -380,6 +394,7 @@ mod tests {
             state_dir = "/s"
             socket = "/run/a.sock"
             device = "mesh0"
+            guard = "optional"
             listen_port = 4500
             mtu = 1380
             lanes = 3
@@ -403,6 +418,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(settings.device, "mesh0");
+        assert_eq!(settings.guard, GuardMode::Optional);
         assert_eq!((settings.lanes(), settings.proxy_threads()), (3, 4));
         assert_eq!(settings.drain_seconds, 30);
         assert_eq!(settings.endpoints.len(), 2);
@@ -436,6 +452,7 @@ mod tests {
             ("metrics = \"localhost\"", "metrics"),
             ("log_format = \"xml\"", "log_format"),
             ("access_log = \"xml\"", "access_log"),
+            ("guard = \"off\"", "guard"),
             ("access_log_sample = -0.1", "access_log_sample"),
             ("tracing.otlp = \"https://otel:4318\"", "tracing.otlp"),
             ("tracing.sample = 1.5", "tracing.sample"),

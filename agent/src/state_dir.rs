@@ -190,6 +190,21 @@ impl StateDir {
         }
     }
 
+    /// The snapshot in `path`, if a member keeps one there. Reads only, whoever uses the directory.
+    ///
+    /// # Errors
+    /// When the disk refuses, or the snapshot is damaged.
+    pub fn peek(path: &Path) -> anyhow::Result<Option<v1::SnapshotResources>> {
+        if !path.join(MEMBER).try_exists()? {
+            return Ok(None);
+        }
+        match fs::read(path.join(SNAPSHOT)) {
+            Ok(bytes) => decode_snapshot(&bytes).map(Some).context("The kept snapshot is damaged"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context("Failed to read the kept snapshot"),
+        }
+    }
+
     /// Moves away a snapshot that can't be used, so that a person can look at it.
     pub fn set_aside_snapshot(&self, why: &anyhow::Error) {
         let aside = self.path.join(DAMAGED);

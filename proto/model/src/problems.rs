@@ -109,6 +109,12 @@ impl Problems {
         self.replace(code, found);
     }
 
+    /// Whether there is any of this code.
+    #[must_use]
+    pub fn has(&self, code: &str) -> bool {
+        self.lock().keys().any(|(of, _)| *of == code)
+    }
+
     /// All of them, in order of code and subject.
     #[must_use]
     pub fn all(&self) -> Vec<v1::Problem> {

@@ -1,0 +1,161 @@
+//! Keeps the guard standing, whoever takes it away.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use isthmus_model::Problem;
+use isthmus_net::ruleset::{RulesetChange, RulesetMonitor};
+use tokio::time::{sleep, timeout};
+
+use super::Standing;
+use crate::status::Shared;
+
+/// Whoever loads rules does it in several steps, and it takes the kernel a moment to tell them.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Between two attempts, however often it is taken away: the network must go on.
+const PAUSE: Duration = Duration::from_millis(200);
+/// For so long an operator is told that it was taken away.
+const REMEMBERED: Duration = Duration::from_secs(600);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// The code of the problem that there is no guard.
+pub const MISSING: &str = "guard-missing";
+const TAKEN: &str = "guard-taken";
+const BLIND: &str = "guard-unwatched";
+
+/// Keeps it until `stop` completes; the guard stays then.
+pub async fn keep(shared: Arc<Shared>, standing: Arc<Standing>, stop: impl Future<Output = ()>) {
+    let mut keeper = Keeper { shared: Arc::clone(&shared), standing, taken: None };
+    tokio::select! {
+        () = keeper.keep() => {}
+        () = stop => {}
+    }
+    for code in [TAKEN, BLIND] {
+        shared.problems.set(code, None);
+    }
+}
+
+struct Keeper {
+    shared: Arc<Shared>,
+    standing: Arc<Standing>,
+    taken: Option<Taken>,
+}
+
+/// When it was taken away last, and how it came to that.
+struct Taken {
+    at: Instant,
+    times: u64,
+    by: RulesetChange,
+}
+
+impl Keeper {
+    async fn keep(&mut self) {
+        loop {
+            let table = self.standing.table().await;
+            match RulesetMonitor::start(&table) {
+                Ok(monitor) => {
+                    self.shared.problems.set(BLIND, None);
+                    self.follow(monitor).await;
+                }
+                Err(error) => {
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    self.shared.problems.raise(blind(&error));
+                    self.restore().await;
+                }
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Until nothing is told any more.
+    async fn follow(&mut self, mut monitor: RulesetMonitor) {
+        // What happened before somebody listened.
+        self.restore().await;
+        loop {
+            match timeout(LOOK_EVERY, monitor.changed()).await {
+                Ok(Ok(change)) if self.is_ours(&change) => {}
+                Ok(Ok(change)) => {
+                    sleep(SETTLE).await;
+                    // Where the kernel lost messages, it may be as it was.
+                    if self.restore().await && change.socket.is_some() {
+                        self.note(change);
+                    }
+                    sleep(PAUSE).await;
+                }
+                Ok(Err(error)) => {
+                    return tracing::warn!(%error, "the kernel tells no changes of its filter");
+                }
+                Err(_) => self.look_after().await,
+            }
+        }
+    }
+
+    fn is_ours(&self, change: &RulesetChange) -> bool {
+        change.socket.is_some_and(|process| self.standing.nft.ran_as(process))
+    }
+
+    /// What couldn't be raised may be possible now, and what is long over needn't be told.
+    async fn look_after(&mut self) {
+        if self.shared.problems.has(MISSING) {
+            self.restore().await;
+        }
+        if self.taken.as_ref().is_some_and(|it| it.at.elapsed() >= REMEMBERED) {
+            self.taken = None;
+            self.shared.problems.set(TAKEN, None);
+        }
+    }
+
+    async fn restore(&self) -> bool {
+        let restored = self.standing.restore().await;
+        self.shared.problems.set(MISSING, restored.as_ref().err().map(missing));
+        restored.is_ok()
+    }
+
+    fn note(&mut self, by: RulesetChange) {
+        let times = self.taken.as_ref().map_or(0, |it| it.times) + 1;
+        let taken = Taken { at: Instant::now(), times, by };
+        self.shared.problems.raise(taken.problem(&self.shared.settings.device));
+        self.taken = Some(taken);
+    }
+}
+
+impl Taken {
+    fn problem(&self, device: &str) -> Problem {
+        let who = match (&*self.by.program, self.by.socket) {
+            ("", _) => "somebody".to_owned(),
+            (program, None | Some(0)) => format!("\"{program}\""),
+            (program, Some(process)) => format!("\"{program}\" (process {process})"),
+        };
+        let times = if self.times == 1 { "once".into() } else { format!("{} times", self.times) };
+        Problem::new(
+            TAKEN,
+            format!(
+                "the overlay's filter was changed or removed {times}, last by {who}; it was put back"
+            ),
+            format!(
+                "have it leave the table isthmus-{device} alone: a firewall's script should flush its own \
+                 tables, not the whole ruleset"
+            ),
+        )
+    }
+}
+
+/// That there is no guard.
+#[must_use]
+pub fn missing(error: &anyhow::Error) -> Problem {
+    Problem::new(
+        MISSING,
+        format!("overlay addresses aren't guarded against the underlay: {error:#}"),
+        "install the package nftables, and let the agent use it (CAP_NET_ADMIN)",
+    )
+}
+
+fn blind(error: &str) -> Problem {
+    Problem::new(
+        BLIND,
+        format!(
+            "whether the overlay's filter still stands isn't told: {error}; it is raised anew now and then"
+        ),
+        "let the agent listen to nftables (CAP_NET_ADMIN)",
+    )
+}

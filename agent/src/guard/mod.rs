@@ -1,0 +1,116 @@
+//! A packet filter around the overlay's addresses, so that they mean something only on the overlay.
+//!
+//! Linux takes a packet for any address of the host by any interface, and sends one for a missing
+//! route by the default route. Without a guard, a neighbour on the underlay reaches a workload's
+//! address past tunnel and policy, anybody on this host speaks as somebody far away, and while the
+//! agent is down, what is meant for the overlay leaves in plaintext.
+//!
+//! ```text
+//!  arriving   (prerouting)  an overlay address that came by another interface, or that isn't this
+//!                           host's on loopback, and errors that quote one: dropped
+//!  passing    (forward)     to an overlay address, but not into the overlay: refused
+//!  leaving    (output)      an overlay address by another interface: refused; the agent's ports by
+//!                           another user: dropped
+//!  routes                   to all of the mesh: unreachable, wherever nothing better is known
+//! ```
+//!
+//! It stands for as long as the host belongs to the mesh, whether or not the agent runs: at boot,
+//! `isthmus-agent guard` raises it before there is a network. Routes and rules each keep packets
+//! from leaving by themselves, so that whoever flushes the one still has the other.
+
+mod keeper;
+mod nft;
+mod rules;
+
+use anyhow::Context as _;
+use isthmus_net::netlink::Netlink;
+use isthmus_net::sysctl;
+use tokio::sync::{Mutex, MutexGuard};
+
+pub use keeper::{MISSING, keep, missing};
+use nft::Nft;
+pub use rules::Guard;
+
+use crate::ports;
+
+/// A guard that stands.
+#[derive(Debug)]
+pub struct Standing {
+    guard: Mutex<Guard>,
+    nft: Nft,
+}
+
+impl Standing {
+    /// Raises a guard, in the stead of what an earlier life of the agent raised, and says what that came
+    /// to: `nft` may be missing, or the kernel refuse. [`Standing::restore`] may succeed later.
+    pub async fn raise(guard: Guard) -> (Self, anyhow::Result<()>) {
+        let standing = Self { guard: Mutex::new(guard), nft: Nft::default() };
+        let raised = standing.restore().await;
+        (standing, raised)
+    }
+
+    /// Has another guard stand from now on.
+    ///
+    /// # Errors
+    /// When `nft` isn't there, or the kernel refuses; then the old one stands.
+    pub async fn replace(&self, guard: Guard) -> anyhow::Result<()> {
+        let mut standing = self.guard.lock().await;
+        if *standing == guard {
+            return Ok(());
+        }
+        self.apply(&guard).await?;
+        *standing = guard;
+        Ok(())
+    }
+
+    /// Raises it again.
+    ///
+    /// # Errors
+    /// When `nft` isn't there, or the kernel refuses.
+    pub async fn restore(&self) -> anyhow::Result<()> {
+        let guard = self.guard.lock().await;
+        self.apply(&guard).await
+    }
+
+    async fn apply(&self, guard: &Guard) -> anyhow::Result<()> {
+        // The rules first: they alone would do.
+        let ruled = self.nft.run(&guard.script()).await;
+        let routed = refuse_by_route(guard).await;
+        if let Err(error) = sysctl::reserve_port(guard.tunnel_port) {
+            tracing::debug!(%error, "somebody may be given the tunnels' port while the agent is down");
+        }
+        ruled.and(routed)
+    }
+
+    async fn table(&self) -> String {
+        let guard: MutexGuard<'_, Guard> = self.guard.lock().await;
+        guard.table()
+    }
+}
+
+async fn refuse_by_route(guard: &Guard) -> anyhow::Result<()> {
+    let netlink = Netlink::connect()?;
+    netlink.replace_refusals(&guard.prefixes).await.context("Failed to set the guard's routes")
+}
+
+/// Takes it away, as far as that is possible.
+pub async fn lower_or_say(device: &str) {
+    if let Err(error) = lower(device).await {
+        tracing::warn!("couldn't take the overlay's filter away: {error:#}");
+    }
+}
+
+/// Takes the guard of an agent with this device away, if there is one.
+///
+/// # Errors
+/// When `nft` isn't there or the kernel refuses.
+pub async fn lower(device: &str) -> anyhow::Result<()> {
+    Netlink::connect()?.replace_refusals(&[]).await?;
+    Nft::default().run(&rules::no_rules(device)).await?;
+    ports::lower(device).await
+}
+
+/// For tables of others' that go with the guard.
+pub(crate) async fn nft(script: &str) -> anyhow::Result<()> {
+    Nft::default().run(script).await
+}

@@ -1,0 +1,235 @@
+//! The guard's rules: what the kernel is told, made of what this host is.
+
+use std::fmt::Write as _;
+
+use ipnet::IpNet;
+use isthmus_model::Snapshot;
+
+use crate::network;
+use crate::settings::Settings;
+
+/// All that the rules follow from. Two guards that are equal make the same rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// The overlay's device.
+    pub device: String,
+    /// All addresses of the mesh.
+    pub prefixes: Vec<IpNet>,
+    /// The tunnels' UDP port.
+    pub tunnel_port: u16,
+    /// The proxy's TCP port.
+    pub proxy_port: u16,
+    /// The user that the agent runs as: nobody else speaks from its ports.
+    pub user: u32,
+}
+
+impl Guard {
+    /// The guard of a host that works by this snapshot.
+    #[must_use]
+    pub fn of(settings: &Settings, snapshot: &Snapshot) -> Self {
+        Self {
+            device: settings.device.clone(),
+            prefixes: network::prefixes(snapshot).to_vec(),
+            tunnel_port: settings.listen_port,
+            proxy_port: settings.proxy_port,
+            user: isthmus_net::process::own_user(),
+        }
+    }
+
+    /// The name of the table that holds all of it, of family `inet`.
+    #[must_use]
+    pub fn table(&self) -> String {
+        table(&self.device)
+    }
+
+    /// What `nft -f` is told: one transaction, which replaces whatever the table held.
+    #[must_use]
+    pub fn script(&self) -> String {
+        let mut script = no_rules(&self.device);
+        // INVARIANT: writing to a string doesn't fail.
+        let _ = writeln!(script, "table inet {} {{", self.table());
+        // A chain that others lead to comes before them.
+        for chain in
+            [self.looping(), self.arriving(), self.passing(), self.speaking(), self.leaving()]
+        {
+            script.push_str(&chain);
+        }
+        script.push_str("}\n");
+        script
+    }
+
+    /// Anybody may bind an IPv6 address that the host doesn't have, and speak as it to this host.
+    fn looping(&self) -> String {
+        let foreign = |prefix: &IpNet, side: &str| {
+            let ip = family(prefix).ip;
+            format!("{ip} {side} {prefix} fib {side} type != local counter drop")
+        };
+        let rules =
+            self.prefixes.iter().flat_map(|it| [foreign(it, "saddr"), foreign(it, "daddr")]);
+        chain("looping", None, rules)
+    }
+
+    /// Before any translation of addresses, which would hide whom a packet was for. Packets that are
+    /// to be forwarded come by here, too.
+    fn arriving(&self) -> String {
+        let known =
+            format!("iifname vmap {{ \"{}\" : accept, \"lo\" : goto looping }}", self.device);
+        let of_prefix = |prefix: &IpNet| {
+            let ip = family(prefix).ip;
+            let [to, from] = quoting(prefix);
+            let source = format!("{ip} saddr {prefix} counter drop");
+            [source, format!("{ip} daddr {prefix} fib daddr type local counter drop"), to, from]
+        };
+        let rules = [known].into_iter().chain(self.prefixes.iter().flat_map(of_prefix));
+        chain("arriving", Some(("prerouting", -300)), rules)
+    }
+
+    fn passing(&self) -> String {
+        let rules = self.prefixes.iter().map(|prefix| {
+            let Family { ip, refuse } = family(prefix);
+            format!("oifname != \"{}\" {ip} daddr {prefix} counter {refuse}", self.device)
+        });
+        chain("passing", Some(("forward", -150)), rules)
+    }
+
+    /// Refused rather than dropped, so that programs hear of it at once.
+    fn leaving(&self) -> String {
+        let known =
+            format!("oifname vmap {{ \"{}\" : accept, \"lo\" : goto speaking }}", self.device);
+        let of_prefix = |prefix: &IpNet| {
+            let Family { ip, refuse } = family(prefix);
+            ["daddr", "saddr"].map(|side| format!("{ip} {side} {prefix} counter {refuse}"))
+        };
+        let rules = [known].into_iter().chain(self.prefixes.iter().flat_map(of_prefix));
+        let rules = rules.chain(["goto speaking".to_owned()]);
+        chain("leaving", Some(("output", -150)), rules)
+    }
+
+    /// While the agent is down, anybody may have its ports, but nobody gets an answer there.
+    fn speaking(&self) -> String {
+        let Self { tunnel_port, proxy_port, user, .. } = self;
+        let ports = [format!("udp sport {tunnel_port}"), format!("tcp sport {proxy_port}")];
+        let rules = ports.map(|port| format!("{port} meta skuid != {user} counter drop"));
+        chain("speaking", None, rules)
+    }
+}
+
+/// What takes the table away. Deleting needs it to be there: declaring it first makes it so.
+#[must_use]
+pub fn no_rules(device: &str) -> String {
+    let table = table(device);
+    format!("table inet {table} {{}}\ndelete table inet {table}\n")
+}
+
+fn table(device: &str) -> String {
+    format!("isthmus-{device}")
+}
+
+/// A chain of the guard's table, which lets pass what none of its rules speaks of. Without a hook
+/// (and its priority) it is one that others lead to.
+fn chain(name: &str, hook: Option<(&str, i32)>, rules: impl IntoIterator<Item = String>) -> String {
+    let hook = hook.map(|(hook, priority)| {
+        format!("type filter hook {hook} priority {priority}; policy accept;\n")
+    });
+    let mut text = format!("chain {name} {{\n{}", hook.unwrap_or_default());
+    for rule in rules {
+        text.push_str(&rule);
+        text.push('\n');
+    }
+    text + "}\n"
+}
+
+struct Family {
+    ip: &'static str,
+    refuse: &'static str,
+}
+
+const fn family(prefix: &IpNet) -> Family {
+    match prefix {
+        IpNet::V4(_) => Family { ip: "ip", refuse: "reject with icmp type admin-prohibited" },
+        IpNet::V6(_) => Family { ip: "ip6", refuse: "reject with icmpv6 type admin-prohibited" },
+    }
+}
+
+/// Matches and drops errors about packets of the overlay: none of them was ever on another interface,
+/// so whoever complains of one made it up, to break a flow or to make its packets small.
+fn quoting(prefix: &IpNet) -> [String; 2] {
+    let (protocol, kinds, source, address_bits) = match prefix {
+        IpNet::V4(_) => {
+            ("icmp", "destination-unreachable, redirect, time-exceeded, parameter-problem", 160, 32)
+        }
+        IpNet::V6(_) => (
+            "icmpv6",
+            "destination-unreachable, packet-too-big, time-exceeded, parameter-problem",
+            128,
+            128,
+        ),
+    };
+    // The quoted packet's header follows eight bytes of the error's.
+    [source, source + address_bits].map(|offset| {
+        let bits = prefix.prefix_len();
+        let value = leading_bits(prefix);
+        format!("{protocol} type {{ {kinds} }} @th,{offset},{bits} {value:#x} counter drop")
+    })
+}
+
+/// The prefix as the number that its bits are.
+fn leading_bits(prefix: &IpNet) -> u128 {
+    let (bits, len) = match prefix {
+        IpNet::V4(net) => (u128::from(net.network().to_bits()), 32 - net.prefix_len()),
+        IpNet::V6(net) => (net.network().to_bits(), 128 - net.prefix_len()),
+    };
+    bits.checked_shr(len.into()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_families_are_guarded_both_ways() {
+        let script = guard().script();
+        for rule in [
+            "ip saddr 100.64.0.0/10 counter drop",
+            "ip6 saddr fd00:1:2::/48 counter drop",
+            "ip daddr 100.64.0.0/10 fib daddr type local counter drop",
+            "ip6 daddr fd00:1:2::/48 fib daddr type local counter drop",
+            "ip6 saddr fd00:1:2::/48 fib saddr type != local counter drop",
+            "oifname != \"isth0\" ip6 daddr fd00:1:2::/48 counter reject",
+            "ip6 saddr fd00:1:2::/48 counter reject",
+            "@th,160,10 0x191 counter drop",
+            "@th,256,48 0xfd0000010002 counter drop",
+            "udp sport 51820 meta skuid != 7 counter drop",
+        ] {
+            assert!(script.contains(rule), "{rule} isn't in {script}");
+        }
+    }
+
+    #[test]
+    fn the_script_replaces_whatever_was_there() {
+        let script = guard().script();
+        let empty = "table inet isthmus-isth0 {}\ndelete table inet isthmus-isth0\n";
+        assert!(script.starts_with(&format!("{empty}table inet isthmus-isth0 {{\n")), "{script}");
+        assert_eq!(no_rules("isth0"), empty);
+        assert_eq!(script.matches('{').count(), script.matches('}').count());
+    }
+
+    #[test]
+    fn a_prefix_as_a_number() {
+        for (prefix, number) in
+            [("100.64.0.0/10", 0x191), ("10.0.0.0/8", 10), ("fd00:1:2::/48", 0xfd00_0001_0002)]
+        {
+            assert_eq!(leading_bits(&prefix.parse().unwrap()), number, "{prefix}");
+        }
+    }
+
+    fn guard() -> Guard {
+        Guard {
+            device: "isth0".to_owned(),
+            prefixes: vec!["100.64.0.0/10".parse().unwrap(), "fd00:1:2::/48".parse().unwrap()],
+            tunnel_port: 51820,
+            proxy_port: 15001,
+            user: 7,
+        }
+    }
+}
