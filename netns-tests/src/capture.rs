@@ -1,5 +1,6 @@
 //! What really went over a wire.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -62,5 +63,31 @@ impl Capture {
     #[must_use]
     pub fn contains(recording: &[u8], bytes: &[u8]) -> bool {
         recording.windows(bytes.len()).any(|window| window == bytes)
+    }
+}
+
+/// The frames of a recording of Ethernet.
+pub fn frames(recording: &[u8]) -> impl Iterator<Item = &[u8]> {
+    const FILE_HEADER: usize = 24;
+    const FRAME_HEADER: usize = 16;
+    let mut rest = recording.get(FILE_HEADER..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let header = rest.first_chunk::<FRAME_HEADER>()?;
+        let captured = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+        let frame = rest.get(FRAME_HEADER..)?.get(..captured as usize)?;
+        rest = &rest[FRAME_HEADER + frame.len()..];
+        Some(frame)
+    })
+}
+
+/// The addresses of a frame's IP packet, the sender's first.
+#[must_use]
+pub fn ends(frame: &[u8]) -> Option<[IpAddr; 2]> {
+    let v4 = |at: usize| Some(IpAddr::from(*frame.get(at..)?.first_chunk::<4>()?));
+    let v6 = |at: usize| Some(IpAddr::from(*frame.get(at..)?.first_chunk::<16>()?));
+    match frame.get(12..14)? {
+        [0x08, 0x00] => Some([v4(26)?, v4(30)?]),
+        [0x86, 0xdd] => Some([v6(22)?, v6(38)?]),
+        _ => None,
     }
 }

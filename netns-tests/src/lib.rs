@@ -15,7 +15,7 @@ mod mesh;
 mod process;
 mod wait;
 
-pub use capture::Capture;
+pub use capture::{Capture, ends, frames};
 pub use lab::{Lab, Link, Node};
 pub use mesh::{Host, Joined, Mesh, MeshOptions};
 pub use process::{Output, Process, binary};

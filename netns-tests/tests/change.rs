@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
-use isthmus_netns_tests::{Host, Mesh, Node, Process, wait_for};
+use isthmus_netns_tests::{Host, Mesh, Node, Output, Process, binary, wait_for};
 
 const WEB: u32 = 40_001;
 const CLIENT: u32 = 40_002;
@@ -211,7 +211,7 @@ fn no_packet_is_lost_when_the_controller_dies() {
 }
 
 #[test]
-fn an_agent_may_die_and_leaves_nothing_behind_when_it_stops() {
+fn an_agent_may_die_and_leaves_only_the_guard_behind_when_it_stops() {
     let (mut mesh, mut conversation) = mesh_with_conversation();
     // All that an agent could leave: devices, addresses, routes and rules of both families, filters.
     let state = |mesh: &Mesh| {
@@ -240,6 +240,13 @@ fn an_agent_may_die_and_leaves_nothing_behind_when_it_stops() {
 
     let status = mesh.host_mut("web-1").agent().terminate(Duration::from_secs(10));
     assert!(status.success(), "{status}");
+    let guarded = state(&mesh);
+    assert!(guarded.contains("unreachable 100.64.0.0/10"), "{guarded}");
+    assert!(guarded.contains("table inet isthmus-isth0"), "{guarded}");
+    let node = &mesh.host("web-1").node;
+    let mut lower = node.command(binary("isthmus-agent"));
+    lower.args(["guard", "--lower", "--settings"]).arg(node.folder().join("agent.toml"));
+    let _ = Output::of(lower).expect_success();
     let stopped = state(&mesh);
     assert!(![prefix, "isth0", "100.64"].iter().any(|word| stopped.contains(word)), "{stopped}");
     // The kernel's own: local, main and default for IPv4, local and main for IPv6.
