@@ -75,11 +75,13 @@ impl Standing {
     async fn apply(&self, guard: &Guard) -> anyhow::Result<()> {
         // The rules first: they alone would do.
         let ruled = self.nft.run(&guard.script()).await;
-        let routed = refuse_by_route(guard).await;
+        if let Err(error) = refuse_by_route(guard).await {
+            tracing::warn!("the overlay's filter stands without its routes: {error:#}");
+        }
         if let Err(error) = sysctl::reserve_port(guard.tunnel_port) {
             tracing::debug!(%error, "somebody may be given the tunnels' port while the agent is down");
         }
-        ruled.and(routed)
+        ruled
     }
 
     async fn table(&self) -> String {

@@ -116,7 +116,7 @@ impl Guard {
 
 /// What takes the table away. Deleting needs it to be there: declaring it first makes it so.
 #[must_use]
-pub fn no_rules(device: &str) -> String {
+pub(super) fn no_rules(device: &str) -> String {
     let table = table(device);
     format!("table inet {table} {{}}\ndelete table inet {table}\n")
 }
