@@ -9,6 +9,9 @@ pub struct Application {
     pub proxy_protocol: Option<ProxyProtocol>,
     /// The HTTP that it speaks.
     pub http: HttpVersion,
+    /// Whether it gets requests' trailers by HTTP/1.1: many applications take them for header fields, some
+    /// for those of another request. HTTP/2 keeps them apart.
+    pub trailers: bool,
 }
 
 /// A version of HAProxy's PROXY protocol.

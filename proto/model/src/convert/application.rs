@@ -37,5 +37,6 @@ pub(super) fn decode(body: &v1::Service) -> Result<Application, Reason> {
             2 => HttpVersion::Http2,
             other => return Err(unknown("http_version", other)),
         },
+        trailers: body.trailers,
     })
 }

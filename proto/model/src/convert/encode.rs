@@ -100,6 +100,7 @@ fn service(id: ServiceId, service: &Service) -> Body {
         balance: (service.balance != Balance::default()).then(|| balance::encode(&service.balance)),
         proxy_protocol: application::proxy_protocol(service.application),
         http_version: application::http_version(service.application),
+        trailers: service.application.trailers,
         paths: path_mode(service.paths).into(),
         exposure: exposure(service.guard.exposure).into(),
         strict_listener: service.guard.listener == ListenerCheck::Strict,

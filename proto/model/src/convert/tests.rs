@@ -281,6 +281,7 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
             proxy_protocol: [None, Some(ProxyProtocol::V1), Some(ProxyProtocol::V2)]
                 [n as usize % 3],
             http: [HttpVersion::Auto, HttpVersion::Http1, HttpVersion::Http2][n as usize % 3],
+            trailers: n.is_multiple_of(2),
         },
         paths: PathMode::ALL[n as usize % 4],
         guard: PortGuard {

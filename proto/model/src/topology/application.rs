@@ -1,4 +1,4 @@
-//! `protocol`, `proxy_protocol` and `http` of `[service.NAME]`.
+//! `protocol`, `proxy_protocol`, `http` and `trailers` of `[service.NAME]`.
 
 use super::reader::{Entry, Located, Read, Report, Table, instead, quote};
 use crate::application::{Application, HttpVersion, ProxyProtocol};
@@ -40,14 +40,21 @@ pub(super) fn application(
         let message = "`proxy_protocol` is about connections, and this service speaks udp";
         return Err(report.error(entry.key_at, message, "leave it out"));
     }
-    if let Some(entry) = table.get("http").filter(|_| !protocol.carries_requests()) {
-        let message = format!("`http` is about requests, and this service speaks {protocol}");
-        let help = "write `protocol = \"http\"`, or leave it out";
-        return Err(report.error(entry.key_at, message, help));
+    for key in ["http", "trailers"] {
+        if let Some(entry) = table.get(key).filter(|_| !protocol.carries_requests()) {
+            let message = format!("`{key}` is about requests, and this service speaks {protocol}");
+            let help = "write `protocol = \"http\"`, or leave it out";
+            return Err(report.error(entry.key_at, message, help));
+        }
     }
     let proxy_protocol = table.optional("proxy_protocol", |entry| proxy_protocol(entry, report));
     let http = table.optional("http", |entry| http_version(entry, report));
-    Ok(Application { proxy_protocol: proxy_protocol?, http: http?.unwrap_or_default() })
+    let trailers = table.optional("trailers", |entry| entry.boolean(report));
+    Ok(Application {
+        proxy_protocol: proxy_protocol?,
+        http: http?.unwrap_or_default(),
+        trailers: trailers?.unwrap_or_default(),
+    })
 }
 
 fn proxy_protocol(entry: Entry<'_>, report: &mut Report<'_>) -> Read<ProxyProtocol> {

@@ -32,6 +32,7 @@ pub(super) const SERVICE: Schema = &[
     ("breaker", "breaker = { max_requests = 1024 }"),
     ("proxy_protocol", "proxy_protocol = \"v2\""),
     ("http", "http = \"2\""),
+    ("trailers", "trailers = true"),
     ("paths", "paths = \"merge-slashes\""),
     ("exposure", "exposure = \"mesh\""),
     ("listener", "listener = \"strict\""),

@@ -241,7 +241,7 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
         listener,
         origin: _,
     } = old;
-    let Application { proxy_protocol, http } = application;
+    let Application { proxy_protocol, http, trailers } = application;
     let Balance {
         policy,
         weights,
@@ -271,6 +271,7 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     let proxy_protocol_now = new.application.proxy_protocol;
     details.note_optional("proxy_protocol", proxy_protocol.as_ref(), proxy_protocol_now.as_ref());
     details.note("http", http, new.application.http);
+    details.note("trailers", trailers, new.application.trailers);
     details.note("paths", paths, new.paths);
     details.note_optional("exposure", exposure.as_ref(), new.exposure.as_ref());
     details.note("listener", listener, new.listener);

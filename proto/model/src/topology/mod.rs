@@ -148,7 +148,7 @@ pub struct ServiceDecl {
     pub balance: Balance,
     /// What a gateway or an external service says.
     pub edge: Option<Edge>,
-    /// `proxy_protocol` and `http`
+    /// `proxy_protocol`, `http` and `trailers`
     pub application: Application,
     /// `paths`; `strict` unless given.
     pub paths: PathMode,

@@ -70,6 +70,11 @@ fn each_difference_is_told_in_the_words_of_the_language() {
         ),
         (
             "port = 80",
+            "port = 80\nprotocol = \"http\"\ntrailers = true",
+            "~ service web: protocol tcp -> http; trailers false -> true",
+        ),
+        (
+            "port = 80",
             "port = 80\nnamespace = \"prod\"",
             "~ service web: namespace default -> prod",
         ),

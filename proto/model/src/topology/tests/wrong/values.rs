@@ -326,6 +326,16 @@ hosts = ["a"]"#,
         "leave it out",
     ),
     on(
+        "trailers where there are no requests",
+        r#"[service.x]
+port = 1
+trailers = true
+hosts = ["a"]"#,
+        (11, 1),
+        "`trailers` is about requests, and this service speaks tcp",
+        r#"write `protocol = "http"`"#,
+    ),
+    on(
         "HTTP version that nothing speaks",
         r#"[service.x]
 port = 1
