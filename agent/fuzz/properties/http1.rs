@@ -1,7 +1,7 @@
 //! HTTP/1: whatever is read as a request is read in one way, however its bytes are dealt, by a
 //! second reader, and from what is passed on.
 
-use isthmus_proxy::probe::{ReadRequest, Reading, read_requests};
+use isthmus_proxy::probe::{ReadRequest, Reading, read_again, read_requests};
 
 /// `input` is what a client sends. Says whether there is a request in it, and nothing else.
 pub(crate) fn hold(input: &[u8]) -> bool {
@@ -44,7 +44,7 @@ fn meaning(reading: &Reading) -> (Vec<Meaning<'_>>, bool) {
 
 /// Who reads what is passed on reads the same, once, and to its last byte.
 fn is_passed_on_unchanged(request: &ReadRequest) {
-    let again = read_requests([&request.rewritten[..]]);
+    let again = read_again([&request.rewritten[..]]);
     let [read] = &again.requests[..] else { panic!("{again:?}") };
     assert!(!again.refused && read.end == request.rewritten.len(), "{again:?}");
     assert_eq!((&read.method, &read.body), (&request.method, &request.body));

@@ -117,6 +117,11 @@ impl Record {
         self.decider = decider;
     }
 
+    /// The host that was asked last.
+    pub(crate) fn host(&self) -> &str {
+        self.host.as_ref().map_or("of the service", Name::as_str)
+    }
+
     pub(crate) fn take_route(&mut self, route: &Arc<Compiled>) {
         self.way.route = Some(Arc::clone(route));
     }

@@ -1,5 +1,6 @@
 //! The way to the applications, and to proxies of other hosts before them: connections, pooled for
-//! each address, and for each caller that the proxy speaks for.
+//! each address, and for each caller that the proxy speaks for: whatever an application makes of bytes
+//! that it can't place, it is never another caller's request.
 //!
 //! hyper-util's ready-made client pools by the request's authority, which is the caller's to choose
 //! and must reach the application unchanged. So the pool is ours, on hyper's connections.
@@ -7,15 +8,15 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use http::header::HOST;
 use http::{Request, Response, Version};
 use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use isthmus_model::{HttpVersion, ProxyProtocol, ServiceId};
+use isthmus_model::{HostId, HttpVersion, Principal, ProxyProtocol, ServiceId};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -25,19 +26,16 @@ use crate::body::Upload;
 use crate::gate::{Pass, Room};
 use crate::gateway::Outside;
 use crate::gather::{Gather, Gathered};
-use crate::http1::client::{self, Failed};
+use crate::http1::client::{self, Failed, Server};
 use crate::http1::{Keep, Link};
+use crate::idle::{Idle, PoolId};
 use crate::incoming::{BodyError, Incoming};
 use crate::io::Stream;
-use crate::limits::MAX_HEADER_LIST_BYTES;
 use crate::metrics::Overflow;
+use crate::silence::Silence;
 use crate::streams;
 use crate::view::Map;
-
-/// Unused connections kept for each application, by each thread.
-const MAX_IDLE: usize = 256;
-/// Shorter than what common servers keep theirs for, so that they rarely close one under our hands.
-const IDLE_TIME: Duration = Duration::from_secs(30);
+use crate::windows::{ANSWER_BYTES, ANSWER_STREAM_BYTES, UNSENT_BYTES};
 
 /// Makes a socket that isn't connected yet and speaks from an address of this host; from whichever the
 /// kernel chooses, where it is unspecified. To applications the proxy is known by such sockets.
@@ -49,8 +47,12 @@ pub(crate) struct Backends {
     connect_timeout: Duration,
     bind: Bind,
     outside: Arc<dyn Outside>,
+    silence: Arc<Silence>,
     /// Apart from each other: those whose connections are counted, and those whose aren't.
     applications: Mutex<Map<(Target, bool), Arc<Application>>>,
+    /// What the pools of several callers share.
+    idle: Mutex<Map<SocketAddr, Weak<Idle>>>,
+    pools: AtomicU64,
 }
 
 /// Where requests go, and from which address: who shares a connection shares an identity.
@@ -65,6 +67,12 @@ pub(crate) struct Target {
     /// The external service that stands for it, if it is outside of the mesh, and the
     /// [`Outside::epoch`] that its connections are of.
     pub(crate) external: Option<(ServiceId, u64)>,
+    /// The host whose proxy this is, if it is another's.
+    pub(crate) host: Option<HostId>,
+    /// For whom, where no source says it.
+    pub(crate) caller: Option<Principal>,
+    /// Whether a request's trailers are passed on by HTTP/1 (see [`Server::Application`]).
+    pub(crate) trailers: bool,
 }
 
 /// How to speak to an application.
@@ -82,6 +90,8 @@ pub(crate) enum BackendError {
     Refused(#[source] io::Error),
     #[error("the application didn't accept a connection in time")]
     TimedOut,
+    #[error("its host doesn't answer")]
+    Silent(Instant),
     #[error("the application didn't answer in time")]
     TryTimedOut,
     #[error("the application fails its health check")]
@@ -132,14 +142,26 @@ impl Failure {
     }
 }
 
-/// Connections to one application.
+impl Target {
+    /// Who answers there.
+    const fn server(&self) -> Server {
+        match self.source {
+            Some(_) => Server::Proxy,
+            None => Server::Application { takes_trailers: self.trailers },
+        }
+    }
+}
+
+/// One caller's connections to one application.
 #[derive(Debug)]
 struct Application {
+    id: PoolId,
     target: Target,
     connect_timeout: Duration,
     bind: Bind,
     outside: Arc<dyn Outside>,
-    idle: Mutex<Vec<Idle>>,
+    silence: Arc<Silence>,
+    idle: Arc<Idle>,
     /// One connection carries all; the lock is held while it is being made.
     multiplexed: tokio::sync::Mutex<Option<http2::SendRequest<Upload>>>,
     /// Connections, where they are counted.
@@ -149,20 +171,28 @@ struct Application {
     returned: Notify,
 }
 
-#[derive(Debug)]
-struct Idle {
-    link: Arc<Link<Stream>>,
-    since: Instant,
-}
-
 impl Backends {
-    pub(crate) fn new(connect_timeout: Duration, bind: Bind, outside: Arc<dyn Outside>) -> Self {
-        Self { connect_timeout, bind, outside, applications: Mutex::default() }
+    pub(crate) fn new(
+        connect_timeout: Duration,
+        bind: Bind,
+        outside: Arc<dyn Outside>,
+        silence: Arc<Silence>,
+    ) -> Self {
+        Self {
+            connect_timeout,
+            bind,
+            outside,
+            silence,
+            applications: Mutex::default(),
+            idle: Mutex::default(),
+            pools: AtomicU64::new(0),
+        }
     }
 
     /// Another one like it, with nothing open yet.
     pub(crate) fn without_connections(&self) -> Self {
-        Self::new(self.connect_timeout, self.bind, Arc::clone(&self.outside))
+        let silence = Arc::clone(&self.silence);
+        Self::new(self.connect_timeout, self.bind, Arc::clone(&self.outside), silence)
     }
 
     /// What makes sockets that speak from an address.
@@ -190,21 +220,22 @@ impl Backends {
     /// Closes what nobody used for a while.
     pub(crate) fn sweep(&self) {
         self.lock().retain(|_, application| {
-            let mut idle = application.lock_idle();
-            idle.retain(Idle::is_usable);
             // Whoever is sending holds another reference.
-            !idle.is_empty() || Arc::strong_count(application) > 1
+            application.idle.sweep(application.id) || Arc::strong_count(application) > 1
         });
+        lock(&self.idle).retain(|_, idle| idle.strong_count() > 0);
     }
 
     fn application(&self, target: Target, is_counted: bool) -> Arc<Application> {
         let make = || {
             Arc::new(Application {
+                id: PoolId(self.pools.fetch_add(1, Ordering::Relaxed)),
                 target,
                 connect_timeout: self.connect_timeout,
                 bind: self.bind,
                 outside: Arc::clone(&self.outside),
-                idle: Mutex::default(),
+                silence: Arc::clone(&self.silence),
+                idle: self.idle_of(&target),
                 multiplexed: tokio::sync::Mutex::default(),
                 open: Arc::default(),
                 waiting: AtomicUsize::new(0),
@@ -214,8 +245,22 @@ impl Backends {
         Arc::clone(self.lock().entry((target, is_counted)).or_insert_with(make))
     }
 
+    /// Where the unused connections of a pool wait: an application's together.
+    fn idle_of(&self, target: &Target) -> Arc<Idle> {
+        if target.source.is_some() {
+            return Arc::default();
+        }
+        let mut known = lock(&self.idle);
+        if let Some(idle) = known.get(&target.address).and_then(Weak::upgrade) {
+            return idle;
+        }
+        let idle = Arc::default();
+        known.insert(target.address, Arc::downgrade(&idle));
+        idle
+    }
+
     fn lock(&self) -> MutexGuard<'_, Map<(Target, bool), Arc<Application>>> {
-        self.applications.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.applications)
     }
 }
 
@@ -226,7 +271,7 @@ impl Application {
         room: Option<Room<'_>>,
     ) -> Result<Response<Incoming>, Failure> {
         loop {
-            let (link, reused) = match self.take_idle() {
+            let (link, reused) = match self.idle.take(self.id) {
                 Some(link) => (link, true),
                 None => {
                     let began = Instant::now();
@@ -239,7 +284,13 @@ impl Application {
                 }
             };
             let keeper = Arc::clone(self) as Arc<dyn Keep<Stream>>;
-            match client::exchange(link, keeper, request).await {
+            let begun = Instant::now();
+            let exchanged = tokio::select! {
+                biased;
+                done = client::exchange(link, keeper, request, self.target.server()) => done,
+                since = self.silence.lose(self.target.host, begun) => return Err(silent(since)),
+            };
+            match exchanged {
                 Ok(response) => return Ok(response),
                 // The application closed it meanwhile.
                 Err(Failed { unsent: Some(same), .. } | Failed { repeatable: Some(same), .. })
@@ -260,6 +311,7 @@ impl Application {
         &self,
         room: Option<Room<'_>>,
     ) -> Result<(Arc<Link<Stream>>, bool), BackendError> {
+        self.idle.make_room(self.id);
         let Some(room) = room else {
             return Ok((Arc::new(Link::new(self.connect(false).await?)), false));
         };
@@ -284,11 +336,15 @@ impl Application {
                 (pin!(self.returned.notified()), pin!(room.gate.freed()));
             returned.as_mut().enable();
             freed.as_mut().enable();
-            if let Some(link) = self.take_idle() {
+            if let Some(link) = self.idle.take(self.id) {
                 return Turn::Returned(link);
             }
             if let Some(pass) = room.open(&self.open) {
                 return Turn::Opens(pass);
+            }
+            // Others that need theirs no longer shall not keep this one waiting.
+            if self.idle.take_over(self.id) {
+                continue;
             }
             tokio::select! {
                 () = returned => {}
@@ -312,7 +368,13 @@ impl Application {
             Ok(sender) => sender,
             Err(error) => return Err(Failure::unsent(error, request)),
         };
-        let response = sender.try_send_request(*request).await.map_err(Failure::of_sending)?;
+        let response = tokio::select! {
+            biased;
+            sent = sender.try_send_request(*request) => sent.map_err(Failure::of_sending)?,
+            since = self.silence.lose(self.target.host, Instant::now()) => {
+                return Err(silent(since));
+            }
+        };
         Ok(response.map(Incoming::from))
     }
 
@@ -337,16 +399,6 @@ impl Application {
         Ok(multiplexed.insert(Box::pin(self.connect_http2(pass)).await?).clone())
     }
 
-    fn take_idle(&self) -> Option<Arc<Link<Stream>>> {
-        let mut idle = self.lock_idle();
-        while let Some(candidate) = idle.pop() {
-            if candidate.is_usable() {
-                return Some(candidate.link);
-            }
-        }
-        None
-    }
-
     async fn connect_http2(
         &self,
         pass: Option<Pass>,
@@ -356,7 +408,10 @@ impl Application {
         tokio::spawn(gather.send());
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .initial_connection_window_size(ANSWER_BYTES)
+            .initial_stream_window_size(ANSWER_STREAM_BYTES)
+            .max_send_buf_size(UNSENT_BYTES)
+            .max_header_list_size(self.target.server().author().most_list_bytes())
             .handshake(io)
             .await
             .map_err(|error| BackendError::Broken(error.into()))?;
@@ -378,9 +433,20 @@ impl Application {
             let _ = stream.set_nodelay(true);
             self.secure(stream, http2).await
         };
-        match timeout(self.connect_timeout, connecting).await {
+        let connected = tokio::select! {
+            biased;
+            connected = timeout(self.connect_timeout, connecting) => connected,
+            since = self.silence.lose(self.target.host, Instant::now()) => {
+                return Err(BackendError::Silent(since));
+            }
+        };
+        match connected {
             Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(BackendError::Refused(error)),
+            // The data plane says it, too, after a while.
+            Ok(Err(error)) => match self.target.host.and_then(|host| self.silence.since(host)) {
+                Some(since) => Err(BackendError::Silent(since)),
+                None => Err(BackendError::Refused(error)),
+            },
             Err(_) => Err(BackendError::TimedOut),
         }
     }
@@ -411,10 +477,6 @@ impl Application {
         }
         Ok(stream)
     }
-
-    fn lock_idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Connects as the proxy, to a workload or to an application here.
@@ -432,11 +494,7 @@ pub(crate) async fn connect_as(
 
 impl Keep<Stream> for Application {
     fn keep(&self, link: Arc<Link<Stream>>) {
-        let mut idle = self.lock_idle();
-        if idle.len() < MAX_IDLE {
-            idle.push(Idle { link, since: Instant::now() });
-        }
-        drop(idle);
+        self.idle.put(self.id, link);
         if self.waiting.load(Ordering::Relaxed) > 0 {
             self.returned.notify_one();
         }
@@ -467,8 +525,10 @@ impl Drop for Waits<'_> {
     }
 }
 
-impl Idle {
-    fn is_usable(&self) -> bool {
-        self.since.elapsed() < IDLE_TIME && self.link.is_silent()
-    }
+fn silent(since: Instant) -> Failure {
+    Failure { error: BackendError::Silent(since), unsent: None }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

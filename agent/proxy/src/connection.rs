@@ -27,8 +27,8 @@ use crate::http1::server::{self, End};
 use crate::http1::{Link, Raw};
 use crate::incoming::Incoming;
 use crate::io::{CallerIo, Stream};
-use crate::limits::{MAX_HEADER_LIST_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
-use crate::places::Share;
+use crate::limits::{Author, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
+use crate::places::{Caller, Share};
 use crate::request;
 use crate::series::Ledger;
 use crate::server::Shared;
@@ -36,7 +36,8 @@ use crate::standing::{Newest, Standing};
 use crate::streams;
 use crate::timing::Progress;
 use crate::tunnel::Tunnel;
-use crate::view::{Parties, View};
+use crate::view::{Parties, Side, View};
+use crate::windows::{UNSENT_BYTES, Window};
 
 /// Between asking a quiet connection to end and ending it.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -90,7 +91,10 @@ pub(crate) fn identify(
         parties,
         entry,
         activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
-        share: shared.requests.share(peer),
+        share: match gateway {
+            Some(_) => shared.visitors.share(Caller::visitor(peer)),
+            None => shared.requests.share(Caller::member(peer)),
+        },
         tunnel: Mutex::new(None),
         newest: Newest::default(),
     };
@@ -151,7 +155,9 @@ async fn begin(connection: &Arc<Connection>, stream: TcpStream) -> Option<Arc<Li
 async fn serve_http2(connection: &Arc<Connection>, link: Arc<Link<CallerIo>>) {
     connection.activity.on_http2();
     let _over = EndsStreams(&connection.activity);
-    let builder = builder(StreamTasks(connection.activity.streams().subscribe()));
+    let window = connection.shared.windows.open(connection.caller());
+    let tasks = StreamTasks(connection.activity.streams().subscribe());
+    let builder = builder(tasks, connection.author(), &window);
     // Boxed, since hyper moves it about.
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
         let progress = Arc::new(Progress::new(std::time::Instant::now()));
@@ -203,18 +209,37 @@ fn tell_broken_rules(connection: &Connection, error: &hyper::Error) {
     access::tell_invalid(&connection.ledger, None, &format!("no proper HTTP/2: {why}"));
 }
 
-fn builder(tasks: StreamTasks) -> http2::Builder<StreamTasks> {
+fn builder(tasks: StreamTasks, author: Author, window: &Window) -> http2::Builder<StreamTasks> {
     let mut builder = http2::Builder::new(tasks);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .max_header_list_size(author.most_list_bytes())
+        .initial_connection_window_size(window.bytes())
+        .initial_stream_window_size(window.stream_bytes())
+        .max_send_buf_size(UNSENT_BYTES)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(MAX_LOCAL_RESETS);
     builder
 }
 
 impl Connection {
+    /// Whose places it takes.
+    fn caller(&self) -> Caller {
+        match self.entry {
+            Some(_) => Caller::visitor(self.peer),
+            None => Caller::member(self.peer),
+        }
+    }
+
+    /// Who wrote the heads that come by it.
+    pub(crate) const fn author(&self) -> Author {
+        match self.parties.side {
+            Side::Client => Author::Anybody,
+            Side::Server => Author::Proxy,
+        }
+    }
+
     /// The port that the caller believes to speak to.
     pub(crate) fn asked_port(&self) -> u16 {
         self.entry.as_ref().map_or(self.parties.port, |entry| entry.port)

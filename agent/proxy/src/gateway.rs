@@ -31,6 +31,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use crate::connection::Connection;
 use crate::headers;
 use crate::io::Stream;
+use crate::places::Caller;
 use crate::server::Shared;
 use crate::view::View;
 
@@ -162,7 +163,7 @@ async fn shake_hands(
     let config = outside.server_tls(connection.parties.service, entry.port, name.as_deref());
     let config = config.ok_or_else(|| io::Error::other("no certificate for this name"))?;
     // From here on it costs much. Whoever is slow loses its turn with its patience.
-    let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
+    let _turn = handshakes.wait_for(Caller::visitor(connection.peer)).await;
     let stream = hello.into_stream(config).await?;
     let chain = stream.get_ref().1.peer_certificates();
     let facts = chain.and_then(|chain| chain.first()).map(|it| outside.facts(it));

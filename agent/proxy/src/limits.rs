@@ -27,10 +27,13 @@ pub(crate) struct Limits {
     pub(crate) drain: Duration,
     /// At a time; no caller gets more of them than are still free.
     pub(crate) connections: usize,
-    /// Requests under way, over all connections: HTTP/2 multiplies them. Shared out like these.
+    /// Requests under way, over all connections: HTTP/2 multiplies them. Shared out like these, and so
+    /// many again for gateways' clients.
     pub(crate) requests: usize,
     /// Connections of gateways' clients.
     pub(crate) visitors: usize,
+    /// Wide windows of HTTP/2 at a time, shared out likewise; see `windows.rs`.
+    pub(crate) wide_windows: usize,
     /// TLS handshakes under way: each costs a signature.
     pub(crate) handshakes: usize,
     /// For one of them.
@@ -52,18 +55,51 @@ impl Default for Limits {
             connections: 4096,
             requests: 8192,
             visitors: 10_240,
+            wide_windows: 64,
             handshakes: 256,
             handshake: Duration::from_secs(10),
         }
     }
 }
 
-/// HTTP/1 heads: all lines together.
-pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// HTTP/1 heads: number of lines.
-pub(crate) const MAX_HEADERS: usize = 128;
-/// HTTP/2 heads, decompressed.
-pub(crate) const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
+/// HTTP/1 heads: number of fields, whoever wrote them.
+pub(crate) const MAX_FIELDS: usize = Author::Proxy.most_fields();
+
+/// Who wrote a head. A proxy has added to what it read: lengths, marks, a trace, and a gateway all that
+/// it knows of its client. So it may write more than others, or what one proxy takes the next would refuse.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Author {
+    #[default]
+    Anybody,
+    Proxy,
+}
+
+impl Author {
+    /// HTTP/1 heads: all lines together. A gateway says the host twice, which may be nearly all of it.
+    pub(crate) const fn most_bytes(self) -> usize {
+        match self {
+            Self::Anybody => 64 * 1024,
+            Self::Proxy => 128 * 1024,
+        }
+    }
+
+    /// HTTP/1 heads: number of fields.
+    pub(crate) const fn most_fields(self) -> usize {
+        match self {
+            Self::Anybody => 128,
+            Self::Proxy => 192,
+        }
+    }
+
+    /// HTTP/2 heads, decompressed.
+    pub(crate) const fn most_list_bytes(self) -> u32 {
+        match self {
+            Self::Anybody => 64 * 1024,
+            Self::Proxy => 128 * 1024,
+        }
+    }
+}
+
 /// HTTP/2 streams of one connection at a time.
 pub(crate) const MAX_STREAMS: u32 = 256;
 /// HTTP/2 streams that a peer reset before they were looked at ("rapid reset", CVE-2023-44487).

@@ -10,6 +10,7 @@ use crate::measured::Measured;
 use crate::outbound::{BreakerView, Clusters, EndpointView};
 use crate::ratelimit::RateLimits;
 use crate::series::{AllSeries, SeriesSnapshot};
+use crate::silence::Silence;
 use crate::streams::{Counters, StreamLabels, StreamTotals};
 use crate::watch::Watchers;
 
@@ -33,6 +34,7 @@ pub struct Metrics {
     pub(crate) streams: Counters,
     watchers: Watchers,
     limits: RateLimits,
+    silence: Arc<Silence>,
 }
 
 /// What was decided about a request.
@@ -111,6 +113,12 @@ impl Metrics {
                 .to_vec(),
             streams: self.streams.snapshot(),
         }
+    }
+
+    /// Hosts that don't answer, as whoever sends to them finds.
+    #[must_use]
+    pub const fn silence(&self) -> &Arc<Silence> {
+        &self.silence
     }
 
     /// The rate limits of services here.

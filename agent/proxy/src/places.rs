@@ -2,17 +2,55 @@
 //!
 //! A caller may take a place while it has fewer than are free. So one alone gets half of them, two a
 //! third each, and whoever comes next finds some, without anything to configure.
+//!
+//! In the mesh each address is somebody. In the world one machine has a whole IPv6 /64, and whoever
+//! rents a network a whole /48: the former counts as one caller, and the latter gets three quarters.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::Notify;
+
+/// Of a network, for each place that is free.
+const NETWORK_SHARE: usize = 3;
+
+/// Who counts as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Caller {
+    address: IpAddr,
+    /// What it belongs to.
+    network: Option<IpAddr>,
+}
+
+impl Caller {
+    /// A member of the mesh.
+    pub(crate) const fn member(address: IpAddr) -> Self {
+        Self { address, network: None }
+    }
+
+    /// A client of a gateway.
+    pub(crate) fn visitor(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let first = |bits: u32| {
+                    IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << (128 - bits))))
+                };
+                Self { address: first(64), network: Some(first(48)) }
+            }
+            address @ IpAddr::V4(_) => Self { address, network: None },
+        }
+    }
+}
 
 /// All places of a proxy, and who has them.
 #[derive(Debug)]
 pub(crate) struct Places {
     limit: usize,
     taken: Mutex<Taken>,
+    /// One was given back.
+    freed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -20,30 +58,49 @@ struct Taken {
     all: usize,
     /// Of those that have any.
     by_caller: HashMap<IpAddr, usize>,
+    by_network: HashMap<IpAddr, usize>,
 }
 
 /// A place that is given back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Arc<Places>,
-    caller: IpAddr,
+    caller: Caller,
 }
 
 impl Places {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, taken: Mutex::default() })
+        Arc::new(Self { limit, taken: Mutex::default(), freed: Notify::new() })
     }
 
-    /// A place for a connection of this caller; none if it has its share already, or all are taken.
-    pub(crate) fn take(self: &Arc<Self>, caller: IpAddr) -> Option<Place> {
+    /// A place for this caller; none if it has its share already, or all are taken.
+    pub(crate) fn take(self: &Arc<Self>, caller: Caller) -> Option<Place> {
         let mut taken = self.lock();
         let free = self.limit.saturating_sub(taken.all);
-        if taken.by_caller.get(&caller).copied().unwrap_or(0) >= free {
+        let has = |of: &HashMap<IpAddr, usize>, key| of.get(&key).copied().unwrap_or(0);
+        let of_network = caller.network.map_or(0, |network| has(&taken.by_network, network));
+        if has(&taken.by_caller, caller.address) >= free || of_network >= NETWORK_SHARE * free {
             return None;
         }
         taken.all += 1;
-        *taken.by_caller.entry(caller).or_default() += 1;
+        *taken.by_caller.entry(caller.address).or_default() += 1;
+        if let Some(network) = caller.network {
+            *taken.by_network.entry(network).or_default() += 1;
+        }
         Some(Place { places: Arc::clone(self), caller })
+    }
+
+    /// Waits for a place.
+    pub(crate) async fn wait_for(self: &Arc<Self>, caller: Caller) -> Place {
+        loop {
+            // Listens before it looks, so that nothing happens in between.
+            let mut freed = std::pin::pin!(self.freed.notified());
+            freed.as_mut().enable();
+            if let Some(place) = self.take(caller) {
+                return place;
+            }
+            freed.await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -55,11 +112,20 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.lock();
         taken.all = taken.all.saturating_sub(1);
-        if let Some(own) = taken.by_caller.get_mut(&self.caller) {
-            *own = own.saturating_sub(1);
-            if *own == 0 {
-                taken.by_caller.remove(&self.caller);
-            }
+        less_one(&mut taken.by_caller, self.caller.address);
+        if let Some(network) = self.caller.network {
+            less_one(&mut taken.by_network, network);
+        }
+        drop(taken);
+        self.places.freed.notify_waiters();
+    }
+}
+
+fn less_one(counts: &mut HashMap<IpAddr, usize>, of: IpAddr) {
+    if let Some(own) = counts.get_mut(&of) {
+        *own = own.saturating_sub(1);
+        if *own == 0 {
+            counts.remove(&of);
         }
     }
 }
@@ -75,24 +141,27 @@ pub(crate) struct Requests {
 /// Those that have connections, and some that had.
 #[derive(Debug, Default)]
 struct Callers {
-    known: HashMap<IpAddr, Weak<Caller>>,
+    known: HashMap<IpAddr, Weak<Asker>>,
+    networks: HashMap<IpAddr, Weak<AtomicUsize>>,
     /// When there are so many, those that are gone are forgotten.
     sweep_at: usize,
 }
 
 #[derive(Debug)]
-struct Caller {
+struct Asker {
     requests: Arc<Requests>,
     count: AtomicUsize,
+    /// All of its network's.
+    network: Option<Arc<AtomicUsize>>,
 }
 
 /// What a connection knows of its caller's requests.
 #[derive(Debug)]
-pub(crate) struct Share(Arc<Caller>);
+pub(crate) struct Share(Arc<Asker>);
 
 /// A request's place.
 #[derive(Debug)]
-pub(crate) struct RequestPlace(Arc<Caller>);
+pub(crate) struct RequestPlace(Arc<Asker>);
 
 impl Requests {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
@@ -100,17 +169,27 @@ impl Requests {
     }
 
     /// For a connection of this caller.
-    pub(crate) fn share(self: &Arc<Self>, caller: IpAddr) -> Share {
+    pub(crate) fn share(self: &Arc<Self>, caller: Caller) -> Share {
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = callers.known.get(&caller).and_then(Weak::upgrade) {
+        if let Some(known) = callers.known.get(&caller.address).and_then(Weak::upgrade) {
             return Share(known);
         }
         if callers.known.len() >= callers.sweep_at {
             callers.known.retain(|_, caller| caller.strong_count() > 0);
+            callers.networks.retain(|_, network| network.strong_count() > 0);
             callers.sweep_at = 2 * callers.known.len() + 16;
         }
-        let new = Arc::new(Caller { requests: Arc::clone(self), count: AtomicUsize::new(0) });
-        callers.known.insert(caller, Arc::downgrade(&new));
+        let network = caller.network.map(|network| {
+            let known = callers.networks.get(&network).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let new = Arc::default();
+                callers.networks.insert(network, Arc::downgrade(&new));
+                new
+            })
+        });
+        let (requests, count) = (Arc::clone(self), AtomicUsize::new(0));
+        let new = Arc::new(Asker { requests, count, network });
+        callers.known.insert(caller.address, Arc::downgrade(&new));
         Share(new)
     }
 }
@@ -121,15 +200,21 @@ impl Share {
         let requests = &self.0.requests;
         let all = requests.all.fetch_add(1, Ordering::Relaxed);
         let own = self.0.count.fetch_add(1, Ordering::Relaxed);
+        let network = self.0.network.as_ref();
+        let of_network = network.map_or(0, |count| count.fetch_add(1, Ordering::Relaxed));
         // Dropped at once if there is none.
         let place = RequestPlace(Arc::clone(&self.0));
-        (own < requests.limit.saturating_sub(all)).then_some(place)
+        let free = requests.limit.saturating_sub(all);
+        (own < free && of_network < NETWORK_SHARE * free).then_some(place)
     }
 }
 
 impl Drop for RequestPlace {
     fn drop(&mut self) {
         self.0.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(network) = &self.0.network {
+            network.fetch_sub(1, Ordering::Relaxed);
+        }
         self.0.requests.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -140,11 +225,81 @@ mod tests {
 
     use super::*;
 
-    const GREEDY: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 64, 0, 1));
-    const MODEST: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 64, 0, 2));
+    const GREEDY: Caller = member(Ipv4Addr::new(100, 64, 0, 1));
+    const MODEST: Caller = member(Ipv4Addr::new(100, 64, 0, 2));
 
-    fn take_all(places: &Arc<Places>, caller: IpAddr) -> Vec<Place> {
+    const fn member(address: Ipv4Addr) -> Caller {
+        Caller::member(IpAddr::V4(address))
+    }
+
+    /// Somebody of 2001:db8:NETWORK:SUBNET::/64.
+    fn visitor(network: u16, subnet: u16, host: u16) -> Caller {
+        let address = Ipv6Addr::new(0x2001, 0xdb8, network, subnet, 0, 0, 0, host);
+        Caller::visitor(IpAddr::V6(address))
+    }
+
+    fn take_all(places: &Arc<Places>, caller: Caller) -> Vec<Place> {
         std::iter::from_fn(|| places.take(caller)).collect()
+    }
+
+    #[test]
+    fn one_64_is_one_caller_and_one_48_does_not_take_all() {
+        let places = Places::new(10_240);
+        let mut taken: Vec<Place> = Vec::new();
+        for host in 0..6_000 {
+            taken.extend(places.take(visitor(1, 1, host)));
+        }
+        assert_eq!(taken.len(), 5_120);
+        for subnet in 0..6_000 {
+            taken.extend(places.take(visitor(1, subnet, 1)));
+        }
+        assert_eq!(taken.len(), 7_680);
+        let other = take_all(&places, visitor(2, 1, 1));
+        assert_eq!(other.len(), 1_280);
+        // By IPv4 each is one, also where the socket speaks both.
+        let mapped = |last| Ipv4Addr::new(192, 0, 2, last).to_ipv6_mapped().into();
+        assert!(places.take(Caller::visitor(mapped(1))).is_some());
+        assert_ne!(Caller::visitor(mapped(1)), Caller::visitor(mapped(2)));
+        drop((taken, other));
+        let left = places.lock();
+        assert!(left.by_caller.is_empty() && left.by_network.is_empty());
+    }
+
+    #[test]
+    fn requests_of_one_64_or_48_do_not_take_all() {
+        let requests = Requests::new(100);
+        let hosts: Vec<Share> = (0..200).map(|host| requests.share(visitor(1, 1, host))).collect();
+        let mut taken: Vec<RequestPlace> = hosts.iter().filter_map(Share::take).collect();
+        assert_eq!(taken.len(), 50);
+        let shares: Vec<Share> =
+            (2..200).map(|subnet| requests.share(visitor(1, subnet, 1))).collect();
+        taken.extend(shares.iter().filter_map(Share::take));
+        assert_eq!(taken.len(), 75);
+        assert!(requests.share(visitor(2, 1, 1)).take().is_some());
+        drop((taken, hosts, shares));
+        assert!(
+            requests.callers.lock().unwrap().networks.values().all(|it| it.upgrade().is_none())
+        );
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_place_gets_the_one_that_it_may_have() {
+        let places = Places::new(2);
+        let held = places.take(GREEDY).unwrap();
+        let mut waits = Box::pin(places.wait_for(GREEDY));
+        assert!(futures_now(&mut waits).is_none(), "it has its share");
+        let other = places.wait_for(MODEST).await;
+        drop(held);
+        drop(waits.await);
+        drop(other);
+    }
+
+    fn futures_now<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        match std::pin::Pin::new(future).poll(&mut cx) {
+            std::task::Poll::Ready(done) => Some(done),
+            std::task::Poll::Pending => None,
+        }
     }
 
     #[test]
@@ -155,7 +310,7 @@ mod tests {
         let modest = take_all(&places, MODEST);
         assert_eq!(modest.len(), 1024);
         for last in 3..=10 {
-            assert!(places.take(IpAddr::V4(Ipv4Addr::new(100, 64, 0, last))).is_some());
+            assert!(places.take(member(Ipv4Addr::new(100, 64, 0, last))).is_some());
         }
     }
 
@@ -190,7 +345,7 @@ mod tests {
     fn callers_without_connections_are_forgotten() {
         let requests = Requests::new(100);
         for number in 0..1000_u32 {
-            drop(requests.share(IpAddr::V4(Ipv4Addr::from(number))));
+            drop(requests.share(member(Ipv4Addr::from(number))));
         }
         assert!(requests.callers.lock().unwrap().known.len() <= 16);
     }
@@ -198,7 +353,7 @@ mod tests {
     #[test]
     fn all_callers_together_never_get_more_than_there_are() {
         let places = Places::new(100);
-        let callers = (1..=255).map(|last| IpAddr::V4(Ipv4Addr::new(100, 64, 1, last)));
+        let callers = (1..=255).map(|last| member(Ipv4Addr::new(100, 64, 1, last)));
         let taken: Vec<Place> = callers.flat_map(|caller| take_all(&places, caller)).collect();
         assert_eq!(taken.len(), 100);
     }

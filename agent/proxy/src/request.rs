@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HOST, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+    CONNECTION, CONTENT_TYPE, COOKIE, HOST, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE,
+    WWW_AUTHENTICATE,
 };
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
@@ -27,6 +28,7 @@ use crate::headers::{self, list};
 use crate::health::{LEAVING, PANIC, UNHEALTHY};
 use crate::incoming::Incoming;
 use crate::judge;
+use crate::limits::Author;
 use crate::live::Cut;
 use crate::metrics::Ruling;
 use crate::outbound::{self, Call};
@@ -95,6 +97,10 @@ async fn serve(
         Ok(host) => host,
         Err(Improper(reason)) => return Ok(rejection(reason, head.version, record)),
     };
+    if has_too_many_fields(&head) {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return Ok(refusal(status, "more header fields than HTTP/1.1 takes here", record));
+    }
     let view = connection.view();
     if connection.parties.side == Side::Client && !connection.standing(&view).holds {
         return Ok(refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record));
@@ -122,17 +128,18 @@ async fn serve(
         answer.headers_mut().insert(UNHEALTHY, HeaderValue::from_static("true"));
         return Ok(answer);
     }
+    // First a place: what finds none takes nothing of a limit.
+    let Some(place) = connection.share.take() else {
+        let reason = "the mesh proxy has too many requests under way";
+        return Ok(refusal(StatusCode::SERVICE_UNAVAILABLE, reason, record));
+    };
+    record.occupy(place);
     // A gateway's clients come from nobody who could have been asked.
     if (connection.parties.side == Side::Server || connection.entry.is_some())
         && let Err(refused) = view.limits.admit(&connection.parties, &head)
     {
         return Ok(too_many(refused, record));
     }
-    let Some(place) = connection.share.take() else {
-        let reason = "the mesh proxy has too many requests under way";
-        return Ok(refusal(StatusCode::SERVICE_UNAVAILABLE, reason, record));
-    };
-    record.occupy(place);
     Ok(match connection.parties.side {
         Side::Server if view.external(connection.parties.service).is_some() => {
             let asked_host = host.clone();
@@ -198,6 +205,17 @@ fn form_of(host: &str) -> Result<Cow<'_, str>, Improper> {
     canonical_authority(host).map_err(|_| NO_HOST)
 }
 
+/// Whether the next hop, which reads HTTP/1.1, would refuse what has come by HTTP/2.
+fn has_too_many_fields(head: &Parts) -> bool {
+    let most = Author::Anybody.most_fields();
+    if head.version != Version::HTTP_2 || head.headers.len() <= most || wire(head) == Wire::Http2 {
+        return false;
+    }
+    // HTTP/2 may split it, and it's passed on as one.
+    let crumbs = head.headers.get_all(COOKIE).iter().count();
+    head.headers.len() - crumbs.saturating_sub(1) > most
+}
+
 /// What has been read properly and still doesn't pass. Framing that could be read in two ways was
 /// refused before, by `http1` and by hyper; the codings are looked at again for HTTP/2, which has none.
 fn proper(head: &Parts) -> Result<(), Improper> {
@@ -257,7 +275,15 @@ async fn forward(
 
     let address = SocketAddr::new(connection.local, connection.parties.port);
     let introduce = wanted_by.proxy_protocol.map(|version| (version, connection.peer));
-    let application = Target { address, source: None, introduce, external: None };
+    let application = Target {
+        address,
+        source: None,
+        introduce,
+        external: None,
+        host: None,
+        caller: Some(connection.parties.caller),
+        trailers: wanted_by.trailers,
+    };
     record.begin_try();
     let sent = connection.shared.backends.send(application, wire, Box::new(request), None).await;
     record.end_try(None);
@@ -354,6 +380,11 @@ pub(crate) fn failure(error: &BackendError, mut record: Record) -> Response<Answ
         return refusal(StatusCode::BAD_GATEWAY, &broken.as_answer(), record);
     }
     let (status, reason) = match error {
+        BackendError::Silent(since) => {
+            let (host, seconds) = (record.host(), since.elapsed().as_secs());
+            let reason = format!("host {host} doesn't answer since {seconds} s");
+            return refusal(StatusCode::SERVICE_UNAVAILABLE, &reason, record);
+        }
         BackendError::Refused(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "the application doesn't accept connections")
         }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -21,9 +21,10 @@ use crate::jwt::KeyRing;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::outbound::Clusters;
-use crate::places::{Place, Places, Requests};
+use crate::places::{Caller, Place, Places, Requests};
 use crate::streams::Lessons;
 use crate::view::View;
+use crate::windows::Windows;
 use crate::worker::{self, Door};
 
 /// After a failed `accept`, which is usually a lack of file descriptors.
@@ -58,9 +59,12 @@ pub(crate) struct Shared {
     pub(crate) lessons: Arc<Lessons>,
     pub(crate) limits: Limits,
     pub(crate) requests: Arc<Requests>,
+    /// Of gateways' clients: strangers take no places of the mesh's callers.
+    pub(crate) visitors: Arc<Requests>,
+    pub(crate) windows: Windows,
     pub(crate) outside: Arc<dyn Outside>,
     /// TLS handshakes under way, of all threads.
-    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) handshakes: Arc<Places>,
     pub(crate) keys: Arc<KeyRing>,
     /// Of this thread.
     pub(crate) clock: Arc<Clock>,
@@ -74,14 +78,16 @@ impl Shared {
         bind: Bind,
         outside: Arc<dyn Outside>,
     ) -> Self {
-        let clusters = Arc::new(Clusters::new(Instant::now(), Arc::clone(&outside)));
+        let silence = Arc::clone(metrics.silence());
+        let clusters = Clusters::new(Instant::now(), Arc::clone(&outside), Arc::clone(&silence));
+        let clusters = Arc::new(clusters);
         metrics.watch(&clusters);
         let health = Arc::new(Health::default());
         metrics.watch_health(&health);
         Self {
             view,
             metrics,
-            backends: Backends::new(limits.connect, bind, Arc::clone(&outside)),
+            backends: Backends::new(limits.connect, bind, Arc::clone(&outside), silence),
             clusters,
             health,
             leaving: Arc::default(),
@@ -89,8 +95,10 @@ impl Shared {
             lessons: Arc::default(),
             limits,
             requests: Requests::new(limits.requests),
+            visitors: Requests::new(limits.requests),
+            windows: Windows::new(limits.wide_windows),
             outside,
-            handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+            handshakes: Places::new(limits.handshakes),
             keys: Arc::default(),
             clock: Arc::default(),
         }
@@ -108,6 +116,8 @@ impl Shared {
             lessons: Arc::clone(&self.lessons),
             limits: self.limits,
             requests: Arc::clone(&self.requests),
+            visitors: Arc::clone(&self.visitors),
+            windows: self.windows.clone(),
             outside: Arc::clone(&self.outside),
             handshakes: Arc::clone(&self.handshakes),
             keys: Arc::clone(&self.keys),
@@ -197,7 +207,7 @@ async fn welcome(
     while let Some(Visitor { stream, gateway, port }) = visitors.recv().await {
         metrics.accepted.fetch_add(1, Ordering::Relaxed);
         let peer = stream.peer_addr().ok().map(|peer| peer.ip().to_canonical());
-        let place = peer.and_then(|peer| places.take(peer));
+        let place = peer.and_then(|peer| places.take(Caller::visitor(peer)));
         match (place, doors.iter().min_by_key(|door| door.load())) {
             (Some(place), Some(door)) => door.enter(stream, Some((gateway, port)), place),
             (_, _) => {
@@ -216,7 +226,7 @@ async fn accept(
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let place = places.take(peer.ip().to_canonical());
+                let place = places.take(Caller::member(peer.ip().to_canonical()));
                 admit(stream, place, &metrics, &doors);
             }
             Err(error) => {

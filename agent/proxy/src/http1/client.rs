@@ -19,7 +19,34 @@ use crate::body::Upload;
 use crate::headers;
 use crate::incoming::{BodyError, Incoming};
 use crate::io::Stream;
+use crate::limits::Author;
 use crate::timing::Progress;
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Server {
+    /// The proxy of another host.
+    Proxy,
+    /// An application, which may take a request's trailers for its header: many do that merge the two,
+    /// and some take them for the next request's.
+    Application { takes_trailers: bool },
+}
+
+impl Server {
+    pub(crate) const fn author(self) -> Author {
+        match self {
+            Self::Proxy => Author::Proxy,
+            Self::Application { .. } => Author::Anybody,
+        }
+    }
+
+    const fn takes_trailers(self) -> bool {
+        match self {
+            Self::Proxy => true,
+            Self::Application { takes_trailers } => takes_trailers,
+        }
+    }
+}
 
 /// Why there is no answer, and the request if no byte of it has left.
 #[derive(Debug)]
@@ -37,13 +64,15 @@ pub(crate) async fn exchange(
     link: Arc<Link<Stream>>,
     keeper: Arc<dyn Keep<Stream>>,
     request: Box<Request<Upload>>,
+    server: Server,
 ) -> Result<Response<Incoming>, Failed> {
     let (parts, body) = (*request).into_parts();
     let framing = framing_of(&body);
     let target = (&parts.method, &parts.uri);
-    let head = encode::request(target, &parts.headers, body.spelled(), framing);
+    let encoder = Encoder::new(framing, server.takes_trailers());
+    let head = encode::request(target, &parts.headers, body.spelled(), framing, encoder);
     let progress = body.progress();
-    let mut sending = Sending::new(head, body, Encoder::new(framing, true));
+    let mut sending = Sending::new(head, body, encoder);
     if framing != Framing::Empty && parts.headers.contains_key(EXPECT) {
         sending.hold();
     }
@@ -53,7 +82,8 @@ pub(crate) async fn exchange(
         sent: None,
         is_cut_off: false,
         is_answered: false,
-        reader: Reader::default(),
+        author: server.author(),
+        reader: Reader::new(server.author()),
         progress,
     };
     match poll_fn(|cx| exchange.poll(cx, &parts.method)).await {
@@ -88,6 +118,7 @@ struct Exchange {
     is_cut_off: bool,
     /// Something has come, if only an interim answer.
     is_answered: bool,
+    author: Author,
     reader: Reader,
     /// Where interim answers go.
     progress: Arc<Progress>,
@@ -113,7 +144,7 @@ impl Exchange {
                 }
             };
             self.is_answered = true;
-            let answer = head::response(&head, asked)
+            let answer = head::response(&head, asked, self.author)
                 .map_err(|refused| Error::Malformed(refused.reason()))?;
             let status = answer.parts.status;
             if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {

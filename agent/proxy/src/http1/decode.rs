@@ -5,6 +5,7 @@ use http::HeaderMap;
 
 use super::Error;
 use super::head::{self, Framing, Refused, Scan};
+use crate::limits::Author;
 
 /// What may follow the sizes of all chunks of a body: nobody uses it.
 const MAX_EXTENSION_BYTES: u32 = 4096;
@@ -142,7 +143,7 @@ impl Chunked {
                 At::Trailers(lines, scan) => {
                     let before = lines.len();
                     lines.extend_from_slice(bytes);
-                    let Some(end) = scan.find(lines).map_err(malformed)? else {
+                    let Some(end) = scan.find(lines, Author::Anybody).map_err(malformed)? else {
                         bytes.clear();
                         let fits = lines.len() <= MAX_TRAILER_BYTES;
                         return if fits {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::Write as _;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, DATE, TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 
 use super::Error;
@@ -93,21 +93,22 @@ impl Encoder {
     }
 }
 
-/// A request's head. `spelled` is the head that it came with, whose spelling of names is kept.
+/// A request's head, whose body `encoder` will write. `spelled` is the head that it came with, whose spelling of names is kept.
 pub(crate) fn request(
     (method, uri): (&Method, &Uri),
     fields: &HeaderMap,
     spelled: Option<&Bytes>,
     framing: Framing,
+    encoder: Encoder,
 ) -> Bytes {
-    into_bytes(|head| write_request((method, uri), fields, spelled, framing, head))
+    into_bytes(|head| write_request((method, uri), fields, spelled, (framing, encoder), head))
 }
 
 fn write_request(
     (method, uri): (&Method, &Uri),
     fields: &HeaderMap,
     spelled: Option<&Bytes>,
-    framing: Framing,
+    (framing, encoder): (Framing, Encoder),
     head: &mut Vec<u8>,
 ) {
     head.extend_from_slice(method.as_str().as_bytes());
@@ -115,7 +116,9 @@ fn write_request(
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
     head.extend_from_slice(target.as_bytes());
     head.extend_from_slice(b" HTTP/1.1\r\n");
-    all_but_framing(head, fields, spelled);
+    // Who gets no trailers isn't told of any.
+    let announces = encoder == Encoder::Chunked { trailers: true };
+    lines(head, fields, spelled, |name| !is_framing(name) && (announces || *name != TRAILER));
     let may_have_body = [Method::POST, Method::PUT, Method::PATCH].contains(method);
     match framing {
         Framing::Empty if may_have_body => length(head, 0),
@@ -163,7 +166,7 @@ fn write_response(
         head.extend_from_slice(b"\r\n");
         return;
     }
-    all_but_framing(head, fields, spelled);
+    lines(head, fields, spelled, |name| !is_framing(name));
     let is_bodiless = status == StatusCode::NO_CONTENT || status.is_informational();
     match (framing, fields.get(CONTENT_LENGTH)) {
         // What the length would be.
@@ -200,7 +203,7 @@ pub(crate) fn interim(status: StatusCode, fields: &HeaderMap, spelled: &Bytes) -
         head.push(b' ');
         head.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
         head.extend_from_slice(b"\r\n");
-        all_but_framing(head, fields, Some(spelled));
+        lines(head, fields, Some(spelled), |name| !is_framing(name));
         head.extend_from_slice(b"\r\n");
     })
 }
@@ -218,8 +221,8 @@ fn into_bytes(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     })
 }
 
-fn all_but_framing(head: &mut Vec<u8>, fields: &HeaderMap, spelled: Option<&Bytes>) {
-    lines(head, fields, spelled, |name| *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING);
+fn is_framing(name: &HeaderName) -> bool {
+    *name == CONTENT_LENGTH || *name == TRANSFER_ENCODING
 }
 
 fn lines(

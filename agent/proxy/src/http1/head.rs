@@ -10,7 +10,7 @@ use http::{
 use httparse::{ParserConfig, Status};
 
 use crate::headers::{expects_continue, list};
-use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
+use crate::limits::{Author, MAX_FIELDS};
 
 /// Where a message's body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,25 +71,26 @@ impl Refused {
 
 impl Scan {
     /// The head's length, its last empty line with it; none if its end isn't here.
-    pub(crate) fn find(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refused> {
+    pub(crate) fn find(&mut self, bytes: &[u8], author: Author) -> Result<Option<usize>, Refused> {
+        let most_bytes = author.most_bytes();
         while let Some(offset) = memchr::memchr(b'\n', bytes.get(self.seen..).unwrap_or_default()) {
             let at = self.seen + offset;
             self.seen = at + 1;
             match &bytes[..at] {
-                [.., b'\r', b'\n', b'\r'] if self.seen > MAX_HEAD_BYTES => break,
+                [.., b'\r', b'\n', b'\r'] if self.seen > most_bytes => break,
                 [.., b'\r', b'\n', b'\r'] => return Ok(Some(self.seen)),
                 [.., b'\r'] => {}
                 _ => return Err(Refused::Malformed("a line that ends in a bare LF")),
             }
         }
         self.seen = self.seen.max(bytes.len());
-        if self.seen > MAX_HEAD_BYTES { Err(Refused::TooLarge) } else { Ok(None) }
+        if self.seen > most_bytes { Err(Refused::TooLarge) } else { Ok(None) }
     }
 }
 
 /// Reads a request's head; `head` is all of it.
-pub(crate) fn request(head: &Bytes) -> Result<RequestHead, Refused> {
-    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+pub(crate) fn request(head: &Bytes, author: Author) -> Result<RequestHead, Refused> {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut read = httparse::Request::new(&mut []);
     let config = ParserConfig::default();
     let status = config.parse_request_with_uninit_headers(&mut read, head, &mut lines);
@@ -102,7 +103,7 @@ pub(crate) fn request(head: &Bytes) -> Result<RequestHead, Refused> {
     let target = Uri::from_maybe_shared(head.slice_ref(target.as_bytes()));
     parts.uri = target.ok().and_then(with_path).ok_or(bad("a bad target"))?;
     parts.version = version(minor);
-    parts.headers = fields(head, read.headers)?;
+    parts.headers = fields(head, read.headers, author)?;
     let framing = framing(&parts.headers, parts.version)?;
     Ok(RequestHead {
         framing: framing.unwrap_or(Framing::Empty),
@@ -124,8 +125,12 @@ fn with_path(uri: Uri) -> Option<Uri> {
 }
 
 /// Reads the head of an answer to a request with a method; `head` is all of it.
-pub(crate) fn response(head: &Bytes, asked: &Method) -> Result<ResponseHead, Refused> {
-    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+pub(crate) fn response(
+    head: &Bytes,
+    asked: &Method,
+    author: Author,
+) -> Result<ResponseHead, Refused> {
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut read = httparse::Response::new(&mut []);
     let config = ParserConfig::default();
     let status = config.parse_response_with_uninit_headers(&mut read, head, &mut lines);
@@ -136,7 +141,7 @@ pub(crate) fn response(head: &Bytes, asked: &Method) -> Result<ResponseHead, Ref
     let (mut parts, ()) = Response::new(()).into_parts();
     parts.status = StatusCode::from_u16(code).map_err(|_| bad("a bad status"))?;
     parts.version = version(minor);
-    parts.headers = fields(head, read.headers)?;
+    parts.headers = fields(head, read.headers, author)?;
     let framed = framing(&parts.headers, parts.version)?;
     let framing = if asked == Method::HEAD || has_no_body(parts.status) {
         Framing::Empty
@@ -149,9 +154,11 @@ pub(crate) fn response(head: &Bytes, asked: &Method) -> Result<ResponseHead, Ref
 
 /// Reads the lines behind a chunked body; `lines` ends with an empty one.
 pub(crate) fn trailers(lines: &Bytes) -> Result<HeaderMap, Refused> {
-    let mut room = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut room = [httparse::EMPTY_HEADER; Author::Anybody.most_fields()];
     match httparse::parse_headers(lines, &mut room) {
-        Ok(Status::Complete((length, read))) if length == lines.len() => fields(lines, read),
+        Ok(Status::Complete((length, read))) if length == lines.len() => {
+            fields(lines, read, Author::Anybody)
+        }
         Ok(_) => Err(bad("bad trailers")),
         Err(error) => Err(refused(error)),
     }
@@ -192,7 +199,14 @@ const fn version(minor: u8) -> Version {
     if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 }
 }
 
-fn fields(head: &Bytes, lines: &[httparse::Header<'_>]) -> Result<HeaderMap, Refused> {
+fn fields(
+    head: &Bytes,
+    lines: &[httparse::Header<'_>],
+    author: Author,
+) -> Result<HeaderMap, Refused> {
+    if lines.len() > author.most_fields() {
+        return Err(Refused::TooLarge);
+    }
     let mut fields = HeaderMap::with_capacity(lines.len() + 4);
     for line in lines {
         let name =

@@ -7,6 +7,7 @@ use super::decode::{Decoder, Piece};
 use super::encode::{self, Encoder};
 use super::head::{self, Framing};
 use super::reader::Reader;
+use crate::limits::Author;
 
 /// What bytes were read as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,14 +43,24 @@ struct Open {
 /// Reads requests that arrive in pieces.
 #[must_use]
 pub fn read_requests<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Reading {
+    read(pieces, Author::Anybody)
+}
+
+/// Likewise, behind another proxy.
+#[must_use]
+pub fn read_again<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Reading {
+    read(pieces, Author::Proxy)
+}
+
+fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, author: Author) -> Reading {
     let mut reading = Reading::default();
-    let (mut reader, mut open) = (Reader::default(), None);
+    let (mut reader, mut open) = (Reader::new(author), None);
     let mut arrived = 0;
     for piece in pieces {
         arrived += piece.len();
         let mut rest = Bytes::copy_from_slice(piece);
         while !rest.is_empty() {
-            if step(&mut reader, &mut open, &mut rest).is_none() {
+            if step((&mut reader, author), &mut open, &mut rest).is_none() {
                 reading.refused = true;
                 return reading;
             }
@@ -63,31 +74,35 @@ pub fn read_requests<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Reading 
 }
 
 /// Reads on. None if it can't be read.
-fn step(reader: &mut Reader, open: &mut Option<Open>, rest: &mut Bytes) -> Option<()> {
+fn step(
+    (reader, author): (&mut Reader, Author),
+    open: &mut Option<Open>,
+    rest: &mut Bytes,
+) -> Option<()> {
     if let Some(open) = open {
         return open.read(rest);
     }
     let (head, behind) = reader.take(std::mem::take(rest)).ok()?;
     *rest = behind;
     if let Some(head) = head {
-        *open = Some(Open::new(&head)?);
+        *open = Some(Open::new(&head, author)?);
     }
     Some(())
 }
 
 impl Open {
-    fn new(head: &Bytes) -> Option<Self> {
-        let read = head::request(head).ok()?;
+    fn new(head: &Bytes, author: Author) -> Option<Self> {
+        let read = head::request(head, author).ok()?;
         let (parts, framing) = (read.parts, read.framing);
         let target = (&parts.method, &parts.uri);
-        let rewritten = encode::request(target, &parts.headers, Some(head), framing);
+        let encoder = Encoder::new(framing, true);
+        let rewritten = encode::request(target, &parts.headers, Some(head), framing, encoder);
         let request = ReadRequest {
             method: parts.method.to_string(),
             target: parts.uri.to_string(),
             rewritten: rewritten.to_vec(),
             ..ReadRequest::default()
         };
-        let encoder = Encoder::new(framing, true);
         let mut open = Self { request, decoder: Decoder::new(framing), encoder };
         if framing == Framing::Empty {
             open.end(None);

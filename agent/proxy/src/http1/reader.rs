@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::head::{Refused, Scan};
 use super::{Error, Link};
+use crate::limits::Author;
 
 /// Collects one head after the other.
 #[derive(Debug, Default)]
@@ -14,6 +15,7 @@ pub(super) struct Reader {
     /// What has come of a head that isn't whole.
     begun: Vec<u8>,
     scan: Scan,
+    author: Author,
 }
 
 /// Why there is no head.
@@ -25,6 +27,10 @@ pub(super) enum NoHead {
 }
 
 impl Reader {
+    pub(super) fn new(author: Author) -> Self {
+        Self { author, ..Self::default() }
+    }
+
     /// The next head, all of it; none if the connection ends before it has begun.
     pub(super) fn poll<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
@@ -60,7 +66,7 @@ impl Reader {
             while rest.starts_with(b"\r\n") {
                 rest.advance(2);
             }
-            let Some(end) = self.scan.find(&rest)? else {
+            let Some(end) = self.scan.find(&rest, self.author)? else {
                 self.begun.extend_from_slice(&rest);
                 return Ok((None, Bytes::new()));
             };
@@ -72,7 +78,9 @@ impl Reader {
             self.begun.drain(..2);
             self.scan = Scan::default();
         }
-        let Some(end) = self.scan.find(&self.begun)? else { return Ok((None, Bytes::new())) };
+        let Some(end) = self.scan.find(&self.begun, self.author)? else {
+            return Ok((None, Bytes::new()));
+        };
         self.scan = Scan::default();
         let mut all = Bytes::from(std::mem::take(&mut self.begun));
         Ok((Some(all.split_to(end)), all))

@@ -65,14 +65,15 @@ pub(crate) async fn is_http2(link: &Link<CallerIo>) -> bool {
 /// Serves requests until one side ends the connection, or one request makes it a tunnel. Requests
 /// that come before an answer has left wait for their turn.
 pub(crate) async fn serve(connection: &Arc<Connection>, link: &Arc<Link<CallerIo>>) -> End {
-    let mut reader = Reader::default();
+    let author = connection.author();
+    let mut reader = Reader::new(author);
     loop {
         if link.rest_len() > 0 {
             connection.activity.on_bytes();
         }
         let begun = match poll_fn(|cx| reader.poll(cx, link)).await {
             // Boxed at once, so that a connection without a request doesn't hold the room for one.
-            Ok(Some(head)) => head::request(&head)
+            Ok(Some(head)) => head::request(&head, author)
                 .map(|request| Box::pin(exchange(connection, link, request, head))),
             Err(NoHead::Refused(refused)) => Err(refused),
             Ok(None) | Err(NoHead::Broken(_)) => return End::Closed,

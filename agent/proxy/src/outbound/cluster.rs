@@ -11,10 +11,11 @@ use isthmus_model::{
 };
 
 use super::endpoint::{BreakerView, Choice, Endpoint, EndpointView, InFlight, Turn};
-use crate::balance::{Budget, Candidate, HashTable, Level, Ready, Sharpness, outliers};
+use crate::balance::{Admission, Budget, Candidate, HashTable, Level, Ready, Sharpness, outliers};
 use crate::gate::{Gate, Room};
 use crate::gateway::Outside;
 use crate::metrics::Overflow;
+use crate::silence::Silence;
 use crate::view::{Map, View};
 
 /// A server outside of the mesh, and its addresses.
@@ -25,6 +26,7 @@ type Far<'a> = (&'a External, Arc<[IpAddr]>);
 pub(crate) struct Clusters {
     origin: Instant,
     outside: Arc<dyn Outside>,
+    silence: Arc<Silence>,
     clusters: Mutex<Map<(ServiceId, bool), Arc<Cluster>>>,
 }
 
@@ -66,6 +68,7 @@ struct Found {
 /// What stays of a cluster.
 #[derive(Debug)]
 pub(crate) struct Kept {
+    silence: Arc<Silence>,
     budget: Mutex<Budget>,
     gate: Arc<Gate>,
     pub(super) under_way: AtomicUsize,
@@ -111,8 +114,8 @@ pub(crate) struct Draw {
 }
 
 impl Clusters {
-    pub(crate) fn new(origin: Instant, outside: Arc<dyn Outside>) -> Self {
-        Self { origin, outside, clusters: Mutex::default() }
+    pub(crate) fn new(origin: Instant, outside: Arc<dyn Outside>, silence: Arc<Silence>) -> Self {
+        Self { origin, outside, silence, clusters: Mutex::default() }
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -132,7 +135,8 @@ impl Clusters {
             return Some(Arc::clone(known));
         }
         let far = external.zip(addresses);
-        let made = Arc::new(Cluster::new(&view.snapshot, (service, far), v4, known, self.now())?);
+        let at = (self.now(), &self.silence);
+        let made = Arc::new(Cluster::new(&view.snapshot, (service, far), v4, known, at)?);
         clusters.insert((service, v4), Arc::clone(&made));
         Some(made)
     }
@@ -191,7 +195,7 @@ impl Cluster {
         (service, far): (ServiceId, Option<Far<'_>>),
         v4: bool,
         known: Option<&Arc<Self>>,
-        now: Duration,
+        (now, silence): (Duration, &Arc<Silence>),
     ) -> Option<Self> {
         let declared = snapshot.services.get(&service)?;
         let workload = |(host, ipv4): (&HostId, &std::net::Ipv4Addr)| {
@@ -220,7 +224,10 @@ impl Cluster {
         let places: Vec<Place> = spots.into_iter().map(endpoint).collect();
         let weighed: Vec<(u64, u32)> =
             places.iter().map(|it| (it.endpoint.host.0.into(), it.weight)).collect();
-        let kept = known.map_or_else(|| Arc::new(Kept::new(now)), |it| Arc::clone(&it.kept));
+        let kept = known.map_or_else(
+            || Arc::new(Kept::new(now, Arc::clone(silence))),
+            |it| Arc::clone(&it.kept),
+        );
         kept.recount(&places);
         let (port, addresses) = match far {
             Some((external, addresses)) => (external.port, Some(addresses)),
@@ -271,6 +278,12 @@ impl Cluster {
             taken: taken as u64,
             most: most.map(u64::from),
         })
+    }
+
+    /// Whether a host that answers wasn't tried yet.
+    pub(crate) fn has_others(&self, tried: &[HostId]) -> bool {
+        let answers = |host: HostId| self.kept.silence.since(host).is_none();
+        self.places.iter().map(|it| it.endpoint.host).any(|it| !tried.contains(&it) && answers(it))
     }
 
     /// Whether its workloads' health is checked.
@@ -362,7 +375,7 @@ impl Cluster {
 
     /// Finds out who is ready, if something has changed.
     fn find_ready(&self, now: Duration) {
-        let changes = self.kept.changes.load(Ordering::Acquire);
+        let changes = self.kept.changes();
         let holds = |found: &Found| found.at == Some(changes) && now < found.until;
         if holds(&self.ready.read().unwrap_or_else(PoisonError::into_inner)) {
             return;
@@ -373,8 +386,9 @@ impl Cluster {
         }
         let next_look = self.compare_success(now);
         // What changes from here on makes it be found again.
-        let changes = self.kept.changes.load(Ordering::Acquire);
-        let candidates: Vec<Candidate> = self.places.iter().map(Place::candidate).collect();
+        let changes = self.kept.changes();
+        let candidates: Vec<Candidate> =
+            self.places.iter().map(|it| it.candidate(&self.kept.silence)).collect();
         let Balance { slow_start, panic_threshold, .. } = &self.balance;
         let ready = Ready::new(&candidates, *slow_start, *panic_threshold, now);
         if ready.panic && !found.ready.panic {
@@ -434,7 +448,12 @@ fn weight(snapshot: &Snapshot, service: &Service, host: HostId) -> u32 {
 }
 
 impl Place {
-    fn candidate(&self) -> Candidate {
+    fn candidate(&self, silence: &Silence) -> Candidate {
+        if silence.since(self.endpoint.host).is_some() {
+            // As if it weren't there: it takes what nobody else could.
+            let admission = Admission::Closed { until: Duration::MAX };
+            return Candidate { near: self.near, weight: 0, admission };
+        }
         Candidate { near: self.near, weight: self.weight, admission: self.endpoint.admission() }
     }
 
@@ -459,8 +478,9 @@ impl Method {
 }
 
 impl Kept {
-    fn new(now: Duration) -> Self {
+    fn new(now: Duration, silence: Arc<Silence>) -> Self {
         Self {
+            silence,
             budget: Mutex::new(Budget::new(now)),
             gate: Arc::default(),
             under_way: AtomicUsize::new(0),
@@ -498,6 +518,11 @@ impl Kept {
             Turn::Nothing => return,
         }
         self.changed();
+    }
+
+    /// Both only ever grow.
+    fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire).wrapping_add(self.silence.changes())
     }
 
     pub(super) fn changed(&self) {

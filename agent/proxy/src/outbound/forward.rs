@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::cluster::{Cluster, Draw, NoPlace, Retrying};
 use super::endpoint::{Endpoint, InFlight, Turn};
-use super::local::Refused;
+use super::local::{self, Refused};
 use super::template::Template;
 use super::{Call, mirror};
 use crate::access::{Decider, Record};
@@ -283,6 +283,11 @@ impl Exchange<'_> {
                 }
             };
             was_unhealthy = attempt == Attempt::Unhealthy;
+            if matches!(ended, Ended::Failed(BackendError::Silent(_)))
+                && !self.cluster.has_others(&tried)
+            {
+                return ended;
+            }
             _retrying = self.tries_again(attempt, probes, &tried, payload).await;
             if _retrying.is_none() {
                 if let Ended::Answer(response, _) = &ended
@@ -481,6 +486,9 @@ impl Exchange<'_> {
         let random = self.connection.shared.chance.next();
         if let Some(error) = blameless(&sent, awaited.as_deref()) {
             flight.forget();
+            if is_here && matches!(error, BackendError::Overloaded(_)) {
+                local::give_back(self.connection, self.view, self.service, &self.template.head);
+            }
             return Tried::Blameless(error);
         }
         let (error, attempt, unread) = match sent {

@@ -43,6 +43,18 @@ pub(super) fn passes(
     Some(parties)
 }
 
+/// Gives back what [`admit`] took of the service's limits, for a request that found no connection.
+pub(super) fn give_back(
+    connection: &Connection,
+    view: &Arc<View>,
+    service: ServiceId,
+    head: &Parts,
+) {
+    if let Some(parties) = view.parties_here(&connection.parties, service) {
+        view.limits.give_back(&parties, head);
+    }
+}
+
 /// Judges a request to a service here, as the server's side does for callers of other hosts, and
 /// tells the application who calls.
 pub(super) fn admit(
@@ -63,6 +75,14 @@ pub(super) fn admit(
     let address = (endpoint.address, cluster.port).into();
     let caller = view.speaks_from(&connection.parties, endpoint.address.is_ipv4());
     let caller = caller.ok_or(Refused::Denied)?;
-    let introduce = view.application(service).proxy_protocol.map(|version| (version, caller));
-    Ok(Target { address, source: None, introduce, external: None })
+    let application = view.application(service);
+    Ok(Target {
+        address,
+        source: None,
+        introduce: application.proxy_protocol.map(|version| (version, caller)),
+        external: None,
+        host: None,
+        caller: Some(connection.parties.caller),
+        trailers: application.trailers,
+    })
 }

@@ -79,7 +79,16 @@ impl Template {
             let uri = uri.ok_or(Refused::Denied)?;
             let address = (endpoint.address, cluster.port).into();
             let external = Some((service, connection.shared.outside.epoch(service)));
-            return Ok((Target { address, source: None, introduce: None, external }, uri));
+            let target = Target {
+                address,
+                source: None,
+                introduce: None,
+                external,
+                host: None,
+                caller: Some(connection.parties.caller),
+                trailers: view.application(service).trailers,
+            };
+            return Ok((target, uri));
         }
         if endpoint.host == view.snapshot.local {
             return Ok((local::admit(connection, view, place, &self.head, fields, life)?, uri));
@@ -90,7 +99,15 @@ impl Template {
             fields.insert(EXPECT, HeaderValue::from_static("100-continue"));
         }
         let address = (endpoint.address, cluster.port).into();
-        let target = Target { address, source: Some(source), introduce: None, external: None };
+        let target = Target {
+            address,
+            source: Some(source),
+            introduce: None,
+            external: None,
+            host: Some(endpoint.host),
+            caller: None,
+            trailers: true,
+        };
         Ok((target, uri))
     }
 }

@@ -183,6 +183,14 @@ impl Limits {
         fitting().for_each(|limiter| limiter.state.count_passed());
         Ok(())
     }
+
+    /// Gives back what a request took that went no further.
+    pub(crate) fn give_back(&self, parties: &Parties, head: &Parts) {
+        let Some(limiters) = self.of.get(&parties.service) else { return };
+        let now = nanos(self.start.elapsed());
+        let fitting = limiters.iter().filter(|limiter| limiter.is_about(head));
+        fitting.for_each(|it| it.state.give_back(&it.limit, parties, head, now));
+    }
 }
 
 /// Where there are none.

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Instant;
 
 use http::StatusCode;
 use isthmus_model::{HostId, ProxyProtocol, ServiceId};
@@ -79,7 +80,7 @@ async fn to_workload(
             let caller = SocketAddr::new(source, connection.peer_port);
             to_application(connection, view, service, caller, address).await
         } else {
-            connect(connection, address, Some(source)).await
+            connect(connection, address, Some((source, endpoint.host))).await
         };
         // A workload that accepts is as good as one that answers well.
         let attempt = match &dialled {
@@ -92,7 +93,9 @@ async fn to_workload(
                 let host = Some(endpoint.host);
                 return Ok(Upstream { stream, service, host, _held: Some((flight, pass)) });
             }
-            Err(error) if tried.len() == TRIES => return Err(error),
+            Err(error) if tried.len() == TRIES || !cluster.has_others(&tried) => {
+                return Err(error);
+            }
             Err(error) => {
                 tracing::debug!(%error, %address, "A workload doesn't accept connections");
             }
@@ -132,10 +135,18 @@ async fn tell(
 async fn connect(
     connection: &Connection,
     address: SocketAddr,
-    source: Option<IpAddr>,
+    far: Option<(IpAddr, HostId)>,
 ) -> io::Result<TcpStream> {
-    let connecting = connect_as(connection.shared.backends.bind(), source, address);
-    let stream = timeout(connection.shared.limits.connect, connecting).await??;
+    let (bind, source) = (connection.shared.backends.bind(), far.map(|(source, _)| source));
+    let connecting = connect_as(bind, source, address);
+    let silence = connection.shared.metrics.silence();
+    let stream = tokio::select! {
+        biased;
+        connected = timeout(connection.shared.limits.connect, connecting) => connected??,
+        _ = silence.lose(far.map(|(_, host)| host), Instant::now()) => {
+            return Err(io::Error::new(io::ErrorKind::HostUnreachable, "its host doesn't answer"));
+        }
+    };
     // If it fails bytes are merely slower.
     let _ = stream.set_nodelay(true);
     Ok(stream)

@@ -6,6 +6,7 @@ mod auto;
 mod changes;
 mod edge;
 mod framing;
+mod hops;
 mod http1;
 mod patience;
 mod resilience;

@@ -89,6 +89,48 @@ async fn a_host_that_says_it_leaves_gets_no_more_and_marks_stay_inside() {
 }
 
 #[tokio::test]
+async fn a_host_that_does_not_answer_gets_no_requests_until_it_does() {
+    let mut backends = in_turn();
+    let good = marked(&backends, API_2, (200, "x-any")).await;
+    let silent = marked(&backends, API_3, (200, "x-any")).await;
+    let proxy = backends.proxy("");
+    proxy.metrics.silence().begin(HostId(3), Instant::now());
+    for _ in 0..10 {
+        assert_eq!(ask(&proxy, "POST").await.status(), StatusCode::OK);
+    }
+    assert_eq!((good.seen().len(), silent.seen().len()), (10, 0));
+    proxy.metrics.silence().end(HostId(3));
+    for _ in 0..10 {
+        assert_eq!(ask(&proxy, "POST").await.status(), StatusCode::OK);
+    }
+    assert_eq!((good.seen().len(), silent.seen().len()), (15, 5));
+}
+
+#[tokio::test]
+async fn what_is_asked_of_a_host_that_falls_silent_is_answered_soon_with_the_reason() {
+    let mut backends = in_turn();
+    let listener = TcpListener::bind((API_3, backends.port)).await.unwrap();
+    let view = backends.view_on(
+        "[[allow]]\nname = \"all\"\nfrom = \"service:client\"\nto = \"service:*\"\n",
+        &[API_3],
+    );
+    let proxy = Proxy::serve(Limits::default(), API, backends.port, view);
+    let began = Instant::now();
+    let (answer, _open) = tokio::join!(ask(&proxy, "GET"), async {
+        let accepted = listener.accept().await.unwrap();
+        proxy.metrics.silence().begin(HostId(3), Instant::now());
+        accepted
+    });
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let said = text(answer).await;
+    assert!(said.starts_with("host c doesn't answer since 0 s"), "{said}");
+    // The next one, too, while it is silent.
+    let answer = ask(&proxy, "GET").await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_workload_that_is_about_to_go_takes_what_nobody_else_can() {
     let key = || HashKey::Source;
     let about_to_leave = |policy: &BalancePolicy| {

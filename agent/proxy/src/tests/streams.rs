@@ -1,5 +1,7 @@
 //! Bodies, in both directions and all versions.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt, StreamBody};
@@ -80,6 +82,10 @@ async fn http1_trailers_pass_both_ways() {
     })
     .await;
     let proxy = Proxy::start(application.port, vec![allow("api", "service:api", &[])]);
+    proxy.switch(Arc::new(proxy.edited(|snapshot| {
+        let web = snapshot.services.values_mut().find(|it| it.name.as_str() == "web");
+        web.unwrap().application.trailers = true;
+    })));
     let got = proxy
         .exchange(
             API,

@@ -128,6 +128,14 @@ impl Proxy {
         self.views.send_replace(view);
     }
 
+    /// The same view, but for a change of its snapshot.
+    pub(crate) fn edited(&self, change: impl FnOnce(&mut Snapshot)) -> View {
+        let mut snapshot = Snapshot::clone(&self.view().snapshot);
+        change(&mut snapshot);
+        let policy = Policy::for_snapshot(&snapshot);
+        View::new(Arc::new(snapshot), Arc::new(policy))
+    }
+
     pub(crate) fn begin_stop(&mut self) {
         let _ = self.stop.take().unwrap().send(());
     }
