@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use isthmus_core::{Config, Event, PeerName, State};
-use isthmus_model::{Revision, Snapshot};
+use isthmus_model::{Problem, Revision, Snapshot};
 use isthmus_net::listen::{bind_marked_tcp, bind_transparent_tcp, hush};
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_net::senders::Senders;
@@ -20,6 +20,7 @@ use isthmus_net::udp::UdpSocket;
 use isthmus_proxy::{RateLimits, View};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::dataplane::{self, Setup};
 use crate::edge::{self, Edge};
@@ -38,6 +39,8 @@ use crate::status::{Pong, Shared};
 const EVENTS: usize = 1024;
 /// Clients of gateways that wait for the proxy.
 const VISITORS: usize = 256;
+/// Between two looks at hosts that don't answer, while there are any.
+const SILENCE_LOOKS: Duration = Duration::from_secs(5);
 /// Denials logged per second; those beyond are counted only.
 const DENIALS_LOGGED: u32 = 50;
 /// Before the proxy stops, callers are told for so long to go elsewhere: whoever sends another
@@ -123,6 +126,8 @@ impl Plane {
         });
         if let Some(running) = self.running.take() {
             running.stop(&self.shared).await;
+            self.shared.proxy.silence().replace([]);
+            self.shared.problems.set("host-silent", None);
         }
     }
 }
@@ -496,10 +501,51 @@ async fn listen(
     states: watch::Receiver<Arc<State>>,
 ) {
     let mut denials = RateLimit::new(DENIALS_LOGGED);
-    while let Some(event) = events.recv().await {
-        let state = Arc::clone(&states.borrow());
-        on_event(&shared, &state, &mut denials, event);
+    let mut looks = tokio::time::interval(SILENCE_LOOKS);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            event = events.recv() => {
+                let Some(event) = event else { return };
+                let state = Arc::clone(&states.borrow());
+                on_event(&shared, &state, &mut denials, event);
+            }
+            _ = looks.tick(), if !shared.proxy.silence().hosts().is_empty() => {
+                let state = Arc::clone(&states.borrow());
+                look_for_silence(&shared, &state).await;
+            }
+        }
     }
+}
+
+/// An event may be lost, and nobody shall be taken for silent for ever.
+async fn look_for_silence(shared: &Shared, state: &State) {
+    let Some(packets) = shared.packets() else { return };
+    let Ok(sample) = packets.sample().await else { return };
+    let now = Instant::now();
+    shared.proxy.silence().replace(sample.peers.iter().filter_map(|peer| match peer.peer {
+        PeerName::Host(host) => Some((host, now.checked_sub(peer.silent?)?)),
+        PeerName::Device(_) => None,
+    }));
+    tell_silence(shared, state);
+}
+
+/// Says who doesn't answer.
+fn tell_silence(shared: &Shared, state: &State) {
+    let silent = shared.proxy.silence().hosts();
+    let problem = |host| {
+        let name = peer_name(state, PeerName::Host(host));
+        let port = shared.settings.listen_port;
+        Problem::new(
+            "host-silent",
+            format!("host {name} doesn't answer: requests go elsewhere, or get 503"),
+            format!(
+                "see whether it is on, whether its agent runs, and whether UDP port {port} passes"
+            ),
+        )
+        .about(name)
+    };
+    shared.problems.replace("host-silent", silent.into_iter().map(|(host, _)| problem(host)));
 }
 
 fn on_event(shared: &Shared, state: &State, denials: &mut RateLimit, event: Event) {
@@ -517,6 +563,16 @@ fn on_event(shared: &Shared, state: &State, denials: &mut RateLimit, event: Even
         Event::Connected { peer } => {
             tracing::debug!(peer = %peer_name(state, peer), "tunnel up");
         }
+        Event::Silent { peer: PeerName::Host(host), since } => {
+            shared.proxy.silence().begin(host, since);
+            tell_silence(shared, state);
+        }
+        Event::Answers { peer: PeerName::Host(host) } => {
+            shared.proxy.silence().end(host);
+            tell_silence(shared, state);
+        }
+        // Nobody waits for devices.
+        Event::Silent { .. } | Event::Answers { .. } => {}
         Event::Roamed { peer, from, to } => {
             tracing::debug!(peer = %peer_name(state, peer), ?from, %to, "peer moved");
         }

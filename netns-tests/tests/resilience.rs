@@ -224,6 +224,58 @@ fn a_backend_that_fails_in_any_way_is_left_out_and_returns() {
 }
 
 #[test]
+fn a_dead_host_costs_a_caller_three_seconds_at_the_most_and_is_said_to_be_dead() {
+    const MOST: f64 = 3.0;
+    let mesh = Mesh::new(&["app-1", "api-1", "api-2", "api-3"]);
+    mesh.apply(&api("\"api-1\", \"api-2\"", ""));
+    let app = mesh.host("app-1");
+    let _backends = [Backend::start(&mesh, "api-1"), Backend::start(&mesh, "api-2")];
+    let plug = |host: &str, state: &str| mesh.switch.sh(&format!("ip link set p-{host} {state}"));
+    let ask = || {
+        let url = "http://api.prod.mesh.internal:8081/";
+        let said = app.curl(CLIENT, &["-4", "-w", "\n%{http_code} %{time_total}", url]);
+        let said = said.expect_success();
+        let (text, end) = said.rsplit_once('\n').expect("curl says more on a line of its own");
+        let (status, took) = end.split_once(' ').expect("two words");
+        (text.to_owned(), status.to_owned(), took.parse::<f64>().expect("seconds"))
+    };
+
+    let both = || (0..10).any(|_| ask().0 == "api-1") && (0..10).any(|_| ask().0 == "api-2");
+    wait_for("both get requests", SOON, both);
+
+    // By the proxy's old connections, and by none.
+    plug("api-1", "down");
+    plug("api-2", "down");
+    for _ in 0..3 {
+        let (text, status, took) = ask();
+        println!("{status} after {took} s: {text}");
+        assert!(took < MOST, "{took} s: {text}");
+        assert_eq!(status, "503", "{text}");
+        assert!(text.starts_with("host api-") && text.contains(" doesn't answer since "), "{text}");
+    }
+
+    // Where somebody else can take them, requests don't wait at all.
+    plug("api-2", "up");
+    wait_for("one is back", SOON, || ask().1 == "200");
+    for _ in 0..10 {
+        let (text, status, took) = ask();
+        assert!(status == "200" && took < 1.0, "{status} after {took} s: {text}");
+    }
+
+    let peers = app.agentctl(&["peers", "-o", "json"]).json();
+    let peers = peers.as_array().cloned().unwrap_or_default();
+    let dead = peers.iter().find(|peer| peer["name"] == "api-1").expect("it is a peer still");
+    assert_eq!(dead["state"], "silent");
+    let status = app.agentctl(&["status"]).expect_success();
+    assert!(status.contains("host api-1 doesn't answer"), "{status}");
+
+    plug("api-1", "up");
+    wait_for("both get requests again", SOON, both);
+    let status = app.agentctl(&["status"]).expect_success();
+    assert!(!status.contains("doesn't answer"), "{status}");
+}
+
+#[test]
 fn with_everything_down_retries_stay_within_their_budget() {
     let mesh = Mesh::new(&["app-1", "api-1", "api-2", "api-3"]);
     mesh.apply(&api(

@@ -82,6 +82,8 @@ drop_reasons! {
     NoPort => "no-port",
     /// The peer's endpoint isn't known.
     NoEndpoint => "no-endpoint",
+    /// A new connection to a host that hasn't answered for a while: refused.
+    Silent => "silent",
     /// The tunnel's queue was full, or given up with the handshake.
     TunnelQueue => "tunnel-queue",
     /// More datagrams wait than the limit.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_model::{HostId, Layer4, Principal, Revision};
 use isthmus_policy::Verdict;
@@ -42,6 +42,18 @@ pub enum Event {
         from: Option<SocketAddr>,
         /// Where it is.
         to: SocketAddr,
+    },
+    /// A host that was sent something has given no sign of life.
+    Silent {
+        /// Who.
+        peer: PeerName,
+        /// When the first packet left that got none.
+        since: Instant,
+    },
+    /// It has, or isn't a peer any more.
+    Answers {
+        /// Who.
+        peer: PeerName,
     },
     /// The size of datagrams that the path to a host carries has been measured anew.
     PathMtu {

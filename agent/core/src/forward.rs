@@ -16,6 +16,7 @@ use crate::packet::{
 };
 use crate::peers::{Peer, Slot};
 use crate::random::mix;
+use crate::tunnel::Tunnel;
 
 /// No link carries less IPv6 (RFC 8200 section 5): its senders needn't make smaller packets.
 const IPV6_MINIMUM: usize = 1280;
@@ -464,7 +465,7 @@ impl Node {
                     return Exit::Done;
                 };
                 self.note(flow, leg, packet, headers, one(headers), now);
-                self.finish(ingress, ready, rewrite, packet, headers);
+                self.finish(ingress, ready, rewrite, packet, headers, now);
                 let Ready { slot, dont_fragment } = ready;
                 if self.peers.get(slot).is_some_and(Peer::seals_in_bulk) {
                     let length = headers.total_length;
@@ -511,6 +512,14 @@ impl Node {
             self.answer(ingress, packet, headers, Reason::HostUnreachable, now);
             return None;
         }
+        let opens = || matches!(headers.transport, Transport::Tcp { flags } if flags.opens());
+        // While nobody tries to reach it, this is what begins to.
+        let is_tried = || peer.tunnel.as_ref().is_some_and(Tunnel::is_shaking_hands);
+        if peer.silence.refuses(now) && opens() && is_tried() {
+            self.counters.drop(DropReason::Silent);
+            self.answer(ingress, packet, headers, Reason::HostUnreachable, now);
+            return None;
+        }
         if matches!(ingress, Port::Peer(_)) && headers.ttl <= 1 {
             self.counters.drop(DropReason::HopsExceeded);
             self.answer(ingress, packet, headers, Reason::HopsExceeded, now);
@@ -539,11 +548,12 @@ impl Node {
         rewrite: Rewrite,
         packet: &mut [u8],
         headers: &Headers,
+        now: Instant,
     ) {
         self.clamp(ingress, packet, headers);
         if let Some(peer) = self.peers.get_mut(ready.slot) {
             let limit = peer.inner_limit();
-            peer.path.note_use();
+            peer.note_use(now);
             clamp_to(limit.min(self.mtu), packet, headers);
         }
         rewrite.apply(packet, headers);

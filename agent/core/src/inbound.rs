@@ -124,6 +124,11 @@ impl Node {
     ) {
         self.moved(slot, from, now);
         let Some(peer) = self.peers.get_mut(slot) else { return };
+        if peer.silence.end() {
+            let name = peer.name;
+            self.tell(Event::Answers { peer: name });
+        }
+        let Some(peer) = self.peers.get_mut(slot) else { return };
         if is_new_session {
             peer.last_handshake = Some(now);
             let name = peer.name;

@@ -61,6 +61,7 @@ mod receive;
 mod refuse;
 mod rejudge;
 mod sealing;
+mod silence;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod state;

@@ -200,7 +200,13 @@ impl Node {
     pub fn handle_state(&mut self, state: Arc<State>, now: Instant) {
         self.state = state;
         self.epoch = self.epoch.wrapping_add(1);
+        let silent: Vec<PeerName> = self.peers.silent().collect();
         self.peers.update(&self.state);
+        for peer in silent {
+            if !self.peers.silent().any(|still| still == peer) {
+                self.tell(Event::Answers { peer });
+            }
+        }
         self.sweep = Some(Sweep::new(now));
         self.step_sweep(now);
     }
@@ -413,6 +419,7 @@ impl Node {
         self.announce(slot, now);
         self.tick_bulk(slot, now);
         self.probe(slot, now);
+        self.watch(slot, now);
         self.flush(slot, now);
         if !is_live {
             self.peers.rest(slot);

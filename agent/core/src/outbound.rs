@@ -24,6 +24,9 @@ const REKEY_JITTER: Duration = Duration::from_secs(10);
 /// WireGuard pads packets to a multiple of this, to tell less of their length.
 pub(crate) const PADDING: usize = 16;
 
+/// Echoes that nobody waits for have this identifier and sequence.
+const NOBODYS_PING: u16 = u16::MAX;
+
 /// The largest packet that a super-packet is cut into.
 const MAX_SEGMENT: usize = 65_535;
 
@@ -155,7 +158,7 @@ impl Node {
             return Super::Refused;
         }
         let dont_fragment = peer.is_host();
-        peer.path.note_use();
+        peer.note_use(now);
         let headers = &Headers { key: passage.rewrite.key_after(headers), ..*headers };
         passage.rewrite.apply(packet, headers);
         let Ok(whole) = SuperPacket::new(packet, headers, segment) else {
@@ -362,6 +365,25 @@ impl Node {
         let (from, to) = (self.state.host_ipv6(self.state.local()), self.state.host_ipv6(host));
         let length = message.bytes(|payload| control::packet(from, to, payload, &mut packet));
         self.send(slot, packet.get(..length.unwrap_or_default()).unwrap_or_default(), true, now);
+    }
+
+    /// Finds out whether a peer that owes an answer still gives any.
+    pub(crate) fn watch(&mut self, slot: Slot, now: Instant) {
+        let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.is_host()) else { return };
+        let due = peer.silence.tick(now);
+        let name = peer.name;
+        let has_session = peer.tunnel.as_ref().is_some_and(Tunnel::has_session);
+        // A handshake asks for itself.
+        if due.ask && has_session {
+            let number = NOBODYS_PING;
+            let echo = Control::EchoRequest { identifier: number, sequence: number };
+            self.send_control(slot, echo, now);
+        }
+        if let Some(since) = due.tell {
+            self.tell(Event::Silent { peer: name, since });
+            // Perhaps it knows nothing of this session, or is elsewhere.
+            self.shake_hands(slot, now);
+        }
     }
 
     /// Tells a peer where this host is now, if it is to be told.

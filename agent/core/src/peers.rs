@@ -15,6 +15,7 @@ use crate::bulk::{Bulk, Offering, Receiving};
 use crate::mtu::{self, Path};
 use crate::node::PeerName;
 use crate::random::Random;
+use crate::silence::Silence;
 use crate::state::State;
 use crate::tunnel::{INDEX_BITS, Keys, Tunnel};
 
@@ -44,6 +45,7 @@ pub(crate) struct Peer {
     /// The sessions of `bulk` that packets are found by.
     bulk_sessions: Vec<u32>,
     pub(crate) path: Path,
+    pub(crate) silence: Silence,
     pub(crate) received_bytes: u64,
     pub(crate) sent_bytes: u64,
     pub(crate) last_heard: Option<Instant>,
@@ -88,6 +90,7 @@ impl Peer {
             bulk: Bulk::default(),
             bulk_sessions: Vec::new(),
             path,
+            silence: Silence::default(),
             received_bytes: 0,
             sent_bytes: 0,
             last_heard: None,
@@ -128,6 +131,13 @@ impl Peer {
         let is_due = self.announcements > 0;
         self.announcements = self.announcements.saturating_sub(1);
         is_due
+    }
+
+    /// A flow's packet goes to the peer.
+    #[inline]
+    pub(crate) fn note_use(&mut self, now: Instant) {
+        self.path.note_use();
+        self.silence.note_use(now);
     }
 
     /// Stock WireGuard lets its datagrams be fragmented, and doesn't answer probes.
@@ -344,6 +354,12 @@ impl Peers {
         }
         peer.last_provoked = Some(now);
         true
+    }
+
+    /// Those that don't answer.
+    pub(crate) fn silent(&self) -> impl Iterator<Item = PeerName> {
+        let silent = self.iter().filter(|(_, peer)| peer.silence.since().is_some());
+        silent.map(|(_, peer)| peer.name)
     }
 
     /// This host is elsewhere now: peers with a session are told at the next ticks.

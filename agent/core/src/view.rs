@@ -82,6 +82,8 @@ pub struct PeerView {
     pub sent_bytes: u64,
     /// Bytes of the outer IP packet that the path carries.
     pub path_mtu: u16,
+    /// Since the first packet that it gave no sign of life for, if it's silent.
+    pub silent: Option<Duration>,
     /// Of the last ping or path probe.
     pub round_trip: Option<Duration>,
     /// What traffic to it is sealed with; none: by its WireGuard session.
@@ -129,6 +131,7 @@ pub(crate) fn peer(peer: &Peer, now: Instant) -> PeerView {
         received_bytes: peer.received_bytes,
         sent_bytes: peer.sent_bytes,
         path_mtu: peer.path.mtu(),
+        silent: since(peer.silence.since()),
         round_trip: peer.round_trip,
         bulk: peer.bulk.cipher(),
     }

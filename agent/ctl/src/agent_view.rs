@@ -175,8 +175,13 @@ pub(crate) fn peer_table(peers: &[v1::Peer]) -> String {
         let tone = match &*peer.state {
             "up" => Tone::Good,
             "connecting" => Tone::Warn,
+            "silent" => Tone::Bad,
             _ => Tone::Quiet,
         };
+        let state = peer.silent_ms.map_or_else(
+            || peer.state.clone(),
+            |ms| format!("{} {}", peer.state, rough(Duration::from_millis(ms))),
+        );
         let handshake = peer.last_handshake_ms.map_or_else(
             || "never".to_owned(),
             |ms| format!("{} ago", rough(Duration::from_millis(ms))),
@@ -185,7 +190,7 @@ pub(crate) fn peer_table(peers: &[v1::Peer]) -> String {
         vec![
             toned(&peer.name, Tone::Strong),
             cell(&peer.kind),
-            toned(&peer.state, tone),
+            toned(&state, tone),
             cell(&peer.endpoint),
             cell(handshake),
             number(bytes(peer.received_bytes)),
@@ -205,6 +210,7 @@ pub(crate) fn peers_json(peers: &[v1::Peer]) -> Value {
             "kind": peer.kind,
             "endpoint": known(&peer.endpoint),
             "state": peer.state,
+            "silent_ms": peer.silent_ms,
             "last_handshake_ms": peer.last_handshake_ms,
             "received_bytes": peer.received_bytes,
             "sent_bytes": peer.sent_bytes,
@@ -319,8 +325,14 @@ mod tests {
             cipher: "aes-256-gcm".to_owned(),
             ..v1::Peer::default()
         };
-        let silent = v1::Peer { name: "web-2".to_owned(), ..v1::Peer::default() };
+        let silent = v1::Peer {
+            name: "web-2".to_owned(),
+            state: "silent".to_owned(),
+            silent_ms: Some(12_000),
+            ..v1::Peer::default()
+        };
         let text = plain(&peer_table(&[peer.clone(), silent]));
+        assert!(text.contains("silent 12 s"), "{text}");
         assert!(
             text.contains("4 s ago") && text.contains("2.0 KiB") && text.contains("1280"),
             "{text}"

@@ -116,15 +116,17 @@ fn seconds(at: SystemTime) -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Whether there is a session that packets can go by.
+/// Whether there is a session that packets can go by, and a host at its other end.
 pub(crate) fn is_up(peer: &PeerView) -> bool {
-    peer.last_handshake.is_some_and(|since| since < SESSION_LIFE)
+    peer.silent.is_none() && peer.last_handshake.is_some_and(|since| since < SESSION_LIFE)
 }
 
-/// "up", "connecting" or "idle".
+/// "up", "silent", "connecting" or "idle".
 pub(crate) fn peer_state(peer: &PeerView) -> &'static str {
     if is_up(peer) {
         "up"
+    } else if peer.silent.is_some() {
+        "silent"
     } else if peer.sent_bytes > 0 && peer.last_handshake.is_none() {
         "connecting"
     } else {
@@ -149,6 +151,7 @@ pub(super) fn peer(state: &State, peer: &PeerView) -> v1::Peer {
         path_mtu: peer.path_mtu.into(),
         addresses: peer_addresses(state, peer.peer),
         cipher: peer.bulk.map_or("wireguard", Cipher::name).to_owned(),
+        silent_ms: peer.silent.map(milliseconds),
     }
 }
 
@@ -371,6 +374,7 @@ pub(crate) mod tests {
             received_bytes: 0,
             sent_bytes,
             path_mtu: 1500,
+            silent: None,
             round_trip: None,
             bulk: None,
         };
@@ -378,6 +382,9 @@ pub(crate) mod tests {
         assert_eq!(peer_state(&view(None, 148)), "connecting");
         assert_eq!(peer_state(&view(Some(20), 148)), "up");
         assert_eq!(peer_state(&view(Some(400), 148)), "idle");
+        let silent = PeerView { silent: Some(Duration::from_secs(12)), ..view(Some(20), 148) };
+        assert_eq!((peer_state(&silent), is_up(&silent)), ("silent", false));
+        assert_eq!(peer(&state(), &silent).silent_ms, Some(12_000));
         let shown = peer(&state(), &view(Some(20), 148));
         assert_eq!((shown.name.as_str(), shown.kind.as_str()), ("web-1", "host"));
         assert_eq!(shown.last_handshake_ms, Some(20_000));

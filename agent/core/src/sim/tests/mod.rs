@@ -8,3 +8,4 @@ mod paths;
 mod restarts;
 mod revisions;
 mod services;
+mod silence;
