@@ -16,6 +16,11 @@ use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certificate};
 use zeroize::Zeroizing;
 
+use crate::clock::Clock;
+
+/// Addresses of controllers that are kept, former ones among them.
+const MOST_CONTROLLERS: usize = 16;
+
 /// A member's whole identity. No `Debug`: it holds secrets.
 #[expect(missing_debug_implementations, reason = "holds private keys")]
 #[derive(Clone)]
@@ -86,6 +91,20 @@ impl TlsKey {
         Ok(Self(pair.context("Failed to make a TLS key")?))
     }
 
+    /// # Errors
+    /// When it isn't a key of the kind that [`TlsKey::generate`] makes.
+    pub fn from_der(der: &[u8]) -> anyhow::Result<Self> {
+        let key = PrivatePkcs8KeyDer::from(der);
+        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ECDSA_P256_SHA256);
+        Ok(Self(pair.context("Failed to read a TLS key")?))
+    }
+
+    /// PKCS #8, DER.
+    #[must_use]
+    pub fn to_der(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(self.0.serialize_der())
+    }
+
     /// A PKCS #10 request: the public key, and the proof that we hold the private one. It names
     /// nobody: the controller decides who the certificate is for.
     ///
@@ -126,8 +145,7 @@ impl TlsKey {
             uris(&parsed).any(|uri| uri == wanted),
             "The controller sent a certificate that isn't for {wanted}"
         );
-        let key = Zeroizing::new(self.0.serialize_der());
-        Ok(TlsIdentity { key, leaf, ca, obtained: SystemTime::now() })
+        Ok(TlsIdentity { key: self.to_der(), leaf, ca, obtained: SystemTime::now() })
     }
 }
 
@@ -179,7 +197,7 @@ impl TlsIdentity {
         Ok(())
     }
 
-    /// From when until when this host can use the certificate.
+    /// The certificate's time.
     ///
     /// # Errors
     /// When it isn't a certificate.
@@ -191,27 +209,33 @@ impl TlsIdentity {
         };
         let validity = parsed.validity();
         Ok(Validity {
-            from: at(validity.not_before.timestamp()).max(self.obtained),
+            from: at(validity.not_before.timestamp()),
+            obtained: self.obtained,
             until: at(validity.not_after.timestamp()),
         })
     }
 }
 
-/// A certificate's time.
+/// A certificate's time: by the controller's clock, but for `obtained`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     pub from: SystemTime,
+    /// By this host's clock.
+    pub obtained: SystemTime,
     pub until: SystemTime,
 }
 
 impl Validity {
-    /// How long to wait, at `now`, before asking for a new certificate: until half of its life is
-    /// over, earlier by up to a tenth of it so that hosts that joined together don't renew together.
-    /// `jitter` is from 0 to 1.
+    /// How long to wait before asking for a new certificate: until half of its life is over, earlier
+    /// by up to a tenth of it so that hosts that joined together don't renew together. `jitter` is
+    /// from 0 to 1. Its life begins when this host gets it, unless our clock was set since.
     #[must_use]
-    pub fn renewal_in(&self, now: SystemTime, jitter: f64) -> Duration {
-        let life = self.until.duration_since(self.from).unwrap_or_default();
-        let at = self.from + life.mul_f64(0.5 - 0.1 * jitter.clamp(0.0, 1.0));
+    pub fn renewal_in(&self, clock: &Clock, jitter: f64) -> Duration {
+        let now = clock.now();
+        let obtained = clock.when(self.obtained);
+        let from = if obtained < now { obtained.max(self.from) } else { self.from };
+        let life = self.until.duration_since(from).unwrap_or_default();
+        let at = from + life.mul_f64(0.5 - 0.1 * jitter.clamp(0.0, 1.0));
         at.duration_since(now).unwrap_or_default()
     }
 }
@@ -267,6 +291,14 @@ fn subject_key<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
     })
 }
 
+/// `host:port`, as far as it can be told without asking anybody.
+fn is_address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let good_host =
+        !host.is_empty() && host.len() <= 255 && host.bytes().all(|it| it.is_ascii_graphic());
+    good_host && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
 /// [`Member`] as its file spells it.
 #[derive(Serialize, Deserialize)]
 struct MemberFile {
@@ -278,6 +310,28 @@ struct MemberFile {
 }
 
 impl Member {
+    /// Whether this is the same membership, wherever its controllers are.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let Self { host_id, host, mesh, trust_domain, controllers: _ } = self;
+        (host_id, host, mesh, trust_domain)
+            == (&other.host_id, &other.host, &other.mesh, &other.trust_domain)
+    }
+
+    /// The same with the controllers that a controller says there are. Those known before stay behind
+    /// them, for the case that the new ones are wrong.
+    #[must_use]
+    pub fn with_controllers(&self, said: &[String]) -> Self {
+        let mut controllers: Vec<String> = Vec::new();
+        let said = said.iter().filter(|address| is_address(address));
+        for address in said.chain(&self.controllers) {
+            if controllers.len() < MOST_CONTROLLERS && !controllers.contains(address) {
+                controllers.push(address.clone());
+            }
+        }
+        Self { controllers, ..self.clone() }
+    }
+
     /// # Errors
     /// Never for a value of ours; the library's interface allows for it.
     pub fn to_toml(&self) -> anyhow::Result<String> {
@@ -367,14 +421,50 @@ pub(crate) mod tests {
         assert!(error.to_string().contains("another CA"), "{error}");
     }
 
+    const LIFE: Duration = Duration::from_secs(86_400);
+
+    /// When a certificate of a day is renewed that was got just now, by a host whose clock shows `ours`
+    /// when the controller's shows `theirs`.
+    fn renewal(ours: SystemTime, theirs: SystemTime, jitter: f64) -> Duration {
+        let clock = Clock::told(milliseconds(theirs));
+        let backdated = theirs - Duration::from_secs(3_600);
+        let validity = Validity { from: backdated, obtained: ours, until: theirs + LIFE };
+        validity.renewal_in(&clock, jitter)
+    }
+
+    fn milliseconds(time: SystemTime) -> i64 {
+        time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis().try_into().unwrap()
+    }
+
+    fn about(found: Duration, wanted: Duration) {
+        assert!(found.abs_diff(wanted) < Duration::from_secs(5), "{found:?}, not {wanted:?}");
+    }
+
     #[test]
     fn renewal_comes_before_half_of_the_life_is_over() {
-        let from = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
-        let validity = Validity { from, until: from + Duration::from_secs(1_000) };
-        assert_eq!(validity.renewal_in(from, 0.0), Duration::from_secs(500));
-        assert_eq!(validity.renewal_in(from, 1.0), Duration::from_secs(400));
-        let late = from + Duration::from_secs(700);
-        assert_eq!(validity.renewal_in(late, 0.0), Duration::ZERO);
+        let now = SystemTime::now();
+        about(renewal(now, now, 0.0), LIFE / 2);
+        about(renewal(now, now, 1.0), LIFE.mul_f64(0.4));
+        let clock = Clock::ours();
+        let late = Validity { from: now - LIFE, obtained: now - LIFE, until: now + LIFE / 2 };
+        assert_eq!(late.renewal_in(&clock, 0.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn renewal_does_not_depend_on_this_hosts_clock() {
+        let (now, days) = (SystemTime::now(), 2 * LIFE);
+        // Ours is what the test has; the controller's differs.
+        about(renewal(now, now - days, 0.0), LIFE / 2);
+        about(renewal(now, now + days, 0.0), LIFE / 2);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_since_makes_no_renewal_after_the_other() {
+        let now = SystemTime::now();
+        let validity =
+            Validity { from: now - LIFE / 24, obtained: now + 2 * LIFE, until: now + LIFE };
+        let wait = validity.renewal_in(&Clock::ours(), 0.0);
+        assert!(wait > LIFE / 3, "{wait:?}");
     }
 
     #[test]
@@ -384,9 +474,31 @@ pub(crate) mod tests {
             left: Duration::from_secs(20),
             ..HostCertificate::of(&member())
         };
-        let before = SystemTime::now();
         let validity = identity_by(&Authority::new(), &backdated).tls.validity().unwrap();
-        assert!(validity.renewal_in(before, 1.0) > Duration::from_secs(6));
+        assert!(validity.renewal_in(&Clock::ours(), 1.0) > Duration::from_secs(6));
+    }
+
+    #[test]
+    fn a_tls_key_is_read_as_it_was_written() {
+        let key = TlsKey::generate().unwrap();
+        let again = TlsKey::from_der(&key.to_der()).unwrap();
+        assert_eq!(key.0.subject_public_key_info(), again.0.subject_public_key_info());
+        assert!(TlsKey::from_der(b"no key").is_err());
+    }
+
+    #[test]
+    fn new_addresses_of_the_controller_come_first_and_old_ones_stay() {
+        let said = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(ToString::to_string).collect();
+            member().with_controllers(&texts).controllers
+        };
+        assert_eq!(said(&["ctl.example:7443"]), ["ctl.example:7443", "192.0.2.1:7443"]);
+        assert_eq!(said(&["[2001:db8::1]:1", "192.0.2.1:7443"]).len(), 2);
+        for bad in ["", "x", "x:", ":1", "x:0", "x y:1", "x:70000"] {
+            assert_eq!(said(&[bad]), ["192.0.2.1:7443"], "{bad}");
+        }
+        let many: Vec<String> = (0..100).map(|n| format!("c{n}:1")).collect();
+        assert_eq!(member().with_controllers(&many).controllers.len(), MOST_CONTROLLERS);
     }
 
     #[test]

@@ -43,14 +43,14 @@ pub enum JoinError {
     Failed(#[from] anyhow::Error),
 }
 
-/// Makes this host a member under the name `host`.
+/// Makes this host a member under the name `host`. Whoever doesn't get the answer can ask again with
+/// the same keys.
 ///
 /// # Errors
 /// See [`JoinError`].
-pub async fn join(token: &Token, host: Name) -> Result<Identity, JoinError> {
+pub async fn join(token: &Token, host: Name, keys: Keys) -> Result<Identity, JoinError> {
     let pin = PinnedCa::new(token.ca_hash);
     let stream = connect_to_any(&token.controllers, &pin).await?;
-    let keys = Keys { tunnel: TunnelKey::generate()?, tls: TlsKey::generate()? };
     let channel = tls::channel(stream).await?;
     let request = v1::JoinRequest {
         token_id: token.id.to_string(),
@@ -67,9 +67,19 @@ pub async fn join(token: &Token, host: Name) -> Result<Identity, JoinError> {
     Ok(member(answer.into_inner(), host, keys, token, &pin)?)
 }
 
-struct Keys {
-    tunnel: TunnelKey,
-    tls: TlsKey,
+/// The keys that a host joins with.
+#[expect(missing_debug_implementations, reason = "holds private keys")]
+pub struct Keys {
+    pub tunnel: TunnelKey,
+    pub tls: TlsKey,
+}
+
+impl Keys {
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn generate() -> anyhow::Result<Self> {
+        Ok(Self { tunnel: TunnelKey::generate()?, tls: TlsKey::generate()? })
+    }
 }
 
 /// The controllers of a token are equals: the first that answers will do. One with a foreign CA
@@ -192,6 +202,10 @@ mod tests {
         }
     }
 
+    async fn join_with(token: &Token) -> Result<Identity, JoinError> {
+        join(token, name(), Keys::generate().unwrap()).await
+    }
+
     fn name() -> Name {
         "app-9".parse().unwrap()
     }
@@ -201,7 +215,7 @@ mod tests {
         let authority = Arc::new(Authority::new());
         let away = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let controllers = vec![away.to_string(), controller(&authority).await];
-        let identity = join(&token(&authority, controllers.clone()), name()).await.ok().unwrap();
+        let identity = join_with(&token(&authority, controllers.clone())).await.ok().unwrap();
         assert_eq!(identity.member.host_id, HostId(7));
         assert_eq!(identity.member.host, name());
         assert_eq!(identity.member.trust_domain.as_str(), "corp.example");
@@ -213,7 +227,7 @@ mod tests {
         let authority = Arc::new(Authority::new());
         let mut token = token(&authority, vec![controller(&authority).await]);
         token.secret = Zeroizing::new([1; 32]);
-        let error = join(&token, name()).await.err().unwrap();
+        let error = join_with(&token).await.err().unwrap();
         assert_eq!(error.to_string(), "The token's secret is wrong.");
     }
 
@@ -221,7 +235,7 @@ mod tests {
     async fn a_foreign_controller_never_sees_the_tokens_secret() {
         let (ours, other) = (Authority::new(), Arc::new(Authority::new()));
         let token = token(&ours, vec![controller(&other).await]);
-        let error = join(&token, name()).await.err().unwrap();
+        let error = join_with(&token).await.err().unwrap();
         assert!(matches!(error, JoinError::Foreign(_)), "{error}");
         assert!(error.to_string().contains("CA was changed"), "{error}");
     }
@@ -230,7 +244,7 @@ mod tests {
     async fn when_nobody_answers_every_address_is_named() {
         let away = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let token = token(&Authority::new(), vec![away.to_string(), "127.0.0.1:1".to_owned()]);
-        let error = join(&token, name()).await.err().unwrap().to_string();
+        let error = join_with(&token).await.err().unwrap().to_string();
         assert!(error.contains(&away.to_string()) && error.contains("127.0.0.1:1"), "{error}");
     }
 }

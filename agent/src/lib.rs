@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod clock;
 pub mod dataplane;
 pub mod dns;
 pub mod edge;
@@ -23,6 +24,7 @@ pub mod firewall;
 pub mod guard;
 pub mod identity;
 pub mod join;
+pub mod keeper;
 pub mod local;
 pub mod logging;
 pub mod membership;

@@ -13,7 +13,9 @@ use isthmus_proxy::{Demand, Traffic};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::clock::{self, Clock};
 use crate::identity::{Identity, TlsIdentity};
+use crate::keeper::Keeper;
 use crate::network;
 use crate::plane::Plane;
 use crate::ports;
@@ -39,6 +41,10 @@ const NOT_FORGOTTEN: &str = "mesh-not-forgotten";
 const TEND_EVERY: Duration = Duration::from_secs(3);
 const TOO_NEW: &str = "snapshot-too-new";
 const FOREIGN: &str = "unknown-resources";
+/// The code of the problem that another machine has this host's identity.
+const TWIN: &str = "identity-twice";
+/// A second machine asks so seldom that the first one gets its place back whenever both lost it.
+const TWIN_AGAIN: Duration = Duration::from_secs(30);
 
 /// How a membership ends.
 #[expect(missing_debug_implementations, reason = "holds private keys")]
@@ -64,11 +70,13 @@ pub async fn live(
 ) -> anyhow::Result<Outcome> {
     let mut membership = Membership::new(shared, disk, identity)?;
     membership.start_from_disk().await?;
+    let keeper = Arc::clone(&membership.keeper);
     crate::app::ready();
     let outcome = tokio::select! {
         _ = stop.wait_for(|stop| *stop) => Outcome::Stopped,
         Some(identity) = joined.recv() => Outcome::Rejoined(identity),
         reason = membership.keep_in_step() => Outcome::Removed(reason),
+        never = keeper.follow() => match never {},
     };
     membership.end(&outcome).await?;
     Ok(outcome)
@@ -77,6 +85,7 @@ pub async fn live(
 struct Membership {
     shared: Arc<Shared>,
     disk: Arc<StateDir>,
+    keeper: Arc<Keeper>,
     identity: Identity,
     resources: Resources,
     plane: Plane,
@@ -94,6 +103,7 @@ impl Membership {
         Ok(Self {
             shared: Arc::clone(shared),
             disk: Arc::clone(disk),
+            keeper: Keeper::new(Arc::clone(disk), Arc::clone(shared)),
             plane: Plane::new(Arc::clone(shared), identity.tunnel.clone()),
             identity,
             resources: Resources::default(),
@@ -171,7 +181,7 @@ impl Membership {
     async fn keep_in_step(&mut self) -> String {
         let mut backoff = Backoff::new();
         let mut from_scratch = false;
-        let mut attempt = 0;
+        let mut attempt = 0_usize;
         loop {
             let controllers = &self.identity.member.controllers;
             let address = controllers[attempt % controllers.len()].clone();
@@ -179,19 +189,46 @@ impl Membership {
             let began = Instant::now();
             let ended = sync::session(&address, &identity, self, from_scratch).await;
             self.disconnected(&address, &ended);
+            let is_error = ended.is_err();
             if began.elapsed() >= GOOD_SESSION {
                 backoff.reset();
             }
             from_scratch = false;
             match ended {
                 Ok(Ended::Removed(reason)) => return reason,
-                Ok(Ended::Renewed | Ended::Refused) => continue,
+                Ok(Ended::Twin(reason)) => {
+                    self.give_way(reason).await;
+                    tokio::time::sleep(TWIN_AGAIN).await;
+                }
+                // Also after renewing: whatever is wrong with clocks or controllers, no host renews
+                // without end.
+                Ok(Ended::Renewed | Ended::Refused) => {}
                 Ok(Ended::OutOfStep) => from_scratch = true,
                 Err(_) => attempt += 1,
+            }
+            // One address after the other, then a wait.
+            let count = self.identity.member.controllers.len();
+            if is_error && attempt % count != 0 {
+                continue;
             }
             tokio::time::sleep(backoff.wait(random())).await;
             self.try_again_from_disk().await;
         }
+    }
+
+    /// Leaves the mesh to the machine that has this host's place: peers must not see both.
+    async fn give_way(&mut self, reason: String) {
+        let remedy = "if this machine is the copy, stop the agent, remove its state directory, and \
+                      join with a token of its own; if it is the original, stop the other's agent";
+        let text = reason.trim_end_matches('.');
+        self.shared.problems.raise(Problem::new(TWIN, text, remedy));
+        self.plane.stop().await;
+        self.resources = Resources::default();
+        self.shared.update(|status| {
+            status.confirmed = None;
+            status.last_error = reason;
+        });
+        crate::app::tell_status(&self.shared);
     }
 
     fn disconnected(&self, address: &str, ended: &anyhow::Result<Ended>) {
@@ -238,7 +275,8 @@ impl Membership {
                 return Ok(());
             }
             Outcome::Removed(reason) => {
-                let not_forgotten = self.disk.forget().err().map(|error| not_forgotten(&error));
+                let forgotten = self.disk.forget(&self.identity);
+                let not_forgotten = forgotten.err().map(|error| not_forgotten(&error));
                 self.shared.problems.set(NOT_FORGOTTEN, not_forgotten);
                 crate::guard::lower_or_say(&self.shared.settings.device).await;
                 let mesh = &self.identity.member.mesh;
@@ -348,8 +386,28 @@ impl sync::Member for Membership {
         self.shared.proxy.measured().watch(routes);
     }
 
+    fn instance(&self) -> Vec<u8> {
+        self.shared.instance.to_vec()
+    }
+
+    fn clock(&mut self, clock: &Clock) {
+        self.shared.problems.set(clock::SKEWED, clock.problem());
+    }
+
+    async fn controllers(&mut self, addresses: Vec<String>) {
+        let member = self.identity.member.with_controllers(&addresses);
+        if member == self.identity.member {
+            return;
+        }
+        tracing::info!(controllers = ?member.controllers, "controllers are reached elsewhere");
+        self.identity.member = member.clone();
+        self.shared.update(|status| status.member = Some(member.clone()));
+        self.keeper.member(member).await;
+    }
+
     fn connected(&mut self, controller: &str) {
         tracing::info!(controller, "connected to the controller");
+        self.shared.problems.clear(TWIN, "");
         // A controller says anew what it wants to know.
         self.shared.proxy.measured().watch([]);
         self.shared.proxy.limits().handle_connected();
@@ -361,12 +419,11 @@ impl sync::Member for Membership {
         crate::app::tell_status(&self.shared);
     }
 
-    fn renewed(&mut self, tls: TlsIdentity) -> anyhow::Result<()> {
-        self.disk.write_tls(&tls)?;
-        let validity = tls.validity()?;
-        self.shared.update(|status| status.certificate = Some(validity));
-        self.identity.tls = tls;
-        Ok(())
+    async fn renewed(&mut self, tls: TlsIdentity) {
+        let validity = tls.validity().ok();
+        self.shared.update(|status| status.certificate = validity);
+        self.identity.tls = tls.clone();
+        self.keeper.tls(tls).await;
     }
 
     fn device(&self) -> Option<u32> {

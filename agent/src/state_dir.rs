@@ -8,6 +8,7 @@
 //!    member.toml   which host of which mesh; written last when joining, removed first when leaving
 //!    acme/         accounts and certificates of gateways that get them by ACME
 //!    snapshot      hash and resources of the last snapshot that this host worked by
+//!    joining.toml  the keys of a join that has had no answer yet: the same join gets the same answer
 //! ```
 //!
 //! A file is replaced whole or not at all: written beside its place, flushed, renamed, and the
@@ -31,15 +32,17 @@ use isthmus_proto::v1;
 use prost::Message as _;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::identity::{Identity, Member, TlsIdentity, TunnelKey};
+use crate::identity::{Identity, Member, TlsIdentity, TlsKey, TunnelKey};
+use crate::join::Keys;
 
 const LOCK: &str = "lock";
 const PROBE: &str = "probe";
 const TUNNEL_KEY: &str = "wireguard.key";
 const TLS: &str = "tls.pem";
 const MEMBER: &str = "member.toml";
+const JOINING: &str = "joining.toml";
 const ACME: &str = "acme";
 const SNAPSHOT: &str = "snapshot";
 const DAMAGED: &str = "snapshot.damaged";
@@ -49,6 +52,8 @@ const SNAPSHOT_MAGIC: &[u8] = b"isthmus snapshot 1\n";
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    /// Held by whoever changes what belongs together.
+    changing: Mutex<()>,
     _lock: File,
     /// The snapshot that couldn't be kept.
     unkept: Mutex<Option<v1::SnapshotResources>>,
@@ -62,6 +67,23 @@ pub struct Ailments {
     pub unwritable: Option<anyhow::Error>,
     /// This revision isn't kept, for this reason.
     pub unkept: Option<(u64, anyhow::Error)>,
+}
+
+/// The keys of a join, and what it was about.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Joining {
+    token: String,
+    host: String,
+    /// Both base64.
+    tunnel_key: String,
+    tls_key: String,
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        self.tunnel_key.zeroize();
+        self.tls_key.zeroize();
+    }
 }
 
 /// A snapshot as it was kept.
@@ -87,6 +109,7 @@ impl StateDir {
         match lock.try_lock() {
             Ok(()) => Ok(Self {
                 path: path.to_owned(),
+                changing: Mutex::default(),
                 _lock: lock,
                 unkept: Mutex::default(),
                 is_writable: AtomicBool::new(false),
@@ -156,12 +179,60 @@ impl StateDir {
     /// # Errors
     /// When the disk refuses.
     pub fn write_identity(&self, identity: &Identity) -> anyhow::Result<()> {
+        let _alone = self.changing();
         *self.unkept() = None;
         let mut key = Zeroizing::new(STANDARD.encode(**identity.tunnel.bytes()));
         key.push('\n');
         self.write(TUNNEL_KEY, key.as_bytes())?;
         self.write_tls(&identity.tls)?;
         self.write(MEMBER, identity.member.to_toml()?.as_bytes())
+    }
+
+    /// Keeps where this member's controllers are, as long as it is the member.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write_member(&self, member: &Member) -> anyhow::Result<()> {
+        let _alone = self.changing();
+        let Some(text) = self.read(MEMBER)? else { return Ok(()) };
+        let kept = std::str::from_utf8(&text).ok().and_then(|text| Member::from_toml(text).ok());
+        match kept {
+            Some(kept) if kept.is_same_as(member) => {
+                self.write(MEMBER, member.to_toml()?.as_bytes())
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The keys for joining with this token under this name: those of an attempt before whose answer
+    /// never came, or new ones. They are on disk before anybody sees their public halves.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn join_keys(&self, token: &str, host: &str) -> anyhow::Result<Keys> {
+        if let Some(keys) = self.read(JOINING)?.and_then(|text| decode_joining(&text, token, host))
+        {
+            tracing::info!(host, "joining with the keys of the attempt before");
+            return Ok(keys);
+        }
+        let keys = Keys::generate()?;
+        let joining = Joining {
+            token: token.to_owned(),
+            host: host.to_owned(),
+            tunnel_key: STANDARD.encode(**keys.tunnel.bytes()),
+            tls_key: STANDARD.encode(&*keys.tls.to_der()),
+        };
+        let text = Zeroizing::new(toml::to_string(&joining).context("Failed to write down keys")?);
+        self.write(JOINING, text.as_bytes())?;
+        Ok(keys)
+    }
+
+    /// The join has come to its end.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn forget_join_keys(&self) -> anyhow::Result<()> {
+        self.remove(JOINING)
     }
 
     /// Keeps a renewed certificate and its key.
@@ -241,20 +312,19 @@ impl StateDir {
         }
     }
 
-    /// Forgets the mesh.
+    /// Forgets the mesh, unless this host has joined anew meanwhile.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn forget(&self) -> anyhow::Result<()> {
+    pub fn forget(&self, former: &Identity) -> anyhow::Result<()> {
+        let _alone = self.changing();
+        let key = self.read(TUNNEL_KEY)?.and_then(|text| decode_key(&text).ok());
+        if key.is_some_and(|key| **key.bytes() != **former.tunnel.bytes()) {
+            return Ok(());
+        }
         *self.unkept() = None;
         for name in [MEMBER, SNAPSHOT, TLS, TUNNEL_KEY] {
-            match fs::remove_file(self.path.join(name)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    return Err(error).with_context(|| format!("Failed to remove {name}"));
-                }
-            }
+            self.remove(name)?;
         }
         match fs::remove_dir_all(self.path.join(ACME)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -263,6 +333,19 @@ impl StateDir {
             Ok(()) | Err(_) => {}
         }
         self.flush_directory()
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&self, name: &str) -> anyhow::Result<()> {
+        match fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("Failed to remove {name}"))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn read(&self, name: &str) -> anyhow::Result<Option<Zeroizing<Vec<u8>>>> {
@@ -353,6 +436,17 @@ fn decode_key(text: &[u8]) -> anyhow::Result<TunnelKey> {
     ensure!(bytes.len() == key.len(), "has {} bytes instead of 32", bytes.len());
     key.copy_from_slice(&bytes);
     Ok(TunnelKey::from_bytes(key))
+}
+
+/// The keys, if they are for this join. Damaged ones are no loss: nobody has answered to them.
+fn decode_joining(text: &[u8], token: &str, host: &str) -> Option<Keys> {
+    let joining: Joining = toml::from_str(std::str::from_utf8(text).ok()?).ok()?;
+    if joining.token != token || joining.host != host {
+        return None;
+    }
+    let tunnel = decode_key(joining.tunnel_key.as_bytes()).ok()?;
+    let tls = Zeroizing::new(STANDARD.decode(&joining.tls_key).ok()?);
+    Some(Keys { tunnel, tls: TlsKey::from_der(&tls).ok()? })
 }
 
 fn encode_tls(tls: &TlsIdentity) -> Zeroizing<String> {
@@ -556,12 +650,43 @@ mod tests {
     #[test]
     fn forgetting_leaves_nothing_of_the_mesh() {
         let (_parent, state) = directory();
-        state.write_identity(&identity()).unwrap();
+        let former = identity();
+        state.write_identity(&former).unwrap();
         state.write_snapshot(&resources(1)).unwrap();
-        state.forget().unwrap();
-        state.forget().unwrap();
+        state.forget(&former).unwrap();
+        state.forget(&former).unwrap();
         let left: Vec<_> = fs::read_dir(&state.path).unwrap().map(|e| e.unwrap()).collect();
         assert_eq!(left.len(), 1, "only the lock: {left:?}");
+    }
+
+    #[test]
+    fn a_former_membership_does_not_take_the_next_one_with_it() {
+        let (_parent, state) = directory();
+        let (former, next) = (identity(), identity());
+        state.write_identity(&next).unwrap();
+        state.forget(&former).unwrap();
+        assert!(state.identity().unwrap().is_some());
+        state.forget(&next).unwrap();
+        // What was still to be written of it comes too late.
+        state.write_member(&next.member).unwrap();
+        assert!(state.identity().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_join_that_is_repeated_has_the_same_keys_until_it_is_over() {
+        let (parent, state) = directory();
+        let public = |keys: &Keys| (keys.tunnel.public().unwrap(), keys.tls.to_der().to_vec());
+        let first = public(&state.join_keys("token-1", "app-1").unwrap());
+        drop(state);
+        let state = StateDir::open(&parent.path().join("agent")).unwrap();
+        assert_eq!(public(&state.join_keys("token-1", "app-1").unwrap()), first, "after a crash");
+        assert_ne!(public(&state.join_keys("token-1", "app-2").unwrap()), first);
+        assert_ne!(public(&state.join_keys("token-2", "app-1").unwrap()), first);
+        let last = public(&state.join_keys("token-2", "app-1").unwrap());
+        fs::write(state.path.join(JOINING), "token = 'token-2'\nhost = 'app-1'").unwrap();
+        assert_ne!(public(&state.join_keys("token-2", "app-1").unwrap()), last, "damaged");
+        state.forget_join_keys().unwrap();
+        assert!(!state.path.join(JOINING).exists());
     }
 
     #[test]

@@ -28,6 +28,8 @@ const PINGS: usize = 256;
 #[derive(Debug)]
 pub struct Shared {
     pub settings: Settings,
+    /// Of this run of the agent, at random: tells it from one on a copy of this machine.
+    pub instance: [u8; 16],
     pub cgroups: SharedCgroups,
     pub senders: SharedSenders,
     pub owners: Arc<OwnerCounters>,
@@ -99,8 +101,12 @@ impl Status {
 impl Shared {
     #[must_use]
     pub fn new(settings: Settings, cgroups: SharedCgroups) -> Arc<Self> {
+        let mut instance = [0; 16];
+        // Where there is no randomness there are no keys either.
+        let _ = getrandom::fill(&mut instance);
         Arc::new(Self {
             settings,
+            instance,
             cgroups,
             senders: SharedSenders::default(),
             owners: Arc::default(),

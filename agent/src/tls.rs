@@ -4,6 +4,7 @@
 //! [`PinnedCa`] finds the CA in the chain that the server presents, and then verifies the server
 //! as usual. Connections are made here and handed to tonic ready, so that errors stay precise.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::clock::words;
 use crate::identity::{TlsIdentity, controller_trust_domain};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -140,7 +142,30 @@ pub async fn channel(stream: TlsStream<TcpStream>) -> anyhow::Result<Channel> {
         .keep_alive_while_idle(true)
         .connect_with_connector(connector)
         .await;
-    channel.context("Failed to speak HTTP/2 with the controller")
+    channel.map_err(|error| anyhow::anyhow!("{}", reason(&error)))
+}
+
+/// What is behind an error of the transport, whose own words are "transport error". Whether the other
+/// side refuses our certificate shows only when the connection is used.
+#[must_use]
+pub fn reason(error: &(dyn Error + 'static)) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let said = error.to_string();
+        if said != "transport error" && !words.iter().any(|before| before.contains(&said)) {
+            words.push(said);
+        }
+        next = error.source();
+    }
+    let said = words.join(": ");
+    match said.split_once("received fatal alert: ") {
+        Some((_, "CertificateExpired")) => {
+            "the controller refused this host's certificate as expired, and can't renew an expired one: upgrade it, or join anew".to_owned()
+        }
+        Some((_, alert)) => format!("the controller refused this host's certificate ({alert})"),
+        None => format!("the connection to the controller was lost: {said}"),
+    }
 }
 
 /// The local end of a connection, which is how the controller sees this host if no NAT intervenes.
@@ -186,7 +211,7 @@ impl fmt::Display for ForeignCa {
     }
 }
 
-impl std::error::Error for ForeignCa {}
+impl Error for ForeignCa {}
 
 impl ServerCertVerifier for PinnedCa {
     fn verify_server_cert(
@@ -275,7 +300,30 @@ fn handshake_error(address: &str, error: &io::Error) -> ConnectError {
     {
         return ConnectError::ForeignCa { address };
     }
+    if let Some(rustls::Error::InvalidCertificate(error)) = tls
+        && let Some(reason) = wrong_time(error)
+    {
+        return ConnectError::Handshake { address, reason };
+    }
     ConnectError::Handshake { address, reason: error.to_string() }
+}
+
+/// Controllers renew their certificates long before they end: it is this host's clock that is wrong.
+fn wrong_time(error: &CertificateError) -> Option<String> {
+    let apart = |late: &UnixTime, early: &UnixTime| {
+        words(Duration::from_secs(late.as_secs().saturating_sub(early.as_secs())))
+    };
+    if let CertificateError::ExpiredContext { time, not_after } = error {
+        return Some(format!(
+            "by this host's clock the controller's certificate expired {} ago; the clock must be ahead: set it",
+            apart(time, not_after)
+        ));
+    }
+    let CertificateError::NotValidYetContext { time, not_before } = error else { return None };
+    Some(format!(
+        "by this host's clock the controller's certificate begins in {} only; the clock must be behind: set it",
+        apart(not_before, time)
+    ))
 }
 
 #[cfg(test)]
@@ -302,6 +350,8 @@ pub(crate) mod tests {
         /// Since when it has been good, and for how much longer.
         pub(crate) age: Duration,
         pub(crate) left: Duration,
+        /// By how many seconds the controller's clock differs from ours.
+        pub(crate) moved: i64,
     }
 
     impl HostCertificate {
@@ -311,6 +361,7 @@ pub(crate) mod tests {
                 trust_domain: member.trust_domain.to_string(),
                 age: Duration::ZERO,
                 left: Duration::from_secs(3600),
+                moved: 0,
             }
         }
     }
@@ -336,7 +387,9 @@ pub(crate) mod tests {
             request.params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
             request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
             request.params.use_authority_key_identifier_extension = true;
+            let moved = Duration::from_secs(names.moved.unsigned_abs());
             let now = std::time::SystemTime::now();
+            let now = if names.moved < 0 { now - moved } else { now + moved };
             request.params.not_before = (now - names.age).into();
             request.params.not_after = (now + names.left).into();
             let leaf = request.signed_by(&self.0).unwrap();

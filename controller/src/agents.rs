@@ -1,18 +1,23 @@
 //! The agents that are, or were, connected: what each has accepted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use isthmus_model::{HostId, Name, Revision};
+use isthmus_model::{Name, Revision};
 use isthmus_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::authority::Membership;
 
 /// Questions that wait for an agent; they come with an operator's applies.
 const QUESTIONS: usize = 4;
 /// How long an apply waits for the answers of agents.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// An agent that doesn't answer for so long is gone. It may be busy with a new revision.
+const LIFE_SIGN: Duration = Duration::from_secs(8);
 
 /// The resources of a slice, by key.
 pub(crate) type Resources = BTreeMap<String, v1::Resource>;
@@ -27,13 +32,24 @@ pub(crate) struct Agents {
 
 #[derive(Debug)]
 struct Agent {
-    id: HostId,
+    membership: Membership,
+    caller: Run,
     session: u64,
     /// Dropped where another connection takes this one's place.
     replaced: Option<watch::Sender<()>>,
     view: View,
     held: Option<Arc<Held>>,
     questions: mpsc::Sender<Question>,
+}
+
+/// One run of an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// Its number; empty where an older agent has none.
+    pub(crate) instance: Vec<u8>,
+    /// Where it is.
+    pub(crate) address: IpAddr,
+    pub(crate) version: String,
 }
 
 /// Whether an agent's host could work by a mesh of these addresses.
@@ -90,20 +106,47 @@ pub(crate) struct Session {
 
 impl Agents {
     /// An agent connects. If it was connected already, that connection is replaced.
-    pub(crate) fn connect(self: &Arc<Self>, name: Name, id: HostId, version: String) -> Session {
+    pub(crate) fn connect(
+        self: &Arc<Self>,
+        name: Name,
+        membership: Membership,
+        caller: Run,
+    ) -> Session {
         let number = self.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (replaced, watches) = watch::channel(());
         let mut table = self.table();
-        let before = table.remove(&name).filter(|agent| agent.id == id);
+        let before = table.remove(&name).filter(|agent| agent.membership == membership);
         let view = before.as_ref().map(|agent| agent.view.clone()).unwrap_or_default();
-        let view = View { connected: true, version, ..view };
+        let view = View { connected: true, version: caller.version.clone(), ..view };
         let held = before.and_then(|agent| agent.held);
         let (questions, asked) = mpsc::channel(QUESTIONS);
-        let agent = Agent { id, session: number, replaced: Some(replaced), view, held, questions };
+        let replaced = Some(replaced);
+        let agent = Agent { membership, caller, session: number, replaced, view, held, questions };
         table.insert(name.clone(), agent);
         drop(table);
         self.progress.send_replace(());
         Session { agents: Arc::clone(self), name, number, replaced: watches, questions: asked }
+    }
+
+    /// Where another run of a host's agent is connected and alive, if it is.
+    pub(crate) async fn twin(
+        &self,
+        name: &Name,
+        membership: Membership,
+        instance: &[u8],
+    ) -> Option<IpAddr> {
+        let (answer, answered) = oneshot::channel();
+        let address = {
+            let table = self.table();
+            let other = table.get(name).filter(|it| {
+                let known = [&*it.caller.instance, instance].iter().all(|it| !it.is_empty());
+                known && it.caller.instance != instance && it.membership == membership
+            })?;
+            other.questions.try_send(Question { prefixes: Vec::new(), answer }).ok()?;
+            other.caller.address
+        };
+        let answered = timeout(LIFE_SIGN, answered).await;
+        matches!(answered, Ok(Ok(_))).then_some(address)
     }
 
     /// Asks all connected agents whether `prefixes` clash with a route of their hosts. One that is
@@ -234,12 +277,21 @@ mod tests {
         "app-1".parse().unwrap()
     }
 
+    fn membership(id: u32) -> Membership {
+        Membership { id: isthmus_model::HostId(id), generation: 0 }
+    }
+
+    fn run(instance: u8) -> Run {
+        let address = IpAddr::from([192, 0, 2, instance]);
+        Run { instance: vec![instance], address, version: String::new() }
+    }
+
     #[test]
     fn a_newer_connection_takes_the_place_of_the_older() {
         let agents = Arc::new(Agents::default());
-        let older = agents.connect(name(), HostId(1), String::new());
+        let older = agents.connect(name(), membership(1), run(1));
         assert!(older.replaced.has_changed().is_ok());
-        let _newer = agents.connect(name(), HostId(1), String::new());
+        let _newer = agents.connect(name(), membership(1), run(1));
         assert!(older.replaced.has_changed().is_err());
         drop(older);
         assert!(agents.view(&name()).connected);
@@ -249,14 +301,32 @@ mod tests {
     fn what_an_agent_holds_outlives_its_connection_but_not_its_membership() {
         let agents = Arc::new(Agents::default());
         let held = Arc::new(Held { revision: Revision(3), resources: Resources::new() });
-        let session = agents.connect(name(), HostId(1), String::new());
+        let session = agents.connect(name(), membership(1), run(1));
         session.accepted(held, Vec::new());
         drop(session);
         assert!(!agents.view(&name()).connected);
-        let again = agents.connect(name(), HostId(1), String::new());
+        let again = agents.connect(name(), membership(1), run(1));
         assert!(again.held(Revision(3)).is_some());
         assert!(again.held(Revision(2)).is_none());
-        let rejoined = agents.connect(name(), HostId(2), String::new());
+        let rejoined = agents.connect(name(), membership(2), run(1));
         assert!(rejoined.held(Revision(3)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_run_is_a_twin_only_while_the_first_is_alive() {
+        let agents = Arc::new(Agents::default());
+        let mut first = agents.connect(name(), membership(1), run(1));
+        let twin = async |number| agents.twin(&name(), membership(1), &[number]).await;
+        assert_eq!(twin(1).await, None, "the same run comes back");
+        assert_eq!(agents.twin(&name(), membership(1), &[]).await, None, "an older agent");
+        let answers = async {
+            let question = first.questions.recv().await.unwrap();
+            question.answer.send(String::new()).unwrap();
+        };
+        let (found, ()) = tokio::join!(twin(2), answers);
+        assert_eq!(found, Some(run(1).address));
+        assert_eq!(twin(2).await, None, "the first doesn't answer any more");
+        drop(first);
+        assert_eq!(twin(2).await, None);
     }
 }

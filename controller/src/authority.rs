@@ -2,7 +2,8 @@
 //!
 //! A host's certificate carries, besides its SPIFFE ID, the number of its membership (the first bytes
 //! of the serial number). Numbers are never used again, so a certificate from before a host was
-//! removed is told from one of a later membership under the same name.
+//! removed is told from one of a later membership under the same name. A host that joins anew keeps
+//! its number; its certificates say how often it has, so that those from before are told, too.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -32,9 +33,13 @@ const BACKDATED_PART: u32 = 10;
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 const OPERATOR_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
+/// A host whose clock is behind must get as far as to hear that it is.
+const SERVER_BACKDATED: Duration = Duration::from_secs(30 * 86_400);
 const LARGEST_REQUEST: usize = 8_192;
 
 const HOST_MARK: u8 = 0x10;
+/// Of a host that has joined anew.
+const REJOINED_MARK: u8 = 0x11;
 const OTHER_MARK: u8 = 0x20;
 
 /// Signs certificates.
@@ -59,6 +64,15 @@ pub(crate) struct Credentials {
 
 /// A public key whose owner has proved to have the private one.
 pub(crate) struct RequestedKey(rcgen::PublicKey);
+
+/// What a host's certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The host's number.
+    pub id: HostId,
+    /// How often it has joined anew under it.
+    pub generation: u32,
+}
 
 impl Authority {
     /// Makes a new CA in a state directory.
@@ -109,6 +123,7 @@ impl Authority {
     pub(crate) fn server(&self, addresses: &[String]) -> Result<Credentials> {
         let name = Self::server_name(&self.trust_domain);
         let mut params = params("isthmus controller", SERVER_LIFETIME)?;
+        params.not_before = (SystemTime::now() - SERVER_BACKDATED).into();
         params.subject_alt_names.push(SanType::DnsName(name.try_into()?));
         for address in addresses {
             let (host, _) = mesh_file::host_and_port(address)?;
@@ -132,13 +147,13 @@ impl Authority {
     pub(crate) fn host(
         &self,
         name: &Name,
-        id: HostId,
+        membership: Membership,
         key: &RequestedKey,
         lifetime: Duration,
     ) -> Result<Issued> {
         let mut params = params(&format!("host {name}"), lifetime)?;
         self.identify(&mut params, &format!("host/{name}"))?;
-        params.serial_number = Some(host_serial(id)?);
+        params.serial_number = Some(host_serial(membership)?);
         self.sign(params, &key.0)
     }
 
@@ -172,6 +187,10 @@ impl RequestedKey {
                 .map_err(|error| error.to_string())?;
         Ok(Self(request.public_key))
     }
+
+    pub(crate) fn hash(&self) -> blake3::Hash {
+        blake3::hash(&self.0.subject_public_key_info())
+    }
 }
 
 /// Files of several meshes make none: each host would refuse what such a controller signs.
@@ -196,15 +215,25 @@ fn ca_name(trust_domain: &TrustDomain) -> String {
 }
 
 /// The membership that a host's certificate was issued for.
-pub(crate) fn host_of_serial(serial: &[u8]) -> Option<HostId> {
-    let [HOST_MARK, a, b, c, d, rest @ ..] = serial else { return None };
-    (rest.len() == 11).then(|| HostId(u32::from_be_bytes([*a, *b, *c, *d])))
+pub(crate) fn membership_of_serial(serial: &[u8]) -> Option<Membership> {
+    let serial = <&[u8; 16]>::try_from(serial).ok()?;
+    let [mark, a, b, c, d, e, f, g, h, ..] = *serial;
+    let id = HostId(u32::from_be_bytes([a, b, c, d]));
+    match mark {
+        HOST_MARK => Some(Membership { id, generation: 0 }),
+        REJOINED_MARK => Some(Membership { id, generation: u32::from_be_bytes([e, f, g, h]) }),
+        _ => None,
+    }
 }
 
-fn host_serial(id: HostId) -> Result<SerialNumber> {
+fn host_serial(Membership { id, generation }: Membership) -> Result<SerialNumber> {
     let mut serial = random_serial()?;
     serial[0] = HOST_MARK;
     serial[1..5].copy_from_slice(&id.0.to_be_bytes());
+    if generation > 0 {
+        serial[0] = REJOINED_MARK;
+        serial[5..9].copy_from_slice(&generation.to_be_bytes());
+    }
     Ok(SerialNumber::from_slice(&serial))
 }
 
@@ -252,10 +281,13 @@ mod tests {
 
     #[test]
     fn a_serial_tells_the_membership() {
-        let serial = host_serial(HostId(0x0102_0304)).unwrap().to_bytes();
-        assert_eq!(host_of_serial(&serial), Some(HostId(0x0102_0304)));
-        assert_eq!(host_of_serial(&random_serial().unwrap()), None);
-        assert_eq!(host_of_serial(&[HOST_MARK, 0, 0, 0, 1]), None);
+        for generation in [0, 1, u32::MAX] {
+            let membership = Membership { id: HostId(0x0102_0304), generation };
+            let serial = host_serial(membership).unwrap().to_bytes();
+            assert_eq!(membership_of_serial(&serial), Some(membership));
+        }
+        assert_eq!(membership_of_serial(&random_serial().unwrap()), None);
+        assert_eq!(membership_of_serial(&[HOST_MARK, 0, 0, 0, 1]), None);
     }
 
     #[test]

@@ -1,16 +1,21 @@
 //! Who calls: what a client's certificate says, or that there is none.
+//!
+//! A host's certificate proves who it is for as long as the host is a member: one that was away for
+//! longer than the certificate lives must get back by itself. Out of its time it is good for a new
+//! certificate, and for being told that the host was removed; for nothing else.
 
 use std::net::SocketAddr;
 
-use isthmus_model::{HostId, Name, TrustDomain};
+use isthmus_model::{Name, TrustDomain};
 use tonic::{Request, Status};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::authority::host_of_serial;
+use crate::authority::{Membership, membership_of_serial};
 use crate::time;
 
-/// Whom a client's certificate names. The TLS handshake has verified the certificate.
+/// Whom a client's certificate names. The TLS handshake has verified the certificate, apart from
+/// its time if it is a host's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// There is no certificate.
@@ -19,9 +24,11 @@ pub enum Caller {
     Host {
         /// Its name.
         name: Name,
-        /// The number that it had when the certificate was issued.
-        id: HostId,
-        /// When the certificate expires, in seconds since the epoch.
+        /// What the certificate was issued for.
+        membership: Membership,
+        /// Since when the certificate is good, in seconds since the epoch.
+        begins: i64,
+        /// When it expires.
         expires: i64,
     },
     /// An operator.
@@ -46,6 +53,7 @@ impl Caller {
     /// Reads a certificate; none if it is one of ours for something else.
     pub(crate) fn from_certificate(der: &[u8], domain: &TrustDomain) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let begins = certificate.validity().not_before.timestamp();
         let expires = certificate.validity().not_after.timestamp();
         let names = &certificate.subject_alternative_name().ok()??.value.general_names;
         let [GeneralName::URI(uri)] = names.as_slice() else { return None };
@@ -54,18 +62,27 @@ impl Caller {
         let name = name.parse().ok()?;
         match kind {
             "host" => {
-                Some(Self::Host { name, id: host_of_serial(certificate.raw_serial())?, expires })
+                let membership = membership_of_serial(certificate.raw_serial())?;
+                Some(Self::Host { name, membership, begins, expires })
             }
             "operator" => Some(Self::Operator { name, expires }),
             _ => None,
         }
     }
 
-    fn expires(&self) -> i64 {
-        match self {
-            Self::Anonymous => i64::MAX,
-            Self::Host { expires, .. } | Self::Operator { expires, .. } => *expires,
+    /// Why its certificate is out of its time, if it is. The handshake looked at an operator's, but a
+    /// connection may outlive it.
+    pub(crate) fn outdated(&self, now: i64) -> Option<String> {
+        let (begins, expires) = match self {
+            Self::Anonymous => return None,
+            Self::Host { begins, expires, .. } => (*begins, *expires),
+            Self::Operator { expires, .. } => (i64::MIN, *expires),
+        };
+        if now >= expires {
+            return Some(format!("expired at {}", time::show(expires)));
         }
+        let early = format!("isn't good before {}", time::show(begins));
+        (now < begins).then(|| format!("{early}, and it is {} here", time::show(now)))
     }
 }
 
@@ -78,10 +95,9 @@ pub(crate) fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
         .ok_or_else(|| Status::internal("The connection has no peer."))
 }
 
-/// Lets only hosts pass. Runs before a request's body is read.
+/// Lets only hosts pass, also with a certificate out of its time. Runs before a request's body is read.
 pub(crate) fn hosts_only(request: Request<()>) -> Result<Request<()>, Status> {
-    let peer = unexpired(&request)?;
-    match peer.caller {
+    match peer(&request)?.caller {
         Caller::Host { .. } => Ok(request),
         Caller::Operator { .. } => {
             Err(Status::permission_denied("Only hosts may call this, not operators."))
@@ -94,9 +110,9 @@ pub(crate) fn hosts_only(request: Request<()>) -> Result<Request<()>, Status> {
 
 /// Lets only operators pass. Runs before a request's body is read.
 pub(crate) fn operators_only(request: Request<()>) -> Result<Request<()>, Status> {
-    let peer = unexpired(&request)?;
-    match peer.caller {
-        Caller::Operator { .. } => Ok(request),
+    let caller = peer(&request)?.caller;
+    match &caller {
+        Caller::Operator { .. } => in_time(&caller).map(|()| request),
         Caller::Host { .. } => {
             Err(Status::permission_denied("Only operators may call this, not hosts."))
         }
@@ -106,15 +122,12 @@ pub(crate) fn operators_only(request: Request<()>) -> Result<Request<()>, Status
     }
 }
 
-/// The handshake checked the certificate's time, but a connection may outlive it.
-fn unexpired(request: &Request<()>) -> Result<Peer, Status> {
-    let peer = peer(request)?;
-    let expires = peer.caller.expires();
-    if time::now() < expires {
-        return Ok(peer);
+/// Refuses a certificate that is out of its time.
+pub(crate) fn in_time(caller: &Caller) -> Result<(), Status> {
+    match caller.outdated(time::now()) {
+        None => Ok(()),
+        Some(why) => Err(Status::unauthenticated(format!(
+            "The certificate of this connection {why}; connect with a new one."
+        ))),
     }
-    Err(Status::unauthenticated(format!(
-        "The certificate of this connection expired at {}; connect with a new one.",
-        time::show(expires)
-    )))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use isthmus_controller_core::{JoinError, Newcomer, TokenRecord, TokenRefusal};
+use isthmus_controller_core::{JoinError, Newcomer, RequestHash, TokenRecord, TokenRefusal};
 use isthmus_model::token::TokenId;
 use isthmus_model::{Name, PublicKey};
 use isthmus_proto::v1;
@@ -91,19 +91,20 @@ impl Join {
             labels: BTreeMap::new(),
             now,
             certificate_expires: now.saturating_add(lifetime),
+            request: request_hash(token, public_key, &key),
+            is_expected: false,
         };
-        let name = host.clone();
-        let admit = move |tokens: &BTreeMap<TokenId, TokenRecord>| {
-            check(tokens, token, &secret_hash, &name, now)
+        let known = move |tokens: &BTreeMap<TokenId, TokenRecord>| {
+            find(tokens, token, &secret_hash).cloned()
         };
-        let id = self.mesh.work(move |mesh| mesh.join(newcomer, admit)).await??;
+        let membership = self.mesh.work(move |mesh| mesh.join(newcomer, known)).await??;
         let issued =
-            self.authority.host(&host, id, &key, self.certificate_lifetime).map_err(|error| {
-                Status::internal(format!("No certificate could be made: {error:#}."))
-            })?;
+            self.authority.host(&host, membership, &key, self.certificate_lifetime).map_err(
+                |error| Status::internal(format!("No certificate could be made: {error:#}.")),
+            )?;
         let identity = &self.mesh.now().state.identity;
         Ok(v1::JoinResponse {
-            host_id: id.0,
+            host_id: membership.id.0,
             mesh: identity.name.to_string(),
             trust_domain: identity.trust_domain.to_string(),
             certificate: Some(certificate_message(&issued)),
@@ -116,19 +117,22 @@ impl Join {
 }
 
 /// The secret first: whoever doesn't have it learns nothing else about a token.
-fn check(
-    tokens: &BTreeMap<TokenId, TokenRecord>,
+fn find<'a>(
+    tokens: &'a BTreeMap<TokenId, TokenRecord>,
     id: TokenId,
     secret_hash: &blake3::Hash,
-    host: &Name,
-    now: i64,
-) -> Result<TokenRecord, Refusal> {
+) -> Result<&'a TokenRecord, Refusal> {
     let token = tokens.get(&id).ok_or(Refusal::UnknownToken(id))?;
     if !bool::from(token.secret_hash.ct_eq(secret_hash.as_bytes())) {
         return Err(Refusal::WrongSecret(id));
     }
-    token.check(host, now)?;
-    Ok(token.clone())
+    Ok(token)
+}
+
+fn request_hash(token: TokenId, public_key: PublicKey, key: &RequestedKey) -> RequestHash {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&token.0).update(&public_key.0).update(key.hash().as_bytes());
+    hash.finalize().into()
 }
 
 fn explain(refusal: &TokenRefusal) -> String {

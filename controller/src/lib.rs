@@ -42,7 +42,9 @@ pub mod sync;
 mod time;
 mod tls;
 mod tokens;
+mod twins;
 
+pub use authority::Membership;
 pub use caller::{Caller, Peer};
 pub use cli::main;
 pub use init::{Init, init};

@@ -26,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use crate::authority::Membership;
 use crate::caller::{Caller, Peer};
 use crate::limits::subject;
 use crate::mesh::Mesh;
@@ -125,8 +126,8 @@ impl Door {
         drop(place);
         let caller = self.caller(&stream)?;
         let room = match &caller {
-            Caller::Host { name, id, .. } if self.is_member(name, *id) => {
-                Room::Host(take(&self.hosts, *id)?)
+            Caller::Host { name, membership, .. } if self.is_member(name, *membership) => {
+                Room::Host(take(&self.hosts, membership.id)?)
             }
             Caller::Operator { name, .. } => Room::Operator(take(&self.operators, name.clone())?),
             // A host that was removed is told so, and gets nothing else.
@@ -149,9 +150,8 @@ impl Door {
         })
     }
 
-    fn is_member(&self, name: &Name, id: HostId) -> bool {
-        let now = self.mesh.now();
-        now.state.inventory.member(name.as_str()).is_some_and(|member| member.id == id)
+    fn is_member(&self, name: &Name, membership: Membership) -> bool {
+        self.mesh.now().has(name.as_str(), membership)
     }
 
     fn caller(&self, stream: &TlsStream<TcpStream>) -> io::Result<Caller> {

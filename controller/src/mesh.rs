@@ -7,16 +7,18 @@ use std::time::{Duration, Instant};
 
 use isthmus_controller_core::delivery::Phase;
 use isthmus_controller_core::{
-    AllocationError, Epochs, JoinError, MeshIdentity, Newcomer, Rollouts, State, TokenRecord, World,
+    Admission, AllocationError, Epochs, JoinError, MeshIdentity, Newcomer, Rollouts, State,
+    TokenRecord, TokenRefusal, World,
 };
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::{self, Diagnostic, SourceFile, Topology};
-use isthmus_model::{HostId, Name, Problem, Problems, Revision};
+use isthmus_model::{Name, Problem, Problems, Revision};
 use tokio::sync::watch;
 use tonic::Status;
 use tracing::{debug, error, info, warn};
 
 use crate::agents::Agents;
+use crate::authority::Membership;
 use crate::delivery::Trials;
 use crate::events::Events;
 use crate::health::Health;
@@ -25,6 +27,7 @@ use crate::relocations::{Due, Relocations};
 use crate::shares::Dealt;
 use crate::store::{Change, Saved, Store, StoreError, changes_between};
 use crate::time;
+use crate::twins::Twins;
 
 /// How long changes of endpoints wait for others, so that one revision takes them all.
 const GATHERING: Duration = Duration::from_millis(50);
@@ -56,6 +59,7 @@ pub struct Mesh {
     pub(crate) problems: Problems,
     pub(crate) trials: Trials,
     pub(crate) dealt: Dealt,
+    pub(crate) twins: Twins,
 }
 
 /// A state, and the same as a whole.
@@ -115,6 +119,7 @@ impl Mesh {
             problems: Problems::default(),
             trials: Trials::default(),
             dealt: Dealt::default(),
+            twins: Twins::default(),
         };
         // Where nothing can be written, nothing new happens: it is the epoch before, still.
         if mesh.commit(&begun).is_err() {
@@ -147,23 +152,35 @@ impl Mesh {
         })
     }
 
-    /// A host joins, and uses up its token with it. `admit` decides about the token.
-    pub(crate) fn join<E: From<JoinError> + From<StoreError>>(
+    /// A host joins, and uses up its token with it, which `known` finds. Where this very request has
+    /// made it a member already, it gets the same answer again.
+    pub(crate) fn join<E: From<JoinError> + From<StoreError> + From<TokenRefusal>>(
         &self,
         newcomer: Newcomer,
-        admit: impl FnOnce(&BTreeMap<TokenId, TokenRecord>) -> Result<TokenRecord, E>,
-    ) -> Result<HostId, E> {
+        known: impl FnOnce(&BTreeMap<TokenId, TokenRecord>) -> Result<TokenRecord, E>,
+    ) -> Result<Membership, E> {
         let mut tokens = self.tokens();
-        let mut token = admit(&tokens)?;
-        let newcomer = Newcomer { labels: token.labels.clone(), ..newcomer };
+        let mut token = known(&tokens)?;
         let name = newcomer.name.clone();
-        let (next, id) = self.now().state.join(newcomer)?;
+        let now = self.now();
+        if let Some(member) = now.state.repeats(&name, &newcomer.request) {
+            info!(host = %name, number = member.id.0, token = %token.id, "a host joined once more");
+            return Ok(Membership { id: member.id, generation: member.generation });
+        }
+        token.check(&name, newcomer.now)?;
+        let newcomer = Newcomer {
+            labels: token.labels.clone(),
+            is_expected: token.host.is_some(),
+            ..newcomer
+        };
+        let Admission { next, id, generation } = now.state.join(newcomer)?;
         token.used += 1;
         self.move_to(&tokens, next, &[Change::Token(token.clone())])?;
-        info!(host = %name, number = id.0, token = %token.id, "a host joined");
+        let anew = generation > 0;
+        info!(host = %name, number = id.0, token = %token.id, anew, "a host joined");
         self.is_known(&name);
         tokens.insert(token.id, token);
-        Ok(id)
+        Ok(Membership { id, generation })
     }
 
     /// A host is removed; none if there is no such host.
@@ -178,10 +195,15 @@ impl Mesh {
     }
 
     /// A certificate of a host was renewed.
-    pub(crate) fn renewed(&self, host: &str, id: HostId, expires: i64) -> Result<bool, StoreError> {
+    pub(crate) fn renewed(
+        &self,
+        host: &str,
+        membership: Membership,
+        expires: i64,
+    ) -> Result<bool, StoreError> {
         let tokens = self.tokens();
         let now = self.now();
-        if now.state.inventory.member(host).is_none_or(|member| member.id != id) {
+        if !now.has(host, membership) {
             return Ok(false);
         }
         let Some(next) = now.state.renew(host, expires) else { return Ok(false) };
@@ -414,6 +436,19 @@ impl Published {
     fn new(state: State) -> Self {
         let world = Arc::new(World::new(&state));
         Self { state, world }
+    }
+
+    /// Whether a host is a member, by this membership.
+    pub(crate) fn has(&self, host: &str, membership: Membership) -> bool {
+        let member = self.state.inventory.member(host);
+        member.is_some_and(|it| membership == Membership { id: it.id, generation: it.generation })
+    }
+
+    /// Whether a membership began after all that this controller knows: it was restored from a backup.
+    pub(crate) fn never_saw(&self, host: &str, membership: Membership) -> bool {
+        let member = self.state.inventory.member(host).filter(|it| it.id == membership.id);
+        let later = member.is_some_and(|it| it.generation < membership.generation);
+        later || self.state.allocation.never_gave(membership.id)
     }
 
     /// The world only changes with the revision.

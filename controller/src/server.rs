@@ -34,6 +34,7 @@ use crate::shares;
 use crate::store::Redb;
 use crate::sync::Sync;
 use crate::tls::{self, ServerCertificate};
+use crate::twins;
 
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -82,6 +83,7 @@ pub async fn serve(
         tokio::spawn(Arc::clone(&mesh).follow_leaving()),
         tokio::spawn(delivery::follow(Arc::clone(&mesh))),
         tokio::spawn(shares::follow(Arc::clone(&mesh))),
+        tokio::spawn(twins::follow(Arc::clone(&mesh))),
         tokio::spawn(renew(certificate, Arc::clone(&authority), mesh_file.addresses.clone())),
     ];
     let router = router(
@@ -95,6 +97,7 @@ pub async fn serve(
             mesh: Arc::clone(&mesh),
             authority: Arc::clone(&authority),
             certificate_lifetime,
+            addresses: mesh_file.addresses.clone(),
             stopping: stops.clone(),
         },
         Admin {

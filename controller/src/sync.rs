@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  agent                        controller
-//!    │ Hello { revision 6 } ──────▶ │ does it know what the agent has at 6?
+//!    │ Hello { revision 6 } ──────▶ │ is another machine connected as this host?
+//!    │ ◀──── Welcome { clock, … }   │ does it know what the agent has at 6?
 //!    │ ◀──── Delta { 9, base 6 }    │ yes: what differs. No: base 0, everything
 //!    │ Accepted { 9 } ────────────▶ │ only now the next, against 9; what came between is left out
 //!    │ ◀──── Delta { 12, base 9 }   │
@@ -28,9 +29,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::admin::not_stored;
-use crate::agents::{Held, Question, Resources, Session};
-use crate::authority::{Authority, RequestedKey};
-use crate::caller::{Caller, Peer, peer};
+use crate::agents::{Held, Question, Resources, Run, Session};
+use crate::authority::{Authority, Membership, RequestedKey};
+use crate::caller::{Caller, Peer, in_time, peer};
 use crate::delivery;
 use crate::history;
 use crate::join::certificate_message;
@@ -46,12 +47,17 @@ const MOST_FORGERIES: usize = 16;
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 const REPORTS: u32 = 20;
 const MOST_PROBLEMS: usize = 64;
+const LONGEST_INSTANCE: usize = 32;
+/// A clock that differs by more is said to be wrong. Agents say so as well.
+const SKEW: Duration = Duration::from_secs(30);
 
 /// The service that agents call.
 pub(crate) struct Sync {
     pub(crate) mesh: Arc<Mesh>,
     pub(crate) authority: Arc<Authority>,
     pub(crate) certificate_lifetime: Duration,
+    /// Where controllers are reached.
+    pub(crate) addresses: Vec<String>,
     /// True once the controller stops.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -67,8 +73,14 @@ impl sync_server::Sync for Sync {
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
         let peer = peer(&request)?;
-        let (name, id) = host(&peer)?;
+        let (name, membership) = host(&peer)?;
         let (outgoing, stream) = mpsc::channel(2);
+        // Whoever was removed is told so, whatever its certificate.
+        if self.mesh.now().has(name.as_str(), membership) {
+            in_time(&peer.caller).inspect_err(|status| {
+                info!(host = %name, address = %peer.address, "an agent must renew first: {}", status.message());
+            })?;
+        }
         let line = Line {
             published: self.mesh.watch(),
             told: self.mesh.dealt.watch(),
@@ -76,7 +88,8 @@ impl sync_server::Sync for Sync {
             stopping: self.stopping.clone(),
             peer,
             name,
-            id,
+            membership,
+            addresses: self.addresses.clone(),
             outgoing,
         };
         tokio::spawn(line.serve(request.into_inner()));
@@ -87,26 +100,32 @@ impl sync_server::Sync for Sync {
         &self,
         request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::Certificate>, Status> {
-        let (name, id) = host(&peer(&request)?)?;
-        if self.mesh.now().state.allocation.never_gave(id) {
-            return Err(history::stranger(&name, id));
+        let peer = peer(&request)?;
+        let (name, membership) = host(&peer)?;
+        let now = self.mesh.now();
+        if now.never_saw(name.as_str(), membership) {
+            return Err(history::stranger(&name, membership.id));
         }
-        if !is_member(&self.mesh.now(), &name, id) {
-            return Err(Status::permission_denied(removed(&name)));
+        if !now.has(name.as_str(), membership) {
+            return Err(Status::permission_denied(gone(&now, &name, membership)));
+        }
+        if let Some(why) = peer.caller.outdated(time::now()) {
+            info!(host = %name, address = %peer.address, "a host renews a certificate that {why}");
         }
         let key =
             RequestedKey::from_der(&request.into_inner().certificate_request).map_err(|error| {
                 Status::invalid_argument(format!("Bad certificate request: {error}."))
             })?;
         let issued =
-            self.authority.host(&name, id, &key, self.certificate_lifetime).map_err(|error| {
-                Status::internal(format!("No certificate could be made: {error:#}."))
-            })?;
+            self.authority.host(&name, membership, &key, self.certificate_lifetime).map_err(
+                |error| Status::internal(format!("No certificate could be made: {error:#}.")),
+            )?;
         let (host, expires) = (name.clone(), issued.expires);
-        let stored = self.mesh.work(move |mesh| mesh.renewed(host.as_str(), id, expires)).await?;
+        let stored =
+            self.mesh.work(move |mesh| mesh.renewed(host.as_str(), membership, expires)).await?;
         match stored {
             Ok(true) => Ok(Response::new(certificate_message(&issued))),
-            Ok(false) => Err(Status::permission_denied(removed(&name))),
+            Ok(false) => Err(Status::permission_denied(gone(&self.mesh.now(), &name, membership))),
             Err(error) => {
                 Err(Status::unavailable(format!("The certificate wasn't stored: {error}.")))
             }
@@ -114,20 +133,23 @@ impl sync_server::Sync for Sync {
     }
 }
 
-fn host(peer: &Peer) -> Result<(Name, HostId), Status> {
+fn host(peer: &Peer) -> Result<(Name, Membership), Status> {
     match &peer.caller {
-        Caller::Host { name, id, .. } => Ok((name.clone(), *id)),
+        Caller::Host { name, membership, .. } => Ok((name.clone(), *membership)),
         Caller::Anonymous | Caller::Operator { .. } => {
             Err(Status::permission_denied("Only hosts may call this."))
         }
     }
 }
 
-fn is_member(now: &Published, name: &Name, id: HostId) -> bool {
-    now.state.inventory.member(name.as_str()).is_some_and(|member| member.id == id)
-}
-
-fn removed(name: &Name) -> String {
+/// Why a host isn't the member that it was.
+fn gone(now: &Published, name: &Name, membership: Membership) -> String {
+    let member = now.state.inventory.member(name.as_str());
+    if member.is_some_and(|member| member.id == membership.id) {
+        return format!(
+            "Host {name:?} has joined anew since, with a token of its own: this identity is a former one."
+        );
+    }
     format!("Host {name:?} was removed from the mesh. To come back it needs a new join token.")
 }
 
@@ -139,7 +161,8 @@ struct Line {
     stopping: watch::Receiver<bool>,
     peer: Peer,
     name: Name,
-    id: HostId,
+    membership: Membership,
+    addresses: Vec<String>,
     outgoing: Outgoing,
 }
 
@@ -190,19 +213,53 @@ impl Line {
             let _ = self.outgoing.send(Err(status)).await;
             return;
         }
-        let mut standing = self.greet(hello);
+        self.compare_clocks(hello.clock);
+        let mut instance = hello.instance.clone();
+        instance.truncate(LONGEST_INSTANCE);
+        let twin = self.mesh.agents.twin(&self.name, self.membership, &instance).await;
+        if let Some(first) = twin {
+            self.turn_away(first).await;
+            return;
+        }
+        let welcome =
+            v1::Welcome { clock: time::milliseconds(), addresses: self.addresses.clone() };
+        if self.say(Saying::Welcome(welcome)).await.is_err() {
+            return;
+        }
+        let mut standing = self.greet(hello, instance);
         info!(host = %self.name, address = %self.peer.address, "an agent connected");
         while let Ok(()) = self.turn(&mut standing, &mut incoming).await {}
         info!(host = %self.name, "an agent is gone");
     }
 
-    fn greet(&mut self, hello: v1::Hello) -> Standing {
+    fn compare_clocks(&self, clock: i64) {
+        let skew = clock.saturating_sub(time::milliseconds());
+        // Older agents don't say the time.
+        if clock != 0 && u128::from(skew.unsigned_abs()) >= SKEW.as_millis() {
+            let ahead_seconds = skew / 1_000;
+            warn!(host = %self.name, ahead_seconds, "the clocks of a host and the controller differ");
+        }
+    }
+
+    async fn turn_away(&self, first: IpAddr) {
+        let second = self.peer.address.ip();
+        self.mesh.twins.note(&self.mesh, &self.name, first, second);
+        let error = Status::already_exists(format!(
+            "Another machine, at {first}, is connected with the identity of host {}.",
+            self.name
+        ));
+        let _ = self.outgoing.send(Err(error)).await;
+    }
+
+    fn greet(&mut self, hello: v1::Hello, instance: Vec<u8>) -> Standing {
         let version = cut(hello.version);
         let capabilities = match &*hello.capabilities {
             [] => Capabilities::FIRST,
             names => Capabilities::from_names(names.iter().map(String::as_str)),
         };
-        let session = self.mesh.agents.connect(self.name.clone(), self.id, version.clone());
+        let address = self.peer.address.ip();
+        let run = Run { instance, address, version: version.clone() };
+        let session = self.mesh.agents.connect(self.name.clone(), self.membership, run);
         let held = session.held(Revision(hello.revision));
         self.relocate(&hello.endpoints.unwrap_or_default());
         self.published.mark_changed();
@@ -239,7 +296,7 @@ impl Line {
             }
             changed = self.told.changed() => {
                 changed.map_err(|_| End)?;
-                let shares = self.told.borrow_and_update().get(&self.id).cloned();
+                let shares = self.told.borrow_and_update().get(&self.membership.id).cloned();
                 match shares {
                     Some(shares) => self.say(Saying::Shares(shares)).await,
                     None => Ok(()),
@@ -324,7 +381,7 @@ impl Line {
             return Ok(());
         }
         let now = Arc::clone(&self.published.borrow_and_update());
-        let Some(slice) = now.world.slice(self.id) else { return Err(End) };
+        let Some(slice) = now.world.slice(self.membership.id) else { return Err(End) };
         let (slice, lacks) = capability::fit(slice, standing.capabilities);
         let warnings = standing.session.lacks(standing.explain(&lacks));
         let revision = slice.revision;
@@ -379,24 +436,28 @@ impl Line {
 
     /// A host that this controller never saw wasn't removed: it must not forget the mesh.
     async fn ends_unknown(&self) -> bool {
-        if !self.published.borrow().state.allocation.never_gave(self.id) {
+        if !self.published.borrow().never_saw(self.name.as_str(), self.membership) {
             return false;
         }
-        let (host, id) = (self.name.clone(), self.id);
+        let (host, id) = (self.name.clone(), self.membership.id);
         if let Ok(Err(error)) = self.mesh.work(move |mesh| mesh.never_saw(&host, id)).await {
             warn!(%error, "the number of an unknown host couldn't be stored");
         }
-        let _ = self.outgoing.send(Err(history::stranger(&self.name, self.id))).await;
+        let _ = self.outgoing.send(Err(history::stranger(&self.name, self.membership.id))).await;
         true
     }
 
     /// Tells a host that it was removed, if it was.
     async fn ends_removed(&self) -> bool {
-        if is_member(&self.published.borrow(), &self.name, self.id) {
-            return false;
-        }
-        info!(host = %self.name, "a removed host was told so");
-        let _ = self.say(Saying::Removed(v1::Removed { reason: removed(&self.name) })).await;
+        let reason = {
+            let now = self.published.borrow();
+            if now.has(self.name.as_str(), self.membership) {
+                return false;
+            }
+            gone(&now, &self.name, self.membership)
+        };
+        info!(host = %self.name, reason, "a host that is no member any more was told so");
+        let _ = self.say(Saying::Removed(v1::Removed { reason })).await;
         true
     }
 
@@ -410,8 +471,8 @@ impl Line {
 
     fn report(&self, report: v1::Report) {
         let now = self.published.borrow();
-        self.mesh.trials.handle_report(self.id, &now, report.traffic);
-        self.mesh.dealt.handle_demand(self.id, report.demand);
+        self.mesh.trials.handle_report(self.membership.id, &now, report.traffic);
+        self.mesh.dealt.handle_demand(self.membership.id, report.demand);
         let forgeries = report.forgeries.into_iter().take(MOST_FORGERIES);
         forgeries.for_each(|forgery| self.accuse(&now, forgery));
     }
@@ -420,7 +481,9 @@ impl Line {
     fn accuse(&self, now: &Published, forgery: v1::Forgery) {
         let from = HostId(forgery.from_host);
         let host = now.world.everything().hosts.get(&from);
-        let Some(host) = host.filter(|_| now.world.may_meet(self.id, from)) else { return };
+        let Some(host) = host.filter(|_| now.world.may_meet(self.membership.id, from)) else {
+            return;
+        };
         let Ok(claimed_source) = forgery.claimed_source.parse::<IpAddr>() else { return };
         let (from_host, packets) = (host.name.to_string(), forgery.packets);
         warn!(
@@ -433,6 +496,7 @@ impl Line {
             from_host,
             claimed_source: claimed_source.to_string(),
             packets,
+            text: String::new(),
         });
     }
 }

@@ -1,15 +1,25 @@
 //! TLS: version 1.3 only, hybrid key exchange preferred, a client certificate optional.
+//!
+//! A host's certificate may be out of its time: see [`caller`](crate::caller).
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use isthmus_model::TrustDomain;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::aws_lc_rs;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 
 use crate::authority::{Authority, Credentials};
+use crate::caller::Caller;
 
 /// The server's certificate, which is renewed while connections come and go.
 pub(crate) struct ServerCertificate {
@@ -53,15 +63,87 @@ pub(crate) fn server_config(
             .allow_unauthenticated()
             .build()
             .context("Failed to set up the check of clients' certificates")?;
+    let verifier = ClientVerifier { verifier, trust_domain: authority.trust_domain().clone() };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("Failed to set up TLS 1.3")?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec()];
     // Without tickets every connection shows its certificate anew.
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+/// Verifies a host's certificate as of its own time.
+#[derive(Debug)]
+struct ClientVerifier {
+    verifier: Arc<dyn ClientCertVerifier>,
+    trust_domain: TrustDomain,
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.verifier.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.verifier.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.verifier.verify_client_cert(leaf, intermediates, now);
+        match verified {
+            Err(rustls::Error::InvalidCertificate(error)) if is_about_time(&error) => {
+                let Some(Caller::Host { expires, .. }) =
+                    Caller::from_certificate(leaf, &self.trust_domain)
+                else {
+                    return Err(error.into());
+                };
+                let seconds = u64::try_from(expires).unwrap_or(0);
+                let then = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+                self.verifier.verify_client_cert(leaf, intermediates, then)
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
+fn is_about_time(error: &CertificateError) -> bool {
+    matches!(
+        error,
+        CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }
+    )
 }
 
 fn issue(authority: &Authority, addresses: &[String]) -> Result<CertifiedKey> {

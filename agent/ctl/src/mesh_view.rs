@@ -47,8 +47,13 @@ pub(crate) fn text(status: &v1::MeshStatus, now: i64) -> String {
     if !status.devices.is_empty() {
         section(device_table(&status.devices));
     }
-    if !status.events.is_empty() {
-        section(event_table(&status.events, now));
+    let (forgeries, others): (Vec<_>, Vec<_>) =
+        status.events.iter().partition(|event| event.text.is_empty());
+    if !forgeries.is_empty() {
+        section(event_table(forgeries, now));
+    }
+    if !others.is_empty() {
+        section(event_list(others, now));
     }
     text
 }
@@ -316,9 +321,8 @@ pub(crate) fn devices_json(devices: &[v1::DeviceStatus]) -> Value {
     devices.iter().map(one).collect()
 }
 
-/// The latest security events, the latest first.
-fn event_table(events: &[v1::SecurityEvent], now: i64) -> String {
-    let mut latest: Vec<&v1::SecurityEvent> = events.iter().collect();
+/// The latest forgeries, the latest first.
+fn event_table(mut latest: Vec<&v1::SecurityEvent>, now: i64) -> String {
     latest.sort_by_key(|event| std::cmp::Reverse(event.at));
     let rows = latest.iter().take(EVENTS_SHOWN).map(|event| {
         vec![
@@ -333,6 +337,16 @@ fn event_table(events: &[v1::SecurityEvent], now: i64) -> String {
     table(&header, rows.collect())
 }
 
+/// What else happened, the latest first.
+fn event_list(mut latest: Vec<&v1::SecurityEvent>, now: i64) -> String {
+    latest.sort_by_key(|event| std::cmp::Reverse(event.at));
+    let rows = latest
+        .iter()
+        .take(EVENTS_SHOWN)
+        .map(|event| vec![cell(relative(event.at, now)), cell(&event.text), number(event.packets)]);
+    table(&["EVENTS", "WHAT", "TIMES"], rows.collect())
+}
+
 fn event_json(event: &v1::SecurityEvent) -> Value {
     json!({
         "at": timestamp(event.at),
@@ -340,6 +354,7 @@ fn event_json(event: &v1::SecurityEvent) -> Value {
         "from_host": event.from_host,
         "claimed_source": event.claimed_source,
         "packets": event.packets,
+        "text": known(&event.text),
     })
 }
 

@@ -75,6 +75,7 @@ fn mesh() -> v1::MeshStatus {
             from_host: "app-1".to_owned(),
             claimed_source: "100.64.0.99".to_owned(),
             packets: 4,
+            text: String::new(),
         }],
     }
 }

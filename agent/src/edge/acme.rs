@@ -54,6 +54,8 @@ use crate::state_dir;
 
 /// What a challenge is asked for with (RFC 8737 section 6.2).
 const PROTOCOL: &[u8] = b"acme-tls/1";
+/// A chain with its key is smaller.
+const ROOM: usize = 16 << 10;
 /// For one answer of the authority, and for a whole order.
 const PATIENCE: Duration = Duration::from_secs(30);
 const ORDER: Duration = Duration::from_secs(180);
@@ -178,6 +180,7 @@ async fn attempt(edge: &Edge, one: &Wanted, failures: &mut HashMap<PathBuf, Fail
 async fn order(edge: &Edge, one: &Wanted) -> anyhow::Result<()> {
     state_dir::make_directory(&edge.folder)
         .with_context(|| format!("Failed to make {}", edge.folder.display()))?;
+    check_room(&edge.folder)?;
     let account = account(&edge.folder, &one.acme).await?;
     let identifiers: Vec<_> = one.hosts.iter().cloned().map(Identifier::Dns).collect();
     let mut order = account.new_order(&NewOrder::new(&identifiers)).await?;
@@ -218,6 +221,14 @@ async fn order(edge: &Edge, one: &Wanted) -> anyhow::Result<()> {
     let text = Zeroizing::new(format!("{}{chain}", *Zeroizing::new(key.serialize_pem())));
     state_dir::replace(&one.file, text.as_bytes())
         .with_context(|| format!("Failed to write {}", one.file.display()))
+}
+
+/// Authorities give only so many certificates: none is asked for that couldn't be kept.
+fn check_room(folder: &Path) -> anyhow::Result<()> {
+    let probe = folder.join("room");
+    state_dir::replace(&probe, &[0; ROOM])
+        .and_then(|()| fs::remove_file(&probe))
+        .with_context(|| format!("{} has no room for a certificate", folder.display()))
 }
 
 /// What the authority has against a name, which the order itself doesn't say.
@@ -349,6 +360,17 @@ mod tests {
             tls: None,
             https_redirect: false,
         }
+    }
+
+    #[test]
+    fn no_certificate_is_asked_for_that_could_not_be_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        check_room(folder.path()).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        // A folder where the file would go: refused, also for root.
+        fs::create_dir(folder.path().join("room.new")).unwrap();
+        let error = check_room(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("no room"), "{error}");
     }
 
     #[test]

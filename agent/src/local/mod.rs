@@ -9,7 +9,7 @@ mod stat;
 mod tap;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use isthmus_model::Name;
 use isthmus_model::token::Token;
@@ -95,12 +95,11 @@ impl Api {
         })
     }
 
-    /// A member joins again only when it can't renew its certificate any more.
+    /// A member joins again only where it can't get on as the member that it is.
     fn may_join(&self) -> Result<(), Status> {
         let status = self.shared.status();
         let Some(member) = status.member else { return Ok(()) };
-        let expired = status.certificate.is_some_and(|it| it.until < SystemTime::now());
-        if expired {
+        if !status.connected {
             return Ok(());
         }
         Err(Status::failed_precondition(format!(
@@ -110,10 +109,22 @@ impl Api {
         )))
     }
 
+    async fn join_keys(&self, token: &Token, host: &Name) -> anyhow::Result<join::Keys> {
+        let (disk, token, host) = (Arc::clone(&self.disk), token.id.to_string(), host.to_string());
+        tokio::task::spawn_blocking(move || disk.join_keys(&token, &host)).await?
+    }
+
     async fn keep(&self, identity: Identity) -> anyhow::Result<()> {
         let disk = Arc::clone(&self.disk);
         let kept = identity.clone();
-        tokio::task::spawn_blocking(move || disk.write_identity(&kept)).await??;
+        let keep = move || {
+            disk.write_identity(&kept)?;
+            if let Err(error) = disk.forget_join_keys() {
+                tracing::warn!("couldn't remove what the join is over with: {error:#}");
+            }
+            anyhow::Ok(())
+        };
+        tokio::task::spawn_blocking(keep).await??;
         self.joined.send(identity).await.map_err(|_| anyhow::anyhow!("The agent is stopping"))
     }
 
@@ -123,7 +134,9 @@ impl Api {
         member: &crate::identity::Member,
     ) -> Result<status::Status, Status> {
         let mut changes = self.shared.watch();
-        let ours = |status: &status::Status| status.member.as_ref() == Some(member);
+        let ours = |status: &status::Status| {
+            status.member.as_ref().is_some_and(|it| it.is_same_as(member))
+        };
         let settled = changes.wait_for(|status| {
             ours(status) && (status.state.is_some() || !status.refusal.is_empty())
         });
@@ -163,12 +176,20 @@ impl Local for Api {
         };
         self.may_join()?;
         tracing::info!(%host, token = %token.id, "joining a mesh");
-        let identity = join::join(&token, host).await.map_err(|error| {
+        let failed = |error: &anyhow::Error| Status::internal(sentence(&format!("{error:#}")));
+        let keys = self.join_keys(&token, &host).await.map_err(|error| failed(&error))?;
+        let identity = join::join(&token, host, keys).await.map_err(|error| {
             tracing::warn!("couldn't join: {error}");
             join_status(&error)
         })?;
         let member = identity.member.clone();
-        self.keep(identity).await.map_err(|error| Status::internal(format!("{error:#}")))?;
+        self.keep(identity).await.map_err(|error| {
+            let again = error.context(
+                "This host is a member now, but can't remember it; the same \
+                                       join once more makes it one again",
+            );
+            failed(&again)
+        })?;
         let status = self.first_snapshot(&member).await?;
         let Some(state) = &status.state else {
             return Err(Status::internal("The overlay went down while this host joined"));

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  agent ── Hello(revision) ─▶ controller
+//!        ◀─ Welcome(clock, …)             its time, and where it can be reached
 //!        ◀─ Delta(base, …) ──             switch the data plane, keep it on disk,
 //!        ── Accepted|Refused ▶            then answer
 //!        ── Endpoints, Problems,          whenever there is something to say
@@ -13,6 +14,9 @@
 //!        ◀─ Removed ─────────             the end
 //! ```
 //!
+//! A controller that finds the certificate out of its time refuses the stream; it has the host renew
+//! first. Who was away for longer than certificates live gets back that way.
+//!
 //! A session knows nothing of what a snapshot does: [`Member`] is told of each, and says whether
 //! it works by it now.
 
@@ -22,7 +26,7 @@ pub mod resources;
 mod tests;
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
@@ -35,11 +39,13 @@ use isthmus_proto::v1::sync_client::SyncClient;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 
+use crate::clock::Clock;
 use crate::identity::{Identity, TlsIdentity, TlsKey};
 use crate::tls;
+use backoff::Backoff;
 use resources::Resources;
 
 /// A snapshot of a large mesh has tens of thousands of resources.
@@ -83,14 +89,20 @@ pub trait Member: Send {
     /// The controller deals out shares of rate limits.
     fn shares(&mut self, shares: v1::Shares);
 
-    /// The stream is up.
+    /// What tells this run of the agent from any other.
+    fn instance(&self) -> Vec<u8>;
+
+    /// What time it is at the controller.
+    fn clock(&mut self, clock: &Clock);
+
+    /// Where the controller says that controllers are.
+    fn controllers(&mut self, addresses: Vec<String>) -> impl Future<Output = ()> + Send;
+
+    /// The controller has taken this host in.
     fn connected(&mut self, controller: &str);
 
     /// Takes over a new certificate.
-    ///
-    /// # Errors
-    /// When it can't be kept.
-    fn renewed(&mut self, tls: TlsIdentity) -> anyhow::Result<()>;
+    fn renewed(&mut self, tls: TlsIdentity) -> impl Future<Output = ()> + Send;
 
     /// The overlay's device, whose changes concern nobody.
     fn device(&self) -> Option<u32>;
@@ -107,6 +119,8 @@ pub enum Ended {
     Refused,
     /// The host was removed from the mesh.
     Removed(String),
+    /// Another machine is connected as this host.
+    Twin(String),
 }
 
 /// Holds one session with the controller at `address`.
@@ -131,20 +145,31 @@ pub async fn session(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision,
         endpoints: Some(to_message(&endpoints)),
+        clock: Clock::ours().milliseconds(),
+        instance: member.instance(),
         epoch: if from_scratch { 0 } else { member.resources().epoch() },
         capabilities: Capability::ALL.map(|it| it.name().to_owned()).into(),
     };
     outgoing.send(message(FromAgent::Hello(hello))).await?;
     let opening = async { client.clone().stream(ReceiverStream::new(messages)).await };
-    let incoming = tokio::time::timeout(ANSWER_TIMEOUT, opening)
+    let opened = tokio::time::timeout(ANSWER_TIMEOUT, opening)
         .await
-        .context("The controller didn't answer within 10 s")?
-        .map_err(said)?
-        .into_inner();
-    member.connected(address);
-    let problems = Vec::new();
-    let mut session = Session { client, identity, outgoing, endpoints, problems };
-    session.run(member, incoming, changes).await
+        .context("The controller didn't answer within 10 s")?;
+    let mut session = Session::new(client, identity, outgoing, endpoints);
+    match opened {
+        Ok(incoming) => {
+            let ended = session.run(address, member, incoming.into_inner(), changes).await;
+            ended.or_else(twin)
+        }
+        Err(status) if status.code() == Code::Unauthenticated => {
+            let why = status.message().to_owned();
+            let tls = session.renew().await.with_context(|| why.clone())?;
+            member.renewed(tls).await;
+            tracing::info!(why, "renewed this host's certificate, which was out of its time");
+            Ok(Ended::Renewed)
+        }
+        Err(status) => Err(said(status)),
+    }
 }
 
 /// What became of a delta.
@@ -162,11 +187,32 @@ struct Session<'a> {
     /// What the controller was told last.
     endpoints: Vec<SocketAddr>,
     problems: Vec<v1::Problem>,
+    clock: Clock,
+    /// After failed attempts to renew the certificate.
+    renewal_backoff: Backoff,
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    fn new(
+        client: SyncClient<Channel>,
+        identity: &'a Identity,
+        outgoing: mpsc::Sender<v1::AgentMessage>,
+        endpoints: Vec<SocketAddr>,
+    ) -> Self {
+        Self {
+            client,
+            identity,
+            outgoing,
+            endpoints,
+            problems: Vec::new(),
+            clock: Clock::ours(),
+            renewal_backoff: Backoff::new(),
+        }
+    }
+
     async fn run(
         &mut self,
+        address: &str,
         member: &mut impl Member,
         mut incoming: Streaming<v1::ControllerMessage>,
         mut changes: AddressMonitor,
@@ -175,11 +221,16 @@ impl Session<'_> {
         let jitter = backoff::random();
         let mut renew_at = self.renewal(jitter)?;
         let mut retry_at = None;
+        let mut is_welcome = false;
         loop {
             tokio::select! {
                 received = incoming.message() => {
                     let received = received.map_err(said)?;
                     let received = received.context("The controller ended the stream")?;
+                    if !is_welcome {
+                        is_welcome = true;
+                        member.connected(address);
+                    }
                     match received.body {
                         Some(FromController::Delta(delta)) => {
                             let answer = self.on_delta(member, delta).await?;
@@ -188,6 +239,12 @@ impl Session<'_> {
                                 Answer::Refused => Some(Instant::now() + RETRY_REFUSED_AFTER),
                                 Answer::OutOfStep => return Ok(Ended::OutOfStep),
                             };
+                        }
+                        Some(FromController::Welcome(welcome)) => {
+                            self.clock = Clock::told(welcome.clock);
+                            member.clock(&self.clock);
+                            member.controllers(welcome.addresses).await;
+                            renew_at = self.renewal(jitter)?;
                         }
                         Some(FromController::Check(check)) => self.check(member, check).await?,
                         Some(FromController::Watch(watch)) => member.watch(watch.routes),
@@ -204,6 +261,7 @@ impl Session<'_> {
                 }
                 _ = report.tick() => self.report(member).await?,
                 () = until(Some(renew_at)) => {
+                    member.clock(&self.clock);
                     if self.renew_if_due(member, jitter).await? {
                         return Ok(Ended::Renewed);
                     }
@@ -271,23 +329,26 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// When to look at the certificate again. The wall clock decides, and it can be set: hence not
+    /// When to look at the certificate again, and at this host's clock, which can be set: hence not
     /// only once.
-    fn renewal(&self, jitter: f64) -> anyhow::Result<Instant> {
-        let wait = self.identity.tls.validity()?.renewal_in(SystemTime::now(), jitter);
+    fn renewal(&mut self, jitter: f64) -> anyhow::Result<Instant> {
+        let mut wait = self.identity.tls.validity()?.renewal_in(&self.clock, jitter);
+        if wait.is_zero() {
+            wait = self.renewal_backoff.wait(backoff::random());
+        }
         Ok(Instant::now() + wait.clamp(CERTIFICATE_CHECK_FIRST, CERTIFICATE_CHECK_EVERY))
     }
 
     /// Whether there is a new certificate. A failure is no reason to end the session: the present
-    /// certificate still has half of its life before it.
+    /// certificate still has half of its life before it, and even afterwards the session goes on.
     async fn renew_if_due(&self, member: &mut impl Member, jitter: f64) -> anyhow::Result<bool> {
         let validity = self.identity.tls.validity()?;
-        if !validity.renewal_in(SystemTime::now(), jitter).is_zero() {
+        if !validity.renewal_in(&self.clock, jitter).is_zero() {
             return Ok(false);
         }
         match self.renew().await {
             Ok(tls) => {
-                member.renewed(tls)?;
+                member.renewed(tls).await;
                 tracing::info!("renewed this host's certificate");
                 Ok(true)
             }
@@ -329,7 +390,22 @@ fn to_message(endpoints: &[SocketAddr]) -> v1::Endpoints {
 /// The controller's messages are sentences for people; tonic's own errors need their causes.
 fn said(status: tonic::Status) -> anyhow::Error {
     match std::error::Error::source(&status) {
-        Some(source) => anyhow!("{}: {source}", status.message()),
-        None => anyhow!("{}", status.message()),
+        Some(source) => anyhow!("{}", tls::reason(source)),
+        None => anyhow::Error::new(Said(status)),
+    }
+}
+
+/// A controller's word.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.message())]
+struct Said(tonic::Status);
+
+/// A session that ended because another machine has this host's place.
+fn twin(error: anyhow::Error) -> anyhow::Result<Ended> {
+    match error.downcast_ref() {
+        Some(Said(status)) if status.code() == Code::AlreadyExists => {
+            Ok(Ended::Twin(status.message().to_owned()))
+        }
+        Some(_) | None => Err(error),
     }
 }

@@ -33,7 +33,17 @@ pub struct Member {
     pub joined: i64,
     /// When its newest certificate expires, in seconds since the epoch.
     pub certificate_expires: i64,
+    /// How often it has joined anew under its number: certificates from before say another one.
+    #[serde(default)]
+    pub generation: u32,
+    /// The request that made it a member. Who repeats it hasn't heard the answer.
+    #[serde(default)]
+    pub request: Option<RequestHash>,
 }
+
+/// What identifies a join request: its token and both of its keys. Whoever repeats it has proved to
+/// hold the same private key.
+pub type RequestHash = [u8; 32];
 
 /// All hosts that have joined, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

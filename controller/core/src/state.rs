@@ -10,7 +10,7 @@ use isthmus_model::{Exposure, HostId, MeshPrefix, Name, PublicKey, Revision, Tru
 use crate::allocation::{Allocation, AllocationError};
 use crate::delivery::{Delivery, Phase};
 use crate::diagnostic;
-use crate::inventory::{Inventory, Member};
+use crate::inventory::{Inventory, Member, RequestHash};
 use crate::leaving::Leaving;
 
 /// Numbers that a lost history may have given, at most: nobody says how many.
@@ -63,6 +63,21 @@ pub struct Newcomer {
     pub now: i64,
     /// When the certificate that it will get expires.
     pub certificate_expires: i64,
+    /// What tells this request from any other.
+    pub request: RequestHash,
+    /// Whether its token is bound to its name: an operator wants this host, be it a member or not.
+    pub is_expected: bool,
+}
+
+/// A host that is a member now.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// The mesh with it.
+    pub next: State,
+    /// Its number.
+    pub id: HostId,
+    /// What its certificates say beside the number.
+    pub generation: u32,
 }
 
 /// Why a host can't join, whatever its token.
@@ -70,7 +85,7 @@ pub struct Newcomer {
 pub enum JoinError {
     /// Another member has the name.
     #[error(
-        "a host named {0:?} is a member already; if it is gone for good, `agentctl host remove {0}` makes the name free"
+        "a host named {0:?} is a member already. If this is that host, `agentctl token create --host {0}` makes a token with which it joins anew, under the same number and addresses; if that host is gone for good, `agentctl host remove {0}` makes the name free"
     )]
     NameTaken(Name),
     /// Another member or device has the tunnel key.
@@ -101,19 +116,40 @@ impl State {
         }
     }
 
-    /// A host joins.
+    /// The member that this very request has made, if it has: the answer was lost.
+    #[must_use]
+    pub fn repeats(&self, host: &Name, request: &RequestHash) -> Option<&Member> {
+        let member = self.inventory.member(host.as_str())?;
+        (member.request.as_ref() == Some(request)).then_some(member)
+    }
+
+    /// A host joins. One that an operator expects may be a member already: it joins anew, under its
+    /// number, and whoever has its former keys is no member any more.
     ///
     /// # Errors
     ///
     /// Its name or key is taken, or there are no addresses for it.
-    pub fn join(&self, newcomer: Newcomer) -> Result<(Self, HostId), JoinError> {
-        if self.inventory.member(newcomer.name.as_str()).is_some() {
+    pub fn join(&self, newcomer: Newcomer) -> Result<Admission, JoinError> {
+        let before = self.inventory.member(newcomer.name.as_str());
+        if before.is_some() && !newcomer.is_expected {
             return Err(JoinError::NameTaken(newcomer.name));
         }
-        if let Some(owner) = self.owner_of(newcomer.public_key) {
+        let owner = self.owner_of(newcomer.public_key, &newcomer.name);
+        if let Some(owner) = owner {
             return Err(JoinError::KeyTaken(owner));
         }
         let mut next = self.next();
+        if let Some(member) = next.inventory.member_mut(newcomer.name.as_str()) {
+            member.public_key = newcomer.public_key;
+            member.labels.extend(newcomer.labels);
+            member.endpoints.clear();
+            member.certificate_expires = newcomer.certificate_expires;
+            member.generation += 1;
+            member.request = Some(newcomer.request);
+            let (id, generation) = (member.id, member.generation);
+            next.reconcile()?;
+            return Ok(Admission { next, id, generation });
+        }
         let id = next.allocation.next_host();
         next.inventory.insert(Member {
             name: newcomer.name,
@@ -123,9 +159,11 @@ impl State {
             endpoints: Vec::new(),
             joined: newcomer.now,
             certificate_expires: newcomer.certificate_expires,
+            generation: 0,
+            request: Some(newcomer.request),
         });
         next.reconcile()?;
-        Ok((next, id))
+        Ok(Admission { next, id, generation: 0 })
     }
 
     /// A host is removed; none if there is no such member.
@@ -273,9 +311,10 @@ impl State {
         Self { revision: Revision(self.revision.0 + 1), ..self.clone() }
     }
 
-    /// Who has a tunnel key, as people say it.
-    fn owner_of(&self, key: PublicKey) -> Option<String> {
-        let host = self.inventory.members().find(|member| member.public_key == key);
+    /// Who else has a tunnel key, as people say it.
+    fn owner_of(&self, key: PublicKey, but: &Name) -> Option<String> {
+        let others = self.inventory.members().filter(|member| member.name != *but);
+        let host = others.into_iter().find(|member| member.public_key == key);
         let device = self.topology.devices.iter().find(|(_, device)| device.public_key == key);
         host.map(|member| format!("host {:?}", member.name.as_str()))
             .or_else(|| device.map(|(name, _)| format!("device {:?}", name.as_str())))

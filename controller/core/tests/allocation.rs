@@ -7,8 +7,8 @@ mod common;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
-use common::{Drawn, HOSTS, apply, drawn, empty, join, try_apply};
-use isthmus_controller_core::{Allocation, JoinError, State, World};
+use common::{Drawn, HOSTS, apply, drawn, empty, join, newcomer, try_apply};
+use isthmus_controller_core::{Admission, Allocation, JoinError, Newcomer, State, World};
 use isthmus_model::Ipv4Net;
 use proptest::prelude::*;
 
@@ -123,6 +123,35 @@ fn a_host_that_comes_back_gets_another_number() {
     let state = state.remove("h").unwrap().unwrap();
     let (_, second) = join(&state, "h", &[]).unwrap();
     assert_ne!(first, second);
+}
+
+#[test]
+fn an_expected_host_joins_anew_under_its_number_and_addresses() {
+    let (state, first) = join(&empty(), "h", &[("role", "app")]).unwrap();
+    let before = World::new(&state).everything().hosts[&first].clone();
+    let again = |state: &State, is_expected| {
+        let labels = [("zone", "b")];
+        state.join(Newcomer { is_expected, ..newcomer(state, "h", &labels) })
+    };
+    assert!(matches!(again(&state, false), Err(JoinError::NameTaken(_))));
+    let Admission { next, id, generation } = again(&state, true).unwrap();
+    assert_eq!((id, generation), (first, 1));
+    let after = World::new(&next).everything().hosts[&first].clone();
+    assert_ne!(after.public_key, before.public_key);
+    assert_eq!((after.labels.len(), after.ipv4()), (2, before.ipv4()));
+    assert_eq!(next.revision.0, state.revision.0 + 1);
+    assert_eq!(again(&next, true).unwrap().generation, 2);
+}
+
+#[test]
+fn the_request_that_made_a_member_is_known_again() {
+    let request = [9; 32];
+    let host = newcomer(&empty(), "h", &[]);
+    let name = host.name.clone();
+    let state = empty().join(Newcomer { request, ..host }).unwrap().next;
+    assert!(state.repeats(&name, &request).is_some());
+    assert!(state.repeats(&name, &[8; 32]).is_none());
+    assert!(state.repeats(&"other".parse().unwrap(), &request).is_none());
 }
 
 const TINY: &str =

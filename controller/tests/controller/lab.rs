@@ -35,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Controller {
     pub(crate) address: SocketAddr,
     folder: TempDir,
+    certificate_lifetime: Option<Duration>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -58,6 +59,8 @@ pub(crate) struct Joined {
 pub(crate) struct Agent {
     say: mpsc::Sender<v1::AgentMessage>,
     hear: Streaming<v1::ControllerMessage>,
+    /// How it was greeted.
+    pub(crate) welcome: Option<v1::Welcome>,
     /// What it knows, by key.
     pub(crate) resources: BTreeMap<String, v1::Resource>,
     pub(crate) revision: u64,
@@ -67,6 +70,11 @@ pub(crate) struct Agent {
 
 impl Controller {
     pub(crate) async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// Its hosts' certificates live so long.
+    pub(crate) async fn start_with(certificate_lifetime: Option<Duration>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -77,13 +85,17 @@ impl Controller {
             addresses: vec![address.to_string()],
         })
         .unwrap();
-        let mut controller = Self { address, folder, stop: None, serving: None };
+        let mut controller =
+            Self { address, folder, certificate_lifetime, stop: None, serving: None };
         controller.serve(listener);
         controller
     }
 
     fn serve(&mut self, listener: TcpListener) {
-        let settings = Settings::new(self.state());
+        let mut settings = Settings::new(self.state());
+        if let Some(lifetime) = self.certificate_lifetime {
+            settings.certificate_lifetime = lifetime;
+        }
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async { drop(stopped.await) };
         self.stop = Some(stop);
@@ -157,11 +169,29 @@ impl Controller {
 
     pub(crate) async fn join_with(&self, token: &Token, name: &str) -> Result<Joined, Status> {
         let (request, key) = join_request(token, name);
+        self.join_by(request, &key).await
+    }
+
+    pub(crate) async fn join_by(
+        &self,
+        request: v1::JoinRequest,
+        key: &KeyPair,
+    ) -> Result<Joined, Status> {
+        let name = request.host.clone();
         let mut client = JoinClient::new(self.channel(None).await);
         let response = client.join(request).await?.into_inner();
         let chain = response.certificate.unwrap().chain;
         let identity = Identity { chain, key: key.serialize_der() };
-        Ok(Joined { id: response.host_id, name: name.to_owned(), identity })
+        Ok(Joined { id: response.host_id, name, identity })
+    }
+
+    /// The same host with a new certificate.
+    pub(crate) async fn renew(&self, joined: &Joined) -> Result<Joined, Status> {
+        let key = KeyPair::generate().unwrap();
+        let request = v1::RenewRequest { certificate_request: certificate_request(&key) };
+        let chain = self.sync(&joined.identity).await.renew(request).await?.into_inner().chain;
+        let identity = Identity { chain, key: key.serialize_der() };
+        Ok(Joined { identity, ..joined.clone() })
     }
 
     /// Applies one file; it must be good.
@@ -219,7 +249,20 @@ impl Controller {
         resources: BTreeMap<String, v1::Resource>,
         revision: u64,
     ) -> Agent {
-        self.connect_from(joined, resources, revision, 0).await.unwrap()
+        self.try_connect(joined, resources, revision, vec![]).await.unwrap()
+    }
+
+    /// As a run of its own.
+    pub(crate) async fn try_connect(
+        &self,
+        joined: &Joined,
+        resources: BTreeMap<String, v1::Resource>,
+        revision: u64,
+        instance: Vec<u8>,
+    ) -> Result<Agent, Status> {
+        let capabilities = Capability::ALL.map(|it| it.name().to_owned()).into();
+        let hello = v1::Hello { revision, instance, capabilities, ..v1::Hello::default() };
+        self.connect_saying(joined, resources, hello).await
     }
 
     /// Likewise, by a revision of an epoch.
@@ -243,19 +286,24 @@ impl Controller {
         epoch: u64,
         capabilities: Vec<String>,
     ) -> Result<Agent, Status> {
+        let hello = v1::Hello { revision, epoch, capabilities, ..v1::Hello::default() };
+        self.connect_saying(joined, resources, hello).await
+    }
+
+    async fn connect_saying(
+        &self,
+        joined: &Joined,
+        resources: BTreeMap<String, v1::Resource>,
+        hello: v1::Hello,
+    ) -> Result<Agent, Status> {
         let (say, said) = mpsc::channel(16);
         let endpoints = v1::Endpoints { addresses: vec![format!("192.0.2.{}:51820", joined.id)] };
-        let hello = v1::Hello {
-            version: "1".to_owned(),
-            revision,
-            endpoints: Some(endpoints),
-            epoch,
-            capabilities,
-        };
+        let hello = v1::Hello { version: "1".to_owned(), endpoints: Some(endpoints), ..hello };
+        let (revision, epoch) = (hello.revision, hello.epoch);
         say.send(v1::AgentMessage { body: Some(Say::Hello(hello)) }).await.unwrap();
         let mut client = self.sync(&joined.identity).await;
         let hear = client.stream(ReceiverStream::new(said)).await?.into_inner();
-        Ok(Agent { say, hear, resources, revision, epoch })
+        Ok(Agent { say, hear, welcome: None, resources, revision, epoch })
     }
 }
 
@@ -264,9 +312,15 @@ impl Agent {
         self.say.send(v1::AgentMessage { body: Some(body) }).await.unwrap();
     }
 
+    /// The next message after the welcome.
     pub(crate) async fn hear(&mut self) -> Result<Option<Heard>, Status> {
-        let message = patiently(self.hear.message()).await?;
-        Ok(message.map(|message| message.body.expect("a body")))
+        loop {
+            let message = patiently(self.hear.message()).await?;
+            match message.map(|message| message.body.expect("a body")) {
+                Some(Heard::Welcome(welcome)) => self.welcome = Some(welcome),
+                other => return Ok(other),
+            }
+        }
     }
 
     pub(crate) async fn delta(&mut self) -> v1::Delta {

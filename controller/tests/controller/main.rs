@@ -8,5 +8,7 @@ mod door;
 mod init;
 mod join;
 mod lab;
+mod outage;
 mod sync;
+mod twins;
 mod units;

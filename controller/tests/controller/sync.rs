@@ -247,7 +247,13 @@ async fn a_removed_host_is_told_at_once_and_forgotten_by_all() {
     assert_whole(&stays);
     let told = loop {
         match removed.hear().await.unwrap() {
-            Some(Heard::Delta(_) | Heard::Check(_) | Heard::Watch(_) | Heard::Shares(_)) => {}
+            Some(
+                Heard::Delta(_)
+                | Heard::Check(_)
+                | Heard::Watch(_)
+                | Heard::Shares(_)
+                | Heard::Welcome(_),
+            ) => {}
             Some(Heard::Removed(told)) => break told,
             None => panic!("it ended without a word"),
         }

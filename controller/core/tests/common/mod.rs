@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use isthmus_controller_core::{JoinError, MeshIdentity, Newcomer, State};
+use isthmus_controller_core::{Admission, JoinError, MeshIdentity, Newcomer, State};
 use isthmus_model::topology::{SourceFile, parse};
 use isthmus_model::{Exposure, HostId, MeshPrefix, PublicKey};
 use proptest::prelude::*;
@@ -47,10 +47,12 @@ pub fn join(
     name: &str,
     labels: &[(&str, &str)],
 ) -> Result<(State, HostId), JoinError> {
-    state.join(newcomer(state, name, labels))
+    let Admission { next, id, generation: _ } = state.join(newcomer(state, name, labels))?;
+    Ok((next, id))
 }
 
-fn newcomer(state: &State, name: &str, labels: &[(&str, &str)]) -> Newcomer {
+/// A host that wants to join, with a key of its own.
+pub fn newcomer(state: &State, name: &str, labels: &[(&str, &str)]) -> Newcomer {
     let mut key = [7; 32];
     key[..8].copy_from_slice(&state.revision.0.to_be_bytes());
     Newcomer {
@@ -59,6 +61,8 @@ fn newcomer(state: &State, name: &str, labels: &[(&str, &str)]) -> Newcomer {
         labels: labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
         now: 0,
         certificate_expires: 0,
+        request: key,
+        is_expected: false,
     }
 }
 
