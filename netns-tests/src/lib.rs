@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod capture;
+pub mod chaos;
 mod lab;
 mod mesh;
 mod process;

@@ -28,6 +28,8 @@ pub struct MeshOptions {
     pub settings: &'static str,
     /// The processor that agents are bound to, if to any.
     pub processor: Option<usize>,
+    /// Whether each state directory is a file system of its own, which is easily filled.
+    pub small_disks: bool,
 }
 
 impl Default for MeshOptions {
@@ -38,7 +40,28 @@ impl Default for MeshOptions {
             certificate_lifetime: None,
             settings: "",
             processor: None,
+            small_disks: false,
         }
+    }
+}
+
+/// A small file system in memory, gone with the value.
+#[derive(Debug)]
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(folder: PathBuf, size: &str) -> Self {
+        std::fs::create_dir_all(&folder).expect("the lab's folder can be written");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "tmpfs"]).arg(&folder);
+        let _ = Output::of(mount).expect_success();
+        Self(folder)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
@@ -54,6 +77,7 @@ pub struct Mesh {
     /// All hosts' `eth0` are plugged in here.
     pub switch: Node,
     options: MeshOptions,
+    _disk: Option<Disk>,
     /// Last: it removes the namespaces.
     pub lab: Lab,
 }
@@ -67,6 +91,9 @@ pub struct Host {
     settings: PathBuf,
     socket: PathBuf,
     processor: Option<usize>,
+    /// Of the agent from its next start on.
+    pub environment: Vec<(String, String)>,
+    _disk: Option<Disk>,
 }
 
 impl Mesh {
@@ -104,6 +131,7 @@ impl Mesh {
             options.mtu,
         );
         let state = controller_node.folder().join("controller");
+        let disk = options.small_disks.then(|| Disk::mount(state.clone(), "8m"));
         let mut init = controller_node.command(binary("isthmus-controller"));
         init.args([
             "init",
@@ -122,6 +150,7 @@ impl Mesh {
             controller_node,
             switch,
             options,
+            _disk: disk,
             lab,
         };
         mesh.start_controller();
@@ -136,6 +165,16 @@ impl Mesh {
 
     /// Starts the controller (again) and waits until it answers.
     pub fn start_controller(&mut self) {
+        self.spawn_controller();
+        wait_for("the controller answers", START, || self.agentctl(&["status"]).success());
+    }
+
+    /// Starts the controller (again), without waiting for anything.
+    ///
+    /// # Panics
+    ///
+    /// If its settings can't be written.
+    pub fn spawn_controller(&mut self) {
         let mut run = self.controller_node.command(binary("isthmus-controller"));
         run.arg("run").arg("--state-dir").arg(self.controller_state());
         if let Some(lifetime) = self.options.certificate_lifetime {
@@ -145,7 +184,6 @@ impl Mesh {
             run.arg("--settings").arg(settings);
         }
         self.controller = Some(self.controller_node.spawn("controller", run));
-        wait_for("the controller answers", START, || self.agentctl(&["status"]).success());
     }
 
     /// The controller's process.
@@ -206,8 +244,16 @@ impl Mesh {
         let _ = writeln!(settings, "[dns]\nupstream = [\"10.9.0.1:53\"]");
         let path = folder.join("agent.toml");
         std::fs::write(&path, settings).expect("the lab's folder can be written");
-        let mut host =
-            Host { node, agent: None, settings: path, socket, processor: self.options.processor };
+        let small = self.options.small_disks;
+        let mut host = Host {
+            agent: None,
+            settings: path,
+            socket,
+            processor: self.options.processor,
+            environment: Vec::new(),
+            _disk: small.then(|| Disk::mount(folder.join("state"), "1m")),
+            node,
+        };
         host.start_agent();
         self.hosts.entry(name.to_owned()).or_insert(host)
     }
@@ -353,6 +399,7 @@ impl Host {
             }
         };
         command.arg("run").arg("--settings").arg(&self.settings);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.agent = Some(self.node.spawn("agent", command));
     }
 
@@ -403,6 +450,12 @@ impl Host {
         let mut command = self.node.command(binary("agentctl"));
         command.args(arguments).arg("--socket").arg(&self.socket);
         Output::of(command)
+    }
+
+    /// The agent's state directory.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.node.folder().join("state")
     }
 
     /// The path of the agent's socket.

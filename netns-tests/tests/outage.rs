@@ -1,0 +1,137 @@
+//! Whoever was away for longer than its certificate lives comes back by itself, as who it was.
+
+use std::process::Command;
+use std::time::Duration;
+
+use isthmus_netns_tests::chaos::{Chance, Chaos, Fault};
+use isthmus_netns_tests::{Mesh, MeshOptions, wait_for};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// `scripts/chaos` does the same at length.
+#[test]
+fn hosts_are_back_after_any_outage_longer_than_their_certificates() {
+    let mut chaos = Chaos::new("4s", Duration::from_secs(4));
+    let away = Duration::from_secs(6);
+    assert!(chaos.outlasts_certificates(away));
+    let mut chance = Chance(1);
+    for fault in Fault::ALL {
+        let back = chaos.round(fault, away, &mut chance);
+        assert!(back.is_ok(), "{}: {back:?}", fault.name());
+        if fault == Fault::HostDisks {
+            let log = chaos.mesh.host("app-1").log();
+            assert!(log.contains("certificate-not-kept"), "{log}");
+        }
+    }
+}
+
+#[test]
+fn a_copied_machine_is_turned_away_and_the_original_stays() {
+    let mut mesh = Mesh::new(&["app-1", "app-2"]);
+    let endpoints = |mesh: &Mesh| host(mesh, "app-1")["endpoints"].to_string();
+    wait_for("app-1 says where it is", SOON, || endpoints(&mesh).contains("10.9.0.11"));
+    let before = (endpoints(&mesh), mesh.revision());
+
+    let state = mesh.host("app-1").state();
+    let copy = mesh.add_host("copy").state();
+    mesh.host_mut("copy").agent().kill();
+    let copied = Command::new("cp").arg("-rT").args([&state, &copy]).status();
+    assert!(copied.is_ok_and(|status| status.success()));
+    mesh.host_mut("copy").spawn_agent();
+
+    let has = |problems: &serde_json::Value, code: &str| {
+        problems.as_array().is_some_and(|all| all.iter().any(|it| it["code"] == code))
+    };
+    wait_for("the copy says so", SOON, || {
+        let status = mesh.host("copy").agentctl(&["status", "-o", "json"]);
+        status.success() && has(&status.json()["problems"], "identity-twice")
+    });
+    wait_for("the copy has left the overlay", SOON, || {
+        !mesh.host("copy").node.try_sh("ip link show isth0").success()
+    });
+    let status = mesh.status();
+    assert!(has(&status["problems"], "identity-twice"), "{status}");
+    assert!(status["events"].to_string().contains("second machine"), "{status}");
+    assert_eq!(mesh.host("app-1").status()["connected"], true);
+    assert_eq!((endpoints(&mesh), mesh.revision()), before);
+
+    // Once the original is gone the other may have its place.
+    mesh.host_mut("app-1").agent().terminate(SOON);
+    wait_for("the copy takes over", Duration::from_secs(60), || {
+        mesh.host("copy").status()["connected"] == true
+    });
+    assert!(mesh.host("copy").node.sh("ip link show isth0").contains("isth0"));
+}
+
+/// Moves the clock of one program.
+const SHIM: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+#include <sys/time.h>
+static time_t offset(void) { const char *s = getenv("CLOCK_OFFSET"); return s ? atoll(s) : 0; }
+int clock_gettime(clockid_t id, struct timespec *at) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(id, at);
+    if (result == 0 && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) at->tv_sec += offset();
+    return result;
+}
+int gettimeofday(struct timeval *restrict at, void *restrict zone) {
+    struct timespec now; (void)zone;
+    clock_gettime(CLOCK_REALTIME, &now);
+    at->tv_sec = now.tv_sec; at->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+time_t time(time_t *at) {
+    struct timespec now; clock_gettime(CLOCK_REALTIME, &now);
+    if (at) *at = now.tv_sec;
+    return now.tv_sec;
+}
+"#;
+
+#[test]
+fn a_host_two_days_ahead_is_told_so_and_renews_as_seldom_as_others() {
+    let mut mesh =
+        Mesh::empty(MeshOptions { certificate_lifetime: Some("20s"), ..MeshOptions::default() });
+    let source = mesh.lab.folder().join("clock.c");
+    let shim = mesh.lab.folder().join("clock.so");
+    std::fs::write(&source, SHIM).expect("the lab's folder can be written");
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&shim).arg(&source).status();
+    assert!(built.is_ok_and(|status| status.success()), "cc makes the shim");
+
+    mesh.add_host("app-1");
+    mesh.host_mut("app-1").agent().kill();
+    let preload = shim.display().to_string();
+    for (offset, words) in [("172800", "2 days ahead"), ("-172800", "2 days behind")] {
+        let app = mesh.host_mut("app-1");
+        app.environment = vec![
+            ("LD_PRELOAD".to_owned(), preload.clone()),
+            ("CLOCK_OFFSET".to_owned(), offset.to_owned()),
+        ];
+        app.start_agent();
+        if mesh.status()["hosts"].as_array().is_none_or(Vec::is_empty) {
+            mesh.join("app-1").expect_success_line();
+        }
+        wait_for("both sides say it", SOON, || {
+            let there = mesh.host("app-1").status()["problems"].to_string();
+            let here = host(&mesh, "app-1")["problems"].to_string();
+            [there, here].iter().all(|it| it.contains("clock-skew") && it.contains(words))
+        });
+        let renewals = || mesh.host("app-1").log().matches("renewed this host's").count();
+        let (before, began) = (renewals(), std::time::Instant::now());
+        wait_for("a certificate is renewed twice", Duration::from_secs(40), || {
+            renewals() >= before + 2
+        });
+        assert!(began.elapsed() > Duration::from_secs(6), "after {:?}", began.elapsed());
+        mesh.host_mut("app-1").agent().kill();
+    }
+}
+
+fn host(mesh: &Mesh, name: &str) -> serde_json::Value {
+    let status = mesh.status();
+    let hosts = status["hosts"].as_array().expect("a list");
+    hosts.iter().find(|host| host["name"] == name).cloned().unwrap_or_default()
+}
