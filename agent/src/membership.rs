@@ -208,7 +208,7 @@ impl Membership {
             }
             // One address after the other, then a wait.
             let count = self.identity.member.controllers.len();
-            if is_error && attempt % count != 0 {
+            if is_error && !attempt.is_multiple_of(count) {
                 continue;
             }
             tokio::time::sleep(backoff.wait(random())).await;

@@ -122,7 +122,7 @@ fn datagrams_are_their_senders_and_a_flood_is_its_users_alone() {
 }
 
 fn sockets_may_be_closed_at_once(app: &Host, target: &str, log: &std::path::Path) {
-    run(app, CLIENT, SEND_AND_CLOSE, &[target, "1500"]).expect_success();
+    let _ = run(app, CLIENT, SEND_AND_CLOSE, &[target, "1500"]).expect_success();
     let arrived = || lines_with(log, target);
     let began = Instant::now();
     while arrived() < 1500 && began.elapsed() < Duration::from_secs(10) {
@@ -145,10 +145,10 @@ fn a_port_that_changes_hands_takes_no_rights_along(
     log: &std::path::Path,
 ) {
     let (mine, stolen) = (format!("mine-{target}-"), format!("stolen-{target}-"));
-    run(app, CLIENT, SEND_FROM, &[target, &mine, "1"]).expect_success();
-    run(app, OTHER, SEND_FROM, &[target, &stolen, "20"]).expect_success();
+    let _ = run(app, CLIENT, SEND_FROM, &[target, &mine, "1"]).expect_success();
+    let _ = run(app, OTHER, SEND_FROM, &[target, &stolen, "20"]).expect_success();
     // What was sent after it has arrived: so would this have.
-    run(app, CLIENT, SEND_AND_CLOSE, &[target, "1"]).expect_success();
+    let _ = run(app, CLIENT, SEND_AND_CLOSE, &[target, "1"]).expect_success();
     wait_for("a later datagram", Duration::from_secs(10), || {
         lines_with(log, &mine) == 1 && lines_with(log, &format!("{target}0")) == 2
     });

@@ -124,9 +124,8 @@ async fn a_token_of_its_own_lets_a_member_join_anew_under_its_number() {
 
     // Whoever has the former keys isn't this host any more.
     let told = loop {
-        match agent.hear().await.unwrap().unwrap() {
-            Heard::Removed(removed) => break removed.reason,
-            _ => continue,
+        if let Heard::Removed(removed) = agent.hear().await.unwrap().unwrap() {
+            break removed.reason;
         }
     };
     assert!(told.contains("joined anew"), "{told}");
