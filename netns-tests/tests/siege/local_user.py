@@ -76,7 +76,7 @@ def by_a_packets_own_source(token):
         it.sendmsg([token], [(socket.IPPROTO_IPV6, 50, info)], 0, (STATS6, STATS))
 
 
-@attack(bites=True)
+@attack()
 def by_ipv4(token):
     """The same by IPv4, where the kernel knows what it may send from."""
     return [speak(source, STATS4, token, options=(FREE4,)) for source in (REMOTE4, VIRTUAL4)]

@@ -15,7 +15,10 @@ def datagrams(port):
     while True:
         data, peer = server.recvfrom(2048)
         print("HEARD", port, peer[0], data, flush=True)
-        server.sendto(b"pong", peer)
+        try:
+            server.sendto(b"pong", peer)
+        except OSError as error:
+            print("UNANSWERED", error, flush=True)
 
 
 def connections(port):
