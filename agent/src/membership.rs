@@ -182,17 +182,20 @@ impl Membership {
         let mut backoff = Backoff::new();
         let mut from_scratch = false;
         let mut attempt = 0_usize;
+        let mut has_just_renewed = false;
         loop {
             let controllers = &self.identity.member.controllers;
             let address = controllers[attempt % controllers.len()].clone();
             let identity = self.identity.clone();
             let began = Instant::now();
             let ended = sync::session(&address, &identity, self, from_scratch).await;
+            let was_connected = self.shared.status().connected;
             self.disconnected(&address, &ended);
             let is_error = ended.is_err();
             if began.elapsed() >= GOOD_SESSION {
                 backoff.reset();
             }
+            has_just_renewed &= !was_connected;
             from_scratch = false;
             match ended {
                 Ok(Ended::Removed(reason)) => return reason,
@@ -200,8 +203,13 @@ impl Membership {
                     self.give_way(reason).await;
                     tokio::time::sleep(TWIN_AGAIN).await;
                 }
-                // Also after renewing: whatever is wrong with clocks or controllers, no host renews
-                // without end.
+                // A new certificate is used at once: it may be a brief one. But whatever is wrong with
+                // clocks or controllers, no host does nothing but renew.
+                Ok(Ended::Renewed) if !has_just_renewed => {
+                    has_just_renewed = !was_connected;
+                    backoff.reset();
+                    continue;
+                }
                 Ok(Ended::Renewed | Ended::Refused) => {}
                 Ok(Ended::OutOfStep) => from_scratch = true,
                 Err(_) => attempt += 1,

@@ -105,7 +105,7 @@ fn a_host_two_days_ahead_is_told_so_and_renews_as_seldom_as_others() {
     mesh.add_host("app-1");
     mesh.host_mut("app-1").agent().kill();
     let preload = shim.display().to_string();
-    for (offset, words) in [("172800", "2 days ahead"), ("-172800", "2 days behind")] {
+    for (offset, words) in [("216000", "2 days ahead"), ("-216000", "2 days behind")] {
         let app = mesh.host_mut("app-1");
         app.environment = vec![
             ("LD_PRELOAD".to_owned(), preload.clone()),
