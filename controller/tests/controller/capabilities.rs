@@ -58,7 +58,7 @@ async fn an_older_agent_is_not_sent_an_allow_that_it_would_read_as_a_wider_one()
         let problems = controller.host("web-1").await.problems;
         let mut texts: Vec<String> = problems.into_iter().map(|it| it.text).collect();
         texts.sort();
-        matches!(&*texts, [wider, withheld]
+        matches!(&*texts, [withheld, wider]
             if wider.contains("no debugging") && wider.contains("denies more")
                 && withheld.contains("admins write") && withheld.contains("`header`"))
     })
