@@ -216,7 +216,8 @@ fn while_its_agent_is_down_a_service_is_not_reachable() {
         for name in ["web", "mixed", "sealed"] {
             places.push(format!("{}/8080", lab.mesh.virtual_addresses(name).0));
         }
-        let answers = lab.knock(ALLOWED, &places);
+        // The callers' own proxy may say that nobody answers.
+        let answers = lab.knock(ALLOWED, &places).replace("b'HTTP/1.1 503 ", "");
         assert!(!answers.contains("b'"), "{how}: {answers}");
         // A neighbour that puts the overlay's addresses onto the wire.
         let neighbour = &lab.mesh.controller_node;

@@ -160,7 +160,11 @@ fn a_service_is_reached_by_the_mesh_alone() {
     mesh.apply(&counting);
     let said = knock(&mesh.controller_node, THIEF, FORGED, &[&around_web, &around_db])
         + &knock(srv, THIEF, FORGED, &["127.0.0.1/8080"]);
-    assert_eq!(said.matches("sa/admin").count(), 2, "{said}");
+    assert_eq!(
+        said.matches("web x-isthmus-identity: spiffe://corp.example/ns/default/sa/admin").count(),
+        2,
+        "{said}"
+    );
     assert!(said.contains("db "), "{said}");
     wait_for("who comes around is named", SOON, || {
         let all = problems(&mesh, "srv-1", "around-mesh");

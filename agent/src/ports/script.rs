@@ -128,7 +128,7 @@ fn rules(device: &str) -> String {
          chain passing {{\n\
          iifname \"{device}\" accept\n\
          oifname != \"{device}\" accept\n\
-         {forwarded}goto refuse\n}}\n"
+         {forwarded}counter reject with icmpx admin-prohibited\n}}\n"
     )
 }
 
