@@ -181,11 +181,9 @@ fn a_service_is_reached_by_the_mesh_alone() {
         knock(&mesh.controller_node, THIEF, FORGED, &[&around_web]).contains("ConnectionRefused")
     });
 
-    // A strict service that is down isn't spoken for by who takes its port.
+    // A strict service that is down isn't spoken for by who takes its port, once the agent has looked.
     db.kill();
     let mut thief = serve(&mesh, THIEF, "thief", 5432);
-    let said = knock(app, CLIENT, "hello", &[&db_by_mesh]);
-    assert!(!said.contains("thief"), "{said}");
     wait_for("the thief is named", SOON, || {
         problem(&mesh, "srv-1", "foreign-listener").is_some_and(|text| {
             text.starts_with("db ") && text.contains(&format!("of user {THIEF}"))
