@@ -1,5 +1,6 @@
 //! The composition root: everything that the agent consists of, wired in one place.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::membership::{self, Outcome};
 use crate::memory;
 use crate::names;
 use crate::owners::{SharedCgroups, not_noted};
+use crate::ports::{self, Ports};
 use crate::settings::Settings;
 use crate::state_dir::StateDir;
 use crate::status::Shared;
@@ -121,7 +123,11 @@ pub async fn guard(settings: &Settings) -> anyhow::Result<bool> {
     let Some(kept) = StateDir::peek(&settings.state_dir)? else { return Ok(false) };
     let snapshot = Resources::from(kept).snapshot().context("The kept snapshot can't be used")?;
     let (_, raised) = Standing::raise(Guard::of(settings, &snapshot)).await;
-    raised.map(|()| true)
+    raised?;
+    // Who listens is for the agent to see: without it, nobody comes by the mesh.
+    let closed = Ports::of(&snapshot, &BTreeSet::new(), &BTreeMap::new());
+    ports::raise(&settings.device, &closed).await.context("Failed to guard the services' ports")?;
+    Ok(true)
 }
 
 /// One membership after the other, and the time between them.

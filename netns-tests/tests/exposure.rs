@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use isthmus_netns_tests::{Link, Mesh, Node, Output, Process, wait_for};
+use isthmus_netns_tests::{Link, Mesh, Node, Output, Process, binary, wait_for};
 use serde_json::Value;
 
 const CLIENT: u32 = 40_002;
@@ -121,7 +121,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_service_is_reached_by_the_mesh_alone() {
-    let mesh = Mesh::new(&["app-1", "srv-1"]);
+    let mut mesh = Mesh::new(&["app-1", "srv-1"]);
     mesh.apply(TOPOLOGY);
     let _web = serve(&mesh, WEB, "web", 8080);
     let mut db = serve(&mesh, DB, "db", 5432);
@@ -177,13 +177,16 @@ fn a_service_is_reached_by_the_mesh_alone() {
     // All rules flushed, as Debian's nftables.conf does: closed again.
     mesh.apply(TOPOLOGY);
     srv.sh("nft flush ruleset");
-    wait_for("it is closed again", SOON, || {
+    wait_for("it is closed again", Duration::from_secs(1), || {
         knock(&mesh.controller_node, THIEF, FORGED, &[&around_web]).contains("ConnectionRefused")
     });
 
-    // A strict service that is down isn't spoken for by who takes its port, once the agent has looked.
+    // A strict service that is down isn't spoken for by who takes its port, not for a moment.
     db.kill();
     let mut thief = serve(&mesh, THIEF, "thief", 5432);
+    for _ in 0..10 {
+        assert!(!knock(app, CLIENT, "hello", &[&db_by_mesh]).contains("thief"));
+    }
     wait_for("the thief is named", SOON, || {
         problem(&mesh, "srv-1", "foreign-listener").is_some_and(|text| {
             text.starts_with("db ") && text.contains(&format!("of user {THIEF}"))
@@ -194,6 +197,18 @@ fn a_service_is_reached_by_the_mesh_alone() {
     let _db = serve(&mesh, DB, "db", 5432);
     wait_for("it is back", SOON, || knock(app, CLIENT, "hello", &[&db_by_mesh]).contains("db "));
     wait_for("no thief is left", SOON, || problem(&mesh, "srv-1", "foreign-listener").is_none());
+
+    // At boot it is closed before an agent runs.
+    let srv = mesh.host_mut("srv-1");
+    srv.agent().terminate(Duration::from_secs(20));
+    srv.node.sh("nft flush ruleset");
+    let at_boot = || knock(&mesh.controller_node, THIEF, FORGED, &[&around_web]);
+    assert!(at_boot().contains("200 OK"));
+    let srv = &mesh.host("srv-1").node;
+    let mut guard = srv.command(binary("isthmus-agent"));
+    guard.arg("guard").arg("--settings").arg(srv.folder().join("agent.toml"));
+    let _ = Output::of(guard).expect_success();
+    assert!(at_boot().contains("ConnectionRefused"));
 }
 
 #[test]

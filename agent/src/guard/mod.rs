@@ -28,7 +28,7 @@ use isthmus_net::sysctl;
 use tokio::sync::{Mutex, MutexGuard};
 
 pub use keeper::{MISSING, keep, missing};
-use nft::Nft;
+pub(crate) use nft::Nft;
 pub use rules::Guard;
 
 use crate::ports;
@@ -110,9 +110,4 @@ pub async fn lower(device: &str) -> anyhow::Result<()> {
     Netlink::connect()?.replace_refusals(&[]).await?;
     Nft::default().run(&rules::no_rules(device)).await?;
     ports::lower(device).await
-}
-
-/// For tables of others' that go with the guard.
-pub(crate) async fn nft(script: &str) -> anyhow::Result<()> {
-    Nft::default().run(script).await
 }

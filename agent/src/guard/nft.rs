@@ -13,7 +13,7 @@ const REMEMBERED: usize = 16;
 
 /// `nft`, and which of its runs were ours.
 #[derive(Debug, Default)]
-pub(super) struct Nft {
+pub(crate) struct Nft {
     runs: Mutex<VecDeque<u32>>,
 }
 
@@ -22,7 +22,7 @@ impl Nft {
     ///
     /// # Errors
     /// When `nft` isn't there, or the kernel refuses.
-    pub(super) async fn run(&self, script: &str) -> anyhow::Result<()> {
+    pub(crate) async fn run(&self, script: &str) -> anyhow::Result<()> {
         let mut nft = Command::new("nft")
             .args(["-f", "-"])
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -47,7 +47,7 @@ impl Nft {
 
     /// Whether a process was one of ours.
     #[must_use]
-    pub(super) fn ran_as(&self, process: u32) -> bool {
+    pub(crate) fn ran_as(&self, process: u32) -> bool {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).contains(&process)
     }
 

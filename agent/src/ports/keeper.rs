@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use isthmus_core::State;
 use isthmus_model::{Exposure, ListenerCheck, Problem, Revision, ServiceId, Snapshot};
+use isthmus_net::ruleset::RulesetMonitor;
 use tokio::process::Command;
 use tokio::sync::watch;
 
 use super::counts::Counts;
 use super::listeners::{Finding, Listeners, Standing, is_refused};
 use super::{Port, Ports, guarded, script, selectors};
+use crate::guard::Nft;
+use crate::network;
 use crate::status::Shared;
-use crate::{guard, network};
 
 /// Between two looks at who listens.
 const LOOK: Duration = Duration::from_secs(2);
@@ -24,6 +26,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const LOOK_STRICTLY: Duration = Duration::from_millis(250);
 /// Between two looks at what the filter has counted, and at selectors.
 const COUNT: Duration = Duration::from_secs(5);
+/// Whoever loads rules does it in several steps.
+const SETTLE: Duration = Duration::from_millis(50);
 /// Addresses that a problem names.
 const NAMED: usize = 5;
 
@@ -43,6 +47,9 @@ pub async fn keep(
     mut states: watch::Receiver<Arc<State>>,
     kept: watch::Sender<Revision>,
 ) {
+    let mut rules = RulesetMonitor::start(&script::table(&shared.settings.device))
+        .inspect_err(|error| tracing::warn!(%error, "the ports' filter is looked at now and then"))
+        .ok();
     let mut keeper = Keeper::new(shared);
     loop {
         let state = Arc::clone(&states.borrow_and_update());
@@ -57,12 +64,32 @@ pub async fn keep(
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             changed = states.changed() => if changed.is_err() { return },
+            () = changed_by_others(&mut rules, &keeper.nft) => {
+                keeper.guarded = None;
+                tokio::time::sleep(SETTLE).await;
+            }
         }
     }
 }
 
+/// Waits until somebody else has changed the ports' table. For ever where nobody tells.
+async fn changed_by_others(rules: &mut Option<RulesetMonitor>, nft: &Nft) {
+    while let Some(monitor) = rules {
+        match monitor.changed().await {
+            Ok(change) if change.socket.is_some_and(|process| nft.ran_as(process)) => {}
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the kernel tells no changes of the ports' filter");
+                *rules = None;
+            }
+        }
+    }
+    std::future::pending().await
+}
+
 struct Keeper {
     shared: Arc<Shared>,
+    nft: Nft,
     listeners: Listeners,
     findings: HashMap<ServiceId, Finding>,
     counts: Counts,
@@ -79,6 +106,7 @@ impl Keeper {
         Self {
             listeners: Listeners::new(Arc::clone(&shared.cgroups)),
             shared,
+            nft: Nft::default(),
             findings: HashMap::new(),
             counts: Counts::default(),
             guarded: None,
@@ -118,12 +146,13 @@ impl Keeper {
             .filter(|(id, service)| is_refused(service, self.findings.get(id)))
             .map(|(id, _)| id)
             .collect();
-        let ports = Ports::of(snapshot, &refused);
+        let users = self.findings.iter().map(|(id, found)| (*id, found.users.clone())).collect();
+        let ports = Ports::of(snapshot, &refused, &users);
         if self.guarded.as_ref() == Some(&ports) {
             return;
         }
         let script = script::script(&self.shared.settings.device, &ports);
-        let done = guard::nft(&script).await;
+        let done = self.nft.run(&script).await;
         let problem = done.as_ref().err().map(|error| {
             let text = format!("ports that only the mesh may reach aren't closed: {error:#}");
             Problem::new(UNGUARDED, text, "install the package nftables, and see what it says")

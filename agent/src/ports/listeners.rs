@@ -5,7 +5,7 @@
 //! container runtime's stands before containers: these are as good. Everybody else has taken the
 //! port of a service that is down, or the service's `workload` is wrong.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -15,7 +15,7 @@ use isthmus_model::{Exposure, ListenerCheck, Revision, Service, ServiceId, Snaps
 use isthmus_net::process::{self, Holder};
 use isthmus_net::sock_diag::{Protocol, SocketDiag, SocketOwner};
 
-use super::{Port, guarded};
+use super::{Port, addresses, guarded};
 use crate::owners::{LocalService, Process, SharedCgroups, local_services};
 
 /// For one search among all processes. It is made in the background.
@@ -33,6 +33,8 @@ const STAND_INS: [&str; 5] =
 pub(super) struct Finding {
     /// Whose the sockets are, of both families.
     pub(super) standing: Standing,
+    /// As whom the service's own sockets were opened.
+    pub(super) users: BTreeSet<u32>,
     /// Where something listens that can be reached around the mesh.
     pub(super) reachable: Option<IpAddr>,
 }
@@ -89,25 +91,29 @@ impl Listeners {
         });
         guarded(snapshot)
             .map(|(id, service)| {
-                let standing = self.standing(snapshot, id, service);
+                let (standing, users) = self.standing(snapshot, id, service);
                 let reachable = self.reachable(service, underlay);
-                (id, Finding { standing, reachable })
+                (id, Finding { standing, users, reachable })
             })
             .collect()
     }
 
-    fn standing(&mut self, snapshot: &Snapshot, id: ServiceId, service: &Service) -> Standing {
-        let ipv4 = service.placements.get(&snapshot.local).copied().map(IpAddr::from);
-        let ipv6 = IpAddr::from(snapshot.workload_ipv6(snapshot.local, id));
-        let mut standing = Standing::Nobody;
-        for address in ipv4.into_iter().chain([ipv6]) {
+    fn standing(
+        &mut self,
+        snapshot: &Snapshot,
+        id: ServiceId,
+        service: &Service,
+    ) -> (Standing, BTreeSet<u32>) {
+        let (mut standing, mut users) = (Standing::Nobody, BTreeSet::new());
+        for address in addresses(snapshot, id, service) {
             let Some(socket) = self.listener(service, address) else { continue };
             match self.standing_of(id, &socket) {
-                foreign @ Standing::Foreign(_) => return foreign,
+                foreign @ Standing::Foreign(_) => return (foreign, BTreeSet::new()),
                 found @ (Standing::Nobody | Standing::Own) => standing = found,
             }
+            users.insert(socket.uid);
         }
-        standing
+        (standing, users)
     }
 
     /// Whether the port can be reached around the mesh: by a neighbour, or where the application is told
@@ -246,7 +252,7 @@ mod tests {
     fn strict_refuses_until_a_process_of_the_service_listens() {
         let mut snapshot = snapshot(&[(80, Speaks::Tcp, Exposure::Mesh)]);
         let service = snapshot.services.get_mut(&ServiceId(20)).unwrap();
-        let finding = |standing| Finding { standing, reachable: None };
+        let finding = |standing| Finding { standing, ..Finding::default() };
         assert!(!is_refused(service, None));
         service.guard.listener = ListenerCheck::Strict;
         assert!(is_refused(service, None));
@@ -279,7 +285,8 @@ mod tests {
             snapshot.revision.0 += 1;
             let service = snapshot.services.get_mut(&ServiceId(20)).unwrap();
             service.selectors = vec![Selector::User("0".into())];
-            assert_eq!(look(&mut listeners, &snapshot).standing, Standing::Own);
+            let found = look(&mut listeners, &snapshot);
+            assert_eq!((found.standing, found.users), (Standing::Own, [0].into()));
         });
     }
 }

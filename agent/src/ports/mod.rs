@@ -21,11 +21,12 @@ mod selectors;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
-use isthmus_model::{Exposure, Layer4, Service, ServiceId, Snapshot};
+use isthmus_model::{Exposure, Layer4, ListenerCheck, Service, ServiceId, Snapshot};
 
 pub use keeper::{Kept, keep};
-pub use script::lower;
+pub use script::{lower, raise};
 pub use selectors::unknown_at_once;
 
 /// A port of this host.
@@ -67,13 +68,26 @@ pub struct Ports {
     pub told: BTreeSet<Port>,
     /// Closed to the mesh, too: somebody else may listen.
     pub refused: BTreeSet<Port>,
+    /// Where only the users in `own` may answer: whoever takes the port of a service that is down
+    /// gets nothing, before anybody has looked.
+    pub strict: BTreeSet<Place>,
+    /// Who was seen to listen for the service.
+    pub own: BTreeSet<(Place, u32)>,
 }
+
+/// A workload's address and port.
+pub type Place = (IpAddr, Port);
 
 impl Ports {
     /// Those of the services with workloads on this host. Where services share a port, the one that
-    /// leaves it most open counts; what a gateway listens on stays open.
+    /// leaves it most open counts; what a gateway listens on stays open. `refused`: strict services
+    /// whose listener isn't known to be theirs; `users`: as whom the others' listeners are open.
     #[must_use]
-    pub fn of(snapshot: &Snapshot, refused: &BTreeSet<ServiceId>) -> Self {
+    pub fn of(
+        snapshot: &Snapshot,
+        refused: &BTreeSet<ServiceId>,
+        users: &BTreeMap<ServiceId, BTreeSet<u32>>,
+    ) -> Self {
         let mut exposures: BTreeMap<Port, (Exposure, bool)> = BTreeMap::new();
         let mut ports = Self::default();
         for (id, service) in guarded(snapshot) {
@@ -83,6 +97,13 @@ impl Ports {
             *known = (known.0.max(exposure), known.1 && told);
             if refused.contains(&id) {
                 ports.refused.insert(port);
+            }
+            if service.guard.listener == ListenerCheck::Strict {
+                let users = users.get(&id).into_iter().flatten();
+                for address in addresses(snapshot, id, service) {
+                    ports.strict.insert((address, port));
+                    ports.own.extend(users.clone().map(|user| ((address, port), *user)));
+                }
             }
         }
         for port in doors(snapshot) {
@@ -106,6 +127,16 @@ impl Ports {
 fn guarded(snapshot: &Snapshot) -> impl Iterator<Item = (ServiceId, &Service)> {
     let here = snapshot.local_services().filter(|(_, service, _)| service.edge.is_none());
     here.map(|(id, service, _)| (id, service))
+}
+
+/// Of the workload of a service on this host.
+fn addresses(
+    snapshot: &Snapshot,
+    id: ServiceId,
+    service: &Service,
+) -> impl Iterator<Item = IpAddr> + use<> {
+    let ipv4 = service.placements.get(&snapshot.local).copied().map(IpAddr::from);
+    ipv4.into_iter().chain([snapshot.workload_ipv6(snapshot.local, id).into()])
 }
 
 /// Where gateways let the world in.
@@ -152,7 +183,7 @@ mod tests {
             (82, Protocol::Auto, Exposure::Count),
             (83, Protocol::Http, Exposure::Open),
         ]);
-        let guarded = Ports::of(&snapshot, &BTreeSet::new());
+        let guarded = Ports::of(&snapshot, &BTreeSet::new(), &BTreeMap::new());
         assert_eq!(guarded.closed, ports(&[80, 81]));
         assert_eq!(guarded.counted, ports(&[82]));
         assert_eq!(guarded.told, ports(&[80, 82]), "loopback closes only where it is told");
@@ -160,7 +191,7 @@ mod tests {
         assert!(!guarded.counted.iter().any(|port| port.number == 8080));
 
         let moved = Snapshot { local: HostId(2), ..snapshot };
-        let elsewhere = Ports::of(&moved, &BTreeSet::new());
+        let elsewhere = Ports::of(&moved, &BTreeSet::new(), &BTreeMap::new());
         assert_eq!((elsewhere.closed, elsewhere.counted), (ports(&[]), ports(&[8080])));
     }
 
@@ -172,9 +203,27 @@ mod tests {
             (81, Protocol::Http, Exposure::Mesh),
             (81, Protocol::Http, Exposure::Count),
         ]);
-        let guarded = Ports::of(&snapshot, &[ServiceId(22)].into());
+        let guarded = Ports::of(&snapshot, &[ServiceId(22)].into(), &BTreeMap::new());
         assert_eq!((guarded.closed, guarded.told), (ports(&[80]), ports(&[81])));
         assert_eq!((guarded.counted, guarded.refused), (ports(&[81]), ports(&[81])));
+    }
+
+    #[test]
+    fn only_its_own_users_answer_for_a_strict_service() {
+        let mut snapshot = snapshot(&[
+            (80, Protocol::Tcp, Exposure::Mesh),
+            (81, Protocol::Tcp, Exposure::Mesh),
+            (82, Protocol::Tcp, Exposure::Mesh),
+        ]);
+        for id in [ServiceId(20), ServiceId(21)] {
+            snapshot.services.get_mut(&id).unwrap().guard.listener = ListenerCheck::Strict;
+        }
+        let users = [20, 22].map(|id| (ServiceId(id), [33].into())).into();
+        let guarded = Ports::of(&snapshot, &[ServiceId(21)].into(), &users);
+        let ports_of = |places: BTreeSet<Port>| places;
+        assert_eq!(ports_of(guarded.strict.iter().map(|it| it.1).collect()), ports(&[80, 81]));
+        assert_eq!(ports_of(guarded.own.iter().map(|it| it.0.1).collect()), ports(&[80]));
+        assert!(guarded.own.iter().any(|((address, _), user)| address.is_ipv6() && *user == 33));
     }
 
     #[test]
@@ -185,6 +234,6 @@ mod tests {
         let gateway = Gateway { listeners: vec![listener], trusted_proxies: Vec::new() };
         let service = snapshot.services.get_mut(&ServiceId(21)).unwrap();
         service.edge = Some(Edge::Gateway(gateway));
-        assert_eq!(Ports::of(&snapshot, &BTreeSet::new()), Ports::default());
+        assert_eq!(Ports::of(&snapshot, &BTreeSet::new(), &BTreeMap::new()), Ports::default());
     }
 }

@@ -1,11 +1,10 @@
 //! What `nft` is told about ports. A table of its own, which isn't replaced but brought up to date: it
 //! remembers who came, and whom this host asked.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::{Port, Ports};
-use crate::guard;
+use super::{Place, Port, Ports};
+use crate::guard::Nft;
 use crate::owners::PROXY_MARK;
 
 /// Who asked, and what is remembered of it, by family.
@@ -22,7 +21,15 @@ pub(super) fn table(device: &str) -> String {
 /// When `nft` isn't there or the kernel refuses.
 pub async fn lower(device: &str) -> anyhow::Result<()> {
     let table = table(device);
-    guard::nft(&format!("table inet {table} {{}}\ndelete table inet {table}\n")).await
+    Nft::default().run(&format!("table inet {table} {{}}\ndelete table inet {table}\n")).await
+}
+
+/// Guards these ports while no agent runs.
+///
+/// # Errors
+/// When `nft` isn't there or the kernel refuses.
+pub async fn raise(device: &str, ports: &Ports) -> anyhow::Result<()> {
+    Nft::default().run(&script(device, ports)).await
 }
 
 /// One transaction that makes the table if it isn't there, and has it guard these ports.
@@ -38,25 +45,35 @@ pub(super) fn script(device: &str, ports: &Ports) -> String {
          flush table inet {table}\n\
          table inet {table} {{\n{rules}}}\n"
     );
-    let Ports { closed, counted, told, refused } = ports;
+    let Ports { closed, counted, told, refused, strict, own } = ports;
+    let mut fill = |set: &str, elements: Vec<String>| {
+        // INVARIANT: writing to a string doesn't fail.
+        let _ = writeln!(script, "flush set inet {table} {set}");
+        if !elements.is_empty() {
+            let elements = elements.join(", ");
+            let _ = writeln!(script, "add element inet {table} {set} {{ {elements} }}");
+        }
+    };
     for (set, ports) in
         [("closed", closed), ("counted", counted), ("told", told), ("refused", refused)]
     {
-        // INVARIANT: writing to a string doesn't fail.
-        let _ = writeln!(script, "flush set inet {table} {set}");
-        if !ports.is_empty() {
-            let _ = writeln!(script, "add element inet {table} {set} {{ {} }}", elements(ports));
-        }
+        fill(set, ports.iter().map(|port| element(*port)).collect());
+    }
+    for (suffix, is_ipv6) in [("4", false), ("6", true)] {
+        let of_family = |(address, _): &Place| address.is_ipv6() == is_ipv6;
+        let place = |(address, port): &Place| format!("{address} . {}", element(*port));
+        let strict = strict.iter().filter(|it| of_family(it)).map(place);
+        fill(&format!("strict{suffix}"), strict.collect());
+        let own = own.iter().filter(|(it, _)| of_family(it));
+        let own = own.map(|(at, user)| format!("{} . {user}", place(at)));
+        fill(&format!("own{suffix}"), own.collect());
     }
     script
 }
 
-fn elements(ports: &BTreeSet<Port>) -> String {
-    let element = |port: &Port| {
-        let protocol = if port.udp { "udp" } else { "tcp" };
-        format!("{protocol} . {}", port.number)
-    };
-    ports.iter().map(element).collect::<Vec<_>>().join(", ")
+fn element(port: Port) -> String {
+    let protocol = if port.udp { "udp" } else { "tcp" };
+    format!("{protocol} . {}", port.number)
 }
 
 /// `asked`: whom this host opened a flow to from a guarded port, as NTP servers do: their answers
@@ -74,7 +91,9 @@ fn sets() -> String {
              set around{suffix} {{ type inet_proto . inet_service . {address}; \
              flags dynamic,timeout; timeout 1h; size 1024; }}\n\
              set forwarded{suffix} {{ type {address}; \
-             flags dynamic,timeout; timeout 10m; size 256; }}\n"
+             flags dynamic,timeout; timeout 10m; size 256; }}\n\
+             set strict{suffix} {{ type {address} . inet_proto . inet_service; }}\n\
+             set own{suffix} {{ type {address} . inet_proto . inet_service . uid; }}\n"
         );
     }
     text
@@ -103,6 +122,11 @@ fn rules(device: &str) -> String {
     let asks = each(&|suffix, ip| {
         format!("update @asked{suffix} {{ {ip} daddr . {port} . th sport timeout 3m }}\n")
     });
+    // What has no socket, such as a reset, says nothing, and passes.
+    let impostor = each(&|suffix, ip| {
+        let place = format!("{ip} saddr . {own_port}");
+        format!("{place} @strict{suffix} {place} . meta skuid != @own{suffix} counter drop\n")
+    });
     let forwarded =
         each(&|suffix, ip| format!("update @forwarded{suffix} {{ {ip} saddr counter }}\n"));
     format!(
@@ -119,6 +143,7 @@ fn rules(device: &str) -> String {
          {port} @counted jump around\n\
          {port} @closed jump around\n}}\n\
          chain leaving {{\n\
+         {impostor}\
          oifname \"{device}\" accept\n\
          {own_port} @counted jump asking\n\
          {own_port} @closed jump asking\n\
