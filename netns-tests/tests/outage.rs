@@ -95,22 +95,12 @@ time_t time(time_t *at) {
 fn a_host_two_days_ahead_is_told_so_and_renews_as_seldom_as_others() {
     let mut mesh =
         Mesh::empty(MeshOptions { certificate_lifetime: Some("20s"), ..MeshOptions::default() });
-    let source = mesh.lab.folder().join("clock.c");
-    let shim = mesh.lab.folder().join("clock.so");
-    std::fs::write(&source, SHIM).expect("the lab's folder can be written");
-    let built =
-        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&shim).arg(&source).status();
-    assert!(built.is_ok_and(|status| status.success()), "cc makes the shim");
-
+    let shim = shim(&mesh);
     mesh.add_host("app-1");
     mesh.host_mut("app-1").agent().kill();
-    let preload = shim.display().to_string();
     for (offset, words) in [("216000", "2 days ahead"), ("-216000", "2 days behind")] {
         let app = mesh.host_mut("app-1");
-        app.environment = vec![
-            ("LD_PRELOAD".to_owned(), preload.clone()),
-            ("CLOCK_OFFSET".to_owned(), offset.to_owned()),
-        ];
+        app.environment = ahead_by(&shim, offset);
         app.start_agent();
         if mesh.status()["hosts"].as_array().is_none_or(Vec::is_empty) {
             mesh.join("app-1").expect_success_line();
@@ -128,6 +118,75 @@ fn a_host_two_days_ahead_is_told_so_and_renews_as_seldom_as_others() {
         assert!(began.elapsed() > Duration::from_secs(6), "after {:?}", began.elapsed());
         mesh.host_mut("app-1").agent().kill();
     }
+}
+
+/// A peer refuses handshakes older than the newest it has seen: those of a clock that was set back.
+#[test]
+fn tunnels_are_back_soon_after_a_clock_comes_back() {
+    let mut mesh = Mesh::new(&["app-1", "app-2"]);
+    mesh.apply("[[allow]]\nname = \"hosts\"\nfrom = \"host:*\"\nto = \"host:*\"\n");
+    let shim = shim(&mesh);
+    let reaches = |mesh: &Mesh, from: &str, to: &str| {
+        mesh.host(from).agentctl(&["ping", to, "-c", "1"]).success()
+    };
+    for environment in [ahead_by(&shim, "172800"), Vec::new()] {
+        let app = mesh.host_mut("app-1");
+        app.agent().kill();
+        app.environment = environment;
+        app.start_agent();
+        wait_for("app-1 reaches its peer", SOON, || reaches(&mesh, "app-1", "app-2"));
+        wait_for("its peer reaches app-1", SOON, || reaches(&mesh, "app-2", "app-1"));
+    }
+}
+
+#[test]
+fn agents_follow_their_controller_to_a_new_address() {
+    let mut mesh = Mesh::new(&["app-1"]);
+    let settings = mesh.controller_state().join("mesh.toml");
+    let announce = |addresses: &str| {
+        let text = std::fs::read_to_string(&settings).expect("the mesh has a file");
+        let of = |line: &str| line.starts_with("addresses");
+        let line = text.lines().find(|line| of(line)).expect("it has addresses");
+        std::fs::write(&settings, text.replace(line, &format!("addresses = {addresses}")))
+            .expect("the mesh's file can be written");
+    };
+    let connected = |mesh: &Mesh| mesh.host("app-1").status()["connected"] == true;
+
+    // Announced while the old address still serves.
+    mesh.controller_node.sh("ip addr add 10.9.0.2/24 dev eth0");
+    mesh.controller().kill();
+    announce("[\"10.9.0.1:7443\", \"10.9.0.2:7443\"]");
+    mesh.spawn_controller();
+    wait_for("the agent knows the new address", SOON, || {
+        let member = mesh.host("app-1").state().join("member.toml");
+        connected(&mesh) && std::fs::read_to_string(member).is_ok_and(|it| it.contains("10.9.0.2"))
+    });
+    // With the first address of a prefix the kernel takes the others.
+    mesh.controller_node.sh("ip addr del 10.9.0.1/24 dev eth0; ip addr del fd09::1/64 dev eth0; \
+         ip addr replace 10.9.0.2/24 dev eth0");
+    wait_for("the old address serves nobody", Duration::from_secs(60), || !connected(&mesh));
+    wait_for("the agent is back by the new one", Duration::from_secs(60), || connected(&mesh));
+    // Also after a restart.
+    mesh.host_mut("app-1").agent().kill();
+    mesh.host_mut("app-1").start_agent();
+    wait_for("the agent is back", SOON, || connected(&mesh));
+}
+
+fn shim(mesh: &Mesh) -> String {
+    let source = mesh.lab.folder().join("clock.c");
+    let shim = mesh.lab.folder().join("clock.so");
+    std::fs::write(&source, SHIM).expect("the lab's folder can be written");
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&shim).arg(&source).status();
+    assert!(built.is_ok_and(|status| status.success()), "cc makes the shim");
+    shim.display().to_string()
+}
+
+/// What an agent runs with whose clock is so many seconds ahead.
+fn ahead_by(shim: &str, seconds: &str) -> Vec<(String, String)> {
+    [("LD_PRELOAD", shim), ("CLOCK_OFFSET", seconds)]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
 }
 
 fn host(mesh: &Mesh, name: &str) -> serde_json::Value {
