@@ -19,6 +19,7 @@ use crate::local::{self, Api};
 use crate::membership::{self, Outcome};
 use crate::memory;
 use crate::names;
+use crate::own_ports::OwnPorts;
 use crate::owners::{SharedCgroups, not_noted};
 use crate::ports::{self, Ports};
 use crate::settings::Settings;
@@ -122,7 +123,8 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
 pub async fn guard(settings: &Settings) -> anyhow::Result<bool> {
     let Some(kept) = StateDir::peek(&settings.state_dir)? else { return Ok(false) };
     let snapshot = Resources::from(kept).snapshot().context("The kept snapshot can't be used")?;
-    let (_, raised) = Standing::raise(Guard::of(settings, &snapshot)).await;
+    let (_, raised) =
+        Standing::raise(Guard::of(settings, &OwnPorts::of(settings), &snapshot)).await;
     raised?;
     // Who listens is for the agent to see: without it, nobody comes by the mesh.
     let closed = Ports::of(&snapshot, &BTreeSet::new(), &BTreeMap::new());

@@ -62,12 +62,15 @@ pub async fn watch(
         }
         let proxy = match blocked.as_slice() {
             [] => None,
-            blocked => proxy_problem(&find_firewall().await, &shared.settings, blocked),
+            blocked => {
+                let (device, port) = (&shared.settings.device, shared.ports.proxy());
+                proxy_problem(&find_firewall().await, device, port, blocked)
+            }
         };
         shared.problems.set(PROXY, proxy);
         if look % READ_RULES == 0 {
             let tunnels = if is_alone(&packets).await {
-                tunnel_problem(&find_firewall().await, &shared.settings)
+                tunnel_problem(&find_firewall().await, shared.ports.tunnels())
             } else {
                 None
             };

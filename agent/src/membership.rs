@@ -356,7 +356,7 @@ impl sync::Member for Membership {
     async fn endpoints(&self) -> Vec<SocketAddr> {
         let settings = &self.shared.settings;
         if settings.endpoints.is_empty() {
-            network::endpoints(&settings.device, settings.listen_port).await
+            network::endpoints(&settings.device, self.shared.ports.tunnels()).await
         } else {
             settings.endpoints.clone()
         }

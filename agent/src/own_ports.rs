@@ -1,13 +1,18 @@
 //! Ports that the agent can't do without, and who has them instead.
 
 use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::Context as _;
 use isthmus_model::{Problem, Problems};
 use isthmus_net::holders;
 use isthmus_net::sock_diag::Protocol;
 
+use crate::settings::Settings;
+
 const TAKEN: &str = "port-taken";
+const ANOTHER: u16 = 61_000;
+const ATTEMPTS: u32 = 16;
 
 /// A port of the agent's.
 #[derive(Clone, Copy, Debug)]
@@ -18,37 +23,99 @@ pub struct Port {
     pub what_for: &'static str,
 }
 
-impl Port {
-    /// What opening it came to. That somebody else has it is a problem until it is opened.
-    ///
-    /// # Errors
-    /// Names whoever has it.
-    pub fn opened<T>(self, problems: &Problems, opened: io::Result<T>) -> anyhow::Result<T> {
-        let subject = self.to_string();
-        match opened {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                let problem = self.taken();
-                let said = problem.text.clone();
-                problems.raise(problem.about(subject));
-                Err(anyhow::Error::new(error).context(said))
-            }
-            opened => {
-                problems.clear(TAKEN, &subject);
-                opened.with_context(|| format!("Failed to open {self} for {}", self.what_for))
-            }
+/// The ports that serve: those of the settings, unless somebody else has them.
+#[derive(Debug)]
+pub struct OwnPorts {
+    tunnels: AtomicU16,
+    proxy: AtomicU16,
+}
+
+impl OwnPorts {
+    #[must_use]
+    pub const fn of(settings: &Settings) -> Self {
+        Self {
+            tunnels: AtomicU16::new(settings.listen_port),
+            proxy: AtomicU16::new(settings.proxy_port),
         }
     }
 
-    fn taken(self) -> Problem {
+    pub fn set(&self, tunnels: u16, proxy: u16) {
+        self.tunnels.store(tunnels, Ordering::Relaxed);
+        self.proxy.store(proxy, Ordering::Relaxed);
+    }
+
+    /// UDP.
+    #[must_use]
+    pub fn tunnels(&self) -> u16 {
+        self.tunnels.load(Ordering::Relaxed)
+    }
+
+    /// TCP.
+    #[must_use]
+    pub fn proxy(&self) -> u16 {
+        self.proxy.load(Ordering::Relaxed)
+    }
+}
+
+impl Port {
+    /// Opens it. Where somebody else has it, which is a problem until it can be opened, another port
+    /// serves in its stead: no user of this host keeps it out of the mesh. Returns which it is.
+    ///
+    /// # Errors
+    /// When none can be opened.
+    pub fn open<T>(
+        self,
+        problems: &Problems,
+        open: impl Fn(u16) -> io::Result<T>,
+    ) -> anyhow::Result<(T, u16)> {
+        let subject = self.to_string();
+        let (opened, number) = match open(self.number) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let who = self.holders();
+                let (opened, number) = open_another(open)
+                    .with_context(|| format!("{self}, for {}, is taken by {who}", self.what_for))?;
+                problems.raise(self.taken(&who, number).about(subject));
+                (opened, number)
+            }
+            opened => {
+                problems.clear(TAKEN, &subject);
+                let opened = opened
+                    .with_context(|| format!("Failed to open {self} for {}", self.what_for))?;
+                (opened, self.number)
+            }
+        };
+        Ok((opened, number))
+    }
+
+    fn holders(self) -> String {
         let holders = holders::of_port(self.protocol, self.number).unwrap_or_default();
         let named: Vec<String> = holders.iter().map(ToString::to_string).collect();
-        let who = if named.is_empty() { "somebody".to_owned() } else { named.join(", ") };
+        if named.is_empty() { "somebody".to_owned() } else { named.join(", ") }
+    }
+
+    fn taken(self, who: &str, instead: u16) -> Problem {
         Problem::new(
             TAKEN,
-            format!("{self}, for {}, is taken by {who}", self.what_for),
-            "stop that program, or choose another port in the agent's settings",
+            format!(
+                "{self}, for {}, is taken by {who}; port {instead} serves in its stead",
+                self.what_for
+            ),
+            "stop that program and restart the agent, or choose another port in the agent's settings; \
+             until then firewalls have to let that port pass",
         )
     }
+}
+
+/// Above those that the kernel gives to programs that want any.
+fn open_another<T>(open: impl Fn(u16) -> io::Result<T>) -> io::Result<(T, u16)> {
+    for _ in 1..ATTEMPTS {
+        let number = ANOTHER + getrandom::u32()? as u16 % (u16::MAX - ANOTHER);
+        match open(number) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            opened => return opened.map(|opened| (opened, number)),
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 impl std::fmt::Display for Port {
@@ -68,22 +135,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_taken_port_is_a_problem_that_names_who_has_it_until_it_is_free() {
+    fn another_serves_for_a_taken_port_and_who_has_it_is_named_until_it_is_free() {
         let squatter = UdpSocket::bind("127.0.0.1:0").unwrap();
         let number = squatter.local_addr().unwrap().port();
         let port = Port { protocol: Protocol::Udp, number, what_for: "tunnels (listen_port)" };
         let problems = Problems::default();
-        let bind = || port.opened(&problems, UdpSocket::bind(("127.0.0.1", number)));
-        let said = format!("{:#}", bind().unwrap_err());
-        let who = format!("(process {}, user ", std::process::id());
+        let open = || port.open(&problems, |number| UdpSocket::bind(("127.0.0.1", number)));
+        let (socket, another) = open().unwrap();
+        assert_eq!(socket.local_addr().unwrap().port(), another);
+        assert_ne!(another, number);
+        let said = &problems.all()[0].text;
         assert!(said.starts_with(&format!("UDP port {number}, for tunnels")), "{said}");
-        assert!(said.contains(&who), "{said}");
-        assert!(problems.all()[0].text.contains(&who));
+        assert!(said.contains(&format!("(process {}, user ", std::process::id())), "{said}");
+        assert!(said.ends_with(&format!("port {another} serves in its stead")), "{said}");
+
         drop(squatter);
-        bind().unwrap();
+        assert_eq!(open().unwrap().1, number);
         assert_eq!(problems.all(), []);
-        let refused = Err::<(), _>(io::Error::from(io::ErrorKind::PermissionDenied));
-        let said = format!("{:#}", port.opened(&problems, refused).unwrap_err());
+        let all_taken = |_| Err::<(), _>(io::ErrorKind::AddrInUse.into());
+        let said = format!("{:#}", port.open(&problems, all_taken).unwrap_err());
+        assert!(said.contains("is taken by"), "{said}");
+        let refused = |_| Err::<(), _>(io::ErrorKind::PermissionDenied.into());
+        let said = format!("{:#}", port.open(&problems, refused).unwrap_err());
         assert!(said.contains("for tunnels (listen_port): permission denied"), "{said}");
     }
 }

@@ -140,21 +140,24 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let settings = &shared.settings;
         // INVARIANT: nothing of the overlay is there before its guard.
-        let guard = raise(shared, Guard::of(settings, &state.snapshot)).await?;
+        let guard = raise(shared, guard_of(shared, state)).await?;
         // INVARIANT: the proxy holds its port before any flow can be led there.
         let port = Port {
             protocol: Protocol::Tcp,
             number: settings.proxy_port,
             what_for: "the proxy (proxy_port)",
         };
-        let proxy = port.opened(&shared.problems, proxy_listeners(port.number))?;
+        let (proxy, proxy_port) = port.open(&shared.problems, proxy_listeners)?;
         let lanes = settings.lanes();
         let port = Port {
             protocol: Protocol::Udp,
             number: settings.listen_port,
             what_for: "tunnels (listen_port)",
         };
-        let sockets = port.opened(&shared.problems, tunnel_sockets(port.number, lanes))?;
+        let (sockets, tunnel_port) =
+            port.open(&shared.problems, |number| tunnel_sockets(number, lanes))?;
+        shared.ports.set(tunnel_port, proxy_port);
+        go_on_without_guard(shared, guard.replace(guard_of(shared, state)).await)?;
         let mtu = settings.mtu(network::underlay_mtu(&settings.device).await);
         let tun = create_device(&settings.device, mtu, lanes).await?;
         let mut network = Network::set_up(&tun, mtu).await?;
@@ -214,7 +217,7 @@ impl Running {
     }
 
     async fn switch(&mut self, shared: &Arc<Shared>, state: &Arc<State>) -> anyhow::Result<()> {
-        let guarded = self.guard.replace(Guard::of(&shared.settings, &state.snapshot)).await;
+        let guarded = self.guard.replace(guard_of(shared, state)).await;
         go_on_without_guard(shared, guarded)?;
         let mut network = self.network.lock().await;
         if let Err(error) = network.apply(&state.snapshot).await {
@@ -287,6 +290,10 @@ impl Running {
     }
 }
 
+fn guard_of(shared: &Shared, state: &State) -> Guard {
+    Guard::of(&shared.settings, &shared.ports, &state.snapshot)
+}
+
 async fn raise(shared: &Shared, guard: Guard) -> anyhow::Result<Arc<Standing>> {
     let (standing, raised) = Standing::raise(guard).await;
     go_on_without_guard(shared, raised)?;
@@ -318,7 +325,7 @@ fn node_config(shared: &Shared, key: &TunnelKey, mtu: u16) -> anyhow::Result<Con
     let mut config = Config::new(key.bytes().clone(), seed);
     config.mtu = mtu;
     config.ciphers = shared.settings.bulk.ciphers();
-    config.proxy_port = shared.settings.proxy_port;
+    config.proxy_port = shared.ports.proxy();
     Ok(config)
 }
 
@@ -425,7 +432,7 @@ async fn run_proxy(
     (leaving, stopped): (Arc<AtomicBool>, watch::Receiver<bool>),
 ) {
     shared.update(|status| {
-        status.proxy = format!("listening on port {}", shared.settings.proxy_port);
+        status.proxy = format!("listening on port {}", shared.ports.proxy());
     });
     let metrics = Arc::clone(&shared.proxy);
     let bind = |source| bind_marked_tcp(source, PROXY_MARK);
@@ -472,7 +479,7 @@ async fn announce_moves(
         }
     };
     let settings = &shared.settings;
-    let here = async || network::endpoints(&settings.device, settings.listen_port).await;
+    let here = async || network::endpoints(&settings.device, shared.ports.tunnels()).await;
     let mut told = here().await;
     let follow = async {
         while changes.changed().await {
@@ -535,7 +542,7 @@ fn tell_silence(shared: &Shared, state: &State) {
     let silent = shared.proxy.silence().hosts();
     let problem = |host| {
         let name = peer_name(state, PeerName::Host(host));
-        let port = shared.settings.listen_port;
+        let port = shared.ports.tunnels();
         Problem::new(
             "host-silent",
             format!("host {name} doesn't answer: requests go elsewhere, or get 503"),

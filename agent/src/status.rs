@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::dataplane;
 use crate::identity::{Member, Validity};
+use crate::own_ports::OwnPorts;
 use crate::owners::{OwnerCounters, SharedCgroups, SharedSenders};
 use crate::settings::Settings;
 use crate::telemetry::{Exported, Windows};
@@ -37,6 +38,7 @@ pub struct Shared {
     pub windows: Windows,
     pub spans: Exported,
     pub pings: Pings,
+    pub ports: OwnPorts,
     /// What is wrong with this host.
     pub problems: Problems,
     /// What others took away of the overlay's network, and was put back.
@@ -104,6 +106,7 @@ impl Shared {
         let mut instance = [0; 16];
         // Where there is no randomness there are no keys either.
         let _ = getrandom::fill(&mut instance);
+        let ports = OwnPorts::of(&settings);
         Arc::new(Self {
             settings,
             instance,
@@ -114,6 +117,7 @@ impl Shared {
             windows: Windows::new(),
             spans: Exported::default(),
             pings: Pings::default(),
+            ports,
             problems: Problems::default(),
             restored: AtomicU64::new(0),
             status: watch::Sender::new(Status::default()),

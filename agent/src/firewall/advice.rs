@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use isthmus_model::Problem;
 
 use super::{PROXY, TUNNELS};
-use crate::settings::Settings;
 
 /// This host's firewall, as far as it can be told from its rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,11 +87,11 @@ impl Firewall {
 /// `blocked` are the host's own addresses at which the proxy wasn't reached.
 pub(super) fn proxy_problem(
     firewall: &Firewall,
-    settings: &Settings,
+    device: &str,
+    proxy_port: u16,
     blocked: &[IpAddr],
 ) -> Option<Problem> {
     let example = blocked.first()?;
-    let Settings { device, proxy_port, .. } = settings;
     let text = format!(
         "{} drops what {device} hands to the proxy (tried: TCP {example}:{proxy_port}): HTTP hangs \
          here, for callers and for services",
@@ -107,8 +106,7 @@ pub(super) fn proxy_problem(
 }
 
 /// Where no tunnel is up, and what drops by default doesn't know the tunnels' port.
-pub(super) fn tunnel_problem(firewall: &Firewall, settings: &Settings) -> Option<Problem> {
-    let port = settings.listen_port;
+pub(super) fn tunnel_problem(firewall: &Firewall, port: u16) -> Option<Problem> {
     // firewalld's chains accept, and end with a rule that doesn't.
     let drops = !firewall.dropping.is_empty() || firewall.kind == Kind::Firewalld;
     if !drops || mentions(&firewall.rules, port) {
@@ -161,7 +159,6 @@ mod tests {
 
     #[test]
     fn the_command_is_the_one_of_the_firewall_that_is_there() {
-        let settings = Settings::default();
         for (rules, conf, command) in [
             (NFT, UFW, "ufw allow in on isth0"),
             ("table ip filter {\nchain ufw-before-input {\n}\n}", "", "ufw allow in on isth0"),
@@ -170,7 +167,7 @@ mod tests {
             ("", "", "iptables -I INPUT -i isth0 -j ACCEPT"),
         ] {
             let firewall = Firewall::read(rules, conf);
-            let problem = proxy_problem(&firewall, &settings, &own()).unwrap();
+            let problem = proxy_problem(&firewall, "isth0", 15001, &own()).unwrap();
             assert!(problem.remedy.starts_with(command), "{}", problem.remedy);
             assert!(problem.text.contains("TCP 100.64.0.16:15001"), "{}", problem.text);
         }
@@ -178,7 +175,7 @@ mod tests {
 
     #[test]
     fn what_arrives_is_no_problem_whatever_the_rules_are() {
-        assert_eq!(proxy_problem(&Firewall::read(NFT, UFW), &Settings::default(), &[]), None);
+        assert_eq!(proxy_problem(&Firewall::read(NFT, UFW), "isth0", 15001, &[]), None);
     }
 
     #[test]
@@ -189,15 +186,14 @@ mod tests {
 
     #[test]
     fn tunnels_may_be_kept_out_where_no_rule_knows_their_port() {
-        let settings = Settings::default();
-        let problem = tunnel_problem(&Firewall::read(NFT, ""), &settings).unwrap();
+        let problem = tunnel_problem(&Firewall::read(NFT, ""), 51820).unwrap();
         assert!(problem.remedy.contains("udp dport 51820 accept"), "{}", problem.remedy);
         let allowed = NFT.replace("tcp dport 22", "udp dport 51820");
-        assert_eq!(tunnel_problem(&Firewall::read(&allowed, ""), &settings), None);
-        assert_eq!(tunnel_problem(&Firewall::read("", UFW), &settings), None);
+        assert_eq!(tunnel_problem(&Firewall::read(&allowed, ""), 51820), None);
+        assert_eq!(tunnel_problem(&Firewall::read("", UFW), 51820), None);
         let firewalld = Firewall::read("table inet firewalld {\n}", "");
-        assert!(tunnel_problem(&firewalld, &settings).is_some());
+        assert!(tunnel_problem(&firewalld, 51820).is_some());
         let another = NFT.replace("tcp dport 22", "udp dport 518200");
-        assert!(tunnel_problem(&Firewall::read(&another, ""), &settings).is_some());
+        assert!(tunnel_problem(&Firewall::read(&another, ""), 51820).is_some());
     }
 }

@@ -78,8 +78,10 @@ impl Standing {
         if let Err(error) = refuse_by_route(guard).await {
             tracing::warn!("the overlay's filter stands without its routes: {error:#}");
         }
-        if let Err(error) = sysctl::reserve_port(guard.tunnel_port) {
-            tracing::debug!(%error, "somebody may be given the tunnels' port while the agent is down");
+        for port in &guard.tunnel_ports {
+            if let Err(error) = sysctl::reserve_port(*port) {
+                tracing::debug!(%error, port, "somebody may be given it while the agent is down");
+            }
         }
         ruled
     }

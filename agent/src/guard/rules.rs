@@ -1,11 +1,13 @@
 //! The guard's rules: what the kernel is told, made of what this host is.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
 use isthmus_model::Snapshot;
 
 use crate::network;
+use crate::own_ports::OwnPorts;
 use crate::settings::Settings;
 
 /// All that the rules follow from. Two guards that are equal make the same rules.
@@ -15,10 +17,10 @@ pub struct Guard {
     pub device: String,
     /// All addresses of the mesh.
     pub prefixes: Vec<IpNet>,
-    /// The tunnels' UDP port.
-    pub tunnel_port: u16,
-    /// The proxy's TCP port.
-    pub proxy_port: u16,
+    /// The tunnels' UDP ports: that of the settings, and one that serves in its stead.
+    pub tunnel_ports: BTreeSet<u16>,
+    /// The proxy's TCP ports, likewise.
+    pub proxy_ports: BTreeSet<u16>,
     /// The user that the agent runs as: nobody else speaks from its ports.
     pub user: u32,
 }
@@ -26,12 +28,12 @@ pub struct Guard {
 impl Guard {
     /// The guard of a host that works by this snapshot.
     #[must_use]
-    pub fn of(settings: &Settings, snapshot: &Snapshot) -> Self {
+    pub fn of(settings: &Settings, serving: &OwnPorts, snapshot: &Snapshot) -> Self {
         Self {
             device: settings.device.clone(),
             prefixes: network::prefixes(snapshot).to_vec(),
-            tunnel_port: settings.listen_port,
-            proxy_port: settings.proxy_port,
+            tunnel_ports: [settings.listen_port, serving.tunnels()].into(),
+            proxy_ports: [settings.proxy_port, serving.proxy()].into(),
             user: isthmus_net::process::own_user(),
         }
     }
@@ -107,9 +109,11 @@ impl Guard {
 
     /// While the agent is down, anybody may have its ports, but nobody gets an answer there.
     fn speaking(&self) -> String {
-        let Self { tunnel_port, proxy_port, user, .. } = self;
-        let ports = [format!("udp sport {tunnel_port}"), format!("tcp sport {proxy_port}")];
-        let rules = ports.map(|port| format!("{port} meta skuid != {user} counter drop"));
+        let tunnels = self.tunnel_ports.iter().map(|port| format!("udp sport {port}"));
+        let proxy = self.proxy_ports.iter().map(|port| format!("tcp sport {port}"));
+        let user = self.user;
+        let rules =
+            tunnels.chain(proxy).map(|port| format!("{port} meta skuid != {user} counter drop"));
         chain("speaking", None, rules)
     }
 }
@@ -227,8 +231,8 @@ mod tests {
         Guard {
             device: "isth0".to_owned(),
             prefixes: vec!["100.64.0.0/10".parse().unwrap(), "fd00:1:2::/48".parse().unwrap()],
-            tunnel_port: 51820,
-            proxy_port: 15001,
+            tunnel_ports: [51820].into(),
+            proxy_ports: [15001].into(),
             user: 7,
         }
     }
