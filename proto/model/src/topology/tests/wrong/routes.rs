@@ -221,6 +221,20 @@ pub(super) const ROWS: &[Row] = &[
         "write `rewrite = { host = \"api.example\" }`",
     ),
     on(
+        "who calls, as a header",
+        "[[route.web]]\nrequest_headers = { set = { x-isthmus-identity = \"a\" } }",
+        (10, 29),
+        "a route can't change the header `x-isthmus-identity`",
+        "leave it out",
+    ),
+    on(
+        "who calls, as CGI applications read it",
+        "[[route.web]]\nrequest_headers = { remove = [\"X_Isthmus-Identity\"] }",
+        (10, 31),
+        "a route can't change the header `x_isthmus-identity`",
+        "leave it out",
+    ),
+    on(
         "header value of two lines",
         "[[route.web]]\nresponse_headers = { add = { x = \"a\\nb\" } }",
         (10, 34),

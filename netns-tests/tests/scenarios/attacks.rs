@@ -157,7 +157,7 @@ impl Scene {
     /// Starts an attack, which ends when it is dropped, if not before.
     fn attack(&self, kind: &str, target: &str) -> Process {
         let app = self.mesh.host("app-1");
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/attacker.py");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenarios/attacker.py");
         let copy = app.node.folder().join("attacker.py");
         std::fs::copy(script, &copy).expect("the lab's folder can be written");
         let log = format!("attack-{}-{target}", kind.replace(' ', "-"));

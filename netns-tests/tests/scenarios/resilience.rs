@@ -295,7 +295,7 @@ fn with_everything_down_retries_stay_within_their_budget() {
     // A fifth, one per second, and what was saved up.
     let most = asked + asked / 5 + began.elapsed().as_secs() + 10 + 8;
     println!("{} reached backends of {asked} asked", load() - before);
-    assert!(asked > 500, "{answers:?}");
+    assert!(asked > 100, "{answers:?}");
     assert!(load() - before <= most, "{} of at most {most}", load() - before);
     assert!(load() - before > asked, "some were tried again");
 

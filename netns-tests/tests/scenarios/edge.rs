@@ -192,9 +192,24 @@ fn strangers_come_in_by_the_gateway() {
     let (key, cert) = (clients.path("ann.key"), clients.path("ann.pem"));
     let shown = get("staff.example", &["--key", &key, "--cert", &cert]).expect_success();
     assert!(shown.contains("Subject=\"CN=ann\";DNS=\"ann\""), "{shown}");
-    // Nobody reaches it through a connection that was made for another name.
-    let fronted = get("shop.example", &["-H", "host: staff.example"]).expect_success();
-    assert!(fronted.contains("421"), "{fronted}");
+    // Nobody reaches it through a connection that was made for another name, however it is written.
+    for name in ["staff.example", "staff.example.", "STAFF.example.:443"] {
+        let fronted = get("shop.example", &["-H", &format!("host: {name}")]).expect_success();
+        assert!(fronted.contains("421"), "{name}: {fronted}");
+    }
+    let by_hand = |name: &str, agreed: &str, host: &str| {
+        let text = stranger.try_sh(&format!(
+            "printf 'GET /a HTTP/1.1\\r\\nhost: {host}\\r\\nconnection: close\\r\\n\\r\\n' | timeout 5 \
+             openssl s_client -quiet -connect 10.9.0.11:443 -servername {name} -alpn {agreed} 2>&1"
+        ));
+        text.stdout.contains("HTTP/1.1 200")
+    };
+    assert!(by_hand("shop.example", "http/1.1", "shop.example"));
+    for name in ["staff.example.", "STAFF.example"] {
+        assert!(!by_hand(name, "http/1.1", "staff.example"), "{name}, without a certificate");
+    }
+    // What was agreed on is what is spoken (RFC 9113 section 3.2).
+    assert!(!by_hand("shop.example", "h2", "shop.example"), "HTTP/1.1 where HTTP/2 was agreed on");
     // A name that nobody serves.
     let _ = get("nobody.test", &["-k"]).expect_failure();
 

@@ -355,7 +355,7 @@ fn sink(node: &Node, user: u32, words: &[&str]) -> Process {
 }
 
 fn copy_scripts(folder: &Path) {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/siege");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios/siege");
     let to = folder.join("siege");
     std::fs::create_dir_all(&to).expect("the lab's folder can be written");
     for script in ["craft.py", "neighbour.py", "local_user.py", "sink.py", "talker.py"] {
