@@ -304,14 +304,6 @@ impl Membership {
         Ok(())
     }
 
-    /// Of the revision that this host has just begun to work by.
-    async fn unknown_selectors(&self) -> Vec<Problem> {
-        let Some(state) = self.shared.state() else { return Vec::new() };
-        // Users may be known to a directory that is slow.
-        let looking = move || ports::unknown_at_once(&state.snapshot);
-        tokio::task::spawn_blocking(looking).await.unwrap_or_default()
-    }
-
     async fn keep(&self, resources: &Resources) -> anyhow::Result<()> {
         let mut kept = v1::SnapshotResources::from(resources);
         if let Some(state) = self.shared.state() {
@@ -328,6 +320,7 @@ impl Membership {
 impl sync::Member for Membership {
     async fn switch(&mut self, resources: Resources) -> Result<Vec<v1::Problem>, String> {
         let revision = resources.revision();
+        let before = self.shared.problems.all();
         if let Err(error) = self.work_by(&resources).await {
             let reason = format!("{error:#}");
             self.shared.update(|status| status.refusal.clone_from(&reason));
@@ -344,9 +337,9 @@ impl sync::Member for Membership {
             status.refusal.clear();
         });
         crate::app::tell_status(&self.shared);
-        let now = SystemTime::now();
-        let unknown = self.unknown_selectors().await;
-        Ok(not_kept.into_iter().chain(unknown).map(|problem| problem.to_message(now)).collect())
+        let not_kept = not_kept.map(|problem| problem.to_message(SystemTime::now()));
+        let caused = ports::caused(&before, self.shared.problems.all());
+        Ok(not_kept.into_iter().chain(caused).collect())
     }
 
     fn resources(&self) -> &Resources {

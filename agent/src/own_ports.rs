@@ -1,6 +1,7 @@
 //! Ports that the agent can't do without, and who has them instead.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::Context as _;
@@ -11,7 +12,8 @@ use isthmus_net::sock_diag::Protocol;
 use crate::settings::Settings;
 
 const TAKEN: &str = "port-taken";
-const ANOTHER: u16 = 61_000;
+const ANYBODYS: Range<u16> = 61_000..u16::MAX;
+const PRIVILEGED: Range<u16> = 600..1024;
 const ATTEMPTS: u32 = 16;
 
 /// A port of the agent's.
@@ -100,19 +102,30 @@ impl Port {
                 "{self}, for {}, is taken by {who}; port {instead} serves in its stead",
                 self.what_for
             ),
-            "stop that program and restart the agent, or choose another port in the agent's settings; \
-             until then firewalls have to let that port pass",
+            match self.protocol {
+                Protocol::Udp => {
+                    "stop that program and restart the agent, or choose another port in the agent's \
+                     settings; until then firewalls have to let the other port pass"
+                }
+                Protocol::Tcp => {
+                    "stop that program and restart the agent, or choose another port in the agent's \
+                     settings"
+                }
+            },
         )
     }
 }
 
-/// Above those that the kernel gives to programs that want any.
+/// Opens one above those that the kernel gives to programs that want any; and where somebody has taken
+/// all of these, one that takes a privilege.
 fn open_another<T>(open: impl Fn(u16) -> io::Result<T>) -> io::Result<(T, u16)> {
-    for _ in 1..ATTEMPTS {
-        let number = ANOTHER + getrandom::u32()? as u16 % (u16::MAX - ANOTHER);
-        match open(number) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-            opened => return opened.map(|opened| (opened, number)),
+    for ports in [ANYBODYS, PRIVILEGED] {
+        for _ in 0..ATTEMPTS {
+            let number = ports.start + getrandom::u32()? as u16 % (ports.end - ports.start);
+            match open(number) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                opened => return opened.map(|opened| (opened, number)),
+            }
         }
     }
     Err(io::ErrorKind::AddrInUse.into())
@@ -152,6 +165,12 @@ mod tests {
         drop(squatter);
         assert_eq!(open().unwrap().1, number);
         assert_eq!(problems.all(), []);
+        let anybodys_taken = |number: u16| match number {
+            ..1024 => Ok(number),
+            _ => Err(io::ErrorKind::AddrInUse.into()),
+        };
+        let (opened, number) = port.open(&problems, anybodys_taken).unwrap();
+        assert_eq!(opened, number);
         let all_taken = |_| Err::<(), _>(io::ErrorKind::AddrInUse.into());
         let said = format!("{:#}", port.open(&problems, all_taken).unwrap_err());
         assert!(said.contains("is taken by"), "{said}");

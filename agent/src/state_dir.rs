@@ -181,6 +181,15 @@ impl StateDir {
     pub fn write_identity(&self, identity: &Identity) -> anyhow::Result<()> {
         let _alone = self.changing();
         *self.unkept() = None;
+        // Of an earlier membership, under another number. A host that joins anew under its own goes on by
+        // what it has.
+        let same = |text: Zeroizing<Vec<u8>>| {
+            let member = std::str::from_utf8(&text).ok().and_then(|it| Member::from_toml(it).ok());
+            member.is_some_and(|member| member.is_same_as(&identity.member))
+        };
+        if !self.read(MEMBER)?.is_some_and(same) {
+            self.remove(SNAPSHOT)?;
+        }
         let mut key = Zeroizing::new(STANDARD.encode(**identity.tunnel.bytes()));
         key.push('\n');
         self.write(TUNNEL_KEY, key.as_bytes())?;

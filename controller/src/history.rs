@@ -105,7 +105,7 @@ fn restored(host: &Name, revision: Revision) -> Problem {
     let text = format!(
         "host {host} works by revision {revision}, which this controller never made: its state was restored from an older backup, or another controller serves this mesh"
     );
-    let remedy = "apply the topology that is to be; then remove again the hosts and revoke again the tokens that were since the backup";
+    let remedy = "apply the topology that is to be; then remove again each host, and revoke again each token, that was removed or revoked after the backup";
     Problem::new(RESTORED, text, remedy).about(host.to_string())
 }
 
@@ -115,7 +115,7 @@ fn unknown(host: &Name, id: HostId) -> Problem {
         id = id.0
     );
     let remedy = format!(
-        "restore a newer backup, or let it join again: `agentctl token create --host {host}`, and `agentctl join` there"
+        "restore a newer backup, or let it join again: `agentctl token create --host {host}`, and there `agentctl join --name {host} -`"
     );
     Problem::new(UNKNOWN, text, remedy).about(host.to_string())
 }

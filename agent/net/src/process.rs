@@ -46,7 +46,7 @@ pub fn exe(pid: u32) -> Option<PathBuf> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     pub pid: u32,
-    /// Who it acts as.
+    /// Who started it: a program that is setuid acts as another.
     pub uid: u32,
     /// The cgroup (v2) that it is in, from the root of the hierarchy.
     pub cgroup: Option<String>,
@@ -69,7 +69,7 @@ fn holder(pid: u32) -> Option<Holder> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     // Real, effective, saved, and the file system's.
-    let uid = uids.split_whitespace().nth(1)?.parse().ok()?;
+    let uid = uids.split_whitespace().next()?.parse().ok()?;
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let cgroup = groups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
     Some(Holder { pid, uid, cgroup, exe: exe(pid) })

@@ -109,12 +109,19 @@ impl Guard {
 
     /// While the agent is down, anybody may have its ports, but nobody gets an answer there.
     fn speaking(&self) -> String {
-        let tunnels = self.tunnel_ports.iter().map(|port| format!("udp sport {port}"));
-        let proxy = self.proxy_ports.iter().map(|port| format!("tcp sport {port}"));
         let user = self.user;
-        let rules =
-            tunnels.chain(proxy).map(|port| format!("{port} meta skuid != {user} counter drop"));
-        chain("speaking", None, rules)
+        let others = format!("meta skuid != {user} counter drop");
+        let tunnels = self.tunnel_ports.iter().map(|port| format!("udp sport {port} {others}"));
+        let proxy = self.proxy_ports.iter().flat_map(|port| {
+            // A listener whose queue is full accepts by SYN cookies, which belong to no socket.
+            let accepts = format!("tcp sport {port} tcp flags & (syn | ack) == (syn | ack)");
+            [
+                format!("{accepts} meta skuid {user} return"),
+                format!("{accepts} counter drop"),
+                format!("tcp sport {port} {others}"),
+            ]
+        });
+        chain("speaking", None, tunnels.chain(proxy))
     }
 }
 

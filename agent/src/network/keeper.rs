@@ -119,7 +119,8 @@ impl Keeper {
         self.patience.on_restored(Instant::now());
         self.shared.restored.fetch_add(lost.len() as u64, Ordering::Relaxed);
         let by = taker.map_or_else(String::new, |taker| format!(" by {taker}"));
-        let taken = format!("{} of {} was taken away{by}", list(lost), network.name);
+        let were = if lost.len() == 1 { "was" } else { "were" };
+        let taken = format!("{} of {} {were} taken away{by}", list(lost), network.name);
         match restored {
             Ok(()) => tracing::warn!(times = self.patience.total(), "{taken}, and is back"),
             Err(error) => tracing::error!("{taken}: {error:#}"),
@@ -134,7 +135,7 @@ impl Keeper {
         let text = if self.patience.is_contended() {
             format!("{taken}, again and again ({times} times): it is put back ever later")
         } else if self.patience.settle(Instant::now()) {
-            format!("{taken}, and was put back ({times} times since the start)")
+            format!("{taken}, and put back (since the agent's start: {times})")
         } else {
             self.taken = None;
             return None;

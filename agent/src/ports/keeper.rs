@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use isthmus_core::State;
 use isthmus_model::{Exposure, ListenerCheck, Problem, Revision, ServiceId, Snapshot};
 use isthmus_net::ruleset::RulesetMonitor;
+use isthmus_proto::v1;
 use tokio::process::Command;
 use tokio::sync::watch;
 
@@ -37,8 +38,20 @@ const LISTENER: &str = "foreign-listener";
 const FORWARDED: &str = "no-identity";
 const UNGUARDED: &str = "ports-unguarded";
 
-/// The revision whose ports are guarded.
+/// The revision whose ports are guarded, and what is wrong with them told.
 pub type Kept = watch::Receiver<Revision>;
+
+/// The problems with services that came with a revision: there `now`, and not `before`.
+#[must_use]
+pub fn caused(before: &[v1::Problem], now: Vec<v1::Problem>) -> Vec<v1::Problem> {
+    let is_new = |it: &v1::Problem| {
+        let same = |old: &v1::Problem| {
+            (&old.code, &old.subject, &old.text) == (&it.code, &it.subject, &it.text)
+        };
+        [AROUND, LISTENER, selectors::CODE].contains(&&*it.code) && !before.iter().any(same)
+    };
+    now.into_iter().filter(is_new).collect()
+}
 
 /// Guards the ports of the services here, as the newest state has them, for ever. Tells in `kept` which
 /// revision that is.
@@ -55,9 +68,9 @@ pub async fn keep(
         let state = Arc::clone(&states.borrow_and_update());
         keeper = keeper.look(&state.snapshot).await;
         keeper.guard(&state.snapshot).await;
-        kept.send_replace(state.revision());
         keeper.count().await;
         keeper.tell(&state.snapshot);
+        kept.send_replace(state.revision());
         let is_strict =
             guarded(&state.snapshot).any(|(_, it)| it.guard.listener == ListenerCheck::Strict);
         let pause = if is_strict { LOOK_STRICTLY } else { LOOK };
@@ -151,11 +164,12 @@ impl Keeper {
         if self.guarded.as_ref() == Some(&ports) {
             return;
         }
-        let script = script::script(&self.shared.settings.device, &ports);
-        let done = self.nft.run(&script).await;
+        let done = script::apply(&self.nft, &self.shared.settings.device, &ports).await;
         let problem = done.as_ref().err().map(|error| {
             let text = format!("ports that only the mesh may reach aren't closed: {error:#}");
-            Problem::new(UNGUARDED, text, "install the package nftables, and see what it says")
+            let remedy =
+                "install the package nftables, if it isn't there; otherwise see what it says";
+            Problem::new(UNGUARDED, text, remedy)
         });
         self.shared.problems.set(UNGUARDED, problem);
         self.guarded = done.is_ok().then_some(ports);

@@ -24,6 +24,7 @@ const BUDGET: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_secs(5);
 /// Who starts everything else, and opens sockets for it.
 const INIT: u32 = 1;
+const ROOT: u32 = 0;
 /// Programs by which container runtimes hold the ports of containers.
 const STAND_INS: [&str; 5] =
     ["docker-proxy", "conmon", "rootlessport", "containerd-shim-runc-v2", "pasta"];
@@ -176,7 +177,13 @@ fn judge(service: &LocalService, maker: u32, holders: &[Holder]) -> Standing {
         let process = Process { uid: holder.uid, cgroup, exe: holder.exe.as_deref() };
         service.has(&process) == Some(true)
     };
-    if holders.iter().any(|holder| is_own(holder) || is_trusted(holder)) {
+    // Anybody can have a process of the service hold a socket, too: of others than its own users only
+    // root is believed.
+    let is_theirs = |holder: &Holder| match maker {
+        ROOT => is_own(holder) || is_trusted(holder),
+        maker => holder.uid == maker && is_own(holder),
+    };
+    if holders.iter().any(is_theirs) {
         return Standing::Own;
     }
     Standing::Foreign(match holders.first() {
@@ -192,7 +199,7 @@ fn judge(service: &LocalService, maker: u32, holders: &[Holder]) -> Standing {
 fn is_trusted(holder: &Holder) -> bool {
     let name = holder.exe.as_deref().and_then(Path::file_name);
     let stands_in = name.is_some_and(|name| STAND_INS.iter().any(|it| name == *it));
-    holder.pid == INIT || (holder.uid == 0 && stands_in)
+    holder.pid == INIT || (holder.uid == ROOT && stands_in)
 }
 
 /// Whether what is meant for a service is refused.
@@ -224,7 +231,7 @@ mod tests {
         let master = holder(70, 0, "/system.slice/nginx.service", "/usr/sbin/nginx");
         let worker = holder(71, 33, "/system.slice/nginx.service", "/usr/sbin/nginx");
         assert_eq!(judge(&web, 0, &[master.clone(), worker]), Standing::Own);
-        assert!(matches!(judge(&web, 0, &[master]), Standing::Foreign(_)));
+        assert!(matches!(judge(&web, 0, &[master.clone()]), Standing::Foreign(_)));
         let unit = service(Selector::Systemd("web.service".into()));
         let of_unit = holder(80, 0, "/system.slice/web.service", "/usr/bin/x");
         assert_eq!(judge(&unit, 0, &[of_unit]), Standing::Own);
@@ -237,6 +244,16 @@ mod tests {
         assert_eq!(judge(&web, 0, &[holder(1, 0, "/init.scope", "/bin/init")]), Standing::Own);
         assert_eq!(judge(&web, 0, &[docker(0)]), Standing::Own);
         assert!(matches!(judge(&web, 1000, &[docker(1000)]), Standing::Foreign(_)));
+        let init = holder(1, 0, "/init.scope", "/bin/init");
+        assert!(matches!(judge(&web, 1000, &[init]), Standing::Foreign(_)), "it only keeps it");
+    }
+
+    #[test]
+    fn a_socket_of_a_strangers_stays_its_own_whoever_holds_it_too() {
+        let web = service(Selector::User("33".into()));
+        let worker = holder(71, 33, "/system.slice/nginx.service", "/usr/sbin/nginx");
+        assert_eq!(judge(&web, 33, &[worker.clone()]), Standing::Own);
+        assert!(matches!(judge(&web, 1000, &[worker]), Standing::Foreign(_)));
     }
 
     #[test]

@@ -25,9 +25,8 @@ use std::net::IpAddr;
 
 use isthmus_model::{Exposure, Layer4, ListenerCheck, Service, ServiceId, Snapshot};
 
-pub use keeper::{Kept, keep};
+pub use keeper::{Kept, caused, keep};
 pub use script::{lower, raise};
-pub use selectors::unknown_at_once;
 
 /// A port of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +72,8 @@ pub struct Ports {
     pub strict: BTreeSet<Place>,
     /// Who was seen to listen for the service.
     pub own: BTreeSet<(Place, u32)>,
+    /// As whom services speak first from their own ports, and are answered there.
+    pub speakers: BTreeSet<(Port, u32)>,
 }
 
 /// A workload's address and port.
@@ -98,8 +99,9 @@ impl Ports {
             if refused.contains(&id) {
                 ports.refused.insert(port);
             }
+            let users = users.get(&id).into_iter().flatten();
+            ports.speakers.extend(users.clone().map(|user| (port, *user)));
             if service.guard.listener == ListenerCheck::Strict {
-                let users = users.get(&id).into_iter().flatten();
                 for address in addresses(snapshot, id, service) {
                     ports.strict.insert((address, port));
                     ports.own.extend(users.clone().map(|user| ((address, port), *user)));
@@ -119,6 +121,8 @@ impl Ports {
                 ports.told.insert(port);
             }
         }
+        let Self { closed, counted, speakers, .. } = &mut ports;
+        speakers.retain(|(port, _)| closed.contains(port) || counted.contains(port));
         ports
     }
 }
@@ -220,9 +224,10 @@ mod tests {
         }
         let users = [20, 22].map(|id| (ServiceId(id), [33].into())).into();
         let guarded = Ports::of(&snapshot, &[ServiceId(21)].into(), &users);
-        let ports_of = |places: BTreeSet<Port>| places;
-        assert_eq!(ports_of(guarded.strict.iter().map(|it| it.1).collect()), ports(&[80, 81]));
-        assert_eq!(ports_of(guarded.own.iter().map(|it| it.0.1).collect()), ports(&[80]));
+        let strict: BTreeSet<Port> = guarded.strict.iter().map(|(_, port)| *port).collect();
+        let own: BTreeSet<Port> = guarded.own.iter().map(|((_, port), _)| *port).collect();
+        let speakers: BTreeSet<Port> = guarded.speakers.iter().map(|(port, _)| *port).collect();
+        assert_eq!((strict, own, speakers), (ports(&[80, 81]), ports(&[80]), ports(&[80, 82])));
         assert!(guarded.own.iter().any(|((address, _), user)| address.is_ipv6() && *user == 33));
     }
 

@@ -20,8 +20,26 @@ pub(super) fn table(device: &str) -> String {
 /// # Errors
 /// When `nft` isn't there or the kernel refuses.
 pub async fn lower(device: &str) -> anyhow::Result<()> {
+    Nft::default().run(&no_table(device)).await
+}
+
+/// What takes the table away. Deleting needs it to be there: declaring it first makes it so.
+fn no_table(device: &str) -> String {
     let table = table(device);
-    Nft::default().run(&format!("table inet {table} {{}}\ndelete table inet {table}\n")).await
+    format!("table inet {table} {{}}\ndelete table inet {table}\n")
+}
+
+/// Has the kernel guard these ports. Where somebody put something else in the table's place, it is
+/// made anew, and forgets who came.
+///
+/// # Errors
+/// When `nft` isn't there or the kernel refuses.
+pub(super) async fn apply(nft: &Nft, device: &str, ports: &Ports) -> anyhow::Result<()> {
+    let script = script(device, ports);
+    if nft.run(&script).await.is_ok() {
+        return Ok(());
+    }
+    nft.run(&(no_table(device) + &script)).await
 }
 
 /// Guards these ports while no agent runs.
@@ -29,11 +47,11 @@ pub async fn lower(device: &str) -> anyhow::Result<()> {
 /// # Errors
 /// When `nft` isn't there or the kernel refuses.
 pub async fn raise(device: &str, ports: &Ports) -> anyhow::Result<()> {
-    Nft::default().run(&script(device, ports)).await
+    apply(&Nft::default(), device, ports).await
 }
 
 /// One transaction that makes the table if it isn't there, and has it guard these ports.
-pub(super) fn script(device: &str, ports: &Ports) -> String {
+fn script(device: &str, ports: &Ports) -> String {
     let table = table(device);
     let (sets, rules) = (sets(), rules(device));
     let mut script = format!(
@@ -41,11 +59,12 @@ pub(super) fn script(device: &str, ports: &Ports) -> String {
          chain arriving {{ type filter hook prerouting priority -150; policy accept; }}\n\
          chain leaving {{ type filter hook output priority -150; policy accept; }}\n\
          chain passing {{ type filter hook forward priority -140; policy accept; }}\n\
-         chain around {{ }}\nchain asking {{ }}\nchain refuse {{ }}\n}}\n\
+         chain around {{ }}\nchain visiting {{ }}\nchain asking {{ }}\nchain answering {{ }}\n\
+         chain refuse {{ }}\n}}\n\
          flush table inet {table}\n\
          table inet {table} {{\n{rules}}}\n"
     );
-    let Ports { closed, counted, told, refused, strict, own } = ports;
+    let Ports { closed, counted, told, refused, strict, own, speakers } = ports;
     let mut fill = |set: &str, elements: Vec<String>| {
         // INVARIANT: writing to a string doesn't fail.
         let _ = writeln!(script, "flush set inet {table} {set}");
@@ -59,6 +78,8 @@ pub(super) fn script(device: &str, ports: &Ports) -> String {
     {
         fill(set, ports.iter().map(|port| element(*port)).collect());
     }
+    let speaker = |(port, user): &(Port, u32)| format!("{} . {user}", element(*port));
+    fill("speakers", speakers.iter().map(speaker).collect());
     for (suffix, is_ipv6) in [("4", false), ("6", true)] {
         let of_family = |(address, _): &Place| address.is_ipv6() == is_ipv6;
         let place = |(address, port): &Place| format!("{address} . {}", element(*port));
@@ -76,14 +97,15 @@ fn element(port: Port) -> String {
     format!("{protocol} . {}", port.number)
 }
 
-/// `asked`: whom this host opened a flow to from a guarded port, as NTP servers do: their answers
-/// aren't visits. `around`: who came around the mesh. `forwarded`: who wanted to send into the mesh
+/// `asked`: whom a service opened a flow to from its own port, as NTP servers do: their answers aren't
+/// visits. `speakers`: as whom services do that, lest others here let anybody in. `around`: who came around the mesh. `forwarded`: who wanted to send into the mesh
 /// from a network of its own behind this host.
 fn sets() -> String {
     let mut text = String::new();
     for set in ["closed", "counted", "told", "refused"] {
         text += &format!("set {set} {{ type inet_proto . inet_service; }}\n");
     }
+    text += "set speakers { type inet_proto . inet_service . uid; }\n";
     for (suffix, _, address) in FAMILIES {
         text += &format!(
             "set asked{suffix} {{ type {address} . inet_proto . inet_service . inet_service; \
@@ -122,10 +144,16 @@ fn rules(device: &str) -> String {
     let asks = each(&|suffix, ip| {
         format!("update @asked{suffix} {{ {ip} daddr . {port} . th sport timeout 3m }}\n")
     });
-    // What has no socket, such as a reset, says nothing, and passes.
+    let place = |ip: &str| format!("{ip} saddr . {own_port}");
+    let is_own = each(&|suffix, ip| format!("{} . meta skuid @own{suffix} return\n", place(ip)));
+    // An accepted connection belongs to whoever accepted it, who may be a lesser user than whoever
+    // listens: so only what accepts it is looked at. What has no socket here (a SYN cookie) is nobody's.
     let impostor = each(&|suffix, ip| {
-        let place = format!("{ip} saddr . {own_port}");
-        format!("{place} @strict{suffix} {place} . meta skuid != @own{suffix} counter drop\n")
+        let place = place(ip);
+        let tcp = "tcp flags & (syn | ack) == (syn | ack)";
+        ["meta l4proto udp", tcp]
+            .map(|kind| format!("{kind} {place} @strict{suffix} jump answering\n"))
+            .concat()
     });
     let forwarded =
         each(&|suffix, ip| format!("update @forwarded{suffix} {{ {ip} saddr counter }}\n"));
@@ -133,8 +161,10 @@ fn rules(device: &str) -> String {
         "chain refuse {{\n\
          meta l4proto tcp counter reject with tcp reset\n\
          counter reject with icmpx admin-prohibited\n}}\n\
-         chain around {{\n{answers}fib daddr type unicast return\n{count}\
+         chain around {{\n{answers}goto visiting\n}}\n\
+         chain visiting {{\nfib daddr type unicast return\n{count}\
          {port} @closed goto refuse\n}}\n\
+         chain answering {{\n{is_own}counter drop\n}}\n\
          chain asking {{\n{goes_on}tcp flags & (syn | ack) != syn return\n{is_answer}{asks}}}\n\
          chain arriving {{\n\
          iifname \"lo\" accept\n\
@@ -145,11 +175,10 @@ fn rules(device: &str) -> String {
          chain leaving {{\n\
          {impostor}\
          oifname \"{device}\" accept\n\
-         {own_port} @counted jump asking\n\
-         {own_port} @closed jump asking\n\
+         {own_port} . meta skuid @speakers jump asking\n\
          oifname \"lo\" meta mark {PROXY_MARK:#x} {port} @refused goto refuse\n\
          meta mark {PROXY_MARK:#x} accept\n\
-         oifname \"lo\" {port} @told jump around\n}}\n\
+         oifname \"lo\" {port} @told jump visiting\n}}\n\
          chain passing {{\n\
          iifname \"{device}\" accept\n\
          oifname != \"{device}\" accept\n\

@@ -22,8 +22,7 @@ const UNITS: [&str; 7] = [
 ];
 
 /// What selects nothing, as far as that can be told whether or not the service runs.
-#[must_use]
-pub fn unknown_at_once(snapshot: &Snapshot) -> Vec<Problem> {
+fn unknown_at_once(snapshot: &Snapshot) -> Vec<Problem> {
     let services = guarded(snapshot);
     services
         .filter_map(|(_, service)| {

@@ -186,7 +186,7 @@ struct Session<'a> {
     outgoing: mpsc::Sender<v1::AgentMessage>,
     /// What the controller was told last.
     endpoints: Vec<SocketAddr>,
-    problems: Vec<v1::Problem>,
+    problems: Option<Vec<v1::Problem>>,
     clock: Clock,
     /// After failed attempts to renew the certificate.
     renewal_backoff: Backoff,
@@ -204,7 +204,7 @@ impl<'a> Session<'a> {
             identity,
             outgoing,
             endpoints,
-            problems: Vec::new(),
+            problems: None,
             clock: Clock::ours(),
             renewal_backoff: Backoff::new(),
         }
@@ -271,7 +271,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn on_delta(&self, member: &mut impl Member, delta: v1::Delta) -> anyhow::Result<Answer> {
+    async fn on_delta(
+        &mut self,
+        member: &mut impl Member,
+        delta: v1::Delta,
+    ) -> anyhow::Result<Answer> {
         let revision = delta.revision;
         let next = match member.resources().with(delta) {
             Ok(next) => next,
@@ -292,6 +296,8 @@ impl<'a> Session<'a> {
                 (Answer::Refused, FromAgent::Refused(v1::Refused { revision, reason }))
             }
         };
+        // Before its answer, which an operator may be waiting for: what it mended isn't a problem now.
+        self.tell_problems(member).await?;
         self.outgoing.send(message(body)).await?;
         Ok(answer)
     }
@@ -317,14 +323,20 @@ impl<'a> Session<'a> {
     }
 
     async fn report(&mut self, member: &mut impl Member) -> anyhow::Result<()> {
-        let problems = member.problems();
-        if problems != self.problems {
-            self.problems.clone_from(&problems);
-            self.outgoing.send(message(FromAgent::Problems(v1::Problems { problems }))).await?;
-        }
+        self.tell_problems(member).await?;
         let report = member.report();
         if report != v1::Report::default() {
             self.outgoing.send(message(FromAgent::Report(report))).await?;
+        }
+        Ok(())
+    }
+
+    /// The first list of a session is told also when it is empty: the controller may know another.
+    async fn tell_problems(&mut self, member: &impl Member) -> anyhow::Result<()> {
+        let problems = member.problems();
+        if self.problems.as_ref() != Some(&problems) {
+            self.problems = Some(problems.clone());
+            self.outgoing.send(message(FromAgent::Problems(v1::Problems { problems }))).await?;
         }
         Ok(())
     }

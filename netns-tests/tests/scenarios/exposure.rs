@@ -1,5 +1,6 @@
 //! Nobody goes around the mesh on a service's own host, takes its port, or sends without an identity.
 
+use std::process::Command;
 use std::time::Duration;
 
 use isthmus_netns_tests::{Link, Mesh, Node, Output, Process, binary, wait_for};
@@ -40,7 +41,7 @@ to = ["service:web", "service:db"]
 
 /// Answers each request or line with who it says it is, and the identity that it was told.
 const SERVER: &str = r#"
-import socket, sys, threading
+import os, socket, sys, threading
 name, port = sys.argv[1], int(sys.argv[2])
 def attend(connection):
     try:
@@ -53,6 +54,8 @@ def attend(connection):
     except OSError:
         pass
 server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+if len(sys.argv) > 3:
+    os.setuid(int(sys.argv[3]))
 print("listens", flush=True)
 while True:
     threading.Thread(target=attend, args=[server.accept()[0]], daemon=True).start()
@@ -75,6 +78,22 @@ for place in sys.argv[2:]:
     print(place, said, "late" if time.monotonic() - began > 4 else "")
 "#;
 
+/// Asks 127.0.0.1 at one port from another.
+const FROM: &str = r#"
+import socket, sys
+own, port, text = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].encode().decode("unicode_escape")
+it = socket.socket()
+it.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+it.settimeout(5)
+it.bind(("127.0.0.1", own))
+try:
+    it.connect(("127.0.0.1", port))
+    it.sendall(text.encode("latin-1"))
+    print(it.recv(300))
+except OSError as error:
+    print(type(error).__name__)
+"#;
+
 const FORGED: &str = "GET / HTTP/1.1\\r\\nhost: a\\r\\n\
                       x-isthmus-identity: spiffe://corp.example/ns/default/sa/admin\\r\\n\\r\\n";
 
@@ -84,10 +103,26 @@ fn knock(node: &Node, user: u32, text: &str, places: &[&str]) -> String {
     Output::of(command).expect_success()
 }
 
-fn serve(mesh: &Mesh, user: u32, name: &str, port: u16) -> Process {
-    let node = &mesh.host("srv-1").node;
+fn ask_from(node: &Node, user: u32, own: &str, port: &str) -> String {
     let mut command = node.command_as(user, None, "python3");
-    command.args(["-u", "-c", SERVER, name, &port.to_string()]);
+    command.args(["-c", FROM, own, port, FORGED]);
+    Output::of(command).expect_success()
+}
+
+fn serve(mesh: &Mesh, user: u32, name: &str, port: u16) -> Process {
+    let command = mesh.host("srv-1").node.command_as(user, None, "python3");
+    serve_by(mesh, command, &[name, &port.to_string()])
+}
+
+/// Likewise, but it was root who began to listen, as with nginx.
+fn serve_for_root(mesh: &Mesh, user: u32, name: &str, port: u16) -> Process {
+    let command = mesh.host("srv-1").node.command("python3");
+    serve_by(mesh, command, &[name, &port.to_string(), &user.to_string()])
+}
+
+fn serve_by(mesh: &Mesh, mut command: Command, arguments: &[&str]) -> Process {
+    let (node, name) = (&mesh.host("srv-1").node, arguments[0]);
+    command.args(["-u", "-c", SERVER]).args(arguments);
     let server = node.spawn(name, command);
     wait_for("it listens", Duration::from_secs(20), || server.output().contains("listens"));
     server
@@ -123,6 +158,9 @@ const SOON: Duration = Duration::from_secs(30);
 fn a_service_is_reached_by_the_mesh_alone() {
     let mut mesh = Mesh::new(&["app-1", "srv-1"]);
     mesh.apply(TOPOLOGY);
+    // Whoever has spoken from a service's port while that was down is let in by nobody.
+    let planted = ask_from(&mesh.host("srv-1").node, THIEF, "8080", "20001");
+    assert!(planted.contains("Error"), "{planted}");
     let _web = serve(&mesh, WEB, "web", 8080);
     let mut db = serve(&mesh, DB, "db", 5432);
     let (app, srv) = (&mesh.host("app-1").node, &mesh.host("srv-1").node);
@@ -148,6 +186,8 @@ fn a_service_is_reached_by_the_mesh_alone() {
         + &knock(srv, THIEF, FORGED, &local);
     assert_eq!(said.matches("ConnectionRefused").count(), 6, "{said}");
     assert!(!said.contains("web ") && !said.contains("late"), "{said}");
+    let said = ask_from(srv, THIEF, "20001", "8080");
+    assert!(said.contains("ConnectionRefused"), "{said}");
     let said = knock(srv, THIEF, "hello", &["127.0.0.1/5432"]);
     assert!(said.contains("db "), "nobody is told who calls: loopback stays open: {said}");
     assert_eq!(problem(&mesh, "srv-1", "around-mesh"), None);
@@ -155,9 +195,15 @@ fn a_service_is_reached_by_the_mesh_alone() {
         mesh.host("srv-1").metric("isthmus_health_checks_total", "result=\"pass\"") > 0.0
     });
 
-    // Where it counts, everybody gets in and is named.
+    // Where it counts, everybody gets in and is named; whoever opens it so is told.
     let counting = TOPOLOGY.replace("[host.app-1]", "[mesh]\nexposure = \"count\"\n[host.app-1]");
-    mesh.apply(&counting);
+    let opened = mesh.try_apply(&counting);
+    assert_eq!(opened.code(), Some(4), "{opened}");
+    let said = opened.expect_failure();
+    assert!(
+        said.contains("srv-1: service web (tcp/8080) can be reached around the mesh"),
+        "{said}"
+    );
     let said = knock(&mesh.controller_node, THIEF, FORGED, &[&around_web, &around_db])
         + &knock(srv, THIEF, FORGED, &["127.0.0.1/8080"]);
     assert_eq!(
@@ -194,7 +240,7 @@ fn a_service_is_reached_by_the_mesh_alone() {
     });
     assert!(!knock(app, CLIENT, "hello", &[&db_by_mesh]).contains("thief"));
     thief.kill();
-    let _db = serve(&mesh, DB, "db", 5432);
+    let _db = serve_for_root(&mesh, DB, "db", 5432);
     wait_for("it is back", SOON, || knock(app, CLIENT, "hello", &[&db_by_mesh]).contains("db "));
     wait_for("no thief is left", SOON, || problem(&mesh, "srv-1", "foreign-listener").is_none());
 

@@ -22,7 +22,8 @@ def datagrams(port):
 
 
 def connections(port):
-    server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    # A short queue: when it is full, the kernel accepts by SYN cookies.
+    server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=0)
     print("LISTENING", port, flush=True)
     while True:
         connection, peer = server.accept()
