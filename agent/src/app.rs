@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use isthmus_model::Snapshot;
 use isthmus_net::cgroup::Cgroups;
 use isthmus_net::privileges;
 use isthmus_net::senders::Senders;
@@ -115,21 +116,45 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     ended
 }
 
-/// Raises the guard of the mesh that this host is a member of, before its agent runs: from the kept
-/// snapshot, and for good. Says whether there is a mesh to guard.
+/// Raises the guard of the mesh that this host is a member of, before its agent runs: from what is kept of
+/// it, and for good. Says whether there is a mesh to guard.
 ///
 /// # Errors
 /// When there is one, and it can't be guarded.
 pub async fn guard(settings: &Settings) -> anyhow::Result<bool> {
-    let Some(kept) = StateDir::peek(&settings.state_dir)? else { return Ok(false) };
-    let snapshot = Resources::from(kept).snapshot().context("The kept snapshot can't be used")?;
-    let (_, raised) =
-        Standing::raise(Guard::of(settings, &OwnPorts::of(settings), &snapshot)).await;
+    let Some((guard, snapshot)) = kept_guard(settings)? else { return Ok(false) };
+    let (_, raised) = Standing::raise(guard).await;
     raised?;
+    let Some(snapshot) = snapshot else { return Ok(true) };
     // Who listens is for the agent to see: without it, nobody comes by the mesh.
     let closed = Ports::of(&snapshot, &BTreeSet::new(), &BTreeMap::new());
     ports::raise(&settings.device, &closed).await.context("Failed to guard the services' ports")?;
     Ok(true)
+}
+
+/// The guard that follows from the kept snapshot. Where that is lost or damaged, the mesh's addresses are
+/// known all the same; only its services aren't.
+fn kept_guard(settings: &Settings) -> anyhow::Result<Option<(Guard, Option<Snapshot>)>> {
+    let serving = OwnPorts::of(settings);
+    let kept = StateDir::peek(&settings.state_dir).and_then(|kept| {
+        let snapshot = kept.map(|kept| Resources::from(kept).snapshot()).transpose();
+        snapshot.context("The kept snapshot can't be used")
+    });
+    if let Ok(Some(snapshot)) = kept {
+        return Ok(Some((Guard::of(settings, &serving, &snapshot), Some(snapshot))));
+    }
+    let member = StateDir::peek_member(&settings.state_dir)?;
+    let guard = member.and_then(|member| Guard::without_snapshot(settings, &serving, &member));
+    match (guard, kept) {
+        (Some(guard), kept) => {
+            let error = kept.err().unwrap_or_else(|| anyhow::anyhow!("There is no kept snapshot"));
+            tracing::warn!(
+                "the mesh's addresses are guarded, its services' ports aren't: {error:#}"
+            );
+            Ok(Some((guard, None)))
+        }
+        (None, kept) => kept.map(|_| None),
+    }
 }
 
 /// One membership after the other, and the time between them.
@@ -157,17 +182,14 @@ async fn live(
         match membership::live(shared, disk, member, stopped, joined).await? {
             Outcome::Stopped => return Ok(()),
             Outcome::Removed(_) => {}
-            Outcome::Rejoined(member) => identity = Some(member),
+            Outcome::Rejoined(member) => identity = Some(*member),
         }
     }
 }
 
 async fn serve_metrics(shared: Arc<Shared>) {
     let Some(address) = shared.settings.metrics_address() else { return };
-    if let Err(error) = telemetry::serve(address, shared).await {
-        // Whoever watches will notice; packets go on.
-        tracing::error!("no metrics: {error:#}");
-    }
+    telemetry::serve(address, shared).await;
 }
 
 async fn export_spans(shared: Arc<Shared>) {
@@ -243,4 +265,36 @@ pub fn settings(
         bail!("{}: state_dir and socket must not be empty", path.display());
     }
     Ok(settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::identity::Member;
+    use crate::identity::tests::{identity, member};
+
+    #[test]
+    fn a_lost_or_damaged_snapshot_leaves_the_mesh_guarded() {
+        let parent = tempfile::tempdir().unwrap();
+        let settings = Settings { state_dir: parent.path().join("agent"), ..Settings::default() };
+        assert!(kept_guard(&settings).unwrap().is_none(), "of no mesh");
+        let disk = StateDir::open(&settings.state_dir).unwrap();
+        disk.write_identity(&identity()).unwrap();
+        assert!(kept_guard(&settings).unwrap().is_none(), "of a mesh that it hasn't heard from");
+
+        let prefixes = ["fd00:1:2::/48", "100.64.0.0/10"].map(|it| it.parse().unwrap()).to_vec();
+        disk.write_member(&Member { prefixes: prefixes.clone(), ..member() }).unwrap();
+        let (guard, snapshot) = kept_guard(&settings).unwrap().unwrap();
+        assert_eq!((guard.prefixes, snapshot), (prefixes.clone(), None));
+        fs::write(settings.state_dir.join("snapshot"), b"damaged").unwrap();
+        let (guard, snapshot) = kept_guard(&settings).unwrap().unwrap();
+        assert_eq!((guard.prefixes, snapshot), (prefixes, None));
+        assert_eq!(guard.tunnel_ports, [settings.listen_port].into());
+
+        disk.write_member(&member()).unwrap();
+        let error = kept_guard(&settings).unwrap_err();
+        assert!(format!("{error:#}").contains("damaged"), "{error:#}");
+    }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 use aws_lc_rs::agreement;
+use ipnet::IpNet;
 use isthmus_model::{HostId, Identity as MeshIdentity, Name, PublicKey, TrustDomain};
 use rcgen::{
     CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _,
@@ -39,6 +40,8 @@ pub struct Member {
     pub trust_domain: TrustDomain,
     /// Where the controller listens, as `host:port`.
     pub controllers: Vec<String>,
+    /// All addresses of the mesh, by the last snapshot: they are guarded also where that is lost.
+    pub prefixes: Vec<IpNet>,
 }
 
 /// The WireGuard private key.
@@ -307,13 +310,16 @@ struct MemberFile {
     mesh: String,
     trust_domain: String,
     controllers: Vec<String>,
+    /// Older agents wrote none.
+    #[serde(default)]
+    prefixes: Vec<String>,
 }
 
 impl Member {
-    /// Whether this is the same membership, wherever its controllers are.
+    /// Whether this is the same membership, wherever its controllers are and whatever its addresses.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
-        let Self { host_id, host, mesh, trust_domain, controllers: _ } = self;
+        let Self { host_id, host, mesh, trust_domain, controllers: _, prefixes: _ } = self;
         (host_id, host, mesh, trust_domain)
             == (&other.host_id, &other.host, &other.mesh, &other.trust_domain)
     }
@@ -341,6 +347,7 @@ impl Member {
             mesh: self.mesh.clone(),
             trust_domain: self.trust_domain.to_string(),
             controllers: self.controllers.clone(),
+            prefixes: self.prefixes.iter().map(ToString::to_string).collect(),
         };
         toml::to_string(&file).context("Failed to write down the membership")
     }
@@ -350,12 +357,14 @@ impl Member {
     pub fn from_toml(text: &str) -> anyhow::Result<Self> {
         let file: MemberFile = toml::from_str(text)?;
         ensure!(!file.controllers.is_empty(), "controllers: there are none");
+        let prefixes: Result<_, _> = file.prefixes.iter().map(|it| it.parse()).collect();
         Ok(Self {
             host_id: HostId(file.host_id),
             host: file.host.parse().context("host")?,
             mesh: file.mesh,
             trust_domain: file.trust_domain.parse().context("trust_domain")?,
             controllers: file.controllers,
+            prefixes: prefixes.context("prefixes")?,
         })
     }
 }
@@ -372,6 +381,7 @@ pub(crate) mod tests {
             mesh: "corp".to_owned(),
             trust_domain: "corp.example".parse().unwrap(),
             controllers: vec!["192.0.2.1:7443".to_owned()],
+            prefixes: Vec::new(),
         }
     }
 
@@ -506,5 +516,11 @@ pub(crate) mod tests {
         let text = member().to_toml().unwrap();
         assert_eq!(Member::from_toml(&text).unwrap(), member());
         assert!(Member::from_toml("host_id = 1\n").is_err());
+        let prefixes = ["fd00:1:2::/48", "100.64.0.0/10"].map(|it| it.parse().unwrap()).to_vec();
+        let knowing = Member { prefixes, ..member() };
+        assert_eq!(Member::from_toml(&knowing.to_toml().unwrap()).unwrap(), knowing);
+        let older = text.replace("prefixes = []\n", "");
+        assert_ne!(older, text);
+        assert_eq!(Member::from_toml(&older).unwrap(), member());
     }
 }

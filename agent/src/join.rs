@@ -130,6 +130,7 @@ fn member(
         mesh: answer.mesh,
         trust_domain,
         controllers: token.controllers.clone(),
+        prefixes: Vec::new(),
     };
     let chain = answer.certificate.context("The controller sent no certificate")?.chain;
     let tls = keys.tls.with_chain(chain, pin.hash(), &member)?;

@@ -52,7 +52,7 @@ impl Keeper {
         self.settle().await;
     }
 
-    /// Keeps where controllers are.
+    /// Keeps where controllers are, and the mesh.
     pub async fn member(self: &Arc<Self>, member: Member) {
         self.owed().member = Some(member);
         self.settle().await;
@@ -85,7 +85,7 @@ impl Keeper {
         let what = "this host's renewed certificate";
         problems.set(CERTIFICATE, failed.map(|error| problem(CERTIFICATE, what, error)));
         let failed = self.attempt(|owed| &mut owed.member, |it| self.disk.write_member(it));
-        let what = "the controller's addresses";
+        let what = "the addresses of the controller and of the mesh";
         problems.set(CONTROLLERS, failed.map(|error| problem(CONTROLLERS, what, error)));
     }
 

@@ -14,7 +14,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::clock::{self, Clock};
-use crate::identity::{Identity, TlsIdentity};
+use crate::guard::{self, Guard, Standing};
+use crate::identity::{Identity, Member, TlsIdentity};
 use crate::keeper::Keeper;
 use crate::network;
 use crate::plane::Plane;
@@ -54,7 +55,7 @@ pub enum Outcome {
     /// The host was removed from the mesh, and has forgotten it.
     Removed(String),
     /// The host has joined anew.
-    Rejoined(Identity),
+    Rejoined(Box<Identity>),
 }
 
 /// Lives as the member that `identity` is.
@@ -70,11 +71,12 @@ pub async fn live(
 ) -> anyhow::Result<Outcome> {
     let mut membership = Membership::new(shared, disk, identity)?;
     membership.start_from_disk().await?;
+    membership.guard_without_snapshot().await;
     let keeper = Arc::clone(&membership.keeper);
     crate::app::ready();
     let outcome = tokio::select! {
         _ = stop.wait_for(|stop| *stop) => Outcome::Stopped,
-        Some(identity) = joined.recv() => Outcome::Rejoined(identity),
+        Some(identity) = joined.recv() => Outcome::Rejoined(Box::new(identity)),
         reason = membership.keep_in_step() => Outcome::Removed(reason),
         never = keeper.follow() => match never {},
     };
@@ -151,7 +153,31 @@ impl Membership {
             "the snapshot is for another host"
         );
         self.shared.problems.set(FOREIGN_KEY, self.foreign_key(&snapshot));
-        self.plane.switch(snapshot).await
+        let prefixes = network::prefixes(&snapshot).to_vec();
+        self.plane.switch(snapshot).await?;
+        let member = Member { prefixes, ..self.identity.member.clone() };
+        self.know(member).await;
+        Ok(())
+    }
+
+    /// Keeps what has become known of this membership.
+    async fn know(&mut self, member: Member) {
+        if member == self.identity.member {
+            return;
+        }
+        self.identity.member = member.clone();
+        self.shared.update(|status| status.member = Some(member.clone()));
+        self.keeper.member(member).await;
+    }
+
+    /// Nothing leaves for the mesh by another way while it is waited for a controller's snapshot.
+    async fn guard_without_snapshot(&self) {
+        let Shared { settings, ports, problems, .. } = &*self.shared;
+        let guard = Guard::without_snapshot(settings, ports, &self.identity.member);
+        if let (None, Some(guard)) = (self.plane.device(), guard) {
+            let (_, raised) = Standing::raise(guard).await;
+            problems.set(guard::MISSING, raised.err().map(|error| guard::missing(&error)));
+        }
     }
 
     /// Peers know this host's tunnel by the key that the mesh has of it.
@@ -286,7 +312,7 @@ impl Membership {
                 let forgotten = self.disk.forget(&self.identity);
                 let not_forgotten = forgotten.err().map(|error| not_forgotten(&error));
                 self.shared.problems.set(NOT_FORGOTTEN, not_forgotten);
-                crate::guard::lower_or_say(&self.shared.settings.device).await;
+                guard::lower_or_say(&self.shared.settings.device).await;
                 let mesh = &self.identity.member.mesh;
                 tracing::warn!(reason, "this host was removed from the mesh {mesh}");
                 format!("this host was removed from the mesh {mesh}: {reason}")
@@ -397,13 +423,10 @@ impl sync::Member for Membership {
 
     async fn controllers(&mut self, addresses: Vec<String>) {
         let member = self.identity.member.with_controllers(&addresses);
-        if member == self.identity.member {
-            return;
+        if member != self.identity.member {
+            tracing::info!(controllers = ?member.controllers, "controllers are reached elsewhere");
         }
-        tracing::info!(controllers = ?member.controllers, "controllers are reached elsewhere");
-        self.identity.member = member.clone();
-        self.shared.update(|status| status.member = Some(member.clone()));
-        self.keeper.member(member).await;
+        self.know(member).await;
     }
 
     fn connected(&mut self, controller: &str) {

@@ -197,7 +197,7 @@ impl StateDir {
         self.write(MEMBER, identity.member.to_toml()?.as_bytes())
     }
 
-    /// Keeps where this member's controllers are, as long as it is the member.
+    /// Keeps where this member's controllers and its mesh are, as long as it is the member.
     ///
     /// # Errors
     /// When the disk refuses.
@@ -282,6 +282,18 @@ impl StateDir {
             Ok(bytes) => decode_snapshot(&bytes).map(Some).context("The kept snapshot is damaged"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context("Failed to read the kept snapshot"),
+        }
+    }
+
+    /// Who this host is, by what [`Self::peek`] reads.
+    ///
+    /// # Errors
+    /// When the disk refuses, or what is there is damaged.
+    pub fn peek_member(path: &Path) -> anyhow::Result<Option<Member>> {
+        match fs::read_to_string(path.join(MEMBER)) {
+            Ok(text) => Member::from_toml(&text).map(Some).context(MEMBER),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("Failed to read {MEMBER}")),
         }
     }
 

@@ -36,7 +36,7 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// One takes milliseconds: whoever is silent for longer gives way. Not earlier, because all hosts behind
 /// one address come at once when the controller was away.
 const HANDSHAKES: Limits = Limits { all: 512, each: 64, stays: Duration::from_secs(1) };
-/// A join takes under two seconds; one that is under way isn't broken off for the next.
+/// A join takes under two seconds; one that is under way isn't broken off for the next of its source.
 const STRANGERS: Limits = Limits { all: 256, each: 64, stays: Duration::from_secs(3) };
 const STRANGER_STAYS: Duration = Duration::from_secs(30);
 /// An agent has one connection, and for a moment another that is to take its place.

@@ -1,8 +1,8 @@
 //! Places that nobody can take all of.
 //!
 //! Whoever has his share, and comes again, takes the place of his own oldest guest. Where all places are
-//! taken, the oldest guest goes of whoever has most. So a newcomer always finds a place, and is in nobody's
-//! way who has fewer.
+//! taken, the oldest guest goes of whoever has most. So a newcomer finds a place as long as somebody has two
+//! more than he, and is in nobody's way who has fewer. Who has only just come goes for nobody else.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -25,7 +25,7 @@ pub(crate) struct Limits {
     pub(crate) all: usize,
     /// For one.
     pub(crate) each: usize,
-    /// Before that, nobody has to go.
+    /// Before that, nobody has to go for one of his own kind, or of another that has about as many.
     pub(crate) stays: Duration,
 }
 
@@ -72,9 +72,15 @@ impl<K: Clone + Eq + Hash> Places<K> {
         if own >= each {
             inner.send_away(&who, now, stays)?;
         } else if inner.count >= all {
-            // Among those with as many as the newcomer would have, the newcomer's oldest goes.
-            let most = inner.most().filter(|(_, most)| *most > own).map(|(most, _)| most);
-            inner.send_away(&most.unwrap_or_else(|| who.clone()), now, stays)?;
+            match inner.most() {
+                // Otherwise a few that come often enough would keep everybody else out.
+                Some((fattest, most)) if most > own + 1 => {
+                    inner.send_away(&fattest, now, Duration::ZERO)?;
+                }
+                Some((fattest, most)) if most > own => inner.send_away(&fattest, now, stays)?,
+                // Among those with as many as the newcomer would have, the newcomer's oldest goes.
+                Some(_) | None => inner.send_away(&who, now, stays)?,
+            }
         }
         let number = inner.next;
         inner.next += 1;
@@ -177,5 +183,25 @@ mod tests {
         let _guests: Vec<_> = (0..4).map(|_| places.take(1, now).unwrap()).collect();
         assert_eq!(places.take(1, now).err(), Some(Full));
         assert!(places.take(1, now + limits.stays).is_ok());
+    }
+
+    #[test]
+    fn some_that_come_all_the_time_keep_nobody_out() {
+        let limits = Limits { stays: Duration::from_secs(3), ..LIMITS };
+        let places = Places::new(limits);
+        let now = Instant::now();
+        let mut greedy: Vec<_> =
+            [1, 1, 1, 1, 2, 2, 2, 2, 3, 3].map(|it| places.take(it, now).unwrap()).into();
+        let mut modest: Vec<_> = (10..15).map(|it| places.take(it, now).unwrap()).collect();
+        for _ in 0..100 {
+            greedy.extend((1..=3).filter_map(|it| places.take(it, now).ok()));
+        }
+        assert!(!modest.iter_mut().any(is_sent_away));
+        // Once nobody has two more than another, who has only just come stays.
+        let rest: Vec<_> = (20..25).filter_map(|it| places.take(it, now).ok()).collect();
+        assert_eq!(places.inner().count, limits.all);
+        assert_eq!(places.take(30, now).err(), Some(Full));
+        assert!(!modest.iter_mut().any(is_sent_away));
+        drop((greedy, rest));
     }
 }

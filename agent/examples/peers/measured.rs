@@ -127,6 +127,7 @@ fn prepare(state: &Path, topology: &Topology) -> anyhow::Result<()> {
             host: snapshot.local_host().name.clone(),
             mesh: snapshot.mesh.name.to_string(),
             trust_domain: snapshot.mesh.trust_domain.clone(),
+            prefixes: Vec::new(),
             controllers: vec!["127.0.0.1:1".to_owned()],
         },
         tunnel: TunnelKey::from_bytes(Zeroizing::new(host_key(HERE))),

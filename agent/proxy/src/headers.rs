@@ -72,7 +72,7 @@ pub(crate) fn announce(
     ];
     if !trusted {
         remove_named(headers, |name| {
-            let name = name.replace('_', "-");
+            let name = name.replace(|it: char| !it.is_ascii_alphanumeric(), "-");
             name.starts_with("x-forwarded-") || name == "forwarded" || name == "x-real-ip"
         });
     }
@@ -183,9 +183,9 @@ fn remove_named(headers: &mut HeaderMap, is_meant: impl Fn(&str) -> bool) {
 }
 
 /// Whether a field, by its lower-case name, is the proxy's to say. In each spelling: applications
-/// behind CGI or WSGI see `-` and `_` as the same.
+/// behind CGI or WSGI see `-` and `_` as the same, some of them also `.` and all other signs.
 pub(crate) fn is_claim(name: &str) -> bool {
-    let same = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
+    let same = |(a, b): (u8, u8)| a == b || (b == b'-' && !a.is_ascii_alphanumeric());
     let begins = |with: &str| name.len() >= with.len() && name.bytes().zip(with.bytes()).all(same);
     begins(OURS) || (name.len() == CLIENT_CERT.len() && begins(CLIENT_CERT))
 }

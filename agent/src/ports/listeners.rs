@@ -231,7 +231,7 @@ mod tests {
         let master = holder(70, 0, "/system.slice/nginx.service", "/usr/sbin/nginx");
         let worker = holder(71, 33, "/system.slice/nginx.service", "/usr/sbin/nginx");
         assert_eq!(judge(&web, 0, &[master.clone(), worker]), Standing::Own);
-        assert!(matches!(judge(&web, 0, &[master.clone()]), Standing::Foreign(_)));
+        assert!(matches!(judge(&web, 0, std::slice::from_ref(&master)), Standing::Foreign(_)));
         let unit = service(Selector::Systemd("web.service".into()));
         let of_unit = holder(80, 0, "/system.slice/web.service", "/usr/bin/x");
         assert_eq!(judge(&unit, 0, &[of_unit]), Standing::Own);
@@ -252,7 +252,7 @@ mod tests {
     fn a_socket_of_a_strangers_stays_its_own_whoever_holds_it_too() {
         let web = service(Selector::User("33".into()));
         let worker = holder(71, 33, "/system.slice/nginx.service", "/usr/sbin/nginx");
-        assert_eq!(judge(&web, 33, &[worker.clone()]), Standing::Own);
+        assert_eq!(judge(&web, 33, std::slice::from_ref(&worker)), Standing::Own);
         assert!(matches!(judge(&web, 1000, &[worker]), Standing::Foreign(_)));
     }
 

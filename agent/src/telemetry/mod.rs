@@ -9,18 +9,20 @@ pub(crate) mod otlp;
 mod window;
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use isthmus_model::{Problem, Problems};
+use isthmus_net::holders;
 use isthmus_net::sock_diag::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -31,6 +33,10 @@ pub use otlp::Exported;
 pub(crate) use window::Window;
 pub use window::Windows;
 
+/// The code of the problem that nobody can scrape.
+const UNSERVED: &str = "metrics-unserved";
+/// Between two attempts to listen.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Connections at once.
 const PLACES: Bounds = Bounds { all: 32, each: 8, root: 4 };
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,14 +44,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONVERSATION: Duration = Duration::from_secs(60);
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves for ever.
-///
-/// # Errors
-/// When the address can't be listened on.
-pub async fn serve(address: SocketAddr, shared: Arc<Shared>) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("Failed to serve metrics on {address} (metrics)"))?;
+/// Serves for ever, as soon as the address can be listened on.
+pub async fn serve(address: SocketAddr, shared: Arc<Shared>) {
+    let listener = listen(address, &shared.problems).await;
     let (places, users) = (Places::new(PLACES), Users::open());
     loop {
         // Out of descriptors, or the client has gone: neither is for ever.
@@ -65,6 +66,41 @@ pub async fn serve(address: SocketAddr, shared: Arc<Shared>) -> anyhow::Result<(
             drop(place);
         });
     }
+}
+
+/// Until it can listen, that is a problem. Packets go on meanwhile.
+async fn listen(address: SocketAddr, problems: &Problems) -> TcpListener {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                problems.set(UNSERVED, None);
+                return listener;
+            }
+            Err(error) => problems.raise(unserved(address, &error).await),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn unserved(address: SocketAddr, error: &io::Error) -> Problem {
+    // It looks at all processes.
+    let looking = move || holders::of_port(Protocol::Tcp, address.port()).unwrap_or_default();
+    let holders = if error.kind() == io::ErrorKind::AddrInUse {
+        tokio::task::spawn_blocking(looking).await.unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    let who: Vec<String> = holders.iter().map(ToString::to_string).collect();
+    let by = if who.is_empty() { String::new() } else { format!(", taken by {}", who.join(", ")) };
+    Problem::new(
+        UNSERVED,
+        format!("metrics aren't served on {address} (metrics): {error}{by}"),
+        format!(
+            "free the address, or choose another in the agent's settings and restart it; it is tried \
+             again every {} s",
+            AGAIN.as_secs()
+        ),
+    )
 }
 
 async fn converse(stream: TcpStream, shared: Arc<Shared>) {
@@ -141,4 +177,31 @@ fn text(code: StatusCode, body: String) -> Response<Full<Bytes>> {
     let value = header::HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, value);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_taken_address_is_a_problem_until_it_is_free() {
+        let squatter = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = squatter.local_addr().unwrap();
+        let problems = Arc::new(Problems::default());
+        let listening = tokio::spawn({
+            let problems = Arc::clone(&problems);
+            async move { listen(address, &problems).await }
+        });
+        while !problems.has(UNSERVED) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let said = &problems.all()[0].text;
+        assert!(said.contains(&format!("{address} (metrics)")), "{said}");
+        assert!(said.contains(&format!("(process {}, user ", std::process::id())), "{said}");
+
+        drop(squatter);
+        let listener = tokio::time::timeout(4 * AGAIN, listening).await.unwrap().unwrap();
+        assert_eq!(listener.local_addr().unwrap(), address);
+        assert_eq!(problems.all(), []);
+    }
 }

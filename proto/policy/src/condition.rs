@@ -58,8 +58,10 @@ fn of_request(request: &Request<'_>, path: Option<&str>, host: Option<&str>) -> 
         };
     });
     // To some programs it is the same field as the one with '-': then nobody knows what that is.
-    let others: Vec<_> = headers.keys().filter(|name| name.contains('_')).cloned().collect();
-    headers.extend(others.into_iter().map(|name| (name.replace('_', "-"), None)));
+    let is_sign = |it: char| !it.is_ascii_alphanumeric();
+    let is_odd = |name: &&String| name.contains(|it| it != '-' && is_sign(it));
+    let others: Vec<_> = headers.keys().filter(is_odd).cloned().collect();
+    headers.extend(others.into_iter().map(|name| (name.replace(is_sign, "-"), None)));
     let headers = headers.into_iter().filter_map(|(name, value)| Some((name, value?.into())));
     let mut query = HashMap::<String, Value>::new();
     for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {

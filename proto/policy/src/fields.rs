@@ -56,7 +56,7 @@ pub enum Readings {
 /// Whether a header field is what is asked for.
 ///
 /// Several lines of a name are one list (RFC 9110, section 5.3), and one line may be a list, too; some
-/// programs take only the first element or the last. And to some, `x_role` is `x-role`. So what lets pass
+/// programs take only the first element or the last. And to some, `x_role` and `x.role` are `x-role`. So what lets pass
 /// must be the whole field, in one spelling; what refuses may be the whole, a line or an element.
 #[must_use]
 pub fn header_fits(field: &FieldMatch, headers: &dyn Headers, readings: Readings) -> bool {
@@ -70,7 +70,7 @@ pub fn header_fits(field: &FieldMatch, headers: &dyn Headers, readings: Readings
         fits = fits || line_fits(value, line, readings);
     });
     let mut is_spelt_otherwise = false;
-    if name.contains(['-', '_']) {
+    if name.contains(|sign: char| !sign.is_ascii_alphanumeric()) {
         headers.all(&mut |other, line| {
             if is_other_spelling(other, name) {
                 is_spelt_otherwise = true;
@@ -116,9 +116,10 @@ fn joined_fits(field: &FieldMatch, headers: &dyn Headers, readings: Readings) ->
     joined.map_or(readings == Readings::Any, |joined| value_fits(&field.value, &joined))
 }
 
-/// Whether programs that see `-` and `_` as the same take one name for another.
+/// Whether programs that see all signs as the same (as CGI does) take one name for another.
 fn is_other_spelling(one: &str, other: &str) -> bool {
-    let same = |(a, b): (u8, u8)| a == b || (matches!(a, b'-' | b'_') && matches!(b, b'-' | b'_'));
+    let is_sign = |byte: u8| !byte.is_ascii_alphanumeric();
+    let same = |(a, b): (u8, u8)| a == b || (is_sign(a) && is_sign(b));
     one.len() == other.len() && one != other && one.bytes().zip(other.bytes()).all(same)
 }
 
@@ -258,6 +259,10 @@ mod tests {
 
     #[test]
     fn another_spelling_of_a_name_refuses_and_never_lets_pass() {
+        for spelling in ["x_role", "x.role"] {
+            let other = vec![(spelling, "admin")];
+            assert!(header_fits(&exactly("x-role", "admin"), &other, Readings::Any), "{spelling}");
+        }
         let other = vec![("x_role", "admin")];
         let both = vec![("x-role", "user"), ("x_role", "admin")];
         let admin = exactly("x-role", "admin");

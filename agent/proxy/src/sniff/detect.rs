@@ -3,6 +3,10 @@
 //! The answer is a function of the bytes so far, and more bytes never change it. What an application
 //! might read as HTTP must not pass as something else, or it would pass unjudged; so in doubt it is
 //! HTTP, and a request that isn't proper is refused where requests are read.
+//!
+//! Whoever speaks a binary protocol may wait for an answer after a few bytes, in a line that never ends.
+//! So no more of them are waited for once they can't be a proper request's; but since there are servers
+//! that take anything for a method, the rest of that line is looked at while it passes ([`FirstLine`]).
 
 /// What a connection carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,8 +23,14 @@ pub enum Kind {
 
 /// A first line that is longer is HTTP, unless it can't be.
 pub const MAX_FIRST_LINE: usize = 8 * 1024;
+/// Of a line that passes: lenient servers read no longer ones.
+const MAX_WATCHED: usize = 64 * 1024;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How the PROXY protocol begins, in both versions. A server that takes it would believe any address from
+/// a caller, and take a request behind it, so it counts as HTTP, where it is refused.
+const INTRODUCTIONS: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
+const VERSION: &[u8] = b"HTTP/";
 const METHODS: [&str; 9] =
     ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
 
@@ -30,7 +40,9 @@ pub fn detect(bytes: &[u8]) -> Option<Kind> {
     match bytes.first()? {
         0x16 => handshake(bytes),
         _ if bytes.starts_with(PREFACE) => Some(Kind::Http2),
+        _ if INTRODUCTIONS.iter().any(|it| bytes.starts_with(it)) => Some(Kind::Http1),
         _ if PREFACE.starts_with(bytes) => None,
+        _ if INTRODUCTIONS.iter().any(|it| it.starts_with(bytes)) => None,
         _ => {
             let first = bytes.get(..MAX_FIRST_LINE);
             request_line(first.unwrap_or(bytes)).or_else(|| first.map(|_| Kind::Http1))
@@ -49,20 +61,57 @@ pub fn detect_whole(bytes: &[u8]) -> Kind {
 /// 3.4), or an answer that nobody asked for. None while more bytes could tell.
 #[must_use]
 pub fn is_http_server(bytes: &[u8]) -> Option<bool> {
-    const ANSWER: &[u8] = b"HTTP/";
     const SETTINGS: [Option<u8>; 9] =
         [Some(0), None, None, Some(4), Some(0), Some(0), Some(0), Some(0), Some(0)];
-    let known = bytes.len().min(ANSWER.len());
-    let may_be_answer = bytes[..known].eq_ignore_ascii_case(&ANSWER[..known]);
+    let known = bytes.len().min(VERSION.len());
+    let may_be_answer = bytes[..known].eq_ignore_ascii_case(&VERSION[..known]);
     let fits = |(is, byte): (&Option<u8>, &u8)| is.is_none_or(|is| is == *byte);
     let may_be_settings = SETTINGS.iter().zip(bytes).all(fits);
-    if may_be_answer && bytes.len() >= ANSWER.len() {
+    if may_be_answer && bytes.len() >= VERSION.len() {
         return Some(true);
     }
     if may_be_settings && bytes.len() >= SETTINGS.len() {
         return Some(true);
     }
     (!may_be_answer && !may_be_settings).then_some(false)
+}
+
+/// The first line of what passes as something else than HTTP, looked at piece by piece. It is a request to
+/// somebody once a word of it begins with a version, whatever comes before. Protocols that tell of requests
+/// to others (FastCGI, SCGI, uwsgi, AJP) have no white space there.
+#[derive(Debug, Default)]
+pub struct FirstLine {
+    seen: usize,
+    /// Empty lines before the first one don't count.
+    has_begun: bool,
+    is_over: bool,
+    /// How much of white space and a version came last.
+    matched: usize,
+}
+
+impl FirstLine {
+    /// Whether what came so far, and now `bytes`, is a request to a lenient server.
+    pub fn becomes_request(&mut self, bytes: &[u8]) -> bool {
+        !self.is_over && bytes.iter().any(|byte| self.ends_version(*byte))
+    }
+
+    fn ends_version(&mut self, byte: u8) -> bool {
+        if self.is_over {
+            return false;
+        }
+        self.seen += 1;
+        self.is_over = self.seen > MAX_WATCHED || byte == b'\n' && self.has_begun;
+        let is_blank = is_white(byte) || byte == b'\r';
+        self.has_begun |= !is_blank && byte != b'\n';
+        let expected = self.matched.checked_sub(1).map(|at| VERSION[at]);
+        self.matched = match expected {
+            _ if is_blank => 1,
+            Some(expected) if byte.eq_ignore_ascii_case(&expected) => self.matched + 1,
+            Some(_) | None => 0,
+        };
+        self.is_over |= self.matched > VERSION.len();
+        self.matched > VERSION.len()
+    }
 }
 
 /// A TLS record with the beginning of a ClientHello (RFC 8446, section 5.1).
@@ -113,7 +162,7 @@ fn rest_of_line(method: &[u8], target: &[u8]) -> Option<Kind> {
         return Some(Kind::Tcp);
     }
     target.get(length)?;
-    let version = line.windows(5).any(|word| word.eq_ignore_ascii_case(b"HTTP/"));
+    let version = line.windows(VERSION.len()).any(|word| word.eq_ignore_ascii_case(VERSION));
     Some(if version { Kind::Http1 } else { Kind::Tcp })
 }
 
@@ -194,6 +243,11 @@ mod tests {
         (b"USER nobody\x01\n", Kind::Tcp, 13),
         (b"{\"jsonrpc\":1}", Kind::Tcp, 1),
         (b"PRI * HTTP/2.0\r\n\r\nSX", Kind::Http1, 20),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", Kind::Http1, 6),
+        (b"PROXYING\r\n", Kind::Tcp, 9),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11", Kind::Http1, 12),
+        (b"\r\n\r\n\0\r\nQUIET\n", Kind::Tcp, 11),
+        (b"<?xml version='1.0'?><stream:stream>", Kind::Tcp, 1),
     ];
 
     #[test]
@@ -204,6 +258,67 @@ mod tests {
                 let expected = (length >= *after).then_some(*kind);
                 assert_eq!(detect(&bytes[..length]), expected, "{length} bytes of {shown}");
             }
+        }
+    }
+
+    /// Whether it passes as something else than HTTP, whole or piece by piece.
+    fn passes(bytes: &[u8]) -> bool {
+        let becomes_request = |size| {
+            let mut line = FirstLine::default();
+            bytes.chunks(size).any(|piece| line.becomes_request(piece))
+        };
+        let whole = becomes_request(bytes.len());
+        for size in 1..bytes.len() {
+            assert_eq!(becomes_request(size), whole, "{}", bytes.escape_ascii());
+        }
+        let is_http = matches!(detect_whole(bytes), Kind::Http1 | Kind::Http2);
+        !is_http && !whole
+    }
+
+    #[test]
+    fn a_request_is_one_whatever_its_method() {
+        for method in [
+            &b"(GET)"[..],
+            b"G=T",
+            b"G\xc3T",
+            b"M{}T",
+            b"\"GET\"",
+            b"\0GET",
+            b"\0\0\0\x08\x04\xd2\x16\x2f",
+            b"\xef\xbb\xbfGET",
+            b"<",
+            b"\x16\x02",
+            b"\x16\x03\x01\x02\x00\x01",
+            b"\r\n\r\n\0",
+            b"\n {",
+        ] {
+            for rest in [
+                &b" /secret/a HTTP/1.1\r\n"[..],
+                b"\t/secret/a\thttp/1.0\n",
+                b" /\x01 HTTP/9",
+                b"\r/secret/a\rHTTP/1.1\r\n",
+                b"\xa0/secret/a\x85HTTP/1.1\n",
+            ] {
+                let line = [method, rest].concat();
+                assert!(!passes(&line), "{}", line.escape_ascii());
+            }
+        }
+        let long = [b"{", &[b'x'; MAX_WATCHED - 100][..]].concat();
+        assert!(FirstLine::default().becomes_request(&[&long[..], b" / HTTP/1.1\r\n"].concat()));
+    }
+
+    #[test]
+    fn what_only_tells_of_requests_passes() {
+        for bytes in [
+            &b"\x01\x01\0\x01\0\x08\0\0\x0f\x08SERVER_PROTOCOLHTTP/1.1"[..],
+            b"24:CONTENT_LENGTH\x000\0SERVER_PROTOCOL\0HTTP/1.1\0,",
+            b"\0\x1b\0\0\x0f\0SERVER_PROTOCOL\x08\0HTTP/1.1",
+            b"\x124\x01\x0e\x02\x02\0\x08HTTP/1.1\0",
+            b"{\"method\": \"GET\", \"version\": \"HTTP/1.1\"}",
+            b"EHLO a\r\nDATA\r\nGET / HTTP/1.1\r\n",
+            b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n HTTP/1.1\r\n",
+        ] {
+            assert!(passes(bytes), "{}", bytes.escape_ascii());
         }
     }
 

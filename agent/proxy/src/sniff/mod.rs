@@ -4,5 +4,5 @@
 mod detect;
 mod hello;
 
-pub use detect::{Kind, MAX_FIRST_LINE, detect, detect_whole, is_http_server};
+pub use detect::{FirstLine, Kind, MAX_FIRST_LINE, detect, detect_whole, is_http_server};
 pub use hello::{Hello, MAX_HELLO, ServerName, client_hello};

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::counters::Totals;
+use crate::sniff::FirstLine;
 
 /// Read at once. Held only while there is something to carry: idle connections need no memory.
 const BUFFER: usize = 64 * 1024;
@@ -38,22 +39,29 @@ impl Drop for Carried {
 }
 
 /// Carries both ways. Whoever ends its direction can still receive. A connection that carries nothing
-/// for `idle` ends; an error of one side is the end of both.
+/// for `idle` ends; an error of one side is the end of both. Where the caller's first line is watched, what
+/// makes it a request isn't passed on, and ends both.
 pub(super) async fn both(
     caller: &TcpStream,
     application: &TcpStream,
     carried: &Carried,
     idle: Duration,
+    watched: Option<FirstLine>,
 ) -> io::Result<()> {
-    let up = one_way(caller, application, [&carried.up, &carried.totals.up]);
-    let down = one_way(application, caller, [&carried.down, &carried.totals.down]);
+    let up = one_way(caller, application, [&carried.up, &carried.totals.up], watched);
+    let down = one_way(application, caller, [&carried.down, &carried.totals.down], None);
     tokio::select! {
         ended = async { tokio::try_join!(up, down) } => ended.map(|_| ()),
         () = quiet(carried, idle) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
-async fn one_way(from: &TcpStream, to: &TcpStream, counts: [&AtomicU64; 2]) -> io::Result<()> {
+async fn one_way(
+    from: &TcpStream,
+    to: &TcpStream,
+    counts: [&AtomicU64; 2],
+    mut watched: Option<FirstLine>,
+) -> io::Result<()> {
     loop {
         from.readable().await?;
         let mut buffer = Vec::with_capacity(BUFFER);
@@ -69,6 +77,9 @@ async fn one_way(from: &TcpStream, to: &TcpStream, counts: [&AtomicU64; 2]) -> i
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             };
+            if watched.as_mut().is_some_and(|line| line.becomes_request(&buffer)) {
+                return Err(io::Error::other("what began as another protocol became HTTP"));
+            }
             write_all(to, &buffer).await?;
         }
     }

@@ -42,8 +42,8 @@ use self::record::Record;
 use crate::activity::Activity;
 use crate::connection::Connection;
 use crate::sniff::{
-    Hello, Kind, MAX_FIRST_LINE, MAX_HELLO, ServerName, client_hello, detect, detect_whole,
-    is_http_server,
+    FirstLine, Hello, Kind, MAX_FIRST_LINE, MAX_HELLO, ServerName, client_hello, detect,
+    detect_whole, is_http_server,
 };
 use crate::view::{Side, View};
 
@@ -201,6 +201,10 @@ async fn look(connection: &Connection, caller: &TcpStream) -> Found {
                 lessons.learn(asked, First::Client);
                 return match kind {
                     Kind::Http1 | Kind::Http2 => Found::Requests,
+                    // No proper request: it is refused where requests are read.
+                    Kind::Tcp if FirstLine::default().becomes_request(peek.bytes()) => {
+                        Found::Requests
+                    }
                     Kind::Tcp => Found::Stream(Seen::Tcp, upstream),
                     Kind::Tls => match hello(connection, caller).await {
                         Found::Stream(seen, _) => Found::Stream(seen, upstream),
@@ -294,13 +298,15 @@ async fn carry_while_allowed(
     record: &mut Record<'_>,
 ) {
     let idle = connection.shared.limits.stream_idle;
+    // Nobody has seen all of it.
+    let watched = (connection.parties.protocol == Protocol::Auto).then(FirstLine::default);
     let ended = tokio::select! {
         biased;
         () = revoked(connection, upstream.service, seen) => {
             connection.on_revoked();
             Err(io::Error::other("policy no longer allows it"))
         }
-        ended = carry::both(caller, &upstream.stream, &record.carried, idle) => ended,
+        ended = carry::both(caller, &upstream.stream, &record.carried, idle, watched) => ended,
     };
     if let Err(error) = ended {
         record.problem = Some(error.to_string());

@@ -23,7 +23,8 @@ async fn bytes_and_half_closed_directions_are_carried() {
     let ((mut client, caller), (application, mut server)) = (pair().await, pair().await);
     let carried = Arc::new(Carried::new(Arc::default()));
     let counts = Arc::clone(&carried);
-    let carrying = tokio::spawn(async move { both(&caller, &application, &carried, LONG).await });
+    let carrying =
+        tokio::spawn(async move { both(&caller, &application, &carried, LONG, None).await });
     let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
     let expected = sent.clone();
     let sending = tokio::spawn(async move {
@@ -51,7 +52,7 @@ async fn a_stream_that_carries_nothing_ends_and_one_that_does_lives() {
     let began = Instant::now();
     let carrying = tokio::spawn(async move {
         let carried = Carried::new(Arc::default());
-        both(&caller, &application, &carried, Duration::from_millis(200)).await
+        both(&caller, &application, &carried, Duration::from_millis(200), None).await
     });
     for _ in 0..10 {
         client.write_all(b"x").await.unwrap();

@@ -58,6 +58,14 @@ async fn what_a_server_might_read_as_a_request_is_judged_as_one() {
         "GET\x1c".to_owned(),
         "\x0bGET ".to_owned(),
         "GET http://web".to_owned(),
+        "(GET) ".to_owned(),
+        "G=T ".to_owned(),
+        "M{}T ".to_owned(),
+        "\"GET\" ".to_owned(),
+        "\0GET ".to_owned(),
+        "\u{feff}GET ".to_owned(),
+        "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET ".to_owned(),
+        "\r\n\r\n\0\r\nQUIT\nGET ".to_owned(),
     ] {
         let got = proxy.exchange(API, format!("{begin}{head}")).await;
         assert!(got.starts_with("HTTP/1.1 4"), "{begin:?}: {got}");
@@ -69,6 +77,18 @@ async fn what_a_server_might_read_as_a_request_is_judged_as_one() {
     stream.shutdown().await.unwrap();
     assert_eq!(read_to_end(&mut stream).await, "");
     assert!(gets.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn what_becomes_a_request_after_it_passed_as_another_protocol_ends() {
+    let (proxy, mut gets) = open(b"").await;
+    let mut stream = proxy.connect(API).await;
+    stream.write_all(b"\0\0\0\x08 /admin").await.unwrap();
+    assert_eq!(gets.recv().await.unwrap(), b"\0\0\0\x08 /admin", "nobody is kept waiting");
+    read_until(&mut stream, "220 done\r\n").await;
+    stream.write_all(b" HTTP/1.1\r\nX-Isthmus-Identity: root\r\n\r\n").await.unwrap();
+    assert!(stream.read_u8().await.is_err());
+    assert!(gets.try_recv().is_err(), "the rest isn't passed on");
 }
 
 #[tokio::test]

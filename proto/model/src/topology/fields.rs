@@ -59,8 +59,8 @@ fn pairs(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<(Arc<str>, Arc<s
 
 fn changeable(name: Located<&str>, report: &mut Report<'_>) -> Read<Arc<str>> {
     let read = header_name(name, report)?;
-    // Applications behind CGI or WSGI see `-` and `_` as the same.
-    let folded = read.replace('_', "-");
+    // Applications behind CGI or WSGI see `-` and `_` as the same, some of them all signs.
+    let folded = read.replace(|sign: char| !sign.is_ascii_alphanumeric(), "-");
     let help = match &*folded {
         "host" => "write `rewrite = { host = \"api.example\" }`",
         name if NOT_A_ROUTES.contains(&name) || name.starts_with("x-isthmus-") => {

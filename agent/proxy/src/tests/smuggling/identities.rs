@@ -5,7 +5,7 @@ use super::frames::*;
 use crate::tests::support::*;
 
 /// Ways to write what only the proxy may say.
-const CLAIMS: [&str; 10] = [
+const CLAIMS: [&str; 12] = [
     "x-isthmus-identity",
     "X-Isthmus-Identity",
     "X-ISTHMUS-IDENTITY",
@@ -14,13 +14,15 @@ const CLAIMS: [&str; 10] = [
     "x-isthmus_identity",
     "X-Isthmus-Anything",
     "x_isthmus_anything",
+    "X.Isthmus.Identity",
+    "x!isthmus-identity",
     "X-Forwarded-Client-Cert",
     "x_forwarded_client_cert",
 ];
 
 /// As CGI, WSGI and their like would name a field.
 fn folded(name: &str) -> String {
-    name.to_ascii_lowercase().replace('_', "-")
+    name.to_ascii_lowercase().replace(|sign: char| !sign.is_ascii_alphanumeric(), "-")
 }
 
 impl Lab {
