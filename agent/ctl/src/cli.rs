@@ -351,8 +351,8 @@ pub(crate) struct CreateToken {
     /// A label that it grants; repeatable
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// The only host name that it is good for; a member of that name joins anew with it, under the
-    /// same number and addresses
+    /// The only host name that it is good for; a member of that name that has lost its state joins
+    /// anew with it, under the same number and addresses
     #[arg(long, value_name = "NAME")]
     pub(crate) host: Option<Name>,
 }

@@ -53,9 +53,15 @@ impl sync_server::Sync for Controller {
         let (script, heard) = (self.script.clone(), Arc::clone(&self.heard));
         let mut incoming = request.into_inner();
         tokio::spawn(async move {
+            // Until the agent says something else than what is wrong with it.
             let mut next = async || {
-                let body = incoming.message().await.ok().flatten().and_then(|it| it.body);
-                body.inspect(|body| heard.lock().unwrap().push(body.clone()))
+                loop {
+                    let body = incoming.message().await.ok().flatten().and_then(|it| it.body);
+                    heard.lock().unwrap().extend(body.clone());
+                    if !matches!(body, Some(FromAgent::Problems(_))) {
+                        break;
+                    }
+                }
             };
             next().await;
             if let Some(status) = script.ends {
@@ -172,7 +178,10 @@ impl Member for Host {
 
 struct Played {
     ended: anyhow::Result<Ended>,
+    /// All but the lists of problems.
     heard: Vec<FromAgent>,
+    /// What came right after the greeting.
+    before_answer: Option<FromAgent>,
 }
 
 async fn play(script: Script, host: &mut Host, from_scratch: bool) -> Played {
@@ -203,8 +212,10 @@ async fn play_with(
     });
     let ended = session(&address, &identity, host, from_scratch).await;
     server.abort();
-    let heard = std::mem::take(&mut *heard.lock().unwrap());
-    Played { ended, heard }
+    let mut heard = std::mem::take(&mut *heard.lock().unwrap());
+    let before_answer = heard.get(1).cloned();
+    heard.retain(|body| !matches!(body, FromAgent::Problems(_)));
+    Played { ended, heard, before_answer }
 }
 
 fn delta(revision: u64, base: u64) -> v1::Delta {
@@ -240,6 +251,8 @@ async fn deltas_are_taken_over_in_order_and_acknowledged_each() {
     let accepted =
         |revision| FromAgent::Accepted(v1::Accepted { revision, ..v1::Accepted::default() });
     assert_eq!(played.heard[1..], [accepted(3), accepted(5)]);
+    // The controller may know problems of an earlier life: none are told, too, and before any answer.
+    assert_eq!(played.before_answer, Some(FromAgent::Problems(v1::Problems::default())));
     let FromAgent::Hello(hello) = &played.heard[0] else { panic!("{:?}", played.heard) };
     assert_eq!(hello.endpoints.as_ref().unwrap().addresses, ["192.0.2.7:51820"]);
 }
