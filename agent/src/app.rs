@@ -20,6 +20,7 @@ use crate::local::{self, Api};
 use crate::membership::{self, Outcome};
 use crate::memory;
 use crate::names;
+use crate::network;
 use crate::own_ports::OwnPorts;
 use crate::owners::{SharedCgroups, not_noted};
 use crate::ports::{self, Ports};
@@ -141,17 +142,18 @@ fn kept_guard(settings: &Settings) -> anyhow::Result<Option<(Guard, Option<Snaps
         snapshot.context("The kept snapshot can't be used")
     });
     if let Ok(Some(snapshot)) = kept {
-        return Ok(Some((Guard::of(settings, &serving, &snapshot), Some(snapshot))));
+        let guard = Guard::of(settings, &serving, &network::prefixes(&snapshot));
+        return Ok(Some((guard, Some(snapshot))));
     }
     let member = StateDir::peek_member(&settings.state_dir)?;
-    let guard = member.and_then(|member| Guard::without_snapshot(settings, &serving, &member));
-    match (guard, kept) {
-        (Some(guard), kept) => {
+    let prefixes = member.map(|member| member.prefixes).filter(|prefixes| !prefixes.is_empty());
+    match (prefixes, kept) {
+        (Some(prefixes), kept) => {
             let error = kept.err().unwrap_or_else(|| anyhow::anyhow!("There is no kept snapshot"));
             tracing::warn!(
                 "the mesh's addresses are guarded, its services' ports aren't: {error:#}"
             );
-            Ok(Some((guard, None)))
+            Ok(Some((Guard::of(settings, &serving, &prefixes), None)))
         }
         (None, kept) => kept.map(|_| None),
     }

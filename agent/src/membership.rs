@@ -173,9 +173,9 @@ impl Membership {
     /// Nothing leaves for the mesh by another way while it is waited for a controller's snapshot.
     async fn guard_without_snapshot(&self) {
         let Shared { settings, ports, problems, .. } = &*self.shared;
-        let guard = Guard::without_snapshot(settings, ports, &self.identity.member);
-        if let (None, Some(guard)) = (self.plane.device(), guard) {
-            let (_, raised) = Standing::raise(guard).await;
+        let prefixes = &self.identity.member.prefixes;
+        if self.plane.device().is_none() && !prefixes.is_empty() {
+            let (_, raised) = Standing::raise(Guard::of(settings, ports, prefixes)).await;
             problems.set(guard::MISSING, raised.err().map(|error| guard::missing(&error)));
         }
     }

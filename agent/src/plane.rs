@@ -291,7 +291,7 @@ impl Running {
 }
 
 fn guard_of(shared: &Shared, state: &State) -> Guard {
-    Guard::of(&shared.settings, &shared.ports, &state.snapshot)
+    Guard::of(&shared.settings, &shared.ports, &network::prefixes(&state.snapshot))
 }
 
 async fn raise(shared: &Shared, guard: Guard) -> anyhow::Result<Arc<Standing>> {

@@ -31,28 +31,7 @@ pub use keeper::{MISSING, keep, missing};
 pub(crate) use nft::Nft;
 pub use rules::Guard;
 
-use crate::identity::Member;
-use crate::own_ports::OwnPorts;
 use crate::ports;
-use crate::settings::Settings;
-
-impl Guard {
-    /// The guard of a member that has no snapshot to work by; none where it knows no addresses yet.
-    #[must_use]
-    pub fn without_snapshot(
-        settings: &Settings,
-        serving: &OwnPorts,
-        member: &Member,
-    ) -> Option<Self> {
-        (!member.prefixes.is_empty()).then(|| Self {
-            device: settings.device.clone(),
-            prefixes: member.prefixes.clone(),
-            tunnel_ports: [settings.listen_port, serving.tunnels()].into(),
-            proxy_ports: [settings.proxy_port, serving.proxy()].into(),
-            user: isthmus_net::process::own_user(),
-        })
-    }
-}
 
 /// A guard that stands.
 #[derive(Debug)]

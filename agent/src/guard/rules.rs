@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
-use isthmus_model::Snapshot;
 
-use crate::network;
 use crate::own_ports::OwnPorts;
 use crate::settings::Settings;
 
@@ -26,12 +24,12 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// The guard of a host that works by this snapshot.
+    /// The guard of a member of the mesh that has these addresses.
     #[must_use]
-    pub fn of(settings: &Settings, serving: &OwnPorts, snapshot: &Snapshot) -> Self {
+    pub fn of(settings: &Settings, serving: &OwnPorts, prefixes: &[IpNet]) -> Self {
         Self {
             device: settings.device.clone(),
-            prefixes: network::prefixes(snapshot).to_vec(),
+            prefixes: prefixes.to_vec(),
             tunnel_ports: [settings.listen_port, serving.tunnels()].into(),
             proxy_ports: [settings.proxy_port, serving.proxy()].into(),
             user: isthmus_net::process::own_user(),
