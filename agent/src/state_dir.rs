@@ -285,7 +285,7 @@ impl StateDir {
         }
     }
 
-    /// Who this host is, by what [`Self::peek`] reads.
+    /// The membership of this host, by what [`Self::peek`] reads.
     ///
     /// # Errors
     /// When the disk refuses, or what is there is damaged.

@@ -23,7 +23,7 @@ pub(crate) fn hold(input: &[u8]) -> bool {
     whole.is_some()
 }
 
-/// What a lenient server takes for a request: empty lines, anything up to white space, and somewhere in
+/// A request, to a lenient server: empty lines, anything up to white space, and somewhere in
 /// the line a version.
 fn is_request(input: &[u8]) -> bool {
     let start = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();

@@ -46,7 +46,7 @@ pub fn exe(pid: u32) -> Option<PathBuf> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     pub pid: u32,
-    /// Who started it: a program that is setuid acts as another.
+    /// The user that started it: a program that is setuid acts as another.
     pub uid: u32,
     /// The cgroup (v2) that it is in, from the root of the hierarchy.
     pub cgroup: Option<String>,

@@ -70,7 +70,7 @@ pub struct Ports {
     /// Where only the users in `own` may answer: whoever takes the port of a service that is down
     /// gets nothing, before anybody has looked.
     pub strict: BTreeSet<Place>,
-    /// Who was seen to listen for the service.
+    /// The users that were seen to listen for the service.
     pub own: BTreeSet<(Place, u32)>,
     /// As whom services speak first from their own ports, and are answered there.
     pub speakers: BTreeSet<(Port, u32)>,

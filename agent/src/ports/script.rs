@@ -23,7 +23,7 @@ pub async fn lower(device: &str) -> anyhow::Result<()> {
     Nft::default().run(&no_table(device)).await
 }
 
-/// What takes the table away. Deleting needs it to be there: declaring it first makes it so.
+/// The commands that take the table away. Deleting needs it to be there: declaring it first makes it so.
 fn no_table(device: &str) -> String {
     let table = table(device);
     format!("table inet {table} {{}}\ndelete table inet {table}\n")

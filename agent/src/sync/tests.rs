@@ -180,7 +180,7 @@ struct Played {
     ended: anyhow::Result<Ended>,
     /// All but the lists of problems.
     heard: Vec<FromAgent>,
-    /// What came right after the greeting.
+    /// The message right after the greeting.
     before_answer: Option<FromAgent>,
 }
 

@@ -1,4 +1,4 @@
-//! What only real kernels and programs show. One program for all, so that it is linked once, and
+//! Scenarios that only real kernels and programs show. One program for all, so that it is linked once, and
 //! scenarios that wait run beside each other.
 
 mod attacks;

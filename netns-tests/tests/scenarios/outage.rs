@@ -182,7 +182,7 @@ fn shim(mesh: &Mesh) -> String {
     shim.display().to_string()
 }
 
-/// What an agent runs with whose clock is so many seconds ahead.
+/// The environment of an agent whose clock is so many seconds ahead.
 fn ahead_by(shim: &str, seconds: &str) -> Vec<(String, String)> {
     [("LD_PRELOAD", shim), ("CLOCK_OFFSET", seconds)]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))

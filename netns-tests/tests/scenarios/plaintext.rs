@@ -10,7 +10,7 @@ use isthmus_netns_tests::{
     Capture, Mesh, Node, Output, Process, binary, ends, frames, wait_for, wait_for_value,
 };
 
-/// Who serves what.
+/// The users that serve, and where they listen.
 const SERVICES: [(u32, &str); 3] =
     [(40_001, "tcp:8080"), (40_005, "udp:8125"), (40_006, "tcp:9100")];
 const CLIENT: u32 = 40_002;

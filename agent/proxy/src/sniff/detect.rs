@@ -27,7 +27,7 @@ pub const MAX_FIRST_LINE: usize = 8 * 1024;
 const MAX_WATCHED: usize = 64 * 1024;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How the PROXY protocol begins, in both versions. A server that takes it would believe any address from
+/// The beginnings of the PROXY protocol, of both versions. A server that takes it would believe any address from
 /// a caller, and take a request behind it, so it counts as HTTP, where it is refused.
 const INTRODUCTIONS: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
 const VERSION: &[u8] = b"HTTP/";
@@ -85,7 +85,7 @@ pub struct FirstLine {
     /// Empty lines before the first one don't count.
     has_begun: bool,
     is_over: bool,
-    /// How much of white space and a version came last.
+    /// The length of the part of white space and a version that came last.
     matched: usize,
 }
 
