@@ -12,6 +12,8 @@ use isthmus_core::{Config, Event, PeerName, State};
 use isthmus_model::{Problem, Revision, Snapshot};
 use isthmus_net::listen::{bind_marked_tcp, bind_transparent_tcp, hush};
 use isthmus_net::monitor::AddressMonitor;
+use isthmus_net::netlink::NetlinkError;
+use isthmus_net::ruleset::RulesetMonitor;
 use isthmus_net::senders::Senders;
 use isthmus_net::sock_diag::{Protocol, SocketDiag};
 use isthmus_net::steering::Steering;
@@ -140,7 +142,7 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let settings = &shared.settings;
         // INVARIANT: nothing of the overlay is there before its guard.
-        let guard = raise(shared, guard_of(shared, state)).await?;
+        let (guard, monitor) = raise(shared, guard_of(shared, state)).await?;
         // INVARIANT: the proxy holds its port before any flow can be led there.
         let port = Port {
             protocol: Protocol::Tcp,
@@ -169,8 +171,6 @@ impl Running {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(shared), told, states.subscribe()));
-        let (keeps, guarded) = watch::channel(Revision(0));
-        tasks.spawn(keep_ports(Arc::clone(shared), states.subscribe(), keeps, stopped.clone()));
         let edge = start_edge(shared, &views, &stopped, &mut tasks);
         let (listeners, tried) = (clones(&proxy)?, clones(&proxy)?);
         let leaving = Arc::new(AtomicBool::new(false));
@@ -186,8 +186,11 @@ impl Running {
         let (packets, thread) = dataplane::start(setup, move |error| {
             failed.fail(&error.context("The data plane failed"));
         })?;
-        let keeping = guard::keep(Arc::clone(shared), Arc::clone(&guard), is_set(stopped.clone()));
-        tasks.spawn(keeping);
+        // Ports stay closed between two lives of the agent: what reaches the mesh comes first.
+        let (keeps, guarded) = watch::channel(Revision(0));
+        tasks.spawn(keep_ports(Arc::clone(shared), states.subscribe(), keeps, stopped.clone()));
+        let (standing, told) = (Arc::clone(&guard), is_set(stopped.clone()));
+        tasks.spawn(guard::keep(Arc::clone(shared), standing, monitor, told));
         let told = stopped.clone();
         tasks.spawn(announce_moves(Arc::clone(shared), device, packets.clone(), told));
         let mut firewall = JoinSet::new();
@@ -294,10 +297,15 @@ fn guard_of(shared: &Shared, state: &State) -> Guard {
     Guard::of(&shared.settings, &shared.ports, &network::prefixes(&state.snapshot))
 }
 
-async fn raise(shared: &Shared, guard: Guard) -> anyhow::Result<Arc<Standing>> {
+/// Listens before anything is raised, so that it needn't be raised again to be sure of it.
+async fn raise(
+    shared: &Shared,
+    guard: Guard,
+) -> anyhow::Result<(Arc<Standing>, Result<RulesetMonitor, NetlinkError>)> {
+    let monitor = RulesetMonitor::start(&guard.table());
     let (standing, raised) = Standing::raise(guard).await;
     go_on_without_guard(shared, raised)?;
-    Ok(Arc::new(standing))
+    Ok((Arc::new(standing), monitor))
 }
 
 /// Without a guard there is no overlay, unless an administrator says otherwise; then all that is left

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_model::Problem;
+use isthmus_net::netlink::NetlinkError;
 use isthmus_net::ruleset::{RulesetChange, RulesetMonitor};
 use tokio::time::{sleep, timeout};
 
@@ -23,11 +24,17 @@ pub const MISSING: &str = "guard-missing";
 const TAKEN: &str = "guard-taken";
 const BLIND: &str = "guard-unwatched";
 
-/// Keeps it until `stop` completes; the guard stays then.
-pub async fn keep(shared: Arc<Shared>, standing: Arc<Standing>, stop: impl Future<Output = ()>) {
+/// Keeps it until `stop` completes; the guard stays then. `monitor` has listened since before it was
+/// raised.
+pub async fn keep(
+    shared: Arc<Shared>,
+    standing: Arc<Standing>,
+    monitor: Result<RulesetMonitor, NetlinkError>,
+    stop: impl Future<Output = ()>,
+) {
     let mut keeper = Keeper { shared: Arc::clone(&shared), standing, taken: None };
     tokio::select! {
-        () = keeper.keep() => {}
+        () = keeper.keep(monitor) => {}
         () = stop => {}
     }
     for code in [TAKEN, BLIND] {
@@ -49,10 +56,9 @@ struct Taken {
 }
 
 impl Keeper {
-    async fn keep(&mut self) {
+    async fn keep(&mut self, mut monitor: Result<RulesetMonitor, NetlinkError>) {
         loop {
-            let table = self.standing.table().await;
-            match RulesetMonitor::start(&table) {
+            match monitor {
                 Ok(monitor) => {
                     self.shared.problems.set(BLIND, None);
                     self.follow(monitor).await;
@@ -60,17 +66,17 @@ impl Keeper {
                 Err(error) => {
                     let error = format!("{:#}", anyhow::Error::new(error));
                     self.shared.problems.raise(blind(&error));
-                    self.restore().await;
                 }
             }
             sleep(LOOK_EVERY).await;
+            monitor = RulesetMonitor::start(&self.standing.table().await);
+            // What happened before somebody listened.
+            self.restore().await;
         }
     }
 
     /// Until nothing is told any more.
     async fn follow(&mut self, mut monitor: RulesetMonitor) {
-        // What happened before somebody listened.
-        self.restore().await;
         loop {
             match timeout(LOOK_EVERY, monitor.changed()).await {
                 Ok(Ok(change)) if self.is_ours(&change) => {}

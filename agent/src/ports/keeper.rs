@@ -108,7 +108,7 @@ struct Keeper {
     counts: Counts,
     /// What the filter does, where it could be told.
     guarded: Option<Ports>,
-    counted: Option<Instant>,
+    counted: Instant,
     /// Of which revision it was looked for selectors of nobody, and when.
     selected: Option<(Revision, Instant)>,
     selectors: Vec<Problem>,
@@ -123,7 +123,7 @@ impl Keeper {
             findings: HashMap::new(),
             counts: Counts::default(),
             guarded: None,
-            counted: None,
+            counted: Instant::now(),
             selected: None,
             selectors: Vec::new(),
         }
@@ -177,10 +177,10 @@ impl Keeper {
 
     /// Asks the filter what it has seen. It is gone where somebody flushed all rules.
     async fn count(&mut self) {
-        if self.guarded.is_none() || self.counted.is_some_and(|at| at.elapsed() < COUNT) {
+        if self.guarded.is_none() || self.counted.elapsed() < COUNT {
             return;
         }
-        self.counted = Some(Instant::now());
+        self.counted = Instant::now();
         match listing(&self.shared.settings.device).await {
             Ok(listing) => self.counts = Counts::read(&listing),
             Err(error) => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::packet::FlowKey;
-use crate::sim::packets::{ACK, SYN, payload, read, tcp, tcp_key};
+use crate::sim::packets::{ACK, SYN, SYN_ACK, payload, read, tcp, tcp_key};
 use crate::sim::{Builder, World};
 use crate::{DropReason, Event};
 
@@ -150,9 +150,51 @@ fn handshakes_are_tried_at_every_place_a_host_may_be() {
         (world.topology.vip("web", true), 80),
     );
     world.send(1, &tcp(&key, SYN, 1, 0, b""));
-    world.run(Duration::from_secs(3));
+    world.run(Duration::from_millis(600));
     assert_eq!(world.host(2).take_inbox().len(), 1, "it has waited for the session");
     assert!(world.host(1).events.iter().any(|event| matches!(event, Event::Connected { .. })));
+}
+
+#[test]
+fn a_peer_that_listens_a_moment_late_is_reached_in_half_a_second() {
+    let topology = Builder::new(2).service("web", 80, &[2]).allow("host:*", "service:web").build();
+    let mut world = World::new(topology, 1);
+    let key = tcp_key(
+        (world.topology.host_address(1, true), 40_000),
+        (world.topology.vip("web", true), 80),
+    );
+    world.network.link.loss_percent = 100;
+    world.send(1, &tcp(&key, SYN, 1, 0, b""));
+    world.network.link.loss_percent = 0;
+    world.run(Duration::from_millis(550));
+    assert_eq!(world.host(2).take_inbox().len(), 1, "it has waited for the session");
+}
+
+#[test]
+fn a_path_longer_than_the_wait_for_an_answer_has_its_tunnel_all_the_same() {
+    let topology = Builder::new(2).service("web", 80, &[2]).allow("host:*", "service:web").build();
+    let mut world = World::new(topology, 1);
+    // By a geostationary satellite.
+    world.network.link.latency = Duration::from_millis(300);
+    let key = tcp_key(
+        (world.topology.host_address(1, true), 40_000),
+        (world.topology.vip("web", true), 80),
+    );
+    world.send(1, &tcp(&key, SYN, 1, 0, b""));
+    world.run(Duration::from_millis(950));
+    let got = world.host(2).take_inbox();
+    assert_eq!(got.len(), 1, "after one and a half round trips, with the first answer");
+    let seen = read(&got[0]).key;
+    // Whichever of the handshakes both ends go on with.
+    for _ in 0..5 {
+        world.send(2, &tcp(&seen.reversed(), SYN_ACK, 1, 2, b""));
+        world.run(Duration::from_millis(350));
+        assert_eq!(world.host(1).take_inbox().len(), 1);
+        world.send(1, &tcp(&key, ACK, 2, 2, b""));
+        world.run(Duration::from_millis(350));
+        assert_eq!(world.host(2).take_inbox().len(), 1);
+    }
+    assert_eq!(world.host(1).node.counters().handshakes_initiated, 2);
 }
 
 #[test]
