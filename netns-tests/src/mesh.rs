@@ -478,23 +478,22 @@ impl Host {
         self.agentctl(&["status", "-o", "json"]).json()
     }
 
-    /// The host's own overlay addresses.
+    /// The host's own overlay addresses: a member's agent that was just started has them in a moment.
     ///
     /// # Panics
     ///
-    /// If it hasn't joined.
+    /// If it doesn't work by any revision.
     #[must_use]
     pub fn addresses(&self) -> (Ipv4Addr, Ipv6Addr) {
-        let status = self.status();
-        let all: Vec<IpAddr> = status["addresses"]
-            .as_array()
-            .expect("status lists addresses")
-            .iter()
-            .filter_map(|address| address.as_str()?.parse().ok())
-            .collect();
-        let v4 = all.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
-        let v6 = all.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
-        (v4.expect("the host has an IPv4 address"), v6.expect("the host has an IPv6 address"))
+        wait_for_value("the host has an IPv4 and an IPv6 address", START, || {
+            let status = self.status();
+            let addresses = status["addresses"].as_array()?.iter();
+            let all: Vec<IpAddr> =
+                addresses.filter_map(|address| address.as_str()?.parse().ok()).collect();
+            let v4 = all.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+            let v6 = all.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
+            v4.zip(v6)
+        })
     }
 
     /// One of the agent's counters: the sum of all series of a metric whose labels contain `labels`.

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-const STEP: Duration = Duration::from_millis(20);
+/// Most conditions ask a program, which takes a processor longer than the first pause.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Polls until the condition holds.
+/// Polls until the condition holds, ever less often.
 ///
 /// # Panics
 ///
@@ -14,7 +16,7 @@ pub fn wait_for(what: &str, within: Duration, mut condition: impl FnMut() -> boo
     wait_for_value(what, within, || condition().then_some(()));
 }
 
-/// Polls until there is a value.
+/// Polls until there is a value, ever less often.
 ///
 /// # Panics
 ///
@@ -22,11 +24,14 @@ pub fn wait_for(what: &str, within: Duration, mut condition: impl FnMut() -> boo
 #[track_caller]
 pub fn wait_for_value<T>(what: &str, within: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + within;
+    let mut pause = FIRST_PAUSE;
     loop {
         if let Some(value) = poll() {
             return value;
         }
-        assert!(Instant::now() < deadline, "waited {within:?} in vain: {what}");
-        std::thread::park_timeout(STEP);
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "waited {within:?} in vain: {what}");
+        std::thread::park_timeout(pause.min(left));
+        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
     }
 }
