@@ -165,3 +165,48 @@ fn blind(error: &str) -> Problem {
         "let the agent listen to nftables (CAP_NET_ADMIN)",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use isthmus_net::testing::in_netns;
+    use tokio::process::Command;
+
+    use super::*;
+    use crate::guard::Guard;
+    use crate::own_ports::OwnPorts;
+    use crate::owners::SharedCgroups;
+    use crate::settings::Settings;
+
+    async fn nft(arguments: &[&str]) -> bool {
+        Command::new("nft").args(arguments).output().await.unwrap().status.success()
+    }
+
+    #[test]
+    fn what_is_flushed_before_anybody_keeps_it_is_put_back() {
+        in_netns(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let settings = Settings::default();
+                let prefixes = ["fd00:1:2::/48".parse().unwrap()];
+                let guard = Guard::of(&settings, &OwnPorts::of(&settings), &prefixes);
+                let table = guard.table();
+                let monitor = RulesetMonitor::start(&table);
+                let (standing, raised) = Standing::raise(guard).await;
+                raised.unwrap();
+                assert!(nft(&["flush", "ruleset"]).await);
+
+                let shared = Shared::new(settings, SharedCgroups::default());
+                let is_back = async {
+                    while !nft(&["list", "table", "inet", &table]).await
+                        || !shared.problems.has(TAKEN)
+                    {
+                        sleep(PAUSE).await;
+                    }
+                };
+                let keeping = keep(Arc::clone(&shared), Arc::new(standing), monitor, is_back);
+                // By what the kernel has told, not by a later look.
+                timeout(LOOK_EVERY, keeping).await.unwrap();
+            });
+        });
+    }
+}
