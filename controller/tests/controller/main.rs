@@ -5,7 +5,6 @@
 mod admin;
 mod capabilities;
 mod door;
-mod init;
 mod join;
 mod lab;
 mod outage;

@@ -1,3 +1,6 @@
+//! Kills of `isthmus-controller init`. A program of its own: between fork and exec, a child holds the locks
+//! of all stores that its parent has open, and other tests would find theirs in use.
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
