@@ -186,7 +186,7 @@ impl Running {
         let (packets, thread) = dataplane::start(setup, move |error| {
             failed.fail(&error.context("The data plane failed"));
         })?;
-        // Ports stay closed between two lives of the agent: what reaches the mesh comes first.
+        // What reaches the mesh comes first: ports that an earlier life of the agent closed are closed still.
         let (keeps, guarded) = watch::channel(Revision(0));
         tasks.spawn(keep_ports(Arc::clone(shared), states.subscribe(), keeps, stopped.clone()));
         let (standing, told) = (Arc::clone(&guard), is_set(stopped.clone()));

@@ -36,9 +36,9 @@ pub(crate) const INDEX_BITS: u32 = 24;
 const QUEUE: usize = 256;
 /// WireGuard's Rekey-Attempt-Time.
 const GIVE_UP: Duration = Duration::from_secs(90);
-/// WireGuard's Rekey-Timeout; the first tries come sooner. The second, by Happy Eyeballs' delay between
-/// attempts (RFC 8305 section 5): a peer that starts as this one does may not listen yet, or not at the
-/// first of its places. The next two are for paths that lose much.
+/// From each try to the next; at last, WireGuard's Rekey-Timeout. The second try comes after Happy
+/// Eyeballs' delay (RFC 8305, section 5): a peer that has only just started may not listen yet, or not
+/// at the first of its places. The next two are for paths that lose much.
 const RETRIES: [Duration; 4] = [
     Duration::from_millis(250),
     Duration::from_secs(1),

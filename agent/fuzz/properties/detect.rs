@@ -23,8 +23,8 @@ pub(crate) fn hold(input: &[u8]) -> bool {
     whole.is_some()
 }
 
-/// A request, to a lenient server: empty lines, anything up to white space, and somewhere in
-/// the line a version.
+/// A request, to a lenient server: empty lines, anything up to white space, and somewhere in the line
+/// a version.
 fn is_request(input: &[u8]) -> bool {
     let start = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
     let Some(end) = input[start..].iter().position(|byte| *byte == b'\n') else { return false };

@@ -1,5 +1,5 @@
-//! Scenarios that only real kernels and programs show. One program for all, so that it is linked once, and
-//! scenarios that wait run beside each other.
+//! Scenarios that only real kernels and programs show. One program for all, so that it is linked once,
+//! and scenarios that wait run beside each other.
 
 mod attacks;
 mod bypass;

@@ -27,8 +27,8 @@ pub const MAX_FIRST_LINE: usize = 8 * 1024;
 const MAX_WATCHED: usize = 64 * 1024;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The beginnings of the PROXY protocol, of both versions. A server that takes it would believe any address from
-/// a caller, and take a request behind it, so it counts as HTTP, where it is refused.
+/// The beginnings of the PROXY protocol, of both versions. A server that takes it would believe any
+/// address from a caller, and take a request behind it, so it counts as HTTP, where it is refused.
 const INTRODUCTIONS: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
 const VERSION: &[u8] = b"HTTP/";
 const METHODS: [&str; 9] =
