@@ -27,6 +27,8 @@ const PHASES: usize = 8;
 const ANNOUNCEMENTS: u8 = 8;
 /// How often an unknown session, or an outdated handshake, may make us begin one.
 const PROVOKED: Duration = Duration::from_secs(5);
+/// How long a peer that has just moved is followed to better places only.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// Where a peer stands in the table, while it is there.
 pub(crate) type Slot = usize;
@@ -39,6 +41,8 @@ pub(crate) struct Peer {
     configured: Vec<SocketAddr>,
     /// Where it was heard last.
     heard_at: Option<SocketAddr>,
+    /// Since when it's heard there.
+    moved: Option<Instant>,
     pub(crate) tunnel: Option<Tunnel>,
     index: Option<u32>,
     pub(crate) bulk: Bulk,
@@ -85,6 +89,7 @@ impl Peer {
             key,
             configured,
             heard_at: None,
+            moved: None,
             tunnel: None,
             index: None,
             bulk: Bulk::default(),
@@ -114,6 +119,21 @@ impl Peer {
         let candidates = self.heard_at.iter().chain(others);
         let count = candidates.clone().count().max(1);
         candidates.copied().nth(tries as usize % count)
+    }
+
+    /// Whether what comes from another place than the last doesn't mean that the peer has moved.
+    ///
+    /// A peer with two ways, such as IPv4 and IPv6, may be heard by both at once, and answers to where
+    /// it has heard us: if both sides always followed the last packet, what is under way would keep
+    /// them changing for ever, and measuring paths. So for a while they follow only to places that the
+    /// controller names before, and find the same one. A device has one way, and is followed as
+    /// WireGuard does.
+    fn stays(&self, from: SocketAddr, now: Instant) -> bool {
+        let rank = |place| self.configured.iter().position(|it| *it == place).unwrap_or(usize::MAX);
+        let is_settling = self.moved.is_some_and(|moved| now < moved + SETTLING);
+        is_settling
+            && self.is_host()
+            && self.heard_at.is_some_and(|current| rank(from) >= rank(current))
     }
 
     /// The largest inner packet that the path carries whole.
@@ -317,9 +337,10 @@ impl Peers {
         let peer = self.get_mut(slot)?;
         peer.last_heard = Some(now);
         peer.announcements = 0;
-        if peer.heard_at == Some(from) {
+        if peer.heard_at == Some(from) || peer.stays(from, now) {
             return None;
         }
+        peer.moved = Some(now);
         let before = peer.heard_at.replace(from);
         let left = before.filter(|before| !peer.configured.contains(before));
         if peer.is_host() {

@@ -119,11 +119,32 @@ pub struct Host {
     pub sockets: Sockets,
     /// Where its datagrams come from.
     pub endpoint: SocketAddr,
+    /// Where those come from that go to the other family of addresses, if it has such a one.
+    pub other_endpoint: Option<SocketAddr>,
     /// What its kernel was given.
     pub kernel: Kernel,
     /// What its node told.
     pub events: Vec<Event>,
     lives: u64,
+}
+
+/// Where a host is.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    endpoint: SocketAddr,
+    other: Option<SocketAddr>,
+}
+
+impl Places {
+    /// Whether what is sent there gets to the host.
+    pub fn contain(self, endpoint: SocketAddr) -> bool {
+        self.endpoint == endpoint || self.other == Some(endpoint)
+    }
+
+    /// Where a datagram comes from that goes there.
+    pub fn source(self, to: SocketAddr) -> SocketAddr {
+        self.other.filter(|other| other.is_ipv4() == to.is_ipv4()).unwrap_or(self.endpoint)
+    }
 }
 
 impl Host {
@@ -134,6 +155,7 @@ impl Host {
             node: node(topology, id, 0, Limits::default(), now),
             sockets: Sockets::default(),
             endpoint,
+            other_endpoint: None,
             kernel: Kernel::default(),
             events: Vec::new(),
             lives: 1,
@@ -155,6 +177,11 @@ impl Host {
     pub fn receive(&mut self, from: SocketAddr, message: &mut [u8], size: usize, now: Instant) {
         let received = Received { from, contents: message, segment_size: size };
         self.node.handle_udp(received, &mut self.sockets, &mut self.kernel, now);
+    }
+
+    /// Where it is.
+    pub fn places(&self) -> Places {
+        Places { endpoint: self.endpoint, other: self.other_endpoint }
     }
 
     /// Takes what the kernel was given.

@@ -226,7 +226,8 @@ impl World {
     fn step(&mut self) {
         let now = self.now;
         while let Some(mut arrival) = self.network.receive(now) {
-            if let Some(host) = self.hosts.iter_mut().find(|host| host.endpoint == arrival.to) {
+            if let Some(host) = self.hosts.iter_mut().find(|host| host.places().contain(arrival.to))
+            {
                 let size = arrival.datagram.len();
                 host.receive(arrival.from, &mut arrival.datagram, size, now);
             } else if let Some(device) =
@@ -253,6 +254,7 @@ impl World {
         let now = self.now;
         for host in &mut self.hosts {
             let mut too_big = Vec::new();
+            let places = host.places();
             while let Some(transmit) = host.node.poll_transmit() {
                 let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
                 for datagram in transmit.contents.chunks(segment) {
@@ -262,7 +264,8 @@ impl World {
                         continue;
                     }
                     let dont_fragment = transmit.dont_fragment;
-                    self.network.send(host.endpoint, transmit.to, datagram, dont_fragment, now);
+                    let from = places.source(transmit.to);
+                    self.network.send(from, transmit.to, datagram, dont_fragment, now);
                 }
             }
             for (to, size) in too_big {

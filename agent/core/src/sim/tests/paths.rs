@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::packet::{FlowKey, Headers, Transport};
 use crate::sim::packets::{SYN, flags, fragments, payload, ping, read, tcp, tcp_key, udp, udp_key};
+use crate::sim::topology::endpoint;
 use crate::sim::{Builder, World};
 use crate::{DropReason, Event};
 use isthmus_model::Protocol;
@@ -250,4 +251,84 @@ fn a_host_that_moves_and_has_nothing_to_say_is_found_all_the_same() {
     let before = sent(&mut world);
     world.run(Duration::from_secs(3));
     assert_eq!(sent(&mut world), before);
+}
+
+/// Two hosts that have IPv4 and IPv6, so far apart that handshakes are tried by both before the
+/// first is answered, and are answered both.
+fn dual_stack() -> World {
+    let mut world = mesh();
+    let others = [1, 2].map(|id| endpoint(id, !world.host(id).endpoint.is_ipv6()));
+    for (host, other) in world.hosts.iter_mut().zip(others) {
+        host.other_endpoint = Some(other);
+    }
+    world.topology.change(|snapshot| {
+        for (host, other) in snapshot.hosts.values_mut().zip(others) {
+            host.endpoints.push(other);
+        }
+    });
+    world.apply();
+    world.network.link.latency = Duration::from_millis(150);
+    world
+}
+
+#[test]
+fn a_peer_that_is_heard_at_two_places_is_not_probed_without_end() {
+    let mut world = dual_stack();
+    let (one, two) = (world.topology.host_address(1, true), world.topology.host_address(2, true));
+    world.send(1, &ping(one, two, 1, 1));
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.host(2).take_inbox().len(), 1);
+    for host in [1, 2] {
+        assert_eq!(world.host(host).node.counters().handshakes_completed, 2 * u64::from(host == 1));
+    }
+    let sent = |world: &mut World| {
+        [1, 2].map(|host| world.host(host).node.counters().sent.packets).iter().sum::<u64>()
+    };
+    // Handshakes, and each place measured once or twice.
+    assert!(sent(&mut world) < 150, "{} datagrams", sent(&mut world));
+    let before = sent(&mut world);
+    world.run(Duration::from_secs(5));
+    assert!(sent(&mut world) < before + 5, "{} datagrams more", sent(&mut world) - before);
+}
+
+#[test]
+fn hosts_with_two_places_settle_on_one_while_they_talk() {
+    let mut world = dual_stack();
+    let key = log(&mut world, 1, true);
+    world.send(1, &udp(&key, b"hello"));
+    world.run(Duration::from_millis(700));
+    let seen = read(&world.host(2).take_inbox()[0]).key;
+    let places = |world: &World| -> Vec<_> {
+        world.hosts.iter().map(|host| host.node.peers(world.now)[0].endpoint).collect()
+    };
+    // More under way than a round trip takes, both ways.
+    for moment in 0..1000 {
+        world.send(1, &udp(&key, b"there"));
+        world.send(2, &udp(&seen.reversed(), b"back"));
+        world.run(Duration::from_millis(10));
+        if moment > 200 {
+            assert_eq!(
+                places(&world),
+                [Some(world.hosts[1].endpoint), Some(world.hosts[0].endpoint)]
+            );
+        }
+    }
+}
+
+#[test]
+fn a_host_that_is_elsewhere_with_each_packet_is_followed_and_probed_now_and_then() {
+    let mut world = mesh();
+    settle(&mut world);
+    let key = log(&mut world, 1, true);
+    let before = world.host(2).node.counters().sent.packets;
+    for port in 0..100 {
+        world.host(1).endpoint.set_port(10_000 + port);
+        world.send(1, &udp(&key, b"from anywhere"));
+        world.run(Duration::from_millis(20));
+    }
+    world.run(Duration::from_secs(2));
+    let moves = world.host(2).events.iter().filter(|it| matches!(it, Event::Roamed { .. })).count();
+    assert!((2..=3).contains(&moves), "{moves} moves in two seconds");
+    let sent = world.host(2).node.counters().sent.packets - before;
+    assert!(sent < 100, "{sent} datagrams to wherever it said");
 }
