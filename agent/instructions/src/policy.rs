@@ -1,20 +1,28 @@
-//! Instructions that decisions cost. `scripts/instructions` runs this and compares.
-
-#![expect(missing_docs, unused_qualifications, reason = "what gungraun's macros make")]
+//! Decisions.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::net::Ipv4Addr;
 
-use gungraun::{library_benchmark, library_benchmark_group, main};
 use isthmus_model::{
     Action, Balance, HostId, Identity, Ipv4Net, Layer4, Mesh, MeshPrefix, Name, Origin, PathMode,
     Protocol, Revision, Rule, Rules, Service, ServiceId, Snapshot, Subject,
 };
 use isthmus_policy::{DecidedBy, Policy, Query};
 
+use crate::{Bench, counted};
+
 const SERVICES: usize = 1000;
 const BATCH: usize = 64;
+
+pub(crate) const BENCHES: &[Bench] = &[
+    ("evaluate rule_of_10", || drop(counted(evaluate, asked(10, true)))),
+    ("evaluate default_of_10", || drop(counted(evaluate, asked(10, false)))),
+    ("evaluate rule_of_100000", || drop(counted(evaluate, asked(100_000, true)))),
+    ("evaluate default_of_100000", || drop(counted(evaluate, asked(100_000, false)))),
+    ("compile rules_10", || drop(counted(compile, snapshot(10)))),
+    ("compile rules_100000", || drop(counted(compile, snapshot(100_000)))),
+];
 
 fn name(text: &str) -> Name {
     text.parse().expect("a literal")
@@ -101,11 +109,6 @@ fn decide(policy: &Policy, (from, to): &Pair) -> DecidedBy {
     policy.evaluate(&Query { from, to, layer4: Layer4::Tcp(80), request: None }).decided_by
 }
 
-#[library_benchmark]
-#[bench::rule_of_10(asked(10, true))]
-#[bench::default_of_10(asked(10, false))]
-#[bench::rule_of_100000(asked(100_000, true))]
-#[bench::default_of_100000(asked(100_000, false))]
 fn evaluate((policy, pairs): (Policy, Vec<Pair>)) -> (Policy, Vec<Pair>) {
     for pair in &pairs {
         black_box(decide(black_box(&policy), black_box(pair)));
@@ -113,12 +116,6 @@ fn evaluate((policy, pairs): (Policy, Vec<Pair>)) -> (Policy, Vec<Pair>) {
     (policy, pairs)
 }
 
-#[library_benchmark]
-#[bench::rules_10(snapshot(10))]
-#[bench::rules_100000(snapshot(100_000))]
 fn compile(snapshot: Snapshot) -> (Policy, Snapshot) {
     (Policy::for_snapshot(black_box(&snapshot)), snapshot)
 }
-
-library_benchmark_group!(name = policy, benchmarks = [evaluate, compile]);
-main!(library_benchmark_groups = policy);

@@ -1,21 +1,33 @@
-//! Instructions that packets cost. `scripts/instructions` runs this and compares.
-//!
-//! What is measured is a batch, so that one flow's place in a table weighs little. Nothing here
-//! seals: how many instructions that takes depends on what the processor has.
-
-#![expect(missing_docs, unused_qualifications, reason = "what gungraun's macros make")]
+//! What is done to packets.
 
 use std::hint::black_box;
 
-use gungraun::{library_benchmark, library_benchmark_group, main};
 use isthmus_core::packet::{Headers, Rewrite};
 use isthmus_core::sim::bench::{self as steps, Established};
 use isthmus_core::sim::packets;
+
+use crate::{Bench, counted};
 
 const BATCH: usize = 64;
 const SEGMENT: u16 = 1400;
 /// Packets of that size that one frame holds.
 const RUN: usize = 45;
+
+pub(crate) const BENCHES: &[Bench] = &[
+    ("parse tcp_v4", || drop(counted(parse, many(tcp(true, 0, &[7; 100]))))),
+    ("parse udp_v6", || drop(counted(parse, many(udp(false, &[7; 100]))))),
+    ("look_up of_1000", || drop(counted(look_up, established(1000)))),
+    ("rewrite tcp_v4", || drop(counted(rewrite, rewritten(tcp(true, 0, &[7; 100]))))),
+    ("rewrite udp_v6", || drop(counted(rewrite, rewritten(udp(false, &[7; 100]))))),
+    ("split tcp_v4", || drop(counted(split, large(tcp(true, 0, &[7; 65_000]))))),
+    ("split udp_v6", || drop(counted(split, large(udp(false, &[7; 65_000]))))),
+    ("coalesce tcp_v4", || {
+        drop(counted(coalesce, in_a_row(|n| tcp(true, n, &[7; SEGMENT as usize]))))
+    }),
+    ("coalesce udp_v6", || {
+        drop(counted(coalesce, in_a_row(|_| udp(false, &[7; SEGMENT as usize]))))
+    }),
+];
 
 type Parsed = (Vec<u8>, Headers);
 
@@ -46,9 +58,6 @@ fn many(packet: Vec<u8>) -> Vec<Vec<u8>> {
     vec![packet; BATCH]
 }
 
-#[library_benchmark]
-#[bench::tcp_v4(many(tcp(true, 0, &[7; 100])))]
-#[bench::udp_v6(many(udp(false, &[7; 100])))]
 fn parse(packets: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     for packet in &packets {
         let _ = black_box(Headers::parse(black_box(packet)));
@@ -63,8 +72,6 @@ fn established(connections: usize) -> (Established, Vec<Parsed>) {
     (bench, parsed)
 }
 
-#[library_benchmark]
-#[bench::of_1000(established(1000))]
 fn look_up((mut bench, packets): (Established, Vec<Parsed>)) -> (Established, Vec<Parsed>) {
     for (packet, headers) in &packets {
         black_box(bench.note(black_box(packet), black_box(headers)));
@@ -81,9 +88,6 @@ fn rewritten(packet: Vec<u8>) -> (Rewrite, Vec<Parsed>) {
     (rewrite, vec![(packet, headers); BATCH])
 }
 
-#[library_benchmark]
-#[bench::tcp_v4(rewritten(tcp(true, 0, &[7; 100])))]
-#[bench::udp_v6(rewritten(udp(false, &[7; 100])))]
 fn rewrite((rewrite, mut packets): (Rewrite, Vec<Parsed>)) -> Vec<Parsed> {
     for (packet, headers) in &mut packets {
         steps::rewrite(black_box(&rewrite), black_box(packet), headers);
@@ -95,9 +99,6 @@ fn large(packet: Vec<u8>) -> (Parsed, Vec<u8>) {
     (parsed(packet), vec![0; 2 * usize::from(SEGMENT)])
 }
 
-#[library_benchmark]
-#[bench::tcp_v4(large(tcp(true, 0, &[7; 65_000])))]
-#[bench::udp_v6(large(udp(false, &[7; 65_000])))]
 fn split(((packet, headers), mut out): (Parsed, Vec<u8>)) -> (Vec<u8>, Vec<u8>) {
     black_box(steps::split(black_box(&packet), &headers, SEGMENT, black_box(&mut out)));
     (packet, out)
@@ -109,13 +110,7 @@ fn in_a_row(packet: impl Fn(usize) -> Vec<u8>) -> Vec<Vec<u8>> {
     packets
 }
 
-#[library_benchmark]
-#[bench::tcp_v4(in_a_row(|n| tcp(true, n, &[7; SEGMENT as usize])))]
-#[bench::udp_v6(in_a_row(|_| udp(false, &[7; SEGMENT as usize])))]
 fn coalesce(packets: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     black_box(steps::coalesce(black_box(&packets)));
     packets
 }
-
-library_benchmark_group!(name = packet, benchmarks = [parse, look_up, rewrite, split, coalesce]);
-main!(library_benchmark_groups = packet);
