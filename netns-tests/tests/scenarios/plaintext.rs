@@ -132,10 +132,11 @@ impl Lab {
             let said = talker.output().get(from..).unwrap_or_default().to_owned();
             (said.matches("TRY").count() >= 60).then_some(said)
         });
-        // Of each kind one was under way when the agent went, and may have waited.
+        // Each of the talker's threads had one under way when the agent went, which may have waited.
         let mut under_way = std::collections::BTreeSet::new();
         let mut later: Vec<&str> = said.lines().filter(|it| it.starts_with("TRY")).collect();
-        later.retain(|line| !under_way.insert(line.split(" bound=").next().map(str::to_owned)));
+        let thread = |line: &str| line.split(' ').take(4).map(str::to_owned).collect::<Vec<_>>();
+        later.retain(|line| !under_way.insert(thread(line)));
         let took = |line: &&str| line.split(' ').nth(4).and_then(|it| it.parse::<f64>().ok());
         let slow: Vec<_> = later.iter().filter(|it| took(it).is_none_or(|it| it > 1.0)).collect();
         assert!(slow.is_empty(), "{slow:?}");
