@@ -27,7 +27,7 @@ const PHASES: usize = 8;
 const ANNOUNCEMENTS: u8 = 8;
 /// How often an unknown session, or an outdated handshake, may make us begin one.
 const PROVOKED: Duration = Duration::from_secs(5);
-/// How long a peer that has just moved is followed to better places only.
+/// The time for which a peer that has just moved is followed to better places only.
 const SETTLING: Duration = Duration::from_secs(1);
 
 /// Where a peer stands in the table, while it is there.
@@ -41,7 +41,7 @@ pub(crate) struct Peer {
     configured: Vec<SocketAddr>,
     /// Where it was heard last.
     heard_at: Option<SocketAddr>,
-    /// Since when it's heard there.
+    /// When it was first heard there.
     moved: Option<Instant>,
     pub(crate) tunnel: Option<Tunnel>,
     index: Option<u32>,

@@ -21,8 +21,7 @@ type Bench = (&'static str, fn());
 
 fn main() {
     let benches = || packets::BENCHES.iter().chain(policy::BENCHES);
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let Some(wanted) = wanted else {
+    let Some(wanted) = std::env::args().nth(1) else {
         benches().for_each(|(name, _)| println!("{name}"));
         return;
     };

@@ -1,4 +1,4 @@
-//! What is done to packets.
+//! Steps of a packet's way: parsing, look-up, rewriting, splitting, coalescing.
 
 use std::hint::black_box;
 

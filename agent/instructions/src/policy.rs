@@ -1,4 +1,4 @@
-//! Decisions.
+//! Decisions of policy, and its compilation.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
