@@ -50,7 +50,10 @@ pub(crate) struct Departure {
 /// What was decided for a first fragment.
 #[derive(Clone, Copy)]
 pub(crate) struct FragmentFlow {
+    /// [`FlowRef::NONE`] if it was refused without one.
     flow: FlowRef,
+    /// The first fragment's, as it came.
+    key: FlowKey,
     leg: u8,
     ingress: Port,
     /// What makes the datagram the flow's, where its source isn't what the flow knows.
@@ -118,7 +121,9 @@ impl Node {
             return Exit::Done;
         }
         match headers.transport {
-            Transport::LaterFragment => self.pass_later_fragment(ingress, packet, &headers, now),
+            Transport::LaterFragment => {
+                self.pass_later_fragment(ingress, packet, &headers, owners, now)
+            }
             Transport::IcmpError { .. } => self.pass_icmp_error(ingress, packet, &headers, now),
             Transport::Tcp { .. }
             | Transport::Udp
@@ -151,17 +156,18 @@ impl Node {
         {
             return self.pass_as(answer, packet, headers, now);
         }
-        let Some((flow, leg)) = known.or_else(|| self.admit(ingress, packet, headers, owners, now))
-        else {
+        let known = known.or_else(|| self.admit(ingress, packet, headers, owners, now));
+        if let Some(fragments) = headers.fragment_key() {
+            let (flow, leg) = known.unwrap_or((FlowRef::NONE, 0));
+            let known = FragmentFlow { flow, key: headers.key, leg, ingress, adapt: None };
+            self.fragments.remember(fragments, known, now);
+        }
+        let Some((flow, leg)) = known else {
             if ingress == Port::Tun {
                 owners.refused(&headers.key);
             }
             return Exit::Done;
         };
-        if let Some(key) = headers.fragment_key() {
-            let known = FragmentFlow { flow, leg, ingress, adapt: None };
-            self.fragments.remember(key, known, now);
-        }
         let exit = self.pass(flow, leg, packet, headers, now);
         if exit == Exit::Denied && ingress == Port::Tun {
             owners.refused(&headers.key);
@@ -208,7 +214,7 @@ impl Node {
         let known = self.flows.find(&LegKey { flow: key, port: ingress });
         if let (Some(fragments), Some((flow, leg))) = (headers.fragment_key(), known) {
             // The rest of the datagram has the same source as this, and no ports to find a flow by.
-            let known = FragmentFlow { flow, leg, ingress, adapt: Some(rewrite) };
+            let known = FragmentFlow { flow, key, leg, ingress, adapt: Some(rewrite) };
             self.fragments.remember(fragments, known, now);
         }
         rewrite.apply(packet, headers);
@@ -225,21 +231,28 @@ impl Node {
         ingress: Port,
         packet: &mut [u8],
         headers: &Headers,
+        owners: &mut dyn Owners,
         now: Instant,
     ) -> Exit {
         let known = headers
             .fragment_key()
             .and_then(|key| self.fragments.decision(&key, now))
             .filter(|known| known.ingress == ingress);
-        let Some(known) = known.filter(|known| self.is_judged(known.flow, now)) else {
-            return self.dropped(DropReason::UnknownFragment);
+        let Some(known) = known else { return self.dropped(DropReason::UnknownFragment) };
+        let exit = if !self.is_judged(known.flow, now) {
+            self.dropped(DropReason::UnknownFragment)
+        } else if let Some(adapt) = known.adapt {
+            adapt.apply(packet, headers);
+            let headers = Headers { key: adapt.key_after(headers), ..*headers };
+            self.pass(known.flow, known.leg, packet, &headers, now)
+        } else {
+            self.pass(known.flow, known.leg, packet, headers, now)
         };
-        let Some(adapt) = known.adapt else {
-            return self.pass(known.flow, known.leg, packet, headers, now);
-        };
-        adapt.apply(packet, headers);
-        let headers = Headers { key: adapt.key_after(headers), ..*headers };
-        self.pass(known.flow, known.leg, packet, &headers, now)
+        let is_refused = exit == Exit::Denied || known.flow == FlowRef::NONE;
+        if is_refused && ingress == Port::Tun {
+            owners.refused(&known.key);
+        }
+        exit
     }
 
     /// Whether a flow that was found may be used as it is for this packet.

@@ -7,7 +7,7 @@ use cel::{Context, Value};
 use isthmus_model::{Condition, Identity};
 use serde_json::Value as Json;
 
-use crate::fields::decoded;
+use crate::fields::{decoded, lenient_name};
 use crate::verdict::{Query, Request};
 
 thread_local! {
@@ -66,16 +66,19 @@ fn of_request(request: &Request<'_>, path: Option<&str>, host: Option<&str>) -> 
     let mut query = HashMap::<String, Value>::new();
     for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = decoded(value).into_owned().into();
-        // One that is there twice can't be compared with a text.
+        let (name, value) = (decoded(name), decoded(value).into_owned().into());
+        // One that is there twice can't be compared with a text, nor one that some read as another.
         let both = |one: &mut Value| *one = Value::Null;
-        query.entry(decoded(name).into_owned()).and_modify(both).or_insert(value);
+        let meant = lenient_name(&name);
+        if *meant != *name {
+            query.insert(meant, Value::Null);
+        }
+        query.entry(name.into_owned()).and_modify(both).or_insert(value);
     }
-    let mut values = vec![
-        ("method".to_owned(), request.method.into()),
-        ("headers".to_owned(), map(headers)),
-        ("query".to_owned(), map(query)),
-    ];
+    let mut values = vec![("headers".to_owned(), map(headers)), ("query".to_owned(), map(query))];
+    // To some servers it is the same as in capitals: then nobody knows which it is.
+    let is_clear = !request.method.contains(|it: char| it.is_ascii_lowercase());
+    values.extend(is_clear.then(|| ("method".to_owned(), request.method.into())));
     values.extend(path.map(|path| ("path".to_owned(), path.into())));
     values.extend(host.map(|host| ("host".to_owned(), host.into())));
     map(values)

@@ -317,7 +317,11 @@ impl Asked<'_> {
         pattern: &'p RequestPattern,
         action: Action,
     ) -> Result<(), Result<Lack<'p>, Ambiguity>> {
-        if pattern.method.as_deref().is_some_and(|wanted| wanted != self.request.method) {
+        if pattern
+            .method
+            .as_deref()
+            .is_some_and(|wanted| !method_fits(wanted, self.request.method, action))
+        {
             return Err(Ok(Lack::Method));
         }
         // Before the rest: it costs least.
@@ -398,6 +402,15 @@ impl Asked<'_> {
             (Ok(false), _) => Err(Lack::Condition(None)),
             (Err(why), Action::Allow) => Err(Lack::Condition(Some(why))),
         }
+    }
+}
+
+/// Methods are told apart by case (RFC 9110, section 9.1), but there are servers that take `delete` for
+/// `DELETE`.
+fn method_fits(wanted: &str, method: &str, action: Action) -> bool {
+    match action {
+        Action::Allow => wanted == method,
+        Action::Deny => wanted.eq_ignore_ascii_case(method),
     }
 }
 

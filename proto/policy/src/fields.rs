@@ -99,7 +99,9 @@ fn line_fits(wanted: &ValueMatch, line: &[u8], readings: Readings) -> bool {
     let element = |element: &str| {
         let element = element.trim();
         let unquoted = element.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
-        value_fits(wanted, element) || unquoted.is_some_and(|it| value_fits(wanted, it))
+        // With pairs such as `\m`, which mean the second character (RFC 9110, section 5.6.4).
+        let fits = |it: &str| value_fits(wanted, it) || value_fits(wanted, &it.replace('\\', ""));
+        value_fits(wanted, element) || unquoted.is_some_and(fits)
     };
     value_fits(wanted, whole) || (readings == Readings::Any && whole.split(',').any(element))
 }
@@ -124,24 +126,47 @@ fn is_other_spelling(one: &str, other: &str) -> bool {
 }
 
 /// Whether a parameter is what is asked for.
+///
+/// To some programs ` debug`, `debug[]` and `debug[a]` are `debug`, and `;` ends a parameter. As with header
+/// fields, what lets pass must be spelt as it is asked for.
 #[must_use]
 pub fn parameter_fits(field: &FieldMatch, query: &str, readings: Readings) -> bool {
-    let by = |separators: &'static [char]| {
+    let pairs = |separators: &'static [char]| {
         let pairs = query.split(separators).map(|it| it.split_once('=').unwrap_or((it, "")));
-        pairs.filter(|(name, _)| decoded(name) == *field.name).map(|(_, value)| decoded(value))
+        pairs.map(|(name, value)| (decoded(name), value))
+    };
+    let by = |separators| {
+        let named = pairs(separators).filter(|(name, _)| *name == *field.name);
+        named.map(|(_, value)| decoded(value))
+    };
+    let spelt_otherwise = || {
+        let is_other = |name: &str| name != &*field.name && lenient_name(name) == *field.name;
+        pairs(&['&', ';']).filter(move |(name, _)| is_other(name))
     };
     let mut values = by(&['&']).peekable();
     match (&field.value, readings) {
-        (ValueMatch::Absent, Readings::All) => by(&['&', ';']).next().is_none(),
+        (ValueMatch::Absent, Readings::All) => {
+            by(&['&', ';']).next().is_none() && spelt_otherwise().next().is_none()
+        }
         (ValueMatch::Absent, Readings::Any) => values.next().is_none(),
         (wanted, Readings::All) => {
-            values.peek().is_some() && values.all(|value| value_fits(wanted, &value))
+            values.peek().is_some()
+                && values.all(|value| value_fits(wanted, &value))
+                && spelt_otherwise().next().is_none()
         }
-        // Some programs end parameters at ';', too.
         (wanted, Readings::Any) => {
-            values.chain(by(&['&', ';'])).any(|value| value_fits(wanted, &value))
+            let others = spelt_otherwise().map(|(_, value)| decoded(value));
+            values.chain(by(&['&', ';'])).chain(others).any(|value| value_fits(wanted, &value))
         }
     }
+}
+
+/// A parameter's name as lenient programs read it (PHP's are the most lenient): without white space before it,
+/// as far as it is no index, with `_` for what a variable's name can't have.
+pub(crate) fn lenient_name(name: &str) -> String {
+    let name = name.trim_start();
+    let name = name.split(['[', '\0']).next().unwrap_or(name);
+    name.replace(['.', ' '], "_")
 }
 
 /// Whether a value that is there is what is asked for.
@@ -243,9 +268,14 @@ mod tests {
         let fits = |line: &str, value: &str, readings| {
             header_fits(&exactly("x-role", value), &vec![("x-role", line)], readings)
         };
-        for line in
-            ["admin", "user, admin", "admin,user", "user,,admin ,", "\"admin\"", "user, \"admin\""]
-        {
+        for line in [
+            "admin",
+            "user, admin",
+            "admin,user",
+            "user,,admin ,",
+            "\"admin\"",
+            "user, \"ad\\min\"",
+        ] {
             assert!(fits(line, "admin", Readings::Any), "{line}");
         }
         for line in ["user", "administrator, user", "user; admin", "\"admin"] {
@@ -273,6 +303,31 @@ mod tests {
         assert!(!header_fits(&wants("x-role", ValueMatch::Absent), &other, Readings::All));
         assert!(header_fits(&wants("x-role", ValueMatch::Present), &other, Readings::Any));
         assert!(!header_fits(&exactly("xrole", "admin"), &other, Readings::Any));
+    }
+
+    #[test]
+    fn another_spelling_of_a_parameter_refuses_and_never_lets_pass() {
+        let debug = exactly("user_debug", "1");
+        for other in [
+            "+user_debug=1",
+            "user_debug[]=1",
+            "user_debug%5Ba%5D=1",
+            "user_debug%00=1",
+            "user.debug=1",
+        ] {
+            for query in [other.to_owned(), format!("user_debug=0&{other}"), format!("a;{other}")] {
+                assert!(parameter_fits(&debug, &query, Readings::Any), "{query}");
+                let zero = exactly("user_debug", "0");
+                assert!(!parameter_fits(&zero, &query, Readings::All), "{query}");
+                let absent = wants("user_debug", ValueMatch::Absent);
+                assert!(!parameter_fits(&absent, &query, Readings::All), "{query}");
+            }
+        }
+        assert!(!parameter_fits(&debug, "user_debugger=1&[user_debug]=1", Readings::Any));
+        let indexed = exactly("filter[a]", "1");
+        for readings in [Readings::All, Readings::Any] {
+            assert!(parameter_fits(&indexed, "filter[a]=1&filter[b]=2", readings));
+        }
     }
 
     #[test]

@@ -35,6 +35,10 @@ const FLOW_KEY: usize = 36;
 const OWNER_KEY: usize = 16;
 const SENDER: usize = 32;
 const REFUSED: usize = 16;
+const HELD_BACK: usize = 16;
+/// How long an owner is watched after having been held back, and how often it may send then.
+const WATCHED: Duration = Duration::from_secs(1);
+const ONE_IN: Duration = Duration::from_millis(1);
 
 /// The kernel's notes about who sends by the TUN device.
 #[derive(Debug)]
@@ -51,7 +55,7 @@ struct Maps {
     senders: Map,
     /// Flow key to the time until which it is refused, and the cookie of the socket that is meant.
     refused: Map,
-    /// Owner key to the time until which it is held back.
+    /// Owner key to the time until which it is held back, and the time until which it is watched.
     held_back: Map,
     /// The counts of changes, and behind them the [`Slot`]s.
     shared: Map,
@@ -114,7 +118,7 @@ impl Senders {
         let maps = Maps {
             senders: map(MapKind::LruHash, FLOW_KEY, SENDER, FLOWS)?,
             refused: map(MapKind::LruHash, FLOW_KEY, REFUSED, FLOWS)?,
-            held_back: map(MapKind::LruHash, OWNER_KEY, 8, OWNERS)?,
+            held_back: map(MapKind::LruHash, OWNER_KEY, HELD_BACK, OWNERS)?,
             shared: map(MapKind::SharedArray, 4, 8, slots)?,
         };
         let shared = SharedArray::new(&maps.shared, slots as usize).map_err(SendersError::Load)?;
@@ -194,13 +198,16 @@ impl Senders {
     }
 
     /// For a time, drops what an owner sends that would open flows, and packets of flows that were
-    /// refused before.
+    /// refused before. For a second after it one such packet passes in each millisecond.
     ///
     /// # Errors
     /// When the kernel refuses it.
     pub fn hold_back(&self, owner: Budget, time: Duration) -> io::Result<()> {
         let until = now().saturating_add(nanos(time));
-        self.maps.held_back.update(&owner_key(owner), &until.to_ne_bytes())
+        let mut value = [0; HELD_BACK];
+        value[..8].copy_from_slice(&until.to_ne_bytes());
+        value[8..].copy_from_slice(&until.saturating_add(nanos(WATCHED)).to_ne_bytes());
+        self.maps.held_back.update(&owner_key(owner), &value)
     }
 
     /// What was dropped so far.

@@ -7,8 +7,8 @@
 //!              │ no: another, or the first      │ yes: dropped for the time that the agent says
 //!              ▼                                ▼ (after it: as below)
 //!   is its owner held back? ──yes──▶ dropped
-//!              │ no
-//!              ▼
+//!              │ no; for a second after it only one packet in a millisecond: the agent needs some to
+//!              ▼     hold a flood back again, and the device's queue would be full by then
 //!   UDP: socket, user and cgroup are noted, `changes` counted up ─▶ passed
 //! ```
 
@@ -202,7 +202,7 @@ fn known_or_new(it: &mut Assembler<To>, maps: &Maps) {
     it.set(R8, 0);
 }
 
-/// Drops what an owner sends who is held back.
+/// Drops what an owner sends who is held back, and most of it for some time after that.
 fn police(it: &mut Assembler<To>, maps: &Maps) {
     it.label(To::Police);
     it.copy(R1, PACKET);
@@ -226,6 +226,11 @@ fn police(it: &mut Assembler<To>, maps: &Maps) {
     it.go_if(R0, If::Equal, 0, To::Admitted);
     it.load(Size::Double, R2, R0, 0);
     it.go_if_other(R2, If::Greater, R9, To::HeldBack);
+    it.load(Size::Double, R2, R0, 8);
+    it.go_if_other(R9, If::AtLeast, R2, To::Admitted);
+    it.copy(R2, R9);
+    it.add(R2, super::ONE_IN.as_nanos() as i32);
+    it.store(Size::Double, R0, 0, R2);
 }
 
 /// Notes the socket, its user and cgroup, and when the flow went from one owner to another.

@@ -2,6 +2,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::time::Instant;
 
 use super::*;
 use crate::cgroup::Cgroups;
@@ -110,6 +111,56 @@ fn who_is_held_back_opens_no_flows_and_keeps_those_that_are_open() {
         open.send_to(b"two", (peer, 9)).unwrap();
         send_as_nobody(own, 4004, peer);
         assert_eq!(received(tun), 2);
+    });
+}
+
+#[test]
+fn who_was_held_back_is_let_in_little_by_little() {
+    watched(|senders, tun| {
+        let (own, peer) = (OURS[0], PEERS[0]);
+        let socket = UdpSocket::bind((own, 4007)).unwrap();
+        let me = Budget::of(0, own_cgroup().unwrap());
+        senders.hold_back(me, Duration::ZERO).unwrap();
+        let began = Instant::now();
+        for port in 5000..5300 {
+            socket.send_to(b"new", (peer, port)).unwrap();
+        }
+        let most = 2 + began.elapsed().as_millis() as usize;
+        let passed = received(tun);
+        assert!((1..=most).contains(&passed), "{passed} of 300 in {most} ms");
+        assert_eq!(senders.dropped().held_back, 300 - passed as u64);
+        while began.elapsed() <= WATCHED {
+            std::thread::yield_now();
+        }
+        let before = senders.dropped().held_back;
+        for port in 20_000..20_300 {
+            socket.send_to(b"new", (peer, port)).unwrap();
+        }
+        assert_eq!((received(tun), senders.dropped().held_back - before), (300, 0));
+    });
+}
+
+/// The kernel sends no more of a datagram once a fragment is dropped: the program needs no rule for them.
+#[test]
+fn a_first_fragment_that_is_dropped_takes_the_others_along() {
+    watched(|senders, tun| {
+        for (own, peer) in OURS.into_iter().zip(PEERS) {
+            let target = SocketAddr::from((peer, 9));
+            let socket = UdpSocket::bind((own, 4006)).unwrap();
+            let from = socket.local_addr().unwrap();
+            socket.send_to(&[7; 4000], target).unwrap();
+            let whole = received(tun);
+            assert!(whole >= 3, "{whole}");
+            let cookie = senders.sender(from, target).unwrap().cookie;
+            senders.refuse(from, target, cookie, Duration::from_secs(60)).unwrap();
+            let before = senders.dropped().denied;
+            for _ in 0..10 {
+                let _ = socket.send_to(&[7; 4000], target);
+            }
+            assert_eq!((received(tun), senders.dropped().denied - before), (0, 10));
+            socket.send_to(&[7; 4000], (peer, 10)).unwrap();
+            assert_eq!(received(tun), whole);
+        }
     });
 }
 

@@ -38,7 +38,7 @@ const METHODS: [&str; 9] =
 #[must_use]
 pub fn detect(bytes: &[u8]) -> Option<Kind> {
     match bytes.first()? {
-        0x16 => handshake(bytes),
+        0x14..=0x18 => record(bytes),
         _ if bytes.starts_with(PREFACE) => Some(Kind::Http2),
         _ if INTRODUCTIONS.iter().any(|it| bytes.starts_with(it)) => Some(Kind::Http1),
         _ if PREFACE.starts_with(bytes) => None,
@@ -114,21 +114,12 @@ impl FirstLine {
     }
 }
 
-/// A TLS record with the beginning of a ClientHello (RFC 8446, section 5.1).
-fn handshake(bytes: &[u8]) -> Option<Kind> {
-    const FITS: [fn(u8) -> bool; 6] = [
-        |kind| kind == 0x16,
-        |major| major == 3,
-        // Whatever it says is to be ignored.
-        |_| true,
-        |_| true,
-        |_| true,
-        |message| message == 1,
-    ];
-    if !FITS.iter().zip(bytes).all(|(fits, byte)| fits(*byte)) {
-        return Some(Kind::Tcp);
-    }
-    (bytes.len() >= FITS.len()).then_some(Kind::Tls)
+/// A TLS record of any kind (RFC 8446, section 5.1). A client begins with a ClientHello, but there are servers
+/// that skip empty records before it, or a change of ciphers: in doubt it is TLS, and refused where the
+/// ClientHello is read.
+fn record(bytes: &[u8]) -> Option<Kind> {
+    let major = bytes.get(1)?;
+    Some(if *major == 3 { Kind::Tls } else { Kind::Tcp })
 }
 
 /// As the most lenient servers would read it: they skip white space before a request, any number of it,
@@ -227,9 +218,13 @@ mod tests {
             38,
         ),
         (PREFACE, Kind::Http2, 24),
-        (b"\x16\x03\x01\x02\x00\x01\x00", Kind::Tls, 6),
-        (b"\x16\x03\x29\x02\x00\x01\x00", Kind::Tls, 6),
-        (b"\x16\x03\x03\x02\x00\x02", Kind::Tcp, 6),
+        (b"\x16\x03\x01\x02\x00\x01\x00", Kind::Tls, 2),
+        (b"\x16\x03\x29\x02\x00\x01\x00", Kind::Tls, 2),
+        // Nginx, Python and `openssl s_server` go on to the record behind these, GnuTLS behind the last.
+        (b"\x16\x03\x01\x00\x00\x16\x03\x01\x02\x00\x01\x00", Kind::Tls, 2),
+        (b"\x14\x03\x03\x00\x00\x16\x03\x01\x02\x00\x01\x00", Kind::Tls, 2),
+        (b"\x14\x03\x03\x00\x01\x01\x16\x03\x01\x02\x00\x01\x00", Kind::Tls, 2),
+        (b"\x17\x02\x03", Kind::Tcp, 2),
         (b"\x16\x02\x01", Kind::Tcp, 2),
         (b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", Kind::Tcp, 32),
         (b"SSH-2.0-libssh\r\n", Kind::Tcp, 15),

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::packet::{FlowKey, Headers, Transport};
-use crate::sim::packets::{SYN, flags, fragments, payload, ping, read, tcp, tcp_key, udp, udp_key};
+use crate::sim::packets::{
+    SYN, flags, fragments, fragments_ipv6, payload, ping, read, tcp, tcp_key, udp, udp_key,
+};
 use crate::sim::topology::endpoint;
 use crate::sim::{Builder, World};
 use crate::{DropReason, Event};
@@ -164,6 +166,21 @@ fn fragments_follow_their_first() {
     for part in &got {
         let key = Headers::parse(part).unwrap().key;
         assert_eq!((key.source, key.destination), (client.into(), log.into()));
+    }
+}
+
+#[test]
+fn each_part_of_a_refused_datagram_is_charged_to_its_sender() {
+    for v4 in [true, false] {
+        let topology = Builder::new(2).service("client", 9, &[1]).service("web", 80, &[2]).build();
+        let mut world = World::new(topology, 1);
+        let from = (world.topology.host_address(1, v4), 4000);
+        let key = udp_key(from, (world.topology.vip("web", v4), 80));
+        world.host(1).sockets.open_plain(key);
+        let whole = udp(&key, &[9; 4000]);
+        let parts = if v4 { fragments(&whole, 1420) } else { fragments_ipv6(&whole, 1420) };
+        parts.iter().for_each(|part| world.send(1, part));
+        assert_eq!(world.host(1).sockets.refused, parts.len());
     }
 }
 
