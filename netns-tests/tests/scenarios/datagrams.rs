@@ -160,7 +160,7 @@ fn a_port_that_changes_hands_takes_no_rights_along(
 }
 
 fn a_denied_flood_costs_others_little(app: &Host, target: &str, kind: &str, size: &str) {
-    let mut floods = [(); 2].map(|()| python(app, OTHER, FLOOD, &[target, kind, size]));
+    let mut floods = [(); 4].map(|()| python(app, OTHER, FLOOD, &[target, kind, size]));
     let denied = || app.metric("isthmus_dropped_packets_total", "\"denied");
     let before = denied();
     wait_for("the flood", Duration::from_secs(20), || denied() > before + 1000.0);

@@ -89,7 +89,7 @@ fn a_refused_flow_is_silent_for_a_while_and_others_are_not() {
             assert_eq!(received(tun), 1);
             // Who has the port next isn't meant.
             drop(socket);
-            UdpSocket::bind(from).unwrap().send_to(b"mine", target).unwrap();
+            bind(from).send_to(b"mine", target).unwrap();
             assert_eq!(received(tun), 1);
         }
     });
@@ -209,12 +209,28 @@ fn watched(test: impl FnOnce(&Senders, &Tun) + Send + 'static) {
     });
 }
 
+/// Again and again: a process that another test starts has the last socket of this port, too, until it
+/// becomes another program.
+fn bind(address: SocketAddr) -> UdpSocket {
+    let began = Instant::now();
+    loop {
+        match UdpSocket::bind(address) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && began.elapsed() < Duration::from_secs(5) => {}
+            bound => return bound.unwrap(),
+        }
+    }
+}
+
 /// Sends a datagram to port 9 from a process that is gone when this returns.
 fn send_as_nobody(own: IpAddr, port: u16, peer: IpAddr) -> SocketAddr {
-    let program = "import socket, sys\n\
+    let program = "import socket, sys, time\n\
         family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n\
         s = socket.socket(family, socket.SOCK_DGRAM)\n\
-        s.bind((sys.argv[1], int(sys.argv[2])))\n\
+        for _ in range(500):\n\
+        \x20 try: s.bind((sys.argv[1], int(sys.argv[2]))); break\n\
+        \x20 except OSError: time.sleep(0.01)\n\
         s.sendto(b'gone', (sys.argv[3], 9))";
     let status = Command::new("python3")
         .args(["-c", program, &own.to_string(), &port.to_string(), &peer.to_string()])
