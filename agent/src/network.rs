@@ -28,7 +28,7 @@ use tokio::sync::watch;
 
 pub use keeper::keep;
 pub use wanted::prefixes;
-use wanted::{Found, Lost, Setting, Wanted, missing};
+use wanted::{Found, Lost, Setting, Shape, Wanted, missing};
 
 /// Packets that wait for the data plane while it is busy.
 const QUEUE_PACKETS: u32 = 1_000;
@@ -59,6 +59,8 @@ pub struct Network {
     wanted: Wanted,
     /// The host's own addresses, of the families that it speaks.
     own: watch::Sender<Vec<IpAddr>>,
+    /// All addresses of the mesh.
+    mesh: watch::Sender<Vec<IpNet>>,
 }
 
 impl Network {
@@ -82,6 +84,7 @@ impl Network {
             settings: Vec::new(),
             wanted: Wanted::default(),
             own: watch::Sender::new(Vec::new()),
+            mesh: watch::Sender::new(Vec::new()),
         };
         network.tune();
         let netlink = &network.netlink;
@@ -115,6 +118,7 @@ impl Network {
         {
             self.no_ipv6 = Some(format!("{error:#}"));
         }
+        self.mesh.send_replace(wanted.mesh.clone());
         self.wanted = wanted;
         self.tell_own();
         Ok(())
@@ -159,6 +163,10 @@ impl Network {
     /// What of the overlay the kernel doesn't have any more. A family that was switched off isn't
     /// missed, and one that is back is put to use at once.
     async fn inspect(&mut self) -> anyhow::Result<Vec<Lost>> {
+        let link = self.netlink.link(self.device).await?;
+        if link.is_some_and(|link| link.name != self.name) {
+            return Ok(vec![Lost::Name]);
+        }
         let former = std::mem::replace(&mut self.no_ipv6, why_no_ipv6(&self.name));
         if former.is_some() && self.no_ipv6.is_none() {
             self.tune();
@@ -167,7 +175,8 @@ impl Network {
             }
         }
         self.tell_own();
-        Ok(missing(&self.wanted, self.mtu, &self.families(), &self.find().await?))
+        let shape = Shape { name: &self.name, mtu: self.mtu };
+        Ok(missing(&self.wanted, shape, &self.families(), &self.find().await?))
     }
 
     async fn find(&self) -> anyhow::Result<Found> {
@@ -210,6 +219,7 @@ impl Network {
     async fn restore_one(&self, lost: &Lost) -> anyhow::Result<()> {
         let netlink = &self.netlink;
         match lost {
+            Lost::Name => netlink.set_name(self.device, &self.name).await?,
             Lost::Up => netlink.set_up(self.device).await?,
             Lost::Mtu(mtu) => netlink.set_mtu(self.device, *mtu).await?,
             Lost::Setting(it) => sysctl::set(it.family, &self.name, it.key, it.value)?,

@@ -1,15 +1,16 @@
 //! Hears of changes to the host's addresses and default routes, and to what is the agent's own.
 
 use futures_util::StreamExt;
+use ipnet::IpNet;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkFlags;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::netlink::{NetlinkError, Task};
-use crate::routes::AGENT_TABLE;
+use crate::routes::{AGENT_TABLE, parse};
 use crate::rules::leads_to_own_table;
 
 /// Tells that something changed which other hosts may have to know, not what: whoever listens
@@ -89,7 +90,8 @@ const LOOPBACK: u32 = 1;
 const CHANGES: usize = 64;
 
 /// Tells that something of the agent's own may have changed: its device, the addresses and routes
-/// there, its table, its rules, or whether `lo` has addresses. Whoever listens looks for itself.
+/// there, its table, its rules, or whether `lo` has addresses; and that somebody else has, or no longer
+/// has, a route into the mesh. Whoever listens looks for itself.
 #[derive(Debug)]
 pub struct OwnMonitor {
     changes: mpsc::Receiver<Change>,
@@ -103,15 +105,22 @@ pub struct Change {
     /// Who took something away, if it was taken and the kernel says by whom: the number of a netlink
     /// socket, which is mostly its process's.
     pub taken_by: Option<u32>,
+    /// Whether it is about another's route with some of the mesh's addresses.
+    pub foreign_route: bool,
 }
 
 impl OwnMonitor {
     /// Listens to the network namespace of the calling thread, on the current tokio runtime, for
-    /// changes to what belongs to `device`, the agent's own, which is called `name`.
+    /// changes to what belongs to `device`, the agent's own, which is called `name`, and to others' routes
+    /// that overlap with `mesh`.
     ///
     /// # Errors
     /// Fails when the process may not open netlink sockets.
-    pub fn start(device: u32, name: &str) -> Result<Self, NetlinkError> {
+    pub fn start(
+        device: u32,
+        name: &str,
+        mesh: watch::Receiver<Vec<IpNet>>,
+    ) -> Result<Self, NetlinkError> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -127,7 +136,7 @@ impl OwnMonitor {
         let name = name.to_owned();
         let listener = async move {
             while let Some((message, _)) = messages.next().await {
-                if let Some(change) = own_change(&message, device, &name) {
+                if let Some(change) = own_change(&message, device, &name, &mesh.borrow()) {
                     // A full channel has its listener look in any case.
                     let _ = sender.try_send(change);
                 }
@@ -155,15 +164,28 @@ fn own_change(
     message: &NetlinkMessage<RouteNetlinkMessage>,
     device: u32,
     name: &str,
+    mesh: &[IpNet],
 ) -> Option<Change> {
     // The kernel dropped messages: anything may have changed.
     if let NetlinkPayload::Overrun(_) = &message.payload {
-        return Some(Change { taken_by: None });
+        return Some(Change { taken_by: None, foreign_route: true });
     }
     let NetlinkPayload::InnerMessage(inner) = &message.payload else { return None };
     let (concerns, taken) = concern(inner, message.header.flags, device, name);
-    let by = Some(message.header.port_number).filter(|port| taken && *port != 0);
-    concerns.then_some(Change { taken_by: by })
+    let taken_by = Some(message.header.port_number).filter(|port| taken && *port != 0);
+    let foreign_route = leads_into(inner, device, mesh);
+    (concerns || foreign_route).then_some(Change { taken_by, foreign_route })
+}
+
+/// Whether it is about another's route that [`Netlink::clashes_with`](crate::netlink::Netlink::clashes_with)
+/// would name.
+fn leads_into(message: &RouteNetlinkMessage, device: u32, mesh: &[IpNet]) -> bool {
+    let (RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) = message
+    else {
+        return false;
+    };
+    !is_of(route, device)
+        && parse(route).is_some_and(|it| mesh.iter().any(|mesh| it.clashes(*mesh)))
 }
 
 /// Whether a message is about the agent's own, and whether something was taken away.
@@ -291,9 +313,17 @@ mod tests {
                 }
                 netlink.look_up_own_table("isth-m1", Family::Ipv4).await.unwrap();
 
-                let mut monitor = OwnMonitor::start(tun.index(), "isth-m1").unwrap();
+                let (_prefixes, mesh) = watch::channel(vec!["100.64.0.0/10".parse().unwrap()]);
+                let mut monitor = OwnMonitor::start(tun.index(), "isth-m1", mesh).unwrap();
                 ip("addr add 192.0.2.7/24 dev isth-m2");
                 ip("rule add iif isth-m2 table 151");
+                ip("route add 198.51.100.0/24 dev isth-m2");
+                for foreign in ["add 100.64.7.1/32 dev isth-m2", "del 100.64.7.1/32 dev isth-m2"] {
+                    ip(&format!("route {foreign}"));
+                    let next = timeout(Duration::from_secs(5), monitor.changed());
+                    let change = next.await.expect(foreign).unwrap();
+                    assert_eq!(change, Change { taken_by: None, foreign_route: true }, "{foreign}");
+                }
                 ip("link set isth-m2 down");
                 for taking in [
                     "rule del iif isth-m1 table 151",

@@ -48,6 +48,19 @@ impl Netlink {
         self.change(LinkUnspec::new_with_index(link).mtu(mtu), "set the link's MTU").await
     }
 
+    /// Renames a link, which goes down for it where the kernel (before Linux 6.2) wants that.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub async fn set_name(&self, link: u32, name: &str) -> Result<(), NetlinkError> {
+        let renamed = || LinkUnspec::new_with_index(link).name(name.to_owned());
+        if self.change(renamed(), "rename the link").await.is_ok() {
+            return Ok(());
+        }
+        self.change(LinkUnspec::new_with_index(link).down(), "take the link down").await?;
+        self.change(renamed(), "rename the link").await
+    }
+
     /// How many segments a packet that the kernel gives to `link` may stand for.
     ///
     /// # Errors

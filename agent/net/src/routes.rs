@@ -131,11 +131,21 @@ impl std::fmt::Display for RouteInfo {
         if let Some(device) = &self.device_name {
             write!(f, " dev {device}")?;
         }
+        let usual = if self.local { RT_TABLE_LOCAL } else { RouteHeader::RT_TABLE_MAIN };
+        if self.table != usual.into() {
+            write!(f, " table {}", self.table)?;
+        }
         Ok(())
     }
 }
 
 impl RouteInfo {
+    /// Whether it is not the agent's and leads elsewhere with some of `prefix`.
+    pub(crate) fn clashes(&self, prefix: IpNet) -> bool {
+        let overlaps = self.destination.contains(&prefix) || prefix.contains(&self.destination);
+        overlaps && !self.ours && self.destination.prefix_len() > 1
+    }
+
     /// Whether it is `route`, with everything that the agent wants of it.
     #[must_use]
     pub fn is(&self, route: &Route) -> bool {
@@ -237,10 +247,8 @@ impl Netlink {
     ) -> Result<Vec<RouteInfo>, NetlinkError> {
         let mut routes = self.routes().await?;
         routes.retain(|route| {
-            let overlaps =
-                route.destination.contains(&prefix) || prefix.contains(&route.destination);
-            let by_us = route.ours || (own.is_some() && route.device == own);
-            overlaps && !by_us && route.destination.prefix_len() > 1
+            let over_ours = own.is_some() && route.device == own;
+            !over_ours && route.clashes(prefix)
         });
         Ok(routes)
     }
@@ -251,7 +259,7 @@ async fn dump(handle: &Handle, request: RouteMessage) -> Result<Vec<RouteMessage
 }
 
 /// `None` for what no packet of a host's is sent by: broadcasts, anycast, multicast, our refusals.
-fn parse(message: &RouteMessage) -> Option<RouteInfo> {
+pub(crate) fn parse(message: &RouteMessage) -> Option<RouteInfo> {
     let header = &message.header;
     if matches!(header.kind, RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast)
         || header.protocol == refusals::PROTOCOL

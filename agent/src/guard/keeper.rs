@@ -1,7 +1,7 @@
 //! Keeps the guard standing, whoever takes it away.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use isthmus_model::Problem;
 use isthmus_net::netlink::NetlinkError;
@@ -9,14 +9,13 @@ use isthmus_net::ruleset::{RulesetChange, RulesetMonitor};
 use tokio::time::{sleep, timeout};
 
 use super::Standing;
+use super::taken::Taken;
 use crate::status::Shared;
 
 /// Whoever loads rules does it in several steps, and it takes the kernel a moment to tell them.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Between two attempts, however often it is taken away: the network must go on.
 const PAUSE: Duration = Duration::from_millis(200);
-/// For so long an operator is told that it was taken away.
-const REMEMBERED: Duration = Duration::from_secs(600);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The code of the problem that there is no guard.
@@ -48,13 +47,6 @@ struct Keeper {
     taken: Option<Taken>,
 }
 
-/// When it was taken away last, and how it came to that.
-struct Taken {
-    at: Instant,
-    times: u64,
-    by: RulesetChange,
-}
-
 impl Keeper {
     async fn keep(&mut self, mut monitor: Result<RulesetMonitor, NetlinkError>) {
         loop {
@@ -84,7 +76,7 @@ impl Keeper {
                     sleep(SETTLE).await;
                     // Where the kernel lost messages, it may be as it was.
                     if self.restore().await && change.socket.is_some() {
-                        self.note(change);
+                        self.note(change).await;
                     }
                     sleep(PAUSE).await;
                 }
@@ -105,7 +97,7 @@ impl Keeper {
         if self.shared.problems.has(MISSING) {
             self.restore().await;
         }
-        if self.taken.as_ref().is_some_and(|it| it.at.elapsed() >= REMEMBERED) {
+        if self.taken.as_ref().is_some_and(Taken::is_over) {
             self.taken = None;
             self.shared.problems.set(TAKEN, None);
         }
@@ -117,32 +109,11 @@ impl Keeper {
         restored.is_ok()
     }
 
-    fn note(&mut self, by: RulesetChange) {
-        let times = self.taken.as_ref().map_or(0, |it| it.times) + 1;
-        let taken = Taken { at: Instant::now(), times, by };
-        self.shared.problems.raise(taken.problem(&self.shared.settings.device));
+    async fn note(&mut self, by: RulesetChange) {
+        let taken = Taken::after(self.taken.as_ref(), by);
+        let table = self.standing.table().await;
+        self.shared.problems.raise(taken.problem(TAKEN, "the overlay's filter", &table));
         self.taken = Some(taken);
-    }
-}
-
-impl Taken {
-    fn problem(&self, device: &str) -> Problem {
-        let who = match (&*self.by.program, self.by.socket) {
-            ("", _) => "somebody".to_owned(),
-            (program, None | Some(0)) => format!("\"{program}\""),
-            (program, Some(process)) => format!("\"{program}\" (process {process})"),
-        };
-        let times = if self.times == 1 { "once".into() } else { format!("{} times", self.times) };
-        Problem::new(
-            TAKEN,
-            format!(
-                "the overlay's filter was changed or removed {times}, last by {who}; it was put back"
-            ),
-            format!(
-                "have it leave the table isthmus-{device} alone: a firewall's script should flush its own \
-                 tables, not the whole ruleset"
-            ),
-        )
     }
 }
 

@@ -21,6 +21,7 @@
 mod keeper;
 mod nft;
 mod rules;
+pub(crate) mod taken;
 
 use anyhow::Context as _;
 use isthmus_net::netlink::Netlink;

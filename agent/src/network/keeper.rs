@@ -16,8 +16,8 @@ use isthmus_net::process;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::Network;
 use super::wanted::Lost;
+use super::{Clash, Network};
 use crate::patience::Patience;
 use crate::status::Shared;
 
@@ -31,6 +31,7 @@ const NAMED: usize = 3;
 const TAKEN: &str = "network-taken";
 const NO_IPV6: &str = "ipv6-missing";
 const BLIND: &str = "network-unwatched";
+const CLASH: &str = "route-clash";
 
 /// Keeps `network` until `stop` completes.
 pub async fn keep(
@@ -42,7 +43,7 @@ pub async fn keep(
         never = keep_for_ever(Arc::clone(&shared), network) => match never {},
         () = stop => {}
     }
-    for code in [TAKEN, NO_IPV6, BLIND] {
+    for code in [TAKEN, NO_IPV6, BLIND, CLASH] {
         shared.problems.set(code, None);
     }
 }
@@ -71,7 +72,7 @@ struct Keeper {
 impl Keeper {
     async fn listen(&self) -> Result<OwnMonitor, NetlinkError> {
         let network = self.network.lock().await;
-        OwnMonitor::start(network.device, &network.name)
+        OwnMonitor::start(network.device, &network.name, network.mesh.subscribe())
     }
 
     /// One look, after a change or a while. False when nothing is told any more.
@@ -80,20 +81,39 @@ impl Keeper {
         if matches!(told, Ok(None)) {
             return false;
         }
-        let mut taker = told.ok().flatten().and_then(taker);
+        let told = told.ok().flatten();
+        let mut foreign_route = told.is_some_and(|it| it.foreign_route);
+        let mut taker = told.and_then(taker);
         if let Some(at) = self.patience.not_before() {
             sleep_until(at.into()).await;
         }
         sleep(SETTLE).await;
         while let Some(change) = monitor.pending() {
+            foreign_route |= change.foreign_route;
             taker = taker.or_else(|| self::taker(change));
         }
         self.look_for(taker).await;
+        if foreign_route {
+            self.look_for_clashes().await;
+        }
         true
     }
 
     async fn look(&mut self) {
         self.look_for(None).await;
+        self.look_for_clashes().await;
+    }
+
+    /// Not at each look: a router's routes are many.
+    async fn look_for_clashes(&self) {
+        let (mesh, device) = {
+            let network = self.network.lock().await;
+            (network.wanted.mesh.clone(), network.device)
+        };
+        match super::clash(&mesh, Some(device)).await {
+            Ok(found) => self.shared.problems.set(CLASH, found.as_ref().map(clash)),
+            Err(error) => tracing::warn!("couldn't look for routes into the mesh: {error:#}"),
+        }
     }
 
     async fn look_for(&mut self, taker: Option<String>) {
@@ -171,6 +191,20 @@ fn list(lost: &[Lost]) -> String {
     }
 }
 
+fn clash(Clash { prefix, route }: &Clash) -> Problem {
+    Problem::new(
+        CLASH,
+        format!(
+            "this host's route \"{route}\" leads out of the mesh with some of its addresses ({prefix}): what is sent \
+             there is refused"
+        ),
+        format!(
+            "ip route del {route}, or have whoever made it leave the mesh's addresses alone; or choose another range \
+             in the topology's [mesh] table"
+        ),
+    )
+}
+
 fn no_ipv6(reason: &str) -> Problem {
     Problem::new(
         NO_IPV6,
@@ -194,7 +228,7 @@ mod tests {
 
     #[test]
     fn who_took_something_is_named_where_that_can_be_known() {
-        let by = |taken_by| taker(Change { taken_by });
+        let by = |taken_by| taker(Change { taken_by, foreign_route: false });
         assert_eq!(by(None), None);
         assert_eq!(by(Some(std::process::id())), None, "our own changes");
         assert_eq!(by(Some(u32::MAX - 4_000)), None);

@@ -17,6 +17,8 @@ pub(super) struct Wanted {
     pub(super) routes: Vec<Route>,
     /// Those of the host itself.
     pub(super) own: Vec<IpAddr>,
+    /// All of the mesh's.
+    pub(super) mesh: Vec<IpNet>,
 }
 
 /// What the kernel has.
@@ -42,6 +44,8 @@ pub(super) struct Setting {
 /// Something that the kernel should have and hasn't.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Lost {
+    /// The device has another name.
+    Name,
     /// The device is down.
     Up,
     Mtu(u32),
@@ -63,6 +67,7 @@ impl Wanted {
             addresses: snapshot.local_addresses().collect(),
             routes: routes.chain(virtuals).collect(),
             own: vec![own4, own6],
+            mesh: prefixes(snapshot).into(),
         }
     }
 
@@ -73,21 +78,38 @@ impl Wanted {
             addresses: self.addresses.iter().copied().filter(is_wanted).collect(),
             routes: self.routes.iter().filter(|it| of_route(it) == family).cloned().collect(),
             own: self.own.iter().copied().filter(is_wanted).collect(),
+            mesh: self.mesh.iter().copied().filter(|it| is_wanted(&it.addr())).collect(),
         }
     }
 }
 
+/// What the device is like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape<'a> {
+    pub(super) name: &'a str,
+    pub(super) mtu: u32,
+}
+
 /// What is missing of `families`, in the order in which it has to be put back: a device that is down
 /// takes no routes, and no route has a source that isn't there.
-pub(super) fn missing(wanted: &Wanted, mtu: u32, families: &[Family], found: &Found) -> Vec<Lost> {
+pub(super) fn missing(
+    wanted: &Wanted,
+    shape: Shape<'_>,
+    families: &[Family],
+    found: &Found,
+) -> Vec<Lost> {
     // A device that is gone ends the data plane, and with it the agent.
     let Some(link) = &found.link else { return Vec::new() };
+    if link.name != shape.name {
+        // Settings, rules and filters know it by its name: there is no telling what else is missing.
+        return vec![Lost::Name];
+    }
     let mut lost = Vec::new();
     if !link.up {
         lost.push(Lost::Up);
     }
-    if link.mtu.is_some_and(|found| found != mtu) {
-        lost.push(Lost::Mtu(mtu));
+    if link.mtu.is_some_and(|found| found != shape.mtu) {
+        lost.push(Lost::Mtu(shape.mtu));
     }
     lost.extend(found.settings.iter().copied().map(Lost::Setting));
     let of_families = |address: &IpAddr| families.contains(&family_of(*address));
@@ -105,7 +127,7 @@ impl Lost {
     /// Whether only one family misses it.
     pub(super) fn family(&self) -> Option<Family> {
         match self {
-            Self::Up | Self::Mtu(_) => None,
+            Self::Name | Self::Up | Self::Mtu(_) => None,
             Self::Setting(setting) => Some(setting.family),
             Self::Address(address) => Some(family_of(*address)),
             Self::Route(route) => Some(of_route(route)),
@@ -117,6 +139,7 @@ impl Lost {
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Name => write!(f, "the device's name"),
             Self::Up => write!(f, "the device's being up"),
             Self::Mtu(mtu) => write!(f, "the device's MTU of {mtu}"),
             Self::Setting(setting) => write!(f, "the device's setting {}", setting.key),
@@ -170,6 +193,7 @@ mod tests {
 
     const DEVICE: u32 = 7;
     const MTU: u32 = 1_420;
+    const SHAPE: Shape<'_> = Shape { name: "isth0", mtu: MTU };
     const BOTH: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
     /// A kernel that has everything.
@@ -205,10 +229,10 @@ mod tests {
     #[test]
     fn nothing_is_missing_where_everything_is() {
         let wanted = Wanted::of(&snapshot(), DEVICE);
-        assert_eq!(missing(&wanted, MTU, &BOTH, &complete(&wanted)), []);
+        assert_eq!(missing(&wanted, SHAPE, &BOTH, &complete(&wanted)), []);
         let mut more = complete(&wanted);
         more.addresses.insert("192.0.2.1".parse().unwrap());
-        assert_eq!(missing(&wanted, MTU, &BOTH, &more), [], "what others add is theirs");
+        assert_eq!(missing(&wanted, SHAPE, &BOTH, &more), [], "what others add is theirs");
     }
 
     #[test]
@@ -217,21 +241,23 @@ mod tests {
         for address in &wanted.addresses {
             let mut found = complete(&wanted);
             found.addresses.remove(address);
-            assert_eq!(missing(&wanted, MTU, &BOTH, &found), [Lost::Address(*address)]);
+            assert_eq!(missing(&wanted, SHAPE, &BOTH, &found), [Lost::Address(*address)]);
         }
         for (index, route) in wanted.routes.iter().enumerate() {
             let mut found = complete(&wanted);
             found.routes.remove(index);
-            assert_eq!(missing(&wanted, MTU, &BOTH, &found), [Lost::Route(route.clone())]);
+            assert_eq!(missing(&wanted, SHAPE, &BOTH, &found), [Lost::Route(route.clone())]);
         }
         for family in BOTH {
             let mut found = complete(&wanted);
             found.rules.retain(|it| *it != family);
-            assert_eq!(missing(&wanted, MTU, &BOTH, &found), [Lost::Rule(family)]);
+            assert_eq!(missing(&wanted, SHAPE, &BOTH, &found), [Lost::Rule(family)]);
         }
         let mut found = complete(&wanted);
         found.link.as_mut().unwrap().mtu = Some(576);
-        assert_eq!(missing(&wanted, MTU, &BOTH, &found), [Lost::Mtu(MTU)]);
+        assert_eq!(missing(&wanted, SHAPE, &BOTH, &found), [Lost::Mtu(MTU)]);
+        found.link.as_mut().unwrap().name = "other0".to_owned();
+        assert_eq!(missing(&wanted, SHAPE, &BOTH, &found), [Lost::Name]);
     }
 
     #[test]
@@ -240,7 +266,7 @@ mod tests {
         let mut found = complete(&wanted);
         found.routes[0].source = None;
         found.routes[1].device = Some(DEVICE + 1);
-        let lost = missing(&wanted, MTU, &BOTH, &found);
+        let lost = missing(&wanted, SHAPE, &BOTH, &found);
         assert_eq!(lost, wanted.routes[..2].iter().cloned().map(Lost::Route).collect::<Vec<_>>());
     }
 
@@ -251,7 +277,7 @@ mod tests {
         found.link.as_mut().unwrap().up = false;
         found.addresses.retain(IpAddr::is_ipv4);
         found.routes.clear();
-        let lost = missing(&wanted, MTU, &BOTH, &found);
+        let lost = missing(&wanted, SHAPE, &BOTH, &found);
         assert_eq!(lost[0], Lost::Up);
         let first_route = lost.iter().position(|it| matches!(it, Lost::Route(_))).unwrap();
         let last_address = lost.iter().rposition(|it| matches!(it, Lost::Address(_))).unwrap();
@@ -263,8 +289,8 @@ mod tests {
         let wanted = Wanted::of(&snapshot(), DEVICE);
         let mut found = complete(&wanted.only(Family::Ipv4));
         found.rules = vec![Family::Ipv4];
-        assert_eq!(missing(&wanted, MTU, &[Family::Ipv4], &found), []);
-        let lost = missing(&wanted, MTU, &BOTH, &found);
+        assert_eq!(missing(&wanted, SHAPE, &[Family::Ipv4], &found), []);
+        let lost = missing(&wanted, SHAPE, &BOTH, &found);
         assert!(!lost.is_empty());
         assert!(lost.iter().all(|it| it.family() == Some(Family::Ipv6)), "{lost:?}");
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use isthmus_core::State;
 use isthmus_model::{Exposure, ListenerCheck, Problem, Revision, ServiceId, Snapshot};
-use isthmus_net::ruleset::RulesetMonitor;
+use isthmus_net::ruleset::{RulesetChange, RulesetMonitor};
 use isthmus_proto::v1;
 use tokio::process::Command;
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use super::counts::Counts;
 use super::listeners::{Finding, Listeners, Standing, is_refused};
 use super::{Port, Ports, guarded, script, selectors};
 use crate::guard::Nft;
+use crate::guard::taken::Taken;
 use crate::network;
 use crate::status::Shared;
 
@@ -37,6 +38,7 @@ const AROUND: &str = "around-mesh";
 const LISTENER: &str = "foreign-listener";
 const FORWARDED: &str = "no-identity";
 const UNGUARDED: &str = "ports-unguarded";
+const TAKEN: &str = "ports-taken";
 
 /// The revision whose ports are guarded, and what is wrong with them told.
 pub type Kept = watch::Receiver<Revision>;
@@ -77,8 +79,9 @@ pub async fn keep(
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             changed = states.changed() => if changed.is_err() { return },
-            () = changed_by_others(&mut rules, &keeper.nft) => {
+            change = changed_by_others(&mut rules, &keeper.nft) => {
                 keeper.guarded = None;
+                keeper.note(change);
                 tokio::time::sleep(SETTLE).await;
             }
         }
@@ -86,11 +89,11 @@ pub async fn keep(
 }
 
 /// Waits until somebody else has changed the ports' table. For ever where nobody tells.
-async fn changed_by_others(rules: &mut Option<RulesetMonitor>, nft: &Nft) {
+async fn changed_by_others(rules: &mut Option<RulesetMonitor>, nft: &Nft) -> RulesetChange {
     while let Some(monitor) = rules {
         match monitor.changed().await {
             Ok(change) if change.socket.is_some_and(|process| nft.ran_as(process)) => {}
-            Ok(_) => return,
+            Ok(change) => return change,
             Err(error) => {
                 tracing::warn!(%error, "the kernel tells no changes of the ports' filter");
                 *rules = None;
@@ -108,6 +111,7 @@ struct Keeper {
     counts: Counts,
     /// What the filter does, where it could be told.
     guarded: Option<Ports>,
+    taken: Option<Taken>,
     counted: Instant,
     /// Of which revision it was looked for selectors of nobody, and when.
     selected: Option<(Revision, Instant)>,
@@ -123,6 +127,7 @@ impl Keeper {
             findings: HashMap::new(),
             counts: Counts::default(),
             guarded: None,
+            taken: None,
             counted: Instant::now(),
             selected: None,
             selectors: Vec::new(),
@@ -167,12 +172,18 @@ impl Keeper {
         let done = script::apply(&self.nft, &self.shared.settings.device, &ports).await;
         let problem = done.as_ref().err().map(|error| {
             let text = format!("ports that only the mesh may reach aren't closed: {error:#}");
-            let remedy =
-                "install the package nftables, if it isn't there; otherwise see what it says";
+            let remedy = "install the package nftables, and let the agent use it (CAP_NET_ADMIN)";
             Problem::new(UNGUARDED, text, remedy)
         });
         self.shared.problems.set(UNGUARDED, problem);
         self.guarded = done.is_ok().then_some(ports);
+    }
+
+    /// Where the kernel lost messages, nothing may have happened.
+    fn note(&mut self, by: RulesetChange) {
+        if by.socket.is_some() {
+            self.taken = Some(Taken::after(self.taken.as_ref(), by));
+        }
     }
 
     /// Asks the filter what it has seen. It is gone where somebody flushed all rules.
@@ -196,6 +207,10 @@ impl Keeper {
         problems.replace(LISTENER, self.foreign(snapshot));
         problems.set(FORWARDED, forwarded(&self.counts.forwarded));
         problems.replace(selectors::CODE, self.selectors.clone());
+        let table = script::table(&self.shared.settings.device);
+        let taken = self.taken.as_ref().filter(|it| !it.is_over());
+        problems
+            .set(TAKEN, taken.map(|it| it.problem(TAKEN, "the filter of services' ports", &table)));
     }
 
     fn around(&self, snapshot: &Snapshot) -> Vec<Problem> {

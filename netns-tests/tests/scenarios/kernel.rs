@@ -8,6 +8,8 @@ use isthmus_netns_tests::{Host, Mesh, MeshOptions, wait_for, wait_for_value};
 const WEB: u32 = 40_001;
 const CLIENT: u32 = 40_002;
 const SOON: Duration = Duration::from_secs(30);
+/// A second, and what a busy machine takes.
+const AT_ONCE: Duration = Duration::from_secs(4);
 
 const TOPOLOGY: &str = r#"
 [host.app-1]
@@ -53,6 +55,7 @@ fn what_others_change_in_the_kernel_is_put_back_or_told() {
     assert!(!shown.contains("172.17.0.1"), "a container's bridge is an endpoint: {shown}");
 
     network_comes_back(app, web);
+    a_route_into_the_mesh_is_named(app);
     a_family_costs_itself_only(&mesh, app, web);
     a_firewall_is_named(app);
 }
@@ -92,19 +95,40 @@ fn network_comes_back(app: &Host, web: &Host) {
         (web, "ip addr flush dev isth0"),
         (web, "ip link set isth0 down"),
         (web, "ip link set isth0 mtu 1300"),
+        (web, "ip link set isth0 name other0"),
+        (web, "ip link set isth0 down; ip link set isth0 name other0; ip link set other0 up"),
     ] {
         let before = host.node.sh(OVERLAY);
         host.node.sh(taking);
-        wait_for(&format!("back after {taking}"), SOON, || host.node.sh(OVERLAY) == before);
+        wait_for(&format!("back after {taking}"), AT_ONCE, || host.node.sh(OVERLAY) == before);
     }
     works(app, &["-4", "-6"]);
     let (text, remedy) =
         wait_for_value("the problem is told", SOON, || problem(web, "network-taken"));
-    assert!(text.contains("MTU") && text.contains("put back"), "{text}");
+    assert!(text.contains("put back"), "{text}");
     assert!(remedy.contains("ManageForeignRoutingPolicyRules"), "{remedy}");
     let (text, _) = problem(app, "network-taken").expect("it lasts for a while");
     assert!(text.contains("by process") || text.contains("by ip"), "who did it? {text}");
     assert!(app.metric("isthmus_network_restored_total", "") >= 4.0);
+}
+
+fn a_route_into_the_mesh_is_named(app: &Host) {
+    for (add, named) in [
+        ("ip route add 100.127.0.1/32 dev eth0", "100.127.0.1/32"),
+        (
+            "ip rule add pref 1 lookup 99; ip route add 100.64.0.0/10 dev eth0 table 99",
+            "100.64.0.0/10",
+        ),
+    ] {
+        app.node.sh(add);
+        let (text, remedy) =
+            wait_for_value("the route is told", AT_ONCE, || problem(app, "route-clash"));
+        assert!(text.contains(named) && text.contains("dev eth0"), "{text}");
+        app.node.sh(remedy.split(',').next().unwrap_or_default());
+        wait_for("the route is gone", AT_ONCE, || problem(app, "route-clash").is_none());
+    }
+    app.node.sh("ip rule del pref 1");
+    works(app, &["-4", "-6"]);
 }
 
 fn a_family_costs_itself_only(mesh: &Mesh, app: &Host, web: &Host) {

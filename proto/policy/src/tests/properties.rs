@@ -252,7 +252,12 @@ fn matches(rule: &Rule, ask: &Ask, http: bool, request: Option<(&str, &RawPath)>
         let all = rule.http.contains(&RequestMatch::default());
         return Some(if all { How::Surely } else { How::Perhaps });
     };
-    let entries = rule.http.iter().filter(|e| e.method.as_deref().is_none_or(|m| m == method));
+    // A deny means `get`, too, where it says GET.
+    let asked = match rule.action {
+        Action::Allow => method.to_owned(),
+        Action::Deny => method.to_ascii_uppercase(),
+    };
+    let entries = rule.http.iter().filter(|e| e.method.as_deref().is_none_or(|m| m == asked));
     let hows: Vec<How> = entries
         .filter_map(|entry| match (&entry.path, &entry.path_regex, path.means) {
             (None, None, _) => Some(How::Surely),
