@@ -247,19 +247,26 @@ def a_namespace_of_its_own(token):
 @attack()
 def listen_as_a_service_elsewhere(token):
     """Listens at addresses of other hosts' workloads and of services, for callers of this host."""
+    # A port that no service here has: the kernel gives no other socket of one that is taken.
+    port = 9000
+    places = (REMOTE6, VIRTUAL6, FACTS["virtual_stats"][1])
     listeners = []
-    for place in (REMOTE6, VIRTUAL6, FACTS["virtual_stats"][1]):
-        it = socket.socket(socket.AF_INET6, UDP)
-        it.setsockopt(*FREE6)
-        it.settimeout(0.2)
-        it.bind((place, STATS))
-        listeners.append(it)
-    for place in (REMOTE6, FACTS["virtual_stats"][1]):
-        ask(place, STATS, token, kind=UDP, timeout=0.1)
+    for place in places:
+        for kind in (UDP, TCP):
+            it = socket.socket(socket.AF_INET6, kind)
+            it.setsockopt(*FREE6)
+            it.settimeout(0.2)
+            it.bind((place, port))
+            if kind == TCP:
+                it.listen()
+            listeners.append(it)
+    for place in places:
+        for kind in (UDP, TCP):
+            ask(place, port, token, kind=kind, timeout=0.1)
     heard = []
     for it in listeners:
         try:
-            heard.append(f"heard {it.recv(100)!r}")
+            heard.append(f"heard {it.recv(100) if it.type == UDP else it.accept()!r}")
         except OSError:
             pass
     return heard
