@@ -258,6 +258,36 @@ fn a_service_is_reached_by_the_mesh_alone() {
 }
 
 #[test]
+fn a_host_without_nft_has_no_overlay_unless_it_may_go_without() {
+    let mut mesh = Mesh::new(&["app-1", "srv-1"]);
+    mesh.apply(TOPOLOGY);
+    mesh.host_mut("srv-1").agent().terminate(Duration::from_secs(20));
+    let srv = &mesh.host("srv-1").node;
+    let settings = srv.folder().join("agent.toml");
+    let start = || {
+        let mut command = srv.command("unshare");
+        let without = "mount --bind /dev/null /usr/sbin/nft && exec \"$0\" run --settings \"$1\"";
+        command.args(["-m", "sh", "-c", without]).arg(binary("isthmus-agent")).arg(&settings);
+        srv.spawn("without-nft", command)
+    };
+    let agent = start();
+    wait_for("it says why", SOON, || {
+        let said = agent.output();
+        said.contains("install the package nftables") && said.contains("to go without, set guard =")
+    });
+    assert!(!srv.try_sh("ip link show isth0").success());
+    drop(agent);
+
+    let text = std::fs::read_to_string(&settings).expect("the settings are there");
+    std::fs::write(&settings, format!("guard = \"optional\"\n{text}")).expect("a folder of ours");
+    let _agent = start();
+    wait_for("it works, and is told of", SOON, || {
+        problem(&mesh, "srv-1", "guard-missing").is_some()
+            && srv.try_sh("ip link show isth0").success()
+    });
+}
+
+#[test]
 fn a_container_without_an_identity_is_refused_at_once_and_named() {
     let mesh = Mesh::new(&["app-1", "srv-1"]);
     mesh.apply(TOPOLOGY);

@@ -58,6 +58,7 @@ fn what_others_change_in_the_kernel_is_put_back_or_told() {
     a_route_into_the_mesh_is_named(app);
     a_family_costs_itself_only(&mesh, app, web);
     a_firewall_is_named(app);
+    a_family_may_be_off_from_the_start(&mut mesh);
 }
 
 /// What a host with containers has: it is the same on each.
@@ -151,6 +152,18 @@ fn a_family_costs_itself_only(mesh: &Mesh, app: &Host, web: &Host) {
     works(app, &["-4", "-6"]);
     let six = web.node.sh("ip -6 -br addr show isth0").matches("/128").count();
     assert_eq!(six, 3, "the host's own address, and those of two workloads");
+}
+
+fn a_family_may_be_off_from_the_start(mesh: &mut Mesh) {
+    mesh.host("app-1").node.sh("sysctl -qw net.ipv6.conf.lo.disable_ipv6=1");
+    mesh.host_mut("app-1").agent().terminate(SOON);
+    mesh.host_mut("app-1").start_agent();
+    let app = mesh.host("app-1");
+    let _ = wait_for_value("the problem is told", SOON, || problem(app, "ipv6-missing"));
+    works(app, &["-4"]);
+    app.node.sh("sysctl -qw net.ipv6.conf.lo.disable_ipv6=0");
+    wait_for("the family is back", SOON, || problem(app, "ipv6-missing").is_none());
+    works(app, &["-4", "-6"]);
 }
 
 fn a_firewall_is_named(app: &Host) {
