@@ -281,6 +281,7 @@ fn a_host_without_nft_has_no_overlay_unless_it_may_go_without() {
     let text = std::fs::read_to_string(&settings).expect("the settings are there");
     std::fs::write(&settings, format!("guard = \"optional\"\n{text}")).expect("a folder of ours");
     let _agent = start();
+    wait_for("it answers", SOON, || mesh.host("srv-1").agentctl(&["status"]).success());
     wait_for("it works, and is told of", SOON, || {
         problem(&mesh, "srv-1", "guard-missing").is_some()
             && srv.try_sh("ip link show isth0").success()
