@@ -23,6 +23,8 @@ mod nft;
 mod rules;
 pub(crate) mod taken;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::Context as _;
 use isthmus_net::netlink::Netlink;
 use isthmus_net::sysctl;
@@ -38,6 +40,8 @@ use crate::ports;
 #[derive(Debug)]
 pub struct Standing {
     guard: Mutex<Guard>,
+    /// Whether the kernel took it.
+    is_raised: AtomicBool,
     nft: Nft,
 }
 
@@ -45,7 +49,11 @@ impl Standing {
     /// Raises a guard, in the stead of what an earlier life of the agent raised, and says what that came
     /// to: `nft` may be missing, or the kernel refuse. [`Standing::restore`] may succeed later.
     pub async fn raise(guard: Guard) -> (Self, anyhow::Result<()>) {
-        let standing = Self { guard: Mutex::new(guard), nft: Nft::default() };
+        let standing = Self {
+            guard: Mutex::new(guard),
+            is_raised: AtomicBool::new(false),
+            nft: Nft::default(),
+        };
         let raised = standing.restore().await;
         (standing, raised)
     }
@@ -56,7 +64,7 @@ impl Standing {
     /// When `nft` isn't there, or the kernel refuses; then the old one stands.
     pub async fn replace(&self, guard: Guard) -> anyhow::Result<()> {
         let mut standing = self.guard.lock().await;
-        if *standing == guard {
+        if *standing == guard && self.is_raised.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.apply(&guard).await?;
@@ -76,6 +84,7 @@ impl Standing {
     async fn apply(&self, guard: &Guard) -> anyhow::Result<()> {
         // The rules first: they alone would do.
         let ruled = self.nft.run(&guard.script()).await;
+        self.is_raised.fetch_or(ruled.is_ok(), Ordering::Relaxed);
         if let Err(error) = refuse_by_route(guard).await {
             tracing::warn!("the overlay's filter stands without its routes: {error:#}");
         }
