@@ -95,9 +95,9 @@ fn network_comes_back(app: &Host, web: &Host) {
         ),
         (web, "ip addr flush dev isth0"),
         (web, "ip link set isth0 down"),
-        (web, "ip link set isth0 mtu 1300"),
         (web, "ip link set isth0 name other0"),
         (web, "ip link set isth0 down; ip link set isth0 name other0; ip link set other0 up"),
+        (web, "ip link set isth0 mtu 1300"),
     ] {
         let before = host.node.sh(OVERLAY);
         host.node.sh(taking);
@@ -106,7 +106,7 @@ fn network_comes_back(app: &Host, web: &Host) {
     works(app, &["-4", "-6"]);
     let (text, remedy) =
         wait_for_value("the problem is told", SOON, || problem(web, "network-taken"));
-    assert!(text.contains("put back"), "{text}");
+    assert!(text.contains("MTU") && text.contains("put back"), "{text}");
     assert!(remedy.contains("ManageForeignRoutingPolicyRules"), "{remedy}");
     let (text, _) = problem(app, "network-taken").expect("it lasts for a while");
     assert!(text.contains("by process") || text.contains("by ip"), "who did it? {text}");
