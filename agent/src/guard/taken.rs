@@ -1,4 +1,4 @@
-//! What an operator is told when somebody has changed or removed a filter of ours.
+//! The problem that is told when somebody has changed or removed a filter of ours.
 
 use std::time::{Duration, Instant};
 

@@ -83,7 +83,7 @@ impl Wanted {
     }
 }
 
-/// What the device is like.
+/// The name and the MTU of the device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape<'a> {
     pub(super) name: &'a str,
