@@ -5,11 +5,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use isthmus_model::Problem;
+use isthmus_model::{Code, Problem};
 use tokio::time::Instant;
 
 /// The code of the problem that this host's clock and the controller's differ.
-pub const SKEWED: &str = "clock-skew";
+pub const SKEWED: Code = Code::ClockSkew;
 /// A clock that differs by more is said to be wrong.
 const SKEW: Duration = Duration::from_secs(30);
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_core::State;
-use isthmus_model::{HostId, ServiceId};
+use isthmus_model::{Code, HostId, ServiceId};
 use isthmus_net::listen::SynTrap;
 use tokio::process::Command;
 use tokio::sync::watch;
@@ -38,8 +38,8 @@ const POLL: Duration = Duration::from_millis(5);
 /// For `nft`.
 const LISTING: Duration = Duration::from_secs(5);
 
-const PROXY: &str = "firewall-proxy";
-const TUNNELS: &str = "firewall-tunnels";
+const PROXY: Code = Code::FirewallProxy;
+const TUNNELS: Code = Code::FirewallTunnels;
 
 /// Looks again and again, until the task is dropped.
 pub async fn watch(

@@ -7,15 +7,15 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use isthmus_model::Problem;
+use isthmus_model::{Code, Problem};
 
 use crate::identity::{Member, TlsIdentity};
 use crate::state_dir::StateDir;
 use crate::status::Shared;
 
 /// Codes of problems: what a restart would forget.
-const CERTIFICATE: &str = "certificate-not-kept";
-const CONTROLLERS: &str = "controllers-not-kept";
+const CERTIFICATE: Code = Code::CertificateNotKept;
+const CONTROLLERS: Code = Code::ControllersNotKept;
 const AGAIN: Duration = Duration::from_secs(5);
 const REMEDY: &str =
     "make room in the state directory, or make it writable; it is tried again every 5 s";
@@ -142,7 +142,7 @@ mod tests {
         let moved = Member { controllers: vec!["192.0.2.9:7443".to_owned()], ..member() };
         keeper.tls(renewed.clone()).await;
         keeper.member(moved.clone()).await;
-        assert_eq!(codes(&shared), [CERTIFICATE, CONTROLLERS]);
+        assert_eq!(codes(&shared), [CERTIFICATE.name(), CONTROLLERS.name()]);
 
         for name in ["tls.pem.new", "member.toml.new"] {
             fs::remove_dir(path.join(name)).unwrap();

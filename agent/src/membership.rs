@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use isthmus_model::{Capability, Problem, Snapshot, capability};
+use isthmus_model::{Capability, Code, Problem, Snapshot, capability, problems};
 use isthmus_proto::v1;
 use isthmus_proxy::{Demand, Traffic};
 use tokio::sync::{mpsc, watch};
@@ -19,7 +19,6 @@ use crate::identity::{Identity, Member, TlsIdentity};
 use crate::keeper::Keeper;
 use crate::network;
 use crate::plane::Plane;
-use crate::ports;
 use crate::state_dir::{Ailments, StateDir};
 use crate::status::Shared;
 use crate::sync::backoff::{Backoff, random};
@@ -31,19 +30,19 @@ const GOOD_SESSION: Duration = Duration::from_secs(5);
 
 /// Codes of problems: a restart would forget the newest revision; the kept one can't be worked by; some
 /// of it is unknown.
-const NOT_KEPT: &str = "snapshot-not-kept";
+const NOT_KEPT: Code = Code::SnapshotNotKept;
 /// That nothing can be written at all.
-const UNWRITABLE: &str = "state-not-writable";
+const UNWRITABLE: Code = Code::StateNotWritable;
 /// That the tunnel's key isn't the one by which others know this host.
-const FOREIGN_KEY: &str = "tunnel-key-foreign";
+const FOREIGN_KEY: Code = Code::TunnelKeyForeign;
 /// That a mesh couldn't be forgotten.
-const NOT_FORGOTTEN: &str = "mesh-not-forgotten";
+const NOT_FORGOTTEN: Code = Code::MeshNotForgotten;
 /// Between two looks at the state directory.
 const TEND_EVERY: Duration = Duration::from_secs(3);
-const TOO_NEW: &str = "snapshot-too-new";
-const FOREIGN: &str = "unknown-resources";
+const TOO_NEW: Code = Code::SnapshotTooNew;
+const FOREIGN: Code = Code::UnknownResources;
 /// The code of the problem that another machine has this host's identity.
-const TWIN: &str = "identity-twice";
+const TWIN: Code = Code::IdentityTwice;
 /// A second machine asks so seldom that the first one gets its place back whenever both lost it.
 const TWIN_AGAIN: Duration = Duration::from_secs(30);
 
@@ -364,7 +363,7 @@ impl sync::Member for Membership {
         });
         crate::app::tell_status(&self.shared);
         let not_kept = not_kept.map(|problem| problem.to_message(SystemTime::now()));
-        let caused = ports::caused(&before, self.shared.problems.all());
+        let caused = problems::brought(&before, self.shared.problems.all());
         Ok(not_kept.into_iter().chain(caused).collect())
     }
 

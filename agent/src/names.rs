@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_model::Problem;
+use isthmus_model::{Code, Problem};
 use isthmus_proxy::View;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -25,9 +25,9 @@ use crate::status::Shared;
 /// Between two looks at everything.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
-const SILENT: &str = "dns-silent";
-const UNTOLD: &str = "resolver-untold";
-const NO_UPSTREAM: &str = "dns-no-upstream";
+const SILENT: Code = Code::DnsSilent;
+const UNTOLD: Code = Code::ResolverUntold;
+const NO_UPSTREAM: Code = Code::DnsNoUpstream;
 
 /// Mesh DNS, running.
 #[derive(Debug)]
@@ -309,7 +309,7 @@ mod tests {
         let (taken, port) = free_port().await;
         let mut host = Host::new(port);
         host.keeper.look().await;
-        assert_eq!(host.problems(), [SILENT]);
+        assert_eq!(host.problems(), [SILENT.name()]);
         let status = host.shared.status().dns;
         assert!(!status.contains("answering") && status.contains("can't listen"), "{status}");
         let told = fs::read_to_string(host.resolv_conf()).unwrap();
@@ -336,7 +336,7 @@ mod tests {
         }
         assert_eq!(host.problems(), [""; 0]);
         host.keeper.look().await;
-        assert_eq!(host.problems(), [UNTOLD]);
+        assert_eq!(host.problems(), [UNTOLD.name()]);
         let kept = fs::read_to_string(host.keeper.resolver.upstream_file()).unwrap();
         assert_eq!(kept, "nameserver 192.0.2.4\n", "whom the last writer named is asked");
     }
@@ -348,7 +348,7 @@ mod tests {
         let mut host = Host::new(port);
         fs::write(host.resolv_conf(), format!("nameserver {OWN}\n")).unwrap();
         host.keeper.look().await;
-        assert_eq!(host.problems(), [NO_UPSTREAM]);
+        assert_eq!(host.problems(), [NO_UPSTREAM.name()]);
     }
 
     #[tokio::test]

@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::Context as _;
-use isthmus_model::{Problem, Problems};
+use isthmus_model::{Code, Problem, Problems};
 use isthmus_net::holders;
 use isthmus_net::sock_diag::Protocol;
 
 use crate::settings::Settings;
 
-const TAKEN: &str = "port-taken";
+const TAKEN: Code = Code::PortTaken;
 const ANYBODYS: Range<u16> = 61_000..u16::MAX;
 const PRIVILEGED: Range<u16> = 600..1024;
 const ATTEMPTS: u32 = 16;

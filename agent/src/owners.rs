@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_core::packet::{Address, FlowKey, protocol};
 use isthmus_core::{Counters, DropReason, Owner, Owners, State};
-use isthmus_model::{Place, Problem, Revision, Selector, ServiceId, Snapshot};
+use isthmus_model::{Code, Place, Problem, Revision, Selector, ServiceId, Snapshot};
 use isthmus_net::cgroup::Cgroups;
 use isthmus_net::process;
 use isthmus_net::senders::{Budget, Sender, Senders};
@@ -34,7 +34,7 @@ pub const PROXY_MARK: u32 = 0x1575_0001;
 /// its port: until then they can't be told apart.
 const TAKEN_OVER: Duration = Duration::from_millis(100);
 /// The problem that senders aren't noted.
-const NOT_NOTED: &str = "senders-not-noted";
+const NOT_NOTED: Code = Code::SendersNotNoted;
 
 /// Answers remembered of each kind. A host has fewer users times cgroups than this.
 const REMEMBERED: usize = 8192;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use isthmus_core::{Config, Event, PeerName, State};
-use isthmus_model::{Problem, Revision, Snapshot};
+use isthmus_model::{Code, Problem, Revision, Snapshot};
 use isthmus_net::listen::{bind_marked_tcp, bind_transparent_tcp, hush};
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_net::netlink::NetlinkError;
@@ -129,7 +129,7 @@ impl Plane {
         if let Some(running) = self.running.take() {
             running.stop(&self.shared).await;
             self.shared.proxy.silence().replace([]);
-            self.shared.problems.set("host-silent", None);
+            self.shared.problems.set(Code::HostSilent, None);
         }
     }
 }
@@ -552,7 +552,7 @@ fn tell_silence(shared: &Shared, state: &State) {
         let name = peer_name(state, PeerName::Host(host));
         let port = shared.ports.tunnels();
         Problem::new(
-            "host-silent",
+            Code::HostSilent,
             format!("host {name} doesn't answer: requests go elsewhere, or get 503"),
             format!(
                 "see whether it is on, whether its agent runs, and whether UDP port {port} passes"
@@ -560,7 +560,7 @@ fn tell_silence(shared: &Shared, state: &State) {
         )
         .about(name)
     };
-    shared.problems.replace("host-silent", silent.into_iter().map(|(host, _)| problem(host)));
+    shared.problems.replace(Code::HostSilent, silent.into_iter().map(|(host, _)| problem(host)));
 }
 
 fn on_event(shared: &Shared, state: &State, denials: &mut RateLimit, event: Event) {

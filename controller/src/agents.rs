@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::authority::Membership;
+use crate::time;
 
 /// Questions that wait for an agent; they come with an operator's applies.
 const QUESTIONS: usize = 4;
@@ -72,17 +73,30 @@ pub(crate) struct Clash {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
     pub(crate) connected: bool,
+    /// When its last connection ended, in seconds since the epoch; none in this life of the controller.
+    pub(crate) left: Option<i64>,
+    /// Where it came from last.
+    pub(crate) address: Option<IpAddr>,
     pub(crate) version: String,
     /// The newest revision that it works by. One that changes nothing for it isn't sent to it.
     pub(crate) accepted: Revision,
-    /// The revision that it refused, and why.
-    pub(crate) refused: Option<(Revision, String)>,
+    /// What it refused.
+    pub(crate) refused: Option<Refusal>,
     /// What the accepted revision brings with it there.
     pub(crate) warnings: Vec<v1::Problem>,
     /// What its agent is too old for.
     pub(crate) lacks: Vec<v1::Problem>,
     /// What is wrong with the host, by its own word.
     pub(crate) problems: Vec<v1::Problem>,
+}
+
+/// The revision that an agent refused.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) revision: Revision,
+    pub(crate) reason: String,
+    /// In seconds since the epoch.
+    pub(crate) at: i64,
 }
 
 /// A slice that an agent has accepted: what the next delta builds on.
@@ -117,7 +131,8 @@ impl Agents {
         let mut table = self.table();
         let before = table.remove(&name).filter(|agent| agent.membership == membership);
         let view = before.as_ref().map(|agent| agent.view.clone()).unwrap_or_default();
-        let view = View { connected: true, version: caller.version.clone(), ..view };
+        let address = Some(caller.address);
+        let view = View { connected: true, version: caller.version.clone(), address, ..view };
         let held = before.and_then(|agent| agent.held);
         let (questions, asked) = mpsc::channel(QUESTIONS);
         let replaced = Some(replaced);
@@ -219,7 +234,8 @@ impl Session {
 
     /// The agent goes on working by what it holds.
     pub(crate) fn refused(&self, revision: Revision, reason: String) {
-        self.update(|agent| agent.view.refused = Some((revision, reason)));
+        let at = time::now();
+        self.update(|agent| agent.view.refused = Some(Refusal { revision, reason, at }));
     }
 
     /// What of the mesh the agent doesn't understand. Returns those that are new.
@@ -264,6 +280,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.update(|agent| {
             agent.view.connected = false;
+            agent.view.left = Some(time::now());
             agent.replaced = None;
         });
     }

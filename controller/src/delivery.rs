@@ -161,7 +161,7 @@ fn behind(mesh: &Mesh, published: &Published, revision: Revision) -> Vec<Name> {
     let members = published.state.inventory.members().map(|member| &member.name);
     let lags = |name: &&Name| {
         let agent = mesh.agents.view(name);
-        let refuses = agent.refused.is_some_and(|(refused, _)| refused >= revision);
+        let refuses = agent.refused.is_some_and(|it| it.revision >= revision);
         agent.connected && agent.accepted < revision && !refuses
     };
     members.filter(lags).cloned().collect()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use isthmus_model::Problem;
+use isthmus_model::{Code, Problem};
 use sd_notify::NotifyState;
 use tokio::time::timeout;
 use tracing::warn;
@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::mesh::Mesh;
 use crate::store::{Change, StoreError};
 
-const CODE: &str = "store-failing";
+const CODE: Code = Code::StoreFailing;
 /// Between two attempts to write where writing fails.
 const RETRY: Duration = Duration::from_secs(3);
 

@@ -6,15 +6,15 @@
 
 use anyhow::{Result, anyhow, bail};
 use isthmus_controller_core::{Epochs, MeshIdentity};
-use isthmus_model::{HostId, Name, Problem, Revision};
+use isthmus_model::{Code, HostId, Name, Problem, Revision};
 use tonic::Status;
 use tracing::warn;
 
 use crate::mesh::Mesh;
 use crate::store::{Belongs, Change, Saved, StoreError};
 
-const RESTORED: &str = "store-restored";
-const UNKNOWN: &str = "host-unknown";
+const RESTORED: Code = Code::StoreRestored;
+const UNKNOWN: Code = Code::HostUnknown;
 /// A member that claims more revisions than this were lost isn't believed.
 const MOST_LOST: u64 = 1_000_000;
 

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod absence;
 mod admin;
 mod agents;
 mod authority;

@@ -12,11 +12,12 @@ use isthmus_controller_core::{
 };
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::{self, Diagnostic, SourceFile, Topology};
-use isthmus_model::{Name, Problem, Problems, Revision};
+use isthmus_model::{Code, Name, Problem, Problems, Revision};
 use tokio::sync::watch;
 use tonic::Status;
 use tracing::{debug, error, info, warn};
 
+use crate::absence;
 use crate::agents::Agents;
 use crate::authority::Membership;
 use crate::delivery::Trials;
@@ -33,7 +34,7 @@ use crate::twins::Twins;
 const GATHERING: Duration = Duration::from_millis(50);
 
 /// The code of the problem that a host moves more often than others are told.
-const RESTLESS: &str = "endpoints-restless";
+const RESTLESS: Code = Code::EndpointsRestless;
 
 /// Between two looks for workloads whose time to leave is over.
 const LEAVING_TICK: Duration = Duration::from_secs(1);
@@ -60,6 +61,8 @@ pub struct Mesh {
     pub(crate) trials: Trials,
     pub(crate) dealt: Dealt,
     pub(crate) twins: Twins,
+    /// When this life of the controller began, in seconds since the epoch.
+    pub(crate) began: i64,
 }
 
 /// A state, and the same as a whole.
@@ -120,7 +123,9 @@ impl Mesh {
             trials: Trials::default(),
             dealt: Dealt::default(),
             twins: Twins::default(),
+            began: time::now(),
         };
+        mesh.look_for_absent();
         // Where nothing can be written, nothing new happens: it is the epoch before, still.
         if mesh.commit(&begun).is_err() {
             mesh.epochs = before;
@@ -380,7 +385,12 @@ impl Mesh {
             *published = Arc::new(next);
             moved
         });
+        self.look_for_absent();
         Ok(())
+    }
+
+    fn look_for_absent(&self) {
+        self.problems.replace(Code::HostNotJoined, absence::not_joined(&self.now().state));
     }
 
     pub(crate) fn tokens(&self) -> Tokens<'_> {

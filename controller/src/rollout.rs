@@ -21,9 +21,9 @@ pub(crate) fn rollout(mesh: &Mesh, revision: Revision, affected: &BTreeSet<Name>
             let warned = |problem| v1::WarnedBy { host: name.to_string(), problem: Some(problem) };
             rollout.warned.extend(agent.warnings.into_iter().map(warned));
             rollout.accepted.push(name.to_string());
-        } else if let Some((_, reason)) = agent.refused.filter(|(refused, _)| *refused >= revision)
-        {
-            rollout.refused.push(v1::RefusedBy { host: name.to_string(), reason });
+        } else if let Some(refusal) = agent.refused.filter(|it| it.revision >= revision) {
+            let (host, reason) = (name.to_string(), refusal.reason);
+            rollout.refused.push(v1::RefusedBy { host, reason });
         } else if agent.connected {
             rollout.waiting.push(name.to_string());
         } else {

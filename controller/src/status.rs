@@ -6,6 +6,7 @@ use isthmus_model::{DeviceId, HostId, Name, ServiceId, convert};
 use isthmus_proto::v1;
 use isthmus_proto::v1::resource::Body;
 
+use crate::absence;
 use crate::mesh::Mesh;
 
 pub(crate) fn status(mesh: &Mesh) -> v1::MeshStatus {
@@ -66,6 +67,7 @@ fn of_host(mesh: &Mesh, host: v1::Host) -> v1::HostStatus {
     let now = mesh.now();
     let member = now.state.inventory.member(&host.name);
     let agent = host.name.parse::<Name>().map(|name| mesh.agents.view(&name)).unwrap_or_default();
+    let problems = absence::problems(mesh, &host.name, member, &agent);
     v1::HostStatus {
         ipv6: String::new(),
         connected: agent.connected,
@@ -73,9 +75,9 @@ fn of_host(mesh: &Mesh, host: v1::Host) -> v1::HostStatus {
         version: agent.version,
         joined: member.map_or(0, |member| member.joined),
         certificate_expires: member.map_or(0, |member| member.certificate_expires),
-        refusal: agent.refused.map(|(_, reason)| reason).unwrap_or_default(),
         services: Vec::new(),
-        problems: [agent.lacks, agent.problems].concat(),
+        problems,
+        refusal: agent.refused.map(|it| it.reason).unwrap_or_default(),
         host: Some(host),
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_controller_core::{Delta, candidates};
 use isthmus_model::capability::{self, Lack};
-use isthmus_model::{Capabilities, HostId, Name, Revision, convert};
+use isthmus_model::{Capabilities, Code, HostId, Name, Revision, convert};
 use isthmus_proto::v1::agent_message::Body as Said;
 use isthmus_proto::v1::controller_message::Body as Saying;
 use isthmus_proto::v1::sync_server;
@@ -505,7 +505,7 @@ impl Standing {
     fn explain(&self, lacks: &[Lack]) -> Vec<v1::Problem> {
         let now = time::now();
         let problem = |lack: &Lack| v1::Problem {
-            code: "agent-too-old".to_owned(),
+            code: Code::AgentTooOld.to_string(),
             subject: lack.what.clone(),
             text: lack.to_string(),
             remedy: format!("update the agent of this host (it has version {})", self.version),

@@ -9,13 +9,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use isthmus_model::{Name, Problem};
+use isthmus_model::{Code, Name, Problem};
 use isthmus_proto::v1;
 
 use crate::mesh::Mesh;
 use crate::time;
 
-const CODE: &str = "identity-twice";
+const CODE: Code = Code::IdentityTwice;
 /// A machine that was turned away asks again every half minute.
 const REMEMBERED: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_secs(5);

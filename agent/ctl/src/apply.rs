@@ -48,22 +48,26 @@ pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> 
         let revision = response.revision;
         Some(rollout::wait(&mut admin, revision, started, arguments.timeout).await?)
     };
+    let status = if arguments.dry_run { None } else { Some(read_mesh(session).await?) };
+    // What is wrong with the mesh whatever this revision says.
+    let mut standing = status.as_ref().map(problems::of_mesh).unwrap_or_default();
+    standing
+        .retain(|(host, problem)| !progress.as_ref().is_some_and(|it| it.tells_of(host, problem)));
     match session.output {
-        Format::Json => output::json(&json(&response, progress.as_ref()))?,
+        Format::Json => {
+            let mut value = json(&response, progress.as_ref());
+            value["standing"] = problems::json_of_mesh(&standing);
+            output::json(&value)?;
+        }
         Format::Text => {
             output::say(&progress.as_ref().map(Progress::text).unwrap_or_default())?;
-            if let Some(progress) = &progress {
-                output::say(&standing(&read_mesh(session).await?, progress))?;
-            }
+            output::say(&standing_text(standing))?;
         }
     }
     Ok(progress.map_or(Exit::Success, |progress| progress.exit()))
 }
 
-/// What is wrong with the mesh whatever this revision says.
-fn standing(status: &v1::MeshStatus, progress: &Progress) -> String {
-    let mut standing = problems::of_mesh(status);
-    standing.retain(|(host, problem)| !progress.warns_of(host, problem));
+fn standing_text(standing: Vec<(&str, &v1::Problem)>) -> String {
     if standing.is_empty() {
         return String::new();
     }

@@ -11,7 +11,7 @@ use crate::words;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done; `explain`: allowed
-  1  failed, refused or broken; `explain`: denied; `ping`: no reply
+  1  failed, refused or broken; `explain`: denied; `ping`: no reply; `status --check`: something is wrong
   2  the command line is wrong
   3  the controller or the agent can't be reached
   4  applied, but an agent refused it or hasn't answered in time
@@ -88,7 +88,9 @@ pub(crate) enum Command {
     ///
     /// With --credentials: the mesh. With --socket: this host. With neither: this host if an agent
     /// runs here, else the mesh.
-    #[command(after_help = "Examples:\n  agentctl status\n  agentctl status --mesh -o json")]
+    #[command(
+        after_help = "Examples:\n  agentctl status\n  agentctl status --mesh -o json\n  agentctl status --check || mail -s 'the mesh needs me' ops"
+    )]
     Status {
         /// Show the mesh
         #[arg(long, conflicts_with = "agent")]
@@ -96,6 +98,9 @@ pub(crate) enum Command {
         /// Show this host
         #[arg(long)]
         agent: bool,
+        /// End with 1 if anything is wrong
+        #[arg(long)]
+        check: bool,
     },
     /// Lists, shows and removes hosts
     #[command(subcommand, after_help = "Example:\n  agentctl host list")]

@@ -50,7 +50,10 @@ async fn run(session: &Session, command: Command) -> Result<Exit> {
     match command {
         Command::Apply(arguments) => apply::apply(session, &arguments).await,
         Command::Validate { files } => validate::validate(session, &files),
-        Command::Status { mesh, agent } => status::status(session, mesh, agent).await,
+        Command::Status { mesh, agent, check } => {
+            let is_well = status::status(session, mesh, agent).await?;
+            Ok(if check && !is_well { Exit::Negative } else { Exit::Success })
+        }
         Command::Host(command) => inventory::host(session, &command).await,
         Command::Service(command) => inventory::service(session, &command).await,
         Command::Device(command) => inventory::device(session, &command).await,

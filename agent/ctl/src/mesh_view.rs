@@ -34,7 +34,7 @@ pub(crate) fn text(status: &v1::MeshStatus, now: i64) -> String {
                 .to_owned(),
         );
     } else {
-        section(host_table(status, now) + &refusals(&status.hosts));
+        section(host_table(status, now));
     }
     let problems = problems::of_mesh(status);
     if !problems.is_empty() {
@@ -99,16 +99,6 @@ fn host_row(status: &v1::HostStatus, revision: u64, now: i64) -> Vec<Cell> {
         cell(status.services.join(", ")),
         toned(expiry, expiry_tone),
     ]
-}
-
-/// Why agents that don't run the newest revision don't.
-fn refusals(hosts: &[v1::HostStatus]) -> String {
-    let mut text = String::new();
-    for status in hosts.iter().filter(|status| !status.refusal.is_empty()) {
-        let line = format!("{} refuses: {}", inner(status).name, status.refusal);
-        text.push_str(&format!("\n{}", paint(&clean(&line), Tone::Bad)));
-    }
-    text
 }
 
 fn state(status: &v1::HostStatus) -> (&'static str, Tone) {

@@ -15,7 +15,7 @@ pub(crate) fn sentence(problem: &v1::Problem) -> String {
     }
 }
 
-/// Two lines for each: what is wrong, since when and where; then the remedy.
+/// Two lines for each: what is wrong and where, its code and since when; then the remedy.
 pub(crate) fn list<'a>(
     problems: impl IntoIterator<Item = (&'a str, &'a v1::Problem)>,
     now: i64,
@@ -23,7 +23,11 @@ pub(crate) fn list<'a>(
     let line = |(at, problem): (&str, &v1::Problem)| {
         let at = if at.is_empty() { String::new() } else { format!("{}: ", clean(at)) };
         let text = paint(&format!("{at}{}", clean(&problem.text)), Tone::Warn);
-        let since = paint(&format!("({})", relative(problem.since, now)), Tone::Quiet);
+        let since = match problem.since {
+            0 => String::new(),
+            since => format!(", {}", relative(since, now)),
+        };
+        let since = paint(&format!("({}{since})", clean(&problem.code)), Tone::Quiet);
         match &*problem.remedy {
             "" => format!("{text} {since}"),
             remedy => format!("{text} {since}\n  remedy: {}", clean(remedy)),
@@ -43,16 +47,27 @@ pub(crate) fn of_mesh(status: &v1::MeshStatus) -> Vec<(&str, &v1::Problem)> {
 }
 
 pub(crate) fn json(problems: &[v1::Problem]) -> Value {
-    let one = |problem: &v1::Problem| {
-        json!({
-            "code": problem.code,
-            "subject": problem.subject,
-            "text": problem.text,
-            "remedy": problem.remedy,
-            "since": timestamp(problem.since),
-        })
-    };
     problems.iter().map(one).collect()
+}
+
+/// Each with where it is.
+pub(crate) fn json_of_mesh(problems: &[(&str, &v1::Problem)]) -> Value {
+    let at = |(at, problem): &(&str, &v1::Problem)| {
+        let mut value = one(problem);
+        value["at"] = (*at).into();
+        value
+    };
+    problems.iter().map(at).collect()
+}
+
+fn one(problem: &v1::Problem) -> Value {
+    json!({
+        "code": problem.code,
+        "subject": problem.subject,
+        "text": problem.text,
+        "remedy": problem.remedy,
+        "since": timestamp(problem.since),
+    })
 }
 
 #[cfg(test)]
@@ -62,6 +77,7 @@ mod tests {
     #[test]
     fn a_problem_says_where_since_when_and_what_to_do() {
         let problem = v1::Problem {
+            code: "guard-missing".into(),
             text: "the overlay's filter is gone".into(),
             remedy: "install nftables".into(),
             since: 1_000,
@@ -80,8 +96,8 @@ mod tests {
         let text = list(of_mesh(&status), 1_041);
         assert_eq!(
             anstream::adapter::strip_str(&text).to_string(),
-            "controller: the disk is full (41 s ago)\n  remedy: install nftables\n\
-             app-1: the overlay's filter is gone (41 s ago)\n  remedy: install nftables"
+            "controller: the disk is full (guard-missing, 41 s ago)\n  remedy: install nftables\n\
+             app-1: the overlay's filter is gone (guard-missing, 41 s ago)\n  remedy: install nftables"
         );
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use isthmus_model::Code;
 use isthmus_proto::v1;
 use isthmus_proto::v1::admin_client::AdminClient;
 use serde_json::{Value, json};
@@ -65,10 +66,14 @@ impl Progress {
         }
     }
 
-    /// Whether this revision is what brought a problem there.
-    pub(crate) fn warns_of(&self, host: &str, problem: &v1::Problem) -> bool {
+    /// Whether a problem there is told here already: this revision brought it, or was refused.
+    pub(crate) fn tells_of(&self, host: &str, problem: &v1::Problem) -> bool {
         let same = |it: &v1::Problem| (&it.code, &it.subject) == (&problem.code, &problem.subject);
-        self.last.warned.iter().any(|it| it.host == host && it.problem.as_ref().is_some_and(same))
+        let v1::Rollout { warned, refused, .. } = &self.last;
+        let warns =
+            warned.iter().any(|it| it.host == host && it.problem.as_ref().is_some_and(same));
+        let is_refusal = problem.code == Code::RevisionRefused.name();
+        warns || is_refusal && refused.iter().any(|it| it.host == host)
     }
 
     pub(crate) fn text(&self) -> String {

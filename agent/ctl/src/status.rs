@@ -6,9 +6,10 @@ use isthmus_proto::v1;
 use crate::errors::Exit;
 use crate::output;
 use crate::transport::{Session, Whom, ask_agent, ask_controller};
-use crate::{agent_view, mesh_view, words};
+use crate::{agent_view, mesh_view, problems, words};
 
-pub(crate) async fn status(session: &Session, mesh: bool, agent: bool) -> Result<Exit> {
+/// Shows it; says whether nothing is wrong.
+pub(crate) async fn status(session: &Session, mesh: bool, agent: bool) -> Result<bool> {
     let whom = match (mesh, agent) {
         (true, _) => Whom::Mesh,
         (false, true) => Whom::Agent,
@@ -22,6 +23,7 @@ pub(crate) async fn status(session: &Session, mesh: bool, agent: bool) -> Result
                 || mesh_view::text(&status, words::now()),
                 || mesh_view::json(&status),
             )?;
+            Ok(problems::of_mesh(&status).is_empty())
         }
         Whom::Agent => {
             let mut agent = session.agent().await?;
@@ -31,9 +33,9 @@ pub(crate) async fn status(session: &Session, mesh: bool, agent: bool) -> Result
                 || agent_view::text(&status, words::now()),
                 || agent_view::json(&status),
             )?;
+            Ok(status.problems.is_empty())
         }
     }
-    Ok(Exit::Success)
 }
 
 /// The mesh as the controller sees it, everything in order of its name.

@@ -96,14 +96,6 @@ fn the_mesh_is_shown_with_all_its_parts() {
 }
 
 #[test]
-fn a_refusal_is_shown_with_its_reason() {
-    let mut mesh = mesh();
-    mesh.hosts[0].refusal = "100.64.0.0/12 is routed elsewhere".to_owned();
-    let text = plain(&mesh_view::text(&mesh, NOW));
-    assert!(text.contains("\napp-1 refuses: 100.64.0.0/12 is routed elsewhere\n"), "{text}");
-}
-
-#[test]
 fn an_empty_mesh_says_what_to_do_next() {
     let text = mesh_view::text(&v1::MeshStatus::default(), NOW);
     assert!(text.contains("agentctl token create"), "{text}");

@@ -24,7 +24,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use isthmus_model::edge::{Certificate, External, Listener, Origination};
-use isthmus_model::{Problem, Service, ServiceId, Snapshot};
+use isthmus_model::{Code, Problem, Service, ServiceId, Snapshot};
 use isthmus_proto::v1;
 use isthmus_proxy::{Outside, View, Visitor};
 use rustls::{ClientConfig, ServerConfig};
@@ -47,7 +47,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Of one external server.
 const MOST_ADDRESSES: usize = 64;
 /// The code of the problem that an external server's name leads where no server is.
-const SPECIAL: &str = "external-address";
+const SPECIAL: Code = Code::ExternalAddress;
 
 /// What the proxy asks for.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use isthmus_model::Problem;
+use isthmus_model::{Code, Problem};
 use isthmus_net::netlink::NetlinkError;
 use isthmus_net::ruleset::{RulesetChange, RulesetMonitor};
 use tokio::time::{sleep, timeout};
@@ -19,9 +19,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The code of the problem that there is no guard.
-pub const MISSING: &str = "guard-missing";
-const TAKEN: &str = "guard-taken";
-const BLIND: &str = "guard-unwatched";
+pub const MISSING: Code = Code::GuardMissing;
+const TAKEN: Code = Code::GuardTaken;
+const BLIND: Code = Code::GuardUnwatched;
 
 /// Keeps it until `stop` completes; the guard stays then. `monitor` has listened since before it was
 /// raised.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use isthmus_model::Problem;
+use isthmus_model::{Code, Problem};
 use isthmus_net::ruleset::RulesetChange;
 
 /// For so long an operator is told.
@@ -29,7 +29,7 @@ impl Taken {
     }
 
     /// Of the filter in `table`, of which `what` tells what it is for.
-    pub(crate) fn problem(&self, code: &'static str, what: &str, table: &str) -> Problem {
+    pub(crate) fn problem(&self, code: Code, what: &str, table: &str) -> Problem {
         let who = match (&*self.by.program, self.by.socket) {
             ("", _) => "somebody".to_owned(),
             (program, None | Some(0)) => format!("\"{program}\""),

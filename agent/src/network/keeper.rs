@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use isthmus_model::Problem;
+use isthmus_model::{Code, Problem};
 use isthmus_net::monitor::{Change, OwnMonitor};
 use isthmus_net::netlink::NetlinkError;
 use isthmus_net::process;
@@ -28,10 +28,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Things that are named one by one.
 const NAMED: usize = 3;
 
-const TAKEN: &str = "network-taken";
-const NO_IPV6: &str = "ipv6-missing";
-const BLIND: &str = "network-unwatched";
-const CLASH: &str = "route-clash";
+const TAKEN: Code = Code::NetworkTaken;
+const NO_IPV6: Code = Code::Ipv6Missing;
+const BLIND: Code = Code::NetworkUnwatched;
+const CLASH: Code = Code::RouteClash;
 
 /// Keeps `network` until `stop` completes.
 pub async fn keep(

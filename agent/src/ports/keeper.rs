@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use isthmus_core::State;
-use isthmus_model::{Exposure, ListenerCheck, Problem, Revision, ServiceId, Snapshot};
+use isthmus_model::{Code, Exposure, ListenerCheck, Problem, Revision, ServiceId, Snapshot};
 use isthmus_net::ruleset::{RulesetChange, RulesetMonitor};
-use isthmus_proto::v1;
 use tokio::process::Command;
 use tokio::sync::watch;
 
@@ -34,26 +33,14 @@ const SETTLE: Duration = Duration::from_millis(50);
 const NAMED: usize = 5;
 
 /// The codes of problems.
-const AROUND: &str = "around-mesh";
-const LISTENER: &str = "foreign-listener";
-const FORWARDED: &str = "no-identity";
-const UNGUARDED: &str = "ports-unguarded";
-const TAKEN: &str = "ports-taken";
+const AROUND: Code = Code::AroundMesh;
+const LISTENER: Code = Code::ForeignListener;
+const FORWARDED: Code = Code::NoIdentity;
+const UNGUARDED: Code = Code::PortsUnguarded;
+const TAKEN: Code = Code::PortsTaken;
 
 /// The revision whose ports are guarded, and what is wrong with them told.
 pub type Kept = watch::Receiver<Revision>;
-
-/// The problems with services that came with a revision: there `now`, and not `before`.
-#[must_use]
-pub fn caused(before: &[v1::Problem], now: Vec<v1::Problem>) -> Vec<v1::Problem> {
-    let is_new = |it: &v1::Problem| {
-        let same = |old: &v1::Problem| {
-            (&old.code, &old.subject, &old.text) == (&it.code, &it.subject, &it.text)
-        };
-        [AROUND, LISTENER, selectors::CODE].contains(&&*it.code) && !before.iter().any(same)
-    };
-    now.into_iter().filter(is_new).collect()
-}
 
 /// Guards the ports of the services here, as the newest state has them, for ever. Tells in `kept` which
 /// revision that is.

@@ -25,7 +25,7 @@ use std::net::IpAddr;
 
 use isthmus_model::{Exposure, Layer4, ListenerCheck, Service, ServiceId, Snapshot};
 
-pub use keeper::{Kept, caused, keep};
+pub use keeper::{Kept, keep};
 pub use script::{lower, raise};
 
 /// A port of this host.

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use isthmus_model::{Problem, Selector, Snapshot};
+use isthmus_model::{Code, Problem, Selector, Snapshot};
 use isthmus_net::process;
 
 use super::guarded;
 
 /// The code of these problems.
-pub(super) const CODE: &str = "selector";
+pub(super) const CODE: Code = Code::Selector;
 
 /// Where units of the system are, but for those that come and go.
 const UNITS: [&str; 7] = [

@@ -21,7 +21,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use isthmus_model::{Problem, Problems};
+use isthmus_model::{Code, Problem, Problems};
 use isthmus_net::holders;
 use isthmus_net::sock_diag::Protocol;
 use tokio::net::{TcpListener, TcpStream};
@@ -34,7 +34,7 @@ pub(crate) use window::Window;
 pub use window::Windows;
 
 /// The code of the problem that nobody can scrape.
-const UNSERVED: &str = "metrics-unserved";
+const UNSERVED: Code = Code::MetricsUnserved;
 /// Between two attempts to listen.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Connections at once.

@@ -68,6 +68,39 @@ async fn a_member_renews_with_an_expired_certificate_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_away_or_never_came_is_a_problem_with_a_since_and_a_remedy() {
+    let mut controller = Controller::start_with(Some(BRIEF)).await;
+    let topology = "[host.app-1]\n[host.db-9]\n";
+    controller.apply(topology).await;
+    let missing: Vec<String> =
+        controller.status().await.problems.into_iter().map(|it| it.subject).collect();
+    assert_eq!(missing, ["app-1", "db-9"]);
+    let joined = controller.join("app-1").await;
+    let agent = controller.connect(&joined).await;
+    eventually(async || controller.host("app-1").await.problems.is_empty()).await;
+    let status = controller.status().await;
+    let [problem] = &*status.problems else { panic!("{status:?}") };
+    assert_eq!((&*problem.code, &*problem.subject), ("host-not-joined", "db-9"));
+    assert!(problem.since > 0 && problem.remedy.contains("`agentctl token create --host db-9`"));
+
+    drop(agent);
+    eventually(async || !controller.host("app-1").await.problems.is_empty()).await;
+    expired(&controller, "app-1").await;
+    let away = controller.host("app-1").await.problems.remove(0);
+    assert_eq!((&*away.code, &*away.subject), ("host-away", "app-1"));
+    assert!(
+        away.text.contains("isn't connected") && away.text.contains("expired at 20"),
+        "{away:?}"
+    );
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(i64::try_from(now).unwrap() - away.since < 60, "{away:?}");
+    assert!(away.remedy.starts_with("`systemctl start isthmus-agent` on app-1"), "{away:?}");
+    controller.restart().await;
+    let away = controller.host("app-1").await.problems.remove(0);
+    assert!(away.text.contains("since the controller began") && away.since > 0, "{away:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_outlives_its_certificate_goes_on_and_renews() {
     let controller = Controller::start_with(Some(BRIEF)).await;
     let joined = controller.join("app-1").await;

@@ -51,7 +51,7 @@ pub use jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 pub use key::PublicKey;
 pub use name::Name;
 #[cfg(feature = "proto")]
-pub use problems::{Problem, Problems};
+pub use problems::{Code, Problem, Problems};
 pub use ratelimit::{LimitKey, LimitScope, RateLimit};
 pub use resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 pub use route::Route;
