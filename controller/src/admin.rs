@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::stream::{self, Stream};
-use isthmus_controller_core::State;
+use isthmus_controller_core::{Consequences, State};
 use isthmus_model::Revision;
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::{self, ChangeKind, Diagnostic, SourceFile, Topology};
@@ -17,7 +17,7 @@ use tracing::info;
 use crate::agents::Clash;
 use crate::authority::Authority;
 use crate::caller::{Caller, peer};
-use crate::mesh::{Applied, ApplyError, Mesh};
+use crate::mesh::{Applied, ApplyError, Mesh, Terms};
 use crate::store::StoreError;
 use crate::tokens::{self, NewToken};
 use crate::{delivery, export, rollout, status};
@@ -43,14 +43,15 @@ impl admin_server::Admin for Admin {
         request: Request<v1::ApplyRequest>,
     ) -> Result<Response<v1::ApplyResponse>, Status> {
         let operator = operator(&request);
-        let v1::ApplyRequest { files, dry_run, despite_clashes } = request.into_inner();
+        let v1::ApplyRequest { files, dry_run, despite_clashes, yes } = request.into_inner();
         let files = source_files(files)?;
+        let terms = Terms { dry_run, yes };
         let response = match self.mesh.work(move |mesh| read(mesh, files)).await? {
             Read::Refused(response) => response,
             Read::Good(proposal) => {
                 let clashes =
                     if despite_clashes { Vec::new() } else { self.clashes(&proposal).await };
-                let work = move |mesh: &Mesh| apply(mesh, *proposal, &clashes, dry_run);
+                let work = move |mesh: &Mesh| apply(mesh, *proposal, &clashes, &terms);
                 self.mesh.work(work).await??
             }
         };
@@ -317,7 +318,7 @@ fn apply(
     mesh: &Mesh,
     proposal: Proposal,
     clashes: &[Clash],
-    dry_run: bool,
+    terms: &Terms,
 ) -> Result<v1::ApplyResponse, Status> {
     let Proposal { files, topology, tests } = proposal;
     if !clashes.is_empty() {
@@ -326,21 +327,25 @@ fn apply(
         return Ok(refused(mesh, &diagnostics, tests));
     }
     let after = topology.clone();
-    let Applied { revision, before, affected, unchanged } =
-        match mesh.apply(files, topology, dry_run) {
-            Ok(applied) => applied,
-            Err(ApplyError::Contradicts(diagnostics)) => {
-                return Ok(refused(mesh, &diagnostics, tests));
-            }
-            Err(ApplyError::Store(error)) => return Err(not_stored(error)),
-        };
+    let applied = match mesh.apply(files, topology, terms) {
+        Ok(applied) => applied,
+        Err(ApplyError::Contradicts(diagnostics)) => {
+            return Ok(refused(mesh, &diagnostics, tests));
+        }
+        Err(ApplyError::Store(error)) => return Err(not_stored(error)),
+    };
+    let Applied { revision, before, affected, unchanged, consequences } = applied;
+    let Consequences { asks, notes } = consequences;
+    let held = if terms.dry_run || terms.yes { &[][..] } else { &asks };
     let changes = topology::diff(Some(&before.topology), &after);
     Ok(v1::ApplyResponse {
         revision: revision.0,
         unchanged,
         changes: changes.into_iter().map(change).collect(),
-        diagnostics: Vec::new(),
+        diagnostics: held.iter().map(|ask| unasked(ask)).collect(),
         tests,
+        notes,
+        asks,
         affected: affected.iter().map(ToString::to_string).collect(),
     })
 }
@@ -364,6 +369,15 @@ fn diagnostic(diagnostic: &Diagnostic) -> v1::Diagnostic {
         end: offset(diagnostic.span.end),
         message: diagnostic.message.clone(),
         help: diagnostic.help.clone(),
+    }
+}
+
+/// For an `agentctl` that doesn't know of questions.
+fn unasked(ask: &str) -> v1::Diagnostic {
+    v1::Diagnostic {
+        message: ask.to_owned(),
+        help: "if it is meant, apply it with an agentctl that has `apply --yes`".to_owned(),
+        ..v1::Diagnostic::default()
     }
 }
 

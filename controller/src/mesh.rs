@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use isthmus_controller_core::delivery::Phase;
 use isthmus_controller_core::{
-    Admission, AllocationError, Epochs, JoinError, MeshIdentity, Newcomer, Rollouts, State,
-    TokenRecord, TokenRefusal, World,
+    Admission, AllocationError, Consequences, Epochs, JoinError, MeshIdentity, Newcomer, Rollouts,
+    State, TokenRecord, TokenRefusal, World,
 };
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::{self, Diagnostic, SourceFile, Topology};
@@ -74,12 +74,22 @@ pub struct Published {
     pub world: Arc<World>,
 }
 
+/// How a topology is to be applied.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Terms {
+    /// Nothing is to change.
+    pub(crate) dry_run: bool,
+    /// The operator knows what comes of it.
+    pub(crate) yes: bool,
+}
+
 /// What would be, or was, applied.
 pub(crate) struct Applied {
     pub(crate) revision: Revision,
     pub(crate) before: State,
     pub(crate) affected: BTreeSet<Name>,
     pub(crate) unchanged: bool,
+    pub(crate) consequences: Consequences,
 }
 
 /// Why a topology isn't applied.
@@ -224,34 +234,37 @@ impl Mesh {
         &self,
         files: Vec<SourceFile>,
         topology: Topology,
-        dry_run: bool,
+        terms: &Terms,
     ) -> Result<Applied, ApplyError> {
         let tokens = self.tokens();
         let now = self.now();
         let before = now.state.clone();
+        let revision = before.revision;
         let files: Arc<[SourceFile]> = files.into();
         if *before.topology == topology {
-            let revision = before.revision;
-            if before.files != files && !dry_run {
+            if before.files != files && !terms.dry_run {
                 self.move_to(&tokens, before.rewrite(files), &[])?;
             }
-            if !dry_run {
+            if !terms.dry_run {
                 self.is_told_anew();
             }
-            return Ok(Applied { revision, before, affected: BTreeSet::new(), unchanged: true });
+            let (affected, consequences) = Default::default();
+            return Ok(Applied { revision, before, affected, unchanged: true, consequences });
         }
         let next = before.apply(files, topology, time::now()).map_err(ApplyError::Contradicts)?;
         let world = World::new(&next);
         let affected = now.world.affected(&world);
-        if dry_run {
-            return Ok(Applied { revision: before.revision, before, affected, unchanged: false });
+        let consequences = Consequences::of(&before, &next);
+        let held = !consequences.asks.is_empty() && !terms.yes;
+        if terms.dry_run || held {
+            return Ok(Applied { revision, before, affected, unchanged: false, consequences });
         }
         let revision = next.revision;
         self.publish(&tokens, Published { state: next, world: Arc::new(world) }, &[])?;
         self.is_told_anew();
         self.rollouts().insert(revision, affected.clone());
         debug!(%revision, affected = affected.len(), "a topology was applied");
-        Ok(Applied { revision, before, affected, unchanged: false })
+        Ok(Applied { revision, before, affected, unchanged: false, consequences })
     }
 
     /// A rollout reaches another phase; false if it isn't in the one that this was decided in.

@@ -304,7 +304,7 @@ impl Mesh {
         Output::of(command)
     }
 
-    /// `agentctl apply` of one file.
+    /// `agentctl apply` of one file, whatever it takes away.
     ///
     /// # Panics
     ///
@@ -319,7 +319,7 @@ impl Mesh {
         let file = self.controller_node.folder().join("topology.toml");
         std::fs::write(&file, topology).expect("the lab's folder can be written");
         let file = file.to_string_lossy();
-        self.agentctl(&[&["apply", "-f", &file], options].concat())
+        self.agentctl(&[&["apply", "--yes", "-f", &file], options].concat())
     }
 
     /// Likewise, and it must succeed: all agents have accepted it then.

@@ -34,13 +34,24 @@ pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> 
         files: sources::to_messages(&files),
         dry_run: arguments.dry_run,
         despite_clashes: arguments.despite_clashes,
+        yes: arguments.yes,
     };
-    let response = ask_controller(admin.apply(request)).await?;
+    let mut response = ask_controller(admin.apply(request.clone())).await?;
+    if is_held(&request, &response) {
+        if !is_meant(session, &response)? {
+            return Ok(Exit::Negative);
+        }
+        let request = v1::ApplyRequest { yes: true, ..request };
+        response = ask_controller(admin.apply(request)).await?;
+    }
     if is_refused(&response) {
         return refused(session, &response, &files);
     }
     if session.output == Format::Text {
-        output::say(&differences(&response, arguments.dry_run))?;
+        output::say(&differences(&response))?;
+        if arguments.dry_run {
+            output::say(&dry_run(&response))?;
+        }
     }
     let progress = if arguments.dry_run || response.unchanged {
         None
@@ -98,6 +109,42 @@ fn broken(session: &Session, checked: &Checked, files: &[SourceFile]) -> Result<
     Ok(Exit::Negative)
 }
 
+/// Whether the controller waits for a yes.
+fn is_held(request: &v1::ApplyRequest, response: &v1::ApplyResponse) -> bool {
+    !request.dry_run && !request.yes && !response.asks.is_empty()
+}
+
+/// Whether an operator wants what the controller has questions about.
+fn is_meant(session: &Session, response: &v1::ApplyResponse) -> Result<bool> {
+    let asks = bullets("this has to be asked:", Tone::Warn, &response.asks);
+    if output::is_interactive() {
+        output::complain(&format!("{}{asks}", differences(response)));
+        let yes = output::confirm("Apply it?")?;
+        if !yes {
+            output::complain("nothing was changed");
+        }
+        return Ok(yes);
+    }
+    if session.output == Format::Json {
+        // What is asked stands in `asks`.
+        let held = v1::ApplyResponse { diagnostics: Vec::new(), ..response.clone() };
+        output::json(&json(&held, None))?;
+    } else {
+        output::complain(&format!("{}{asks}", differences(response)));
+    }
+    let refused = paint("refused:", Tone::Bad);
+    output::complain(&format!("{refused} nothing was changed; if it is meant, say --yes"));
+    Ok(false)
+}
+
+fn bullets(title: &str, tone: Tone, sentences: &[String]) -> String {
+    if sentences.is_empty() {
+        return String::new();
+    }
+    let line = |sentence: &String| format!("  {}\n", clean(sentence));
+    format!("{}\n{}", paint(title, tone), sentences.iter().map(line).collect::<String>())
+}
+
 fn is_refused(response: &v1::ApplyResponse) -> bool {
     !response.diagnostics.is_empty() || response.tests.iter().any(|test| !test.passed)
 }
@@ -117,8 +164,8 @@ fn refused(session: &Session, response: &v1::ApplyResponse, files: &[SourceFile]
     Ok(Exit::Negative)
 }
 
-/// What changes, and what the tests say.
-fn differences(response: &v1::ApplyResponse, dry_run: bool) -> String {
+/// What changes, what comes of it, and what the tests say.
+fn differences(response: &v1::ApplyResponse) -> String {
     if response.unchanged {
         return format!("nothing to change: revision {} says this already", response.revision);
     }
@@ -126,19 +173,25 @@ fn differences(response: &v1::ApplyResponse, dry_run: bool) -> String {
     for change in &response.changes {
         text.push_str(&change_line(change));
     }
+    text.push_str(&bullets("what comes of it:", Tone::Warn, &response.notes));
     if !response.tests.is_empty() {
         let passed = count(response.tests.len(), "test");
         text.push_str(&format!("{}\n", paint(&format!("{passed} passed"), Tone::Good)));
     }
-    if dry_run {
-        let changes = count(response.changes.len(), "change");
-        let concerned = match &*response.affected {
-            [] => "no agent is concerned".to_owned(),
-            names => format!("it concerns {}", clean(&names.join(", "))),
-        };
-        text.push_str(&format!("dry run: {changes}, nothing was applied; {concerned}\n"));
-    }
     text
+}
+
+fn dry_run(response: &v1::ApplyResponse) -> String {
+    if response.unchanged {
+        return String::new();
+    }
+    let changes = count(response.changes.len(), "change");
+    let concerned = match &*response.affected {
+        [] => "no agent is concerned".to_owned(),
+        names => format!("it concerns {}", clean(&names.join(", "))),
+    };
+    let asks = bullets("it would have to be asked (or --yes):", Tone::Warn, &response.asks);
+    format!("{asks}dry run: {changes}, nothing was applied; {concerned}\n")
 }
 
 fn change_line(change: &v1::Change) -> String {
@@ -173,6 +226,8 @@ fn json(response: &v1::ApplyResponse, progress: Option<&Progress>) -> Value {
         "diagnostics": diagnostics::json(&response.diagnostics),
         "tests": response.tests.iter().map(test).collect::<Value>(),
         "affected": response.affected,
+        "notes": response.notes,
+        "asks": response.asks,
         "rollout": progress.map(Progress::json),
     })
 }
@@ -207,13 +262,27 @@ mod tests {
     #[test]
     fn differences_have_signs() {
         assert_eq!(
-            plain(&differences(&response(), false)),
+            plain(&differences(&response())),
             "+ host app-3\n~ service web: port 80 -> 8080\n- rule old\n1 test passed\n"
         );
-        let dry = plain(&differences(&response(), true));
+        assert_eq!(
+            plain(&dry_run(&response())),
+            "dry run: 3 changes, nothing was applied; it concerns app-1\n"
+        );
+    }
+
+    #[test]
+    fn what_has_to_be_asked_is_held_until_somebody_says_yes() {
+        let asked =
+            v1::ApplyResponse { asks: vec!["it removes gateway shop".into()], ..response() };
+        let held = |dry_run, yes| {
+            is_held(&v1::ApplyRequest { dry_run, yes, ..v1::ApplyRequest::default() }, &asked)
+        };
+        assert!(held(false, false) && !held(true, false) && !held(false, true));
+        assert!(!is_held(&v1::ApplyRequest::default(), &response()));
+        let text = plain(&dry_run(&asked));
         assert!(
-            dry.ends_with("dry run: 3 changes, nothing was applied; it concerns app-1\n"),
-            "{dry}"
+            text.starts_with("it would have to be asked (or --yes):\n  it removes gateway shop\n")
         );
     }
 
@@ -221,7 +290,7 @@ mod tests {
     fn an_equal_file_says_so() {
         let same =
             v1::ApplyResponse { unchanged: true, revision: 7, ..v1::ApplyResponse::default() };
-        assert_eq!(differences(&same, false), "nothing to change: revision 7 says this already");
+        assert_eq!(differences(&same), "nothing to change: revision 7 says this already");
     }
 
     #[test]

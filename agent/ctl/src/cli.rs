@@ -74,6 +74,9 @@ pub(crate) enum Command {
     /// Checks the files, shows what differs from the running revision, runs their tests, and makes
     /// a new revision. Then waits until every agent that is concerned has accepted it. If anything
     /// is wrong, nothing changes.
+    ///
+    /// Files that say nothing, and a change that removes more than a tenth of the hosts or a gateway, are
+    /// applied only after a question; where nobody can answer it, only with --yes.
     #[command(
         after_help = "Examples:\n  agentctl apply -f mesh.toml --dry-run\n  agentctl apply -f /etc/isthmus/topology.d"
     )]
@@ -222,6 +225,9 @@ pub(crate) struct Apply {
     /// Go on even if a host has a route into the mesh's addresses; that host alone stays behind
     #[arg(long)]
     pub(crate) despite_clashes: bool,
+    /// Don't ask, whatever it takes away
+    #[arg(long, short)]
+    pub(crate) yes: bool,
     /// Wait so long for the agents
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = words::parse_duration)]
     pub(crate) timeout: Duration,
@@ -240,7 +246,8 @@ pub(crate) enum Host {
     },
     /// Removes a host: its tunnels are cut at once, everywhere
     ///
-    /// The host needs a new token to come back.
+    /// Says which services lose their last workload with it, and asks; where nobody can answer, it
+    /// needs --yes. The host needs a new token to come back.
     #[command(after_help = "Example:\n  agentctl host remove app-3 --yes")]
     Remove {
         /// Its name

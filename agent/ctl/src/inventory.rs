@@ -1,15 +1,13 @@
 //! `agentctl host`, `service` and `device`.
 
-use std::io::Write as _;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use isthmus_model::Name;
 use isthmus_proto::v1;
 use serde_json::json;
 
 use crate::cli::{Device, Format, Host, Service};
 use crate::errors::{Exit, Failure};
-use crate::output::{self, Tone, paint};
+use crate::output::{self, Tone, clean, paint};
 use crate::status::read_mesh;
 use crate::transport::{Session, ask_controller};
 use crate::{mesh_view, words};
@@ -48,8 +46,8 @@ pub(crate) async fn host(session: &Session, command: &Host) -> Result<Exit> {
 }
 
 async fn remove(session: &Session, name: &Name, yes: bool) -> Result<Exit> {
-    if !yes && output::is_interactive() && !confirm(name)? {
-        output::complain("nothing was removed");
+    let losses = losses(&read_mesh(session).await?, name)?;
+    if !yes && !is_meant(name, &losses)? {
         return Ok(Exit::Negative);
     }
     let mut admin = session.controller().await?;
@@ -58,22 +56,53 @@ async fn remove(session: &Session, name: &Name, yes: bool) -> Result<Exit> {
     let revision = removed.revision;
     output::show(
         session.output,
-        || format!("removed host {name} (revision {revision}); it needs a new token to come back"),
-        || json!({ "removed": name.as_str(), "revision": revision }),
+        || {
+            let mut text = format!(
+                "removed host {name} (revision {revision}); it needs a new token to come back\n"
+            );
+            losses.iter().for_each(|loss| text.push_str(&format!("  {loss}\n")));
+            text
+        },
+        || json!({ "removed": name.as_str(), "revision": revision, "lost": losses }),
     )?;
     Ok(Exit::Success)
 }
 
-fn confirm(name: &Name) -> Result<bool> {
-    let question = format!(
-        "Remove host {}? Its tunnels are cut at once, and it needs a new token to come back. [y/N] ",
-        paint(name.as_str(), Tone::Strong)
-    );
-    let mut err = anstream::stderr().lock();
-    write!(err, "{question}").and_then(|()| err.flush()).context("Failed to ask")?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("Failed to read the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
+/// What nobody has any more without a host, a sentence each.
+fn losses(status: &v1::MeshStatus, name: &Name) -> Result<Vec<String>> {
+    let is_it =
+        |host: &v1::HostStatus| host.host.as_ref().is_some_and(|it| it.name == name.as_str());
+    if !status.hosts.iter().any(is_it) {
+        return Err(unknown("host", name, "host list").into());
+    }
+    let alone = status.services.iter().filter(|service| service.hosts == [name.as_str()]);
+    let services = alone.filter_map(|status| status.service.as_ref());
+    let services =
+        services.map(|it| format!("service {} loses its last workload", clean(&it.name)));
+    let behind = status.devices.iter().filter(|device| device.via == name.as_str());
+    let devices = behind.filter_map(|status| status.device.as_ref());
+    let devices = devices.map(|it| format!("device {} loses its gateway", clean(&it.name)));
+    Ok(services.chain(devices).collect())
+}
+
+fn is_meant(name: &Name, losses: &[String]) -> Result<bool> {
+    let shown = paint(name.as_str(), Tone::Strong);
+    let lost: String = losses.iter().map(|loss| format!("  {loss}\n")).collect();
+    if output::is_interactive() {
+        let question = format!(
+            "{lost}Remove host {shown}? Its tunnels are cut at once, and it needs a new token to come back."
+        );
+        let yes = output::confirm(&question)?;
+        if !yes {
+            output::complain("nothing was removed");
+        }
+        return Ok(yes);
+    }
+    let refused = paint("refused:", Tone::Bad);
+    output::complain(&format!(
+        "{lost}{refused} nothing was removed; if host {shown} is to go for good, say --yes"
+    ));
+    Ok(false)
 }
 
 pub(crate) async fn service(session: &Session, command: &Service) -> Result<Exit> {
@@ -140,4 +169,37 @@ fn unknown(kind: &str, name: &Name, list: &str) -> Failure {
         "The mesh has no {kind} {:?}; `agentctl {list}` shows them",
         name.as_str()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_removes_a_host_hears_what_nobody_has_any_more() {
+        let host = |name: &str| v1::HostStatus {
+            host: Some(v1::Host { name: name.to_owned(), ..Default::default() }),
+            ..Default::default()
+        };
+        let service = |name: &str, hosts: &[&str]| v1::ServiceStatus {
+            service: Some(v1::Service { name: name.to_owned(), ..Default::default() }),
+            hosts: hosts.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        };
+        let status = v1::MeshStatus {
+            hosts: vec![host("a"), host("b")],
+            services: vec![service("api", &["a"]), service("web", &["a", "b"])],
+            devices: vec![v1::DeviceStatus {
+                device: Some(v1::Device { name: "press".to_owned(), ..Default::default() }),
+                via: "a".to_owned(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let lost = |name: &str| losses(&status, &name.parse().unwrap());
+        let all = ["service api loses its last workload", "device press loses its gateway"];
+        assert_eq!(lost("a").unwrap(), all);
+        assert!(lost("b").unwrap().is_empty());
+        assert!(lost("c").unwrap_err().to_string().contains("host list"));
+    }
 }

@@ -76,6 +76,15 @@ pub(crate) fn is_interactive() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
+/// Asks on standard error; anything but a yes is a no.
+pub(crate) fn confirm(question: &str) -> Result<bool> {
+    let mut err = anstream::stderr().lock();
+    write!(err, "{question} [y/N] ").and_then(|()| err.flush()).context("Failed to ask")?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("Failed to read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
+}
+
 /// A text in the colour of its tone.
 pub(crate) fn paint(text: &str, tone: Tone) -> String {
     if text.is_empty() {

@@ -13,6 +13,7 @@
 #![warn(missing_docs)]
 
 mod allocation;
+mod consequences;
 pub mod delivery;
 mod delta;
 mod diagnostic;
@@ -29,6 +30,7 @@ mod tokens;
 mod world;
 
 pub use allocation::{Allocation, AllocationError};
+pub use consequences::Consequences;
 pub use delta::Delta;
 pub use endpoints::candidates;
 pub use epochs::Epochs;

@@ -345,7 +345,7 @@ fn limits(state: &State) -> Vec<RateLimit> {
 }
 
 /// As the topology says them, with the weights that rollouts have reached.
-fn routes(state: &State) -> Vec<Route> {
+pub(crate) fn routes(state: &State) -> Vec<Route> {
     let mut routes = state.topology.routes.clone();
     for delivery in state.deliveries.values() {
         routes.iter_mut().for_each(|route| delivery.weigh(route));
@@ -404,7 +404,7 @@ fn exposure(state: &State, declared: &ServiceDecl) -> Exposure {
     said.unwrap_or(state.identity.exposure)
 }
 
-fn placements(state: &State) -> BTreeMap<&Name, Vec<HostId>> {
+pub(crate) fn placements(state: &State) -> BTreeMap<&Name, Vec<HostId>> {
     let topology: &Topology = &state.topology;
     let mut placements: BTreeMap<&Name, Vec<HostId>> = BTreeMap::new();
     for member in state.inventory.members() {

@@ -4,7 +4,7 @@ use isthmus_proto::v1::join_client::JoinClient;
 use isthmus_proto::v1::sync_client::SyncClient;
 use tonic::Code;
 
-use crate::lab::{Controller, any};
+use crate::lab::{Controller, any, apply_request};
 
 const TOPOLOGY: &str = r#"
 [host.gw-1]
@@ -136,6 +136,25 @@ async fn a_dry_run_tells_and_does_nothing() {
     assert!(!told.unchanged && !told.changes.is_empty() && told.tests.len() == 1);
     assert_eq!(told.revision, before.revision);
     assert_eq!(controller.status().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_much_away_is_done_on_yes_only() {
+    let controller = Controller::start().await;
+    controller.join("gw-1").await;
+    controller.apply(TOPOLOGY).await;
+    let before = controller.status().await;
+    let request = |dry_run, yes| v1::ApplyRequest { yes, ..apply_request("", dry_run) };
+    let held = controller.try_request(request(false, false)).await;
+    assert!(held.asks[0].contains("say nothing") && !held.changes.is_empty(), "{held:?}");
+    // Who doesn't know the question takes it for an error.
+    assert_eq!(held.diagnostics[0].message, held.asks[0]);
+    assert_eq!((held.revision, controller.status().await), (before.revision, before.clone()));
+    let told = controller.try_request(request(true, false)).await;
+    assert_eq!((&told.asks, &told.diagnostics[..]), (&held.asks, &[][..]));
+    let done = controller.try_request(request(false, true)).await;
+    assert!(done.diagnostics.is_empty() && done.revision > before.revision);
+    assert!(controller.status().await.services.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

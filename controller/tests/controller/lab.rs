@@ -389,7 +389,7 @@ impl Agent {
 /// For agents that hear only when a test lets them: they aren't asked about their routes.
 pub(crate) fn apply_request(text: &str, dry_run: bool) -> v1::ApplyRequest {
     let file = v1::File { name: "mesh.toml".to_owned(), text: text.to_owned() };
-    v1::ApplyRequest { files: vec![file], dry_run, despite_clashes: true }
+    v1::ApplyRequest { files: vec![file], dry_run, despite_clashes: true, yes: true }
 }
 
 /// A join request with fresh keys.

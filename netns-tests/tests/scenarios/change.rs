@@ -270,7 +270,7 @@ fn a_removed_host_is_cut_off_at_once() {
         OneWay::start(&web_node, web.to_string(), &app_node, app.to_string()),
     ];
     let removed = SystemTime::now();
-    let _ = mesh.agentctl(&["host", "remove", "app-1"]).expect_success();
+    let _ = mesh.agentctl(&["host", "remove", "app-1", "--yes"]).expect_success();
     for stream in &mut streams {
         let last = stream.last_arrival();
         let late = last.duration_since(removed).unwrap_or_default();

@@ -233,7 +233,7 @@ fn nothing_leaves_in_plaintext_whatever_becomes_of_the_agent() {
     lab.nothing_was_in_plaintext(&wire.finish());
 
     // Who leaves the mesh leaves the guard.
-    let _ = lab.mesh.agentctl(&["host", "remove", "app-1"]).expect_success();
+    let _ = lab.mesh.agentctl(&["host", "remove", "app-1", "--yes"]).expect_success();
     wait_for("the guard is gone", Duration::from_secs(20), || lab.guard_rules().is_empty());
     let routes = lab.app().sh("ip route show proto 152; ip -6 route show proto 152");
     assert_eq!(routes, "");

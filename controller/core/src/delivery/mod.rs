@@ -116,6 +116,17 @@ impl Delivery {
             && self.routes.iter().map(String::as_str).eq(declared.routes.iter().map(|it| &**it))
     }
 
+    /// Whether another one is about the same routes and versions.
+    #[must_use]
+    pub fn concerns(&self, other: &Self) -> bool {
+        (&self.routes, &self.stable, &self.canary) == (&other.routes, &other.stable, &other.canary)
+    }
+
+    /// The names of its routes.
+    pub(crate) fn routes(&self) -> &[String] {
+        &self.routes
+    }
+
     /// The canary's share, in percent.
     #[must_use]
     pub const fn weight(&self) -> u8 {
