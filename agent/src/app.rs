@@ -7,13 +7,14 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use isthmus_model::Snapshot;
 use isthmus_net::cgroup::Cgroups;
-use isthmus_net::privileges;
+use isthmus_net::privileges::{self, Capability};
 use isthmus_net::senders::Senders;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::credential;
 use crate::guard::{self, Guard, Standing};
 use crate::identity::Identity;
 use crate::local::{self, Api};
@@ -29,6 +30,7 @@ use crate::state_dir::StateDir;
 use crate::status::Shared;
 use crate::sync::resources::Resources;
 use crate::telemetry::{self, otlp};
+use crate::watchdog;
 
 /// How long callers of the local API may take at the end.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -54,8 +56,10 @@ pub fn prepare() -> anyhow::Result<Prepared> {
         }
     };
     let senders = Senders::load().map_err(anyhow::Error::new);
-    let missing = privileges::drop_to(&privileges::agent_capabilities())
+    let mut missing = privileges::drop_to(&privileges::agent_capabilities())
         .context("Failed to drop privileges")?;
+    // Its absence is told where something depends on it (`ports`).
+    missing.retain(|it| *it != Capability::CAP_SYS_PTRACE);
     if !missing.is_empty() {
         tracing::warn!("capabilities are missing: {missing:?}; some things will not work");
     }
@@ -84,6 +88,11 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     names::recover(&shared.settings);
     let listener = local::bind(&shared.settings.socket)?;
     let api = Api::new(Arc::clone(&shared), Arc::clone(&disk), joined_sender);
+    let joining = identity
+        .is_none()
+        .then(credential::path)
+        .flatten()
+        .map(|path| tokio::spawn(credential::join(path, Arc::clone(&shared), api.clone())));
     let local = tokio::spawn(local::serve(listener, api, when(stopped.clone())));
     let metrics = tokio::spawn(serve_metrics(Arc::clone(&shared)));
     let windows = tokio::spawn({
@@ -93,6 +102,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
 
     let spans = tokio::spawn(export_spans(Arc::clone(&shared)));
     let tidying = tokio::spawn(memory::keep_tidy());
+    let watchdog = tokio::spawn(watchdog::keep(Arc::clone(&shared)));
     let tending = tokio::spawn(membership::tend(Arc::clone(&shared), Arc::clone(&disk)));
 
     let living = live(&shared, &disk, identity, &mut stopped, &mut joined);
@@ -112,6 +122,10 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     windows.abort();
     spans.abort();
     tidying.abort();
+    watchdog.abort();
+    if let Some(joining) = joining {
+        joining.abort();
+    }
     tending.abort();
     say_goodbye(local).await;
     ended

@@ -17,6 +17,7 @@
 
 pub mod app;
 pub mod clock;
+pub mod credential;
 pub mod dataplane;
 pub mod dns;
 pub mod edge;
@@ -45,3 +46,4 @@ pub mod status;
 pub mod sync;
 pub mod telemetry;
 pub mod tls;
+pub mod watchdog;

@@ -8,12 +8,15 @@ use std::io;
 pub use caps::Capability;
 use caps::{CapSet, CapsHashSet};
 
+use crate::process::own_user;
+
 /// What the agent keeps while it runs:
 ///
 /// - `NET_ADMIN`: links, addresses, routes, large socket buffers;
 /// - `NET_RAW`: sockets bound to a device;
 /// - `NET_BIND_SERVICE`: DNS on port 53;
-/// - `SYS_PTRACE`: to see what other users' processes have open, and which program they run;
+/// - `SYS_PTRACE`: to see what other users' processes have open, and which program they run. The
+///   packages' unit doesn't give it: see [`sees_processes`];
 /// - `DAC_READ_SEARCH`: to name a socket's cgroup.
 pub fn agent_capabilities() -> [Capability; 5] {
     [
@@ -25,8 +28,16 @@ pub fn agent_capabilities() -> [Capability; 5] {
     ]
 }
 
+/// Whether this process may see what others' processes have open, and which program they run. Without it,
+/// services can't be told by their program, and whose a socket is that root made follows from its cgroup.
+#[must_use]
+pub fn sees_processes() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_PTRACE).unwrap_or(false)
+}
+
 /// Reduces this thread to the capabilities in `keep`, for ever, and keeps the process's memory
-/// (which holds keys) out of core dumps and debuggers.
+/// (which holds keys) out of core dumps and debuggers. The programs that a user other than root starts
+/// (`nft`) get `NET_ADMIN`, as root's do by themselves.
 ///
 /// Returns those of `keep` that the thread didn't have: what depends on them won't work.
 ///
@@ -49,6 +60,11 @@ pub fn drop_to(keep: &[Capability]) -> Result<Vec<Capability>, PrivilegesError> 
     // The effective set must never exceed the permitted one: first the former.
     caps::set(None, CapSet::Effective, &kept)?;
     caps::set(None, CapSet::Permitted, &kept)?;
+    let handed_on = Capability::CAP_NET_ADMIN;
+    if own_user() != 0 && kept.contains(&handed_on) {
+        caps::raise(None, CapSet::Inheritable, handed_on)?;
+        caps::raise(None, CapSet::Ambient, handed_on)?;
+    }
 
     set_process_flag(libc::PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS")?;
     set_process_flag(libc::PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE")?;
@@ -110,6 +126,32 @@ mod tests {
     #[test]
     fn the_kept_capabilities_suffice() {
         in_child("the_kept_capabilities_suffice", || in_netns(drop_and_work));
+    }
+
+    #[test]
+    fn what_another_user_than_root_starts_may_administer_the_network_too() {
+        const NAME: &str =
+            "privileges::tests::what_another_user_than_root_starts_may_administer_the_network_too";
+        if std::env::var_os(IN_CHILD).is_some() {
+            drop_to(&agent_capabilities()).unwrap();
+            let child = Command::new("cat").arg("/proc/self/status").output().unwrap();
+            let status = String::from_utf8_lossy(&child.stdout).into_owned();
+            let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+            let effective = u64::from_str_radix(effective, 16).unwrap();
+            assert_eq!(effective, Capability::CAP_NET_ADMIN.bitmask());
+            assert!(!sees_processes());
+            return;
+        }
+        let child = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .args(["--inh-caps=+net_admin,+net_raw", "--ambient-caps=+net_admin,+net_raw"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", NAME])
+            .env(IN_CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{said}");
     }
 
     fn in_child(name: &str, test: impl FnOnce()) {

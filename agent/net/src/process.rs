@@ -52,6 +52,8 @@ pub struct Holder {
     pub cgroup: Option<String>,
     /// Its program, as [`exe`] has it.
     pub exe: Option<PathBuf>,
+    /// What it calls itself: whoever runs it can choose that.
+    pub name: Option<String>,
 }
 
 /// The processes that hold the socket `inode`: those of `cgroup` (a directory, see
@@ -65,6 +67,12 @@ pub fn holders(inode: u32, cgroup: Option<&Path>, budget: Duration) -> Vec<Holde
     pids.filter(|pid| holds(*pid, OsStr::new(&target), deadline)).filter_map(holder).collect()
 }
 
+/// The processes of `cgroup` (see [`holders`]), whatever they hold: what can be told without CAP_SYS_PTRACE.
+#[must_use]
+pub fn of_cgroup(cgroup: &Path) -> Vec<Holder> {
+    members(cgroup).into_iter().filter_map(holder).collect()
+}
+
 fn holder(pid: u32) -> Option<Holder> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
@@ -72,7 +80,7 @@ fn holder(pid: u32) -> Option<Holder> {
     let uid = uids.split_whitespace().next()?.parse().ok()?;
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let cgroup = groups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
-    Some(Holder { pid, uid, cgroup, exe: exe(pid) })
+    Some(Holder { pid, uid, cgroup, exe: exe(pid), name: name(pid) })
 }
 
 /// The user that this process runs as.

@@ -25,6 +25,8 @@ pub(super) struct Shared<O> {
     pub(super) lanes: Vec<Lane>,
     started: Instant,
     pub(super) wakers: Wakers,
+    /// How often each of the lanes' threads has turned, in the order of their wakers.
+    pub(super) turns: Vec<AtomicU64>,
     pub(super) refused: Refused,
     stopping: AtomicBool,
     failure: Mutex<Option<anyhow::Error>>,
@@ -97,6 +99,7 @@ impl<O> Shared<O> {
             started: Instant::now(),
             sockets,
             mtu,
+            turns: wakers.lanes.iter().map(|_| AtomicU64::new(0)).collect(),
             wakers,
             refused: Refused::default(),
             stopping: AtomicBool::new(false),
@@ -136,6 +139,13 @@ impl<O> Shared<O> {
     /// Microseconds since the start.
     pub(super) fn micros(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The thread of this waker has turned.
+    pub(super) fn turned(&self, waker: usize) {
+        if let Some(turns) = self.turns.get(waker) {
+            turns.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn is_stopping(&self) -> bool {

@@ -21,6 +21,7 @@ pub(super) enum Command {
     Flows(usize, oneshot::Sender<Listed>),
     Sample(oneshot::Sender<Sample>),
     Ping(Ping, oneshot::Sender<Option<HostId>>),
+    Turns(oneshot::Sender<Vec<u64>>),
     Moved,
     Write(Vec<u8>),
     Stop,
@@ -77,6 +78,14 @@ impl Handle {
     /// When the data plane is gone or busy.
     pub async fn ping(&self, ping: Ping) -> anyhow::Result<Option<HostId>> {
         self.ask(|reply| Command::Ping(ping, reply)).await
+    }
+
+    /// How often each thread has turned, and has them all turn once more: who doesn't hangs.
+    ///
+    /// # Errors
+    /// When the data plane is gone or busy.
+    pub async fn turns(&self) -> anyhow::Result<Vec<u64>> {
+        self.ask(Command::Turns).await
     }
 
     /// This host has other addresses now.

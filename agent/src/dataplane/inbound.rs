@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use isthmus_core::{Inbox, Owners, Received};
-use isthmus_net::poll::{Events, Interest, Poller};
+use isthmus_net::poll::{Events, Interest, Poller, Waker};
 use isthmus_net::udp::{BATCH_SIZE, Message, RecvBatch};
 
 use super::engine::{Engine, Shared};
@@ -41,9 +41,12 @@ impl<O: Owners> Inbound<O> {
     pub(super) fn run(&mut self) -> anyhow::Result<()> {
         let mut ready = Events::with_capacity(4);
         while !self.shared.is_stopping() {
+            self.shared.turned(2 * self.lane + 1);
             self.poller.wait(&mut ready, None).context("Failed to wait for packets")?;
             for event in ready.iter() {
-                if event.token != WAKER {
+                if event.token == WAKER {
+                    self.shared.wakers.lanes.get(2 * self.lane + 1).map(Waker::drain);
+                } else {
                     self.read(usize::try_from(event.token).unwrap_or(usize::MAX));
                 }
             }

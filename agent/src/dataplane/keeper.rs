@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use isthmus_core::{DropReason, Owners, TunWriter as _};
-use isthmus_net::poll::{Events, Interest, Poller};
+use isthmus_net::poll::{Events, Interest, Poller, Waker};
 use isthmus_net::tun::{VNET_HEADER, device_drops};
 use isthmus_net::udp::UdpSocket;
 
@@ -77,6 +77,13 @@ impl<O: Owners> Keeper<O> {
                 Command::Ping(ping, reply) => {
                     let Ping { target, identifier, sequence } = ping;
                     let _ = reply.send(engine.node.ping(target, identifier, sequence, now));
+                }
+                Command::Turns(reply) => {
+                    drop(engine);
+                    // Before they are woken, or the turns of this time might be counted already.
+                    let turns = self.shared.turns.iter().map(|it| it.load(Ordering::Relaxed));
+                    drop(reply.send(turns.collect()));
+                    self.shared.wakers.lanes.iter().for_each(Waker::wake);
                 }
                 Command::Moved => {
                     engine.node.handle_moved(now);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use isthmus_core::packet::Offload;
 use isthmus_core::{Outbox, Owners, Sealing};
-use isthmus_net::poll::{Events, Interest, Poller};
+use isthmus_net::poll::{Events, Interest, Poller, Waker};
 use isthmus_net::tun::{FRAME_BYTES_MAX, VNET_HEADER};
 
 use super::engine::{Engine, Failed, Shared};
@@ -18,6 +18,8 @@ use super::engine::{Engine, Failed, Shared};
 /// make a run.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 1 << 16;
+
+const WAKER: u64 = u64::MAX;
 
 /// How long after its last batch a thread is taken to be at work.
 const AWAKE: Duration = Duration::from_micros(500);
@@ -55,15 +57,19 @@ impl<O: Owners> Outbound<O> {
         let queue = shared.tun.queue(lane).context("Failed to find a queue of the TUN device")?;
         poller.add(&queue, 0, Interest::READ).context("Failed to watch the TUN device")?;
         let waker = shared.wakers.lanes.get(2 * lane).context("Failed to find a waker")?;
-        poller.add(waker, 1, Interest::READ).context("Failed to watch a waker")?;
+        poller.add(waker, WAKER, Interest::READ).context("Failed to watch a waker")?;
         Ok(Self { shared, lane, poller })
     }
 
     pub(super) fn run(&mut self) -> anyhow::Result<()> {
         let mut ready = Events::with_capacity(2);
         while !self.shared.is_stopping() {
+            self.shared.turned(2 * self.lane);
             if !self.pass().context("The overlay's device is gone")? {
                 self.poller.wait(&mut ready, None).context("Failed to wait for packets")?;
+                if ready.iter().any(|event| event.token == WAKER) {
+                    self.shared.wakers.lanes.get(2 * self.lane).map(Waker::drain);
+                }
             }
         }
         Ok(())

@@ -62,20 +62,20 @@ pub async fn serve(
 }
 
 /// What the API works with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Api {
     shared: Arc<Shared>,
     disk: Arc<StateDir>,
     /// Where a new identity goes: whoever receives it lives as that member from then on.
     joined: mpsc::Sender<Identity>,
     /// Held by whoever is joining.
-    joining: Mutex<()>,
+    joining: Arc<Mutex<()>>,
 }
 
 impl Api {
     #[must_use]
     pub fn new(shared: Arc<Shared>, disk: Arc<StateDir>, joined: mpsc::Sender<Identity>) -> Self {
-        Self { shared, disk, joined, joining: Mutex::new(()) }
+        Self { shared, disk, joined, joining: Arc::default() }
     }
 
     fn packets(&self) -> Result<dataplane::Handle, Status> {

@@ -12,6 +12,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use isthmus_model::{Exposure, ListenerCheck, Revision, Service, ServiceId, Snapshot};
+use isthmus_net::privileges;
 use isthmus_net::process::{self, Holder};
 use isthmus_net::sock_diag::{Protocol, SocketDiag, SocketOwner};
 
@@ -25,6 +26,10 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// Who starts everything else, and opens sockets for it.
 const INIT: u32 = 1;
 const ROOT: u32 = 0;
+/// Cgroups in which only systemd makes sockets.
+const UNIT_OF_SOCKETS: &str = ".socket";
+/// What the kernel keeps of a process's name.
+const NAME_LEN: usize = 15;
 /// Programs by which container runtimes hold the ports of containers.
 const STAND_INS: [&str; 5] =
     ["docker-proxy", "conmon", "rootlessport", "containerd-shim-runc-v2", "pasta"];
@@ -157,7 +162,14 @@ impl Listeners {
         if service.has(&maker) == Some(true) {
             return Standing::Own;
         }
-        let holders = process::holders(socket.inode, directory.as_deref(), BUDGET);
+        let holders = if privileges::sees_processes() {
+            process::holders(socket.inode, directory.as_deref(), BUDGET)
+        } else if socket.uid == ROOT && cgroup.is_some_and(|path| path.ends_with(UNIT_OF_SOCKETS)) {
+            return Standing::Own;
+        } else {
+            // Root made it, or not: beside whom?
+            directory.as_deref().map(process::of_cgroup).unwrap_or_default()
+        };
         judge(service, socket.uid, &holders)
     }
 
@@ -187,8 +199,10 @@ fn judge(service: &LocalService, maker: u32, holders: &[Holder]) -> Standing {
         return Standing::Own;
     }
     Standing::Foreign(match holders.first() {
-        Some(Holder { pid, uid, exe, .. }) => {
-            let program = exe.as_deref().map_or_else(|| "a program".into(), Path::to_string_lossy);
+        Some(Holder { pid, uid, exe, name, .. }) => {
+            let program = exe.as_deref().map(Path::to_string_lossy);
+            let program = program.or_else(|| name.as_deref().map(Into::into));
+            let program = program.unwrap_or_else(|| "a program".into());
             format!("{program} (process {pid} of user {uid})")
         }
         None => format!("a process of user {maker}, which can't be looked at,"),
@@ -197,8 +211,12 @@ fn judge(service: &LocalService, maker: u32, holders: &[Holder]) -> Standing {
 
 /// Who may hold another's socket: it takes root to be one of them.
 fn is_trusted(holder: &Holder) -> bool {
-    let name = holder.exe.as_deref().and_then(Path::file_name);
-    let stands_in = name.is_some_and(|name| STAND_INS.iter().any(|it| name == *it));
+    let stands_in = match holder.exe.as_deref().and_then(Path::file_name) {
+        Some(program) => STAND_INS.iter().any(|it| program == *it),
+        None => {
+            STAND_INS.iter().any(|it| holder.name.as_deref() == it.get(..NAME_LEN).or(Some(it)))
+        }
+    };
     holder.pid == INIT || (holder.uid == ROOT && stands_in)
 }
 
@@ -222,7 +240,8 @@ mod tests {
     }
 
     fn holder(pid: u32, uid: u32, cgroup: &str, exe: &str) -> Holder {
-        Holder { pid, uid, cgroup: Some(cgroup.to_owned()), exe: Some(exe.into()) }
+        let name = Path::new(exe).file_name().map(|it| it.to_string_lossy().into_owned());
+        Holder { pid, uid, cgroup: Some(cgroup.to_owned()), exe: Some(exe.into()), name }
     }
 
     #[test]
@@ -254,6 +273,22 @@ mod tests {
         let worker = holder(71, 33, "/system.slice/nginx.service", "/usr/sbin/nginx");
         assert_eq!(judge(&web, 33, std::slice::from_ref(&worker)), Standing::Own);
         assert!(matches!(judge(&web, 1000, &[worker]), Standing::Foreign(_)));
+    }
+
+    #[test]
+    fn without_its_program_a_container_runtime_is_known_by_the_name_that_root_gave_it() {
+        let web = service(Selector::User("33".into()));
+        for (name, uid, is_own) in [
+            ("docker-proxy", 0, true),
+            ("containerd-shim", 0, true),
+            ("docker-proxy", 1000, false),
+            ("nc", 0, false),
+        ] {
+            let name = Some(name.to_owned());
+            let unseen =
+                Holder { exe: None, name, ..holder(90, uid, "/system.slice/x.service", "") };
+            assert_eq!(judge(&web, 0, &[unseen]) == Standing::Own, is_own);
+        }
     }
 
     #[test]

@@ -3,12 +3,18 @@
 use std::path::Path;
 
 use isthmus_model::{Code, Problem, Selector, Snapshot};
-use isthmus_net::process;
+use isthmus_net::{privileges, process};
 
 use super::guarded;
 
 /// The code of these problems.
 pub(super) const CODE: Code = Code::Selector;
+
+/// The packages' drop-in, and what does without.
+const LET_SEE: &str = "give the agent CAP_SYS_PTRACE: install -Dm644 \
+    /usr/share/isthmus-agent/programs.conf -t /etc/systemd/system/isthmus-agent.service.d && \
+    systemctl daemon-reload && systemctl restart isthmus-agent; or use `systemd`, `user` or `cgroup` \
+    instead of `exe` in its `workload`";
 
 /// Where units of the system are, but for those that come and go.
 const UNITS: [&str; 7] = [
@@ -38,6 +44,9 @@ fn unknown_at_once(snapshot: &Snapshot) -> Vec<Problem> {
 /// Likewise, and those by which anybody's process may be known.
 pub(super) fn problems(snapshot: &Snapshot) -> Vec<Problem> {
     let mut problems = unknown_at_once(snapshot);
+    if !privileges::sees_processes() {
+        problems.extend(unseen(snapshot));
+    }
     for (_, service) in guarded(snapshot) {
         let name = service.name.as_str();
         let is_known = problems.iter().any(|it| it.subject == name);
@@ -53,6 +62,21 @@ pub(super) fn problems(snapshot: &Snapshot) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Services that are known by their program, where programs can't be seen.
+fn unseen(snapshot: &Snapshot) -> Vec<Problem> {
+    guarded(snapshot)
+        .filter(|(_, service)| service.selectors.iter().any(|it| matches!(it, Selector::Exe(_))))
+        .map(|(_, service)| {
+            let name = service.name.as_str();
+            let text = format!(
+                "no process here can be service {name}'s: the agent may not see which program a \
+                 process runs"
+            );
+            Problem::new(CODE, text, LET_SEE).about(name)
+        })
+        .collect()
 }
 
 fn missing(selector: &Selector) -> Option<String> {
@@ -95,6 +119,19 @@ mod tests {
         snapshot.services.get_mut(&ServiceId(20)).unwrap().selectors = selectors;
         [unknown_at_once(&snapshot), problems(&snapshot)]
             .map(|problems| problems.into_iter().map(|it| it.text).collect())
+    }
+
+    #[test]
+    fn programs_that_cannot_be_seen_select_nothing() {
+        let mut snapshot = snapshot(&[(80, Protocol::Tcp, Exposure::Mesh)]);
+        let service = snapshot.services.get_mut(&ServiceId(20)).unwrap();
+        service.selectors = vec![Selector::User("0".into())];
+        assert_eq!(unseen(&snapshot), []);
+        let service = snapshot.services.get_mut(&ServiceId(20)).unwrap();
+        service.selectors.push(Selector::Exe("/bin/sh".into()));
+        let problems = unseen(&snapshot);
+        assert!(problems[0].text.contains("may not see which program"), "{problems:?}");
+        assert!(problems[0].remedy.contains("programs.conf"), "{problems:?}");
     }
 
     #[test]

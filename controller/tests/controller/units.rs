@@ -33,3 +33,26 @@ fn units_never_give_up() {
         assert!(values(&text, "Service", "StartLimitIntervalSec").is_empty(), "{unit}");
     }
 }
+
+#[test]
+fn the_agent_has_a_user_of_its_own_and_no_more_than_it_needs() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let read = |name: &str| std::fs::read_to_string(configs.join(name)).unwrap();
+    let agent = read("isthmus-agent.service");
+    let guard = read("isthmus-guard.service");
+    for unit in [&agent, &guard] {
+        // Whom the guard lets answer by the agent's ports is who runs it.
+        assert_eq!(values(unit, "Service", "User"), ["isthmus"]);
+        let bounds = values(unit, "Service", "CapabilityBoundingSet");
+        assert_eq!(bounds, values(unit, "Service", "AmbientCapabilities"));
+        assert!(
+            !bounds[0].contains("SYS_PTRACE") && !bounds[0].contains("SYS_ADMIN"),
+            "{bounds:?}"
+        );
+    }
+    assert_eq!(values(&agent, "Service", "LoadCredential"), ["isthmus.token"]);
+    assert!(!values(&agent, "Service", "WatchdogSec").is_empty());
+    // The drop-in that the agent's message names.
+    let programs = read("agent.service.d/programs.conf");
+    assert_eq!(values(&programs, "Service", "AmbientCapabilities"), ["CAP_SYS_PTRACE"]);
+}

@@ -93,6 +93,8 @@ codes! {
         "Two machines have one host's identity: one is a copy of the other, with its state directory. The second is turned away. Let the copy join by a token of its own."
     Ipv6Missing "ipv6-missing"
         "The overlay has only IPv4 on this host, since IPv6 is switched off. It is used as soon as it is back."
+    JoinFailed "join-failed"
+        "The host was given a token by systemd (LoadCredential), and didn't become a member by it. Make a token where an operator is, and give it to `agentctl join -` on the host."
     JoinPlaces "join-places"
         "All places of the controller's port are taken by callers without a certificate; others are turned away. Members keep theirs."
     KernelOld "kernel-old"
