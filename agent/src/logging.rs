@@ -1,14 +1,17 @@
 //! Where log lines go, and what they look like.
 
+use std::fs;
 use std::io::{self, IsTerminal as _};
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::Context as _;
-use tracing::{Metadata, Subscriber};
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
+use tracing_subscriber::fmt::{MakeWriter, layer};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{Layer, fmt, registry};
+use tracing_subscriber::{Layer, registry};
 
 use crate::settings::{AccessLog, LogFormat, Settings};
 
@@ -43,13 +46,68 @@ fn lines<S>(format: LogFormat) -> Lines<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let lines =
-        fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal() && !journal);
-    match (format, journal) {
-        (LogFormat::Json, _) => lines.json().flatten_event(true).boxed(),
-        (LogFormat::Text, true) => lines.without_time().boxed(),
-        (LogFormat::Text, false) => lines.boxed(),
+    let lines = layer();
+    if is_journal() {
+        let lines = lines.with_writer(Journal::of(Level::INFO)).with_ansi(false);
+        return match format {
+            LogFormat::Json => lines.json().flatten_event(true).boxed(),
+            LogFormat::Text => lines.without_time().boxed(),
+        };
+    }
+    let lines = lines.with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    match format {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines.boxed(),
+    }
+}
+
+/// Whether standard error goes to the journal: systemd says which file that would be.
+fn is_journal() -> bool {
+    let Ok(journal) = std::env::var("JOURNAL_STREAM") else { return false };
+    let Ok(ours) = fs::metadata("/proc/self/fd/2") else { return false };
+    journal == format!("{}:{}", ours.dev(), ours.ino())
+}
+
+/// Tells the journal each line's priority (sd-daemon(3)), for `journalctl -p`.
+#[derive(Clone, Copy, Debug)]
+struct Journal {
+    priority: u8,
+}
+
+impl Journal {
+    fn of(level: Level) -> Self {
+        // As in syslog(3): an error, a warning, informational, debugging.
+        let priority = match level {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        Self { priority }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Journal {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        *self
+    }
+
+    fn make_writer_for(&'a self, line: &Metadata<'_>) -> Self {
+        Self::of(*line.level())
+    }
+}
+
+impl io::Write for Journal {
+    /// In one piece, which the journal takes for one entry.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let entry = [format!("<{}>", self.priority).as_bytes(), line].concat();
+        io::stderr().lock().write_all(&entry).map(|()| line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -69,9 +127,14 @@ fn filter(log: &str, requests: AccessLog) -> anyhow::Result<Targets> {
 
 #[cfg(test)]
 mod tests {
-    use tracing::Level;
-
     use super::*;
+
+    #[test]
+    fn the_journal_is_told_priorities() {
+        let levels = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
+        assert_eq!(levels.map(|level| Journal::of(level).priority), [3, 4, 6, 7, 7]);
+        assert!(!is_journal(), "tests' output goes elsewhere");
+    }
 
     #[test]
     fn levels_are_set_for_all_and_by_crate_and_module() {
