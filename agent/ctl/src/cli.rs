@@ -38,7 +38,8 @@ pub(crate) struct Cli {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
     /// An operator's credentials [default: ~/.config/isthmus/operator.toml, then
-    /// /etc/isthmus/operator/operator.toml]
+    /// /etc/isthmus/operator/operator.toml, then on the controller's machine
+    /// /var/lib/isthmus/controller/operator/operator.toml]
     #[arg(
         long,
         global = true,
@@ -190,6 +191,21 @@ pub(crate) enum Command {
         /// Wait so long between two
         #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = words::parse_seconds)]
         interval: Duration,
+    },
+    /// Waits until this host has its addresses in the mesh, and prints them
+    ///
+    /// For what binds them at its start. A unit need not call it: After=isthmus-online.target and
+    /// Wants=isthmus-online.target do. Exits with 3 when the time is over, and says what is missing.
+    #[command(
+        after_help = "Examples:\n  agentctl wait\n  agentctl wait --service web --timeout 30s"
+    )]
+    Wait {
+        /// Wait for the addresses of this service's workload only
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+        /// Wait so long
+        #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = words::parse_duration)]
+        timeout: Duration,
     },
     /// Prints a completion script for a shell
     #[command(

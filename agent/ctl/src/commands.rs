@@ -13,7 +13,7 @@ use crate::output::{self, Tone, clean, paint};
 use crate::transport::{Session, Whom};
 use crate::{
     apply, delivery, explain, flows, inventory, join, ping, routes, stat, status, tap, token,
-    validate,
+    validate, wait,
 };
 
 /// The program.
@@ -68,6 +68,9 @@ async fn run(session: &Session, command: Command) -> Result<Exit> {
         Command::Explain(arguments) => explain::explain(session, &arguments).await,
         Command::Ping { target, count, interval } => {
             ping::ping(session, &target, count, interval).await
+        }
+        Command::Wait { service, timeout } => {
+            wait::wait(session, service.as_deref(), timeout).await
         }
         Command::Completion { shell } => completion(shell),
         Command::Man { folder } => {

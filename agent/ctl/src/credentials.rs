@@ -12,7 +12,9 @@ use tonic::transport::Identity;
 use crate::errors::{Failure, unreadable};
 use crate::output;
 
-const SYSTEM_WIDE: &str = "/etc/isthmus/operator/operator.toml";
+/// The machine's own, and on the controller's machine those that `isthmus-controller init` made.
+const SYSTEM_WIDE: [&str; 2] =
+    ["/etc/isthmus/operator/operator.toml", "/var/lib/isthmus/controller/operator/operator.toml"];
 
 /// `operator.toml`, as `isthmus-controller init` writes it. Paths are relative to it.
 #[derive(Debug, Deserialize)]
@@ -76,7 +78,7 @@ impl Credentials {
 pub(crate) fn default_path() -> Option<PathBuf> {
     let home = env::var_os("HOME").filter(|home| !home.is_empty());
     let own = home.map(|home| Path::new(&home).join(".config/isthmus/operator.toml"));
-    own.into_iter().chain([PathBuf::from(SYSTEM_WIDE)]).find(|path| path.is_file())
+    own.into_iter().chain(SYSTEM_WIDE.map(PathBuf::from)).find(|path| path.is_file())
 }
 
 /// A warning where others may read a key.

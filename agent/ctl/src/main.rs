@@ -38,6 +38,7 @@ mod tests;
 mod token;
 mod transport;
 mod validate;
+mod wait;
 mod words;
 mod world;
 
