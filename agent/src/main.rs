@@ -2,10 +2,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser, Subcommand};
 use isthmus_agent::settings::{DEFAULT_PATH, Settings};
 use isthmus_agent::{app, guard, logging};
 
@@ -57,6 +58,12 @@ enum Command {
         #[arg(long)]
         lower: bool,
     },
+    /// Writes manual pages into a folder.
+    #[command(hide = true)]
+    Man {
+        /// Which folder
+        folder: PathBuf,
+    },
 }
 
 const HELP: &str = "\
@@ -77,6 +84,7 @@ fn main() -> ExitCode {
             app::settings(&settings, state_dir, None),
             if lower { lower_guard } else { raise_guard },
         ),
+        Command::Man { folder } => return manual(&folder),
     };
     let settings = match settings {
         Ok(settings) => settings,
@@ -111,6 +119,13 @@ fn raise_guard(settings: Settings) -> anyhow::Result<()> {
 
 fn lower_guard(settings: Settings) -> anyhow::Result<()> {
     small_runtime()?.block_on(guard::lower(&settings.device))
+}
+
+fn manual(folder: &Path) -> ExitCode {
+    let written = std::fs::create_dir_all(folder)
+        .and_then(|()| clap_mangen::generate_to(Arguments::command(), folder))
+        .with_context(|| format!("Failed to write manual pages to {}", folder.display()));
+    written.map_or_else(|error| complain(&error, FAILED), |()| ExitCode::SUCCESS)
 }
 
 fn small_runtime() -> std::io::Result<tokio::runtime::Runtime> {

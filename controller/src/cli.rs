@@ -1,19 +1,26 @@
 //! The command line.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
+use std::{env, fs};
 
-use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
+use anyhow::{Context as _, Result, bail};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use isthmus_model::{Name, TrustDomain};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::init::{self, Init};
+use crate::mesh_file::MeshFile;
 use crate::settings::{DEFAULT_STATE, Settings};
 use crate::{logging, server};
+
+/// The packages' unit.
+const UNIT: &str = "isthmus-controller.service";
 
 /// The controller of an Isthmus mesh: hosts join it by token, and it tells each agent the topology
 /// and the policy that concern it.
@@ -79,6 +86,12 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Writes manual pages into a folder.
+    #[command(hide = true)]
+    Man {
+        /// Which folder
+        folder: PathBuf,
+    },
 }
 
 /// The program.
@@ -96,27 +109,41 @@ pub fn main() -> ExitCode {
             }),
         Command::Operator { name, state_dir, out } => init::operator(&state_dir, &out, &name)
             .and_then(|()| say(&format!("Wrote {}.", out.join("operator.toml").display()))),
+        Command::Man { folder } => fs::create_dir_all(&folder)
+            .and_then(|()| clap_mangen::generate_to(Arguments::command(), &folder))
+            .with_context(|| format!("Failed to write manual pages to {}", folder.display())),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn initialize(wanted: Init) -> Result<()> {
-    let state = wanted.state_dir.clone();
-    let identity = init::init(wanted)?;
-    let state = state.display();
+    let state_dir = wanted.state_dir.clone();
+    match owner_to_become(&state_dir)? {
+        Some((user, group)) => init_as(user, group)?,
+        None => drop(init::init(wanted)?),
+    }
+    let identity = MeshFile::read(&state_dir)?.identity()?;
+    let state = state_dir.display();
+    let first = if start_unit(&state_dir)? {
+        format!(
+            "It runs now ({UNIT}). Here, root's agentctl finds the credentials in {state}/operator by itself.\n\nNext:"
+        )
+    } else {
+        format!(
+            "Next:\n  run the controller:    isthmus-controller run --state-dir {state}\n  \
+             copy the credentials:  {state}/operator/ to ~/.config/isthmus/ of whoever operates the mesh"
+        )
+    };
     say(&format!(
-        "Made the mesh {:?} in {state}: prefix {}/48, trust domain {}.\n\n\
-         Next:\n  \
-         1. run the controller:    isthmus-controller run --state-dir {state}\n  \
-         2. copy the credentials:  {state}/operator/ to ~/.config/isthmus/ of whoever operates the mesh\n  \
-         3. make a join token:     agentctl token create\n  \
-         4. on each host:          agentctl join TOKEN\n\n\
+        "Made the mesh {:?} in {state}: prefix {}/48, trust domain {}.\n\n{first}\n  \
+         make a join token:     agentctl token create\n  \
+         on each host:          agentctl join TOKEN\n\n\
          Back up {state}, and keep ca.key away from everybody: who has it, is the mesh.",
         identity.name,
         identity.prefix.network(),
@@ -124,8 +151,57 @@ fn initialize(wanted: Init) -> Result<()> {
     ))
 }
 
+/// Whom the state directory belongs to, if that is somebody else and we may become them: what root makes
+/// for the package's user must be that user's.
+fn owner_to_become(state_dir: &Path) -> Result<Option<(u32, u32)>> {
+    let is_root = is_root()?;
+    match fs::metadata(state_dir) {
+        Ok(found) => Ok((is_root && found.uid() != 0).then_some((found.uid(), found.gid()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            Err(error).with_context(|| format!("Failed to look at {}", state_dir.display()))
+        }
+    }
+}
+
+fn is_root() -> Result<bool> {
+    Ok(fs::metadata("/proc/self").context("Failed to read /proc/self")?.uid() == 0)
+}
+
+/// The same command once more, by another user. It says itself what fails.
+fn init_as(user: u32, group: u32) -> Result<()> {
+    let status = process::Command::new("/proc/self/exe")
+        .args(env::args_os().skip(1))
+        .current_dir("/")
+        .uid(user)
+        .gid(group)
+        .stdout(process::Stdio::null())
+        .status()
+        .context("Failed to run init as the owner of the state directory")?;
+    if status.success() { Ok(()) } else { bail!("Nothing was made; see above") }
+}
+
+/// Starts the packaged unit, where there is one for this mesh; says whether it runs.
+fn start_unit(state_dir: &Path) -> Result<bool> {
+    let systemctl = |arguments: &[&str]| {
+        process::Command::new("systemctl")
+            .args(arguments)
+            .stdout(process::Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    let packaged = is_root()?
+        && state_dir == Path::new(DEFAULT_STATE)
+        && Path::new("/run/systemd/system").is_dir()
+        && systemctl(&["cat", UNIT]);
+    if packaged && !systemctl(&["start", UNIT]) {
+        bail!("The mesh is made, but {UNIT} doesn't start: see `journalctl -u {UNIT}`");
+    }
+    Ok(packaged)
+}
+
 fn say(text: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{text}").context("Failed to write to standard output")
+    writeln!(io::stdout(), "{text}").context("Failed to write to standard output")
 }
 
 fn run(settings: Settings) -> Result<()> {
