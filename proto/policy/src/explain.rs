@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use isthmus_model::route::{FieldMatch, Pattern as RegexPattern};
-use isthmus_model::{Action, Identity, Origin, Rule, Subject};
+use isthmus_model::{Action, Identity, Layer4, Origin, RequestMatch, Rule, Subject};
 
-use crate::engine::{Case, Fit, Lack, Recorder, Target, Traffic, covers};
+use crate::engine::{Asked, Case, Fit, Lack, Recorder, Target, Traffic, covers};
 use crate::policy::Policy;
+use crate::suggest::Suggestion;
 use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, RuleId, Verdict};
 
 /// More steps than this only hide the one that matters.
@@ -22,8 +23,10 @@ pub struct Explanation {
     pub steps: Vec<Step>,
     /// How many steps were left out: those before the last ones.
     pub omitted: usize,
-    /// What might be wrong, where nothing allowed it.
+    /// What might be wrong, where it was denied.
     pub hint: Option<String>,
+    /// The rule to add, where nothing allowed it.
+    pub suggestion: Option<Suggestion>,
 }
 
 /// A rule that was tried.
@@ -90,7 +93,9 @@ impl Log {
         verdict: Verdict,
     ) -> Explanation {
         let Self { steps, omitted } = self;
-        Explanation { verdict, steps, omitted, hint: hint(policy, query, &verdict) }
+        let hint = hint(policy, query, &verdict);
+        let suggestion = policy.suggest(query, &verdict);
+        Explanation { verdict, steps, omitted, hint, suggestion }
     }
 }
 
@@ -124,15 +129,50 @@ fn other_request(policy: &Policy, id: RuleId, case: &Case<'_>) -> String {
     let Traffic::Request(asked) = &case.traffic else {
         return "it covers other requests".to_owned();
     };
-    let rule = policy.rule(id);
     let (method, path) = (asked.request.method, asked.path.as_deref().unwrap_or("?"));
-    let patterns = &policy.requests[id.0 as usize];
-    let ([only], [entry]) = (&**patterns, &*rule.http) else {
-        return format!("none of its `http` entries matches {method} {path}");
-    };
-    let Err(Ok(lack)) = asked.lack(only, rule.action) else {
-        return "it covers other requests".to_owned();
-    };
+    match (nearest_entry(policy, id, asked), policy.rule(id).http.len()) {
+        (Some((entry, lack)), 1) => lacking(entry, lack, asked),
+        (Some((entry, lack)), _) if closeness(&lack) > CLOSE_BY_PATH => {
+            format!("of its `http` entries {entry} comes nearest: {}", lacking(entry, lack, asked))
+        }
+        (Some(_) | None, _) => format!("none of its `http` entries matches {method} {path}"),
+    }
+}
+
+/// The entry of a rule that the request misses last, and how.
+fn nearest_entry<'p>(
+    policy: &'p Policy,
+    id: RuleId,
+    asked: &Asked<'_>,
+) -> Option<(&'p RequestMatch, Lack<'p>)> {
+    let rule = policy.rule(id);
+    let entries = policy.requests[id.0 as usize].iter().zip(&rule.http);
+    let lacks = entries.filter_map(|(pattern, entry)| match asked.lack(pattern, rule.action) {
+        Err(Ok(lack)) => Some((entry, lack)),
+        Ok(()) | Err(Err(_)) => None,
+    });
+    // Of equals the first: `max_by_key` would give the last.
+    lacks.reduce(|best, next| if closeness(&next.1) > closeness(&best.1) { next } else { best })
+}
+
+const CLOSE_BY_PATH: u8 = 1;
+
+/// How much of a request fits before this lacks: what is compared first comes first.
+const fn closeness(lack: &Lack<'_>) -> u8 {
+    match lack {
+        Lack::Method => 0,
+        Lack::Path => CLOSE_BY_PATH,
+        Lack::Host => 2,
+        Lack::Header(_) => 3,
+        Lack::Parameter(_) => 4,
+        Lack::Token => 5,
+        Lack::Claim(_) => 6,
+        Lack::Condition(_) => 7,
+    }
+}
+
+fn lacking(entry: &RequestMatch, lack: Lack<'_>, asked: &Asked<'_>) -> String {
+    let (method, path) = (asked.request.method, asked.path.as_deref().unwrap_or("?"));
     match lack {
         Lack::Method => {
             format!("method {method} is not {}", entry.method.as_deref().unwrap_or("*"))
@@ -166,14 +206,18 @@ fn field(fields: &[FieldMatch], name: &str) -> String {
     fields.iter().find(|field| &*field.name == name).map(ToString::to_string).unwrap_or_default()
 }
 
-/// What might be wrong, where nothing allowed it.
+/// What might be wrong, where it was denied.
 fn hint(policy: &Policy, query: &Query<'_>, verdict: &Verdict) -> Option<String> {
     let denier = match verdict.outcome {
         Outcome::Deny => Some(verdict.decided_by),
         Outcome::Allow | Outcome::Inspect => verdict.would_deny,
     };
     match denier? {
-        DecidedBy::Rule(_) | DecidedBy::BuiltIn(BuiltIn::HostPing | BuiltIn::DeviceDns) => None,
+        DecidedBy::Rule(id) => Some(format!(
+            "no [[allow]] overrules a [[deny]]: narrow {}, or take it away",
+            title(policy, id)
+        )),
+        DecidedBy::BuiltIn(BuiltIn::HostPing | BuiltIn::DeviceDns) => None,
         DecidedBy::BuiltIn(BuiltIn::AmbiguousPath) => {
             Some("write the path in one way only: no '//', '..', ';' or encoded slash".to_owned())
         }
@@ -184,10 +228,12 @@ fn hint(policy: &Policy, query: &Query<'_>, verdict: &Verdict) -> Option<String>
 /// The rule that comes nearest to allowing it.
 fn nearest(policy: &Policy, query: &Query<'_>) -> String {
     let case = policy.case(query, None);
+    if let (Target::Service(_), Layer4::Other(_)) = (case.target, case.layer4) {
+        return format!("rules to services know tcp, udp and icmp only, not {}", case.layer4);
+    }
     let related = policy.allows.related(case.from, case.to).map(RuleId);
-    let near = |id: &RuleId| u8::from(policy.fit(*id, &case) != Fit::OtherPort);
     // `max_by_key` gives the last of equals; people expect the first.
-    if let Some(id) = related.min_by_key(|id| std::cmp::Reverse(near(id))) {
+    if let Some(id) = related.min_by_key(|id| std::cmp::Reverse(nearness(policy, *id, &case))) {
         let why = reason(policy, id, policy.fit(id, &case), &case);
         return format!("{} comes nearest: {why}", title(policy, id));
     }
@@ -207,6 +253,26 @@ fn nearest(policy: &Policy, query: &Query<'_>) -> String {
             format!("{} allows something else to {to}, from {from}", title(policy, id))
         }
         None => format!("no rule allows anything to {}", query.to),
+    }
+}
+
+/// How near a rule that relates the two comes to allowing what is asked.
+fn nearness(policy: &Policy, id: RuleId, case: &Case<'_>) -> u8 {
+    match (policy.fit(id, case), &case.traffic) {
+        (Fit::OtherPort, _) => 0,
+        (Fit::OtherRequest, Traffic::Request(asked)) => {
+            2 + nearest_entry(policy, id, asked).map_or(0, |(_, lack)| closeness(&lack))
+        }
+        (
+            Fit::Yes
+            | Fit::Maybe
+            | Fit::Ambiguous(_)
+            | Fit::NoRequest
+            | Fit::OtherRequest
+            | Fit::NoTls
+            | Fit::OtherName,
+            _,
+        ) => 1,
     }
 }
 

@@ -205,7 +205,7 @@ fn find<'a>(claims: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     find(claims.get(first)?.as_object()?, rest)
 }
 
-fn text(value: &Value) -> Option<Cow<'_, str>> {
+pub(crate) fn text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => Some(Cow::Borrowed(text)),
         Value::Bool(truth) => Some(Cow::Borrowed(if *truth { "true" } else { "false" })),

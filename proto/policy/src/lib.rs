@@ -50,6 +50,7 @@ mod index;
 pub mod path;
 mod paths;
 mod policy;
+mod suggest;
 #[cfg(test)]
 mod tests;
 #[cfg(any(test, feature = "vectors"))]
@@ -61,6 +62,7 @@ pub use check::{TestResult, run_tests};
 pub use explain::{Explanation, Step};
 pub use paths::Starts;
 pub use policy::Policy;
+pub use suggest::Suggestion;
 pub use verdict::{
     BuiltIn, DecidedBy, Decision, Outcome, Query, Request, RuleId, Stream, Token, Verdict,
 };

@@ -25,7 +25,7 @@ pub struct Policy {
     pub(crate) subjects: Subjects,
     pub(crate) denies: Index,
     pub(crate) allows: Index,
-    services: Map<Name, Served>,
+    pub(crate) services: Map<Name, Served>,
 }
 
 /// What a service offers.

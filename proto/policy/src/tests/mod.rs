@@ -5,6 +5,7 @@ mod golden;
 mod properties;
 mod size;
 mod streams;
+mod suggestions;
 mod topologies;
 
 use isthmus_model::topology::{SourceFile, Topology, parse};

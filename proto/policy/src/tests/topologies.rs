@@ -236,6 +236,48 @@ fn hints_name_the_nearest_rule() {
 }
 
 #[test]
+fn the_nearest_rule_is_the_one_that_asks_for_the_last_thing_lacking() {
+    let rules = r#"
+        [jwt.login]
+        issuer = "https://login.example.com"
+        jwks = "/etc/keys.json"
+        [[allow]]
+        name = "readers"
+        from = "service:batch"
+        to = "service:web"
+        http = [{ method = "GET", path = "/reports/*" }]
+        [[allow]]
+        name = "staff edits"
+        from = "service:batch"
+        to = "service:web"
+        http = [{ method = "DELETE", path = "/" },
+                { method = "PUT", path = "/reports/*", jwt = { provider = "login", claims = { role = "staff" } } }]
+        [[deny]]
+        name = "no patches"
+        from = "any"
+        to = "service:web"
+        http = [{ method = "PATCH" }]
+        "#;
+    let topology = topology(&format!("{BASE}{rules}"));
+    let (from, to) = (identity(&topology, "service:batch"), identity(&topology, "service:web"));
+    let hint = |method, path| {
+        let request = Some(Request::new(method, path));
+        let query = Query { from: &from, to: &to, layer4: Layer4::Tcp(8080), request };
+        Policy::for_topology(&topology).explain(&query).hint.unwrap()
+    };
+    let put = hint("PUT", "/reports/1");
+    assert!(put.contains("\"staff edits\"") && put.contains("PUT /reports/*"), "{put}");
+    assert!(put.ends_with("there is no token of \"login\""), "{put}");
+    let put = hint("PUT", "/x");
+    assert!(put.ends_with("none of its `http` entries matches PUT /x"), "{put}");
+    let patch = hint("PATCH", "/reports/1");
+    assert!(
+        patch.starts_with("no [[allow]] overrules a [[deny]]: narrow rule \"no patches\""),
+        "{patch}"
+    );
+}
+
+#[test]
 fn an_explanation_shows_the_last_steps_of_many() {
     let one = |n| {
         format!(
