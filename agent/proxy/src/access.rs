@@ -2,15 +2,16 @@
 //! share of the others.
 
 use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, StatusCode, Version};
-use isthmus_model::{HostId, Identity, Name, Origin, ServiceId};
-use isthmus_policy::{DecidedBy, Decision, Policy};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use isthmus_model::{Action, HostId, Identity, Name, Origin, ServiceId};
+use isthmus_policy::{BuiltIn, DecidedBy, Decision, Policy, RuleId};
 
 use crate::activity::UnderWay;
 use crate::grpc;
@@ -25,6 +26,8 @@ use crate::trace::Trace;
 use crate::view::{Side, View};
 use crate::watch::{Finished, FinishedTrace};
 
+/// Between agents: that policy refused the request, and by which mark its decider is known.
+pub(crate) const DENIED_BY: HeaderName = HeaderName::from_static("x-isthmus-denied-by");
 /// Of a path in the log.
 const MAX_PATH_BYTES: usize = 1024;
 
@@ -40,12 +43,16 @@ pub(crate) struct Facts {
     /// The caller understands gRPC's words.
     pub(crate) is_grpc: bool,
     ledger: Arc<Ledger>,
+    /// From where the connection came.
+    caller: SocketAddr,
     clock: Clock,
     method: Method,
     path: Option<PathAndQuery>,
     version: Version,
     ruling: Ruling,
     decider: Decider,
+    /// The agent of the asked host refused it; by what, if that is known here.
+    refused_there: Option<Decider>,
     way: Way,
     host: Option<Name>,
     tries: u32,
@@ -79,6 +86,7 @@ pub(crate) struct RequestId(u64);
 impl Record {
     pub(crate) fn new(
         ledger: Arc<Ledger>,
+        caller: SocketAddr,
         head: &http::request::Parts,
         trace: Option<Trace>,
         mut under_way: UnderWay,
@@ -90,12 +98,14 @@ impl Record {
             id: RequestId::next(),
             is_grpc: grpc::is_call(head),
             ledger,
+            caller,
             clock,
             method: head.method.clone(),
             path: head.uri.path_and_query().cloned(),
             version: head.version,
             ruling: Ruling::Invalid,
             decider: Decider::Nobody,
+            refused_there: None,
             way: Way::default(),
             host: None,
             tries: 0,
@@ -115,6 +125,22 @@ impl Record {
     pub(crate) fn decide(&mut self, ruling: Ruling, decider: Decider) {
         self.ruling = ruling;
         self.decider = decider;
+    }
+
+    /// The other side's agent refused the request.
+    pub(crate) fn refuse_there(&mut self, decider: Decider) {
+        self.refused_there = Some(decider);
+    }
+
+    /// What tells the other side's agent by which rule the request was refused; none if by none. Not its
+    /// name: whoever dials the workload itself would read it.
+    pub(crate) fn mark(&self) -> Option<HeaderValue> {
+        match &self.decider {
+            Decider::Rule(policy, by) if self.ruling == Ruling::Deny => {
+                Some(mark_of(policy.describe_decider(*by).name))
+            }
+            Decider::Rule(..) | Decider::Nobody | Decider::Limit(..) | Decider::Words(_) => None,
+        }
     }
 
     /// The host that was asked last.
@@ -275,16 +301,20 @@ impl Drop for Record {
         }
         // To the microsecond: more digits would say nothing.
         let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
-        let (rule, origin) = self.decider.words();
+        let (ruling, decider) = self.said();
+        let (rule, origin) = decider.words();
+        let judged_at = self.refused_there.as_ref().and(self.host.as_ref());
         tracing::info!(
             target: "isthmus::access",
             request_id = %self.id,
             trace_id = self.trace.map(|trace| tracing::field::display(trace.id)),
             from = %self.ledger.parties.from,
             to = %self.ledger.parties.to,
-            verdict = %self.ruling,
+            verdict = %ruling,
             rule,
             origin = origin.map(tracing::field::display),
+            judged_at = judged_at.map(Name::as_str),
+            source = (ruling == Ruling::Deny).then(|| tracing::field::display(self.caller)),
             route = self.way.route(),
             backend = self.way.backend(),
             host = self.host.as_ref().map(Name::as_str),
@@ -313,6 +343,14 @@ impl Facts {
     fn is_ordinary(&self) -> bool {
         let fails = |status: StatusCode| status.is_client_error() || status.is_server_error();
         self.completed && self.ruling == Ruling::Allow && !self.status.is_some_and(fails)
+    }
+
+    /// What people are told: this side lets pass what the other side refuses.
+    const fn said(&self) -> (Ruling, &Decider) {
+        match &self.refused_there {
+            Some(decider) => (Ruling::Deny, decider),
+            None => (self.ruling, &self.decider),
+        }
     }
 
     /// As the log shows it. hyper lets bytes beyond ASCII pass in paths, so cut at a character.
@@ -358,8 +396,8 @@ impl Facts {
             route: text(self.way.route()),
             backend: text(self.way.backend()),
             host: text(self.host.as_ref().map(Name::as_str)),
-            ruling: self.ruling,
-            rule: self.decider.words().0.to_owned(),
+            ruling: self.said().0,
+            rule: self.said().1.words().0.to_owned(),
             method: self.method.clone(),
             path: self.path().to_owned(),
             version: self.version,
@@ -376,7 +414,25 @@ impl Facts {
     }
 }
 
+/// By which the decider of a refusal is known to an agent that has the same rules (FNV-1a).
+fn mark_of(name: &str) -> HeaderValue {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    HeaderValue::from(name.bytes().fold(0xcbf2_9ce4_8422_2325, step))
+}
+
 impl Decider {
+    /// What has this mark.
+    pub(crate) fn marked(policy: &Arc<Policy>, mark: &HeaderValue) -> Self {
+        let deciders = [DecidedBy::Default, DecidedBy::BuiltIn(BuiltIn::AmbiguousPath)].into_iter();
+        let rules = (0..).map(RuleId).zip(policy.rules());
+        let denies = rules.filter(|(_, rule)| rule.action == Action::Deny);
+        let mut all = deciders.chain(denies.map(|(id, _)| DecidedBy::Rule(id)));
+        match all.find(|by| mark_of(policy.describe_decider(*by).name) == mark) {
+            Some(by) => Self::Rule(Arc::clone(policy), by),
+            None => Self::Words("a rule that this host doesn't know".to_owned()),
+        }
+    }
+
     /// Its name, and where it was written down.
     fn words(&self) -> (&str, Option<&Origin>) {
         match self {

@@ -4,6 +4,7 @@ use http::header::{
     self, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
 };
 
+use crate::access::DENIED_BY;
 use crate::health::{LEAVING, UNHEALTHY};
 use crate::ratelimit::RATE_LIMITED;
 use crate::timing::SERVER_TIME;
@@ -99,6 +100,7 @@ pub(crate) fn to_caller(headers: &mut HeaderMap) {
     remove_nominated_answer(headers);
     remove_hop_by_hop(headers);
     // Between proxies only.
+    headers.remove(DENIED_BY);
     headers.remove(UNHEALTHY);
     headers.remove(LEAVING);
 }

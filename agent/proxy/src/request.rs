@@ -19,7 +19,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use isthmus_model::Principal;
 use isthmus_model::host::canonical_authority;
 
-use crate::access::{Decider, Record};
+use crate::access::{DENIED_BY, Decider, Record};
 use crate::backend::{BackendError, Target, Wire};
 use crate::body::{Answer, Upload};
 use crate::connection::Connection;
@@ -91,7 +91,8 @@ async fn serve(
     let tracing = shared.metrics.watchers().tracing();
     let trace = Trace::of(&mut head.headers, &tracing, &shared.chance);
     let ledger = Arc::clone(&connection.ledger);
-    let mut record = Record::new(ledger, &head, trace, under_way, progress);
+    let caller = SocketAddr::new(connection.peer, connection.peer_port);
+    let mut record = Record::new(ledger, caller, &head, trace, under_way, progress);
 
     let host = match settle(&mut head) {
         Ok(host) => host,
@@ -118,7 +119,10 @@ async fn serve(
     if connection.parties.side == Side::Server
         && !judge::may_pass(&connection, &view, &head, &tokens, &mut record)
     {
-        return Ok(refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record));
+        let mark = record.mark();
+        let mut answer = refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record);
+        answer.headers_mut().extend(mark.map(|mark| (DENIED_BY, mark)));
+        return Ok(answer);
     }
     if connection.parties.side == Side::Server
         && connection.shared.health.is_unhealthy(connection.parties.service)

@@ -19,7 +19,7 @@ use super::endpoint::{Endpoint, InFlight, Turn};
 use super::local::{self, Refused};
 use super::template::Template;
 use super::{Call, mirror};
-use crate::access::{Decider, Record};
+use crate::access::{DENIED_BY, Decider, Record};
 use crate::backend::{BackendError, Failure};
 use crate::balance::{Attempt, hash, may_repeat, wants_retry};
 use crate::body::{Answer, Payload, Upload};
@@ -149,6 +149,7 @@ pub(super) async fn run(
     };
     match ended {
         Ok(Ended::Answer(response, flight)) => {
+            exchange.note_refusal(&response, &mut record);
             let holding = Holding { flight, deadline };
             answer(connection, exchange.template, response, route, record, holding)
         }
@@ -435,6 +436,16 @@ impl Exchange<'_> {
             && self.view.external(self.service).is_none();
         let limit = from_agent.then(|| response.headers().get(RATE_LIMITED)).flatten();
         limit.and_then(|limit| limit.to_str().ok())
+    }
+
+    /// Says in this host's log, too, what the agent of another host has refused by.
+    fn note_refusal(&self, response: &Response<Incoming>, record: &mut Record) {
+        let Some(mark) = response.headers().get(DENIED_BY) else { return };
+        let view = self.view;
+        let is_here = record.host() == view.snapshot.local_host().name.as_str();
+        if !is_here && view.external(self.service).is_none() {
+            record.refuse_there(Decider::marked(&view.policy, mark));
+        }
     }
 
     async fn try_once(

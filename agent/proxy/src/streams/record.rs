@@ -1,5 +1,6 @@
 //! What is said of a stream when it ends.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -81,7 +82,8 @@ impl<'a> Record<'a> {
 
 impl Drop for Record<'_> {
     fn drop(&mut self) {
-        let parties = &self.connection.parties;
+        let Connection { parties, peer, peer_port, .. } = self.connection;
+        let caller = SocketAddr::new(*peer, *peer_port);
         tracing::info!(
             target: "isthmus::access",
             from = %parties.from,
@@ -89,6 +91,7 @@ impl Drop for Record<'_> {
             verdict = %self.ruling,
             rule = self.rule,
             origin = self.origin,
+            source = (self.ruling == Ruling::Deny).then(|| tracing::field::display(caller)),
             route = self.route.as_deref(),
             backend = self.backend,
             host = self.host,

@@ -1,12 +1,17 @@
 //! Who may send which requests, and what is told to whom about it.
 
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
 
+use super::routed::{self, Backends};
 use super::support::*;
 use crate::{Ruling, SeriesLabels, Side, StatusClass};
 
 const READ_PUBLIC: &[(Option<&str>, Option<&str>)] =
     &[(Some("GET"), Some("/public")), (Some("GET"), Some("/public/*"))];
+
+/// FNV-1a.
+const MARK_OF_NO_ADMIN: &str = "17972049809814786596";
 
 #[tokio::test]
 async fn only_allowed_requests_reach_the_application_by_http1() {
@@ -57,7 +62,10 @@ async fn a_refusal_names_its_rule_in_the_log_and_not_in_the_answer() {
     let proxy = Proxy::start(application.port, rules);
     let mut client = proxy.http1(API).await;
 
-    let refusal = text(client.send_request(request1("GET", "/admin")).await.unwrap()).await;
+    let answer = client.send_request(request1("GET", "/admin")).await.unwrap();
+    // For the agent at the other side, which has the rules of its own callers.
+    assert_eq!(answer.headers()["x-isthmus-denied-by"], MARK_OF_NO_ADMIN);
+    let refusal = text(answer).await;
     client.ready().await.unwrap();
     text(client.send_request(request1("GET", "/else")).await.unwrap()).await;
 
@@ -82,6 +90,60 @@ async fn a_refusal_names_its_rule_in_the_log_and_not_in_the_answer() {
     for part in ["\"rule\":\"api-all\"", "\"status\":200", "\"bytes\":5", "\"completed\":true"] {
         assert!(line.contains(part), "{part} in {line}");
     }
+}
+
+#[tokio::test]
+async fn the_callers_side_logs_by_which_rule_the_other_side_refused() {
+    const RULES: &str = "[[deny]]\nname = \"no-admin\"\nfrom = \"any\"\nto = \"service:api\"\n\
+                         http = [{ path = \"/admin\" }]\n";
+    let log = Logged::start();
+    let refuse = |request: Request<Incoming>| async move {
+        let mark = if request.uri().path() == "/admin" { MARK_OF_NO_ADMIN } else { "1" };
+        let answer = Response::builder().status(403).header("x-isthmus-denied-by", mark);
+        answer.body(full("forbidden")).unwrap()
+    };
+    let mut backends = Backends::new();
+    let api = backends.start(routed::API_2, refuse).await;
+    let near = backends.start(routed::NEAR, refuse).await;
+    let proxy = backends.proxy(RULES);
+    let mut client = proxy.http1(routed::CALLER).await;
+    for path in ["/admin", "/other"] {
+        client.ready().await.unwrap();
+        let answer = client.send_request(request1("GET", path)).await.unwrap();
+        assert!(!answer.headers().contains_key("x-isthmus-denied-by"), "{:?}", answer.headers());
+        assert_eq!(text(answer).await, "forbidden");
+    }
+    let line = log.line("/admin").await;
+    for part in [
+        "\"verdict\":\"deny\"",
+        "\"rule\":\"no-admin\"",
+        "\"origin\":\"mesh.toml:",
+        "\"judged_at\":\"b\"",
+        "\"status\":403",
+    ] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    let line = log.line("/other").await;
+    assert!(line.contains("\"rule\":\"a rule that this host doesn't know\""), "{line}");
+    assert_eq!((api.seen().len(), near.seen().len()), (2, 0));
+}
+
+#[tokio::test]
+async fn an_application_on_this_host_refuses_in_its_own_name() {
+    let log = Logged::start();
+    let refuse = |_| async {
+        let answer = Response::builder().status(403);
+        answer.header("x-isthmus-denied-by", MARK_OF_NO_ADMIN).body(full("no")).unwrap()
+    };
+    let mut backends = Backends::new();
+    let _near = backends.start(routed::NEAR, refuse).await;
+    let proxy = backends.proxy("[[route.api]]\nto = [{ service = \"near\" }]\n");
+    let mut client = proxy.http1(routed::CALLER).await;
+    let answer = client.send_request(request1("GET", "/own")).await.unwrap();
+    assert!(!answer.headers().contains_key("x-isthmus-denied-by"));
+    text(answer).await;
+    let line = log.line("/own").await;
+    assert!(line.contains("\"verdict\":\"allow\"") && !line.contains("judged_at"), "{line}");
 }
 
 #[tokio::test]
