@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod callers;
 pub mod clock;
 pub mod credential;
 pub mod dataplane;

@@ -22,6 +22,7 @@ use isthmus_net::process;
 use isthmus_net::senders::{Budget, Sender, Senders};
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag, SocketOwner};
 
+use crate::callers::{Caller, Callers};
 use crate::programs::{Held, Programs};
 use crate::refusals::Refusals;
 
@@ -79,8 +80,10 @@ pub struct SocketOwners {
     sockets: Option<SocketDiag>,
     senders: Option<Arc<Senders>>,
     refusals: Option<Refusals>,
-    /// Whom the last TCP flow was of.
-    last: Option<(FlowKey, Budget)>,
+    /// Whose the last TCP flow was.
+    last: Option<(FlowKey, SocketOwner)>,
+    /// Who opened flows that are refused.
+    callers: Arc<Callers>,
     cgroups: SharedCgroups,
     /// The agent's, where it can be told.
     own_cgroup: Option<u64>,
@@ -100,6 +103,7 @@ impl SocketOwners {
         senders: Option<Arc<Senders>>,
         cgroups: SharedCgroups,
         counters: Arc<OwnerCounters>,
+        callers: Arc<Callers>,
     ) -> Self {
         let own_cgroup = own_cgroup(&cgroups);
         Self {
@@ -107,6 +111,7 @@ impl SocketOwners {
             refusals: senders.clone().map(Refusals::new),
             senders,
             last: None,
+            callers,
             cgroups,
             own_cgroup,
             programs: Programs::new(Instant::now()),
@@ -139,7 +144,7 @@ impl SocketOwners {
             None => self.look_up(&lookup)?,
         };
         if let (Protocol::Tcp, Some(socket)) = (lookup.protocol, &found) {
-            self.last = Some((*flow, Budget::of(socket.uid, socket.cgroup_id.unwrap_or_default())));
+            self.last = Some((*flow, *socket));
         }
         let counter = if found.is_some() { &self.counters.found } else { &self.counters.unknown };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -186,16 +191,8 @@ impl SocketOwners {
         if let Some(known) = self.by_socket.get(&key) {
             return *known;
         }
-        self.counters.program_searches.fetch_add(1, Ordering::Relaxed);
         let cgroup = self.cgroup_of(&socket);
-        let directory = || {
-            let cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
-            Some(cgroups.as_ref()?.directory(cgroup.as_deref()?))
-        };
-        let held = Held { uid: socket.uid, cgroup_id: socket.cgroup_id, inode: socket.inode };
-        let Some(exe) = self.programs.of(held, directory, Instant::now()) else {
-            return Owner::Unknown;
-        };
+        let Some(exe) = self.program_of(&socket, cgroup.as_deref()) else { return Owner::Unknown };
         let process = Process { uid: socket.uid, cgroup: cgroup.as_deref(), exe: Some(&exe) };
         let owner = match self.best(&process) {
             Match::Owner(owner) => owner,
@@ -206,6 +203,34 @@ impl SocketOwners {
         }
         self.by_socket.insert(key, owner);
         owner
+    }
+
+    fn program_of(&mut self, socket: &SocketOwner, cgroup: Option<&str>) -> Option<Arc<Path>> {
+        self.counters.program_searches.fetch_add(1, Ordering::Relaxed);
+        let directory = || {
+            let cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+            Some(cgroups.as_ref()?.directory(cgroup?))
+        };
+        let held = Held { uid: socket.uid, cgroup_id: socket.cgroup_id, inode: socket.inode };
+        self.programs.of(held, directory, Instant::now())
+    }
+
+    /// Notes whose flow it is that is refused just now: soon its socket is gone.
+    fn note_caller(&mut self, flow: &FlowKey) {
+        if !self.callers.wants(flow, Instant::now()) {
+            return;
+        }
+        let last = self.last.filter(|(last, _)| last == flow).map(|(_, socket)| socket);
+        let sender = || {
+            let end = |address: Address, port| SocketAddr::new(address.ip(), port);
+            let source = end(flow.source, flow.source_port);
+            self.senders.as_ref()?.sender(source, end(flow.destination, flow.destination_port))
+        };
+        let Some(socket) = last.or_else(|| sender().and_then(known)) else { return };
+        let cgroup = self.cgroup_of(&socket);
+        let found = self.with_inode(flow, &socket);
+        let program = found.and_then(|socket| self.program_of(&socket, cgroup.as_deref()));
+        self.callers.note(*flow, Caller { uid: socket.uid, cgroup, program });
     }
 
     /// What the kernel notes of a sender leaves out the number of its socket.
@@ -266,6 +291,7 @@ impl Owners for SocketOwners {
     }
 
     fn refused(&mut self, flow: &FlowKey) {
+        self.note_caller(flow);
         let Some(refusals) = &mut self.refusals else { return };
         let now = Instant::now();
         let end = |address: Address, port| SocketAddr::new(address.ip(), port);
@@ -279,7 +305,8 @@ impl Owners for SocketOwners {
                 refusals.datagram(end(flow.source, 0), end(flow.destination, 0), now);
             }
             _ => {
-                if let Some((_, owner)) = self.last.filter(|(last, _)| last == flow) {
+                if let Some((_, socket)) = self.last.filter(|(last, _)| last == flow) {
+                    let owner = Budget::of(socket.uid, socket.cgroup_id.unwrap_or_default());
                     refusals.charge(owner, now);
                 }
             }
@@ -454,6 +481,40 @@ fn best(
         }
     }
     (Match::Owner(found.map_or(Owner::Host, |service| Owner::Service(service.id))), None)
+}
+
+/// Which service a process is of, and how that came about.
+#[derive(Debug)]
+pub(crate) struct Judgement {
+    /// None: it speaks as the host, or its program has to be known first.
+    pub(crate) service: Option<ServiceId>,
+    /// The program decides, and it isn't known.
+    pub(crate) needs_program: bool,
+    /// Another one that it could be of as well.
+    pub(crate) tie: Option<ServiceId>,
+    /// Of each service here, whether its selectors fit, in the snapshot's order; `None`: that depends on
+    /// the program.
+    pub(crate) fits: Vec<(ServiceId, Vec<(Selector, Option<bool>)>)>,
+}
+
+/// Judges a process as the data plane would judge its sockets.
+pub(crate) fn judge(snapshot: &Snapshot, process: &Process<'_>) -> Judgement {
+    let (found, tie) = best(&local_services(snapshot), process);
+    let fits = snapshot.local_services().map(|(id, service, _)| {
+        let one = |selector: &Selector| {
+            (selector.clone(), wanted(selector, &service.name).matches(process))
+        };
+        (id, service.selectors.iter().map(one).collect())
+    });
+    Judgement {
+        service: match found {
+            Match::Owner(Owner::Service(id)) => Some(id),
+            Match::Owner(Owner::Host | Owner::Unknown) | Match::NeedsProgram => None,
+        },
+        needs_program: found == Match::NeedsProgram,
+        tie: tie.map(|(_, other)| other),
+        fits: fits.collect(),
+    }
 }
 
 impl LocalService {

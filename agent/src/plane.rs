@@ -24,11 +24,13 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+use crate::callers::Caller;
 use crate::dataplane::{self, Setup};
 use crate::edge::{self, Edge};
 use crate::firewall;
 use crate::guard::{self, Guard, Standing};
 use crate::identity::TunnelKey;
+use crate::local::show;
 use crate::names::Names;
 use crate::network::{self, Network};
 use crate::own_ports::Port;
@@ -352,7 +354,8 @@ fn socket_owners(shared: &Shared, device: u32) -> SocketOwners {
         }
     };
     let (cgroups, counters) = (Arc::clone(&shared.cgroups), Arc::clone(&shared.owners));
-    SocketOwners::new(sockets, senders_before(shared, device), cgroups, counters)
+    let callers = Arc::clone(&shared.callers);
+    SocketOwners::new(sockets, senders_before(shared, device), cgroups, counters, callers)
 }
 
 /// Has the kernel note who sends by the device, if it can.
@@ -572,8 +575,10 @@ fn on_event(shared: &Shared, state: &State, denials: &mut RateLimit, event: Even
                 shared.note_forgery(host, source, packets);
             }
         }
-        Event::Denied(denial) if denials.allows() => log_denial(state, &denial, "denied"),
-        Event::Audited(denial) if denials.allows() => log_denial(state, &denial, "would deny"),
+        Event::Denied(denial) if denials.allows() => log_denial(shared, state, &denial, "denied"),
+        Event::Audited(denial) if denials.allows() => {
+            log_denial(shared, state, &denial, "would deny");
+        }
         Event::Denied(_) | Event::Audited(_) => {}
         Event::Connected { peer } => {
             tracing::debug!(peer = %peer_name(state, peer), "tunnel up");
@@ -601,19 +606,30 @@ fn on_event(shared: &Shared, state: &State, denials: &mut RateLimit, event: Even
     }
 }
 
-fn log_denial(state: &State, denial: &isthmus_core::Denial, what: &'static str) {
+fn log_denial(shared: &Shared, state: &State, denial: &isthmus_core::Denial, what: &'static str) {
     let name = |principal| {
         state.identity(principal).map_or_else(|| "unknown".to_owned(), ToString::to_string)
     };
     // Rule ids mean nothing to another revision.
     let same = denial.revision == state.revision();
-    let rule =
-        if same { state.policy.describe(&denial.verdict).name } else { "of an old revision" };
+    let by = denial.verdict.would_deny.unwrap_or(denial.verdict.decided_by);
+    let decision = same.then(|| state.policy.describe_decider(by));
+    let caller = shared.callers.of(&denial.original);
     tracing::info!(
         from = name(denial.from),
         to = name(denial.to),
         layer4 = %denial.layer4,
-        rule,
+        source = show::end(denial.layer4, denial.source, denial.original.source_port),
+        destination = show::end(
+            denial.layer4,
+            denial.original.destination.ip(),
+            show::asked_port(denial.layer4)
+        ),
+        user = caller.as_ref().map(Caller::user),
+        unit = caller.as_ref().map(Caller::unit).filter(|unit| !unit.is_empty()),
+        program = caller.as_ref().map(Caller::program).filter(|program| !program.is_empty()),
+        rule = decision.map_or("of an old revision", |decision| decision.name),
+        origin = decision.and_then(|it| it.origin).map(tracing::field::display),
         side = if denial.outbound { "sender" } else { "receiver" },
         "{what} a flow"
     );

@@ -382,6 +382,26 @@ mod tests {
         Settings::parse(Path::new("agent.toml"), text)
     }
 
+    /// `agentctl schema agent` is made of it.
+    #[test]
+    fn the_shipped_file_has_every_key() {
+        let text = include_str!("../../configs/agent.toml");
+        let shipped: toml::Table = text.parse().unwrap();
+        for (header, table) in [
+            ("", &shipped),
+            ("[dns]\n", shipped["dns"].as_table().unwrap()),
+            ("[tracing]\n", shipped["tracing"].as_table().unwrap()),
+        ] {
+            let error = toml::from_str::<Settings>(&format!("{header}nobody_knows = 1"));
+            let error = error.unwrap_err().message().to_owned();
+            let keys: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
+            assert!(keys.len() > 1, "{error}");
+            for key in keys {
+                assert!(table.contains_key(key), "configs/agent.toml lacks {header}{key}");
+            }
+        }
+    }
+
     #[test]
     fn an_empty_file_means_the_defaults() {
         assert_eq!(parse("").unwrap(), Settings::default());

@@ -13,6 +13,7 @@ use isthmus_model::{HostId, Problems};
 use isthmus_proto::v1;
 use tokio::sync::{oneshot, watch};
 
+use crate::callers::Callers;
 use crate::dataplane;
 use crate::identity::{Member, Validity};
 use crate::own_ports::OwnPorts;
@@ -34,6 +35,7 @@ pub struct Shared {
     pub cgroups: SharedCgroups,
     pub senders: SharedSenders,
     pub owners: Arc<OwnerCounters>,
+    pub callers: Arc<Callers>,
     pub proxy: Arc<isthmus_proxy::Metrics>,
     pub windows: Windows,
     pub spans: Exported,
@@ -113,6 +115,7 @@ impl Shared {
             cgroups,
             senders: SharedSenders::default(),
             owners: Arc::default(),
+            callers: Arc::default(),
             proxy: Arc::default(),
             windows: Windows::new(),
             spans: Exported::default(),

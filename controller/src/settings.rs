@@ -115,6 +115,20 @@ mod tests {
         Settings::read(Some(&path))
     }
 
+    /// `agentctl schema controller` is made of it.
+    #[test]
+    fn the_shipped_file_has_every_key() {
+        let text = include_str!("../../configs/controller.toml");
+        let shipped: toml::Table = text.parse().unwrap();
+        let error = format!("{:#}", read("nobody_knows = 1").unwrap_err());
+        let (_, expected) = error.split_once("expected one of").unwrap();
+        let keys: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+        assert!(keys.len() > 1, "{error}");
+        for key in keys {
+            assert!(shipped.contains_key(key), "configs/controller.toml lacks {key}");
+        }
+    }
+
     #[test]
     fn every_key_may_be_left_out() {
         let settings = read("").unwrap();

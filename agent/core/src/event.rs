@@ -8,6 +8,7 @@ use isthmus_model::{HostId, Layer4, Principal, Revision};
 use isthmus_policy::Verdict;
 
 use crate::node::PeerName;
+use crate::packet::FlowKey;
 
 /// Events that wait for the shell; what comes on top is lost and counted.
 const CAPACITY: usize = 256;
@@ -84,6 +85,10 @@ pub struct Denial {
     pub from: Principal,
     /// Whom it is for.
     pub to: Principal,
+    /// As its packets came in: by the addresses that its socket has, if that is on this host.
+    pub original: FlowKey,
+    /// The overlay address of who opened it.
+    pub source: IpAddr,
     /// What it carries.
     pub layer4: Layer4,
     /// What the policy of the state in force said.

@@ -129,6 +129,8 @@ impl Node {
         Denial {
             from: flow.from.place.principal(local),
             to: flow.to.place.principal(local),
+            original: flow.legs[0].key.flow,
+            source: flow.from.address.ip(),
             layer4: flow.layer4,
             verdict: flow.verdict,
             revision: self.state.revision(),

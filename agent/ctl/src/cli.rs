@@ -24,8 +24,8 @@ Examples:
 /// Operates an Isthmus mesh, and tells what the agent of this host is doing.
 ///
 /// Commands that concern the whole mesh (apply, host, service, device, token, rollout) need an operator's
-/// credentials. Those that concern this host (join, peers, flows, routes, stat, tap, ping) ask its agent. `status` and
-/// `explain` work either way.
+/// credentials. Those that concern this host (join, peers, flows, routes, stat, tap, ping) ask its agent. `status`,
+/// `whois` and `explain` work either way.
 #[derive(Debug, Parser)]
 #[command(name = "agentctl", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -139,17 +139,13 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  agentctl peers")]
     Peers,
     /// Shows who talks to whom on this host, and which rule decided
+    ///
+    /// Of flows that this host's processes opened, also by which user and unit; of denied ones, by which
+    /// program. What is denied is shown for 10 s, and stands in the agent's log.
     #[command(
-        after_help = "Examples:\n  agentctl flows --watch\n  agentctl flows -o json --limit 10"
+        after_help = "Examples:\n  agentctl flows --watch\n  agentctl flows --denied --user www-data\n  agentctl flows --from client --to web -o json --limit 10"
     )]
-    Flows {
-        /// Show at most so many
-        #[arg(long, value_name = "N", default_value_t = 1_000)]
-        limit: u32,
-        /// Show them again every second
-        #[arg(long, short)]
-        watch: bool,
-    },
+    Flows(Flows),
     /// Shows where HTTP requests of this host go: routes, workloads with their health, traffic
     #[command(after_help = "Examples:\n  agentctl routes\n  agentctl routes -o json")]
     Routes,
@@ -171,13 +167,30 @@ pub(crate) enum Command {
         after_help = "Examples:\n  agentctl tap --service api --status 5xx\n  agentctl tap --path '/users/*' --min-duration 200ms -o json"
     )]
     Tap(Tap),
+    /// Says whose an address is, or which service a process would be, and why
+    ///
+    /// WHO is an address of the mesh, a name, or the number of a process of this host. Of a process it
+    /// says what each service's `workload` asks for, and what of it the process is not.
+    #[command(
+        after_help = "Examples:\n  agentctl whois 100.64.0.17\n  agentctl whois $(pidof -s nginx)"
+    )]
+    Whois {
+        /// An address, a name or a process's number
+        who: String,
+    },
     /// Says whether FROM may reach TO, and which rule decides
     ///
-    /// FROM and TO are `service:web`, `host:app-1`, `device:press`, or a name alone where only one
-    /// of them has it. Asks, in this order: the files of -f; the running topology, with an
-    /// operator's credentials; the agent of this host, which knows the rules for its own traffic.
+    /// FROM and TO are `service:web`, `host:app-1`, `device:press`, a name alone where only one of
+    /// them has it, a name as in DNS (`web.prod`, `web.prod.mesh.internal`), an identity
+    /// (`spiffe://…`), or an address of the mesh with a port or without, as in flows and logs.
+    ///
+    /// Asks, in this order: the files of -f; the running topology, with an operator's credentials;
+    /// the agent of this host, which knows the rules for its own traffic and says nothing of others'.
+    ///
+    /// Where nothing allows what was asked, the rule that would is printed: append it to the
+    /// topology and apply that.
     #[command(
-        after_help = "Examples:\n  agentctl explain client web\n  agentctl explain service:client service:web --method GET --path /public\n  agentctl explain host:app-1 host:web-1 --port tcp/22 -f mesh.toml"
+        after_help = "Examples:\n  agentctl explain client web\n  agentctl explain 100.64.0.17 100.64.0.33:8080\n  agentctl explain service:client service:web --method GET --path /public\n  agentctl explain host:app-1 host:web-1 --port tcp/22 -f mesh.toml"
     )]
     Explain(Explain),
     /// Sends echoes through the tunnel to a host, service or device
@@ -206,6 +219,23 @@ pub(crate) enum Command {
         /// Wait so long
         #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = words::parse_duration)]
         timeout: Duration,
+    },
+    /// Shows every key of the topology language, with what it may be and what it means
+    ///
+    /// With a table's name only that one and those that it leads to.
+    #[command(after_help = "Examples:\n  agentctl reference service\n  agentctl reference route")]
+    Reference {
+        /// A table, such as service, route or allow
+        table: Option<String>,
+    },
+    /// Prints a JSON Schema, for editors that check and complete TOML (taplo)
+    #[command(
+        after_help = "Example:\n  agentctl schema > isthmus.json      then begin files with `#:schema ./isthmus.json`"
+    )]
+    Schema {
+        /// Of which files
+        #[arg(default_value = "topology")]
+        of: SchemaOf,
     },
     /// Prints a completion script for a shell
     #[command(
@@ -431,6 +461,28 @@ pub(crate) struct Stat {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Flows {
+    /// Only what was denied, or would have been but for audit
+    #[arg(long)]
+    pub(crate) denied: bool,
+    /// Only flows that this one opened: `web`, `service:web`, `host:app-1`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) from: Option<String>,
+    /// Only flows to this one
+    #[arg(long, value_name = "NAME")]
+    pub(crate) to: Option<String>,
+    /// Only flows that this user of this host opened, by name or number
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Show at most so many
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    pub(crate) limit: u32,
+    /// Show them again every second
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Tap {
     /// Only requests of this caller: `web`, `service:web`, `host:app-1`
     #[arg(long, value_name = "NAME")]
@@ -488,6 +540,17 @@ pub(crate) struct Explain {
     /// Ask these files instead of the running mesh: a file, a folder or `-`; repeatable
     #[arg(short, long = "file", value_name = "FILE|DIR")]
     pub(crate) file: Vec<PathBuf>,
+}
+
+/// What a schema is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaOf {
+    /// Topologies.
+    Topology,
+    /// The agent's settings.
+    Agent,
+    /// The controller's settings.
+    Controller,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -12,8 +12,8 @@ use crate::errors::{self, Exit, is_broken_pipe};
 use crate::output::{self, Tone, clean, paint};
 use crate::transport::{Session, Whom};
 use crate::{
-    apply, delivery, explain, flows, inventory, join, ping, routes, stat, status, tap, token,
-    validate, wait,
+    apply, delivery, explain, flows, inventory, join, ping, reference, routes, schema, stat,
+    status, tap, token, validate, wait, whois,
 };
 
 /// The program.
@@ -61,7 +61,8 @@ async fn run(session: &Session, command: Command) -> Result<Exit> {
         Command::Rollout(command) => delivery::rollout(session, &command).await,
         Command::Join(arguments) => join::join(session, arguments).await,
         Command::Peers => status::peers(session).await,
-        Command::Flows { limit, watch } => flows::flows(session, limit, watch).await,
+        Command::Flows(arguments) => flows::flows(session, arguments).await,
+        Command::Whois { who } => whois::whois(session, &who).await,
         Command::Routes => routes::routes(session).await,
         Command::Tap(arguments) => tap::tap(session, arguments).await,
         Command::Stat(arguments) => stat::stat(session, &arguments).await,
@@ -72,6 +73,8 @@ async fn run(session: &Session, command: Command) -> Result<Exit> {
         Command::Wait { service, timeout } => {
             wait::wait(session, service.as_deref(), timeout).await
         }
+        Command::Reference { table } => reference::reference(session, table.as_deref()),
+        Command::Schema { of } => schema::schema(of),
         Command::Completion { shell } => completion(shell),
         Command::Man { folder } => {
             std::fs::create_dir_all(&folder)

@@ -9,7 +9,7 @@ use isthmus_proto::v1;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::cli::Format;
+use crate::cli::{Flows, Format};
 use crate::errors::Exit;
 use crate::mesh_view::known;
 use crate::output::{self, Tone, cell, number, table, toned};
@@ -18,9 +18,16 @@ use crate::words::{bytes, rough};
 
 const PERIOD: Duration = Duration::from_secs(1);
 
-pub(crate) async fn flows(session: &Session, limit: u32, watch: bool) -> Result<Exit> {
+pub(crate) async fn flows(session: &Session, arguments: Flows) -> Result<Exit> {
     let mut agent = session.agent().await?;
-    let request = v1::ListFlowsRequest { limit };
+    let Flows { denied, from, to, user, limit, watch } = arguments;
+    let request = v1::ListFlowsRequest {
+        limit,
+        denied,
+        from: from.unwrap_or_default(),
+        to: to.unwrap_or_default(),
+        user: user.unwrap_or_default(),
+    };
     if !watch {
         let flows = ask_agent(agent.list_flows(request)).await?;
         output::show(session.output, || text(&flows), || json(&flows))?;
@@ -34,7 +41,7 @@ pub(crate) async fn flows(session: &Session, limit: u32, watch: bool) -> Result<
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let flows = ask_agent(agent.list_flows(request)).await?;
+        let flows = ask_agent(agent.list_flows(request.clone())).await?;
         match session.output {
             Format::Json => output::json_line(&json(&flows))?,
             Format::Text if redraws => output::say(&format!("{}{}", output::REDRAW, text(&flows)))?,
@@ -56,6 +63,7 @@ fn text(flows: &v1::Flows) -> String {
         "DIRECTION",
         "VERDICT",
         "RULE",
+        "BY",
         "PACKETS",
         "BYTES",
         "IDLE",
@@ -88,10 +96,19 @@ fn row(flow: &v1::Flow) -> Vec<Cell> {
         cell(&flow.direction),
         toned(format!("{}{audited}", flow.verdict), tone),
         cell(rule),
+        cell(by(flow)),
         number(flow.packets),
         number(bytes(flow.bytes)),
         number(rough(Duration::from_millis(flow.idle_ms))),
     ]
+}
+
+/// Who opened it: "www-data in nginx.service, /usr/sbin/nginx".
+fn by(flow: &v1::Flow) -> String {
+    let unit = if flow.unit.is_empty() { String::new() } else { format!(" in {}", flow.unit) };
+    let program =
+        if flow.program.is_empty() { String::new() } else { format!(", {}", flow.program) };
+    format!("{}{unit}{program}", flow.user)
 }
 
 fn json(flows: &v1::Flows) -> Value {
@@ -113,6 +130,10 @@ fn json(flows: &v1::Flows) -> Value {
             "age_ms": flow.age_ms,
             "revision": flow.revision,
             "peer": known(&flow.peer),
+            "user": known(&flow.user),
+            "uid": flow.uid,
+            "unit": known(&flow.unit),
+            "program": known(&flow.program),
         })
     };
     json!({ "flows": flows.flows.iter().map(one).collect::<Value>(), "total": flows.total })
@@ -138,6 +159,9 @@ mod tests {
             packets: 3,
             bytes: 180,
             idle_ms: 1_500,
+            user: "app".to_owned(),
+            unit: "app.service".to_owned(),
+            program: "/usr/bin/curl".to_owned(),
             ..v1::Flow::default()
         };
         let flows = v1::Flows { flows: vec![flow], total: 3 };
@@ -147,6 +171,7 @@ mod tests {
             "service:web",
             "deny",
             "no client (mesh.toml:12)",
+            "app in app.service, /usr/bin/curl",
             "1 s",
             "and 2 more",
         ] {

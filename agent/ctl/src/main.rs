@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod agent_view;
 mod apply;
 mod cli;
@@ -27,8 +28,10 @@ mod mesh_view;
 mod output;
 mod ping;
 mod problems;
+mod reference;
 mod rollout;
 mod routes;
+mod schema;
 mod sources;
 mod stat;
 mod status;
@@ -39,6 +42,7 @@ mod token;
 mod transport;
 mod validate;
 mod wait;
+mod whois;
 mod words;
 mod world;
 

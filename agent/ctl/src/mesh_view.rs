@@ -252,15 +252,15 @@ pub(crate) fn service_json(status: &v1::ServiceStatus, hosts: &[v1::HostStatus])
     })
 }
 
-struct Workload {
-    host: String,
-    ipv4: String,
-    ipv6: String,
+pub(crate) struct Workload {
+    pub(crate) host: String,
+    pub(crate) ipv4: String,
+    pub(crate) ipv6: String,
     leaving: bool,
 }
 
 /// The service's workloads; their IPv6 addresses follow from the numbers of host and service.
-fn workloads(status: &v1::ServiceStatus, hosts: &[v1::HostStatus]) -> Vec<Workload> {
+pub(crate) fn workloads(status: &v1::ServiceStatus, hosts: &[v1::HostStatus]) -> Vec<Workload> {
     let Some(service) = &status.service else { return Vec::new() };
     let prefix = prefix(&status.virtual_ipv6);
     let workload = |(id, ipv4): (&u32, &String)| {
@@ -353,7 +353,7 @@ fn inner(status: &v1::HostStatus) -> v1::Host {
 }
 
 /// The host's own address: the first of its block.
-fn ipv4(host: &v1::Host) -> Option<String> {
+pub(crate) fn ipv4(host: &v1::Host) -> Option<String> {
     host.ipv4_block.parse::<Ipv4Net>().ok().map(|block| block.network().to_string())
 }
 

@@ -34,7 +34,7 @@ fn host(id: u32, name: &str, connected: bool) -> v1::HostStatus {
     }
 }
 
-fn mesh() -> v1::MeshStatus {
+pub(crate) fn mesh() -> v1::MeshStatus {
     let service = v1::Service {
         id: 12,
         name: "web".to_owned(),

@@ -74,13 +74,28 @@ pub fn of_cgroup(cgroup: &Path) -> Vec<Holder> {
 }
 
 fn holder(pid: u32) -> Option<Holder> {
+    let [uid, ..] = uids(pid)?;
+    Some(Holder { pid, uid, cgroup: cgroup_of(pid), exe: exe(pid), name: name(pid) })
+}
+
+/// Process `pid` as its sockets would show it: `uid` is the user that it acts as. `None` if there is no
+/// such process. Its program is this process's to see only with CAP_SYS_PTRACE.
+pub fn as_sockets_show(pid: u32) -> Option<Holder> {
+    let [_, _, _, uid] = uids(pid)?;
+    Some(Holder { pid, uid, cgroup: cgroup_of(pid), exe: exe(pid), name: name(pid) })
+}
+
+/// Real, effective, saved, and the file system's, which the kernel gives to new sockets.
+fn uids(pid: u32) -> Option<[u32; 4]> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    // Real, effective, saved, and the file system's.
-    let uid = uids.split_whitespace().next()?.parse().ok()?;
+    let uids: Vec<u32> = uids.split_whitespace().map_while(|uid| uid.parse().ok()).collect();
+    uids.try_into().ok()
+}
+
+fn cgroup_of(pid: u32) -> Option<String> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let cgroup = groups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
-    Some(Holder { pid, uid, cgroup, exe: exe(pid), name: name(pid) })
+    groups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
 /// The user that this process runs as.

@@ -1,5 +1,6 @@
 //! The local API: what `agentctl` asks on the Unix socket.
 
+mod flows;
 mod listen;
 mod ping;
 mod resolve;
@@ -7,6 +8,7 @@ mod routes;
 pub(crate) mod show;
 mod stat;
 mod tap;
+mod whois;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -231,13 +233,18 @@ impl Local for Api {
         &self,
         request: Request<v1::ListFlowsRequest>,
     ) -> Result<Response<v1::Flows>, Status> {
-        let limit = match request.into_inner().limit {
+        let request = request.into_inner();
+        let limit = match request.limit {
             0 => FLOWS_DEFAULT,
             limit => usize::try_from(limit).unwrap_or(FLOWS_MAX).min(FLOWS_MAX),
         };
-        let listed = self.packets()?.flows(limit).await.map_err(unavailable)?;
-        let flows = listed.flows.iter().map(|flow| show::flow(&listed.state, flow)).collect();
-        Ok(Response::new(v1::Flows { flows, total: listed.total as u64 }))
+        // What doesn't fit mustn't take the places of what does.
+        let looked_at = if flows::is_filtered(&request) { FLOWS_MAX } else { limit };
+        let listed = self.packets()?.flows(looked_at).await.map_err(unavailable)?;
+        let shared = Arc::clone(&self.shared);
+        let shown = move || flows::show(&shared, &listed, &request, limit);
+        let flows = tokio::task::spawn_blocking(shown).await;
+        flows.map(Response::new).map_err(|error| Status::internal(error.to_string()))
     }
 
     async fn list_routes(
@@ -286,6 +293,18 @@ impl Local for Api {
             resources: isthmus_model::convert::resources(&state.snapshot),
             ..v1::SnapshotResources::default()
         }))
+    }
+
+    async fn whois(
+        &self,
+        request: Request<v1::WhoisRequest>,
+    ) -> Result<Response<v1::WhoisAnswer>, Status> {
+        let state = self.state()?;
+        let target = request.into_inner().target;
+        // Users may be looked up far away.
+        let answer = tokio::task::spawn_blocking(move || whois::whois(&state, &target)).await;
+        let answer = answer.map_err(|error| Status::internal(error.to_string()))?;
+        answer.map(Response::new).map_err(|error| Status::not_found(error.to_string()))
     }
 
     type PingStream = ReceiverStream<Result<v1::PingReply, Status>>;

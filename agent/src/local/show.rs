@@ -7,6 +7,7 @@ use isthmus_model::{DeviceId, Layer4, Principal, ServiceId};
 use isthmus_net::tun::Offloads;
 use isthmus_proto::v1;
 
+use crate::callers::Caller;
 use crate::dataplane::Sample;
 use crate::plane::peer_name;
 use crate::settings::Settings;
@@ -171,7 +172,7 @@ fn peer_addresses(state: &State, peer: PeerName) -> Vec<String> {
     .unwrap_or_default()
 }
 
-pub(super) fn flow(state: &State, flow: &FlowView) -> v1::Flow {
+pub(super) fn flow(state: &State, flow: &FlowView, caller: Option<&Caller>) -> v1::Flow {
     let direction = match (flow.ingress, flow.egress) {
         (None, Some(_)) => "outbound",
         (Some(_), None) => "inbound",
@@ -199,6 +200,10 @@ pub(super) fn flow(state: &State, flow: &FlowView) -> v1::Flow {
         age_ms: u64::try_from(flow.age.as_millis()).unwrap_or(u64::MAX),
         revision: state.revision().0,
         peer: peer.map_or_else(String::new, |peer| peer_name(state, peer)),
+        user: caller.map_or_else(String::new, Caller::user),
+        uid: caller.map(|caller| caller.uid),
+        unit: caller.map_or_else(String::new, |caller| caller.unit().to_owned()),
+        program: caller.map_or_else(String::new, Caller::program),
     }
 }
 
@@ -216,14 +221,14 @@ fn protocol(layer4: Layer4) -> String {
 }
 
 /// The port that the flow is for, even where it is led to the proxy's.
-const fn asked_port(layer4: Layer4) -> u16 {
+pub(crate) const fn asked_port(layer4: Layer4) -> u16 {
     match layer4 {
         Layer4::Tcp(port) | Layer4::Udp(port) => port,
         Layer4::Icmp | Layer4::Other(_) => 0,
     }
 }
 
-fn end(layer4: Layer4, address: std::net::IpAddr, port: u16) -> String {
+pub(crate) fn end(layer4: Layer4, address: std::net::IpAddr, port: u16) -> String {
     match layer4 {
         Layer4::Tcp(_) | Layer4::Udp(_) => std::net::SocketAddr::new(address, port).to_string(),
         Layer4::Icmp | Layer4::Other(_) => address.to_string(),
@@ -356,7 +361,7 @@ pub(crate) mod tests {
             age: Duration::from_secs(9),
             idle: Duration::from_secs(1),
         };
-        let shown = flow(&state(), &view);
+        let shown = flow(&state(), &view, None);
         assert_eq!((shown.from.as_str(), shown.to.as_str()), ("host:app-1", "service:here"));
         assert_eq!((shown.direction.as_str(), shown.verdict.as_str()), ("local", "inspect"));
         assert_eq!(shown.destination, "100.64.0.1:8080");

@@ -12,7 +12,7 @@ use crate::name::Name;
 use crate::resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 use crate::snapshot::Protocol;
 
-const BALANCE: Schema = &[
+pub(super) const BALANCE: Schema = &[
     ("policy", "policy = \"maglev\""),
     ("header", "header = \"x-user\""),
     ("cookie", "cookie = \"session\""),
@@ -23,14 +23,14 @@ const BALANCE: Schema = &[
     ("panic_threshold", "panic_threshold = 50"),
 ];
 
-const BREAKER: Schema = &[
+pub(super) const BREAKER: Schema = &[
     ("max_connections", "max_connections = 1024"),
     ("max_pending_requests", "max_pending_requests = 1024"),
     ("max_requests", "max_requests = 1024"),
     ("max_retries", "max_retries = 3"),
 ];
 
-const OUTLIER: Schema = &[
+pub(super) const OUTLIER: Schema = &[
     ("consecutive_5xx", "consecutive_5xx = 5"),
     ("consecutive_local_origin_failure", "consecutive_local_origin_failure = 5"),
     ("interval", "interval = \"10s\""),
@@ -42,7 +42,7 @@ const OUTLIER: Schema = &[
     ("success_rate_stdev_factor", "success_rate_stdev_factor = 1900"),
 ];
 
-const HEALTH: Schema = &[
+pub(super) const HEALTH: Schema = &[
     ("http", "http = \"/healthz\""),
     ("tcp", "tcp = true"),
     ("grpc", "grpc = \"\""),

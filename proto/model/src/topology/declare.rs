@@ -41,14 +41,14 @@ pub(super) const SERVICE: Schema = &[
 pub(super) const DEVICE: Schema =
     &[("wireguard", "wireguard = { public_key = \"…\" }"), ("via", "via = \"gw-1\"")];
 
-const WORKLOAD: Schema = &[
+pub(super) const WORKLOAD: Schema = &[
     ("systemd", "systemd = \"web.service\""),
     ("user", "user = \"www-data\""),
     ("exe", "exe = \"/usr/sbin/nginx\""),
     ("cgroup", "cgroup = \"/system.slice/web.service\""),
 ];
 
-const WIREGUARD: Schema = &[("public_key", "public_key = \"…\"")];
+pub(super) const WIREGUARD: Schema = &[("public_key", "public_key = \"…\"")];
 
 /// A host, and the places that checks between tables point at.
 #[derive(Debug)]

@@ -42,7 +42,7 @@ pub(super) const EXTERNAL: Schema = &[
     ("paths", "paths = \"merge-slashes\""),
 ];
 
-const LISTENER: Schema = &[
+pub(super) const LISTENER: Schema = &[
     ("port", "port = 443"),
     ("hosts", "hosts = [\"shop.example.com\"]"),
     (
@@ -52,7 +52,7 @@ const LISTENER: Schema = &[
     ("https_redirect", "https_redirect = true"),
 ];
 
-const LISTENER_TLS: Schema = &[
+pub(super) const LISTENER_TLS: Schema = &[
     ("certificate", "certificate = \"/etc/isthmus/tls/shop.pem\""),
     ("key", "key = \"/etc/isthmus/tls/shop.key\""),
     ("acme", "acme = true"),
@@ -60,13 +60,13 @@ const LISTENER_TLS: Schema = &[
     ("client_certificate", "client_certificate = \"required\""),
 ];
 
-const ACME: Schema = &[
+pub(super) const ACME: Schema = &[
     ("directory", "directory = \"https://acme-v02.api.letsencrypt.org/directory\""),
     ("email", "email = \"ops@example.com\""),
     ("ca", "ca = \"/etc/isthmus/tls/acme-ca.pem\""),
 ];
 
-const ORIGINATION: Schema = &[
+pub(super) const ORIGINATION: Schema = &[
     ("ca", "ca = \"/etc/isthmus/tls/payments-ca.pem\""),
     ("server_name", "server_name = \"api.payments.example\""),
     ("certificate", "certificate = \"/etc/isthmus/tls/us.pem\""),

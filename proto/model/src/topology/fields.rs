@@ -8,7 +8,7 @@ use crate::condition::{Condition, ConditionError};
 use crate::host::{canonical, split_port};
 use crate::route::{HeaderChanges, Pattern, RETRY_WORDS, RetryOn};
 
-const CHANGES: Schema = &[
+pub(super) const CHANGES: Schema = &[
     ("set", "set = { x-stage = \"canary\" }"),
     ("add", "add = { x-tag = \"a\" }"),
     ("remove", "remove = [\"server\"]"),

@@ -20,7 +20,7 @@ pub(super) const JWT: Schema = &[
     ("leeway", "leeway = \"30s\""),
 ];
 
-const MATCH: Schema =
+pub(super) const MATCH: Schema =
     &[("provider", "provider = \"login\""), ("claims", "claims = { role = \"admin\" }")];
 
 const DEFAULT_LEEWAY: Duration = Duration::from_secs(30);

@@ -29,6 +29,7 @@ mod policy;
 mod question;
 mod ratelimit;
 mod reader;
+pub mod reference;
 mod rollout;
 mod route;
 mod route_words;

@@ -24,7 +24,7 @@ const MOST_RULES: usize = 100_000;
 const MOST_ROUTES: usize = 20_000;
 
 /// What stands at the top of a file, each with an example.
-const TOP: Schema = &[
+pub(super) const TOP: Schema = &[
     ("mesh", "[mesh]"),
     ("policy", "[policy]"),
     ("host", "[host.app-1]"),

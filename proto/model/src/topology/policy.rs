@@ -39,7 +39,7 @@ pub(super) const TEST: Schema = &[
     ("expect", "expect = \"deny\""),
 ];
 
-const HTTP: Schema = &[
+pub(super) const HTTP: Schema = &[
     ("method", "method = \"GET\""),
     ("path", "path = \"/accounts/*\""),
     ("header", "header = { x-canary = \"1\" }"),

@@ -9,7 +9,7 @@ use super::{fields, values};
 use crate::host::canonical;
 use crate::name::Name;
 
-const JWT: Schema =
+pub(super) const JWT: Schema =
     &[("provider", "provider = \"login\""), ("claims", "claims = { role = \"admin\" }")];
 
 type Pairs = Vec<(Arc<str>, Arc<str>)>;

@@ -19,7 +19,7 @@ pub(super) const RATELIMIT: Schema = &[
     ("scope", "scope = \"mesh\""),
 ];
 
-const PER: Schema = &[("header", "header = \"x-api-key\"")];
+pub(super) const PER: Schema = &[("header", "header = \"x-api-key\"")];
 
 const FASTEST: f64 = 1e9;
 const MOST_BURST: i64 = 1_000_000;

@@ -29,7 +29,7 @@ pub(super) const ROLLOUT: Schema = &[
     ("auto_promote", "auto_promote = true"),
 ];
 
-const LATENCY: Schema = &[
+pub(super) const LATENCY: Schema = &[
     ("p50", "p50 = \"20ms\""),
     ("p90", "p90 = \"120%\""),
     ("p95", "p95 = \"120%\""),

@@ -29,7 +29,7 @@ pub(super) const ROUTE: Schema = &[
     ("fault", "fault = { delay = \"100ms\", delay_percent = 5 }"),
 ];
 
-const MATCH: Schema = &[
+pub(super) const MATCH: Schema = &[
     ("path", "path = { prefix = \"/v1\" }"),
     ("method", "method = \"GET\""),
     ("header", "header = { x-canary = \"1\" }"),
@@ -38,15 +38,15 @@ const MATCH: Schema = &[
     ("sni", "sni = \"api.example.com\""),
 ];
 
-const PATH: Schema = &[
+pub(super) const PATH: Schema = &[
     ("exact", "exact = \"/v1/users\""),
     ("prefix", "prefix = \"/v1\""),
     ("regex", "regex = \"/users/[0-9]+\""),
 ];
 
-const TO: Schema = &[("service", "service = \"api-v1\""), ("weight", "weight = 95")];
+pub(super) const TO: Schema = &[("service", "service = \"api-v1\""), ("weight", "weight = 95")];
 
-const RETRY: Schema = &[
+pub(super) const RETRY: Schema = &[
     ("attempts", "attempts = 2"),
     ("on", "on = [\"connect-failure\", \"503\"]"),
     ("budget", "budget = 0.2"),
@@ -54,7 +54,9 @@ const RETRY: Schema = &[
     ("non_idempotent", "non_idempotent = true"),
 ];
 
-const HEDGE: Schema = &[("after", "after = \"50ms\""), ("max", "max = 1")];
+pub(super) const HEDGE: Schema = &[("after", "after = \"50ms\""), ("max", "max = 1")];
+
+pub(super) const VALUE: Schema = &[("regex", "regex = \"[0-9]+\"")];
 
 const DEFAULT_BUDGET: u32 = 200_000;
 const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
@@ -244,7 +246,6 @@ pub(super) fn value_match(
     is_header: bool,
     report: &mut Report<'_>,
 ) -> Read<ValueMatch> {
-    const VALUE: Schema = &[("regex", "regex = \"[0-9]+\"")];
     if let Some(text) = entry.text() {
         if is_header {
             fields::header_value(text, report)?;

@@ -13,7 +13,7 @@ use crate::route::{
     Backend, Mirror, PathChange, PathMatch, Redirect, Rewrite, RouteAction, RouteMatch, Share,
 };
 
-const REDIRECT: Schema = &[
+pub(super) const REDIRECT: Schema = &[
     ("scheme", "scheme = \"https\""),
     ("host", "host = \"new.example.com\""),
     ("port", "port = 8443"),
@@ -22,17 +22,18 @@ const REDIRECT: Schema = &[
     ("status", "status = 301"),
 ];
 
-const RESPONSE: Schema = &[("status", "status = 503"), ("body", "body = \"closed\"")];
+pub(super) const RESPONSE: Schema = &[("status", "status = 503"), ("body", "body = \"closed\"")];
 
-const REWRITE: Schema = &[
+pub(super) const REWRITE: Schema = &[
     ("host", "host = \"api.example\""),
     ("path", "path = \"/index.html\""),
     ("prefix", "prefix = \"/\""),
 ];
 
-const MIRROR: Schema = &[("service", "service = \"api-v2\""), ("percent", "percent = 10")];
+pub(super) const MIRROR: Schema =
+    &[("service", "service = \"api-v2\""), ("percent", "percent = 10")];
 
-const FAULT: Schema = &[
+pub(super) const FAULT: Schema = &[
     ("delay", "delay = \"100ms\""),
     ("delay_percent", "delay_percent = 5"),
     ("abort", "abort = 503"),

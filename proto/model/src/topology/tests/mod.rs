@@ -2,6 +2,7 @@
 
 mod bounds;
 mod differences;
+mod reference;
 mod right;
 mod wrong;
 
@@ -18,7 +19,9 @@ fn named(name: &str, text: &str) -> SourceFile {
 
 /// Reads a topology that must be right.
 fn read(text: &str) -> Topology {
-    parse(&[file(text)]).unwrap_or_else(|errors| panic!("{}", show(&errors)))
+    let topology = parse(&[file(text)]).unwrap_or_else(|errors| panic!("{}", show(&errors)));
+    reference::takes(text);
+    topology
 }
 
 fn show(errors: &[Diagnostic]) -> String {

@@ -1,12 +1,11 @@
 //! `agentctl explain`: may FROM reach TO, which rule says so, and why the others don't.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Result;
 use isthmus_model::host::canonical_authority;
-use isthmus_model::{
-    Action, Identity, Layer4, Name, RequestMatch, Rule, Subject, convert, snapshot,
-};
+use isthmus_model::{Action, Identity, Layer4, RequestMatch, Rule, Subject, convert, snapshot};
 use isthmus_policy::{Decision, Explanation, Outcome, Query, Request, Step, Token};
 use isthmus_proto::v1;
 use serde_json::{Value, json};
@@ -65,9 +64,7 @@ async fn from_controller(session: &Session) -> Result<World> {
     })?;
     let source = format!("revision {} of the mesh", running.revision);
     let mut world = World::of_topology(&topology, source);
-    let hosts = read_mesh(session).await?.hosts;
-    let names = hosts.iter().filter_map(|host| host.host.as_ref()?.name.parse::<Name>().ok());
-    world.add_hosts(names);
+    world.add_status(&read_mesh(session).await?);
     Ok(world)
 }
 
@@ -92,6 +89,7 @@ pub(crate) struct Answer<'a> {
     to: Identity,
     layer4: Layer4,
     request: Option<(&'a str, &'a str)>,
+    has_token: bool,
     explanation: Explanation,
 }
 
@@ -102,9 +100,15 @@ impl<'a> Answer<'a> {
     ///
     /// Says what the question should have been.
     pub(crate) fn new(world: &'a World, arguments: &'a Explain) -> Result<Self, String> {
-        let from = world.resolve(&arguments.from)?;
-        let to = world.resolve(&arguments.to)?;
-        let layer4 = arguments.port.or_else(|| world.own_port(&to)).ok_or_else(|| {
+        let (from, _) = world.resolve(&arguments.from)?;
+        let (to, port) = world.resolve(&arguments.to)?;
+        world.can_judge(&from, &to)?;
+        let own = world.own_port(&to);
+        let named = port.map(|port| match own {
+            Some(Layer4::Udp(own)) if own == port => Layer4::Udp(port),
+            Some(_) | None => Layer4::Tcp(port),
+        });
+        let layer4 = arguments.port.or(named).or(own).ok_or_else(|| {
             format!(
                 "{to} has no port of its own; say which, such as `--port tcp/22` or `--port icmp`"
             )
@@ -139,7 +143,8 @@ impl<'a> Answer<'a> {
         };
         let request = request.map(|(method, (path, _))| (method, path));
         let explanation = world.policy.explain(&query);
-        Ok(Self { world, from, to, layer4, request, explanation })
+        let has_token = !tokens.is_empty();
+        Ok(Self { world, from, to, layer4, request, has_token, explanation })
     }
 
     fn outcome(&self) -> Outcome {
@@ -183,8 +188,40 @@ impl<'a> Answer<'a> {
         if let Some(hint) = &self.explanation.hint {
             text.push_str(&format!("{} {}\n", paint("hint:", Tone::Strong), clean(hint)));
         }
+        if let Some(unsaid) = self.unsaid_token() {
+            text.push_str(&format!("{} {unsaid}\n", paint("hint:", Tone::Strong)));
+        }
+        if let Some(toml) = self.suggestion() {
+            let add = "to allow it, add this to the topology and apply it:";
+            text.push_str(&format!("{add}\n\n{}\n", clean(&toml)));
+        }
         text.push_str(&paint(&format!("(by {})\n", clean(&self.world.source)), Tone::Quiet));
         text
+    }
+
+    /// What to add to the topology.
+    fn suggestion(&self) -> Option<String> {
+        let suggestion = self.explanation.suggestion.as_ref()?;
+        let ends = [&self.from, &self.to].into_iter();
+        let undeclared: BTreeSet<_> = ends.filter(|it| self.world.is_undeclared(it)).collect();
+        let hosts = undeclared.iter().map(|host| format!("[host.{}]\n\n", host.name()));
+        Some(hosts.collect::<String>() + &suggestion.to_string())
+    }
+
+    /// A denied request without a token may have been asked about by who forgot it.
+    fn unsaid_token(&self) -> Option<String> {
+        if self.outcome() != Outcome::Deny || self.request.is_none() || self.has_token {
+            return None;
+        }
+        let providers = self.world.policy.providers(&self.to);
+        let names: Vec<&str> = providers.iter().map(|provider| provider.name.as_str()).collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "rules about {} ask for tokens of {}; say what the caller's claims with --claim NAME=VALUE",
+                self.to,
+                names.join(", ")
+            )
+        })
     }
 
     fn decider(&self) -> String {
@@ -281,6 +318,7 @@ impl<'a> Answer<'a> {
             "allowed_requests": requests(Action::Allow),
             "denied_requests": requests(Action::Deny),
             "hint": self.explanation.hint,
+            "suggestion": self.suggestion(),
             "source": self.world.source,
         })
     }
@@ -395,167 +433,4 @@ fn covers(subject: &Subject, who: &Identity) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser as _;
-
-    use super::*;
-    use crate::cli::{Cli, Command};
-    use crate::tests::plain;
-
-    const FILE: &str = r#"
-[host.app-1]
-[host.web]
-labels = { role = "web" }
-
-[service.client]
-namespace = "prod"
-port = 9000
-hosts = ["app-1"]
-
-[service.web]
-namespace = "prod"
-port = 8080
-protocol = "http"
-hosts = { role = "web" }
-
-[service.store]
-port = 5432
-hosts = { role = "web" }
-
-[[deny]]
-name = "no clients from prod by ssh"
-from = "namespace:prod"
-to = "host:*"
-ports = ["tcp/22"]
-
-[[allow]]
-name = "client reads web"
-from = "service:client"
-to = "service:web"
-http = [{ method = "GET", path = "/public/*" }]
-
-[jwt.login]
-issuer = "https://login.example"
-jwks = "/etc/isthmus/login.json"
-
-[[allow]]
-name = "admins"
-from = "service:client"
-to = "service:web"
-http = [{ method = "PUT", header = { x-ticket = true }, jwt = { provider = "login", claims = { role = "admin" } }, when = "request.query.dry == 'no'" }]
-
-[[allow]]
-name = "web stores"
-from = "service:web"
-to = "service:store"
-"#;
-
-    fn world() -> World {
-        let files = [isthmus_model::topology::SourceFile {
-            name: "dir/mesh.toml".into(),
-            text: FILE.to_owned(),
-        }];
-        World::of_topology(&sources::topology(&files).unwrap(), "dir/mesh.toml".to_owned())
-    }
-
-    fn arguments(line: &str) -> Explain {
-        let words = ["agentctl", "explain"].into_iter().chain(line.split(' '));
-        let Command::Explain(arguments) = Cli::parse_from(words).command else {
-            panic!("{line} is parsed as another command");
-        };
-        arguments
-    }
-
-    fn ask(line: &str) -> (Exit, String, Value) {
-        let (world, arguments) = (world(), arguments(line));
-        let answer = Answer::new(&world, &arguments).unwrap();
-        (answer.exit(), plain(&answer.text()), answer.json())
-    }
-
-    fn refused(line: &str) -> String {
-        let (world, arguments) = (world(), arguments(line));
-        Answer::new(&world, &arguments).unwrap_err()
-    }
-
-    #[test]
-    fn an_allowed_flow_names_its_rule_and_where_it_stands() {
-        let (exit, text, json) = ask("service:web service:store");
-        assert_eq!(exit, Exit::Success);
-        assert!(text.starts_with("ALLOW service:web -> service:store tcp/5432\n"), "{text}");
-        assert!(text.contains("\"web stores\" (dir/mesh.toml:43)"), "{text}");
-        assert_eq!(json["verdict"], "allow");
-        assert_eq!((&json["file"], &json["line"]), (&"dir/mesh.toml".into(), &43.into()));
-    }
-
-    #[test]
-    fn a_flow_that_no_rule_allows_is_denied_by_default() {
-        let (exit, text, json) = ask("service:client service:store");
-        assert_eq!(exit, Exit::Negative);
-        assert!(text.starts_with("DENY ") && text.contains("default"), "{text}");
-        assert_eq!((&json["rule"], &json["file"]), (&"default".into(), &Value::Null));
-    }
-
-    #[test]
-    fn a_request_is_judged_by_method_and_path() {
-        let (exit, text, _) = ask("client service:web --method GET --path /public/a?b=/c");
-        assert_eq!(exit, Exit::Success, "{text}");
-        let (exit, text, json) = ask("client service:web --method DELETE --path /public/a");
-        assert_eq!(exit, Exit::Negative);
-        assert!(text.contains("DENY") && text.contains("DELETE"), "{text}");
-        assert!(text.contains("\"client reads web\" (dir/mesh.toml:27) doesn't match"), "{text}");
-        assert_eq!(json["steps"][0]["matched"], false);
-    }
-
-    #[test]
-    fn a_request_is_judged_by_all_that_it_has_and_told_what_it_lacks() {
-        let lacks = |more: &str, why: &str| {
-            let line = format!("client service:web --method PUT --path /x?dry=no{more}");
-            let (exit, text, _) = ask(&line);
-            assert_eq!(exit, Exit::Negative, "{text}");
-            assert!(text.contains(why), "{more}: {text}");
-        };
-        lacks("", "header `x-ticket` doesn't match x-ticket");
-        lacks(" --header X-Ticket=7", "there is no token of \"login\"");
-        let all = " --header X-Ticket=7 --claim role=user";
-        lacks(all, "claim `role` doesn't match role=admin");
-        let all = "--header X-Ticket=7 --claim role=[\"user\",\"admin\"]";
-        let line = format!("client service:web --method PUT --path /x {all}");
-        assert!(ask(&line).1.contains("its condition can't be told: No such key: dry"));
-        let (exit, text, _) = ask(&line.replace("/x ", "/x?dry=no "));
-        assert_eq!(exit, Exit::Success, "{text}");
-        let nobody = "client service:store --method PUT --path /x --claim role=admin";
-        assert!(refused(nobody).contains("name a --provider"));
-    }
-
-    #[test]
-    fn without_a_request_it_tells_which_are_allowed() {
-        let (exit, text, json) = ask("client service:web");
-        assert_eq!(exit, Exit::Success);
-        assert!(text.starts_with("DEPENDS "), "{text}");
-        assert!(text.contains("GET /public/*   by \"client reads web\""), "{text}");
-        assert_eq!(json["verdict"], "inspect");
-        assert_eq!(json["allowed_requests"][0]["path"], "/public/*");
-    }
-
-    #[test]
-    fn a_deny_rule_decides_before_any_allow() {
-        let (exit, _, json) = ask("client host:app-1 --port tcp/22");
-        assert_eq!(exit, Exit::Negative);
-        assert_eq!(json["rule"], "no clients from prod by ssh");
-    }
-
-    #[test]
-    fn names_are_resolved_where_that_is_unambiguous() {
-        let (_, text, _) = ask("store app-1 --port icmp");
-        assert!(text.contains("service:store -> host:app-1 icmp"), "{text}");
-        let several = refused("client web");
-        assert!(several.contains("service:web or host:web"), "{several}");
-        let unknown = refused("client service:wob");
-        assert!(
-            unknown.contains("there is service:client, service:store, service:web"),
-            "{unknown}"
-        );
-        assert!(refused("client svc:web").contains("write service:NAME"));
-        assert!(refused("client host:app-1").contains("--port tcp/22"));
-    }
-}
+mod tests;

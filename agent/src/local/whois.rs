@@ -1,0 +1,248 @@
+//! Whose an address or a name is, and which service a process would be, and why.
+
+use isthmus_core::State;
+use isthmus_model::{HostId, Identity, Place, Principal, Selector, ServiceId, Snapshot};
+use isthmus_net::process::{self, Holder};
+use isthmus_proto::v1;
+
+use super::resolve::{ResolveError, resolve};
+use crate::callers::{unit_of, user_name};
+use crate::owners::{Judgement, Process, judge};
+
+const DOMAIN: &str = "mesh.internal";
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum WhoisError {
+    #[error("There is no process {0} on this host")]
+    NoProcess(u32),
+    #[error(transparent)]
+    Unknown(#[from] ResolveError),
+}
+
+pub(super) fn whois(state: &State, target: &str) -> Result<v1::WhoisAnswer, WhoisError> {
+    if let Ok(pid) = target.parse::<u32>() {
+        let found = process::as_sockets_show(pid).ok_or(WhoisError::NoProcess(pid))?;
+        return Ok(of_process(&state.snapshot, &found));
+    }
+    let bare = target.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(target);
+    let address = match bare.parse() {
+        Ok(address) => address,
+        Err(_) => resolve(state, target)?,
+    };
+    let snapshot = &state.snapshot;
+    let place = state.directory.place(address).ok_or(ResolveError::Foreign(address))?;
+    let kind = match place {
+        Place::Host(_) => "host",
+        Place::Workload(..) => "workload",
+        Place::Device(..) => "device",
+        Place::Virtual(_) => "virtual address",
+        Place::Anycast => "this host",
+    };
+    let mut answer = of_principal(snapshot, place.principal(snapshot.local));
+    answer.kind = kind.to_owned();
+    answer.host = place.host().map_or_else(String::new, |id| host_name(snapshot, id));
+    answer.addresses = match place {
+        Place::Host(id) => addresses(snapshot, id, ServiceId(0)),
+        Place::Workload(host, service) => addresses(snapshot, host, service),
+        Place::Device(..) | Place::Anycast => vec![address.to_string()],
+        Place::Virtual(service) => {
+            let ipv4 = snapshot.services.get(&service).map(|it| it.virtual_ipv4.to_string());
+            let ipv6 = snapshot.virtual_ipv6(service).to_string();
+            ipv4.into_iter().chain([ipv6]).collect()
+        }
+    };
+    Ok(answer)
+}
+
+fn host_name(snapshot: &Snapshot, id: HostId) -> String {
+    snapshot.hosts.get(&id).map_or_else(|| format!("host {}", id.0), |it| it.name.to_string())
+}
+
+fn addresses(snapshot: &Snapshot, host: HostId, service: ServiceId) -> Vec<String> {
+    let ipv4 = match service {
+        ServiceId(0) => snapshot.hosts.get(&host).map(|host| host.ipv4()),
+        _ => snapshot.services.get(&service).and_then(|it| it.placements.get(&host)).copied(),
+    };
+    let ipv6 = snapshot.workload_ipv6(host, service).to_string();
+    ipv4.map(|it| it.to_string()).into_iter().chain([ipv6]).collect()
+}
+
+fn of_principal(snapshot: &Snapshot, principal: Principal) -> v1::WhoisAnswer {
+    let Some(identity) = snapshot.identity(principal) else {
+        return v1::WhoisAnswer { identity: "unknown".to_owned(), ..v1::WhoisAnswer::default() };
+    };
+    let zone = match &identity {
+        Identity::Host(_) => "host",
+        Identity::Device(_) => "device",
+        Identity::Service { namespace, .. } => namespace.as_str(),
+    };
+    let port = match principal {
+        Principal::Service(id) => {
+            snapshot.services.get(&id).map(|it| format!("{}/{}", it.protocol, it.port))
+        }
+        Principal::Host(_) | Principal::Device(_) => None,
+    };
+    v1::WhoisAnswer {
+        spiffe: identity.spiffe(&snapshot.mesh.trust_domain),
+        dns_name: format!("{}.{zone}.{DOMAIN}", identity.name()),
+        identity: identity.to_string(),
+        port: port.unwrap_or_default(),
+        ..v1::WhoisAnswer::default()
+    }
+}
+
+fn of_process(snapshot: &Snapshot, found: &Holder) -> v1::WhoisAnswer {
+    let facts =
+        Process { uid: found.uid, cgroup: found.cgroup.as_deref(), exe: found.exe.as_deref() };
+    let judgement = judge(snapshot, &facts);
+    let principal = judgement.service.map_or(Principal::Host(snapshot.local), Principal::Service);
+    let cgroup = found.cgroup.as_deref().unwrap_or_default();
+    let candidate = |(id, selectors): &(ServiceId, Vec<(Selector, Option<bool>)>)| v1::Candidate {
+        service: service_name(snapshot, *id),
+        fits: !selectors.is_empty() && selectors.iter().all(|(_, fits)| *fits == Some(true)),
+        selectors: selectors.iter().map(|(selector, fits)| check(selector, *fits, found)).collect(),
+    };
+    let process = v1::ProcessFacts {
+        pid: found.pid,
+        user: user_name(found.uid).unwrap_or_default(),
+        uid: found.uid,
+        unit: unit_of(cgroup).unwrap_or_default().to_owned(),
+        cgroup: cgroup.to_owned(),
+        program: found.exe.as_ref().map_or_else(String::new, |it| it.display().to_string()),
+        why: why(snapshot, &judgement),
+        candidates: judgement.fits.iter().map(candidate).collect(),
+    };
+    v1::WhoisAnswer {
+        kind: "process".to_owned(),
+        host: host_name(snapshot, snapshot.local),
+        addresses: match judgement.service {
+            Some(service) => addresses(snapshot, snapshot.local, service),
+            None => addresses(snapshot, snapshot.local, ServiceId(0)),
+        },
+        process: Some(process),
+        ..of_principal(snapshot, principal)
+    }
+}
+
+fn service_name(snapshot: &Snapshot, id: ServiceId) -> String {
+    snapshot.services.get(&id).map_or_else(String::new, |it| it.name.to_string())
+}
+
+fn why(snapshot: &Snapshot, judgement: &Judgement) -> String {
+    let name = |id| service_name(snapshot, id);
+    match (judgement.service, judgement.tie) {
+        (Some(service), Some(other)) => format!(
+            "it fits the workloads of {} and {other} equally well; give one of them another selector",
+            name(service),
+            other = name(other)
+        ),
+        (Some(service), None) => {
+            let fits = |(_, selectors): &&(_, Vec<(_, Option<bool>)>)| {
+                !selectors.is_empty() && selectors.iter().all(|(_, fits)| *fits == Some(true))
+            };
+            match judgement.fits.iter().filter(fits).count() {
+                0 | 1 => format!("it fits the workload of {}", name(service)),
+                _ => format!("of those it fits, the workload of {} says most", name(service)),
+            }
+        }
+        (None, _) if judgement.needs_program => {
+            "a service asks for its program, which this agent may not see (CAP_SYS_PTRACE): its flows \
+             are refused until it may"
+                .to_owned()
+        }
+        (None, _) if judgement.fits.iter().all(|(_, selectors)| selectors.is_empty()) => {
+            "no service here says by its `workload` which processes it has, so it speaks as the host"
+                .to_owned()
+        }
+        (None, _) => "it fits no service's workload, so it speaks as the host".to_owned(),
+    }
+}
+
+fn check(selector: &Selector, fits: Option<bool>, found: &Holder) -> v1::SelectorCheck {
+    let cgroup = found.cgroup.as_deref().unwrap_or("unknown");
+    let (words, is) = match selector {
+        Selector::User(user) => {
+            let is = user_name(found.uid).unwrap_or_else(|| found.uid.to_string());
+            (format!("user {user}"), format!("the process's user is {is}"))
+        }
+        Selector::Systemd(unit) => {
+            (format!("systemd unit {unit}"), format!("the process is in cgroup {cgroup}"))
+        }
+        Selector::Cgroup(path) => {
+            (format!("cgroup {}", path.display()), format!("the process is in cgroup {cgroup}"))
+        }
+        Selector::Exe(path) => {
+            let is = match &found.exe {
+                Some(exe) => format!("the process runs {}", exe.display()),
+                None => "the process's program isn't the agent's to see".to_owned(),
+            };
+            (format!("program {}", path.display()), is)
+        }
+    };
+    let fits = fits == Some(true);
+    v1::SelectorCheck { selector: words, fits, reason: if fits { String::new() } else { is } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::show::tests::state;
+
+    #[test]
+    fn addresses_and_names_say_who_they_are() {
+        let state = state();
+        for (target, kind, identity, host) in [
+            ("100.64.0.17", "workload", "service:web", "web-1"),
+            ("fd01:203:405::2:0:5", "workload", "service:web", "web-1"),
+            ("[fd01:203:405::2:0:0]", "host", "host:web-1", "web-1"),
+            ("100.127.0.5", "virtual address", "service:web", ""),
+            ("100.64.0.20", "device", "device:press", "web-1"),
+            ("100.127.0.0", "this host", "host:app-1", ""),
+            ("web.prod.mesh.internal", "workload", "service:web", "web-1"),
+        ] {
+            let answer = whois(&state, target).unwrap();
+            assert_eq!((&*answer.kind, &*answer.identity), (kind, identity), "{target}");
+            assert_eq!(answer.host, host, "{target}");
+        }
+        let web = whois(&state, "100.64.0.17").unwrap();
+        assert_eq!(web.spiffe, "spiffe://corp.example/ns/prod/sa/web");
+        assert_eq!((&*web.dns_name, &*web.port), ("web.prod.mesh.internal", "tcp/8080"));
+        assert_eq!(web.addresses, ["100.64.0.17", "fd01:203:405::2:0:5"]);
+        assert!(whois(&state, "192.0.2.1").is_err());
+    }
+
+    #[test]
+    fn a_process_is_told_which_service_it_is_and_why() {
+        let state = state();
+        let holder = |uid| Holder {
+            pid: 7,
+            uid,
+            cgroup: Some("/system.slice/here.service".to_owned()),
+            exe: None,
+            name: None,
+        };
+        let here = of_process(&state.snapshot, &holder(33));
+        assert_eq!((&*here.identity, &*here.host), ("service:here", "app-1"));
+        let facts = here.process.unwrap();
+        assert_eq!((&*facts.why, &*facts.unit), ("it fits the workload of here", "here.service"));
+        let other = of_process(&state.snapshot, &holder(0));
+        assert_eq!(other.identity, "host:app-1");
+        let facts = other.process.unwrap();
+        assert_eq!(facts.why, "it fits no service's workload, so it speaks as the host");
+        let [candidate] = &*facts.candidates else { panic!("{facts:?}") };
+        let [check] = &*candidate.selectors else { panic!("{candidate:?}") };
+        assert_eq!((&*candidate.service, &*check.selector), ("here", "user 33"));
+        assert_eq!((check.fits, &*check.reason), (false, "the process's user is root"));
+    }
+
+    #[test]
+    fn this_process_is_found_by_its_number() {
+        let pid = std::process::id();
+        let answer = whois(&state(), &pid.to_string()).unwrap();
+        let facts = answer.process.unwrap();
+        assert_eq!((facts.pid, facts.uid), (pid, process::own_user()));
+        assert!(facts.program.contains("isthmus"), "{facts:?}");
+        assert_eq!(whois(&state(), "4000000000"), Err(WhoisError::NoProcess(4_000_000_000)));
+    }
+}
