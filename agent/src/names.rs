@@ -73,7 +73,11 @@ pub fn recover(settings: &Settings) {
 }
 
 fn resolver(settings: &Settings) -> Resolver {
-    Resolver::new(settings.dns.configure, Paths::standard(&settings.state_dir))
+    Resolver::new(
+        settings.dns.configure,
+        &settings.dns.search,
+        Paths::standard(&settings.state_dir),
+    )
 }
 
 struct Keeper {
@@ -151,7 +155,12 @@ impl Keeper {
     async fn serve(&mut self, address: IpAddr) -> Result<(), Problem> {
         let listen = SocketAddr::new(address, self.port);
         if !self.servers.contains_key(&address) {
-            let config = Config { listen, upstream: self.upstream(), own: self.addresses.clone() };
+            let config = Config {
+                listen,
+                upstream: self.upstream(),
+                short_names: self.shared.settings.dns.short_names(),
+                own: self.addresses.clone(),
+            };
             let started = Server::start(config, self.views.clone());
             let server = started.map_err(|error| port_taken(listen, &error))?;
             self.servers.insert(address, server);
@@ -281,7 +290,7 @@ mod tests {
                 ..Paths::standard(dir.path())
             };
             fs::write(&paths.resolv_conf, "nameserver 192.0.2.1\n").unwrap();
-            let resolver = Resolver::new(ConfigureResolver::ResolvConf, paths);
+            let resolver = Resolver::new(ConfigureResolver::ResolvConf, &[], paths);
             let shared = Shared::new(Settings::default(), SharedCgroups::default());
             let (own, addresses) = watch::channel(vec![OWN]);
             let (views_, views) = watch::channel(view());

@@ -5,6 +5,7 @@
 //!  isth0   this host's own addresses, then those of its workloads (/32 and /128)
 //!  routes  the mesh's /48 and its IPv4 range, sent from the host's own address
 //!  rule    what comes in by the device with a virtual address is the host's own: the proxy's
+//!  rules   what an application that sees its callers (`source`) answers them is the proxy's, too
 //! ```
 //!
 //! Addresses and routes hang on the TUN device, which the kernel removes with the process, however
@@ -14,6 +15,7 @@
 mod keeper;
 mod wanted;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context as _;
@@ -27,8 +29,8 @@ use isthmus_net::tun::Tun;
 use tokio::sync::watch;
 
 pub use keeper::keep;
-pub use wanted::prefixes;
 use wanted::{Found, Lost, Setting, Shape, Wanted, missing};
+pub use wanted::{answers, prefixes};
 
 /// Packets that wait for the data plane while it is busy.
 const QUEUE_PACKETS: u32 = 1_000;
@@ -129,9 +131,11 @@ impl Network {
         for family in self.families() {
             let routes = async {
                 let routes = self.wanted.only(family).routes;
-                for route in routes.iter().filter(|it| it.kind == RouteKind::LocalFromDevice) {
+                // The others go with the device.
+                for route in routes.iter().filter(|it| it.kind != RouteKind::Unicast) {
                     self.netlink.delete_route(route).await?;
                 }
+                self.netlink.lead_answers_back(&BTreeSet::new(), family).await?;
                 self.netlink.forget_own_table(&self.name, family).await
             };
             if let Err(error) = routes.await {
@@ -154,6 +158,10 @@ impl Network {
         for stale in former.routes.iter().filter(is_stale) {
             self.netlink.delete_route(stale).await?;
         }
+        self.netlink
+            .lead_answers_back(&wanted.answers, family)
+            .await
+            .context("Failed to lead applications' answers to the proxy")?;
         self.netlink
             .look_up_own_table(&self.name, family)
             .await
@@ -182,8 +190,9 @@ impl Network {
     async fn find(&self) -> anyhow::Result<Found> {
         let addresses = self.netlink.addresses().await?.into_iter();
         let of_device = addresses.filter(|found| found.link == self.device);
-        let mut rules = Vec::new();
+        let (mut rules, mut answers) = (Vec::new(), BTreeSet::new());
         for family in self.families() {
+            answers.append(&mut self.netlink.answers_led_back(family).await?);
             if self.netlink.looks_up_own_table(&self.name, family).await? {
                 rules.push(family);
             }
@@ -197,6 +206,7 @@ impl Network {
             addresses: of_device.map(|found| found.address).collect(),
             routes: self.netlink.own_routes().await?,
             rules,
+            answers,
             settings: self.settings.iter().filter(is_changed).copied().collect(),
         })
     }
@@ -226,6 +236,10 @@ impl Network {
             Lost::Address(address) => netlink.add_address(self.device, *address).await?,
             Lost::Route(route) => netlink.replace_route(route).await?,
             Lost::Rule(family) => netlink.look_up_own_table(&self.name, *family).await?,
+            Lost::Answers(family) => {
+                let wanted = self.wanted.only(*family).answers;
+                netlink.lead_answers_back(&wanted, *family).await?;
+            }
         }
         Ok(())
     }

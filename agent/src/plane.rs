@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use isthmus_core::{Config, Event, PeerName, State};
 use isthmus_model::{Code, Problem, Revision, Snapshot};
-use isthmus_net::listen::{bind_marked_tcp, bind_transparent_tcp, hush};
+use isthmus_net::listen::{bind_marked_tcp, bind_marked_tcp_as, bind_transparent_tcp, hush};
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_net::netlink::NetlinkError;
 use isthmus_net::ruleset::RulesetMonitor;
@@ -19,7 +19,7 @@ use isthmus_net::sock_diag::{Protocol, SocketDiag};
 use isthmus_net::steering::Steering;
 use isthmus_net::tun::{Tun, TunError};
 use isthmus_net::udp::UdpSocket;
-use isthmus_proxy::{RateLimits, View};
+use isthmus_proxy::{RateLimits, Speaker, View};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -296,7 +296,8 @@ impl Running {
 }
 
 fn guard_of(shared: &Shared, state: &State) -> Guard {
-    Guard::of(&shared.settings, &shared.ports, &network::prefixes(&state.snapshot))
+    let guard = Guard::of(&shared.settings, &shared.ports, &network::prefixes(&state.snapshot));
+    guard.with_answers(network::answers(&state.snapshot))
 }
 
 /// Listens before anything is raised, so that it needn't be raised again to be sure of it.
@@ -421,7 +422,7 @@ fn start_edge(
     stopped: &watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
 ) -> isthmus_proxy::Edge {
-    let outside = Arc::new(Edge::new(&shared.settings.state_dir));
+    let outside = Arc::new(Edge::new(&shared.settings.state_dir).asking(shared));
     let (sender, visitors) = mpsc::channel(VISITORS);
     let following = edge::run(Arc::clone(&outside), Arc::clone(shared), views.subscribe(), sender);
     let resolving = edge::resolve(Arc::clone(&outside), Arc::clone(shared), views.subscribe());
@@ -446,7 +447,10 @@ async fn run_proxy(
         status.proxy = format!("listening on port {}", shared.ports.proxy());
     });
     let metrics = Arc::clone(&shared.proxy);
-    let bind = |source| bind_marked_tcp(source, PROXY_MARK);
+    let bind = |speaker| match speaker {
+        Speaker::Host(source) => bind_marked_tcp(source, PROXY_MARK),
+        Speaker::Caller(caller) => bind_marked_tcp_as(caller, PROXY_MARK),
+    };
     let stop = is_set(stopped);
     metrics.sample_access_log(shared.settings.access_log_sample);
     let options = isthmus_proxy::Options {

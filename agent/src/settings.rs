@@ -4,12 +4,16 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use isthmus_core::{Cipher, Ciphers};
+use isthmus_model::Name;
 use serde::Deserialize;
 
 use crate::telemetry::otlp;
 
 /// Where settings are read from unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/isthmus/agent.toml";
+
+/// Where the mesh's names are.
+pub const MESH_DOMAIN: &str = "mesh.internal";
 
 /// What an administrator may decide about this agent. Secrets are no settings: a token comes in
 /// through the socket, keys are made here.
@@ -158,6 +162,41 @@ pub struct DnsSettings {
     pub upstream: Vec<SocketAddr>,
     /// How the host comes to ask the mesh's DNS.
     pub configure: ConfigureResolver,
+    /// Domains of the mesh that names may leave out.
+    pub search: Vec<SearchDomain>,
+}
+
+/// A domain of the mesh that names may leave out: `mesh.internal`, or a namespace in it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SearchDomain(String);
+
+impl SearchDomain {
+    /// The domain.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `web.prod` is a name then.
+    #[must_use]
+    pub fn is_whole_mesh(&self) -> bool {
+        self.0 == MESH_DOMAIN
+    }
+}
+
+impl TryFrom<String> for SearchDomain {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let namespace = text.strip_suffix(MESH_DOMAIN).and_then(|it| it.strip_suffix('.'));
+        if text == MESH_DOMAIN || namespace.is_some_and(|it| it.parse::<Name>().is_ok()) {
+            return Ok(Self(text));
+        }
+        Err(format!(
+            "{text:?} is no domain of the mesh: write \"{MESH_DOMAIN}\" or \"prod.{MESH_DOMAIN}\""
+        ))
+    }
 }
 
 /// How the host's resolver is told about mesh names.
@@ -203,9 +242,22 @@ impl Default for Settings {
     }
 }
 
+impl DnsSettings {
+    /// Whether `web.prod` is a name, too.
+    #[must_use]
+    pub fn short_names(&self) -> bool {
+        self.search.iter().any(SearchDomain::is_whole_mesh)
+    }
+}
+
 impl Default for DnsSettings {
     fn default() -> Self {
-        Self { listen: true, upstream: Vec::new(), configure: ConfigureResolver::Auto }
+        Self {
+            listen: true,
+            upstream: Vec::new(),
+            configure: ConfigureResolver::Auto,
+            search: vec![SearchDomain(MESH_DOMAIN.to_owned())],
+        }
     }
 }
 
@@ -405,6 +457,21 @@ mod tests {
     #[test]
     fn an_empty_file_means_the_defaults() {
         assert_eq!(parse("").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn search_domains_are_the_meshs() {
+        let searched = |list: &str| {
+            let settings = parse(&format!("[dns]\nsearch = {list}\n"));
+            settings.map(|it| (it.dns.search.len(), it.dns.short_names()))
+        };
+        assert_eq!(searched("[]").unwrap(), (0, false));
+        assert_eq!(searched(r#"["prod.mesh.internal"]"#).unwrap(), (1, false));
+        assert_eq!(searched(r#"["mesh.internal", "prod.mesh.internal"]"#).unwrap(), (2, true));
+        for foreign in ["example.com", ".mesh.internal", "a.b.mesh.internal", "xmesh.internal"] {
+            let error = searched(&format!("[{foreign:?}]")).unwrap_err().to_string();
+            assert!(error.contains("is no domain of the mesh"), "{error}");
+        }
     }
 
     #[test]

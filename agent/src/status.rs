@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use isthmus_core::State;
-use isthmus_model::{HostId, Problems};
+use isthmus_model::{HostId, Problems, ServiceId};
 use isthmus_proto::v1;
 use tokio::sync::{oneshot, watch};
 
@@ -70,6 +70,8 @@ pub struct Status {
     pub state: Option<Arc<State>>,
     pub proxy: String,
     pub dns: String,
+    /// Where the applications of services here listen, in a few words.
+    pub listening: BTreeMap<(ServiceId, u16), String>,
     /// Listeners of gateways here, and external services with problems.
     pub gateways: Vec<v1::GatewayStatus>,
 }
@@ -134,6 +136,12 @@ impl Shared {
     #[must_use]
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
+    }
+
+    pub fn show_listening(&self, listening: BTreeMap<(ServiceId, u16), String>) {
+        if self.status.borrow().listening != listening {
+            self.update(|status| status.listening = listening);
+        }
     }
 
     /// To wait for changes of the status.

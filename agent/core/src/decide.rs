@@ -236,11 +236,18 @@ impl Node {
             if ingress == Port::Tun {
                 translated.source = self.hairpin_source(from);
             }
-            if verdict.outcome == Outcome::Inspect {
+            if verdict.outcome == Outcome::Inspect || self.is_deaf(to, layer4) {
                 translated.destination_port = self.proxy_port;
             }
         }
         Ok(NewFlow { from, to, layer4, verdict, ingress, egress, original, translated })
+    }
+
+    /// Whether an application here doesn't listen on the family that it is asked by.
+    fn is_deaf(&self, to: End, layer4: Layer4) -> bool {
+        let Place::Workload(_, service) = to.place else { return false };
+        let Layer4::Tcp(port) = layer4 else { return false };
+        self.deaf.contains(&(service, port, to.address.is_v4()))
     }
 
     /// A flow from this host to the virtual address of a service that speaks HTTP goes to the proxy

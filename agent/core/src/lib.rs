@@ -73,7 +73,7 @@ pub use bulk::{Cipher, Ciphers, LANES, TYPE as BULK_TYPE};
 pub use config::{Config, Limits};
 pub use counters::{Counters, DropReason, Traffic};
 pub use event::{Denial, Event};
-pub use node::{Node, Owner, Owners, PeerName, Received, SendError, Transmit, TunWriter};
+pub use node::{Deaf, Node, Owner, Owners, PeerName, Received, SendError, Transmit, TunWriter};
 pub use outbox::{Outbox, segments_per_run};
 pub use receive::Inbox;
 pub use sealing::Sealing;

@@ -1,5 +1,6 @@
 //! The node: its calling contract, and what belongs to no other file.
 
+use std::collections::HashSet;
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,12 +13,12 @@ use crate::bulk::{LANES, Offering};
 use crate::config::Config;
 use crate::counters::{Counters, DropReason};
 use crate::event::{Event, Events};
-use crate::flows::FlowTable;
+use crate::flows::{FlowTable, LegKey, Port};
 use crate::forged::ForgedLog;
 use crate::forward::FragmentFlow;
 use crate::mtu;
 use crate::outbox::{Outbox, TunQueue};
-use crate::packet::{FlowKey, FragmentTable, Offload};
+use crate::packet::{FlowKey, FragmentTable, Offload, protocol};
 use crate::peers::{Peers, Slot};
 use crate::ping::Pings;
 use crate::random::Random;
@@ -76,6 +77,10 @@ pub enum Owner {
     /// There is no such socket, or it can't be told whose it is.
     Unknown,
 }
+
+/// Services with an application here that listens on one family only, and at which TCP port: each with
+/// whether the other family, where it doesn't, is IPv4.
+pub type Deaf = HashSet<(ServiceId, u16, bool)>;
 
 /// Datagrams to send.
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +145,7 @@ pub struct Node {
     pub(crate) epoch: u32,
     pub(crate) mtu: usize,
     pub(crate) proxy_port: u16,
+    pub(crate) deaf: Deaf,
     /// What this host offers to its peers.
     pub(crate) offering: Offering,
     pub(crate) keys: Keys,
@@ -174,6 +180,7 @@ impl Node {
             epoch: 0,
             mtu: mtu.into(),
             proxy_port,
+            deaf: Deaf::default(),
             offering: Offering { life: seeds.next(), ciphers, lanes: lanes.clamp(1, LANES) },
             keys: Keys::new(*private_key),
             admission: Admission::new(seeds.next(), now),
@@ -209,6 +216,27 @@ impl Node {
         }
         self.sweep = Some(Sweep::new(now));
         self.step_sweep(now);
+    }
+
+    /// Which applications here listen on one family only. What is to come by the other one goes to the
+    /// proxy, which dials them by theirs.
+    pub fn handle_deaf(&mut self, deaf: Deaf) {
+        self.deaf = deaf;
+    }
+
+    /// Which port was asked for by a connection that leads to the proxy, as that sees it: its own end,
+    /// and the caller's.
+    pub fn asked_port(&self, own: SocketAddr, caller: SocketAddr) -> Option<u16> {
+        let answer = FlowKey {
+            source: own.ip().to_canonical().into(),
+            destination: caller.ip().to_canonical().into(),
+            protocol: protocol::TCP,
+            source_port: own.port(),
+            destination_port: caller.port(),
+        };
+        let (flow, leg) = self.flows.find(&LegKey { flow: answer, port: Port::Tun })?;
+        let [first, _] = &self.flows.get(flow).filter(|_| leg == 1)?.legs;
+        Some(first.key.flow.destination_port)
     }
 
     /// This host's own addresses changed. Peers learn where it is from what it sends, and one that

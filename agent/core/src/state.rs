@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use isthmus_model::{
-    Directory, HostId, Identity, Layer4, Place, Principal, Revision, Service, ServiceId, Snapshot,
+    Application, Directory, HostId, Identity, Layer4, Place, Principal, Protocol, Revision,
+    ServiceId, Snapshot,
 };
 use isthmus_policy::{DecidedBy, Outcome, Policy, Query, Verdict};
 
@@ -70,11 +71,12 @@ impl State {
     /// answer there, and nobody would have judged its requests.
     pub(crate) fn leads_around_proxy(&self, to: Place, layer4: Layer4) -> bool {
         let Layer4::Tcp(port) = layer4 else { return false };
-        let listens = |id: &ServiceId| {
-            self.snapshot.services.get(id).filter(|it| it.port == port && it.edge.is_none())
-        };
+        let applied =
+            |id: &ServiceId| self.snapshot.services.get(id).filter(|it| it.edge.is_none());
         let is_its_own = match to {
-            Place::Workload(host, service) if host == self.local() => listens(&service).is_some(),
+            Place::Workload(host, service) if host == self.local() => {
+                applied(&service).is_some_and(|it| it.ports().any(|(own, ..)| own == port))
+            }
             Place::Host(host) if host == self.local() => false,
             Place::Workload(..)
             | Place::Host(_)
@@ -82,7 +84,11 @@ impl State {
             | Place::Virtual(_)
             | Place::Anycast => return false,
         };
-        !is_its_own && self.local_services.iter().filter_map(listens).any(Service::is_proxied)
+        let leads_to_proxy = |(own, protocol, application): (u16, Protocol, Application)| {
+            protocol.is_proxied(application) && (own == port || application.port(own) == port)
+        };
+        let mut here = self.local_services.iter().filter_map(applied);
+        !is_its_own && here.any(|service| service.ports().any(leads_to_proxy))
     }
 
     /// The host that this state is for.

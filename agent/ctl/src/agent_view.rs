@@ -70,8 +70,17 @@ fn problems(status: &v1::AgentStatus, now: i64) -> String {
 
 fn services(services: &[v1::LocalService]) -> String {
     let line = |service: &v1::LocalService| {
-        let v1::LocalService { name, namespace, port, protocol, addresses } = service;
-        format!("{name}.{namespace} {protocol}/{port} at {}", addresses.join(", "))
+        let v1::LocalService { name, namespace, port, protocol, addresses, listens, more } =
+            service;
+        let shown = |listens: &str| {
+            if listens.is_empty() { String::new() } else { format!(", listens {listens}") }
+        };
+        let more = more
+            .iter()
+            .map(|it| format!("\n  {} {}/{}{}", it.name, it.protocol, it.port, shown(&it.listens)));
+        let (listens, more) = (shown(listens), more.collect::<String>());
+        let port = if *port == 0 { "calls only".to_owned() } else { format!("{protocol}/{port}") };
+        format!("{name}.{namespace} {port} at {}{listens}{more}", addresses.join(", "))
     };
     services.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -107,13 +116,23 @@ fn drops(drops: &[v1::Counter]) -> String {
 pub(crate) fn json(status: &v1::AgentStatus) -> Value {
     let drops: Map<String, Value> =
         status.drops.iter().map(|drop| (drop.name.clone(), drop.value.into())).collect();
+    let port = |it: &v1::LocalPort| {
+        json!({
+            "name": it.name,
+            "port": it.port,
+            "protocol": it.protocol,
+            "listens": known(&it.listens),
+        })
+    };
     let service = |service: &v1::LocalService| {
         json!({
             "name": service.name,
             "namespace": service.namespace,
-            "port": service.port,
-            "protocol": service.protocol,
+            "port": (service.port != 0).then_some(service.port),
+            "protocol": (service.port != 0).then_some(&service.protocol),
             "addresses": service.addresses,
+            "listens": known(&service.listens),
+            "ports": service.more.iter().map(port).collect::<Value>(),
         })
     };
     let gateway = |status: &v1::GatewayStatus| {
@@ -251,6 +270,8 @@ mod tests {
                 port: 8080,
                 protocol: "http".to_owned(),
                 addresses: vec!["100.64.0.17".to_owned()],
+                listens: "on IPv4 only".into(),
+                more: Vec::new(),
             }],
             drops: vec![
                 v1::Counter { name: "forged".to_owned(), value: 3 },

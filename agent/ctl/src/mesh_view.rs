@@ -179,7 +179,7 @@ pub(crate) fn service_table(services: &[v1::ServiceStatus]) -> String {
         vec![
             toned(&service.name, Tone::Strong),
             cell(&service.namespace),
-            cell(format!("{}/{}", protocol(&service), service.port)),
+            cell(port(&service)),
             cell(&service.virtual_ipv4),
             cell(&status.dns_name),
             cell(status.hosts.join(", ")),
@@ -202,13 +202,23 @@ pub(crate) fn service_facts(status: &v1::ServiceStatus, hosts: &[v1::HostStatus]
         ("service", paint(&clean(&service.name), Tone::Strong)),
         ("number", service.id.to_string()),
         ("namespace", clean(&service.namespace)),
-        ("port", format!("{}/{}", protocol(&service), service.port)),
+        ("port", port(&service)),
         ("name", clean(&status.dns_name)),
         ("virtual", clean(&format!("{}\n{}", service.virtual_ipv4, status.virtual_ipv6))),
         ("processes", clean(&selectors.join(" and "))),
         ("workloads", clean(&workloads.join("\n"))),
     ];
     facts(&known)
+}
+
+/// As people write it; a service without one only calls others.
+fn port(service: &v1::Service) -> String {
+    if service.port == 0 {
+        return "none".to_owned();
+    }
+    let more = service.more.iter();
+    let more = more.map(|it| format!(", {} {}/{}", it.name, word(it.protocol()), it.port));
+    format!("{}/{}{}", protocol(service), service.port, more.collect::<String>())
 }
 
 fn selector(selector: &v1::Selector) -> Option<String> {
@@ -242,8 +252,9 @@ pub(crate) fn service_json(status: &v1::ServiceStatus, hosts: &[v1::HostStatus])
         "name": service.name,
         "namespace": service.namespace,
         "id": service.id,
-        "port": service.port,
-        "protocol": protocol(&service),
+        "port": (service.port != 0).then_some(service.port),
+        "protocol": (service.port != 0).then(|| protocol(&service)),
+        "ports": service.more.iter().map(|it| json!({ "name": it.name, "port": it.port, "protocol": word(it.protocol()) })).collect::<Value>(),
         "virtual_ipv4": known(&service.virtual_ipv4),
         "virtual_ipv6": known(&status.virtual_ipv6),
         "dns_name": status.dns_name,
@@ -367,7 +378,11 @@ pub(crate) fn known(text: &str) -> Option<&str> {
 }
 
 fn protocol(service: &v1::Service) -> &'static str {
-    match service.protocol() {
+    word(service.protocol())
+}
+
+fn word(protocol: v1::Protocol) -> &'static str {
+    match protocol {
         v1::Protocol::Tcp => "tcp",
         v1::Protocol::Udp => "udp",
         v1::Protocol::Http => "http",

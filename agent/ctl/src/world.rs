@@ -34,7 +34,8 @@ pub(crate) struct World {
 #[derive(Clone, Debug)]
 struct Service {
     namespace: Name,
-    layer4: Layer4,
+    /// None for who only calls others.
+    layer4: Option<Layer4>,
     /// Hosts with a workload of it, as far as they are known.
     hosts: Vec<Name>,
 }
@@ -50,7 +51,7 @@ struct Vantage {
 impl World {
     pub(crate) fn of_topology(topology: &Topology, source: String) -> Self {
         let services = topology.services.iter().map(|(name, service)| {
-            let layer4 = layer4(service.protocol, service.port);
+            let layer4 = (service.port != 0).then(|| layer4(service.protocol, service.port));
             let namespace = service.namespace.clone();
             (name.clone(), Service { namespace, layer4, hosts: Vec::new() })
         });
@@ -70,7 +71,7 @@ impl World {
     pub(crate) fn of_snapshot(snapshot: &Snapshot) -> Self {
         let host_name = |id| snapshot.hosts.get(id).map(|host| host.name.clone());
         let services = snapshot.services.values().map(|service| {
-            let layer4 = service.layer4();
+            let layer4 = service.has_port().then(|| service.layer4());
             let hosts = service.placements.keys().filter_map(host_name).collect();
             let namespace = service.namespace.clone();
             (service.name.clone(), Service { namespace, layer4, hosts })
@@ -99,10 +100,10 @@ impl World {
         self.addresses = Some(Addresses::of_status(status));
     }
 
-    /// The port that a service is reached at; none for hosts and devices.
+    /// The port that a service is reached at; none for hosts, devices, and who only calls others.
     pub(crate) fn own_port(&self, identity: &Identity) -> Option<Layer4> {
         match identity {
-            Identity::Service { name, .. } => self.services.get(name).map(|service| service.layer4),
+            Identity::Service { name, .. } => self.services.get(name)?.layer4,
             Identity::Host(_) | Identity::Device(_) => None,
         }
     }

@@ -44,6 +44,7 @@ fn snapshot(rules: usize) -> Snapshot {
             namespace: name("prod"),
             port: 80,
             protocol: Protocol::Tcp,
+            more: Vec::new(),
             virtual_ipv4: Ipv4Addr::from(0x647f_0000 + number),
             placements: BTreeMap::new(),
             leaving: Default::default(),

@@ -145,6 +145,43 @@ pub fn bind_marked_tcp(source: IpAddr, mark: u32) -> io::Result<TcpStream> {
     Ok(socket.into())
 }
 
+/// Likewise, but it speaks from an address that is somebody else's: what is sent there must be led back to
+/// the host.
+///
+/// # Errors
+/// `PermissionDenied` without `NET_ADMIN`.
+pub fn bind_marked_tcp_as(source: IpAddr, mark: u32) -> io::Result<TcpStream> {
+    let address = SocketAddr::new(source, 0);
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_mark(mark)?;
+    match source {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+    }
+    // A port is chosen with the connection: it needn't be free for all destinations.
+    set_bind_address_no_port(&socket)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // INVARIANT: an int is this small.
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes from `on`, which has as many.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A non-blocking UDP socket on `address`, whether or not the host has it.
 ///
 /// # Errors

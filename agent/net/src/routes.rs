@@ -35,6 +35,8 @@ pub struct Route {
 
 /// The agent's own table: packets from its device are looked up here, others aren't.
 pub const AGENT_TABLE: u8 = 151;
+/// What applications answer to those whom the proxy speaks for is looked up here.
+pub const ANSWERS_TABLE: u8 = 153;
 
 /// What a route does with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +47,8 @@ pub enum RouteKind {
     Local,
     /// Likewise, but only what [`Netlink::look_up_own_table`] leads there.
     LocalFromDevice,
+    /// Likewise, but only what [`Netlink::lead_answers_back`] leads there.
+    LocalForAnswers,
 }
 
 impl Route {
@@ -62,6 +66,11 @@ impl Route {
     /// Makes the host answer for all of `destination` to packets that come in by the agent's device.
     pub fn local_from_device(destination: IpNet) -> Self {
         Self { kind: RouteKind::LocalFromDevice, ..Self::local(destination) }
+    }
+
+    /// Makes the host take all of `destination` of what applications answer to the proxy.
+    pub fn local_for_answers(destination: IpNet) -> Self {
+        Self { kind: RouteKind::LocalForAnswers, ..Self::local(destination) }
     }
 
     pub fn with_source(self, source: IpAddr) -> Self {
@@ -92,6 +101,7 @@ impl Route {
             }
             RouteKind::Local => (RouteType::Local, RT_TABLE_LOCAL, RouteScope::Host),
             RouteKind::LocalFromDevice => (RouteType::Local, AGENT_TABLE, RouteScope::Host),
+            RouteKind::LocalForAnswers => (RouteType::Local, ANSWERS_TABLE, RouteScope::Host),
         };
         if let Some(source) = self.source {
             message.attributes.push(RouteAttribute::PrefSource(source.into()));
@@ -153,6 +163,7 @@ impl RouteInfo {
             RouteKind::Unicast => (false, RouteHeader::RT_TABLE_MAIN),
             RouteKind::Local => (true, RT_TABLE_LOCAL),
             RouteKind::LocalFromDevice => (true, AGENT_TABLE),
+            RouteKind::LocalForAnswers => (true, ANSWERS_TABLE),
         };
         self.destination == route.destination.trunc()
             && self.device == Some(route.device)
@@ -316,6 +327,7 @@ pub(crate) fn ip(address: &RouteAddress) -> Option<IpAddr> {
 fn as_own(found: &RouteInfo) -> Option<Route> {
     let kind = match (found.local, found.table) {
         (true, table) if table == u32::from(AGENT_TABLE) => RouteKind::LocalFromDevice,
+        (true, table) if table == u32::from(ANSWERS_TABLE) => RouteKind::LocalForAnswers,
         (true, _) => RouteKind::Local,
         (false, _) => RouteKind::Unicast,
     };

@@ -11,7 +11,7 @@
 //! `--threads N` is 1 unless given.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use isthmus_model::{
     Revision, Service, ServiceId, Snapshot,
 };
 use isthmus_policy::Policy;
-use isthmus_proxy::{Edge, Metrics, Options, View};
+use isthmus_proxy::{Edge, Metrics, Options, Speaker, View};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 use tracing_subscriber::filter::Targets;
@@ -128,6 +128,7 @@ fn snapshot(
             namespace: "prod".parse()?,
             port,
             protocol: Protocol::Http,
+            more: Vec::new(),
             virtual_ipv4,
             placements: BTreeMap::from([placement]),
             leaving: Default::default(),
@@ -174,7 +175,8 @@ fn snapshot(
 }
 
 /// As the agent does, but for the mark, which takes a privilege.
-fn bind(source: IpAddr) -> std::io::Result<TcpStream> {
+fn bind(speaker: Speaker) -> std::io::Result<TcpStream> {
+    let source = speaker.address();
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::new(source, 0).into())?;

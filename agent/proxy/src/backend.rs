@@ -32,14 +32,33 @@ use crate::idle::{Idle, PoolId};
 use crate::incoming::{BodyError, Incoming};
 use crate::io::Stream;
 use crate::metrics::Overflow;
+use crate::reach::{Listens, Reach, Shown};
 use crate::silence::Silence;
 use crate::streams;
 use crate::view::Map;
 use crate::windows::{ANSWER_BYTES, ANSWER_STREAM_BYTES, UNSENT_BYTES};
 
-/// Makes a socket that isn't connected yet and speaks from an address of this host; from whichever the
-/// kernel chooses, where it is unspecified. To applications the proxy is known by such sockets.
-pub type Bind = fn(IpAddr) -> io::Result<std::net::TcpStream>;
+/// Makes a socket that isn't connected yet. To applications the proxy is known by such sockets.
+pub type Bind = fn(Speaker) -> io::Result<std::net::TcpStream>;
+
+/// Whose address a socket has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaker {
+    /// This host's; whichever the kernel chooses, where it is unspecified.
+    Host(IpAddr),
+    /// A caller's, wherever it is. What is sent to it is to come back to the socket.
+    Caller(IpAddr),
+}
+
+impl Speaker {
+    /// Its address.
+    #[must_use]
+    pub const fn address(self) -> IpAddr {
+        match self {
+            Self::Host(address) | Self::Caller(address) => address,
+        }
+    }
+}
 
 /// All that the proxy has connections to.
 #[derive(Debug)]
@@ -48,6 +67,7 @@ pub(crate) struct Backends {
     bind: Bind,
     outside: Arc<dyn Outside>,
     silence: Arc<Silence>,
+    reach: Arc<Reach>,
     /// Apart from each other: those whose connections are counted, and those whose aren't.
     applications: Mutex<Map<(Target, bool), Arc<Application>>>,
     /// What the pools of several callers share.
@@ -73,6 +93,10 @@ pub(crate) struct Target {
     pub(crate) caller: Option<Principal>,
     /// Whether a request's trailers are passed on by HTTP/1 (see [`Server::Application`]).
     pub(crate) trailers: bool,
+    /// Where else an application of this host may listen.
+    pub(crate) listens: Listens,
+    /// As whom an application of this host sees the proxy, if not as the proxy.
+    pub(crate) shown: Option<Shown>,
 }
 
 /// How to speak to an application.
@@ -161,6 +185,7 @@ struct Application {
     bind: Bind,
     outside: Arc<dyn Outside>,
     silence: Arc<Silence>,
+    reach: Arc<Reach>,
     idle: Arc<Idle>,
     /// One connection carries all; the lock is held while it is being made.
     multiplexed: tokio::sync::Mutex<Option<http2::SendRequest<Upload>>>,
@@ -183,6 +208,7 @@ impl Backends {
             bind,
             outside,
             silence,
+            reach: Arc::default(),
             applications: Mutex::default(),
             idle: Mutex::default(),
             pools: AtomicU64::new(0),
@@ -192,7 +218,13 @@ impl Backends {
     /// Another one like it, with nothing open yet.
     pub(crate) fn without_connections(&self) -> Self {
         let silence = Arc::clone(&self.silence);
-        Self::new(self.connect_timeout, self.bind, Arc::clone(&self.outside), silence)
+        let new = Self::new(self.connect_timeout, self.bind, Arc::clone(&self.outside), silence);
+        Self { reach: Arc::clone(&self.reach), ..new }
+    }
+
+    /// What is known of where applications listen.
+    pub(crate) fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// What makes sockets that speak from an address.
@@ -235,6 +267,7 @@ impl Backends {
                 bind: self.bind,
                 outside: Arc::clone(&self.outside),
                 silence: Arc::clone(&self.silence),
+                reach: Arc::clone(&self.reach),
                 idle: self.idle_of(&target),
                 multiplexed: tokio::sync::Mutex::default(),
                 open: Arc::default(),
@@ -424,8 +457,8 @@ impl Application {
         Ok(sender)
     }
 
-    /// Connects to the workload's address. Not to 127.0.0.1 instead: another service, or anybody,
-    /// may listen there.
+    /// Connects to the workload's address, or where its application listens instead. Not to 127.0.0.1
+    /// unless the topology says so: another service, or anybody, may listen there.
     async fn connect(&self, http2: bool) -> Result<Stream, BackendError> {
         let connecting = async {
             let stream = self.dial().await?;
@@ -465,10 +498,11 @@ impl Application {
     }
 
     async fn dial(&self) -> io::Result<TcpStream> {
-        let Target { address, source, introduce, .. } = self.target;
+        let Target { address, source, introduce, listens, shown, .. } = self.target;
         let stream = match source {
             None if self.target.external.is_some() => TcpStream::connect(address).await?,
-            source => connect_as(self.bind, source, address).await?,
+            None => self.reach.connect(self.bind, address, listens, shown).await?,
+            Some(source) => connect_as(self.bind, Speaker::Host(source), address).await?,
         };
         if let Some((version, caller)) = introduce {
             // Requests of several connections of the caller's come by this one: no port is theirs.
@@ -479,17 +513,22 @@ impl Application {
     }
 }
 
-/// Connects as the proxy, to a workload or to an application here.
+/// Connects to a workload or to an application here.
 pub(crate) async fn connect_as(
     bind: Bind,
-    source: Option<IpAddr>,
+    speaker: Speaker,
     address: SocketAddr,
 ) -> io::Result<TcpStream> {
-    let any = || match address {
+    TcpSocket::from_std_stream(bind(speaker)?).connect(address).await
+}
+
+/// Connects to an application here as the proxy.
+pub(crate) async fn connect_as_proxy(bind: Bind, address: SocketAddr) -> io::Result<TcpStream> {
+    let any = match address {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    TcpSocket::from_std_stream(bind(source.unwrap_or_else(any))?).connect(address).await
+    connect_as(bind, Speaker::Host(any), address).await
 }
 
 impl Keep<Stream> for Application {

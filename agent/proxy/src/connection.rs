@@ -102,7 +102,13 @@ pub(crate) fn identify(
         let entry = Entry::new(&view, gateway, port)?;
         return Some(connection(view.visitors(gateway)?, Some(entry)));
     }
-    let Some(parties) = view.parties(local, peer) else {
+    let asked = if view.has_several_ports(local) {
+        // Without its flow nobody knows what was meant.
+        Some(shared.outside.asked_port(own, remote)?)
+    } else {
+        None
+    };
+    let Some(parties) = view.parties(local, peer, asked) else {
         tracing::debug!(%local, %peer, "Closed a connection between unknown parties");
         return None;
     };
@@ -262,7 +268,8 @@ impl Connection {
             let now = view.visitors(self.parties.service);
             return now.filter(|now| now.from == self.parties.from);
         }
-        view.parties(self.local, self.peer).filter(|now| *now == self.parties)
+        let port = Some(self.parties.port);
+        view.parties(self.local, self.peer, port).filter(|now| *now == self.parties)
     }
 
     /// Whether the newest view no longer lets the caller in at all.

@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -71,6 +71,12 @@ pub trait Outside: fmt::Debug + Send + Sync {
     /// Why it has none that may be dialled, if that is known.
     fn unusable(&self, external: ServiceId) -> Option<String> {
         let _ = external;
+        None
+    }
+
+    /// Which port was asked for by a connection that leads to the proxy: its own end, and the caller's.
+    fn asked_port(&self, own: SocketAddr, caller: SocketAddr) -> Option<u16> {
+        let _ = (own, caller);
         None
     }
 

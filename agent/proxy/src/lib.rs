@@ -44,6 +44,7 @@ mod metrics;
 mod outbound;
 mod places;
 mod ratelimit;
+mod reach;
 mod replay;
 mod request;
 mod routing;
@@ -64,7 +65,7 @@ mod watch;
 mod windows;
 mod worker;
 
-pub use backend::Bind;
+pub use backend::{Bind, Speaker};
 pub use gateway::{Edge, Outside, Visitor};
 pub use health::HealthView;
 pub use histogram::Histogram;

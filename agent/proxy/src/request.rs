@@ -253,7 +253,7 @@ async fn forward(
     (mut head, body, host): (Parts, Incoming, HeaderValue),
     mut record: Record,
 ) -> Response<Answer> {
-    let wanted_by = view.application(connection.parties.service);
+    let wanted_by = view.application(connection.parties.service, Some(connection.parties.port));
     let wanted = upgrade::wanted(head.version, &head.headers);
     let wire = wire(&head).wanted_by(wanted_by.http, wanted.is_some());
 
@@ -287,6 +287,8 @@ async fn forward(
         host: None,
         caller: Some(connection.parties.caller),
         trailers: wanted_by.trailers,
+        listens: view.listens(connection.parties.service, address),
+        shown: view.shown(wanted_by, connection.peer),
     };
     record.begin_try();
     let sent = connection.shared.backends.send(application, wire, Box::new(request), None).await;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -13,6 +13,7 @@ use isthmus_model::{
 use isthmus_policy::{Policy, Query, Request, Stream, Verdict};
 
 use crate::ratelimit::{Limits, RateLimits};
+use crate::reach::{Listens, Shown};
 use crate::routing::Routes;
 
 /// A map for look-ups by each request. Its keys are few and not for callers to choose, so its hash may be a fast one.
@@ -55,8 +56,17 @@ pub(crate) struct Parties {
     pub(crate) to: Identity,
     pub(crate) service: ServiceId,
     pub(crate) protocol: Protocol,
-    /// The service's own port, where the application listens.
+    /// The service's port, where the application listens.
     pub(crate) port: u16,
+    /// Whether it has no name: routes are about this one.
+    pub(crate) is_own_port: bool,
+}
+
+impl Parties {
+    /// The port that is meant where they go on to a service: their own, if it is the one that was asked.
+    pub(crate) fn port_of(&self, service: ServiceId) -> Option<u16> {
+        (service == self.service).then_some(self.port)
+    }
 }
 
 impl Side {
@@ -107,9 +117,15 @@ impl View {
     }
 
     /// Who the addresses of an accepted connection stand for. None unless `peer` is placed and
-    /// `local` is a workload on this host, or a virtual address, of a
-    /// service whose connections lead through the proxy.
-    pub(crate) fn parties(&self, local: IpAddr, peer: IpAddr) -> Option<Parties> {
+    /// `local` is a workload on this host, or the virtual address of a service whose connections lead
+    /// through the proxy.
+    /// `port`: which of its ports was asked for; its own if none.
+    pub(crate) fn parties(
+        &self,
+        local: IpAddr,
+        peer: IpAddr,
+        port: Option<u16>,
+    ) -> Option<Parties> {
         let here = self.snapshot.local;
         let caller = self.directory.place(peer)?;
         if is_on_kernels_loopback(caller, here) {
@@ -118,10 +134,10 @@ impl View {
         match self.directory.place(local)? {
             // Nobody is behind a gateway but its clients.
             Place::Workload(host, service) if host == here && !self.is_gateway(service) => {
-                self.parties_of(Side::Server, caller.principal(here), service)
+                self.parties_of(Side::Server, caller.principal(here), service, port)
             }
             Place::Virtual(service) if self.is_of_here(caller) => {
-                self.parties_of(Side::Client, caller.principal(here), service)
+                self.parties_of(Side::Client, caller.principal(here), service, port)
             }
             Place::Workload(..)
             | Place::Virtual(_)
@@ -136,12 +152,22 @@ impl View {
         let service = self.snapshot.services.get(&gateway)?;
         service.placements.get(&self.snapshot.local)?;
         service.gateway()?;
-        self.parties_of(Side::Client, Principal::Service(gateway), gateway)
+        self.parties_of(Side::Client, Principal::Service(gateway), gateway, None)
     }
 
     /// The same caller, at the door of a workload here.
     pub(crate) fn parties_here(&self, parties: &Parties, service: ServiceId) -> Option<Parties> {
-        self.parties_of(Side::Server, parties.caller, service)
+        let port = parties.port_of(service);
+        self.parties_of(Side::Server, parties.caller, service, port)
+    }
+
+    /// Whether a service has more ports than its own, so that an address alone doesn't say which is meant.
+    pub(crate) fn has_several_ports(&self, address: IpAddr) -> bool {
+        let service = match self.directory.place(address) {
+            Some(Place::Workload(_, service) | Place::Virtual(service)) => service,
+            Some(Place::Host(_) | Place::Device(..) | Place::Anycast) | None => return false,
+        };
+        self.snapshot.services.get(&service).is_some_and(|it| !it.more.is_empty())
     }
 
     /// The address of a caller's workload here, from which the mesh knows it.
@@ -158,17 +184,30 @@ impl View {
         Some(if v4 { ipv4.into() } else { ipv6.into() })
     }
 
-    fn parties_of(&self, side: Side, caller: Principal, id: ServiceId) -> Option<Parties> {
+    fn parties_of(
+        &self,
+        side: Side,
+        caller: Principal,
+        id: ServiceId,
+        port: Option<u16>,
+    ) -> Option<Parties> {
         let service = self.snapshot.services.get(&id)?;
-        service.is_proxied().then_some(())?;
+        let asked =
+            |(number, ..): &(u16, Protocol, Application)| port.is_none_or(|it| it == *number);
+        let tcp = |(_, protocol, _): &(u16, Protocol, Application)| *protocol != Protocol::Udp;
+        let (port, protocol, application) = service.ports().filter(tcp).find(asked)?;
+        // The flow table leads to the proxy whose application listens on the other family only.
+        let is_here = side == Side::Server && service.edge.is_none();
+        (protocol.is_proxied(application) || is_here).then_some(())?;
         Some(Parties {
-            protocol: service.protocol,
+            protocol,
             side,
             caller,
             from: self.snapshot.identity(caller)?,
             to: service.identity(),
             service: id,
-            port: service.port,
+            is_own_port: port == service.port,
+            port,
         })
     }
 
@@ -182,9 +221,38 @@ impl View {
         self.snapshot.services.get(&service).is_some_and(|it| !it.placements.is_empty())
     }
 
-    /// How to speak to a service's applications.
-    pub(crate) fn application(&self, service: ServiceId) -> Application {
-        self.snapshot.services.get(&service).map(|it| it.application).unwrap_or_default()
+    /// How to speak to a service's applications at a port; at its own if none.
+    pub(crate) fn application(&self, service: ServiceId, port: Option<u16>) -> Application {
+        let Some(known) = self.snapshot.services.get(&service) else {
+            return Application::default();
+        };
+        let mut ports = known.ports().filter(|(_, protocol, _)| *protocol != Protocol::Udp);
+        let asked = ports.find(|(number, ..)| port.is_none_or(|it| it == *number));
+        asked.map_or(known.application, |(.., application)| application)
+    }
+
+    /// Where else than at `asked`, an address of its workload here, a service's application may listen.
+    pub(crate) fn listens(&self, service: ServiceId, asked: SocketAddr) -> Listens {
+        let (here, known) = (self.snapshot.local, self.snapshot.services.get(&service));
+        let Some(known) = known else { return Listens::There };
+        match (self.application(service, Some(asked.port())).listen, asked.ip()) {
+            (Some(address), _) => Listens::At(address),
+            (None, IpAddr::V4(_)) => {
+                Listens::OrAt(self.snapshot.workload_ipv6(here, service).into())
+            }
+            (None, IpAddr::V6(_)) => known
+                .placements
+                .get(&here)
+                .map_or(Listens::There, |address| Listens::OrAt((*address).into())),
+        }
+    }
+
+    /// As whom an application is to see the proxy: as the caller that has an address, by both
+    /// families. None: as the proxy.
+    pub(crate) fn shown(&self, application: Application, caller: IpAddr) -> Option<Shown> {
+        application.shows_callers().then_some(())?;
+        let place = self.directory.place(caller)?;
+        self.snapshot.addresses_of(place).map(|(v4, v6)| Shown { v4, v6 })
     }
 
     /// The server outside of the mesh that a service stands for, if it is spoken to from here.

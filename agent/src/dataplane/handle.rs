@@ -1,12 +1,13 @@
 //! How the control plane speaks to the data plane: a bounded queue of commands, which it never
 //! waits for.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use anyhow::{Context as _, anyhow};
-use isthmus_core::State;
+use isthmus_core::{Deaf, State};
 use isthmus_model::HostId;
 use isthmus_net::poll::Waker;
 use tokio::sync::oneshot;
@@ -23,6 +24,7 @@ pub(super) enum Command {
     Ping(Ping, oneshot::Sender<Option<HostId>>),
     Turns(oneshot::Sender<Vec<u64>>),
     Moved,
+    Deaf(Deaf),
     Write(Vec<u8>),
     Stop,
 }
@@ -40,12 +42,25 @@ pub struct Ping {
 pub struct Handle {
     commands: SyncSender<Command>,
     waker: Waker,
+    asked: Asked,
+}
+
+/// Finds the port that a connection to the proxy asked for. It ends with the data plane.
+#[derive(Clone)]
+pub(super) struct Asked(
+    pub(super) Arc<dyn Fn(SocketAddr, SocketAddr) -> Option<u16> + Send + Sync>,
+);
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Asked")
+    }
 }
 
 impl Handle {
-    pub(super) fn new(waker: Waker) -> (Self, Receiver<Command>) {
+    pub(super) fn new(waker: Waker, asked: Asked) -> (Self, Receiver<Command>) {
         let (commands, obeyed) = sync_channel(COMMANDS);
-        (Self { commands, waker }, obeyed)
+        (Self { commands, waker, asked }, obeyed)
     }
 
     /// Makes `state` the revision in force; returns when it is.
@@ -94,6 +109,22 @@ impl Handle {
         if self.commands.try_send(Command::Moved).is_ok() {
             self.waker.wake();
         }
+    }
+
+    /// Which applications here listen on one family only.
+    ///
+    /// # Errors
+    /// When the data plane is gone or busy.
+    pub fn tell_deaf(&self, deaf: Deaf) -> anyhow::Result<()> {
+        self.commands.try_send(Command::Deaf(deaf)).context("The data plane is busy")?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// See [`isthmus_core::Node::asked_port`].
+    #[must_use]
+    pub fn asked_port(&self, own: SocketAddr, caller: SocketAddr) -> Option<u16> {
+        (self.asked.0)(own, caller)
     }
 
     /// Puts a packet into the device, as if it had come by a tunnel and were let through.

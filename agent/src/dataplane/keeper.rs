@@ -89,6 +89,7 @@ impl<O: Owners> Keeper<O> {
                     engine.node.handle_moved(now);
                     self.shared.flush(&mut engine);
                 }
+                Command::Deaf(deaf) => engine.node.handle_deaf(deaf),
                 Command::Write(packet) => {
                     let frame = [IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(&packet)];
                     self.shared.frames(0).write(&frame);

@@ -36,6 +36,7 @@ use isthmus_net::udp::UdpSocket;
 use tokio::sync::mpsc;
 
 use engine::{Shared, Wakers};
+use handle::Asked;
 pub use handle::{Handle, Ping};
 use inbound::Inbound;
 use keeper::Keeper;
@@ -103,8 +104,12 @@ pub fn start<O: Owners + Send + 'static>(
 ) -> anyhow::Result<(Handle, JoinHandle<()>)> {
     let lanes = setup.sockets.len();
     let wakers = Wakers::new(2 * lanes).context("Failed to make an eventfd")?;
-    let (handle, commands) = Handle::new(wakers.keeper.clone());
+    let waker = wakers.keeper.clone();
     let shared = Arc::new(Shared::new(setup, wakers));
+    let node = Arc::downgrade(&shared);
+    let asked =
+        Asked(Arc::new(move |own, caller| node.upgrade()?.engine().node.asked_port(own, caller)));
+    let (handle, commands) = Handle::new(waker, asked);
     let mut keeper = Keeper::new(Arc::clone(&shared), commands)?;
     let mut threads = Vec::new();
     for lane in 0..lanes {

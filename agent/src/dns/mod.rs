@@ -46,6 +46,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Who answers names that aren't the mesh's.
     pub upstream: Upstream,
+    /// Whether `web.prod` is a name, too.
+    pub short_names: bool,
     /// All of ours: who would ask there would ask us.
     pub own: Vec<IpAddr>,
 }
@@ -103,9 +105,10 @@ impl Server {
         let udp = UdpSocket::from_std(bind_freebind_udp(config.listen)?)?;
         // Port 0 is for tests: both get the same one.
         let tcp = TcpListener::from_std(bind_freebind_tcp(udp.local_addr()?)?)?;
+        let short = config.short_names;
         let forwarder = upstream::Forwarder::new(config.upstream, config.own);
         let mut task = JoinSet::new();
-        task.spawn(server::run(udp, tcp, forwarder, view));
+        task.spawn(server::run(udp, tcp, (forwarder, short), view));
         Ok(Self { _task: task })
     }
 }

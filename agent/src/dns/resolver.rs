@@ -19,7 +19,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::PORT;
-use crate::settings::ConfigureResolver;
+use crate::settings::{ConfigureResolver, MESH_DOMAIN, SearchDomain};
 
 /// The first line of a `resolv.conf` of ours.
 const MARK: &str = "# Written by isthmus-agent, which puts the former file back when it stops.";
@@ -87,6 +87,8 @@ pub struct Resolver {
     setting: ConfigureResolver,
     mode: Mode,
     paths: Paths,
+    /// Domains of the mesh that names may leave out.
+    search: Vec<String>,
     /// The device that systemd-resolved has settings for.
     device: Option<String>,
 }
@@ -116,7 +118,7 @@ impl Paths {
 impl Resolver {
     /// Decides how the host's resolver is to be told, and changes nothing.
     #[must_use]
-    pub fn new(setting: ConfigureResolver, paths: Paths) -> Self {
+    pub fn new(setting: ConfigureResolver, search: &[SearchDomain], paths: Paths) -> Self {
         let mode = match setting {
             ConfigureResolver::Off => Mode::Off,
             ConfigureResolver::Resolved => Mode::Resolved,
@@ -124,7 +126,8 @@ impl Resolver {
             ConfigureResolver::Auto if resolved_runs(&paths) => Mode::Resolved,
             ConfigureResolver::Auto => Mode::Off,
         };
-        Self { setting, mode, paths, device: None }
+        let search = search.iter().map(|it| it.as_str().to_owned()).collect();
+        Self { setting, mode, paths, search, device: None }
     }
 
     /// The file that names the host's own resolvers, for [`Upstream::ResolvConf`](super::Upstream).
@@ -180,7 +183,7 @@ impl Resolver {
             Mode::ResolvConf => {
                 let former = fs::read_to_string(self.kept_file()).unwrap_or_default();
                 let current = fs::read_to_string(&self.paths.resolv_conf);
-                current.is_ok_and(|current| current == ours(servers, &former))
+                current.is_ok_and(|current| current == ours(servers, &self.search, &former))
             }
             // A stub that is off says nothing about what systemd-resolved knows.
             Mode::Resolved => {
@@ -222,7 +225,7 @@ impl Resolver {
         }
         self.device = Some(device.to_owned());
         let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
-        let domains = domains(mesh);
+        let domains = domains(mesh, &self.search);
         let with = |verb: &'static str, values: &[String]| -> Vec<String> {
             [verb, device].map(str::to_owned).into_iter().chain(values.iter().cloned()).collect()
         };
@@ -272,7 +275,7 @@ impl Resolver {
             self.keep(&current)?;
         }
         let former = fs::read_to_string(self.kept_file()).unwrap_or_default();
-        write_whole(path, &ours(servers, &former)).map_err(failed("replace", path))
+        write_whole(path, &ours(servers, &self.search, &former)).map_err(failed("replace", path))
     }
 
     /// The file's text, and where it pointed to if it was a link.
@@ -322,11 +325,14 @@ fn resolved_runs(paths: &Paths) -> bool {
 
 /// What systemd-resolved is to ask here: the mesh's names, and those of its addresses. `~` means to
 /// ask for them, but not to search in them.
-fn domains(mesh: &Mesh) -> Vec<String> {
+fn domains(mesh: &Mesh, search: &[String]) -> Vec<String> {
     let ipv6 = mesh.prefix.bytes();
     let nibbles = ipv6.iter().rev().map(|byte| format!("{:x}.{:x}.", byte & 0x0f, byte >> 4));
-    let mut domains =
-        vec!["~mesh.internal".to_owned(), format!("~{}ip6.arpa", nibbles.collect::<String>())];
+    let mut domains = search.to_vec();
+    if !search.iter().any(|domain| domain == MESH_DOMAIN) {
+        domains.push(format!("~{MESH_DOMAIN}"));
+    }
+    domains.push(format!("~{}ip6.arpa", nibbles.collect::<String>()));
     domains.extend(reverse_zones(mesh.ipv4).map(|zone| format!("~{zone}")));
     domains
 }
@@ -353,15 +359,22 @@ fn is_ours(text: &str) -> bool {
     text.starts_with(MARK)
 }
 
-/// A `resolv.conf` that names `servers`, and keeps what the former says beside that.
-fn ours(servers: &[IpAddr], former: &str) -> String {
+/// A `resolv.conf` that names `servers`, and keeps what the former says beside that. What it searches
+/// comes before `search`; only the last such line counts.
+fn ours(servers: &[IpAddr], search: &[String], former: &str) -> String {
     let servers = servers.iter().map(|server| format!("nameserver {server}"));
-    let others = former.lines().filter(|line| {
-        let first = line.split_whitespace().next();
-        matches!(first, Some("search" | "domain" | "options" | "sortlist"))
-    });
+    let of_kind = |kinds: &'static [&'static str]| {
+        let is_one =
+            |line: &&str| line.split_whitespace().next().is_some_and(|it| kinds.contains(&it));
+        former.lines().filter(move |line| is_one(line))
+    };
+    let last = of_kind(&["search", "domain"]).last().unwrap_or_default();
+    let searched = last.split_whitespace().skip(1).chain(search.iter().map(String::as_str));
+    let searched: Vec<&str> = searched.collect();
+    let searched = (!searched.is_empty()).then(|| format!("search {}", searched.join(" ")));
+    let others = of_kind(&["options", "sortlist"]).map(str::to_owned);
     let lines: Vec<String> =
-        [MARK.to_owned()].into_iter().chain(servers).chain(others.map(str::to_owned)).collect();
+        [MARK.to_owned()].into_iter().chain(servers).chain(searched).chain(others).collect();
     lines.join("\n") + "\n"
 }
 

@@ -32,6 +32,7 @@ const MAX_QUERY_BYTES: usize = 4096;
 struct Shared {
     view: watch::Receiver<Arc<View>>,
     forwarder: Forwarder,
+    short_names: bool,
     own: SocketAddr,
     users: Users,
     forwarded: Arc<Places>,
@@ -42,7 +43,7 @@ struct Shared {
 pub(super) async fn run(
     udp: UdpSocket,
     tcp: TcpListener,
-    forwarder: Forwarder,
+    (forwarder, short_names): (Forwarder, bool),
     view: watch::Receiver<Arc<View>>,
 ) {
     let Ok(own) = udp.local_addr() else { return };
@@ -50,6 +51,7 @@ pub(super) async fn run(
         view,
         own,
         forwarder,
+        short_names,
         users: Users::open(),
         forwarded: Places::new(FORWARDED),
         streams: Places::new(STREAMS),
@@ -88,7 +90,7 @@ async fn on_datagram(
     from: SocketAddr,
     forwards: &mut JoinSet<()>,
 ) {
-    match zone::answer(&shared.view(), query, Transport::Udp) {
+    match zone::answer(&shared.view(), shared.short_names, query, Transport::Udp) {
         Reply::Ignore => {}
         Reply::Answer(reply) => send(socket, &reply, from).await,
         Reply::Forward { max_bytes } => {
@@ -144,7 +146,7 @@ async fn serve_stream(
         if query.len() > MAX_QUERY_BYTES {
             return;
         }
-        let reply = match zone::answer(&shared.view(), &query, Transport::Tcp) {
+        let reply = match zone::answer(&shared.view(), shared.short_names, &query, Transport::Tcp) {
             Reply::Ignore => return,
             Reply::Answer(reply) => reply,
             Reply::Forward { max_bytes } => match shared.forwarded.take(source) {

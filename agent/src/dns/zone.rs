@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! web.prod.mesh.internal         the virtual addresses of service web in namespace prod
+//! web.prod                       the same, where short names are answered
 //! app-1.host.mesh.internal       the addresses of host app-1
 //! press.device.mesh.internal     the addresses of device press
 //! 7.0.64.100.in-addr.arpa        the name of whatever 100.64.0.7 stands for; same for IPv6
@@ -51,9 +52,9 @@ pub enum Reply {
     Ignore,
 }
 
-/// Answers a query, if it is about the mesh.
+/// Answers a query, if it is about the mesh. `short`: whether names may leave `mesh.internal` out.
 #[must_use]
-pub fn answer(view: &View, query: &[u8], transport: Transport) -> Reply {
+pub fn answer(view: &View, short: bool, query: &[u8], transport: Transport) -> Reply {
     if query.len() < HEADER_BYTES || query[2] & 0x80 != 0 {
         return Reply::Ignore;
     }
@@ -70,7 +71,7 @@ pub fn answer(view: &View, query: &[u8], transport: Transport) -> Reply {
         reply.set_edns(edns);
     }
     let max_bytes = max_bytes(&message, transport);
-    match judge(view, &message) {
+    match judge(view, short, &message) {
         Ok(None) => return Reply::Forward { max_bytes },
         Ok(Some(found)) => fill(&mut reply, found, &view.snapshot),
         Err(code) => reply.metadata.response_code = code,
@@ -115,7 +116,7 @@ enum What {
 }
 
 /// What the mesh knows of a query's name; none if it isn't the mesh's to answer.
-fn judge(view: &View, message: &Message) -> Result<Option<Found>, ResponseCode> {
+fn judge(view: &View, short: bool, message: &Message) -> Result<Option<Found>, ResponseCode> {
     if message.metadata.message_type != MessageType::Query {
         return Err(ResponseCode::FormErr);
     }
@@ -131,7 +132,7 @@ fn judge(view: &View, message: &Message) -> Result<Option<Found>, ResponseCode> 
     if query.query_class() != DNSClass::IN || is_refused(query.query_type()) {
         return Err(ResponseCode::Refused);
     }
-    Ok(locate(view, query))
+    Ok(locate(view, short, query))
 }
 
 /// `ANY` serves nobody but attackers (RFC 8482); zones aren't given away.
@@ -139,13 +140,17 @@ fn is_refused(kind: RecordType) -> bool {
     matches!(kind, RecordType::ANY | RecordType::AXFR | RecordType::IXFR)
 }
 
-fn locate(view: &View, query: &Query) -> Option<Found> {
+fn locate(view: &View, short: bool, query: &Query) -> Option<Found> {
     let labels: Vec<Vec<u8>> = query.name().iter().map(<[u8]>::to_ascii_lowercase).collect();
     let labels: Vec<&[u8]> = labels.iter().map(Vec::as_slice).collect();
     let (zone_labels, what) = match labels.as_slice() {
         [within @ .., b"mesh", b"internal"] => (2, forward(&view.snapshot, within, query)),
         [within @ .., b"in-addr", b"arpa"] => reverse_v4(view, within, query)?,
         [within @ .., b"ip6", b"arpa"] => reverse_v6(view, within, query)?,
+        // Only what is there: everything else may be a name of the world's.
+        within @ [name, group] if short && addresses(&view.snapshot, name, group).is_some() => {
+            (2, forward(&view.snapshot, within, query))
+        }
         _ => return None,
     };
     let zone = query.name().trim_to(zone_labels);

@@ -17,7 +17,7 @@ mod special;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -57,6 +57,8 @@ pub struct Edge {
     challenges: RwLock<HashMap<String, Arc<ServerConfig>>>,
     /// Where certificates are kept that come by ACME.
     folder: PathBuf,
+    /// Who knows what a connection asked for.
+    packets: Option<Arc<Shared>>,
 }
 
 #[derive(Debug, Default)]
@@ -117,6 +119,10 @@ impl<T: Clone + PartialEq, C: Clone> Loaded<T, C> {
 }
 
 impl Outside for Edge {
+    fn asked_port(&self, own: SocketAddr, caller: SocketAddr) -> Option<u16> {
+        self.packets.as_ref()?.packets()?.asked_port(own, caller)
+    }
+
     fn server_tls(
         &self,
         gateway: ServiceId,
@@ -181,7 +187,14 @@ impl Edge {
             known: RwLock::default(),
             challenges: RwLock::default(),
             folder: state_dir.join("acme"),
+            packets: None,
         }
+    }
+
+    /// The same, which asks the data plane.
+    #[must_use]
+    pub fn asking(self, shared: &Arc<Shared>) -> Self {
+        Self { packets: Some(Arc::clone(shared)), ..self }
     }
 
     /// The files that a listener is served by.

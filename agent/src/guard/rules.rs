@@ -2,10 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::OnceLock;
 
 use ipnet::IpNet;
 
 use crate::own_ports::OwnPorts;
+use crate::owners::PROXY_MARK;
 use crate::settings::Settings;
 
 /// All that the rules follow from. Two guards that are equal make the same rules.
@@ -21,6 +25,17 @@ pub struct Guard {
     pub proxy_ports: BTreeSet<u16>,
     /// The user that the agent runs as: nobody else speaks from its ports.
     pub user: u32,
+    /// Applications to which the proxy speaks from their callers' addresses, and what that takes.
+    pub answers: BTreeSet<SocketAddr>,
+    showing: Showing,
+}
+
+/// What tells the proxy's packets from others', where it speaks as somebody else on loopback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Showing {
+    /// Marks what the filter has seen to come from the proxy. Nobody learns it who could not change the
+    /// filter, too: who only may write packets to loopback would have to guess.
+    mark: u32,
 }
 
 impl Guard {
@@ -33,7 +48,15 @@ impl Guard {
             tunnel_ports: [settings.listen_port, serving.tunnels()].into(),
             proxy_ports: [settings.proxy_port, serving.proxy()].into(),
             user: isthmus_net::process::own_user(),
+            answers: BTreeSet::new(),
+            showing: Showing::of_this_run(),
         }
+    }
+
+    /// The same, where the proxy speaks as their callers to these applications.
+    #[must_use]
+    pub fn with_answers(self, answers: BTreeSet<SocketAddr>) -> Self {
+        Self { answers, ..self }
     }
 
     /// The name of the table that holds all of it, of family `inet`.
@@ -49,9 +72,9 @@ impl Guard {
         // INVARIANT: writing to a string doesn't fail.
         let _ = writeln!(script, "table inet {} {{", self.table());
         // A chain that others lead to comes before them.
-        for chain in
-            [self.looping(), self.arriving(), self.passing(), self.speaking(), self.leaving()]
-        {
+        let chains =
+            [self.looping(), self.arriving(), self.passing(), self.speaking(), self.leaving()];
+        for chain in chains.into_iter().chain(self.showing()) {
             script.push_str(&chain);
         }
         script.push_str("}\n");
@@ -66,7 +89,45 @@ impl Guard {
         };
         let rules =
             self.prefixes.iter().flat_map(|it| [foreign(it, "saddr"), foreign(it, "daddr")]);
-        chain("looping", None, rules)
+        chain("looping", None, self.of_proxy().chain(rules))
+    }
+
+    /// What the proxy says as somebody else to an application, and what that answers.
+    fn of_proxy(&self) -> impl Iterator<Item = String> {
+        let mark = self.showing.mark;
+        self.answers.iter().flat_map(move |at| {
+            let (ip, address, port) = (ip_of(at), at.ip(), at.port());
+            [
+                format!("meta mark {mark:#x} {ip} daddr {address} tcp dport {port} return"),
+                format!("{ip} saddr {address} tcp sport {port} return"),
+            ]
+        })
+    }
+
+    /// Marks what the proxy says as somebody else, after everybody who knows it by its own mark: a
+    /// container with the host's network can set that, too. So it must be the agent's user and, where
+    /// it can be told, in the agent's cgroup.
+    fn showing(&self) -> Option<String> {
+        if self.answers.is_empty() {
+            return None;
+        }
+        let (user, mark) = (self.user, self.showing.mark);
+        let of_agent = own_cgroup().map(|it| format!("socket cgroupv2 {it} ")).unwrap_or_default();
+        let passes = format!("meta mark set {mark:#x} return");
+        let rules = self.answers.iter().flat_map(|at| {
+            let (ip, address, port) = (ip_of(at), at.ip(), at.port());
+            let marked = format!(
+                "oifname \"lo\" {ip} daddr {address} tcp dport {port} meta mark {PROXY_MARK:#x}"
+            );
+            [
+                format!("{marked} meta skuid {user} {of_agent}{passes}"),
+                // Whoever has an owner isn't the proxy. Who has none is the kernel, which ends connections
+                // of sockets that are closed already.
+                format!("{marked} meta skuid != 4294967294 return"),
+                format!("{marked} {passes}"),
+            ]
+        });
+        Some(chain("showing", Some(("output", 100)), rules))
     }
 
     /// Before any translation of addresses, which would hide whom a packet was for. Packets that are
@@ -120,6 +181,32 @@ impl Guard {
             ]
         });
         chain("speaking", None, tunnels.chain(proxy))
+    }
+}
+
+impl Showing {
+    /// One for all guards of this process.
+    fn of_this_run() -> Self {
+        static MARK: OnceLock<u32> = OnceLock::new();
+        // Where there is no randomness the agent doesn't start.
+        Self { mark: *MARK.get_or_init(|| getrandom::u32().unwrap_or_default() | 1) }
+    }
+}
+
+/// The agent's own cgroup as `nft` names it; none where that says nothing, or can't be said.
+fn own_cgroup() -> Option<String> {
+    let table = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = table.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"\"\\".contains(&byte);
+    let is_there = Path::new("/sys/fs/cgroup").join(path).join("cgroup.procs").exists();
+    (!path.is_empty() && is_there && path.bytes().all(is_plain))
+        .then(|| format!("level {} \"{path}\"", path.split('/').count()))
+}
+
+const fn ip_of(at: &SocketAddr) -> &'static str {
+    match at {
+        SocketAddr::V4(_) => "ip",
+        SocketAddr::V6(_) => "ip6",
     }
 }
 
@@ -215,6 +302,24 @@ mod tests {
     }
 
     #[test]
+    fn only_the_proxy_speaks_as_somebody_else_and_only_where_it_is_to() {
+        let none = guard().script();
+        assert!(!none.contains("chain showing") && !none.contains("0x77"), "{none}");
+        let at = ["100.64.0.17:8080", "[fd00:1:2::5]:8080"].map(|it| it.parse().unwrap());
+        let script = guard().with_answers(at.into()).script();
+        for rule in [
+            "meta mark 0x77 ip daddr 100.64.0.17 tcp dport 8080 return\n",
+            "ip6 saddr fd00:1:2::5 tcp sport 8080 return\n",
+            "oifname \"lo\" ip daddr 100.64.0.17 tcp dport 8080 meta mark 0x15750001 meta skuid 7 ",
+            "meta mark set 0x77 return\n",
+        ] {
+            assert!(script.contains(rule), "{rule} isn't in {script}");
+        }
+        let returns = script.find("tcp sport 8080 return").unwrap();
+        assert!(returns < script.find("fib saddr type != local").unwrap(), "{script}");
+    }
+
+    #[test]
     fn the_script_replaces_whatever_was_there() {
         let script = guard().script();
         let empty = "table inet isthmus-isth0 {}\ndelete table inet isthmus-isth0\n";
@@ -239,6 +344,8 @@ mod tests {
             tunnel_ports: [51820].into(),
             proxy_ports: [15001].into(),
             user: 7,
+            answers: BTreeSet::new(),
+            showing: Showing { mark: 0x77 },
         }
     }
 }

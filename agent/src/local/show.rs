@@ -1,9 +1,10 @@
 //! The agent's own values as the local API's messages.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use isthmus_core::{Cipher, FlowView, PeerName, PeerView, State};
-use isthmus_model::{DeviceId, Layer4, Principal, ServiceId};
+use isthmus_model::{DeviceId, Layer4, Principal, ServiceId, ServicePort};
 use isthmus_net::tun::Offloads;
 use isthmus_proto::v1;
 
@@ -43,7 +44,7 @@ pub(super) fn status(
     if let Some(state) = &status.state {
         shown.revision = state.revision().0;
         shown.addresses = own_addresses(state);
-        shown.services = local_services(state);
+        shown.services = local_services(state, &status.listening);
     }
     if let Some(sample) = sample {
         shown.mtu = sample.mtu.into();
@@ -70,7 +71,10 @@ fn own_addresses(state: &State) -> Vec<String> {
     vec![snapshot.local_host().ipv4().to_string(), ipv6.to_string()]
 }
 
-fn local_services(state: &State) -> Vec<v1::LocalService> {
+fn local_services(
+    state: &State,
+    listening: &BTreeMap<(ServiceId, u16), String>,
+) -> Vec<v1::LocalService> {
     let snapshot = &state.snapshot;
     let service =
         |(id, service, ipv4): (ServiceId, &isthmus_model::Service, std::net::Ipv4Addr)| {
@@ -81,9 +85,25 @@ fn local_services(state: &State) -> Vec<v1::LocalService> {
                 port: service.port.into(),
                 protocol: service.protocol.to_string(),
                 addresses: vec![ipv4.to_string(), ipv6.to_string()],
+                listens: listening.get(&(id, service.port)).cloned().unwrap_or_default(),
+                more: more_ports(id, service, listening),
             }
         };
     snapshot.local_services().map(service).collect()
+}
+
+fn more_ports(
+    id: ServiceId,
+    service: &isthmus_model::Service,
+    listening: &BTreeMap<(ServiceId, u16), String>,
+) -> Vec<v1::LocalPort> {
+    let port = |it: &ServicePort| v1::LocalPort {
+        name: it.name.to_string(),
+        port: it.port.into(),
+        protocol: it.protocol.to_string(),
+        listens: listening.get(&(id, it.port)).cloned().unwrap_or_default(),
+    };
+    service.more.iter().map(port).collect()
 }
 
 fn drops(sample: &Sample) -> Vec<v1::Counter> {
@@ -262,6 +282,7 @@ pub(crate) mod tests {
             namespace: "prod".parse().unwrap(),
             port: 8080,
             protocol: Protocol::Tcp,
+            more: Vec::new(),
             virtual_ipv4: vip.parse().unwrap(),
             leaving: Default::default(),
             placements: placements

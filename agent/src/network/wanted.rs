@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::{IpNet, Ipv6Net};
 use isthmus_model::{ServiceId, Snapshot};
@@ -15,6 +15,8 @@ use isthmus_net::sysctl::Family;
 pub(super) struct Wanted {
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) routes: Vec<Route>,
+    /// Applications whose answers are the proxy's, whomever they are for.
+    pub(super) answers: BTreeSet<SocketAddr>,
     /// Those of the host itself.
     pub(super) own: Vec<IpAddr>,
     /// All of the mesh's.
@@ -29,6 +31,8 @@ pub(super) struct Found {
     pub(super) routes: Vec<RouteInfo>,
     /// The families whose packets from the device are looked up in the agent's table.
     pub(super) rules: Vec<Family>,
+    /// Whose answers are led back.
+    pub(super) answers: BTreeSet<SocketAddr>,
     /// Settings of the device that have another value than they were given.
     pub(super) settings: Vec<Setting>,
 }
@@ -53,6 +57,8 @@ pub(super) enum Lost {
     Address(IpAddr),
     Route(Route),
     Rule(Family),
+    /// An application's answers aren't led back, or somebody's are who isn't one.
+    Answers(Family),
 }
 
 impl Wanted {
@@ -63,9 +69,13 @@ impl Wanted {
         let mesh = prefixes(snapshot).into_iter();
         let routes = mesh.map(|it| Route::via_device(it, device).with_source(own(&it)));
         let virtuals = virtual_prefixes(snapshot).into_iter().map(Route::local_from_device);
+        let answers = answers(snapshot);
+        let back = prefixes(snapshot).into_iter().filter(|_| !answers.is_empty());
+        let back = back.map(Route::local_for_answers);
         Self {
             addresses: snapshot.local_addresses().collect(),
-            routes: routes.chain(virtuals).collect(),
+            routes: routes.chain(virtuals).chain(back).collect(),
+            answers,
             own: vec![own4, own6],
             mesh: prefixes(snapshot).into(),
         }
@@ -77,6 +87,7 @@ impl Wanted {
         Self {
             addresses: self.addresses.iter().copied().filter(is_wanted).collect(),
             routes: self.routes.iter().filter(|it| of_route(it) == family).cloned().collect(),
+            answers: self.answers.iter().copied().filter(|it| is_wanted(&it.ip())).collect(),
             own: self.own.iter().copied().filter(is_wanted).collect(),
             mesh: self.mesh.iter().copied().filter(|it| is_wanted(&it.addr())).collect(),
         }
@@ -120,6 +131,13 @@ pub(super) fn missing(
     lost.extend(routes.filter(|it| !is_there(it)).cloned().map(Lost::Route));
     let rules = families.iter().filter(|family| !found.rules.contains(family));
     lost.extend(rules.copied().map(Lost::Rule));
+    let of_family = |all: &BTreeSet<SocketAddr>, family| -> BTreeSet<SocketAddr> {
+        all.iter().copied().filter(|it| family_of(it.ip()) == family).collect()
+    };
+    let differs = |family: &&Family| {
+        of_family(&wanted.answers, **family) != of_family(&found.answers, **family)
+    };
+    lost.extend(families.iter().filter(differs).copied().map(Lost::Answers));
     lost
 }
 
@@ -131,7 +149,7 @@ impl Lost {
             Self::Setting(setting) => Some(setting.family),
             Self::Address(address) => Some(family_of(*address)),
             Self::Route(route) => Some(of_route(route)),
-            Self::Rule(family) => Some(*family),
+            Self::Rule(family) | Self::Answers(family) => Some(*family),
         }
     }
 }
@@ -146,12 +164,14 @@ impl fmt::Display for Lost {
             Self::Address(address) => write!(f, "the address {address}"),
             Self::Route(route) => match route.kind {
                 RouteKind::Unicast => write!(f, "the route {}", route.destination),
-                RouteKind::Local | RouteKind::LocalFromDevice => {
+                RouteKind::Local | RouteKind::LocalFromDevice | RouteKind::LocalForAnswers => {
                     write!(f, "the proxy's route {}", route.destination)
                 }
             },
             Self::Rule(Family::Ipv4) => write!(f, "the rule for IPv4"),
             Self::Rule(Family::Ipv6) => write!(f, "the rule for IPv6"),
+            Self::Answers(Family::Ipv4) => write!(f, "the rules for applications' answers by IPv4"),
+            Self::Answers(Family::Ipv6) => write!(f, "the rules for applications' answers by IPv6"),
         }
     }
 }
@@ -165,6 +185,19 @@ pub(super) const fn family_of(address: IpAddr) -> Family {
 
 pub(super) fn of_route(route: &Route) -> Family {
     family_of(route.destination.addr())
+}
+
+/// Where applications listen here that see their callers' addresses: what they answer is the proxy's.
+#[must_use]
+pub fn answers(snapshot: &Snapshot) -> BTreeSet<SocketAddr> {
+    let places = snapshot.local_services().flat_map(|(id, service, ipv4)| {
+        let ipv6 = snapshot.workload_ipv6(snapshot.local, id);
+        let shown = service.ports().filter(|(_, protocol, application)| {
+            application.shows_callers() && protocol.is_proxied(*application)
+        });
+        shown.flat_map(move |(port, ..)| [(ipv4, port).into(), (ipv6, port).into()])
+    });
+    places.collect()
 }
 
 /// All addresses of the mesh.
@@ -222,6 +255,7 @@ mod tests {
             addresses: wanted.addresses.clone(),
             routes: wanted.routes.iter().map(has).collect(),
             rules: BOTH.to_vec(),
+            answers: wanted.answers.clone(),
             settings: Vec::new(),
         }
     }

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use isthmus_core::State;
-use isthmus_model::{Code, Exposure, ListenerCheck, Problem, Revision, ServiceId, Snapshot};
+use isthmus_core::{Deaf, State};
+use isthmus_model::{Code, Exposure, ListenerCheck, Problem, Revision, Snapshot};
 use isthmus_net::ruleset::{RulesetChange, RulesetMonitor};
 use tokio::process::Command;
 use tokio::sync::watch;
 
+use super::applications::{Applications, NOWHERE, UNREACHED};
 use super::counts::Counts;
 use super::listeners::{Finding, Listeners, Standing, is_refused};
-use super::{Port, Ports, guarded, script, selectors};
+use super::{Key, Port, Ports, guarded, script, selectors};
 use crate::guard::Nft;
 use crate::guard::taken::Taken;
 use crate::network;
@@ -58,6 +59,7 @@ pub async fn keep(
         keeper = keeper.look(&state.snapshot).await;
         keeper.guard(&state.snapshot).await;
         keeper.count().await;
+        keeper.tell_deaf(&state.snapshot);
         keeper.tell(&state.snapshot);
         kept.send_replace(state.revision());
         let is_strict =
@@ -94,7 +96,10 @@ struct Keeper {
     shared: Arc<Shared>,
     nft: Nft,
     listeners: Listeners,
-    findings: HashMap<ServiceId, Finding>,
+    findings: HashMap<Key, Finding>,
+    applications: Applications,
+    /// What the data plane knows of it.
+    deaf: Deaf,
     counts: Counts,
     /// What the filter does, where it could be told.
     guarded: Option<Ports>,
@@ -112,6 +117,8 @@ impl Keeper {
             shared,
             nft: Nft::default(),
             findings: HashMap::new(),
+            applications: Applications::default(),
+            deaf: Deaf::default(),
             counts: Counts::default(),
             guarded: None,
             taken: None,
@@ -129,6 +136,8 @@ impl Keeper {
         let (shared, snapshot) = (Arc::clone(&self.shared), Arc::clone(snapshot));
         let looking = tokio::task::spawn_blocking(move || {
             self.findings = self.listeners.look(&snapshot, &underlay);
+            let found = self.findings.iter().map(|(id, it)| (*id, it.listens)).collect();
+            self.applications.note(&found, Instant::now());
             let is_fresh =
                 |(of, at): (Revision, Instant)| of == snapshot.revision && at.elapsed() < COUNT;
             if !self.selected.is_some_and(is_fresh) {
@@ -147,7 +156,7 @@ impl Keeper {
     }
 
     async fn guard(&mut self, snapshot: &Snapshot) {
-        let refused: BTreeSet<ServiceId> = guarded(snapshot)
+        let refused: BTreeSet<Key> = guarded(snapshot)
             .filter(|(id, service)| is_refused(service, self.findings.get(id)))
             .map(|(id, _)| id)
             .collect();
@@ -188,8 +197,22 @@ impl Keeper {
         }
     }
 
+    /// Has the data plane give what comes by a family that nobody listens on to the proxy.
+    fn tell_deaf(&mut self, snapshot: &Snapshot) {
+        let deaf = self.applications.deaf(snapshot);
+        let Some(packets) = self.shared.packets().filter(|_| deaf != self.deaf) else { return };
+        match packets.tell_deaf(deaf.clone()) {
+            Ok(()) => self.deaf = deaf,
+            // There is another look soon.
+            Err(error) => tracing::debug!("couldn't say who listens where: {error:#}"),
+        }
+    }
+
     fn tell(&self, snapshot: &Snapshot) {
         let problems = &self.shared.problems;
+        problems.replace(NOWHERE, self.applications.nowhere(snapshot, Instant::now()));
+        problems.replace(UNREACHED, self.applications.unreached(snapshot));
+        self.shared.show_listening(self.applications.words(snapshot));
         problems.replace(AROUND, self.around(snapshot));
         problems.replace(LISTENER, self.foreign(snapshot));
         problems.set(FORWARDED, forwarded(&self.counts.forwarded));
@@ -204,7 +227,7 @@ impl Keeper {
         let counted = guarded(snapshot).filter(|(_, it)| it.guard.exposure == Exposure::Count);
         counted
             .filter_map(|(id, service)| {
-                let port = Port::of(service);
+                let port = Port::of(&service);
                 let bound = self.findings.get(&id).and_then(|it| it.reachable);
                 let visitors = self.counts.around.get(&port);
                 around(service.name.as_str(), port, bound, visitors)
@@ -213,7 +236,7 @@ impl Keeper {
     }
 
     fn foreign(&self, snapshot: &Snapshot) -> Vec<Problem> {
-        let names: BTreeMap<ServiceId, _> = guarded(snapshot).collect();
+        let names: BTreeMap<Key, _> = guarded(snapshot).collect();
         let foreign = self.findings.iter().filter_map(|(id, finding)| {
             let Standing::Foreign(who) = &finding.standing else { return None };
             let service = names.get(id)?;

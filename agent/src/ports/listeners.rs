@@ -16,7 +16,8 @@ use isthmus_net::privileges;
 use isthmus_net::process::{self, Holder};
 use isthmus_net::sock_diag::{Protocol, SocketDiag, SocketOwner};
 
-use super::{Port, addresses, guarded};
+use super::applications::Listens;
+use super::{Key, Port, addresses, guarded};
 use crate::owners::{LocalService, Process, SharedCgroups, local_services};
 
 /// For one search among all processes. It is made in the background.
@@ -25,6 +26,7 @@ const BUDGET: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_secs(5);
 /// Who starts everything else, and opens sockets for it.
 const INIT: u32 = 1;
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 const ROOT: u32 = 0;
 /// Cgroups in which only systemd makes sockets.
 const UNIT_OF_SOCKETS: &str = ".socket";
@@ -43,6 +45,8 @@ pub(super) struct Finding {
     pub(super) users: BTreeSet<u32>,
     /// Where something listens that can be reached around the mesh.
     pub(super) reachable: Option<IpAddr>,
+    /// Where the application does.
+    pub(super) listens: Listens,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,7 +89,7 @@ impl Listeners {
         &mut self,
         snapshot: &Snapshot,
         underlay: &[IpAddr],
-    ) -> HashMap<ServiceId, Finding> {
+    ) -> HashMap<Key, Finding> {
         if self.revision != Some(snapshot.revision) {
             self.revision = Some(snapshot.revision);
             self.services = local_services(snapshot);
@@ -96,10 +100,11 @@ impl Listeners {
             matches!(standing, Standing::Own) || now.duration_since(*at) < AGAIN
         });
         guarded(snapshot)
-            .map(|(id, service)| {
-                let (standing, users) = self.standing(snapshot, id, service);
-                let reachable = self.reachable(service, underlay);
-                (id, Finding { standing, users, reachable })
+            .map(|(key @ (id, _), service)| {
+                let (standing, users) = self.standing(snapshot, id, &service);
+                let reachable = self.reachable(&service, underlay);
+                let listens = self.listens(snapshot, id, &service);
+                (key, Finding { standing, users, reachable, listens })
             })
             .collect()
     }
@@ -122,14 +127,27 @@ impl Listeners {
         (standing, users)
     }
 
+    fn listens(&mut self, snapshot: &Snapshot, id: ServiceId, service: &Service) -> Listens {
+        let mut found = Listens::default();
+        for address in addresses(snapshot, id, service) {
+            let family = if address.is_ipv4() { &mut found.v4 } else { &mut found.v6 };
+            *family = self.listener(service, address).is_some();
+        }
+        if !found.v4 && !found.v6 {
+            let port = Port::of(service).number;
+            let listening = LOOPBACK.into_iter().find(|it| self.listener(service, *it).is_some());
+            found.loopback = listening.map(|address| SocketAddr::new(address, port));
+        }
+        found
+    }
+
     /// Whether the port can be reached around the mesh: by a neighbour, or where the application is told
     /// who calls, by anybody here.
     fn reachable(&mut self, service: &Service, underlay: &[IpAddr]) -> Option<IpAddr> {
         if service.guard.exposure != Exposure::Count {
             return None;
         }
-        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        let here = if service.is_told_callers() { &loopback[..] } else { &[] };
+        let here = if service.is_told_callers() { &LOOPBACK[..] } else { &[] };
         underlay
             .iter()
             .chain(here)
@@ -323,7 +341,7 @@ mod tests {
             let mut listeners = Listeners::new(SharedCgroups::default());
             let look = |listeners: &mut Listeners, snapshot: &Snapshot| {
                 let loopback = [Ipv4Addr::LOCALHOST.into()];
-                listeners.look(snapshot, &loopback).remove(&ServiceId(20)).unwrap()
+                listeners.look(snapshot, &loopback).remove(&(ServiceId(20), 8123)).unwrap()
             };
             assert_eq!(look(&mut listeners, &snapshot), Finding::default());
 

@@ -13,12 +13,14 @@
 //!                                             whose is the socket?
 //! ```
 
+mod applications;
 mod counts;
 mod keeper;
 mod listeners;
 mod script;
 mod selectors;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -50,7 +52,7 @@ impl Port {
         match service.layer4() {
             Layer4::Udp(number) => Self { udp: true, number },
             Layer4::Tcp(_) | Layer4::Icmp | Layer4::Other(_) => {
-                Self { udp: false, number: service.port }
+                Self { udp: false, number: service.application_port() }
             }
         }
     }
@@ -86,13 +88,13 @@ impl Ports {
     #[must_use]
     pub fn of(
         snapshot: &Snapshot,
-        refused: &BTreeSet<ServiceId>,
-        users: &BTreeMap<ServiceId, BTreeSet<u32>>,
+        refused: &BTreeSet<Key>,
+        users: &BTreeMap<Key, BTreeSet<u32>>,
     ) -> Self {
         let mut exposures: BTreeMap<Port, (Exposure, bool)> = BTreeMap::new();
         let mut ports = Self::default();
         for (id, service) in guarded(snapshot) {
-            let port = Port::of(service);
+            let port = Port::of(&service);
             let (exposure, told) = (service.guard.exposure, service.is_told_callers());
             let known = exposures.entry(port).or_insert((exposure, told));
             *known = (known.0.max(exposure), known.1 && told);
@@ -102,7 +104,7 @@ impl Ports {
             let users = users.get(&id).into_iter().flatten();
             ports.speakers.extend(users.clone().map(|user| (port, *user)));
             if service.guard.listener == ListenerCheck::Strict {
-                for address in addresses(snapshot, id, service) {
+                for address in addresses(snapshot, id.0, &service) {
                     ports.strict.insert((address, port));
                     ports.own.extend(users.clone().map(|user| ((address, port), *user)));
                 }
@@ -127,20 +129,33 @@ impl Ports {
     }
 }
 
-/// The services with applications of their own on this host.
-fn guarded(snapshot: &Snapshot) -> impl Iterator<Item = (ServiceId, &Service)> {
+/// A service's application here, at one of its ports.
+type Key = (ServiceId, u16);
+
+/// The services with applications of their own on this host, at each port by which they are called: as if
+/// they had no other.
+fn guarded(snapshot: &Snapshot) -> impl Iterator<Item = (Key, Cow<'_, Service>)> {
+    residents(snapshot)
+        .flat_map(|(id, service)| service.at_each_port().map(move |it| ((id, it.port), it)))
+}
+
+/// The services with processes of their own on this host.
+fn residents(snapshot: &Snapshot) -> impl Iterator<Item = (ServiceId, &Service)> {
     let here = snapshot.local_services().filter(|(_, service, _)| service.edge.is_none());
     here.map(|(id, service, _)| (id, service))
 }
 
-/// Of the workload of a service on this host.
+/// At which the application of a service here is to listen: its workload's, unless the topology says
+/// another one.
 fn addresses(
     snapshot: &Snapshot,
     id: ServiceId,
     service: &Service,
 ) -> impl Iterator<Item = IpAddr> + use<> {
     let ipv4 = service.placements.get(&snapshot.local).copied().map(IpAddr::from);
-    ipv4.into_iter().chain([snapshot.workload_ipv6(snapshot.local, id).into()])
+    let of_workload = [ipv4, Some(snapshot.workload_ipv6(snapshot.local, id).into())];
+    let said = service.application.listen.map(|it| [Some(it.ip()), None]);
+    said.unwrap_or(of_workload).into_iter().flatten()
 }
 
 /// Where gateways let the world in.
@@ -207,7 +222,7 @@ mod tests {
             (81, Protocol::Http, Exposure::Mesh),
             (81, Protocol::Http, Exposure::Count),
         ]);
-        let guarded = Ports::of(&snapshot, &[ServiceId(22)].into(), &BTreeMap::new());
+        let guarded = Ports::of(&snapshot, &[(ServiceId(22), 81)].into(), &BTreeMap::new());
         assert_eq!((guarded.closed, guarded.told), (ports(&[80]), ports(&[81])));
         assert_eq!((guarded.counted, guarded.refused), (ports(&[81]), ports(&[81])));
     }
@@ -222,8 +237,9 @@ mod tests {
         for id in [ServiceId(20), ServiceId(21)] {
             snapshot.services.get_mut(&id).unwrap().guard.listener = ListenerCheck::Strict;
         }
-        let users = [20, 22].map(|id| (ServiceId(id), [33].into())).into();
-        let guarded = Ports::of(&snapshot, &[ServiceId(21)].into(), &users);
+        let users =
+            [(20, 80), (22, 82)].map(|(id, port)| ((ServiceId(id), port), [33].into())).into();
+        let guarded = Ports::of(&snapshot, &[(ServiceId(21), 81)].into(), &users);
         let strict: BTreeSet<Port> = guarded.strict.iter().map(|(_, port)| *port).collect();
         let own: BTreeSet<Port> = guarded.own.iter().map(|((_, port), _)| *port).collect();
         let speakers: BTreeSet<Port> = guarded.speakers.iter().map(|(port, _)| *port).collect();

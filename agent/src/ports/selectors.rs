@@ -5,7 +5,7 @@ use std::path::Path;
 use isthmus_model::{Code, Problem, Selector, Snapshot};
 use isthmus_net::{privileges, process};
 
-use super::guarded;
+use super::residents;
 
 /// The code of these problems.
 pub(super) const CODE: Code = Code::Selector;
@@ -29,7 +29,7 @@ const UNITS: [&str; 7] = [
 
 /// What selects nothing, as far as that can be told whether or not the service runs.
 fn unknown_at_once(snapshot: &Snapshot) -> Vec<Problem> {
-    let services = guarded(snapshot);
+    let services = residents(snapshot);
     services
         .filter_map(|(_, service)| {
             let missing = service.selectors.iter().find_map(missing)?;
@@ -47,7 +47,7 @@ pub(super) fn problems(snapshot: &Snapshot) -> Vec<Problem> {
     if !privileges::sees_processes() {
         problems.extend(unseen(snapshot));
     }
-    for (_, service) in guarded(snapshot) {
+    for (_, service) in residents(snapshot) {
         let name = service.name.as_str();
         let is_known = problems.iter().any(|it| it.subject == name);
         let by_program = service.selectors.iter().all(|it| matches!(it, Selector::Exe(_)));
@@ -66,7 +66,7 @@ pub(super) fn problems(snapshot: &Snapshot) -> Vec<Problem> {
 
 /// Services that are known by their program, where programs can't be seen.
 fn unseen(snapshot: &Snapshot) -> Vec<Problem> {
-    guarded(snapshot)
+    residents(snapshot)
         .filter(|(_, service)| service.selectors.iter().any(|it| matches!(it, Selector::Exe(_))))
         .map(|(_, service)| {
             let name = service.name.as_str();

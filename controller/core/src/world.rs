@@ -383,6 +383,7 @@ fn services(state: &State) -> BTreeMap<ServiceId, Service> {
             namespace: declared.namespace.clone(),
             port: declared.port,
             protocol: declared.protocol,
+            more: declared.more.clone(),
             virtual_ipv4: state.allocation.virtual_ipv4(name)?,
             placements,
             leaving,

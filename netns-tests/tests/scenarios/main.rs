@@ -1,6 +1,7 @@
 //! Scenarios that only real kernels and programs show. One program for all, so that it is linked once,
 //! and scenarios that wait run beside each other.
 
+mod applications;
 mod attacks;
 mod bypass;
 mod change;

@@ -1,6 +1,7 @@
 //! How the proxy at the server's side speaks to an application.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 /// What an application wants of the proxy before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +13,43 @@ pub struct Application {
     /// Whether it gets requests' trailers by HTTP/1.1: many applications take them for header fields, some
     /// for those of another request. HTTP/2 keeps them apart.
     pub trailers: bool,
+    /// Where it listens, if that isn't the service's port on its workload's addresses: on loopback.
+    pub listen: Option<SocketAddr>,
+    /// Whose address it sees.
+    pub source: SeenSource,
+}
+
+impl Application {
+    /// Where it listens, of a port by which it is called.
+    #[must_use]
+    pub const fn port(&self, called: u16) -> u16 {
+        match self.listen {
+            Some(address) => address.port(),
+            None => called,
+        }
+    }
+
+    /// Whether it is to see its callers' addresses.
+    #[must_use]
+    pub const fn shows_callers(&self) -> bool {
+        matches!(self.source, SeenSource::Caller)
+    }
+
+    /// Whether it can only be reached by the proxy, whatever it speaks.
+    #[must_use]
+    pub const fn needs_proxy(&self) -> bool {
+        self.proxy_protocol.is_some() || self.listen.is_some()
+    }
+}
+
+/// Whose address an application sees as its peer's, where the proxy speaks to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SeenSource {
+    /// Its own host's.
+    #[default]
+    Proxy,
+    /// The caller's workload's.
+    Caller,
 }
 
 /// A version of HAProxy's PROXY protocol.
@@ -40,6 +78,15 @@ impl fmt::Display for ProxyProtocol {
         f.write_str(match self {
             Self::V1 => "v1",
             Self::V2 => "v2",
+        })
+    }
+}
+
+impl fmt::Display for SeenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Proxy => "proxy",
+            Self::Caller => "caller",
         })
     }
 }

@@ -56,11 +56,19 @@ pub enum Capability {
     Exposure,
     /// `listener` of a service
     Listener,
+    /// `listen` of a service
+    Listen,
+    /// A service without `port`
+    NoPort,
+    /// `source` of a service
+    Source,
+    /// `ports` of a service
+    Ports,
 }
 
 impl Capability {
     /// All that this version knows.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::PathRegex,
         Self::Host,
         Self::Header,
@@ -77,6 +85,10 @@ impl Capability {
         Self::External,
         Self::Exposure,
         Self::Listener,
+        Self::Listen,
+        Self::NoPort,
+        Self::Source,
+        Self::Ports,
     ];
 
     /// As agents say it, and topologies write it.
@@ -99,6 +111,10 @@ impl Capability {
             Self::External => "external",
             Self::Exposure => "exposure",
             Self::Listener => "listener",
+            Self::Listen => "listen",
+            Self::NoPort => "no-port",
+            Self::Source => "source",
+            Self::Ports => "ports",
         }
     }
 }
@@ -154,6 +170,8 @@ pub enum Effect {
     Wider,
     /// The host goes on without it.
     Ignored,
+    /// Its application isn't found.
+    NotReached,
 }
 
 impl fmt::Display for Lack {
@@ -163,6 +181,7 @@ impl fmt::Display for Lack {
             Effect::Withheld => "isn't in force, or not wholly",
             Effect::Wider => "denies more than it says",
             Effect::Ignored => "isn't guarded as it says",
+            Effect::NotReached => "can't be reached",
         };
         write!(f, "{what} {effect} here: the agent doesn't understand `{}`", capability.name())
     }
@@ -181,7 +200,8 @@ pub fn fit(mut snapshot: Snapshot, has: Capabilities) -> (Snapshot, Vec<Lack>) {
     let local = snapshot.local;
     snapshot.services.retain(|_, service| {
         fitting.guard(local, service);
-        fitting.service(service)
+        fitting.listen(local, service);
+        fitting.service(local, service)
     });
     let known: BTreeSet<&Name> = snapshot.services.values().map(|it| &it.name).collect();
     snapshot.routes.retain(|route| {
@@ -252,8 +272,27 @@ impl Fitting {
         }
     }
 
-    fn service(&mut self, service: &Service) -> bool {
+    /// Where an application listens matters to its own host alone.
+    fn listen(&mut self, local: HostId, service: &mut Service) {
+        let here = service.placements.contains_key(&local);
+        let needed = [(
+            here && service.at_each_port().any(|it| it.application.listen.is_some()),
+            Capability::Listen,
+        )];
+        let what = format!("service {:?}", service.name.as_str());
+        if !self.understands(&what, Effect::NotReached, &needed) {
+            service.application.listen = None;
+            service.more.iter_mut().for_each(|it| it.application.listen = None);
+        }
+    }
+
+    /// An application's own rules are about its callers: it had better have none than others'.
+    fn service(&mut self, local: HostId, service: &Service) -> bool {
+        let here = service.placements.contains_key(&local);
         let needed = [
+            (here && service.at_each_port().any(|it| it.shows_callers()), Capability::Source),
+            (!service.more.is_empty(), Capability::Ports),
+            (!service.has_port(), Capability::NoPort),
             (service.protocol == Protocol::Tls, Capability::Tls),
             (service.protocol == Protocol::Auto, Capability::Auto),
             (matches!(service.edge, Some(Edge::Gateway(_))), Capability::Gateway),

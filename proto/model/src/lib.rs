@@ -37,7 +37,7 @@ pub mod token;
 pub mod topology;
 
 pub use address::{Ipv4Net, MeshPrefix};
-pub use application::{Application, HttpVersion, ProxyProtocol};
+pub use application::{Application, HttpVersion, ProxyProtocol, SeenSource};
 pub use balance::{Balance, BalancePolicy, HashKey};
 pub use capability::{Capabilities, Capability};
 pub use condition::Condition;
@@ -56,4 +56,6 @@ pub use ratelimit::{LimitKey, LimitScope, RateLimit};
 pub use resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 pub use route::Route;
 pub use rules::{Action, Layer4, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
-pub use snapshot::{Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, Snapshot};
+pub use snapshot::{
+    Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, ServicePort, Snapshot,
+};

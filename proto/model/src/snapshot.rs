@@ -1,6 +1,7 @@
 //! A snapshot: what one host knows of the mesh at one revision. The controller slices it, the agent
 //! keeps it on disk and works by it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use crate::address::{Ipv4Net, MeshPrefix};
 use crate::application::Application;
 use crate::balance::Balance;
+use crate::directory::Place;
 use crate::edge::{Edge, External, Gateway};
 use crate::guard::PortGuard;
 use crate::identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain};
@@ -94,10 +96,13 @@ pub struct Service {
     pub name: Name,
     /// Its namespace.
     pub namespace: Name,
-    /// The port that it listens on, on every workload and on the virtual addresses.
+    /// The port that it listens on, on every workload and on the virtual addresses. 0: none, since it only
+    /// calls others.
     pub port: u16,
     /// What it speaks.
     pub protocol: Protocol,
+    /// Its further ports, on the same addresses.
+    pub more: Vec<ServicePort>,
     /// Its virtual IPv4 address; the IPv6 one follows from its number.
     pub virtual_ipv4: Ipv4Addr,
     /// The hosts with a workload of it, and the workload's IPv4 address there.
@@ -116,6 +121,27 @@ pub struct Service {
     pub paths: PathMode,
     /// How its port is guarded.
     pub guard: PortGuard,
+}
+
+/// A further port of a service. Rules that allow are about it only if they name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// What rules call it.
+    pub name: Name,
+    /// Its number.
+    pub port: u16,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// How the proxy speaks to who listens there.
+    pub application: Application,
+}
+
+impl ServicePort {
+    /// What a client sends.
+    #[must_use]
+    pub const fn layer4(&self) -> Layer4 {
+        self.protocol.layer4(self.port)
+    }
 }
 
 /// What a service speaks.
@@ -138,6 +164,21 @@ impl Protocol {
     #[must_use]
     pub const fn carries_requests(self) -> bool {
         matches!(self, Self::Http | Self::Auto)
+    }
+
+    /// Whether connections of it lead through the proxy, to such an application.
+    #[must_use]
+    pub const fn is_proxied(self, application: Application) -> bool {
+        application.needs_proxy() || matches!(self, Self::Http | Self::Tls | Self::Auto)
+    }
+
+    /// What a client sends to a port where it is spoken.
+    #[must_use]
+    pub const fn layer4(self, port: u16) -> Layer4 {
+        match self {
+            Self::Tcp | Self::Http | Self::Tls | Self::Auto => Layer4::Tcp(port),
+            Self::Udp => Layer4::Udp(port),
+        }
     }
 
     /// Whether TLS may be seen in it.
@@ -256,15 +297,56 @@ impl Service {
     /// Whether its connections lead through the proxy.
     #[must_use]
     pub const fn is_proxied(&self) -> bool {
-        self.application.proxy_protocol.is_some()
-            || matches!(self.protocol, Protocol::Http | Protocol::Tls | Protocol::Auto)
+        self.protocol.is_proxied(self.application)
+    }
+
+    /// Whether anybody can call it.
+    #[must_use]
+    pub const fn has_port(&self) -> bool {
+        self.port != 0
+    }
+
+    /// Its ports, its own first: what is spoken there, and how the proxy speaks to who listens.
+    pub fn ports(&self) -> impl Iterator<Item = (u16, Protocol, Application)> {
+        let own = self.has_port().then_some((self.port, self.protocol, self.application));
+        own.into_iter().chain(self.more.iter().map(|it| (it.port, it.protocol, it.application)))
+    }
+
+    /// The service at each of its ports, as if it had no other.
+    pub fn at_each_port(&self) -> impl Iterator<Item = Cow<'_, Self>> {
+        let own = self.has_port().then_some(Cow::Borrowed(self));
+        own.into_iter().chain(self.more.iter().map(|it| Cow::Owned(self.at_port(it))))
+    }
+
+    fn at_port(&self, port: &ServicePort) -> Self {
+        Self {
+            port: port.port,
+            protocol: port.protocol,
+            application: port.application,
+            more: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// The port that its applications listen on.
+    #[must_use]
+    pub const fn application_port(&self) -> u16 {
+        self.application.port(self.port)
+    }
+
+    /// Whether its application sees its callers' addresses, though the proxy speaks to it.
+    #[must_use]
+    pub const fn shows_callers(&self) -> bool {
+        self.application.shows_callers() && self.is_proxied()
     }
 
     /// Whether its application is told by the proxy who calls, and believes whoever says the same.
     #[must_use]
     pub const fn is_told_callers(&self) -> bool {
         self.edge.is_none()
-            && (self.protocol.carries_requests() || self.application.proxy_protocol.is_some())
+            && (self.protocol.carries_requests()
+                || self.application.proxy_protocol.is_some()
+                || self.shows_callers())
     }
 
     /// The server outside of the mesh that it stands for, if a host speaks to it itself.
@@ -277,12 +359,7 @@ impl Service {
     /// What a client of this service sends: its port, over TCP or UDP.
     #[must_use]
     pub const fn layer4(&self) -> Layer4 {
-        match self.protocol {
-            Protocol::Tcp | Protocol::Http | Protocol::Tls | Protocol::Auto => {
-                Layer4::Tcp(self.port)
-            }
-            Protocol::Udp => Layer4::Udp(self.port),
-        }
+        self.protocol.layer4(self.port)
     }
 }
 
@@ -301,6 +378,27 @@ impl Snapshot {
     #[must_use]
     pub fn workload_ipv6(&self, host: HostId, service: ServiceId) -> Ipv6Addr {
         self.mesh.prefix.address(host, service)
+    }
+
+    /// Both addresses of who has one of them.
+    #[must_use]
+    pub fn addresses_of(&self, place: Place) -> Option<(Ipv4Addr, Ipv6Addr)> {
+        Some(match place {
+            Place::Host(host) => {
+                (self.hosts.get(&host)?.ipv4(), self.workload_ipv6(host, ServiceId(0)))
+            }
+            Place::Workload(host, service) => {
+                let ipv4 = self.services.get(&service)?.placements.get(&host)?;
+                (*ipv4, self.workload_ipv6(host, service))
+            }
+            Place::Device(host, device) => {
+                (self.devices.get(&device)?.ipv4, self.workload_ipv6(host, ServiceId(device.0)))
+            }
+            Place::Virtual(service) => {
+                (self.services.get(&service)?.virtual_ipv4, self.virtual_ipv6(service))
+            }
+            Place::Anycast => (self.mesh.anycast_ipv4(), self.virtual_ipv6(ServiceId(0))),
+        })
     }
 
     /// The virtual IPv6 address of a service.

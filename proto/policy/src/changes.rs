@@ -101,7 +101,7 @@ struct World {
 struct Member {
     identity: Identity,
     /// What it offers, if it is a service.
-    served: Option<Served>,
+    served: Option<Vec<Served>>,
 }
 
 impl World {
@@ -109,7 +109,7 @@ impl World {
         let policy = Policy::for_topology(topology);
         let services = topology.services.iter().map(|(name, service)| {
             let (namespace, name) = (service.namespace.clone(), name.clone());
-            let served = policy.served(&name);
+            let served = Some(policy.served(&name).to_vec());
             let key = Subject::Service(name.clone());
             (key, Member { identity: Identity::Service { namespace, name }, served })
         });
@@ -131,7 +131,7 @@ impl World {
         if self.policy.audit || self.policy.default == Action::Allow {
             allowed.push(Part::EVERYTHING);
         }
-        let served = to.served;
+        let served = to.served.as_deref();
         let subjects = &self.policy.subjects;
         let (from, to) = (subjects.of(&from.identity), subjects.of(&to.identity));
         for id in self.policy.allows.related(from, to).map(RuleId) {
@@ -223,27 +223,35 @@ impl Part {
     const EVERYTHING: Self = Self { port: None, request: None };
 
     /// Adds what a rule covers towards a destination.
-    fn add(parts: &mut Vec<Self>, rule: &Rule, served: Option<Served>) {
+    fn add(parts: &mut Vec<Self>, rule: &Rule, served: Option<&[Served]>) {
+        let covered = |served: &&Served| match rule.ports.as_slice() {
+            [] => !served.extra || rule.action == Action::Deny,
+            ports => ports.iter().any(|port| port.matches(served.layer4)),
+        };
+        let offered = served.unwrap_or_default();
         if !rule.http.is_empty() {
-            let Some(served) = served.filter(|served| served.http) else { return };
-            if rule.ports.is_empty() || rule.ports.iter().any(|port| port.matches(served.layer4)) {
-                let request = |entry| Self { port: own(served), request: Some(request(entry)) };
+            for served in offered.iter().filter(|it| it.http).filter(covered) {
+                let request = |entry| Self { port: own(*served), request: Some(request(entry)) };
                 parts.extend(rule.http.iter().map(request));
             }
             return;
         }
         if !rule.sni.is_empty() {
-            let Some(served) = served.filter(|served| served.tls) else { return };
-            let named = |name| Self { port: own(served), request: Some(format!("TLS to {name}")) };
-            parts.extend(rule.sni.iter().map(named));
+            for served in offered.iter().filter(|it| it.tls).filter(covered) {
+                let named =
+                    |name| Self { port: own(*served), request: Some(format!("TLS to {name}")) };
+                parts.extend(rule.sni.iter().map(named));
+            }
             return;
         }
         let port = |port| Self { port: Some(port), request: None };
         match served {
             _ if !rule.ports.is_empty() => parts.extend(rule.ports.iter().copied().map(port)),
-            Some(served) => {
-                parts.push(Self { port: own(served), request: None });
-                parts.push(port(PortRule::Icmp));
+            // Nothing, of a service without any port.
+            Some(offered) => {
+                let own = |served: &Served| Self { port: own(*served), request: None };
+                parts.extend(offered.iter().filter(covered).map(own));
+                parts.extend((!offered.is_empty()).then(|| port(PortRule::Icmp)));
             }
             None => parts.push(Self::EVERYTHING),
         }

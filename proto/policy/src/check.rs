@@ -90,9 +90,11 @@ fn encoded(text: &str) -> String {
 
 fn own_port(policy: &Policy, to: &Identity) -> Result<Layer4, String> {
     match to {
-        Identity::Service { name, .. } => {
-            policy.served(name).map(|served| served.layer4).ok_or_else(|| format!("no {to}"))
-        }
+        Identity::Service { name, .. } => policy
+            .served(name)
+            .first()
+            .map(|served| served.layer4)
+            .ok_or_else(|| format!("no {to}")),
         Identity::Host(_) | Identity::Device(_) => {
             Err(format!("{to} has no port of its own: give the test a `port`, such as \"tcp/22\""))
         }

@@ -205,7 +205,11 @@ impl Policy {
     pub(crate) fn case<'a>(&self, query: &Query<'a>, stream: Option<Stream<'a>>) -> Case<'a> {
         let target = match query.to {
             Identity::Service { name, .. } => {
-                self.served(name).map_or(Target::UnknownService, Target::Service)
+                let served = self.served(name);
+                let asked = served.iter().find(|it| it.layer4 == query.layer4);
+                asked
+                    .or_else(|| served.first())
+                    .map_or(Target::UnknownService, |it| Target::Service(*it))
             }
             Identity::Host(_) | Identity::Device(_) => Target::Machine,
         };
@@ -264,6 +268,8 @@ pub(crate) fn covers(rule: &Rule, case: &Case<'_>) -> bool {
         return rule.ports.iter().any(|port| port.matches(case.layer4));
     }
     match case.target {
+        // A port beside the service's own: who may call the one needn't be meant to call the other.
+        Target::Service(served) if served.extra => rule.action == Action::Deny,
         Target::Service(served) => case.layer4 == served.layer4 || case.layer4 == Layer4::Icmp,
         Target::UnknownService => false,
         Target::Machine => true,

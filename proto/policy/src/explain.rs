@@ -117,7 +117,9 @@ fn other_port(policy: &Policy, id: RuleId, case: &Case<'_>) -> String {
     let ports = &policy.rule(id).ports;
     let covered = match case.target {
         Target::Service(served) if ports.is_empty() => served.layer4.to_string(),
-        Target::UnknownService if ports.is_empty() => "a port that isn't known".to_owned(),
+        Target::UnknownService if ports.is_empty() => {
+            "a port that the service doesn't have".to_owned()
+        }
         Target::Service(_) | Target::UnknownService | Target::Machine => {
             ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
         }

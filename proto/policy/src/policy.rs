@@ -5,7 +5,7 @@ use std::sync::Arc;
 use isthmus_model::topology::Topology;
 use isthmus_model::{
     Action, Application, Identity, JwtProvider, Layer4, Name, PathMode, Protocol, RequestMatch,
-    Rule, Rules, Snapshot, Subject,
+    Rule, Rules, ServicePort, Snapshot, Subject,
 };
 
 use crate::engine::Silent;
@@ -25,7 +25,8 @@ pub struct Policy {
     pub(crate) subjects: Subjects,
     pub(crate) denies: Index,
     pub(crate) allows: Index,
-    pub(crate) services: Map<Name, Served>,
+    /// Its own port first. Who has none isn't there.
+    pub(crate) services: Map<Name, Vec<Served>>,
 }
 
 /// What a service offers.
@@ -41,6 +42,8 @@ pub(crate) struct Served {
     /// Whether the proxy takes its connections.
     pub(crate) proxied: bool,
     pub(crate) paths: PathMode,
+    /// Whether it isn't the service's own port: an allow is about it only if it names it.
+    pub(crate) extra: bool,
 }
 
 /// An entry of a rule's `http`.
@@ -71,23 +74,26 @@ impl Policy {
     /// Compiles what a host was sent.
     #[must_use]
     pub fn for_snapshot(snapshot: &Snapshot) -> Self {
-        let services = snapshot.services.values();
-        let served = services
-            .map(|s| (s.name.clone(), Served::new(s.port, s.protocol, s.application, s.paths)));
+        let services = snapshot.services.values().filter(|it| it.has_port());
+        let served = services.map(|s| {
+            let own = Served::new(s.port, s.protocol, s.application, s.paths);
+            (s.name.clone(), own.with(&s.more))
+        });
         Self::new(&snapshot.rules, served.collect())
     }
 
     /// Compiles what operators wrote.
     #[must_use]
     pub fn for_topology(topology: &Topology) -> Self {
-        let services = topology.services.iter();
+        let services = topology.services.iter().filter(|(_, it)| it.port != 0);
         let served = services.map(|(name, s)| {
-            (name.clone(), Served::new(s.port, s.protocol, s.application, s.paths))
+            let own = Served::new(s.port, s.protocol, s.application, s.paths);
+            (name.clone(), own.with(&s.more))
         });
         Self::new(&topology.rules, served.collect())
     }
 
-    pub(crate) fn new(rules: &Rules, services: Map<Name, Served>) -> Self {
+    pub(crate) fn new(rules: &Rules, services: Map<Name, Vec<Served>>) -> Self {
         let mut policy = Self {
             default: rules.default,
             audit: rules.audit,
@@ -204,8 +210,9 @@ impl Policy {
         self.allows.related(from, to).next().is_some()
     }
 
-    pub(crate) fn served(&self, service: &Name) -> Option<Served> {
-        self.services.get(service).copied()
+    /// What a service offers, at its own port first.
+    pub(crate) fn served(&self, service: &Name) -> &[Served] {
+        self.services.get(service).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -223,12 +230,23 @@ impl Served {
         Self {
             layer4,
             paths,
+            extra: false,
             http: protocol.carries_requests(),
             tls: protocol.carries_tls(),
             only_http: matches!(protocol, Protocol::Http),
-            proxied: application.proxy_protocol.is_some()
-                || matches!(protocol, Protocol::Http | Protocol::Tls | Protocol::Auto),
+            proxied: protocol.is_proxied(application),
         }
+    }
+}
+
+impl Served {
+    /// The own port, and those beside it.
+    fn with(self, more: &[ServicePort]) -> Vec<Self> {
+        let extra = more.iter().map(|it| Self {
+            extra: true,
+            ..Self::new(it.port, it.protocol, it.application, self.paths)
+        });
+        std::iter::once(self).chain(extra).collect()
     }
 }
 

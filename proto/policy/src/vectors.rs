@@ -187,7 +187,7 @@ fn case(topology: &Topology, row: Row) -> Option<Case> {
 }
 
 fn own_port(topology: &Topology, service: &Name) -> Option<Layer4> {
-    Policy::for_topology(topology).served(service).map(|served| served.layer4)
+    Policy::for_topology(topology).served(service).first().map(|served| served.layer4)
 }
 
 fn identity(topology: &Topology, text: &str) -> Option<Identity> {

@@ -129,6 +129,7 @@ impl Builder {
                 namespace: name("prod"),
                 port: *port,
                 protocol: *protocol,
+                more: Vec::new(),
                 virtual_ipv4: Ipv4Addr::new(100, 127, 1, id as u8),
                 placements,
                 leaving: Default::default(),

@@ -12,7 +12,7 @@ use isthmus_model::{HealthCheck, HealthProbe};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::backend::{Bind, connect_as};
+use crate::backend::{Bind, connect_as_proxy};
 
 /// Of an answer by gRPC: a message of two bytes, and its prefix.
 const MAX_ANSWER_BYTES: usize = 1024;
@@ -28,7 +28,7 @@ pub(super) async fn passes(
     bind: Bind,
 ) -> bool {
     let asking = async {
-        let stream = connect_as(bind, None, address).await.map_err(|_| Fails)?;
+        let stream = connect_as_proxy(bind, address).await.map_err(|_| Fails)?;
         match &settings.probe {
             HealthProbe::Tcp => Ok(()),
             HealthProbe::Http { path } => ask_http(stream, service, path).await,

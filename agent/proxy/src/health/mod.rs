@@ -16,7 +16,7 @@ mod check;
 mod state;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -71,8 +71,8 @@ struct Checked {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Task {
     name: String,
-    addresses: [IpAddr; 2],
-    port: u16,
+    /// Where it may listen.
+    places: Vec<SocketAddr>,
     check: HealthCheck,
 }
 
@@ -135,7 +135,11 @@ fn tasks(view: &View) -> BTreeMap<ServiceId, Task> {
         let check = service.balance.health.clone()?;
         let ipv6 = snapshot.workload_ipv6(snapshot.local, id);
         let name = service.name.to_string();
-        Some((id, Task { name, addresses: [ipv4.into(), ipv6.into()], port: service.port, check }))
+        let places = match service.application.listen {
+            Some(address) => vec![address],
+            None => vec![(ipv4, service.port).into(), (ipv6, service.port).into()],
+        };
+        Some((id, Task { name, places, check }))
     };
     snapshot.local_services().filter_map(task).collect()
 }
@@ -162,8 +166,8 @@ async fn check_forever(task: Task, checked: Arc<Checked>, bind: Bind) {
 
 /// Services may listen on either family.
 async fn passes(task: &Task, bind: Bind) -> bool {
-    for address in task.addresses {
-        if check::passes(&task.name, (address, task.port).into(), &task.check, bind).await {
+    for place in &task.places {
+        if check::passes(&task.name, *place, &task.check, bind).await {
             return true;
         }
     }

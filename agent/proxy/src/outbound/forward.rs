@@ -481,7 +481,7 @@ impl Exchange<'_> {
         *request.method_mut() = self.template.head.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = fields;
-        let wire = self.template.wire_to(self.view, self.service, &endpoint);
+        let wire = self.template.wire_to(self.connection, self.view, self.service, &endpoint);
         *request.version_mut() = wire.version();
         let awaited = request.body().awaited();
         let room = Some(self.cluster.room());

@@ -72,10 +72,11 @@ pub(super) fn admit(
         Some(_) => headers::identify(fields, from),
         None => headers::introduce(fields, from, &connection.peer_text),
     }
-    let address = (endpoint.address, cluster.port).into();
+    let port = connection.parties.port_of(service).unwrap_or(cluster.port);
+    let address = (endpoint.address, port).into();
     let caller = view.speaks_from(&connection.parties, endpoint.address.is_ipv4());
     let caller = caller.ok_or(Refused::Denied)?;
-    let application = view.application(service);
+    let application = view.application(service, Some(port));
     Ok(Target {
         address,
         source: None,
@@ -84,5 +85,7 @@ pub(super) fn admit(
         host: None,
         caller: Some(connection.parties.caller),
         trailers: application.trailers,
+        listens: view.listens(service, address),
+        shown: view.shown(application, caller),
     })
 }

@@ -57,7 +57,7 @@ fn send_one(
     else {
         return;
     };
-    let wire = template.wire_to(view, service, &endpoint);
+    let wire = template.wire_to(connection, view, service, &endpoint);
     let mut request = Request::new(body);
     *request.method_mut() = template.head.method.clone();
     *request.uri_mut() = uri;

@@ -63,7 +63,7 @@ pub(crate) async fn handle(
         Ok(_) => {}
         Err(Misdirected(status, reason)) => return refusal(status, reason, record),
     }
-    let Ok(chosen) = choose(view, asked, &call) else {
+    let Ok(chosen) = choose(view, (asked, connection.parties.is_own_port), &call) else {
         return rejection("a path that can be read in two ways", call.head.version, record);
     };
     let Some(Chosen { route, prefix }) = chosen else {
@@ -197,8 +197,14 @@ fn passes_here(
 /// A path that two programs could read in two ways.
 struct Ambiguous;
 
-fn choose(view: &View, asked: ServiceId, call: &Call) -> Result<Option<Chosen>, Ambiguous> {
-    let Some(table) = view.routes.of(asked) else { return Ok(None) };
+fn choose(
+    view: &View,
+    (asked, is_own_port): (ServiceId, bool),
+    call: &Call,
+) -> Result<Option<Chosen>, Ambiguous> {
+    // Routes are about the service's own port.
+    let table = view.routes.of(asked).filter(|_| is_own_port);
+    let Some(table) = table else { return Ok(None) };
     if table.compares_paths() && call.head.uri.path() != "*" {
         canonical(call.head.uri.path()).map_err(|_| Ambiguous)?;
     }

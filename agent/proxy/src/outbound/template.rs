@@ -16,6 +16,7 @@ use crate::backend::{Target, Wire};
 use crate::connection::Connection;
 use crate::headers;
 use crate::live::Life;
+use crate::reach::Listens;
 use crate::request::{target, wire};
 use crate::routing::Compiled;
 use crate::upgrade;
@@ -52,9 +53,18 @@ impl Template {
     }
 
     /// An application here is spoken to as it wants; other hosts' proxies see to theirs.
-    pub(super) fn wire_to(&self, view: &View, service: ServiceId, endpoint: &Endpoint) -> Wire {
+    pub(super) fn wire_to(
+        &self,
+        connection: &Connection,
+        view: &View,
+        service: ServiceId,
+        endpoint: &Endpoint,
+    ) -> Wire {
         if endpoint.host == view.snapshot.local {
-            self.wire.wanted_by(view.application(service).http, self.upgrade.is_some())
+            self.wire.wanted_by(
+                view.application(service, connection.parties.port_of(service)).http,
+                self.upgrade.is_some(),
+            )
         } else {
             self.wire
         }
@@ -70,7 +80,7 @@ impl Template {
         life: Option<&Life>,
     ) -> Result<(Target, Uri), Refused> {
         let (service, cluster, endpoint) = place;
-        let wire = self.wire_to(view, service, endpoint);
+        let wire = self.wire_to(connection, view, service, endpoint);
         let uri = target(&self.head.uri, &self.host, wire).ok_or(Refused::Denied)?;
         if let Some(external) = view.external(service) {
             // Copies come here without having been judged.
@@ -86,7 +96,9 @@ impl Template {
                 external,
                 host: None,
                 caller: Some(connection.parties.caller),
-                trailers: view.application(service).trailers,
+                trailers: view.application(service, None).trailers,
+                listens: Listens::There,
+                shown: None,
             };
             return Ok((target, uri));
         }
@@ -98,7 +110,8 @@ impl Template {
         if self.expects && wire == Wire::Http1 {
             fields.insert(EXPECT, HeaderValue::from_static("100-continue"));
         }
-        let address = (endpoint.address, cluster.port).into();
+        let port = connection.parties.port_of(service).unwrap_or(cluster.port);
+        let address = (endpoint.address, port).into();
         let target = Target {
             address,
             source: Some(source),
@@ -107,6 +120,8 @@ impl Template {
             host: Some(endpoint.host),
             caller: None,
             trailers: true,
+            listens: Listens::There,
+            shown: None,
         };
         Ok((target, uri))
     }

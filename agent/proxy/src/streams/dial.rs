@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::introduce;
-use crate::backend::connect_as;
+use crate::backend::{Speaker, connect_as};
 use crate::balance::Attempt;
 use crate::connection::Connection;
 use crate::gate::Pass;
@@ -75,12 +75,13 @@ async fn to_workload(
             shared.metrics.count_overflow(Overflow::Connections);
             return Err(io::Error::other(Overflow::Connections.reason()));
         };
-        let address = (endpoint.address, cluster.port).into();
+        let port = connection.parties.port_of(service).unwrap_or(cluster.port);
+        let address = (endpoint.address, port).into();
         let dialled = if endpoint.host == view.snapshot.local {
             let caller = SocketAddr::new(source, connection.peer_port);
             to_application(connection, view, service, caller, address).await
         } else {
-            connect(connection, address, Some((source, endpoint.host))).await
+            connect(connection, address, source, endpoint.host).await
         };
         // A workload that accepts is as good as one that answers well.
         let attempt = match &dialled {
@@ -111,9 +112,15 @@ async fn to_application(
     caller: SocketAddr,
     address: SocketAddr,
 ) -> io::Result<TcpStream> {
-    let stream = connect(connection, address, None).await?;
-    let declared = view.snapshot.services.get(&service);
-    if let Some(version) = declared.and_then(|it| it.application.proxy_protocol) {
+    let backends = &connection.shared.backends;
+    let application = view.application(service, Some(address.port()));
+    let listens = view.listens(service, address);
+    let shown = view.shown(application, caller.ip());
+    let connecting = backends.reach().connect(backends.bind(), address, listens, shown);
+    let stream = timeout(connection.shared.limits.connect, connecting).await??;
+    // If it fails bytes are merely slower.
+    let _ = stream.set_nodelay(true);
+    if let Some(version) = application.proxy_protocol {
         tell(&stream, version, caller, address, connection, view).await?;
     }
     Ok(stream)
@@ -132,18 +139,19 @@ async fn tell(
     super::carry::write_all(stream, &header).await
 }
 
+/// Connects to a workload of another host.
 async fn connect(
     connection: &Connection,
     address: SocketAddr,
-    far: Option<(IpAddr, HostId)>,
+    source: IpAddr,
+    host: HostId,
 ) -> io::Result<TcpStream> {
-    let (bind, source) = (connection.shared.backends.bind(), far.map(|(source, _)| source));
-    let connecting = connect_as(bind, source, address);
+    let connecting = connect_as(connection.shared.backends.bind(), Speaker::Host(source), address);
     let silence = connection.shared.metrics.silence();
     let stream = tokio::select! {
         biased;
         connected = timeout(connection.shared.limits.connect, connecting) => connected??,
-        _ = silence.lose(far.map(|(_, host)| host), Instant::now()) => {
+        _ = silence.lose(Some(host), Instant::now()) => {
             return Err(io::Error::new(io::ErrorKind::HostUnreachable, "its host doesn't answer"));
         }
     };

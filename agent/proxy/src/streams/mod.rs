@@ -324,8 +324,10 @@ fn choose(
 ) -> Option<ServiceId> {
     let asked = connection.parties.service;
     let names = match (connection.parties.side, seen) {
-        (Side::Client, Seen::Tls(_)) => view.routes.by_name(asked),
-        (Side::Client, Seen::Tcp) | (Side::Server, _) => None,
+        (Side::Client, Seen::Tls(_)) if connection.parties.is_own_port => {
+            view.routes.by_name(asked)
+        }
+        (Side::Client, _) | (Side::Server, _) => None,
     };
     let Some(names) = names else { return Some(asked) };
     match names.choose(seen.server_name()) {

@@ -15,7 +15,7 @@ mod routed;
 mod routes;
 mod smuggling;
 mod streams;
-mod support;
+pub(crate) mod support;
 mod telemetry;
 mod tokens;
 mod upgrades;

@@ -159,6 +159,7 @@ impl Backends {
             namespace: "prod".parse().unwrap(),
             port: self.port,
             protocol: Protocol::Http,
+            more: Vec::new(),
             virtual_ipv4: Ipv4Addr::new(127, 65, 0, number),
             placements: workloads.iter().map(placement).collect(),
             leaving: if name == "api" { self.leaving.clone() } else { BTreeSet::new() },

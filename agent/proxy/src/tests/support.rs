@@ -28,6 +28,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::backend::Speaker;
 use crate::gateway::Edge;
 use crate::limits::Limits;
 use crate::server::{Shared, accept_until};
@@ -244,8 +245,8 @@ impl Application {
 }
 
 /// Without a mark, which only root may set.
-pub(crate) fn bind(source: IpAddr) -> std::io::Result<std::net::TcpStream> {
-    let source = SocketAddr::new(source, 0);
+pub(crate) fn bind(speaker: Speaker) -> std::io::Result<std::net::TcpStream> {
+    let source = SocketAddr::new(speaker.address(), 0);
     let socket = Socket::new(Domain::for_address(source), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     if !source.ip().is_unspecified() {
@@ -391,6 +392,7 @@ fn service(
         namespace: "prod".parse().unwrap(),
         port,
         protocol,
+        more: Vec::new(),
         virtual_ipv4: Ipv4Addr::new(127, 64, 0, number),
         placements: [(HostId(host), workload)].into(),
         leaving: Default::default(),

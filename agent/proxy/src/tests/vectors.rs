@@ -89,6 +89,7 @@ impl Lab {
                 namespace: declared.namespace.clone(),
                 port,
                 protocol: declared.protocol,
+                more: Vec::new(),
                 virtual_ipv4: Ipv4Addr::new(127, 64, 0, number),
                 placements: [(HERE, here), (THERE, Ipv4Addr::new(127, 64, 2, number))].into(),
                 leaving: Default::default(),

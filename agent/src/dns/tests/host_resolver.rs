@@ -9,7 +9,7 @@ use tokio::net::UdpSocket;
 use super::support::snapshot;
 use crate::dns::resolver::{Paths, Resolver, ResolverError};
 use crate::dns::wire;
-use crate::settings::ConfigureResolver;
+use crate::settings::{ConfigureResolver, Settings};
 
 const FORMER: &str = "nameserver 192.0.2.1\nsearch example.com\noptions rotate\n";
 
@@ -53,7 +53,7 @@ impl Files {
     }
 
     fn resolver(&self, setting: ConfigureResolver) -> Resolver {
-        Resolver::new(setting, self.paths.clone())
+        Resolver::new(setting, &Settings::default().dns.search, self.paths.clone())
     }
 
     fn told_file(&self) -> PathBuf {
@@ -84,7 +84,7 @@ async fn resolved_is_told_of_the_device_and_told_to_forget_it() {
     let told = files.told();
     let lines: Vec<&str> = told.lines().collect();
     assert_eq!(lines[0], "dns isth0 100.64.1.0 fd12:3456:789a::1:0:0");
-    assert!(lines[1].starts_with("domain isth0 ~mesh.internal ~a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa "));
+    assert!(lines[1].starts_with("domain isth0 mesh.internal ~a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa "));
     assert!(
         lines[1].contains(" ~64.100.in-addr.arpa ") && lines[1].ends_with("~127.100.in-addr.arpa")
     );
@@ -138,7 +138,7 @@ async fn resolv_conf_is_rewritten_when_asked_and_put_back() {
             text.contains("nameserver 100.64.1.0\nnameserver fd12:3456:789a::1:0:0\n"),
             "{text}"
         );
-        assert!(text.ends_with("search example.com\noptions rotate\n"), "{text}");
+        assert!(text.ends_with("search example.com mesh.internal\noptions rotate\n"), "{text}");
         assert!(!text.contains("192.0.2.1"), "{text}");
         assert_eq!(fs::read_to_string(resolver.upstream_file()).unwrap(), FORMER);
     }

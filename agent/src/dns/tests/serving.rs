@@ -51,7 +51,7 @@ impl Server {
         let (views, view) = watch::channel(view());
         let forwarder = Forwarder::new(Upstream::Fixed(upstream.to_vec()), Vec::new());
         let mut task = JoinSet::new();
-        task.spawn(run(udp, tcp, forwarder, view));
+        task.spawn(run(udp, tcp, (forwarder, true), view));
         Self { address, views, _task: task }
     }
 
@@ -244,7 +244,12 @@ async fn garbage_is_survived() {
 #[tokio::test]
 async fn serving_begins_before_the_address_exists_and_ends_with_the_server() {
     let (_views, view) = watch::channel(view());
-    let config = |listen| Config { listen, upstream: Upstream::Fixed(vec![]), own: vec![] };
+    let config = |listen| Config {
+        listen,
+        upstream: Upstream::Fixed(vec![]),
+        short_names: true,
+        own: vec![],
+    };
     let absent = (Ipv4Addr::new(198, 51, 100, 7), 0).into();
     dns::Server::start(config(absent), view.clone()).unwrap();
 

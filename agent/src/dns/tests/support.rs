@@ -81,6 +81,7 @@ fn service(name: &str, namespace: &str, number: u8, placements: &[(u8, u8)]) -> 
         namespace: namespace.parse().unwrap(),
         port: 8080,
         protocol: Protocol::Http,
+        more: Vec::new(),
         virtual_ipv4: Ipv4Addr::new(100, 127, 0, number),
         placements: placed.collect(),
         leaving: Default::default(),
@@ -109,7 +110,7 @@ pub(crate) fn with_edns(mut message: Message, payload: u16) -> Message {
 
 /// What the zone says to a message over UDP.
 pub(crate) fn reply(message: &Message) -> Reply {
-    answer(&view(), &message.to_vec().unwrap(), Transport::Udp)
+    answer(&view(), true, &message.to_vec().unwrap(), Transport::Udp)
 }
 
 /// The same, where it must be an answer.

@@ -26,6 +26,21 @@ fn names_have_addresses_of_both_families() {
 }
 
 #[test]
+fn names_may_leave_the_meshs_domain_out() {
+    assert_eq!(data(&asked("Web.prod.", RecordType::A)), "100.127.0.1");
+    assert_eq!(data(&asked("app-1.host.", RecordType::AAAA)), "fd12:3456:789a::1:0:0");
+    let nothing = asked("web.prod.", RecordType::MX);
+    assert_eq!((nothing.metadata.response_code, nothing.answers.len()), (ResponseCode::NoError, 0));
+    // What isn't there may be the world's.
+    for name in ["nobody.prod.", "prod.", "web.", "www.web.prod."] {
+        let forwarded = reply(&query(name, RecordType::A));
+        assert!(matches!(forwarded, Reply::Forward { .. }), "{name}: {forwarded:?}");
+    }
+    let bytes = query("web.prod.", RecordType::A).to_vec().unwrap();
+    assert!(matches!(answer(&view(), false, &bytes, Transport::Udp), Reply::Forward { .. }));
+}
+
+#[test]
 fn the_letters_case_does_not_matter_and_comes_back_as_it_was() {
     let reply = asked("wEb.PrOd.MESH.internaL.", RecordType::A);
     assert_eq!(data(&reply), "100.127.0.1");
@@ -165,7 +180,7 @@ fn odd_messages_get_the_code_that_says_why() {
 
     let mut broken = query("web.prod.mesh.internal.", RecordType::A).to_vec().unwrap();
     broken.truncate(20);
-    let Reply::Answer(bytes) = answer(&view(), &broken, Transport::Udp) else { panic!() };
+    let Reply::Answer(bytes) = answer(&view(), true, &broken, Transport::Udp) else { panic!() };
     let reply = Message::from_vec(&bytes).unwrap();
     assert_eq!(reply.metadata.response_code, ResponseCode::FormErr);
     assert_eq!((reply.metadata.id, reply.metadata.message_type), (ID, MessageType::Response));
@@ -176,8 +191,8 @@ fn replies_and_scraps_are_not_answered() {
     let mut looping = query("web.prod.mesh.internal.", RecordType::A);
     looping.metadata.message_type = MessageType::Response;
     assert_eq!(reply(&looping), Reply::Ignore);
-    assert_eq!(answer(&view(), &[0; 11], Transport::Udp), Reply::Ignore);
-    assert_eq!(answer(&view(), &[], Transport::Tcp), Reply::Ignore);
+    assert_eq!(answer(&view(), true, &[0; 11], Transport::Udp), Reply::Ignore);
+    assert_eq!(answer(&view(), true, &[], Transport::Tcp), Reply::Ignore);
 }
 
 #[test]
@@ -192,7 +207,7 @@ fn edns_is_answered_with_edns_and_its_size_counts_within_bounds() {
     }
     let foreign = query("example.com.", RecordType::A).to_vec().unwrap();
     let forward = Reply::Forward { max_bytes: 65535 };
-    assert_eq!(answer(&view(), &foreign, Transport::Tcp), forward);
+    assert_eq!(answer(&view(), true, &foreign, Transport::Tcp), forward);
 }
 
 #[test]
@@ -238,7 +253,7 @@ fn assert_soa(reply: &Message, zone: &str) {
 fn check(bytes: &[u8]) {
     let view = view();
     for transport in [Transport::Udp, Transport::Tcp] {
-        match answer(&view, bytes, transport) {
+        match answer(&view, true, bytes, transport) {
             Reply::Ignore => {}
             Reply::Forward { max_bytes } => assert!((512..=65535).contains(&max_bytes)),
             Reply::Answer(reply) => {

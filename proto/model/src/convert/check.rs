@@ -113,6 +113,10 @@ impl Check<'_> {
             return fail(key, format!("virtual_ipv4: {address} isn't inside of {range}"));
         }
         self.take(key, service.virtual_ipv4)?;
+        let mut ports = HashSet::from([service.layer4()]);
+        if let Some(twice) = service.more.iter().find(|it| !ports.insert(it.layer4())) {
+            return fail(key, format!("more: it has port {} twice", twice.port));
+        }
         for (host, ipv4) in &service.placements {
             self.in_block(key, "placements", *host, *ipv4)?;
         }

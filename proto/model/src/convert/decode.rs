@@ -21,9 +21,7 @@ use crate::key::PublicKey;
 use crate::ratelimit::RateLimit;
 use crate::route::Route;
 use crate::rules::{Action, Origin, RequestMatch, Rule, Rules};
-use crate::snapshot::{
-    Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, Snapshot,
-};
+use crate::snapshot::{Device, Host, Mesh, PathMode, Revision, Selector, Service, Snapshot};
 
 /// More resources than this are a mistake, or an attempt to exhaust memory.
 const MAX_RESOURCES: usize = 500_000;
@@ -33,6 +31,9 @@ const MAX_LIST: usize = 20_000;
 const MAX_TEXT: usize = 8_192;
 /// The most labels or endpoints that a host has.
 const MAX_PER_HOST: usize = 256;
+
+/// The most ports that a service has beside its own.
+const MAX_PORTS: usize = 64;
 
 /// What keys begin with.
 const KINDS: [&str; 8] = ["mesh", "policy", "host", "service", "device", "rule", "route", "limit"];
@@ -177,17 +178,8 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
     bounded("placements", body.placements.len(), MAX_LIST)?;
     bounded("leaving", body.leaving.len(), MAX_LIST)?;
     bounded("selectors", body.selectors.len(), MAX_PER_HOST)?;
-    let port = u16::try_from(body.port).ok().filter(|port| *port != 0);
-    let protocol = match v1::Protocol::try_from(body.protocol) {
-        Ok(v1::Protocol::Tcp) => Protocol::Tcp,
-        Ok(v1::Protocol::Udp) => Protocol::Udp,
-        Ok(v1::Protocol::Http) => Protocol::Http,
-        Ok(v1::Protocol::Tls) => Protocol::Tls,
-        Ok(v1::Protocol::Auto) => Protocol::Auto,
-        Ok(v1::Protocol::Unspecified) | Err(_) => {
-            return Err(format!("protocol: {} isn't one that this version knows", body.protocol));
-        }
-    };
+    let port = u16::try_from(body.port);
+    bounded("more", body.more.len(), MAX_PORTS)?;
     let mut placements = BTreeMap::new();
     for (host, ipv4) in &body.placements {
         placements.insert(HostId(number(*host)?), address("placements", ipv4)?);
@@ -195,8 +187,9 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
     Ok(Service {
         name: parse("name", &body.name)?,
         namespace: parse("namespace", &body.namespace)?,
-        port: port.ok_or_else(|| format!("port: {} is not 1 to 65535", body.port))?,
-        protocol,
+        port: port.map_err(|_| format!("port: {} is not 1 to 65535", body.port))?,
+        protocol: application::decode_protocol(body.protocol)?,
+        more: body.more.iter().map(application::decode_port).collect::<Result<_, _>>()?,
         virtual_ipv4: address("virtual_ipv4", &body.virtual_ipv4)?,
         placements,
         leaving: body

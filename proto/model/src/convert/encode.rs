@@ -7,13 +7,14 @@ use v1::resource::Body;
 use v1::selector::By;
 
 use super::{application, balance, edge, jwt, ratelimit, routes};
+use crate::application::SeenSource;
 use crate::balance::Balance;
 use crate::condition::Condition;
 use crate::guard::{Exposure, ListenerCheck};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::route::Pattern;
 use crate::rules::{Action, RequestMatch, Rule};
-use crate::snapshot::{Device, Host, PathMode, Protocol, Selector, Service, Snapshot};
+use crate::snapshot::{Device, Host, PathMode, Selector, Service, Snapshot};
 
 /// The resources that a snapshot consists of: `mesh` and `policy`, then hosts, services, devices,
 /// rules, routes and limits. Equal snapshots give equal resources, so that two slices can be compared by them.
@@ -78,20 +79,14 @@ fn host(id: HostId, host: &Host) -> Body {
 }
 
 fn service(id: ServiceId, service: &Service) -> Body {
-    let protocol = match service.protocol {
-        Protocol::Tcp => v1::Protocol::Tcp,
-        Protocol::Udp => v1::Protocol::Udp,
-        Protocol::Http => v1::Protocol::Http,
-        Protocol::Tls => v1::Protocol::Tls,
-        Protocol::Auto => v1::Protocol::Auto,
-    };
     let placements = service.placements.iter();
     Body::Service(v1::Service {
         id: id.0,
         name: service.name.to_string(),
         namespace: service.namespace.to_string(),
         port: service.port.into(),
-        protocol: protocol.into(),
+        protocol: application::protocol(service.protocol).into(),
+        more: service.more.iter().map(application::encode_port).collect(),
         virtual_ipv4: service.virtual_ipv4.to_string(),
         placements: placements.map(|(host, ipv4)| (host.0, ipv4.to_string())).collect(),
         leaving: service.leaving.iter().map(|host| host.0).collect(),
@@ -101,6 +96,8 @@ fn service(id: ServiceId, service: &Service) -> Body {
         proxy_protocol: application::proxy_protocol(service.application),
         http_version: application::http_version(service.application),
         trailers: service.application.trailers,
+        listen: application::listen_text(service.application),
+        shows_caller: service.application.source == SeenSource::Caller,
         paths: path_mode(service.paths).into(),
         exposure: exposure(service.guard.exposure).into(),
         strict_listener: service.guard.listener == ListenerCheck::Strict,

@@ -9,7 +9,7 @@ use v1::resource::Body;
 
 use super::{is_foreign, resources, snapshot};
 use crate::address::{Ipv4Net, MeshPrefix};
-use crate::application::{Application, HttpVersion, ProxyProtocol};
+use crate::application::{Application, HttpVersion, ProxyProtocol, SeenSource};
 use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::capability::{Capabilities, Capability, fit, needed};
 use crate::edge::Edge;
@@ -22,6 +22,7 @@ use crate::ratelimit::{LimitKey, LimitScope, RateLimit};
 use crate::resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 use crate::route::{FieldMatch, HostMatch, Route, ValueMatch};
 use crate::rules::{Action, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
+use crate::snapshot::ServicePort;
 use crate::snapshot::{
     Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, Snapshot,
 };
@@ -93,7 +94,6 @@ fn what_contradicts_itself_is_refused_by_name() {
         ("host/3", "belongs to host/1", |r| host(r).name = "h3".into()),
         ("host/3", "public key belongs to host/1", |r| host(r).public_key = vec![3; 32]),
         ("service/4", "port: 65536", |r| service(r).port = 65536),
-        ("service/4", "port: 0", |r| service(r).port = 0),
         ("service/4", "protocol: 0", |r| service(r).protocol = 0),
         ("service/4", "protocol: 77", |r| service(r).protocol = 77),
         ("service/4", "exposure: 9", |r| service(r).exposure = 9),
@@ -267,6 +267,18 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
         namespace: name("prod"),
         port: 80 + u16::try_from(n).unwrap(),
         protocol,
+        more: (0..n % 3)
+            .map(|extra| ServicePort {
+                name: name(&format!("extra-{extra}")),
+                port: 9000 + extra as u16,
+                protocol,
+                application: Application {
+                    http: HttpVersion::Http2,
+                    trailers: true,
+                    ..Application::default()
+                },
+            })
+            .collect(),
         virtual_ipv4: Ipv4Addr::from(0x647f_0001 + n),
         placements: on(mask, n + 1),
         leaving: on(mask & (mask >> 1), n + 1).into_keys().collect(),
@@ -282,6 +294,8 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
                 [n as usize % 3],
             http: [HttpVersion::Auto, HttpVersion::Http1, HttpVersion::Http2][n as usize % 3],
             trailers: n.is_multiple_of(2),
+            source: [SeenSource::Proxy, SeenSource::Caller][n as usize % 2],
+            listen: n.is_multiple_of(3).then(|| "[::1]:8080".parse().unwrap()),
         },
         paths: PathMode::ALL[n as usize % 4],
         guard: PortGuard {

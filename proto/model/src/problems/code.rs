@@ -121,6 +121,10 @@ codes! {
         "Containers or virtual machines with a network of their own sent to the mesh through this host: nobody knows which service that is, so it is refused."
     NotAMember "not-a-member"
         "This host is in no mesh yet. Have an operator make a token, and join."
+    NotListening "not-listening"
+        "Nothing listens on the port of a service that somebody may call: its callers are refused on this host. Start it; correct `port` or `listen`; or leave `port` out if the service only calls others."
+    NotReached "not-reached"
+        "A service's application listens where its callers don't reach it: on loopback alone, or by UDP on one family. Write `listen` into the topology, or have it listen on all addresses."
     NotRoot "not-root"
         "This check was made without root's rights, and couldn't look at everything."
     PathNarrow "path-narrow"
@@ -180,6 +184,7 @@ impl Code {
                 | Self::ForeignListener
                 | Self::GatewayDoor
                 | Self::KeysMissing
+                | Self::NotReached
                 | Self::Selector
         )
     }

@@ -1,7 +1,9 @@
-//! `protocol`, `proxy_protocol`, `http` and `trailers` of `[service.NAME]`.
+//! `protocol`, `proxy_protocol`, `http`, `trailers`, `listen` and `source` of `[service.NAME]`.
+
+use std::net::SocketAddr;
 
 use super::reader::{Entry, Located, Read, Report, Table, instead, quote};
-use crate::application::{Application, HttpVersion, ProxyProtocol};
+use crate::application::{Application, HttpVersion, ProxyProtocol, SeenSource};
 use crate::snapshot::Protocol;
 
 const PROTOCOLS: [&str; 5] = ["tcp", "udp", "http", "tls", "auto"];
@@ -36,9 +38,11 @@ pub(super) fn application(
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> Read<Application> {
-    if let Some(entry) = table.get("proxy_protocol").filter(|_| protocol == Protocol::Udp) {
-        let message = "`proxy_protocol` is about connections, and this service speaks udp";
-        return Err(report.error(entry.key_at, message, "leave it out"));
+    for key in ["proxy_protocol", "listen", "source"] {
+        if let Some(entry) = table.get(key).filter(|_| protocol == Protocol::Udp) {
+            let message = format!("`{key}` is about connections, and this service speaks udp");
+            return Err(report.error(entry.key_at, message, "leave it out"));
+        }
     }
     for key in ["http", "trailers"] {
         if let Some(entry) = table.get(key).filter(|_| !protocol.carries_requests()) {
@@ -50,11 +54,66 @@ pub(super) fn application(
     let proxy_protocol = table.optional("proxy_protocol", |entry| proxy_protocol(entry, report));
     let http = table.optional("http", |entry| http_version(entry, report));
     let trailers = table.optional("trailers", |entry| entry.boolean(report));
+    let listen = table.optional("listen", |entry| listen(entry, report));
+    let source = table.optional("source", |entry| source(entry, table, protocol, report));
     Ok(Application {
         proxy_protocol: proxy_protocol?,
         http: http?.unwrap_or_default(),
         trailers: trailers?.unwrap_or_default(),
+        listen: listen?,
+        source: source?.unwrap_or_default(),
     })
+}
+
+/// Nothing but loopback: what listens elsewhere is found at the workload's own addresses.
+fn listen(entry: Entry<'_>, report: &mut Report<'_>) -> Read<SocketAddr> {
+    let text = entry.string(report)?;
+    let shown = quote(text.value);
+    let Ok(address) = text.value.parse::<SocketAddr>() else {
+        let message = format!("{shown} is not an address and a port");
+        return Err(report.error(text.at, message, "write \"127.0.0.1:8080\" or \"[::1]:8080\""));
+    };
+    if address.port() == 0 {
+        let help = format!("write \"{}\"", SocketAddr::new(address.ip(), 8080));
+        return Err(report.error(text.at, format!("{shown}: nobody listens on port 0"), help));
+    }
+    if !address.ip().is_loopback() {
+        let message = format!("{shown}: {} is not on loopback", address.ip());
+        let help = "leave `listen` out: an application that listens on all addresses, or on its \
+                    workload's, is found";
+        return Err(report.error(text.at, message, help));
+    }
+    Ok(address)
+}
+
+fn source(
+    entry: Entry<'_>,
+    table: &Table<'_>,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> Read<SeenSource> {
+    let text = entry.string(report)?;
+    let source = match text.value {
+        "caller" => SeenSource::Caller,
+        "proxy" => return Ok(SeenSource::Proxy),
+        other => {
+            let message = format!("no application sees {} as its peer", quote(other));
+            let help = "write \"caller\", or \"proxy\" (the default)";
+            return Err(report.error(text.at, message, help));
+        }
+    };
+    if let Some(listen) = table.get("listen") {
+        let message = "`source = \"caller\"` with `listen`: answers to a caller's address can't leave loopback";
+        let help = "have the application listen on all addresses and leave `listen` out, or ask for \
+                    `proxy_protocol` instead of `source`";
+        return Err(report.error(listen.key_at, message, help));
+    }
+    if protocol == Protocol::Tcp && table.get("proxy_protocol").is_none() {
+        let message = "`source` is about what the proxy speaks to, and this service speaks tcp";
+        let help = "leave it out: its application sees its callers' addresses anyway";
+        return Err(report.error(entry.key_at, message, help));
+    }
+    Ok(source)
 }
 
 fn proxy_protocol(entry: Entry<'_>, report: &mut Report<'_>) -> Read<ProxyProtocol> {

@@ -9,9 +9,9 @@ use super::parse::{Declared, Draft};
 use super::policy::{RuleDraft, TestDraft};
 use super::reader::{At, Report, quote};
 use super::suggest::nearest;
-use super::{Placement, addresses, edges, ratelimit, rollout, routes};
+use super::{Placement, addresses, edges, ports, ratelimit, rollout, routes};
 use crate::name::Name;
-use crate::rules::Subject;
+use crate::rules::{Action, Subject};
 use crate::snapshot::Selector;
 
 pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
@@ -128,12 +128,17 @@ fn check_rules(draft: &Draft, report: &mut Report<'_>) {
         {
             names.require(subject, *at, report);
         }
-        if !rule.http.is_empty() {
+        let has_ports = !rule.ports.is_empty() || !draft.port_names.is_empty();
+        if !has_ports {
+            names.require_ports(draft, report);
+        }
+        if !rule.http.is_empty() && !has_ports {
             names.require_http(draft, report);
         }
-        if !rule.sni.is_empty() {
+        if !rule.sni.is_empty() && !has_ports {
             names.require_tls(draft, report);
         }
+        ports::check_rule(draft, names.draft, report);
         for (name, at) in &draft.providers {
             require("jwt", name, *at, &names.draft.jwt, report);
         }
@@ -159,6 +164,7 @@ fn check_tests(draft: &Draft, report: &mut Report<'_>) {
         names.require(&test.from, draft.from, report);
         if names.require(&test.to, draft.to, report) {
             names.check_question(draft, report);
+            ports::check_test(draft, names.draft, report);
         }
     }
 }
@@ -227,6 +233,28 @@ impl<'a> Names<'a> {
         false
     }
 
+    /// A rule that lets somebody call a service is about a service that can be called.
+    fn require_ports(&self, draft: &RuleDraft, report: &mut Report<'_>) {
+        if draft.rule.action == Action::Deny {
+            return;
+        }
+        for (subject, at) in draft.rule.to.iter().zip(&draft.to) {
+            if let Some(name) = self.without_port(subject) {
+                let message = format!("service \"{name}\" has no `port`: nobody can call it");
+                let help = format!(
+                    "add `port = 8080` to [service.{name}], or say which ports: `ports = [\"icmp\"]`"
+                );
+                report.error(*at, message, help);
+            }
+        }
+    }
+
+    fn without_port<'s>(&self, subject: &'s Subject) -> Option<&'s Name> {
+        let Subject::Service(name) = subject else { return None };
+        let service = self.draft.services.get(name)?.draft.as_ref()?;
+        (service.decl.port == 0).then_some(name)
+    }
+
     /// A rule about requests can only be about services that speak HTTP.
     fn require_http(&self, draft: &RuleDraft, report: &mut Report<'_>) {
         for subject in &draft.rule.to {
@@ -284,7 +312,10 @@ impl<'a> Names<'a> {
                     format!("{help}, or leave `method` and `path` out"),
                 );
             }
-        } else if test.layer4.is_none() && !matches!(test.to, Subject::Service(_)) {
+        } else if test.layer4.is_none()
+            && draft.port_name.is_none()
+            && (!matches!(test.to, Subject::Service(_)) || self.without_port(&test.to).is_some())
+        {
             let message = format!(
                 "test {} doesn't say which port of \"{}\" it asks about",
                 quote(&test.name),

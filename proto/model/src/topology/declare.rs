@@ -6,7 +6,9 @@ use super::mesh::{HOST_BLOCKS, bad_block_length};
 use super::reader::{
     At, Context, Entry, Located, Pair, Read, Report, Schema, Table, instead, quote,
 };
-use super::{DeviceDecl, HostDecl, Placement, ServiceDecl, application, balance, guard, values};
+use super::{
+    DeviceDecl, HostDecl, Placement, ServiceDecl, application, balance, guard, ports, values,
+};
 use crate::address::Ipv4Net;
 use crate::edge::Edge;
 use crate::key::PublicKey;
@@ -24,6 +26,7 @@ pub(super) const SERVICE: Schema = &[
     ("namespace", "namespace = \"prod\""),
     ("port", "port = 8080"),
     ("protocol", "protocol = \"tcp\""),
+    ("ports", "ports = { metrics = { port = 9100 } }"),
     ("hosts", "hosts = [\"app-1\"]"),
     ("workload", "workload = { systemd = \"web.service\" }"),
     ("balance", "balance = \"least-request\""),
@@ -33,6 +36,8 @@ pub(super) const SERVICE: Schema = &[
     ("proxy_protocol", "proxy_protocol = \"v2\""),
     ("http", "http = \"2\""),
     ("trailers", "trailers = true"),
+    ("listen", "listen = \"127.0.0.1:8080\""),
+    ("source", "source = \"caller\""),
     ("paths", "paths = \"merge-slashes\""),
     ("exposure", "exposure = \"mesh\""),
     ("listener", "listener = \"strict\""),
@@ -143,7 +148,8 @@ pub(super) fn service<'a>(
 ) -> Read<ServiceDraft> {
     let namespace =
         table.optional("namespace", |entry| values::name(entry.string(report)?, report));
-    let port = table.required("port", report).and_then(|entry| values::port(entry, report));
+    let port = table.optional("port", |entry| values::port(entry, report));
+    let asks_for_callers = without_port(table, report);
     let protocol =
         table.optional("protocol", |entry| application::protocol(entry.string(report)?, report));
     let hosts = table.optional("hosts", |entry| placement(entry, report));
@@ -157,23 +163,27 @@ pub(super) fn service<'a>(
     let protocol = protocol?.unwrap_or(Protocol::Tcp);
     let balance = balance::balance(table, protocol, report);
     let application = application::application(table, protocol, report);
+    let own = port.as_ref().ok().and_then(|port| *port).map(|port| protocol.layer4(port));
+    let more = ports::more(name, table, own, report);
     let paths = paths(table, protocol, report);
     let exposure = guard::exposure(table, report);
     let listener = guard::listener(table, report);
     let balance = balance?;
+    asks_for_callers?;
     let (placement, hosts) = hosts?.unwrap_or((Placement::Names(Vec::new()), Vec::new()));
     let decl = ServiceDecl {
         namespace: match namespace? {
             Some(namespace) => namespace,
             None => default_namespace(),
         },
-        port: port?,
+        port: port?.unwrap_or_default(),
         protocol,
         hosts: placement,
         selectors: selectors?.unwrap_or_default(),
         balance: balance.balance,
         edge: None,
         application: application?,
+        more: more?,
         paths: paths?,
         exposure: exposure?,
         listener: listener?,
@@ -186,6 +196,38 @@ pub(super) fn service<'a>(
         weighed: balance.weighed,
         at: table.at,
     })
+}
+
+/// Whoever can't be called has nothing to say about being called.
+fn without_port(table: &Table<'_>, report: &mut Report<'_>) -> Read<()> {
+    const ABOUT_CALLERS: [&str; 14] = [
+        "protocol",
+        "ports",
+        "balance",
+        "health",
+        "outlier",
+        "breaker",
+        "proxy_protocol",
+        "http",
+        "trailers",
+        "listen",
+        "source",
+        "paths",
+        "exposure",
+        "listener",
+    ];
+    if table.get("port").is_some() {
+        return Ok(());
+    }
+    match ABOUT_CALLERS.iter().find_map(|key| table.get(key)) {
+        None => Ok(()),
+        Some(entry) => {
+            let key = entry.key;
+            let message = format!("`{key}` without `port`: nobody can call this service");
+            let help = format!("add `port = 8080`; leave `{key}` out if it only calls others");
+            Err(report.error(entry.key_at, message, help))
+        }
+    }
 }
 
 pub(super) fn paths(

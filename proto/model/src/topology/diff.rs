@@ -16,7 +16,7 @@ use crate::name::Name;
 use crate::ratelimit::RateLimit;
 use crate::route::Route;
 use crate::rules::{Action, Rule};
-use crate::snapshot::Selector;
+use crate::snapshot::{Selector, ServicePort};
 
 /// One difference. Shown as `+ service web`, `~ service web: port 80 -> 8080`, `- host app-3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,6 +231,7 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
         namespace,
         port,
         protocol,
+        more,
         hosts,
         selectors,
         balance,
@@ -241,7 +242,7 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
         listener,
         origin: _,
     } = old;
-    let Application { proxy_protocol, http, trailers } = application;
+    let Application { proxy_protocol, http, trailers, listen, source } = application;
     let Balance {
         policy,
         weights,
@@ -255,8 +256,10 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     let time = |time: Option<Duration>| time.map_or_else(|| "none".into(), |it| format!("{it:?}"));
     let mut details = Details::default();
     details.note("namespace", namespace, &new.namespace);
-    details.note("port", port, new.port);
+    let shown = |port: u16| if port == 0 { "none".to_owned() } else { port.to_string() };
+    details.note("port", shown(*port), shown(new.port));
     details.note("protocol", protocol, new.protocol);
+    details.note_list("ports", more, &new.more, show_port);
     details.note("hosts", show_placement(hosts), show_placement(&new.hosts));
     details.note_list("workload", selectors, &new.selectors, show_selector);
     details.note("balance", policy, &new.balance.policy);
@@ -272,10 +275,32 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     details.note_optional("proxy_protocol", proxy_protocol.as_ref(), proxy_protocol_now.as_ref());
     details.note("http", http, new.application.http);
     details.note("trailers", trailers, new.application.trailers);
+    details.note_optional("listen", listen.as_ref(), new.application.listen.as_ref());
+    details.note("source", source, new.application.source);
     details.note("paths", paths, new.paths);
     details.note_optional("exposure", exposure.as_ref(), new.exposure.as_ref());
     details.note("listener", listener, new.listener);
     details
+}
+
+fn show_port(port: &ServicePort) -> String {
+    let ServicePort { name, port, protocol, application } = port;
+    let Application { proxy_protocol, http, trailers, listen, source } = application;
+    let mut text = format!("{name} {protocol}/{port}");
+    let proxy_protocol = proxy_protocol.map(|it| format!(" proxy_protocol {it}"));
+    let listen = listen.map(|it| format!(" listen {it}"));
+    text.extend(proxy_protocol.into_iter().chain(listen));
+    let plain = Application::default();
+    if *http != plain.http {
+        text += &format!(" http {http}");
+    }
+    if *trailers {
+        text += " trailers";
+    }
+    if *source != plain.source {
+        text += &format!(" source {source}");
+    }
+    text
 }
 
 fn device(old: &DeviceDecl, new: &DeviceDecl) -> Details {

@@ -26,6 +26,7 @@ mod jwt;
 mod mesh;
 mod parse;
 mod policy;
+mod ports;
 mod question;
 mod ratelimit;
 mod reader;
@@ -59,7 +60,7 @@ use crate::name::Name;
 use crate::ratelimit::RateLimit;
 use crate::route::Route;
 use crate::rules::{Action, Layer4, Origin, Rules, Subject};
-use crate::snapshot::{PathMode, Protocol, Selector};
+use crate::snapshot::{PathMode, Protocol, Selector, ServicePort};
 
 pub use diff::{Change, ChangeKind, diff};
 pub use parse::parse;
@@ -141,6 +142,8 @@ pub struct ServiceDecl {
     pub port: u16,
     /// `protocol`; `tcp` unless given.
     pub protocol: Protocol,
+    /// `ports`: those beside it.
+    pub more: Vec<ServicePort>,
     /// `hosts`
     pub hosts: Placement,
     /// `workload`

@@ -13,7 +13,9 @@ use super::ratelimit::{self, RateLimitDraft};
 use super::reader::{At, Context, Located, Read, Report, Reported, Schema, Table, clip, instead};
 use super::rollout::{self, RolloutDraft};
 use super::route::{self, RouteDraft};
-use super::{Diagnostic, MeshDecl, SourceFile, Topology, check, jwt, mesh, syntax, values};
+use super::{
+    Diagnostic, MeshDecl, SourceFile, TestDecl, Topology, check, jwt, mesh, ports, syntax, values,
+};
 use crate::jwt::JwtProvider;
 use crate::name::Name;
 use crate::rules::{Action, Rule, Rules};
@@ -146,23 +148,29 @@ impl Draft {
             Some(policy) => policy.draft.ok_or(Reported)?,
             None => PolicyDraft { default: Action::Deny, audit: false },
         };
+        let services = self.services;
+        let test = |draft: TestDraft| TestDecl {
+            layer4: ports::resolve_test(&draft, &services),
+            ..draft.decl
+        };
+        let tests = self.tests.into_iter().map(test).collect();
         Ok(Topology {
             mesh: match self.mesh {
                 Some(mesh) => mesh.draft.ok_or(Reported)?,
                 None => MeshDecl::default(),
             },
             hosts: unwrap(self.hosts, |host| host.decl)?,
-            services: unwrap(self.services, |service| service.decl)?,
             devices: unwrap(self.devices, |device| device.decl)?,
             rules: Rules {
                 default: rules.default,
                 audit: rules.audit,
-                rules: with_providers(self.rules, &self.jwt)?,
+                rules: complete(self.rules, &self.jwt, &services)?,
             },
             routes: self.routes.into_iter().map(|draft| draft.route).collect(),
             rollouts: unwrap(self.rollouts, |rollout| rollout.decl)?,
             ratelimits: unwrap(self.ratelimits, |ratelimit| ratelimit.limit)?,
-            tests: self.tests.into_iter().map(|draft| draft.decl).collect(),
+            tests,
+            services: unwrap(services, |service| service.decl)?,
         })
     }
 
@@ -343,12 +351,14 @@ impl Draft {
 }
 
 /// The rules, and in them whose tokens they ask for.
-fn with_providers(
+fn complete(
     drafts: Vec<RuleDraft>,
     providers: &BTreeMap<Name, Declared<Arc<JwtProvider>>>,
+    services: &BTreeMap<Name, Declared<ServiceDraft>>,
 ) -> Read<Vec<Rule>> {
     let complete = |draft: RuleDraft| {
-        let mut rule = draft.rule;
+        let ports = ports::resolve_rule(&draft, services);
+        let mut rule = Rule { ports, ..draft.rule };
         for jwt in rule.http.iter_mut().filter_map(|entry| entry.jwt.as_mut()) {
             let found = providers.get(&jwt.provider.name).and_then(|it| it.draft.as_ref());
             jwt.provider = Arc::clone(found.ok_or(Reported)?);

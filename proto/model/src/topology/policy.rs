@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::declare::all;
 use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
 use super::route::host;
-use super::{TestDecl, fields, jwt, question, route, values, words};
+use super::{TestDecl, fields, jwt, ports, question, route, values, words};
 use crate::condition::Condition;
 use crate::name::Name;
 use crate::route::{PathMatch, Pattern};
@@ -66,6 +66,10 @@ pub(super) struct RuleDraft {
     pub(super) sni: At,
     /// Whose tokens it asks for.
     pub(super) providers: Vec<(Name, At)>,
+    /// Its `ports` that are names; the others are in the rule.
+    pub(super) port_names: Vec<Located<Name>>,
+    /// Where its `ports` are, if it looks into what it lets pass, too.
+    pub(super) inspected: Option<At>,
 }
 
 #[derive(Debug)]
@@ -77,6 +81,8 @@ pub(super) struct TestDraft {
     pub(super) request: At,
     /// Of the provider of its token.
     pub(super) provider: Option<At>,
+    /// Its `port`, if that is a name.
+    pub(super) port_name: Option<Located<Name>>,
 }
 
 pub(super) fn policy(table: &Table<'_>, report: &mut Report<'_>) -> Read<PolicyDraft> {
@@ -101,8 +107,8 @@ pub(super) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -
     let name = table.required("name", report).and_then(|entry| title("rule", entry, report));
     let from = table.required("from", report).and_then(|entry| subjects(entry, report));
     let to = table.required("to", report).and_then(|entry| subjects(entry, report));
-    let ports = table.optional("ports", |entry| {
-        all(entry.strings(report)?, |text| ports::<PortRule>(text, report))
+    let wanted = table.optional("ports", |entry| {
+        all(entry.strings(report)?, |text| ports::wanted(text, numbers::<PortRule>, report))
     });
     let mut providers = Vec::new();
     let http = table.optional("http", |entry| requests(action, entry, &mut providers, report));
@@ -113,12 +119,21 @@ pub(super) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -
     let (name, from, to, http) = (name?, from?, to?, http?);
     both?;
     let http = with_condition(http.unwrap_or_default(), when?);
+    let (mut ports, mut port_names) = (Vec::new(), Vec::new());
+    for one in wanted?.unwrap_or_default() {
+        match one {
+            ports::Wanted::Number(rule) => ports.push(rule),
+            ports::Wanted::Name(name) => port_names.push(name),
+        }
+    }
+    let looks = about_requests(table).or_else(|| table.get("sni"));
+    let inspected = looks.and_then(|_| table.get("ports")).map(|entry| entry.at);
     let rule = Rule {
         name: name.value,
         action,
         from: from.iter().map(|subject| subject.value.clone()).collect(),
         to: to.iter().map(|subject| subject.value.clone()).collect(),
-        ports: ports?.unwrap_or_default(),
+        ports,
         http,
         sni: sni?.unwrap_or_default(),
         audit: audit?.unwrap_or(false),
@@ -132,6 +147,8 @@ pub(super) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -
         http: about_requests(table).map_or(table.at, |entry| entry.key_at),
         sni: table.get("sni").map_or(table.at, |entry| entry.key_at),
         providers,
+        port_names,
+        inspected,
     })
 }
 
@@ -151,19 +168,16 @@ fn with_condition(mut http: Vec<RequestMatch>, when: Option<Condition>) -> Vec<R
     http
 }
 
-/// A rule is about requests, about TLS or about ports: what it looks into comes to the service's own.
+/// A rule is about requests or about TLS.
 fn separate(table: &Table<'_>, report: &mut Report<'_>) -> Read<()> {
     // `http` and `when` belong together.
-    let mut given =
-        [about_requests(table), table.get("sni"), table.get("ports")].into_iter().flatten();
+    let mut given = [about_requests(table), table.get("sni")].into_iter().flatten();
     let (Some(first), Some(second)) = (given.next(), given.next()) else {
         return Ok(());
     };
     let (one, other) = (first.key, second.key);
-    let why =
-        if other == "ports" { "is about the service's own port" } else { "sees nothing else" };
     let help = format!("leave `{other}` out, or write two rules");
-    let message = format!("a rule with `{one}` {why}, it can't have `{other}`");
+    let message = format!("a rule with `{one}` sees nothing else, it can't have `{other}`");
     Err(report.error(second.key_at, message, help))
 }
 
@@ -187,7 +201,10 @@ fn subject(text: Located<&str>, report: &mut Report<'_>) -> Read<Located<Subject
     }
 }
 
-fn ports<P: FromStr<Err = PortRuleError>>(text: Located<&str>, report: &mut Report<'_>) -> Read<P> {
+fn numbers<P: FromStr<Err = PortRuleError>>(
+    text: Located<&str>,
+    report: &mut Report<'_>,
+) -> Read<P> {
     text.value.parse().map_err(|error| {
         let (cause, help) = words::port_error(text.value, &error);
         report.error(text.at, cause, help)
@@ -280,19 +297,17 @@ pub(super) fn test(table: &Table<'_>, report: &mut Report<'_>) -> Read<TestDraft
     let name = table.required("name", report).and_then(|entry| title("test", entry, report));
     let from = table.required("from", report).and_then(|entry| one(entry, report));
     let to = table.required("to", report).and_then(|entry| one(entry, report));
-    let layer4 = table.optional("port", |entry| {
-        let text = entry.string(report)?;
-        ports::<Layer4>(text, report)
-    });
+    let asked = table.optional("port", |entry| ports::asked(entry, numbers::<Layer4>, report));
     let request = question::request(table, report);
     let expect = table.required("expect", report).and_then(|entry| action(entry, report));
     let (name, from, to) = (name?, from?, to?);
     let (request, provider) = request?.unzip();
+    let (layer4, port_name) = asked?.unwrap_or_default();
     let decl = TestDecl {
         name: name.value,
         from: from.value,
         to: to.value,
-        layer4: layer4?,
+        layer4,
         request,
         expect: expect?,
         origin: report.origin(table.at),
@@ -300,7 +315,7 @@ pub(super) fn test(table: &Table<'_>, report: &mut Report<'_>) -> Read<TestDraft
     let request =
         table.get("path").or_else(|| table.get("method")).map_or(table.at, |entry| entry.key_at);
     let provider = provider.flatten();
-    Ok(TestDraft { decl, name: name.at, from: from.at, to: to.at, request, provider })
+    Ok(TestDraft { decl, name: name.at, from: from.at, to: to.at, request, provider, port_name })
 }
 
 /// One service, host or device: a test asks about a single flow.

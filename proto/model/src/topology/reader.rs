@@ -341,6 +341,34 @@ impl<'a> Entry<'a> {
         Ok(Table::new(context, self.at, items, schema, report))
     }
 
+    /// A table of tables, each with its name.
+    pub(super) fn named_tables(
+        &self,
+        context: Context<'a>,
+        schema: Schema,
+        report: &mut Report<'_>,
+    ) -> Read<Vec<(Located<&'a str>, Table<'a>)>> {
+        let items = self.value.as_table().ok_or_else(|| self.wrong_type("a table", report))?;
+        let read: Vec<Read<_>> = items
+            .iter()
+            .map(|(key, value)| {
+                let name = Located { value: &**key.get_ref(), at: self.at.within(key.span()) };
+                let at = self.at.within(value.span());
+                let Some(items) = value.get_ref().as_table() else {
+                    let found = describe(value.get_ref());
+                    let message = format!(
+                        "`{}` in {} must be a table, not {found}",
+                        clip(name.value),
+                        self.context
+                    );
+                    return Err(report.error(at, message, format!("write `{}`", self.example)));
+                };
+                Ok((name, Table::new(context, at, items, schema, report)))
+            })
+            .collect();
+        read.into_iter().collect()
+    }
+
     /// A table, or a list of tables that isn't empty.
     pub(super) fn table_or_tables(
         &self,

@@ -120,7 +120,11 @@ fn erase(mut rule: Rule, unknown: &[Capability]) -> Rule {
             | Capability::Gateway
             | Capability::External
             | Capability::Exposure
-            | Capability::Listener => {}
+            | Capability::Listener
+            | Capability::Listen
+            | Capability::NoPort
+            | Capability::Source
+            | Capability::Ports => {}
         }
     }
     rule

@@ -287,12 +287,12 @@ fn path_matches(pattern: &[&str], path: &[&str]) -> bool {
     }
 }
 
-fn services() -> Map<Name, Served> {
+fn services() -> Map<Name, Vec<Served>> {
     use Protocol::{Http, Tcp, Udp};
     [("web", 80, Http), ("db", 5432, Tcp), ("log", 514, Udp)]
         .map(|(name, port, protocol)| {
             let application = Application::default();
-            (name.parse().unwrap(), Served::new(port, protocol, application, PathMode::AsIs))
+            (name.parse().unwrap(), vec![Served::new(port, protocol, application, PathMode::AsIs)])
         })
         .into_iter()
         .collect()

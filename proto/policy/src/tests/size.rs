@@ -103,8 +103,9 @@ impl Recorder for Count {
 }
 
 fn policy(rules: Vec<Rule>) -> Policy {
-    let of =
-        |n| (service(n), Served::new(80, Protocol::Tcp, Application::default(), PathMode::AsIs));
+    let of = |n| {
+        (service(n), vec![Served::new(80, Protocol::Tcp, Application::default(), PathMode::AsIs)])
+    };
     let served = (0..SERVICES).map(of);
     let rules = Rules { default: Action::Deny, audit: false, rules };
     Policy::new(&rules, served.collect::<Map<_, _>>())

@@ -384,3 +384,86 @@ fn rows(changes: &Changes) -> Vec<String> {
 fn identity(topology: &Topology, text: &str) -> Identity {
     crate::check::identity(topology, &text.parse().unwrap()).unwrap()
 }
+
+const PORTS: &str = r#"
+[host.app]
+[service.shop]
+port = 8080
+protocol = "http"
+ports = { admin = { port = 8081, protocol = "http" }, metrics = { port = 8082 } }
+hosts = ["app"]
+workload = { user = "shop" }
+
+[service.client]
+hosts = ["app"]
+workload = { user = "client" }
+
+[service.scraper]
+hosts = ["app"]
+workload = { user = "scraper" }
+
+[service.banned]
+hosts = ["app"]
+workload = { user = "banned" }
+
+[[deny]]
+name = "banned"
+from = "service:banned"
+to = "service:shop"
+
+[[allow]]
+name = "all shop"
+from = "any"
+to = "service:shop"
+
+[[allow]]
+name = "scraper looks"
+from = "service:scraper"
+to = "service:shop"
+ports = ["admin"]
+http = [{ method = "GET" }]
+
+[[allow]]
+name = "all measure"
+from = ["service:scraper", "service:banned"]
+to = "service:shop"
+ports = ["metrics"]
+"#;
+
+#[test]
+fn an_allow_is_about_the_own_port_unless_it_names_others_and_a_deny_about_all() {
+    use Outcome::{Allow, Deny, Inspect};
+    let topology = topology(PORTS);
+    let policy = Policy::for_topology(&topology);
+    let identity = |name: &str| Identity::Service {
+        namespace: "default".parse().unwrap(),
+        name: name.parse().unwrap(),
+    };
+    let get = Request::new("GET", "/");
+    let post = Request::new("POST", "/");
+    let cases = [
+        ("client", 8080, None, Inspect),
+        ("client", 8080, Some(get), Allow),
+        ("client", 8081, None, Deny),
+        ("client", 8081, Some(get), Deny),
+        ("client", 8082, None, Deny),
+        ("scraper", 8081, None, Inspect),
+        ("scraper", 8081, Some(get), Allow),
+        ("scraper", 8081, Some(post), Deny),
+        ("scraper", 8082, None, Allow),
+        ("banned", 8080, Some(get), Deny),
+        ("banned", 8082, None, Deny),
+        ("scraper", 22, None, Deny),
+    ];
+    for (from, port, request, outcome) in cases {
+        let (from, to) = (&identity(from), &identity("shop"));
+        let verdict = policy.evaluate(&Query { from, to, layer4: Layer4::Tcp(port), request });
+        assert_eq!(verdict.outcome, outcome, "{from} {port}");
+    }
+    // Nobody calls who has no port.
+    let (from, to) = (&identity("client"), &identity("scraper"));
+    for layer4 in [Layer4::Tcp(0), Layer4::Tcp(80), Layer4::Icmp] {
+        let verdict = policy.evaluate(&Query { from, to, layer4, request: None });
+        assert_eq!(verdict.outcome, Deny, "{layer4}");
+    }
+}

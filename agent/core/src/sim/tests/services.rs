@@ -126,6 +126,42 @@ fn connections_to_a_workload_of_an_http_service_arrive_at_the_proxy_there() {
 }
 
 #[test]
+fn the_port_that_a_connection_to_the_proxy_asked_for_is_known() {
+    let mut world = http_mesh(&[2]);
+    let client = world.topology.service("client");
+    let own = (world.topology.host_address(1, true), 40_000);
+    let vip = world.topology.vip("api", true);
+    let (host, seen) = world.connect(1, tcp_key(own, (vip, 8080)), Some(client));
+    let ends = |key: &crate::packet::FlowKey| {
+        let end = |address: crate::packet::Address, port| (address.ip(), port).into();
+        (end(key.destination, key.destination_port), end(key.source, key.source_port))
+    };
+    let (proxy, caller) = ends(&seen);
+    assert_eq!(world.host(host).node.asked_port(proxy, caller), Some(8080));
+    let other = std::net::SocketAddr::new(caller.ip(), caller.port() + 1);
+    assert_eq!(world.host(host).node.asked_port(proxy, other), None);
+}
+
+#[test]
+fn what_comes_by_a_family_that_nobody_listens_on_arrives_at_the_proxy() {
+    let topology = Builder::new(2)
+        .service("client", 9, &[1])
+        .service("web", 80, &[2])
+        .allow("service:client", "service:web")
+        .build();
+    let mut world = World::new(topology, 1);
+    let (client, web) = (world.topology.service("client"), world.topology.service("web"));
+    world.host(2).node.handle_deaf([(web, 80, false)].into());
+    for (v4, port) in [(true, 80), (false, 15_001)] {
+        let own = (world.topology.host_address(1, v4), 40_000);
+        let vip = world.topology.vip("web", v4);
+        let (host, seen) = world.connect(1, tcp_key(own, (vip, 80)), Some(client));
+        assert_eq!((host, seen.destination_port), (2, port), "IPv4: {v4}");
+        assert_eq!(seen.source, world.topology.workload("client", 1, v4).into());
+    }
+}
+
+#[test]
 fn other_addresses_of_its_host_do_not_lead_around_the_proxy() {
     let topology = Builder::new(2)
         .service("client", 9, &[1])

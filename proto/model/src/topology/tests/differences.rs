@@ -65,6 +65,21 @@ fn each_difference_is_told_in_the_words_of_the_language() {
         ),
         (
             "port = 80",
+            "port = 80\nprotocol = \"tls\"\nsource = \"caller\"",
+            "~ service web: protocol tcp -> tls; source proxy -> caller",
+        ),
+        (
+            "port = 80",
+            "port = 80\nports = { metrics = { port = 9100, protocol = \"http\", http = \"2\" } }",
+            "~ service web: ports none -> metrics http/9100 http 2",
+        ),
+        (
+            "port = 80",
+            "port = 80\nlisten = \"127.0.0.1:80\"",
+            "~ service web: listen none -> 127.0.0.1:80",
+        ),
+        (
+            "port = 80",
             "port = 80\nprotocol = \"auto\"\nhttp = \"2\"",
             "~ service web: protocol tcp -> auto; http auto -> 2",
         ),

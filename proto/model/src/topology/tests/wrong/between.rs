@@ -333,10 +333,10 @@ http = [{ method = "GET" }]"#,
 name = "r"
 from = "any"
 to = "service:web"
-ports = ["tcp/80"]
+ports = ["tcp/22"]
 http = [{ method = "GET" }]"#,
-        (13, 1),
-        "can't have `ports`",
+        (13, 9),
+        "requests can't be seen at tcp/22 of service \"web\"",
         "two rules",
     ),
     on(
@@ -419,5 +419,112 @@ workload = { exe = "/bin/x" }"#,
         (8, 12),
         "have the same workload on the same hosts",
         "another selector",
+    ),
+    on(
+        "an allow to a service that nobody can call",
+        r#"[service.x]
+hosts = ["a"]
+[[allow]]
+name = "n"
+from = "service:web"
+to = "service:x""#,
+        (14, 6),
+        "service \"x\" has no `port`: nobody can call it",
+        "add `port = 8080` to [service.x]",
+    ),
+    on(
+        "a test of a service that nobody can call",
+        r#"[service.x]
+hosts = ["a"]
+[[test]]
+name = "n"
+from = "service:web"
+to = "service:x"
+expect = "deny""#,
+        (14, 6),
+        "doesn't say which port of \"service:x\" it asks about",
+        r#"add `port = "tcp/22"`"#,
+    ),
+    on(
+        "a port that the service doesn't have",
+        r#"[service.x]
+port = 1
+ports = { metrics = { port = 2 } }
+hosts = ["a"]
+[[allow]]
+name = "n"
+from = "service:web"
+to = "service:x"
+ports = ["metric"]"#,
+        (17, 10),
+        "service \"x\" has no port \"metric\"",
+        "did you mean \"metrics\"?",
+    ),
+    on(
+        "a port that two services understand differently",
+        r#"[service.x]
+port = 1
+ports = { metrics = { port = 2 } }
+hosts = ["a"]
+[service.y]
+port = 1
+ports = { metrics = { port = 3 } }
+hosts = ["a"]
+[[allow]]
+name = "n"
+from = "service:web"
+to = ["service:x", "service:y"]
+ports = ["metrics"]"#,
+        (21, 10),
+        "port \"metrics\" is tcp/2 of service \"x\", and tcp/3 of service \"y\"",
+        "write a rule for each service",
+    ),
+    on(
+        "a port by name of whoever it is",
+        r#"[[allow]]
+name = "n"
+from = "service:web"
+to = "any"
+ports = ["metrics"]"#,
+        (13, 10),
+        "\"any\" has no port \"metrics\"",
+        "write numbers",
+    ),
+    on(
+        "requests at a port that has none",
+        r#"[service.x]
+port = 1
+protocol = "http"
+ports = { metrics = { port = 2 } }
+hosts = ["a"]
+[[allow]]
+name = "n"
+from = "service:web"
+to = "service:x"
+ports = ["metrics"]
+http = [{ method = "GET" }]"#,
+        (18, 9),
+        "requests can't be seen at tcp/2 of service \"x\"",
+        "name ports of it that speak http",
+    ),
+    on(
+        "a port that is there twice",
+        r#"[service.x]
+port = 1
+ports = { metrics = { port = 1 } }
+hosts = ["a"]"#,
+        (11, 21),
+        "port 1 of \"metrics\" is the service's own, too",
+        "give each port a number of its own",
+    ),
+    on(
+        "a port that is called like all of them",
+        r#"[service.x]
+port = 1
+ports = { tcp = { port = 2 } }
+hosts = ["a"]"#,
+        (11, 11),
+        "a port can't be called \"tcp\"",
+        "give it another name",
     ),
 ];

@@ -65,9 +65,9 @@ pub(super) const ROWS: &[Row] = &[
     rule(
         "condition with ports",
         "[[allow]]\nname = \"r\"\nfrom = \"any\"\nto = \"service:web\"\nports = [\"tcp/1\"]\nwhen = \"true\"",
-        1,
-        "a rule with `when` is about the service's own port",
-        "leave `ports` out",
+        9,
+        "requests can't be seen at tcp/1 of service \"web\"",
+        "name ports of it that speak http",
     ),
     rule(
         "token of nobody",

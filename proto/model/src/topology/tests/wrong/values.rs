@@ -127,14 +127,6 @@ to = "any""#,
         "more than 128 characters",
         "shorten it",
     ),
-    on(
-        "service without a port",
-        r#"[service.x]
-hosts = ["a"]"#,
-        (9, 1),
-        "[service.x] has no `port`",
-        "add `port = 8080`",
-    ),
     row(
         "service without hosts",
         "[service.x]
@@ -323,6 +315,89 @@ proxy_protocol = "v2"
 hosts = ["a"]"#,
         (12, 1),
         "this service speaks udp",
+        "leave it out",
+    ),
+    on(
+        "a protocol of a service that nobody can call",
+        r#"[service.x]
+protocol = "http"
+hosts = ["a"]"#,
+        (10, 1),
+        "`protocol` without `port`: nobody can call this service",
+        "add `port = 8080`; leave `protocol` out if it only calls others",
+    ),
+    on(
+        "a caller's address on loopback",
+        r#"[service.x]
+port = 1
+protocol = "http"
+listen = "127.0.0.1:8080"
+source = "caller"
+hosts = ["a"]"#,
+        (12, 1),
+        "answers to a caller's address can't leave loopback",
+        "ask for `proxy_protocol` instead of `source`",
+    ),
+    on(
+        "a caller's address that is seen anyway",
+        r#"[service.x]
+port = 1
+source = "caller"
+hosts = ["a"]"#,
+        (11, 1),
+        "this service speaks tcp",
+        "its application sees its callers' addresses anyway",
+    ),
+    on(
+        "a source that nobody is",
+        r#"[service.x]
+port = 1
+protocol = "http"
+source = "client"
+hosts = ["a"]"#,
+        (12, 10),
+        r#"no application sees "client" as its peer"#,
+        r#"write "caller", or "proxy""#,
+    ),
+    on(
+        "an application that listens where it is found anyway",
+        r#"[service.x]
+port = 1
+listen = "0.0.0.0:8080"
+hosts = ["a"]"#,
+        (11, 10),
+        "0.0.0.0 is not on loopback",
+        "leave `listen` out",
+    ),
+    on(
+        "an application that listens on no port",
+        r#"[service.x]
+port = 1
+listen = "[::1]:0"
+hosts = ["a"]"#,
+        (11, 10),
+        "nobody listens on port 0",
+        r#"write "[::1]:8080""#,
+    ),
+    on(
+        "an application that listens on an address alone",
+        r#"[service.x]
+port = 1
+listen = "localhost"
+hosts = ["a"]"#,
+        (11, 10),
+        r#""localhost" is not an address and a port"#,
+        r#"write "127.0.0.1:8080""#,
+    ),
+    on(
+        "an application of datagrams on loopback",
+        r#"[service.x]
+port = 1
+protocol = "udp"
+listen = "127.0.0.1:1"
+hosts = ["a"]"#,
+        (12, 1),
+        "`listen` is about connections, and this service speaks udp",
         "leave it out",
     ),
     on(
