@@ -36,6 +36,7 @@ struct Service {
     namespace: Name,
     /// None for who only calls others.
     layer4: Option<Layer4>,
+    aliases: Vec<Name>,
     /// Hosts with a workload of it, as far as they are known.
     hosts: Vec<Name>,
 }
@@ -52,8 +53,8 @@ impl World {
     pub(crate) fn of_topology(topology: &Topology, source: String) -> Self {
         let services = topology.services.iter().map(|(name, service)| {
             let layer4 = (service.port != 0).then(|| layer4(service.protocol, service.port));
-            let namespace = service.namespace.clone();
-            (name.clone(), Service { namespace, layer4, hosts: Vec::new() })
+            let (namespace, aliases) = (service.namespace.clone(), service.aliases.clone());
+            (name.clone(), Service { namespace, layer4, aliases, hosts: Vec::new() })
         });
         Self {
             services: services.collect(),
@@ -73,8 +74,8 @@ impl World {
         let services = snapshot.services.values().map(|service| {
             let layer4 = service.has_port().then(|| service.layer4());
             let hosts = service.placements.keys().filter_map(host_name).collect();
-            let namespace = service.namespace.clone();
-            (service.name.clone(), Service { namespace, layer4, hosts })
+            let (namespace, aliases) = (service.namespace.clone(), service.aliases.clone());
+            (service.name.clone(), Service { namespace, layer4, aliases, hosts })
         });
         let host = snapshot.local_host().name.clone();
         Self {
@@ -230,7 +231,11 @@ impl World {
     }
 
     fn service(&self, name: &str) -> Option<Identity> {
-        let (name, service) = self.services.get_key_value(name)?;
+        let by_alias = || {
+            let mut services = self.services.iter();
+            services.find(|(_, service)| service.aliases.iter().any(|alias| alias.as_str() == name))
+        };
+        let (name, service) = self.services.get_key_value(name).or_else(by_alias)?;
         Some(Identity::Service { namespace: service.namespace.clone(), name: name.clone() })
     }
 

@@ -141,6 +141,7 @@ fn snapshot() -> Snapshot {
         application: isthmus_model::Application::default(),
         paths: isthmus_model::PathMode::default(),
         guard: isthmus_model::PortGuard::default(),
+        aliases: Vec::new(),
     };
     let device = Device {
         name: name("press"),

@@ -54,6 +54,7 @@ fn snapshot(rules: usize) -> Snapshot {
             application: isthmus_model::Application::default(),
             paths: PathMode::default(),
             guard: isthmus_model::PortGuard::default(),
+            aliases: Vec::new(),
         };
         (ServiceId(number + 1), service)
     });

@@ -138,6 +138,7 @@ fn snapshot(
             application,
             paths: isthmus_model::PathMode::default(),
             guard: isthmus_model::PortGuard::default(),
+            aliases: Vec::new(),
         })
     };
     let host = |name: &str, ipv4_block: &str| -> Result<Host> {

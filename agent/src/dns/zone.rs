@@ -1,7 +1,7 @@
 //! The mesh's names as a DNS zone. Pure: a view and a query's bytes in, an answer's bytes out.
 //!
 //! ```text
-//! web.prod.mesh.internal         the virtual addresses of service web in namespace prod
+//! web.prod.mesh.internal         the virtual addresses of service web in namespace prod, also by an alias of it
 //! web.prod                       the same, where short names are answered
 //! app-1.host.mesh.internal       the addresses of host app-1
 //! press.device.mesh.internal     the addresses of device press
@@ -188,7 +188,12 @@ fn addresses(snapshot: &Snapshot, name: &[u8], group: &[u8]) -> Option<(Ipv4Addr
     let service = snapshot
         .services
         .iter()
-        .find(|(_, s)| is(&s.name) && s.namespace.as_str().as_bytes() == group);
+        .find(|(_, s)| is(&s.name) && s.namespace.as_str().as_bytes() == group)
+        .or_else(|| {
+            let mut services = snapshot.services.iter();
+            services
+                .find(|(_, s)| s.aliases.iter().any(is) && s.namespace.as_str().as_bytes() == group)
+        });
     if let Some((id, service)) = service {
         return Some((service.virtual_ipv4, snapshot.virtual_ipv6(*id)));
     }

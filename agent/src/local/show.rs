@@ -295,6 +295,7 @@ pub(crate) mod tests {
             application: isthmus_model::Application::default(),
             paths: isthmus_model::PathMode::default(),
             guard: isthmus_model::PortGuard::default(),
+            aliases: Vec::new(),
         };
         let device = Device {
             name: "press".parse().unwrap(),

@@ -183,6 +183,7 @@ mod tests {
                 port: *port,
                 protocol: *protocol,
                 guard: PortGuard { exposure: *exposure, ..PortGuard::default() },
+                aliases: Vec::new(),
                 ..model.clone()
             };
             snapshot.services.insert(ServiceId(number), service);

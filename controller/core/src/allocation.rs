@@ -226,12 +226,26 @@ impl Allocation {
         inventory: &Inventory,
         leaving: &Leaving,
     ) -> Result<(), AllocationError> {
+        self.rename(topology);
         self.take_back(topology, inventory);
         self.set_ranges(&topology.mesh, inventory)?;
         self.number_devices(topology);
         self.number_services(topology)?;
         self.give_blocks(topology, inventory)?;
         inventory.members().try_for_each(|member| self.give_addresses(member, topology, leaving))
+    }
+
+    /// A service that had another name keeps its number and its virtual address, so that those who know them
+    /// still reach it.
+    fn rename(&mut self, topology: &Topology) {
+        for (name, declared) in &topology.services {
+            if self.services.contains_key(name.as_str()) {
+                continue;
+            }
+            let mut former = declared.aliases.iter().map(Name::as_str);
+            let had = former.find_map(|alias| self.services.remove(alias));
+            self.services.extend(had.map(|had| (name.to_string(), had)));
+        }
     }
 
     fn take_back(&mut self, topology: &Topology, inventory: &Inventory) {
@@ -386,8 +400,13 @@ impl Allocation {
         let devices = devices_on(member, topology)
             .filter_map(|name| self.devices.get(name.as_str()).copied());
         let wanted: BTreeSet<u32> = services.chain(devices).collect();
+        let fixed = devices_on(member, topology).filter_map(|name| {
+            let number = self.devices.get(name.as_str()).copied()?;
+            Some((number, topology.devices.get(name)?.ipv4?))
+        });
+        let fixed: BTreeMap<u32, Ipv4Addr> = fixed.collect();
         let Some(host) = self.hosts.get_mut(&member.id.0) else { return Ok(()) };
-        host.give_addresses(&wanted).map_err(|room| AllocationError::BlockFull {
+        host.give_addresses(&wanted, &fixed).map_err(|room| AllocationError::BlockFull {
             host: member.name.clone(),
             block: host.block,
             wanted: wanted.len(),
@@ -414,13 +433,21 @@ impl Host {
         Self { block, addresses: BTreeMap::new(), cursor: Cursor::default() }
     }
 
-    /// Gives each of these numbers an address. The block's first one is the host's own.
+    /// Gives each of these numbers an address: the fixed one that it has, which whoever had it before
+    /// gives up. The block's first one is the host's own.
     ///
     /// # Errors
     ///
     /// How many addresses there are, if too few.
-    fn give_addresses(&mut self, wanted: &BTreeSet<u32>) -> Result<(), u64> {
-        self.addresses.retain(|number, _| wanted.contains(number));
+    fn give_addresses(
+        &mut self,
+        wanted: &BTreeSet<u32>,
+        fixed: &BTreeMap<u32, Ipv4Addr>,
+    ) -> Result<(), u64> {
+        let others: BTreeSet<&Ipv4Addr> = fixed.values().collect();
+        self.addresses
+            .retain(|number, address| wanted.contains(number) && !others.contains(address));
+        self.addresses.extend(fixed);
         let room = size(self.block) - 1;
         let mut taken: BTreeSet<Ipv4Addr> = self.addresses.values().copied().collect();
         for number in wanted {

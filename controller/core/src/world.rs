@@ -393,6 +393,7 @@ fn services(state: &State) -> BTreeMap<ServiceId, Service> {
             application: declared.application,
             paths: declared.paths,
             guard: PortGuard { exposure: exposure(state, declared), listener: declared.listener },
+            aliases: declared.aliases.clone(),
         };
         Some((id, service))
     };

@@ -154,6 +154,66 @@ fn the_request_that_made_a_member_is_known_again() {
     assert!(state.repeats(&"other".parse().unwrap(), &request).is_none());
 }
 
+#[test]
+fn a_service_under_another_name_keeps_its_number_and_address() {
+    let old = "[host.a]\n[service.old]\nport = 80\nhosts = [\"a\"]\n";
+    let (state, _) = join(&apply(&empty(), old), "a", &[]).unwrap();
+    let service = |state: &State, name: &str| {
+        let world = World::new(state);
+        let mut services = world.everything().services.iter();
+        let found = services.find(|(_, service)| service.name.as_str() == name);
+        found.map(|(id, service)| (*id, service.virtual_ipv4, service.placements.clone()))
+    };
+    let before = service(&state, "old").unwrap();
+    let renamed = old.replace("[service.old]", "[service.new]\naliases = [\"older\", \"old\"]");
+    let after = apply(&state, &renamed);
+    assert_eq!((service(&after, "new"), service(&after, "old")), (Some(before.clone()), None));
+    // The alias may go later, and the old name may be somebody else's then.
+    let plain = old.replace("service.old", "service.new");
+    let both = format!("{plain}[service.old]\nport = 81\nhosts = [\"a\"]\n");
+    let after = apply(&apply(&after, &plain), &both);
+    assert_eq!(service(&after, "new"), Some(before.clone()));
+    assert_ne!(service(&after, "old").unwrap().0, before.0);
+    // Without an alias it is another service.
+    assert_ne!(service(&apply(&state, &plain), "new").unwrap().0, before.0);
+}
+
+const DEVICES: &str = "[host.gw]\nipv4_block = \"100.64.0.16/29\"\n\
+     [service.web]\nport = 80\nhosts = [\"gw\"]\n\
+     [device.c]\nvia = \"gw\"\nwireguard = { public_key = \"6dPMYUUTFuApQ1Hyv9gfqZ0sJoUQNl6VbMO0wU0NK1A=\" }\n\
+     [device.d]\nvia = \"gw\"\nwireguard = { public_key = \"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\" }\n";
+
+fn devices(state: &State) -> Vec<String> {
+    let world = World::new(state);
+    world.everything().devices.values().map(|device| device.ipv4.to_string()).collect()
+}
+
+#[test]
+fn a_devices_fixed_address_is_its_own_whoever_had_it() {
+    let (state, gateway) = join(&apply(&empty(), DEVICES), "gw", &[]).unwrap();
+    let before = devices(&state);
+    assert!(
+        before.iter().all(|address| address.starts_with("100.64.0.")) && before[0] != before[1]
+    );
+    // Each wants what another one has: the other device, then the service.
+    let web = {
+        let world = World::new(&state);
+        let mut services = world.everything().services.values();
+        services.next().unwrap().placements[&gateway].to_string()
+    };
+    let fix = |text: &str, ipv4: &str| {
+        text.replace("[device.d]", &format!("[device.d]\nipv4 = \"{ipv4}\""))
+    };
+    for wanted in [&before[0], &web, "100.64.0.22"] {
+        let fixed = apply(&state, &fix(DEVICES, wanted));
+        let now = devices(&fixed);
+        assert_eq!(&now[1], wanted);
+        assert_ne!(now[0], now[1]);
+        // It stays, also where it is fixed no longer.
+        assert_eq!(devices(&apply(&fixed, DEVICES))[1], *wanted);
+    }
+}
+
 const TINY: &str =
     "[mesh]\nipv4 = \"10.0.0.0/24\"\nvirtual_ipv4 = \"10.0.0.128/25\"\nhost_block = 26\n";
 

@@ -121,6 +121,8 @@ pub struct Service {
     pub paths: PathMode,
     /// How its port is guarded.
     pub guard: PortGuard,
+    /// Names that it had before: DNS finds it by them, too.
+    pub aliases: Vec<Name>,
 }
 
 /// A further port of a service. Rules that allow are about it only if they name it.

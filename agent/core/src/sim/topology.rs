@@ -139,6 +139,7 @@ impl Builder {
                 application: isthmus_model::Application::default(),
                 paths: isthmus_model::PathMode::default(),
                 guard: isthmus_model::PortGuard::default(),
+                aliases: Vec::new(),
             };
             (ServiceId(id), service)
         });

@@ -168,6 +168,7 @@ impl Backends {
             edge: None,
             application: isthmus_model::Application::default(),
             guard: isthmus_model::PortGuard::default(),
+            aliases: Vec::new(),
             paths: if name == "api" { self.paths } else { PathMode::default() },
         }
     }

@@ -402,6 +402,7 @@ fn service(
         application: isthmus_model::Application::default(),
         paths: isthmus_model::PathMode::default(),
         guard: isthmus_model::PortGuard::default(),
+        aliases: Vec::new(),
     }
 }
 

@@ -99,6 +99,7 @@ impl Lab {
                 application: isthmus_model::Application::default(),
                 paths: declared.paths,
                 guard: isthmus_model::PortGuard::default(),
+                aliases: Vec::new(),
             };
             services.insert(ServiceId(number.into()), service);
         }

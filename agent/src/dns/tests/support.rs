@@ -91,6 +91,7 @@ fn service(name: &str, namespace: &str, number: u8, placements: &[(u8, u8)]) -> 
         application: isthmus_model::Application::default(),
         paths: isthmus_model::PathMode::default(),
         guard: isthmus_model::PortGuard::default(),
+        aliases: vec![format!("former-{name}").parse().unwrap()],
     }
 }
 

@@ -10,6 +10,7 @@ use crate::dns::zone::{Reply, TTL, Transport, answer, failure};
 fn names_have_addresses_of_both_families() {
     let names = [
         ("web.prod.mesh.internal.", "100.127.0.1", "fd12:3456:789a::1"),
+        ("former-web.prod.mesh.internal.", "100.127.0.1", "fd12:3456:789a::1"),
         ("app-1.host.mesh.internal.", "100.64.1.0", "fd12:3456:789a::1:0:0"),
         ("press.device.mesh.internal.", "100.64.2.9", "fd12:3456:789a::2:0:3"),
         // The service, not the host of the same name.

@@ -180,6 +180,7 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
     bounded("selectors", body.selectors.len(), MAX_PER_HOST)?;
     let port = u16::try_from(body.port);
     bounded("more", body.more.len(), MAX_PORTS)?;
+    bounded("aliases", body.aliases.len(), MAX_PER_HOST)?;
     let mut placements = BTreeMap::new();
     for (host, ipv4) in &body.placements {
         placements.insert(HostId(number(*host)?), address("placements", ipv4)?);
@@ -203,6 +204,11 @@ fn service(body: &v1::Service) -> Result<Service, Reason> {
         balance: body.balance.as_ref().map(balance::decode).transpose()?.unwrap_or_default(),
         paths: path_mode(body.paths)?,
         guard: guard(body)?,
+        aliases: body
+            .aliases
+            .iter()
+            .map(|name| parse("aliases", name))
+            .collect::<Result<_, _>>()?,
     })
 }
 

@@ -101,6 +101,7 @@ fn service(id: ServiceId, service: &Service) -> Body {
         paths: path_mode(service.paths).into(),
         exposure: exposure(service.guard.exposure).into(),
         strict_listener: service.guard.listener == ListenerCheck::Strict,
+        aliases: service.aliases.iter().map(ToString::to_string).collect(),
     })
 }
 

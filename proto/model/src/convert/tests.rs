@@ -302,6 +302,7 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
             exposure: Exposure::ALL[n as usize % 3],
             listener: ListenerCheck::ALL[n as usize % 2],
         },
+        aliases: (0..n % 3).map(|i| format!("old-{i}").parse().unwrap()).collect(),
         balance: Balance {
             weights: [(name("h1"), n), (name("h2"), 1000)].into(),
             locality: n.is_multiple_of(2),

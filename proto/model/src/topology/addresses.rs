@@ -1,8 +1,9 @@
 //! Whether the IPv4 addresses that a topology fixes fit into one another, and suffice.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
-use super::declare::HostDraft;
+use super::declare::{DeviceDraft, HostDraft};
 use super::parse::{Declared, Draft};
 use super::reader::{At, Report};
 use super::{MeshDecl, Placement};
@@ -14,6 +15,7 @@ const MOST_COMPARISONS: usize = 10_000_000;
 
 pub(super) fn check(draft: &Draft, mesh: &MeshDecl, report: &mut Report<'_>) {
     check_blocks(draft, mesh, report);
+    check_devices(draft, report);
     check_host_room(draft, mesh, report);
     check_mesh_room(draft, mesh, report);
 }
@@ -60,6 +62,38 @@ fn report_overlap(one: (Ipv4Net, At, &Name), other: (Ipv4Net, At, &Name), report
         report.origin(first.1)
     );
     report.error(second.1, message, "give each host a block of its own, or leave ipv4_block out");
+}
+
+/// A device's fixed address lies in the fixed block of its gateway, and is nobody else's there.
+fn check_devices(draft: &Draft, report: &mut Report<'_>) {
+    let mut taken: BTreeMap<Ipv4Addr, &Name> = BTreeMap::new();
+    for (name, device) in &draft.devices {
+        let Some(DeviceDraft { decl, ipv4: Some(at), .. }) = &device.draft else { continue };
+        let (Some(ipv4), via) = (decl.ipv4, &decl.via) else { continue };
+        let Some(Declared { draft: Some(host), .. }) = draft.hosts.get(via) else { continue };
+        let Some(block) = host.decl.ipv4_block else {
+            let message = format!(
+                "ipv4 {ipv4} of device \"{name}\" is fixed, but the block of its gateway \"{via}\" isn't"
+            );
+            let help = format!(
+                "write `ipv4_block` in [host.{via}], with the block that `agentctl host show {via}` tells"
+            );
+            report.error(*at, message, help);
+            continue;
+        };
+        let problem = if !block.contains(&ipv4) {
+            format!("isn't in the block {block} of its gateway \"{via}\"")
+        } else if ipv4 == block.network() {
+            format!("is host \"{via}\"'s own")
+        } else if let Some(other) = taken.insert(ipv4, name) {
+            format!("is device \"{other}\"'s already")
+        } else {
+            continue;
+        };
+        let message = format!("ipv4 {ipv4} of device \"{name}\" {problem}");
+        let help = format!("take another address of {block} but the first, or leave ipv4 out");
+        report.error(*at, message, help);
+    }
 }
 
 fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {

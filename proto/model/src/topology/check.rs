@@ -7,7 +7,7 @@ use super::MeshDecl;
 use super::declare::ServiceDraft;
 use super::parse::{Declared, Draft};
 use super::policy::{RuleDraft, TestDraft};
-use super::reader::{At, Report, quote};
+use super::reader::{At, Located, Report, quote};
 use super::suggest::nearest;
 use super::{Placement, addresses, edges, ports, ratelimit, rollout, routes};
 use crate::name::Name;
@@ -27,6 +27,7 @@ pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
     check_workloads(draft, report);
     edges::check(draft, report);
     check_devices(draft, report);
+    check_aliases(draft, report);
     check_rules(draft, report);
     routes::check(draft, report);
     rollout::check(draft, report);
@@ -87,6 +88,29 @@ fn check_workloads(draft: &Draft, report: &mut Report<'_>) {
             let help = "tell them apart by another selector, such as `user` or `exe`";
             report.error(service.workload, message, help);
         }
+    }
+}
+
+/// A former name is nobody else's, former or not.
+fn check_aliases(draft: &Draft, report: &mut Report<'_>) {
+    let mut seen: HashMap<&Name, &Name> = HashMap::new();
+    let mut aliases: Vec<_> = draft
+        .services
+        .iter()
+        .filter_map(|(name, service)| Some((name, &service.draft.as_ref()?.aliases)))
+        .flat_map(|(name, aliases)| aliases.iter().map(move |alias| (name, alias)))
+        .collect();
+    aliases.sort_by_key(|(_, alias)| alias.at);
+    for (name, Located { value: alias, at }) in aliases {
+        let whose = if let Some(other) = draft.services.get_key_value(alias) {
+            format!("the name of service \"{}\"", other.0)
+        } else if let Some(other) = seen.insert(alias, name) {
+            format!("an alias of service \"{other}\" already")
+        } else {
+            continue;
+        };
+        let message = format!("alias \"{alias}\" of service \"{name}\" is {whose}");
+        report.error(*at, message, "an alias is a name that nothing else has: leave it out");
     }
 }
 

@@ -1,6 +1,7 @@
 //! `[host.NAME]`, `[service.NAME]` and `[device.NAME]`, each by itself.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use super::mesh::{HOST_BLOCKS, bad_block_length};
 use super::reader::{
@@ -41,10 +42,16 @@ pub(super) const SERVICE: Schema = &[
     ("paths", "paths = \"merge-slashes\""),
     ("exposure", "exposure = \"mesh\""),
     ("listener", "listener = \"strict\""),
+    ("aliases", "aliases = [\"old-name\"]"),
 ];
 
-pub(super) const DEVICE: Schema =
-    &[("wireguard", "wireguard = { public_key = \"…\" }"), ("via", "via = \"gw-1\"")];
+const MOST_ALIASES: usize = 8;
+
+pub(super) const DEVICE: Schema = &[
+    ("wireguard", "wireguard = { public_key = \"…\" }"),
+    ("via", "via = \"gw-1\""),
+    ("ipv4", "ipv4 = \"100.64.0.30\""),
+];
 
 pub(super) const WORKLOAD: Schema = &[
     ("systemd", "systemd = \"web.service\""),
@@ -65,6 +72,7 @@ pub(super) struct HostDraft {
 #[derive(Debug)]
 pub(super) struct ServiceDraft {
     pub(super) decl: ServiceDecl,
+    pub(super) aliases: Vec<Located<Name>>,
     /// One place for each name in `hosts`; none for labels.
     pub(super) hosts: Vec<At>,
     pub(super) workload: At,
@@ -108,6 +116,7 @@ pub(super) struct DeviceDraft {
     pub(super) decl: DeviceDecl,
     pub(super) key: At,
     pub(super) via: At,
+    pub(super) ipv4: Option<At>,
 }
 
 pub(super) fn host(table: &Table<'_>, report: &mut Report<'_>) -> Read<HostDraft> {
@@ -168,9 +177,11 @@ pub(super) fn service<'a>(
     let paths = paths(table, protocol, report);
     let exposure = guard::exposure(table, report);
     let listener = guard::listener(table, report);
+    let aliases = table.optional("aliases", |entry| aliases(entry, report));
     let balance = balance?;
     asks_for_callers?;
     let (placement, hosts) = hosts?.unwrap_or((Placement::Names(Vec::new()), Vec::new()));
+    let aliases = aliases?.unwrap_or_default();
     let decl = ServiceDecl {
         namespace: match namespace? {
             Some(namespace) => namespace,
@@ -187,10 +198,12 @@ pub(super) fn service<'a>(
         paths: paths?,
         exposure: exposure?,
         listener: listener?,
+        aliases: aliases.iter().map(|alias| alias.value.clone()).collect(),
         origin: report.origin(table.at),
     };
     Ok(ServiceDraft {
         decl,
+        aliases,
         hosts,
         workload: table.get("workload").map_or(table.at, |entry| entry.at),
         weighed: balance.weighed,
@@ -226,6 +239,19 @@ fn without_port(table: &Table<'_>, report: &mut Report<'_>) -> Read<()> {
             let message = format!("`{key}` without `port`: nobody can call this service");
             let help = format!("add `port = 8080`; leave `{key}` out if it only calls others");
             Err(report.error(entry.key_at, message, help))
+        }
+    }
+}
+
+fn aliases(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Located<Name>>> {
+    let names = all(entry.strings(report)?, |text| {
+        Ok(Located { value: values::name(text, report)?, at: text.at })
+    })?;
+    match names.get(MOST_ALIASES) {
+        None => Ok(names),
+        Some(beyond) => {
+            let message = format!("there are more than {MOST_ALIASES} aliases");
+            Err(report.error(beyond.at, message, "leave out those that nobody uses any more"))
         }
     }
 }
@@ -322,10 +348,23 @@ pub(super) fn device<'a>(
         let text = entry.string(report)?;
         Ok(Located { value: values::name(text, report)?, at: text.at })
     });
-    let (key, via) = (key?, via?);
+    let ipv4 = table.optional("ipv4", |entry| {
+        let text = entry.string(report)?;
+        let value = text.value.parse::<Ipv4Addr>().map_err(|_| {
+            let message = format!("{} is not an IPv4 address", quote(text.value));
+            report.error(text.at, message, "write an address such as \"100.64.0.30\"")
+        })?;
+        Ok(Located { value, at: text.at })
+    });
+    let (key, via, ipv4) = (key?, via?, ipv4?);
     let origin = report.origin(table.at);
-    let decl = DeviceDecl { public_key: key.value, via: via.value, origin };
-    Ok(DeviceDraft { decl, key: key.at, via: via.at })
+    let decl = DeviceDecl {
+        public_key: key.value,
+        via: via.value,
+        ipv4: ipv4.as_ref().map(|ipv4| ipv4.value),
+        origin,
+    };
+    Ok(DeviceDraft { decl, key: key.at, via: via.at, ipv4: ipv4.map(|ipv4| ipv4.at) })
 }
 
 fn public_key(text: Located<&str>, report: &mut Report<'_>) -> Read<PublicKey> {

@@ -240,6 +240,7 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
         paths,
         exposure,
         listener,
+        aliases,
         origin: _,
     } = old;
     let Application { proxy_protocol, http, trailers, listen, source } = application;
@@ -280,6 +281,7 @@ fn service(old: &ServiceDecl, new: &ServiceDecl) -> Details {
     details.note("paths", paths, new.paths);
     details.note_optional("exposure", exposure.as_ref(), new.exposure.as_ref());
     details.note("listener", listener, new.listener);
+    details.note_list("aliases", aliases, &new.aliases, ToString::to_string);
     details
 }
 
@@ -304,10 +306,11 @@ fn show_port(port: &ServicePort) -> String {
 }
 
 fn device(old: &DeviceDecl, new: &DeviceDecl) -> Details {
-    let DeviceDecl { public_key, via, origin: _ } = old;
+    let DeviceDecl { public_key, via, ipv4, origin: _ } = old;
     let mut details = Details::default();
     details.note("public_key", public_key, new.public_key);
     details.note("via", via, &new.via);
+    details.note_optional("ipv4", ipv4.as_ref(), new.ipv4.as_ref());
     details
 }
 

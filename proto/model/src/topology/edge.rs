@@ -105,6 +105,7 @@ pub(super) fn gateway<'a>(
         paths: paths(table, Protocol::Http, report)?,
         exposure: None,
         listener: ListenerCheck::default(),
+        aliases: Vec::new(),
         edge: Some(Edge::Gateway(gateway)),
         origin: report.origin(table.at),
     };
@@ -146,6 +147,7 @@ pub(super) fn external<'a>(table: &Table<'a>, report: &mut Report<'_>) -> Read<S
         paths: paths(table, Protocol::Http, report)?,
         exposure: None,
         listener: ListenerCheck::default(),
+        aliases: Vec::new(),
         edge: Some(Edge::External(external)),
         origin: report.origin(table.at),
     };
@@ -159,7 +161,14 @@ fn placed(
     table: &Table<'_>,
 ) -> ServiceDraft {
     let decl = ServiceDecl { hosts, ..decl };
-    ServiceDraft { decl, hosts: places, workload: table.at, weighed: Vec::new(), at: table.at }
+    ServiceDraft {
+        decl,
+        aliases: Vec::new(),
+        hosts: places,
+        workload: table.at,
+        weighed: Vec::new(),
+        at: table.at,
+    }
 }
 
 fn namespace(table: &Table<'_>, report: &mut Report<'_>) -> Read<Name> {

@@ -46,7 +46,7 @@ mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::address::Ipv4Net;
@@ -160,6 +160,8 @@ pub struct ServiceDecl {
     pub exposure: Option<Exposure>,
     /// `listener`; `warn` unless given.
     pub listener: ListenerCheck,
+    /// `aliases`: names that it had before.
+    pub aliases: Vec<Name>,
     /// Where it is declared.
     pub origin: Origin,
 }
@@ -180,6 +182,8 @@ pub struct DeviceDecl {
     pub public_key: PublicKey,
     /// `via`: the host that ends its tunnel.
     pub via: Name,
+    /// `ipv4`: fixed rather than allocated.
+    pub ipv4: Option<Ipv4Addr>,
     /// Where it is declared.
     pub origin: Origin,
 }

@@ -88,6 +88,7 @@ fn each_difference_is_told_in_the_words_of_the_language() {
             "port = 80\nprotocol = \"http\"\ntrailers = true",
             "~ service web: protocol tcp -> http; trailers false -> true",
         ),
+        ("port = 80", "port = 80\naliases = [\"www\"]", "~ service web: aliases none -> www"),
         (
             "port = 80",
             "port = 80\nnamespace = \"prod\"",

@@ -122,6 +122,86 @@ ipv4_block = "100.64.0.0/28""#,
         "a block of its own",
     ),
     row(
+        "an alias that is a name",
+        r#"[host.h]
+[service.a]
+port = 1
+hosts = ["h"]
+[service.b]
+port = 2
+hosts = ["h"]
+aliases = ["a"]"#,
+        (8, 12),
+        r#"alias "a" of service "b" is the name of service "a""#,
+        "leave it out",
+    ),
+    row(
+        "an alias of two services",
+        r#"[host.h]
+[service.a]
+port = 1
+hosts = ["h"]
+aliases = ["old"]
+[service.b]
+port = 2
+hosts = ["h"]
+aliases = ["older", "old"]"#,
+        (9, 21),
+        r#"is an alias of service "a" already"#,
+        "leave it out",
+    ),
+    row(
+        "a device's address without a block",
+        r#"[host.gw]
+[device.d]
+via = "gw"
+wireguard = { public_key = "6dPMYUUTFuApQ1Hyv9gfqZ0sJoUQNl6VbMO0wU0NK1A=" }
+ipv4 = "100.64.0.3""#,
+        (5, 8),
+        r#"ipv4 100.64.0.3 of device "d" is fixed, but the block of its gateway "gw" isn't"#,
+        "write `ipv4_block` in [host.gw]",
+    ),
+    row(
+        "a device's address outside its gateway's block",
+        r#"[host.gw]
+ipv4_block = "100.64.0.16/28"
+[device.d]
+via = "gw"
+wireguard = { public_key = "6dPMYUUTFuApQ1Hyv9gfqZ0sJoUQNl6VbMO0wU0NK1A=" }
+ipv4 = "100.64.0.3""#,
+        (6, 8),
+        r#"isn't in the block 100.64.0.16/28 of its gateway "gw""#,
+        "another address of 100.64.0.16/28",
+    ),
+    row(
+        "a device's address that is its gateway's",
+        r#"[host.gw]
+ipv4_block = "100.64.0.16/28"
+[device.d]
+via = "gw"
+wireguard = { public_key = "6dPMYUUTFuApQ1Hyv9gfqZ0sJoUQNl6VbMO0wU0NK1A=" }
+ipv4 = "100.64.0.16""#,
+        (6, 8),
+        r#"is host "gw"'s own"#,
+        "but the first",
+    ),
+    row(
+        "two devices with one address",
+        r#"[host.gw]
+ipv4_block = "100.64.0.16/28"
+[device.c]
+via = "gw"
+wireguard = { public_key = "6dPMYUUTFuApQ1Hyv9gfqZ0sJoUQNl6VbMO0wU0NK1A=" }
+ipv4 = "100.64.0.17"
+[device.d]
+via = "gw"
+wireguard = { public_key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=" }
+ipv4 = "100.64.0.17""#,
+        (10, 8),
+        r#"is device "c"'s already"#,
+        "leave ipv4 out",
+    ),
+    row(
         "block with too little room",
         r#"[host.a]
 ipv4_block = "100.64.0.0/30"
