@@ -1,13 +1,15 @@
 //! What operators may ask.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
-use isthmus_controller_core::{Consequences, State};
-use isthmus_model::Revision;
+use isthmus_controller_core::{AppliedRevision, Operators, Role};
 use isthmus_model::token::TokenId;
-use isthmus_model::topology::{self, ChangeKind, Diagnostic, SourceFile, Topology};
+use isthmus_model::topology::SourceFile;
+use isthmus_model::{Name, Revision};
 use isthmus_proto::v1;
 use isthmus_proto::v1::admin_server;
 use tokio::sync::watch;
@@ -15,14 +17,17 @@ use tonic::{Request, Response, Status};
 use tracing::info;
 
 use crate::agents::Clash;
-use crate::authority::Authority;
-use crate::caller::{Caller, peer};
-use crate::mesh::{Applied, ApplyError, Mesh, Terms};
+use crate::apply::{self, Proposal, Read};
+use crate::authority::{Authority, RequestedKey};
+use crate::join::certificate_message;
+use crate::mesh::Mesh;
+use crate::operators::{Acting, Deed, OperatorError, permit};
+use crate::revisions::TrialError;
 use crate::store::StoreError;
 use crate::tokens::{self, NewToken};
 use crate::{delivery, export, rollout, status};
 
-const MOST_FILES: usize = 1_000;
+const ACTS_SHOWN: usize = 100;
 
 /// The service that operators call.
 pub(crate) struct Admin {
@@ -30,6 +35,8 @@ pub(crate) struct Admin {
     pub(crate) authority: Arc<Authority>,
     /// Where the controller is reached; for join tokens.
     pub(crate) addresses: Vec<String>,
+    /// How long operators' certificates are good for.
+    pub(crate) operator_lifetime: Duration,
     /// True once the controller stops.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -42,42 +49,153 @@ impl admin_server::Admin for Admin {
         &self,
         request: Request<v1::ApplyRequest>,
     ) -> Result<Response<v1::ApplyResponse>, Status> {
-        let operator = operator(&request);
-        let v1::ApplyRequest { files, dry_run, despite_clashes, yes } = request.into_inner();
-        let files = source_files(files)?;
-        let terms = Terms { dry_run, yes };
-        let response = match self.mesh.work(move |mesh| read(mesh, files)).await? {
-            Read::Refused(response) => response,
-            Read::Good(proposal) => {
-                let clashes =
-                    if despite_clashes { Vec::new() } else { self.clashes(&proposal).await };
-                let work = move |mesh: &Mesh| apply(mesh, *proposal, &clashes, &terms);
-                self.mesh.work(work).await??
-            }
+        let terms = apply::terms(request.get_ref())?;
+        let needed = if terms.dry_run { Role::View } else { Role::Apply };
+        let deed = self.permit(&request, needed, apply::what(&terms)).await?;
+        let v1::ApplyRequest { files, despite_clashes, .. } = request.into_inner();
+        let work = async {
+            let files = apply::source_files(files)?;
+            let proposal = match self.mesh.work(move |mesh| apply::read(mesh, files)).await? {
+                Read::Refused(response) => return Ok(response),
+                Read::Good(proposal) => proposal,
+            };
+            let clashes = if despite_clashes { Vec::new() } else { self.clashes(&proposal).await };
+            let (terms, deed) = (terms.clone(), deed.clone());
+            let work = move |mesh: &Mesh| apply::apply(mesh, *proposal, &clashes, &terms, &deed);
+            self.mesh.work(work).await?
         };
-        if !dry_run && response.diagnostics.is_empty() && !response.unchanged {
-            info!(operator, revision = response.revision, "a topology was applied");
+        let done = work.await;
+        if terms.dry_run {
+            return done.map(Response::new);
+        }
+        let response = self.told(&deed, done).await?;
+        match apply::in_vain(&response, &terms) {
+            Some(why) => self.in_vain(deed, why).await,
+            None if response.unchanged => {}
+            None => {
+                info!(operator = deed.who, revision = response.revision, "a topology was applied")
+            }
         }
         Ok(Response::new(response))
     }
 
     async fn read_topology(
         &self,
-        _: Request<v1::ReadTopologyRequest>,
+        request: Request<v1::ReadTopologyRequest>,
     ) -> Result<Response<v1::Topology>, Status> {
-        let now = self.mesh.now();
+        permit(&request, Role::View)?;
         let file =
             |file: &SourceFile| v1::File { name: file.name.to_string(), text: file.text.clone() };
-        Ok(Response::new(v1::Topology {
-            revision: now.state.revision.0,
-            files: now.state.files.iter().map(file).collect(),
-        }))
+        let asked = Revision(request.into_inner().revision);
+        let now = self.mesh.now();
+        if asked > now.state.revision {
+            return Err(Status::not_found(format!(
+                "There is no revision {asked} yet; the newest is {}.",
+                now.state.revision
+            )));
+        }
+        let (revision, applied) = match asked {
+            Revision(0) => (now.state.revision, self.mesh.revisions().newest().cloned()),
+            asked => {
+                let found = self.mesh.revisions().in_force_at(asked).cloned();
+                let found = found.ok_or_else(|| {
+                    Status::not_found(format!(
+                        "Revision {asked} isn't kept; `agentctl topology history` shows those that are."
+                    ))
+                })?;
+                (asked, Some(found))
+            }
+        };
+        let files = match (&applied, asked) {
+            (Some(applied), Revision(1..)) => applied.files.iter().map(file).collect(),
+            (_, _) => now.state.files.iter().map(file).collect(),
+        };
+        let applied = applied.map(|applied| self.applied(&applied));
+        Ok(Response::new(v1::Topology { revision: revision.0, files, applied }))
+    }
+
+    async fn list_revisions(
+        &self,
+        request: Request<v1::ListRevisionsRequest>,
+    ) -> Result<Response<v1::AppliedRevisions>, Status> {
+        permit(&request, Role::View)?;
+        let kept: Vec<AppliedRevision> = self.mesh.revisions().newest_first().cloned().collect();
+        let revisions = kept.iter().map(|one| self.applied(one)).collect();
+        Ok(Response::new(v1::AppliedRevisions { revisions }))
+    }
+
+    async fn confirm(
+        &self,
+        request: Request<v1::ConfirmRequest>,
+    ) -> Result<Response<v1::ConfirmResponse>, Status> {
+        let undo = request.get_ref().undo;
+        let what = if undo { "undo" } else { "confirm" };
+        let deed = self.permit(&request, Role::Apply, what.to_owned()).await?;
+        let acting = permit(&request, Role::Apply)?;
+        let work = move |mesh: &Mesh| {
+            let deed = |what: &str| acting.wants(what.to_owned());
+            if undo { mesh.undo(deed) } else { mesh.confirm(deed) }
+        };
+        let done = self.mesh.work(work).await?.map_err(|error| {
+            let text = error.to_string();
+            match error {
+                TrialError::None(_) => Status::not_found(text),
+                TrialError::Contradicts { .. } => Status::failed_precondition(text),
+                TrialError::Store(_) => Status::unavailable(text),
+            }
+        });
+        let revision = self.told(&deed, done).await?;
+        Ok(Response::new(v1::ConfirmResponse { revision: revision.0 }))
+    }
+
+    async fn list_operators(
+        &self,
+        request: Request<v1::ListOperatorsRequest>,
+    ) -> Result<Response<v1::Operators>, Status> {
+        permit(&request, Role::View)?;
+        Ok(Response::new(v1::Operators { operators: self.mesh.list_operators() }))
+    }
+
+    async fn add_operator(
+        &self,
+        request: Request<v1::AddOperatorRequest>,
+    ) -> Result<Response<v1::AddedOperator>, Status> {
+        let v1::AddOperatorRequest { name, role, certificate_request } = request.get_ref().clone();
+        let what = match &*certificate_request {
+            [] => format!("give operator {name} the role {role}"),
+            _ => format!("add operator {name} ({role})"),
+        };
+        let deed = self.permit(&request, Role::Admin, what).await?;
+        let done = self.add(name, &role, certificate_request, deed.clone()).await;
+        Ok(Response::new(self.told(&deed, done).await?))
+    }
+
+    async fn revoke_operator(
+        &self,
+        request: Request<v1::RevokeOperatorRequest>,
+    ) -> Result<Response<v1::RevokeOperatorResponse>, Status> {
+        let v1::RevokeOperatorRequest { name, yes } = request.get_ref().clone();
+        let deed = self.permit(&request, Role::Admin, format!("revoke operator {name}")).await?;
+        let done = self.revoke(name, yes, deed.clone()).await;
+        self.told(&deed, done).await?;
+        Ok(Response::new(v1::RevokeOperatorResponse {}))
+    }
+
+    async fn read_audit(
+        &self,
+        request: Request<v1::ReadAuditRequest>,
+    ) -> Result<Response<v1::Audit>, Status> {
+        permit(&request, Role::View)?;
+        let v1::ReadAuditRequest { who, most } = request.into_inner();
+        let most = if most == 0 { ACTS_SHOWN } else { most as usize };
+        Ok(Response::new(v1::Audit { acts: self.mesh.acts(&who, most) }))
     }
 
     async fn watch_rollout(
         &self,
         request: Request<v1::WatchRolloutRequest>,
     ) -> Result<Response<Self::WatchRolloutStream>, Status> {
+        let acting = permit(&request, Role::View)?;
         let revision = Revision(request.into_inner().revision);
         let newest = self.mesh.now().state.revision;
         if revision > newest {
@@ -90,6 +208,8 @@ impl admin_server::Admin for Admin {
             progress: self.mesh.agents.watch(),
             members: self.mesh.watch(),
             stopping: self.stopping.clone(),
+            operators: self.mesh.staff.watch(),
+            acting,
             mesh: Arc::clone(&self.mesh),
             revision,
             last: None,
@@ -103,8 +223,9 @@ impl admin_server::Admin for Admin {
 
     async fn read_status(
         &self,
-        _: Request<v1::ReadStatusRequest>,
+        request: Request<v1::ReadStatusRequest>,
     ) -> Result<Response<v1::MeshStatus>, Status> {
+        permit(&request, Role::View)?;
         Ok(Response::new(status::status(&self.mesh)))
     }
 
@@ -112,20 +233,22 @@ impl admin_server::Admin for Admin {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreatedToken>, Status> {
-        let operator = operator(&request);
-        let request = request.into_inner();
-        let NewToken { token, record } =
-            NewToken::make(request, self.authority.hash(), &self.addresses)?;
+        let deed = self.permit(&request, Role::Admin, tokens::what(request.get_ref())).await?;
+        let made = NewToken::make(request.into_inner(), self.authority.hash(), &self.addresses);
+        let NewToken { token, record } = self.told(&deed, made).await?;
         let info = tokens::info(&record);
-        self.mesh.work(move |mesh| mesh.add_token(record)).await?.map_err(not_stored)?;
-        info!(operator, token = info.id, "a join token was made");
+        let by = deed.clone();
+        let done = self.mesh.work(move |mesh| mesh.add_token(record, &by)).await?;
+        self.told(&deed, done.map_err(not_stored)).await?;
+        info!(operator = deed.who, token = info.id, "a join token was made");
         Ok(Response::new(v1::CreatedToken { token: token.encode().to_string(), info: Some(info) }))
     }
 
     async fn list_tokens(
         &self,
-        _: Request<v1::ListTokensRequest>,
+        request: Request<v1::ListTokensRequest>,
     ) -> Result<Response<v1::Tokens>, Status> {
+        permit(&request, Role::View)?;
         let all = self.mesh.work(Mesh::all_tokens).await?;
         Ok(Response::new(v1::Tokens { tokens: all.iter().map(tokens::info).collect() }))
     }
@@ -134,41 +257,51 @@ impl admin_server::Admin for Admin {
         &self,
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
-        let operator = operator(&request);
-        let text = request.into_inner().id;
-        let id: TokenId = text.parse().map_err(|_| {
-            Status::invalid_argument(format!(
-                "{text:?} is no token id: give the 16 hexadecimal digits that `agentctl token list` shows."
-            ))
-        })?;
-        match self.mesh.work(move |mesh| mesh.revoke_token(id)).await?.map_err(not_stored)? {
-            true => {
-                info!(operator, token = %id, "a join token was revoked");
-                Ok(Response::new(v1::RevokeTokenResponse {}))
+        let text = request.get_ref().id.clone();
+        let deed = self.permit(&request, Role::Admin, format!("revoke token {text}")).await?;
+        let by = deed.clone();
+        let work = async {
+            let id: TokenId = text.parse().map_err(|_| {
+                Status::invalid_argument(format!(
+                    "{text:?} is no token id: give the 16 hexadecimal digits that `agentctl token list` shows."
+                ))
+            })?;
+            match self
+                .mesh
+                .work(move |mesh| mesh.revoke_token(id, &by))
+                .await?
+                .map_err(not_stored)?
+            {
+                true => Ok(()),
+                false => Err(Status::not_found(format!(
+                    "There is no token {id}; `agentctl token list` shows all."
+                ))),
             }
-            false => Err(Status::not_found(format!(
-                "There is no token {id}; `agentctl token list` shows all."
-            ))),
-        }
+        };
+        self.told(&deed, work.await).await?;
+        info!(operator = deed.who, token = text, "a join token was revoked");
+        Ok(Response::new(v1::RevokeTokenResponse {}))
     }
 
     async fn remove_host(
         &self,
         request: Request<v1::RemoveHostRequest>,
     ) -> Result<Response<v1::RemoveHostResponse>, Status> {
-        let operator = operator(&request);
-        let name = request.into_inner().name;
-        let host = name.clone();
-        let removed = self.mesh.work(move |mesh| mesh.remove_host(&host)).await?;
-        let removed = removed.map_err(|error| {
-            Status::unavailable(format!("Host {name:?} wasn't removed: {error}."))
-        })?;
-        let Some(revision) = removed else {
-            return Err(Status::not_found(format!(
+        let name = request.get_ref().name.clone();
+        let deed = self.permit(&request, Role::Admin, format!("remove host {name}")).await?;
+        let (host, by) = (name.clone(), deed.clone());
+        let removed = self.mesh.work(move |mesh| mesh.remove_host(&host, &by)).await?;
+        let removed = match removed {
+            Ok(Some(revision)) => Ok(revision),
+            Ok(None) => Err(Status::not_found(format!(
                 "There is no host {name:?} in the mesh; `agentctl host list` shows all."
-            )));
+            ))),
+            Err(error) => {
+                Err(Status::unavailable(format!("Host {name:?} wasn't removed: {error}.")))
+            }
         };
-        info!(operator, host = name, "a host was removed");
+        let revision = self.told(&deed, removed).await?;
+        info!(operator = deed.who, host = name, "a host was removed");
         Ok(Response::new(v1::RemoveHostResponse { revision: revision.0 }))
     }
 
@@ -176,6 +309,7 @@ impl admin_server::Admin for Admin {
         &self,
         request: Request<v1::ExportDeviceRequest>,
     ) -> Result<Response<v1::ExportedDevice>, Status> {
+        permit(&request, Role::View)?;
         let now = self.mesh.now();
         let name = request.into_inner().name;
         let config = export::device(&now.state, now.world.everything(), &name)?;
@@ -184,8 +318,9 @@ impl admin_server::Admin for Admin {
 
     async fn list_deliveries(
         &self,
-        _: Request<v1::ListDeliveriesRequest>,
+        request: Request<v1::ListDeliveriesRequest>,
     ) -> Result<Response<v1::Deliveries>, Status> {
+        permit(&request, Role::View)?;
         Ok(Response::new(v1::Deliveries { deliveries: delivery::all(&self.mesh) }))
     }
 
@@ -193,14 +328,86 @@ impl admin_server::Admin for Admin {
         &self,
         request: Request<v1::SteerDeliveryRequest>,
     ) -> Result<Response<v1::Delivery>, Status> {
-        let operator = operator(&request);
-        let request = request.into_inner();
-        let work = move |mesh: &Mesh| delivery::steer(mesh, &request, &operator);
-        Ok(Response::new(self.mesh.work(work).await??))
+        let deed = self.permit(&request, Role::Apply, delivery::what(request.get_ref())).await?;
+        let (request, by) = (request.into_inner(), deed.clone());
+        let done = self.mesh.work(move |mesh| delivery::steer(mesh, &request, &by)).await?;
+        Ok(Response::new(self.told(&deed, done).await?))
     }
 }
 
 impl Admin {
+    /// What an operator wants, if their role is enough for it. That it isn't is written down.
+    async fn permit<T: Sync>(
+        &self,
+        request: &Request<T>,
+        needed: Role,
+        what: String,
+    ) -> Result<Deed, Status> {
+        let acting = permit(request, Role::View)?;
+        let deed = acting.wants(what);
+        let permitted = permit(request, needed).map(drop);
+        self.told(&deed, permitted).await.map(|()| deed)
+    }
+
+    /// Writes down what was in vain; what was done is written down already.
+    async fn told<T: Send>(&self, deed: &Deed, done: Result<T, Status>) -> Result<T, Status> {
+        if let Err(status) = &done {
+            self.in_vain(deed.clone(), status.message().to_owned()).await;
+        }
+        done
+    }
+
+    async fn in_vain(&self, deed: Deed, why: String) {
+        // A panic in there is logged by `work`.
+        let _ = self.mesh.work(move |mesh| mesh.in_vain(&deed, &why)).await;
+    }
+
+    fn applied(&self, one: &AppliedRevision) -> v1::AppliedRevision {
+        v1::AppliedRevision {
+            revision: one.revision.0,
+            at: one.at,
+            by: one.by.clone(),
+            note: one.note.clone(),
+            undone_at: self.mesh.undone_at(one.revision),
+        }
+    }
+
+    async fn add(
+        &self,
+        name: String,
+        role: &str,
+        certificate_request: Vec<u8>,
+        deed: Deed,
+    ) -> Result<v1::AddedOperator, Status> {
+        let name = operator_name(&name)?;
+        let role: Role =
+            role.parse().map_err(|error| Status::invalid_argument(format!("{error}.")))?;
+        let key = match &*certificate_request {
+            [] => None,
+            der => Some(RequestedKey::from_der(der).map_err(|error| {
+                Status::invalid_argument(format!("Bad certificate request: {error}."))
+            })?),
+        };
+        let added = name.clone();
+        let is_new = key.is_some();
+        let work = move |mesh: &Mesh| mesh.add_operator(&added, role, is_new, &deed);
+        let issued = self.mesh.work(work).await?.map_err(|error| not_written(&name, &error))?;
+        let Some(key) = key else { return Ok(v1::AddedOperator::default()) };
+        let issued =
+            self.authority.operator_by_request(&name, &key, issued, self.operator_lifetime);
+        let issued = issued.map_err(|error| {
+            Status::internal(format!("No certificate could be made: {error:#}."))
+        })?;
+        Ok(v1::AddedOperator { certificate: Some(certificate_message(&issued)) })
+    }
+
+    async fn revoke(&self, name: String, is_meant: bool, deed: Deed) -> Result<(), Status> {
+        let name = operator_name(&name)?;
+        let revoked = name.clone();
+        let work = move |mesh: &Mesh| mesh.revoke_operator(&revoked, is_meant, &deed);
+        self.mesh.work(work).await?.map_err(|error| not_written(&name, &error))
+    }
+
     /// Routes of hosts that are in the way of the mesh's addresses. The topology that runs already
     /// needs no asking.
     async fn clashes(&self, proposal: &Proposal) -> Vec<Clash> {
@@ -218,10 +425,12 @@ impl Admin {
 struct Watch {
     mesh: Arc<Mesh>,
     revision: Revision,
-    affected: std::collections::BTreeSet<isthmus_model::Name>,
+    affected: BTreeSet<Name>,
     progress: watch::Receiver<()>,
     members: watch::Receiver<Arc<crate::mesh::Published>>,
     stopping: watch::Receiver<bool>,
+    operators: watch::Receiver<Arc<Operators>>,
+    acting: Acting,
     last: Option<v1::Rollout>,
 }
 
@@ -242,142 +451,29 @@ impl Watch {
                 changed = self.progress.changed() => changed.ok()?,
                 changed = self.members.changed() => changed.ok()?,
                 _ = self.stopping.wait_for(|stopping| *stopping) => return None,
+                _ = self.operators.wait_for(|all| !self.acting.is_good(all)) => return None,
             }
         }
     }
 }
 
-fn operator<T>(request: &Request<T>) -> String {
-    match peer(request).map(|peer| peer.caller) {
-        Ok(Caller::Operator { name, .. }) => name.to_string(),
-        Ok(Caller::Host { .. } | Caller::Anonymous) | Err(_) => String::new(),
-    }
-}
-
-fn source_files(files: Vec<v1::File>) -> Result<Vec<SourceFile>, Status> {
-    if files.len() > MOST_FILES {
-        return Err(Status::invalid_argument(format!(
-            "A topology has at most {MOST_FILES} files, not {}.",
-            files.len()
-        )));
-    }
-    let mut names = std::collections::BTreeSet::new();
-    if let Some(twice) = files.iter().find(|file| !names.insert(file.name.as_str())) {
-        return Err(Status::invalid_argument(format!("The file {:?} is given twice.", twice.name)));
-    }
-    let source = |file: v1::File| SourceFile { name: file.name.into(), text: file.text };
-    Ok(files.into_iter().map(source).collect())
-}
-
-/// A topology that is well-formed and passes its own tests.
-struct Proposal {
-    files: Vec<SourceFile>,
-    topology: Topology,
-    tests: Vec<v1::TestOutcome>,
-}
-
-enum Read {
-    Good(Box<Proposal>),
-    Refused(v1::ApplyResponse),
-}
-
-fn read(mesh: &Mesh, files: Vec<SourceFile>) -> Read {
-    let topology = match topology::parse(&files) {
-        Ok(topology) => topology,
-        Err(diagnostics) => return Read::Refused(refused(mesh, &diagnostics, Vec::new())),
-    };
-    let results = isthmus_policy::run_tests(&topology);
-    let tests: Vec<v1::TestOutcome> = results
-        .iter()
-        .map(|test| v1::TestOutcome {
-            name: test.name.to_string(),
-            passed: test.passed,
-            detail: test.detail.clone(),
-        })
-        .collect();
-    if results.iter().any(|test| !test.passed) {
-        return Read::Refused(refused(mesh, &[], tests));
-    }
-    Read::Good(Box::new(Proposal { files, topology, tests }))
-}
-
-fn refused(
-    mesh: &Mesh,
-    diagnostics: &[Diagnostic],
-    tests: Vec<v1::TestOutcome>,
-) -> v1::ApplyResponse {
-    v1::ApplyResponse {
-        revision: mesh.now().state.revision.0,
-        diagnostics: diagnostics.iter().map(diagnostic).collect(),
-        tests,
-        ..v1::ApplyResponse::default()
-    }
-}
-
-fn apply(
-    mesh: &Mesh,
-    proposal: Proposal,
-    clashes: &[Clash],
-    terms: &Terms,
-) -> Result<v1::ApplyResponse, Status> {
-    let Proposal { files, topology, tests } = proposal;
-    if !clashes.is_empty() {
-        let diagnostics: Vec<Diagnostic> =
-            clashes.iter().map(|clash| State::clash(&files, &clash.host, &clash.route)).collect();
-        return Ok(refused(mesh, &diagnostics, tests));
-    }
-    let after = topology.clone();
-    let applied = match mesh.apply(files, topology, terms) {
-        Ok(applied) => applied,
-        Err(ApplyError::Contradicts(diagnostics)) => {
-            return Ok(refused(mesh, &diagnostics, tests));
-        }
-        Err(ApplyError::Store(error)) => return Err(not_stored(error)),
-    };
-    let Applied { revision, before, affected, unchanged, consequences } = applied;
-    let Consequences { asks, notes } = consequences;
-    let held = if terms.dry_run || terms.yes { &[][..] } else { &asks };
-    let changes = topology::diff(Some(&before.topology), &after);
-    Ok(v1::ApplyResponse {
-        revision: revision.0,
-        unchanged,
-        changes: changes.into_iter().map(change).collect(),
-        diagnostics: held.iter().map(|ask| unasked(ask)).collect(),
-        tests,
-        notes,
-        asks,
-        affected: affected.iter().map(ToString::to_string).collect(),
+fn operator_name(text: &str) -> Result<Name, Status> {
+    text.parse().map_err(|error| {
+        Status::invalid_argument(format!("{text:?} can't be an operator's name: {error}."))
     })
 }
 
-fn change(change: topology::Change) -> v1::Change {
-    let kind = match change.kind {
-        ChangeKind::Added => v1::change::Kind::Added,
-        ChangeKind::Changed => v1::change::Kind::Changed,
-        ChangeKind::Removed => v1::change::Kind::Removed,
-    };
-    v1::Change { kind: kind.into(), subject: change.subject, detail: change.detail }
-}
-
-fn diagnostic(diagnostic: &Diagnostic) -> v1::Diagnostic {
-    let offset = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
-    v1::Diagnostic {
-        file: diagnostic.file.to_string(),
-        line: diagnostic.line,
-        column: diagnostic.column,
-        start: offset(diagnostic.span.start),
-        end: offset(diagnostic.span.end),
-        message: diagnostic.message.clone(),
-        help: diagnostic.help.clone(),
-    }
-}
-
-/// For an `agentctl` that doesn't know of questions.
-fn unasked(ask: &str) -> v1::Diagnostic {
-    v1::Diagnostic {
-        message: ask.to_owned(),
-        help: "if it is meant, apply it with an agentctl that has `apply --yes`".to_owned(),
-        ..v1::Diagnostic::default()
+fn not_written(name: &Name, error: &OperatorError) -> Status {
+    match error {
+        OperatorError::TooMany(error) => {
+            Status::resource_exhausted(format!("No operator was added: {error}."))
+        }
+        OperatorError::Store(error) => {
+            Status::unavailable(format!("Nothing was changed: {error}."))
+        }
+        OperatorError::Unknown => Status::not_found(format!(
+            "No operator {name} is known here; `agentctl operator list` shows all. If there may be credentials of that name from before, `agentctl operator revoke {name} --yes` makes them worthless."
+        )),
     }
 }
 

@@ -31,7 +31,6 @@ pub(crate) const KEY: &str = "ca.key";
 const BACKDATED: Duration = Duration::from_secs(3_600);
 const BACKDATED_PART: u32 = 10;
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
-const OPERATOR_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
 /// A host whose clock is behind must get as far as to hear that it is.
 const SERVER_BACKDATED: Duration = Duration::from_secs(30 * 86_400);
@@ -41,6 +40,7 @@ const HOST_MARK: u8 = 0x10;
 /// Of a host that has joined anew.
 const REJOINED_MARK: u8 = 0x11;
 const OTHER_MARK: u8 = 0x20;
+const OPERATOR_MARK: u8 = 0x30;
 
 /// Signs certificates.
 pub(crate) struct Authority {
@@ -137,11 +137,34 @@ impl Authority {
         Ok(Credentials { issued: self.sign(params, &key)?, key })
     }
 
-    pub(crate) fn operator(&self, name: &Name) -> Result<Credentials> {
-        let mut params = params(&format!("operator {name}"), OPERATOR_LIFETIME)?;
-        self.identify(&mut params, &format!("operator/{name}"))?;
+    /// A certificate with a key of its own, which is made here.
+    pub(crate) fn operator(&self, name: &Name, lifetime: Duration) -> Result<Credentials> {
         let key = KeyPair::generate().context("Failed to make the operator's key")?;
-        Ok(Credentials { issued: self.sign(params, &key)?, key })
+        let issued = self.sign(self.operator_params(name, time::now(), lifetime)?, &key)?;
+        Ok(Credentials { issued, key })
+    }
+
+    /// A certificate for somebody else's key, which says when it was issued.
+    pub(crate) fn operator_by_request(
+        &self,
+        name: &Name,
+        key: &RequestedKey,
+        issued: i64,
+        lifetime: Duration,
+    ) -> Result<Issued> {
+        self.sign(self.operator_params(name, issued, lifetime)?, &key.0)
+    }
+
+    fn operator_params(
+        &self,
+        name: &Name,
+        issued: i64,
+        lifetime: Duration,
+    ) -> Result<CertificateParams> {
+        let mut params = params(&format!("operator {name}"), lifetime)?;
+        self.identify(&mut params, &format!("operator/{name}"))?;
+        params.serial_number = Some(operator_serial(issued)?);
+        Ok(params)
     }
 
     pub(crate) fn host(
@@ -226,6 +249,24 @@ pub(crate) fn membership_of_serial(serial: &[u8]) -> Option<Membership> {
     }
 }
 
+/// When an operator's certificate was issued, in seconds since the epoch. Those that are older than this
+/// mark were good for a year, and backdated as far as any.
+pub(crate) fn issued_of_serial(serial: &[u8], begins: i64) -> i64 {
+    match serial {
+        [OPERATOR_MARK, a, b, c, d, e, f, g, h, ..] => {
+            i64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h])
+        }
+        _ => begins.saturating_add_unsigned(BACKDATED.as_secs()),
+    }
+}
+
+fn operator_serial(issued: i64) -> Result<SerialNumber> {
+    let mut serial = random_serial()?;
+    serial[0] = OPERATOR_MARK;
+    serial[1..9].copy_from_slice(&issued.to_be_bytes());
+    Ok(SerialNumber::from_slice(&serial))
+}
+
 fn host_serial(Membership { id, generation }: Membership) -> Result<SerialNumber> {
     let mut serial = random_serial()?;
     serial[0] = HOST_MARK;
@@ -288,6 +329,16 @@ mod tests {
         }
         assert_eq!(membership_of_serial(&random_serial().unwrap()), None);
         assert_eq!(membership_of_serial(&[HOST_MARK, 0, 0, 0, 1]), None);
+    }
+
+    #[test]
+    fn a_serial_tells_when_an_operators_certificate_was_issued() {
+        for issued in [0, 1_700_000_000, i64::MAX] {
+            let serial = operator_serial(issued).unwrap().to_bytes();
+            assert_eq!(issued_of_serial(&serial, 5), issued);
+            assert_eq!(membership_of_serial(&serial), None);
+        }
+        assert_eq!(issued_of_serial(&random_serial().unwrap(), 5), 3_605, "as it was before");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A host's certificate proves who it is for as long as the host is a member: one that was away for
 //! longer than the certificate lives must get back by itself. Out of its time it is good for a new
-//! certificate, and for being told that the host was removed; for nothing else.
+//! certificate, and for being told that the host was removed; for nothing else. An operator's that has
+//! expired is good for a new one, too, but not for ever ([`LATE`]).
 
 use std::net::SocketAddr;
 
@@ -11,7 +12,7 @@ use tonic::{Request, Status};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::authority::{Membership, membership_of_serial};
+use crate::authority::{Membership, issued_of_serial, membership_of_serial};
 use crate::time;
 
 /// Whom a client's certificate names. The TLS handshake has verified the certificate, apart from
@@ -35,10 +36,15 @@ pub enum Caller {
     Operator {
         /// Their name.
         name: Name,
-        /// When the certificate expires, in seconds since the epoch.
+        /// When the certificate was issued, in seconds since the epoch.
+        issued: i64,
+        /// When it expires.
         expires: i64,
     },
 }
+
+/// How long an operator may stay away, in seconds: after that, an administrator has to make a new certificate.
+const LATE: i64 = 30 * 86_400;
 
 /// The other end of a connection; in the extensions of every request.
 #[derive(Clone, Debug)]
@@ -65,13 +71,20 @@ impl Caller {
                 let membership = membership_of_serial(certificate.raw_serial())?;
                 Some(Self::Host { name, membership, begins, expires })
             }
-            "operator" => Some(Self::Operator { name, expires }),
+            "operator" => {
+                let issued = issued_of_serial(certificate.raw_serial(), begins);
+                Some(Self::Operator { name, issued, expires })
+            }
             _ => None,
         }
     }
 
-    /// Why its certificate is out of its time, if it is. The handshake looked at an operator's, but a
-    /// connection may outlive it.
+    /// Whether it is an operator who was away for no longer than they may be.
+    pub(crate) fn may_return(&self, now: i64) -> bool {
+        matches!(self, Self::Operator { expires, .. } if now < expires.saturating_add(LATE))
+    }
+
+    /// Why its certificate is out of its time, if it is.
     pub(crate) fn outdated(&self, now: i64) -> Option<String> {
         let (begins, expires) = match self {
             Self::Anonymous => return None,
@@ -104,20 +117,6 @@ pub(crate) fn hosts_only(request: Request<()>) -> Result<Request<()>, Status> {
         }
         Caller::Anonymous => Err(Status::unauthenticated(
             "Only hosts may call this: connect with the certificate that the join gave.",
-        )),
-    }
-}
-
-/// Lets only operators pass. Runs before a request's body is read.
-pub(crate) fn operators_only(request: Request<()>) -> Result<Request<()>, Status> {
-    let caller = peer(&request)?.caller;
-    match &caller {
-        Caller::Operator { .. } => in_time(&caller).map(|()| request),
-        Caller::Host { .. } => {
-            Err(Status::permission_denied("Only operators may call this, not hosts."))
-        }
-        Caller::Anonymous => Err(Status::unauthenticated(
-            "Only operators may call this: give their credentials (operator.toml).",
         )),
     }
 }

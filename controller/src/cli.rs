@@ -59,7 +59,7 @@ enum Command {
     },
     /// Serves a mesh, until SIGTERM or SIGINT.
     #[command(
-        after_help = "The settings file (TOML) knows the keys state_dir, listen, certificate_lifetime (\"24h\"),\nlog (a tracing filter, \"info\") and log_format (\"text\" or \"json\"). Options win over it."
+        after_help = "The settings file (TOML) knows the keys state_dir, listen, certificate_lifetime (\"24h\"),\noperator_lifetime (\"8h\"), log (a tracing filter, \"info\") and log_format (\"text\" or \"json\"). Options win over it."
     )]
     Run {
         /// Where `init` put the mesh [default: the settings' or /var/lib/isthmus/controller]
@@ -72,10 +72,11 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         settings: Option<PathBuf>,
     },
-    /// Writes credentials for one more operator, or fresh ones for the same.
+    /// Writes credentials for one more administrator, or fresh ones for the same operator.
     ///
-    /// They are good for a year. Needs the CA's key, so it works on the controller's machine only;
-    /// the controller may be running.
+    /// They are good for 8 hours, and `agentctl` renews them while they are used at least every 30 days.
+    /// Needs the CA's key, so it works on the controller's machine only; the controller may be running.
+    /// Operators with another role are added by `agentctl operator add`.
     Operator {
         /// The operator's name, which the controller's log will show.
         name: Name,

@@ -20,6 +20,7 @@ use tracing::{error, info};
 
 use crate::admin::not_stored;
 use crate::mesh::{Mesh, Published};
+use crate::operators::Deed;
 
 /// Agents report each second.
 const TICK: Duration = Duration::from_millis(250);
@@ -184,7 +185,7 @@ pub(crate) async fn follow(mesh: Arc<Mesh>) {
 fn take(mesh: &Mesh, step: Step) {
     let Step { name, decided_in, then } = step;
     let (phase, why) = (then.name(), then.why().to_owned());
-    match mesh.deliver(&name, &decided_in, then) {
+    match mesh.deliver(&name, &decided_in, then, None) {
         Ok(true) => {
             let now = mesh.now();
             let weight = now.state.deliveries.get(&name).map_or(0, Delivery::weight);
@@ -212,12 +213,26 @@ pub(crate) fn watched(state: &State) -> Vec<String> {
     watched
 }
 
+/// In words, for the audit log.
+pub(crate) fn what(request: &v1::SteerDeliveryRequest) -> String {
+    let order = match request.order() {
+        Asked::Pause => "pause",
+        Asked::Resume => "resume",
+        Asked::Promote => "promote",
+        Asked::Abort => "abort",
+        Asked::Retry => "retry",
+        Asked::Unspecified => "nothing",
+    };
+    format!("steer rollout {}: {order}", request.name)
+}
+
 /// An operator steers a rollout.
 pub(crate) fn steer(
     mesh: &Mesh,
     request: &v1::SteerDeliveryRequest,
-    operator: &str,
+    deed: &Deed,
 ) -> Result<v1::Delivery, Status> {
+    let operator = &*deed.who;
     let order = match request.order() {
         Asked::Pause => Order::Pause,
         Asked::Resume => Order::Resume,
@@ -239,7 +254,7 @@ pub(crate) fn steer(
         Status::failed_precondition(format!("Rollout {name:?} can't do that: {senseless}."))
     })?;
     info!(rollout = %name, operator, phase = then.name(), "an operator steers a rollout");
-    if !mesh.deliver(name, &delivery.phase, then).map_err(not_stored)? {
+    if !mesh.deliver(name, &delivery.phase, then, Some(deed)).map_err(not_stored)? {
         let text = format!("Rollout {name:?} moved at this moment; look and decide again.");
         return Err(Status::aborted(text));
     }

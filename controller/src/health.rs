@@ -31,7 +31,7 @@ impl Mesh {
     pub(crate) fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
         let done = self.store.commit(changes);
         self.note(&done);
-        done
+        done.inspect(|()| self.staff.committed(changes))
     }
 
     fn note(&self, done: &Result<(), StoreError>) {

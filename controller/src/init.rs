@@ -15,6 +15,7 @@ use crate::authority::{self, Authority, Credentials};
 use crate::files;
 use crate::history;
 use crate::mesh_file::{self, MeshFile};
+use crate::settings::OPERATOR_LIFETIME;
 use crate::store::{Change, Redb, Store as _, changes_between};
 
 const OPERATOR: &str = "operator";
@@ -173,7 +174,7 @@ fn write_operator(
     name: &Name,
     controllers: &[String],
 ) -> Result<()> {
-    let Credentials { issued, key } = authority.operator(name)?;
+    let Credentials { issued, key } = authority.operator(name, OPERATOR_LIFETIME)?;
     let (ca, certificate, key_file) = ("ca.pem", "operator.pem", "operator.key");
     let write = |name: &str, text: &str| files::private_file(&folder.join(name), text.as_bytes());
     write(ca, &pem(authority.certificate()))?;

@@ -1,9 +1,9 @@
 //! The controller of a mesh: lets hosts join, tells each what it needs to know, and takes orders
 //! from operators.
 //!
-//! It has one port, TLS 1.3 only, with three gRPC services behind it. Who may call which is decided
+//! It has one port, TLS 1.3 only, with four gRPC services behind it. Who may call which is decided
 //! by the client's certificate ([`Caller`]): none for `Join` (the token decides there), a host's for
-//! `Sync`, an operator's for `Admin`.
+//! `Sync`, an operator's for `Admin`, as far as their role goes ([`operators`]), and for `Credentials`.
 //!
 //! What the mesh is and what may happen to it is decided in `isthmus-controller-core`, without IO.
 //! Here, [`mesh::Mesh`] holds the current state, makes each next one durable ([`store`]) and only then
@@ -15,9 +15,11 @@
 mod absence;
 mod admin;
 mod agents;
+mod apply;
 mod authority;
 mod caller;
 mod cli;
+mod credentials;
 mod delivery;
 mod events;
 mod export;
@@ -31,8 +33,10 @@ mod listener;
 mod logging;
 pub mod mesh;
 mod mesh_file;
+mod operators;
 mod places;
 mod relocations;
+mod revisions;
 mod rollout;
 mod server;
 mod settings;

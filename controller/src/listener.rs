@@ -3,7 +3,7 @@
 //! ```text
 //!  TCP ──▶ handshake ──▶ who?  nobody, or no member any more ──▶ a place by address, for half a minute
 //!          by address          a host that is a member        ──▶ a place by host
-//!                              an operator                    ──▶ a place by name; hosts have others
+//!                              an operator, not revoked       ──▶ a place by name; hosts have others
 //! ```
 //!
 //! Addresses count only as long as nothing else is known: thousands of hosts may be behind one.
@@ -129,9 +129,11 @@ impl Door {
             Caller::Host { name, membership, .. } if self.is_member(name, *membership) => {
                 Room::Host(take(&self.hosts, membership.id)?)
             }
-            Caller::Operator { name, .. } => Room::Operator(take(&self.operators, name.clone())?),
-            // A host that was removed is told so, and gets nothing else.
-            Caller::Host { .. } | Caller::Anonymous => {
+            Caller::Operator { name, issued, .. } if self.is_operator(name, *issued) => {
+                Room::Operator(take(&self.operators, name.clone())?)
+            }
+            // Who was removed or revoked is told so, and gets nothing else.
+            Caller::Host { .. } | Caller::Operator { .. } | Caller::Anonymous => {
                 Room::Stranger(take(&self.strangers, source)?)
             }
         };
@@ -152,6 +154,10 @@ impl Door {
 
     fn is_member(&self, name: &Name, membership: Membership) -> bool {
         self.mesh.now().has(name.as_str(), membership)
+    }
+
+    fn is_operator(&self, name: &Name, issued: i64) -> bool {
+        self.mesh.staff.operators().role(name, issued).is_some()
     }
 
     fn caller(&self, stream: &TlsStream<TcpStream>) -> io::Result<Caller> {

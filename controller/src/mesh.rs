@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use isthmus_controller_core::delivery::Phase;
 use isthmus_controller_core::{
-    Admission, AllocationError, Consequences, Epochs, JoinError, MeshIdentity, Newcomer, Rollouts,
+    Admission, AllocationError, Epochs, JoinError, MeshIdentity, Newcomer, Revisions, Rollouts,
     State, TokenRecord, TokenRefusal, World,
 };
 use isthmus_model::token::TokenId;
-use isthmus_model::topology::{self, Diagnostic, SourceFile, Topology};
+use isthmus_model::topology::{self, Topology};
 use isthmus_model::{Code, Name, Problem, Problems, Revision};
 use tokio::sync::watch;
 use tonic::Status;
@@ -24,7 +24,9 @@ use crate::delivery::Trials;
 use crate::events::Events;
 use crate::health::Health;
 use crate::history;
+use crate::operators::{Deed, Staff};
 use crate::relocations::{Due, Relocations};
+use crate::revisions::{self, Trial};
 use crate::shares::Dealt;
 use crate::store::{Change, Saved, Store, StoreError, changes_between};
 use crate::time;
@@ -63,6 +65,11 @@ pub struct Mesh {
     pub(crate) twins: Twins,
     /// When this life of the controller began, in seconds since the epoch.
     pub(crate) began: i64,
+    pub(crate) staff: Staff,
+    /// What operators applied.
+    pub(crate) revisions: Mutex<Revisions>,
+    /// What waits to be confirmed.
+    pub(crate) trial: watch::Sender<Option<Trial>>,
 }
 
 /// A state, and the same as a whole.
@@ -72,30 +79,6 @@ pub struct Published {
     pub state: State,
     /// All of it put together.
     pub world: Arc<World>,
-}
-
-/// How a topology is to be applied.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Terms {
-    /// Nothing is to change.
-    pub(crate) dry_run: bool,
-    /// The operator knows what comes of it.
-    pub(crate) yes: bool,
-}
-
-/// What would be, or was, applied.
-pub(crate) struct Applied {
-    pub(crate) revision: Revision,
-    pub(crate) before: State,
-    pub(crate) affected: BTreeSet<Name>,
-    pub(crate) unchanged: bool,
-    pub(crate) consequences: Consequences,
-}
-
-/// Why a topology isn't applied.
-pub(crate) enum ApplyError {
-    Contradicts(Vec<Diagnostic>),
-    Store(StoreError),
 }
 
 pub(crate) type Tokens<'a> = MutexGuard<'a, BTreeMap<TokenId, TokenRecord>>;
@@ -114,7 +97,11 @@ impl Mesh {
         let saved = store.load()?;
         let belongs = history::belongs(&identity, ca);
         history::check(&saved, &belongs)?;
-        let (epochs, begun) = history::begin(&saved, belongs)?;
+        let (epochs, mut begun) = history::begin(&saved, belongs)?;
+        let (revisions, found) = revisions::recall(&saved);
+        begun.extend(found);
+        let staff = Staff::new(&saved);
+        let trial = watch::Sender::new(saved.pending.clone().map(Trial::of));
         let before = saved.epochs.clone();
         let tokens = saved.tokens.iter().map(|token| (token.id, token.clone())).collect();
         let published = Arc::new(Published::new(restore(identity, saved)?));
@@ -134,8 +121,12 @@ impl Mesh {
             dealt: Dealt::default(),
             twins: Twins::default(),
             began: time::now(),
+            staff,
+            revisions: Mutex::new(revisions),
+            trial,
         };
         mesh.look_for_absent();
+        mesh.remember_trial();
         // Where nothing can be written, nothing new happens: it is the epoch before, still.
         if mesh.commit(&begun).is_err() {
             mesh.epochs = before;
@@ -199,11 +190,16 @@ impl Mesh {
     }
 
     /// A host is removed; none if there is no such host.
-    pub(crate) fn remove_host(&self, host: &str) -> Result<Option<Revision>, RemoveError> {
+    pub(crate) fn remove_host(
+        &self,
+        host: &str,
+        deed: &Deed,
+    ) -> Result<Option<Revision>, RemoveError> {
         let tokens = self.tokens();
         let Some(next) = self.now().state.remove(host)? else { return Ok(None) };
         let revision = next.revision;
-        self.move_to(&tokens, next, &[])?;
+        let also = self.done(&tokens, deed, &format!("revision {revision}"));
+        self.move_to(&tokens, next, &also)?;
         self.agents.forget(host);
         debug!(host, %revision, "a host was removed");
         Ok(Some(revision))
@@ -229,55 +225,21 @@ impl Mesh {
         Ok(true)
     }
 
-    /// Applies a topology, or only says what that would do.
-    pub(crate) fn apply(
-        &self,
-        files: Vec<SourceFile>,
-        topology: Topology,
-        terms: &Terms,
-    ) -> Result<Applied, ApplyError> {
-        let tokens = self.tokens();
-        let now = self.now();
-        let before = now.state.clone();
-        let revision = before.revision;
-        let files: Arc<[SourceFile]> = files.into();
-        if *before.topology == topology {
-            if before.files != files && !terms.dry_run {
-                self.move_to(&tokens, before.rewrite(files), &[])?;
-            }
-            if !terms.dry_run {
-                self.is_told_anew();
-            }
-            let (affected, consequences) = Default::default();
-            return Ok(Applied { revision, before, affected, unchanged: true, consequences });
-        }
-        let next = before.apply(files, topology, time::now()).map_err(ApplyError::Contradicts)?;
-        let world = World::new(&next);
-        let affected = now.world.affected(&world);
-        let consequences = Consequences::of(&before, &next);
-        let held = !consequences.asks.is_empty() && !terms.yes;
-        if terms.dry_run || held {
-            return Ok(Applied { revision, before, affected, unchanged: false, consequences });
-        }
-        let revision = next.revision;
-        self.publish(&tokens, Published { state: next, world: Arc::new(world) }, &[])?;
-        self.is_told_anew();
-        self.rollouts().insert(revision, affected.clone());
-        debug!(%revision, affected = affected.len(), "a topology was applied");
-        Ok(Applied { revision, before, affected, unchanged: false, consequences })
-    }
-
     /// A rollout reaches another phase; false if it isn't in the one that this was decided in.
     pub(crate) fn deliver(
         &self,
         name: &Name,
         decided_in: &Phase,
         then: Phase,
+        by: Option<&Deed>,
     ) -> Result<bool, StoreError> {
         let tokens = self.tokens();
+        let phase = then.name();
         let next = self.now().state.deliver(name, decided_in, then, time::now());
         let Some(next) = next else { return Ok(false) };
-        self.move_to(&tokens, next, &[])?;
+        let result = format!("{phase}, revision {}", next.revision);
+        let also = by.map_or_else(Vec::new, |deed| self.done(&tokens, deed, &result));
+        self.move_to(&tokens, next, &also)?;
         Ok(true)
     }
 
@@ -290,13 +252,14 @@ impl Mesh {
         })
     }
 
-    pub(crate) fn add_token(&self, token: TokenRecord) -> Result<(), StoreError> {
+    pub(crate) fn add_token(&self, token: TokenRecord, deed: &Deed) -> Result<(), StoreError> {
         let mut tokens = self.tokens();
         let now = time::now();
         let old: Vec<TokenId> =
             tokens.values().filter(|old| old.is_forgettable(now)).map(|old| old.id).collect();
         let mut changes: Vec<Change> = old.iter().copied().map(Change::TokenGone).collect();
         changes.push(Change::Token(token.clone()));
+        changes.extend(self.done(&tokens, deed, &format!("token {}", token.id)));
         self.commit(&changes)?;
         tokens.retain(|id, _| !old.contains(id));
         tokens.insert(token.id, token);
@@ -304,12 +267,14 @@ impl Mesh {
     }
 
     /// Withdraws a token; false if there is none of this id.
-    pub(crate) fn revoke_token(&self, id: TokenId) -> Result<bool, StoreError> {
+    pub(crate) fn revoke_token(&self, id: TokenId, deed: &Deed) -> Result<bool, StoreError> {
         let mut tokens = self.tokens();
-        let Some(token) = tokens.get_mut(&id) else { return Ok(false) };
+        let Some(token) = tokens.get(&id) else { return Ok(false) };
         let revoked = TokenRecord { revoked: true, ..token.clone() };
-        self.commit(&[Change::Token(revoked.clone())])?;
-        *token = revoked;
+        let mut changes = vec![Change::Token(revoked.clone())];
+        changes.extend(self.done(&tokens, deed, "done"));
+        self.commit(&changes)?;
+        tokens.insert(id, revoked);
         Ok(true)
     }
 
@@ -389,7 +354,12 @@ impl Mesh {
     }
 
     /// Makes a state durable, then shows it. The lock is the proof that nobody else does so.
-    fn publish(&self, _: &Tokens<'_>, next: Published, also: &[Change]) -> Result<(), StoreError> {
+    pub(crate) fn publish(
+        &self,
+        _: &Tokens<'_>,
+        next: Published,
+        also: &[Change],
+    ) -> Result<(), StoreError> {
         let mut changes = changes_between(Some(&self.now().state), &next.state);
         changes.extend_from_slice(also);
         self.commit(&changes)?;
@@ -414,12 +384,12 @@ impl Mesh {
         self.diverged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn rollouts(&self) -> MutexGuard<'_, Rollouts> {
+    pub(crate) fn rollouts(&self) -> MutexGuard<'_, Rollouts> {
         self.rollouts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn until(time: Option<Instant>) {
+pub(crate) async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
@@ -447,12 +417,6 @@ pub(crate) enum RemoveError {
     Allocation(#[from] AllocationError),
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-impl From<StoreError> for ApplyError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
 }
 
 impl Published {

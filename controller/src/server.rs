@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use isthmus_proto::v1::admin_server::AdminServer;
+use isthmus_proto::v1::credentials_server::CredentialsServer;
 use isthmus_proto::v1::join_server::JoinServer;
 use isthmus_proto::v1::sync_server::SyncServer;
 use sd_notify::NotifyState;
@@ -21,7 +22,8 @@ use tracing::{error, info, warn};
 
 use crate::admin::Admin;
 use crate::authority::Authority;
-use crate::caller::{hosts_only, operators_only};
+use crate::caller::hosts_only;
+use crate::credentials::{Credentials, LateOperators};
 use crate::delivery;
 use crate::health::notify;
 use crate::join::Join;
@@ -29,6 +31,7 @@ use crate::limits::Failures;
 use crate::listener;
 use crate::mesh::Mesh;
 use crate::mesh_file::MeshFile;
+use crate::operators::OperatorsOnly;
 use crate::settings::Settings;
 use crate::shares;
 use crate::store::Redb;
@@ -60,7 +63,7 @@ pub async fn serve(
     listener: TcpListener,
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
-    let Settings { state_dir, certificate_lifetime, .. } = settings;
+    let Settings { state_dir, certificate_lifetime, operator_lifetime, .. } = settings;
     let mesh_file = MeshFile::read(&state_dir)?;
     let identity = mesh_file.identity()?;
     let authority = Arc::new(Authority::load(&state_dir, &identity.trust_domain)?);
@@ -81,6 +84,7 @@ pub async fn serve(
         tokio::spawn(Arc::clone(&mesh).follow_relocations()),
         tokio::spawn(Arc::clone(&mesh).follow_store()),
         tokio::spawn(Arc::clone(&mesh).follow_leaving()),
+        tokio::spawn(Arc::clone(&mesh).follow_trials()),
         tokio::spawn(delivery::follow(Arc::clone(&mesh))),
         tokio::spawn(shares::follow(Arc::clone(&mesh))),
         tokio::spawn(twins::follow(Arc::clone(&mesh))),
@@ -102,10 +106,12 @@ pub async fn serve(
         },
         Admin {
             mesh: Arc::clone(&mesh),
-            authority,
+            authority: Arc::clone(&authority),
             addresses: mesh_file.addresses,
+            operator_lifetime,
             stopping: stops.clone(),
         },
+        Credentials { mesh: Arc::clone(&mesh), authority, lifetime: operator_lifetime },
     );
     let mut until = stops.clone();
     let mut serving = tokio::spawn(
@@ -128,10 +134,12 @@ pub async fn serve(
     Ok(())
 }
 
-fn router(join: Join, sync: Sync, admin: Admin) -> Router {
+fn router(join: Join, sync: Sync, admin: Admin, credentials: Credentials) -> Router {
+    let mesh = Arc::clone(&admin.mesh);
     let join = JoinServer::new(join).max_decoding_message_size(JOIN_BYTES);
     let sync = SyncServer::new(sync).max_decoding_message_size(SYNC_BYTES);
     let admin = AdminServer::new(admin).max_decoding_message_size(ADMIN_BYTES);
+    let credentials = CredentialsServer::new(credentials).max_decoding_message_size(JOIN_BYTES);
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -139,7 +147,8 @@ fn router(join: Join, sync: Sync, admin: Admin) -> Router {
         .http2_max_header_list_size(HEADER_BYTES)
         .add_service(join)
         .add_service(InterceptedService::new(sync, hosts_only))
-        .add_service(InterceptedService::new(admin, operators_only))
+        .add_service(InterceptedService::new(admin, OperatorsOnly(Arc::clone(&mesh))))
+        .add_service(InterceptedService::new(credentials, LateOperators(mesh)))
 }
 
 /// The server's certificate is good for much longer than a day, so a failure has time to be noticed.

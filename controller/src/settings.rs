@@ -13,6 +13,8 @@ pub(crate) const DEFAULT_FILE: &str = "/etc/isthmus/controller.toml";
 pub(crate) const DEFAULT_STATE: &str = "/var/lib/isthmus/controller";
 pub(crate) const DEFAULT_PORT: u16 = 7443;
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3_600);
+/// A working day; `agentctl` renews at half of it, and also later.
+pub(crate) const OPERATOR_LIFETIME: Duration = Duration::from_secs(8 * 3_600);
 const MIN_LIFETIME: Duration = Duration::from_secs(2);
 
 /// How to run.
@@ -24,6 +26,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// How long hosts' certificates are good for.
     pub certificate_lifetime: Duration,
+    /// How long operators' certificates are good for.
+    pub operator_lifetime: Duration,
     /// Which events to log: a level, or levels by crate and module (`tracing_subscriber`'s `Targets`).
     pub log: String,
     /// How to write them.
@@ -48,6 +52,7 @@ struct File {
     state_dir: Option<PathBuf>,
     listen: Option<SocketAddr>,
     certificate_lifetime: Option<String>,
+    operator_lifetime: Option<String>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -60,6 +65,7 @@ impl Settings {
             state_dir,
             listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, DEFAULT_PORT)),
             certificate_lifetime: DEFAULT_LIFETIME,
+            operator_lifetime: OPERATOR_LIFETIME,
             log: "info".to_owned(),
             log_format: LogFormat::default(),
         }
@@ -82,7 +88,10 @@ impl Settings {
         settings.log = file.log.unwrap_or(settings.log);
         settings.log_format = file.log_format.unwrap_or_default();
         if let Some(text) = file.certificate_lifetime {
-            settings.certificate_lifetime = lifetime(&text)?;
+            settings.certificate_lifetime = lifetime("certificate_lifetime", &text)?;
+        }
+        if let Some(text) = file.operator_lifetime {
+            settings.operator_lifetime = lifetime("operator_lifetime", &text)?;
         }
         Ok(settings)
     }
@@ -93,13 +102,11 @@ fn read_file(path: &Path) -> Result<File> {
     toml::from_str(&text).with_context(|| format!("Failed to read the settings {}", path.display()))
 }
 
-fn lifetime(text: &str) -> Result<Duration> {
-    let lifetime = time::parse_duration(text)
-        .map_err(|error| anyhow::anyhow!("`certificate_lifetime`: {error}"))?;
+fn lifetime(key: &str, text: &str) -> Result<Duration> {
+    let lifetime =
+        time::parse_duration(text).map_err(|error| anyhow::anyhow!("`{key}`: {error}"))?;
     if lifetime < MIN_LIFETIME {
-        bail!(
-            "`certificate_lifetime` {text:?} is too short: agents renew at half of it; give at least 2s"
-        );
+        bail!("`{key}` {text:?} is too short: it is renewed at half of it; give at least 2s");
     }
     Ok(lifetime)
 }
@@ -134,6 +141,7 @@ mod tests {
         let settings = read("").unwrap();
         assert_eq!(settings.listen.port(), DEFAULT_PORT);
         assert_eq!(settings.certificate_lifetime, DEFAULT_LIFETIME);
+        assert_eq!(settings.operator_lifetime, OPERATOR_LIFETIME);
         let settings = read("certificate_lifetime = '8s'\nlog_format = 'json'").unwrap();
         assert_eq!(settings.certificate_lifetime, Duration::from_secs(8));
         assert_eq!(settings.log_format, LogFormat::Json);
@@ -150,5 +158,7 @@ mod tests {
     fn what_no_setting_is_is_an_error() {
         assert!(format!("{:#}", read("lisen = 'x'").unwrap_err()).contains("lisen"));
         assert!(read("certificate_lifetime = '1s'").is_err());
+        let said = format!("{:#}", read("operator_lifetime = '1s'").unwrap_err());
+        assert!(said.contains("operator_lifetime"), "{said}");
     }
 }

@@ -59,6 +59,21 @@ impl NewToken {
     }
 }
 
+/// In words, for the audit log.
+pub(crate) fn what(request: &v1::CreateTokenRequest) -> String {
+    let v1::CreateTokenRequest { lifetime_seconds: _, uses, labels, host } = request;
+    let mut what = match &**host {
+        "" => format!("create a join token for any host, {} uses", (*uses).max(1)),
+        host => format!("create a join token for host {host}"),
+    };
+    if !labels.is_empty() {
+        let labels: Vec<String> =
+            labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        what.push_str(&format!(", labels {}", labels.join(" ")));
+    }
+    what
+}
+
 fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Status> {
     if labels.len() > MOST_LABELS {
         return Err(Status::invalid_argument(format!("A host has at most {MOST_LABELS} labels.")));

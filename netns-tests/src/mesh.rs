@@ -24,6 +24,8 @@ pub struct MeshOptions {
     pub ipv6_underlay: bool,
     /// How long certificates live, as the controller's settings write it.
     pub certificate_lifetime: Option<&'static str>,
+    /// Of operators' certificates, but for the first one's.
+    pub operator_lifetime: Option<&'static str>,
     /// Lines at the start of each agent's settings.
     pub settings: &'static str,
     /// The processor that agents are bound to, if to any.
@@ -38,6 +40,7 @@ impl Default for MeshOptions {
             mtu: 1500,
             ipv6_underlay: false,
             certificate_lifetime: None,
+            operator_lifetime: None,
             settings: "",
             processor: None,
             small_disks: false,
@@ -177,12 +180,17 @@ impl Mesh {
     pub fn spawn_controller(&mut self) {
         let mut run = self.controller_node.command(binary("isthmus-controller"));
         run.arg("run").arg("--state-dir").arg(self.controller_state());
-        if let Some(lifetime) = self.options.certificate_lifetime {
-            let settings = self.controller_node.folder().join("controller.toml");
-            std::fs::write(&settings, format!("certificate_lifetime = \"{lifetime}\"\n"))
-                .expect("the lab's folder can be written");
-            run.arg("--settings").arg(settings);
-        }
+        let MeshOptions { certificate_lifetime, operator_lifetime, .. } = self.options;
+        let lifetimes = [
+            ("certificate_lifetime", certificate_lifetime),
+            ("operator_lifetime", operator_lifetime),
+        ];
+        let line =
+            |(key, lifetime): (&str, Option<&str>)| Some(format!("{key} = {:?}\n", lifetime?));
+        let text: String = lifetimes.into_iter().filter_map(line).collect();
+        let settings = self.controller_node.folder().join("controller.toml");
+        std::fs::write(&settings, text).expect("the lab's folder can be written");
+        run.arg("--settings").arg(settings);
         self.controller = Some(self.controller_node.spawn("controller", run));
     }
 
@@ -267,10 +275,10 @@ impl Mesh {
         created["token"].as_str().expect("`token create` gives a token").to_owned()
     }
 
-    /// Joins a host and waits until its data plane is up; tells how long that took.
+    /// Joins a host by a token of its own and waits until its data plane is up; tells how long that took.
     #[must_use]
     pub fn join(&self, name: &str) -> Joined {
-        let token = self.token(&[]);
+        let token = self.token(&["--host", name]);
         let started = Instant::now();
         let output = self.host(name).join(&token, name);
         Joined { took: started.elapsed(), output }

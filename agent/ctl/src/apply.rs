@@ -1,16 +1,19 @@
 //! `agentctl apply`: files become the running revision.
 
-use std::time::Instant;
+use std::future::Future;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use isthmus_model::Code;
 use isthmus_model::topology::SourceFile;
 use isthmus_proto::v1;
 use isthmus_proto::v1::change::Kind;
 use serde_json::{Value, json};
+use tonic::{Response, Status};
 
-use crate::cli::{Apply, Format};
+use crate::cli::{Apply, Format, How};
 use crate::diagnostics;
-use crate::errors::Exit;
+use crate::errors::{Exit, Failure};
 use crate::output::{self, Tone, clean, paint};
 use crate::problems;
 use crate::rollout::{self, Progress};
@@ -18,7 +21,10 @@ use crate::sources;
 use crate::status::read_mesh;
 use crate::transport::{Session, ask_controller};
 use crate::validate::{Checked, check};
-use crate::words::{self, count};
+use crate::words::{self, count, relative, timestamp};
+
+/// How long an apply that was interrupted may still take to be answered.
+const LAST_WORD: Duration = Duration::from_secs(3);
 
 pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> {
     let files = sources::read(&arguments.files.file)?;
@@ -28,42 +34,55 @@ pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> 
         return broken(session, &checked, &files);
     }
     checked.warn(session, &files);
+    submit(session, &files, &arguments.how).await
+}
+
+/// Makes files the topology, and waits for the agents.
+pub(crate) async fn submit(session: &Session, files: &[SourceFile], how: &How) -> Result<Exit> {
     let mut admin = session.controller().await?;
     let started = Instant::now();
     let request = v1::ApplyRequest {
-        files: sources::to_messages(&files),
-        dry_run: arguments.dry_run,
-        despite_clashes: arguments.despite_clashes,
-        yes: arguments.yes,
+        files: sources::to_messages(files),
+        dry_run: how.dry_run,
+        despite_clashes: how.despite_clashes,
+        yes: how.yes,
+        if_revision: how.if_revision,
+        note: how.note.clone().unwrap_or_default(),
+        confirm_within_seconds: how.confirm_within.map_or(0, |within| within.as_secs()),
     };
-    let mut response = ask_controller(admin.apply(request.clone())).await?;
+    let mut response = answered(admin.apply(request.clone())).await?;
     if is_held(&request, &response) {
-        if !is_meant(session, &response)? {
+        if !is_meant(session, &response).await? {
             return Ok(Exit::Negative);
         }
-        let request = v1::ApplyRequest { yes: true, ..request };
-        response = ask_controller(admin.apply(request)).await?;
+        // What was shown is what is done.
+        let if_revision = Some(response.revision);
+        let request = v1::ApplyRequest { yes: true, if_revision, ..request };
+        response = answered(admin.apply(request)).await?;
     }
     if is_refused(&response) {
-        return refused(session, &response, &files);
+        return refused(session, &response, files);
     }
     if session.output == Format::Text {
         output::say(&differences(&response))?;
-        if arguments.dry_run {
+        if how.dry_run {
             output::say(&dry_run(&response))?;
         }
     }
-    let progress = if arguments.dry_run || response.unchanged {
+    let progress = if how.dry_run || response.unchanged {
         None
     } else {
         let revision = response.revision;
-        Some(rollout::wait(&mut admin, revision, started, arguments.timeout).await?)
+        Some(rollout::wait(&mut admin, revision, started, how.timeout).await?)
     };
-    let status = if arguments.dry_run { None } else { Some(read_mesh(session).await?) };
+    let status = if how.dry_run { None } else { Some(read_mesh(session).await?) };
     // What is wrong with the mesh whatever this revision says.
     let mut standing = status.as_ref().map(problems::of_mesh).unwrap_or_default();
-    standing
-        .retain(|(host, problem)| !progress.as_ref().is_some_and(|it| it.tells_of(host, problem)));
+    standing.retain(|(host, problem)| {
+        let told = progress.as_ref().is_some_and(|it| it.tells_of(host, problem));
+        // What is on trial is told beside it.
+        !told && problem.code != Code::Unconfirmed.name()
+    });
     match session.output {
         Format::Json => {
             let mut value = json(&response, progress.as_ref());
@@ -72,10 +91,42 @@ pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> 
         }
         Format::Text => {
             output::say(&progress.as_ref().map(Progress::text).unwrap_or_default())?;
+            output::say(&trial(&response, how, words::now()))?;
             output::say(&standing_text(standing))?;
         }
     }
     Ok(progress.map_or(Exit::Success, |progress| progress.exit()))
+}
+
+/// What the controller makes of it. Whoever presses Ctrl-C still hears whether it was done.
+async fn answered(
+    call: impl Future<Output = Result<Response<v1::ApplyResponse>, Status>>,
+) -> Result<v1::ApplyResponse> {
+    let call = ask_controller(call);
+    tokio::pin!(call);
+    tokio::select! {
+        response = &mut call => return response,
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    match tokio::time::timeout(LAST_WORD, call).await {
+        Ok(response) => response,
+        Err(_) => Err(Failure::Unreachable(
+            "Interrupted before the controller answered: `agentctl topology history` says whether it was applied"
+                .to_owned(),
+        )
+        .into()),
+    }
+}
+
+/// When it is undone.
+fn trial(response: &v1::ApplyResponse, how: &How, now: i64) -> String {
+    let Some(at) = timestamp(response.undone_at) else {
+        let in_vain = how.confirm_within.is_some() && !how.dry_run && !response.unchanged;
+        let older = "the controller is too old for --confirm-within: nothing will be undone";
+        return if in_vain { paint(older, Tone::Bad) } else { String::new() };
+    };
+    let when = format!("on trial: it is undone {} ({at})", relative(response.undone_at, now));
+    format!("{} unless `agentctl confirm` comes\n", paint(&when, Tone::Warn))
 }
 
 fn standing_text(standing: Vec<(&str, &v1::Problem)>) -> String {
@@ -115,15 +166,11 @@ fn is_held(request: &v1::ApplyRequest, response: &v1::ApplyResponse) -> bool {
 }
 
 /// Whether an operator wants what the controller has questions about.
-fn is_meant(session: &Session, response: &v1::ApplyResponse) -> Result<bool> {
+async fn is_meant(session: &Session, response: &v1::ApplyResponse) -> Result<bool> {
     let asks = bullets("this has to be asked:", Tone::Warn, &response.asks);
     if output::is_interactive() {
         output::complain(&format!("{}{asks}", differences(response)));
-        let yes = output::confirm("Apply it?")?;
-        if !yes {
-            output::complain("nothing was changed");
-        }
-        return Ok(yes);
+        return output::confirm("Apply it?", "nothing was changed").await;
     }
     if session.output == Format::Json {
         // What is asked stands in `asks`.
@@ -228,6 +275,7 @@ fn json(response: &v1::ApplyResponse, progress: Option<&Progress>) -> Value {
         "affected": response.affected,
         "notes": response.notes,
         "asks": response.asks,
+        "undone_at": timestamp(response.undone_at),
         "rollout": progress.map(Progress::json),
     })
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use isthmus_model::{Layer4, Name};
 
+use crate::operator::Operator;
+use crate::topology::Topology;
 use crate::words;
 
 const EXIT_CODES: &str = "\
@@ -23,7 +25,7 @@ Examples:
 
 /// Operates an Isthmus mesh, and tells what the agent of this host is doing.
 ///
-/// Commands that concern the whole mesh (apply, host, service, device, token, rollout) need an operator's
+/// Commands that concern the whole mesh (apply, topology, host, service, device, token, rollout, operator) need an operator's
 /// credentials. Those that concern this host (join, peers, flows, routes, stat, tap, ping) ask its agent. `status`,
 /// `whois` and `explain` work either way.
 #[derive(Debug, Parser)]
@@ -82,6 +84,38 @@ pub(crate) enum Command {
         after_help = "Examples:\n  agentctl apply -f mesh.toml --dry-run\n  agentctl apply -f /etc/isthmus/topology.d"
     )]
     Apply(Apply),
+    /// Keeps what `apply --confirm-within` applied on trial
+    #[command(after_help = "Examples:\n  agentctl confirm\n  agentctl confirm --undo")]
+    Confirm {
+        /// Rather take it back at once
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Shows the topologies that were applied, and goes back to one
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  agentctl topology history\n  agentctl topology get --revision 12 > mesh.toml\n  agentctl topology rollback"
+    )]
+    Topology(Topology),
+    /// Lists, adds and revokes operators
+    ///
+    /// Roles: `view` looks at everything; `apply` also changes the topology and steers rollouts; `admin`
+    /// also lets hosts and operators in, and removes them.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  agentctl operator add bob --role apply --out bob/\n  agentctl operator revoke bob"
+    )]
+    Operator(Operator),
+    /// Shows what operators did, and tried to do
+    #[command(after_help = "Examples:\n  agentctl audit\n  agentctl audit --who bob -o json")]
+    Audit {
+        /// Only of this operator
+        #[arg(long, value_name = "NAME")]
+        who: Option<String>,
+        /// Show at most so many, the latest
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
     /// Checks files and runs their tests, without a controller
     #[command(after_help = "Example:\n  agentctl validate -f mesh.toml")]
     Validate {
@@ -265,6 +299,13 @@ pub(crate) struct Files {
 pub(crate) struct Apply {
     #[command(flatten)]
     pub(crate) files: Files,
+    #[command(flatten)]
+    pub(crate) how: How,
+}
+
+/// How a topology is applied.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct How {
     /// Show what would change, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -274,6 +315,15 @@ pub(crate) struct Apply {
     /// Don't ask, whatever it takes away
     #[arg(long, short)]
     pub(crate) yes: bool,
+    /// Undo it after so long, unless `agentctl confirm` comes: for changes that may lock you out
+    #[arg(long, value_name = "DURATION", value_parser = words::parse_duration)]
+    pub(crate) confirm_within: Option<Duration>,
+    /// Only if nobody has applied anything since this revision
+    #[arg(long, value_name = "N")]
+    pub(crate) if_revision: Option<u64>,
+    /// A line for `agentctl topology history`
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) note: Option<String>,
     /// Wait so long for the agents
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = words::parse_duration)]
     pub(crate) timeout: Duration,
@@ -409,7 +459,8 @@ pub(crate) struct CreateToken {
     /// A label that it grants; repeatable
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// The only host name that it is good for; a member of that name that has lost its state joins
+    /// The only host name that it is good for. A name that the topology puts services or devices on
+    /// needs such a token. A member of that name that has lost its state joins
     /// anew with it, under the same number and addresses
     #[arg(long, value_name = "NAME")]
     pub(crate) host: Option<Name>,

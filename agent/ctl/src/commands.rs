@@ -12,8 +12,8 @@ use crate::errors::{self, Exit, is_broken_pipe};
 use crate::output::{self, Tone, clean, paint};
 use crate::transport::{Session, Whom};
 use crate::{
-    apply, delivery, explain, flows, inventory, join, ping, reference, routes, schema, stat,
-    status, tap, token, validate, wait, whois,
+    apply, delivery, explain, flows, inventory, join, operator, ping, reference, routes, schema, stat,
+    status, tap, token, topology, validate, wait, whois,
 };
 
 /// The program.
@@ -49,6 +49,10 @@ fn on_line(matches: &ArgMatches) -> Vec<Whom> {
 async fn run(session: &Session, command: Command) -> Result<Exit> {
     match command {
         Command::Apply(arguments) => apply::apply(session, &arguments).await,
+        Command::Confirm { undo } => topology::confirm(session, undo).await,
+        Command::Topology(command) => topology::topology(session, command).await,
+        Command::Operator(command) => operator::operator(session, command).await,
+        Command::Audit { who, limit } => operator::audit(session, who, limit).await,
         Command::Validate { files } => validate::validate(session, &files),
         Command::Status { mesh, agent, check } => {
             let is_well = status::status(session, mesh, agent).await?;

@@ -47,7 +47,7 @@ pub(crate) async fn host(session: &Session, command: &Host) -> Result<Exit> {
 
 async fn remove(session: &Session, name: &Name, yes: bool) -> Result<Exit> {
     let losses = losses(&read_mesh(session).await?, name)?;
-    if !yes && !is_meant(name, &losses)? {
+    if !yes && !is_meant(name, &losses).await? {
         return Ok(Exit::Negative);
     }
     let mut admin = session.controller().await?;
@@ -85,18 +85,14 @@ fn losses(status: &v1::MeshStatus, name: &Name) -> Result<Vec<String>> {
     Ok(services.chain(devices).collect())
 }
 
-fn is_meant(name: &Name, losses: &[String]) -> Result<bool> {
+async fn is_meant(name: &Name, losses: &[String]) -> Result<bool> {
     let shown = paint(name.as_str(), Tone::Strong);
     let lost: String = losses.iter().map(|loss| format!("  {loss}\n")).collect();
     if output::is_interactive() {
         let question = format!(
             "{lost}Remove host {shown}? Its tunnels are cut at once, and it needs a new token to come back."
         );
-        let yes = output::confirm(&question)?;
-        if !yes {
-            output::complain("nothing was removed");
-        }
-        return Ok(yes);
+        return output::confirm(&question, "nothing was removed").await;
     }
     let refused = paint("refused:", Tone::Bad);
     output::complain(&format!(

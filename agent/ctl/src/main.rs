@@ -25,6 +25,7 @@ mod flows;
 mod inventory;
 mod join;
 mod mesh_view;
+mod operator;
 mod output;
 mod ping;
 mod problems;
@@ -39,6 +40,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod token;
+mod topology;
 mod transport;
 mod validate;
 mod wait;

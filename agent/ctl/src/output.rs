@@ -11,6 +11,7 @@ use comfy_table::{Attribute, Cell, Color, Row, Table, presets};
 use serde_json::Value;
 
 use crate::cli::Format;
+use crate::errors::Exit;
 
 /// Home, and clear what is below: before what is shown again and again.
 pub(crate) const REDRAW: &str = "\u{1b}[H\u{1b}[J";
@@ -76,13 +77,29 @@ pub(crate) fn is_interactive() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// Asks on standard error; anything but a yes is a no.
-pub(crate) fn confirm(question: &str) -> Result<bool> {
-    let mut err = anstream::stderr().lock();
-    write!(err, "{question} [y/N] ").and_then(|()| err.flush()).context("Failed to ask")?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("Failed to read the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
+/// Asks on standard error; anything but a yes is a no, which is said by `otherwise`. So is Ctrl-C.
+pub(crate) async fn confirm(question: &str, otherwise: &str) -> Result<bool> {
+    {
+        let mut err = anstream::stderr().lock();
+        write!(err, "{question} [y/N] ").and_then(|()| err.flush()).context("Failed to ask")?;
+    }
+    let read = || {
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).map(|_| answer)
+    };
+    let answer = tokio::select! {
+        answer = tokio::task::spawn_blocking(read) => answer?.context("Failed to read the answer")?,
+        _ = tokio::signal::ctrl_c() => {
+            complain(&format!("\n{otherwise}"));
+            // Nothing ends the wait for a line.
+            std::process::exit(Exit::Negative as i32);
+        }
+    };
+    let yes = matches!(answer.trim(), "y" | "Y" | "yes" | "Yes");
+    if !yes {
+        complain(otherwise);
+    }
+    Ok(yes)
 }
 
 /// A text in the colour of its tone.

@@ -23,6 +23,8 @@ pub(crate) struct Progress {
     took: Duration,
     /// How long we were willing to wait.
     patience: Duration,
+    /// Whether somebody pressed Ctrl-C.
+    interrupted: bool,
 }
 
 /// Waits until every connected agent has answered, at most until `patience` is over; the time is
@@ -37,7 +39,15 @@ pub(crate) async fn wait(
     let request = v1::WatchRolloutRequest { revision };
     let mut stream = ask_controller(admin.watch_rollout(request)).await?;
     let mut progress = Progress { patience, ..Progress::default() };
-    while let Ok(message) = timeout_at(deadline, stream.message()).await {
+    loop {
+        let message = tokio::select! {
+            message = timeout_at(deadline, stream.message()) => message,
+            _ = tokio::signal::ctrl_c() => {
+                progress.interrupted = true;
+                break;
+            }
+        };
+        let Ok(message) = message else { break };
         match message {
             Ok(Some(rollout)) => {
                 let done = rollout.complete || rollout.waiting.is_empty();
@@ -59,11 +69,8 @@ impl Progress {
     /// Whether a connected agent refused, is silent, or works by the revision with warnings.
     pub(crate) fn exit(&self) -> Exit {
         let v1::Rollout { refused, waiting, warned, .. } = &self.last;
-        if refused.is_empty() && waiting.is_empty() && warned.is_empty() {
-            Exit::Success
-        } else {
-            Exit::Incomplete
-        }
+        let all = refused.is_empty() && waiting.is_empty() && warned.is_empty();
+        if all && !self.interrupted { Exit::Success } else { Exit::Incomplete }
     }
 
     /// Whether a problem there is told here already: this revision brought it, or was refused.
@@ -82,12 +89,21 @@ impl Progress {
         let connected = accepted.len() + waiting.len() + refused.len();
         let took = rough(self.took);
         let tone = if self.exit() == Exit::Success { Tone::Good } else { Tone::Warn };
-        let mut text = if connected == 0 {
+        let mut text = if connected == 0 && self.interrupted {
+            format!("revision {revision}: no agent has answered yet\n")
+        } else if connected == 0 {
             format!("revision {revision}: no connected agent is concerned\n")
         } else {
             let agents = format!("{} of {} accepted", accepted.len(), count(connected, "agent"));
             format!("revision {revision}: {} in {took}\n", paint(&agents, tone))
         };
+        if self.interrupted {
+            let applied = paint("interrupted, but applied:", Tone::Warn);
+            text.push_str(&format!("  {applied} agents get it without this command, too\n"));
+            if !accepted.is_empty() {
+                text.push_str(&format!("  works at {}\n", clean(&accepted.join(", "))));
+            }
+        }
         for refusal in refused {
             let host = paint(&clean(&refusal.host), Tone::Strong);
             let reason = clean(&refusal.reason);
@@ -101,9 +117,12 @@ impl Progress {
         }
         if !waiting.is_empty() {
             let names = clean(&waiting.join(", "));
-            let patience = rough(self.patience);
             let silent = paint("no answer", Tone::Bad);
-            text.push_str(&format!("  {silent} within {patience} from {names}\n"));
+            let when = match self.interrupted {
+                true => "before the interruption".to_owned(),
+                false => format!("within {}", rough(self.patience)),
+            };
+            text.push_str(&format!("  {silent} {when} from {names}\n"));
         }
         if !disconnected.is_empty() {
             let (verb, pronoun) =
@@ -139,6 +158,7 @@ impl Progress {
             "disconnected": self.last.disconnected,
             "refused": refused,
             "warned": warned,
+            "interrupted": self.interrupted,
             "milliseconds": u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX),
         })
     }
@@ -166,6 +186,7 @@ mod tests {
             },
             took: Duration::from_millis(41),
             patience: Duration::from_secs(10),
+            interrupted: false,
         }
     }
 
@@ -186,6 +207,22 @@ mod tests {
         assert!(plain(&away).contains("1 host is away and will get it when it returns: app-3"));
         assert_eq!(away.exit(), Exit::Success);
         assert_eq!(away.json()["disconnected"][0], "app-3");
+    }
+
+    #[test]
+    fn who_presses_ctrl_c_hears_what_was_made() {
+        let interrupted =
+            Progress { interrupted: true, ..progress(&["a", "b"], &["c"], &["d"], &[]) };
+        assert_eq!(
+            plain(&interrupted),
+            "revision 7: 2 of 3 agents accepted in 41 ms\n  \
+             interrupted, but applied: agents get it without this command, too\n  works at a, b\n  \
+             no answer before the interruption from c\n  \
+             1 host is away and will get it when it returns: d\n"
+        );
+        let early = Progress { interrupted: true, ..progress(&[], &[], &[], &[]) };
+        assert!(plain(&early).starts_with("revision 7: no agent has answered yet\n"));
+        assert_eq!((early.exit(), &early.json()["interrupted"]), (Exit::Incomplete, &true.into()));
     }
 
     #[test]

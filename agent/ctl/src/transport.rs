@@ -5,9 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use hyper_util::rt::TokioIo;
+use isthmus_proto::v1;
 use isthmus_proto::v1::admin_client::AdminClient;
+use isthmus_proto::v1::credentials_client::CredentialsClient;
 use isthmus_proto::v1::local_client::LocalClient;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -15,8 +17,10 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
 use tonic::{Response, Status};
 
 use crate::cli::{Format, Global};
-use crate::credentials::{self, Credentials};
+use crate::credentials::{self, Age, Credentials};
 use crate::errors::{Failure, find_io, refused, root_cause};
+use crate::output::warn;
+use crate::words::{now, timestamp};
 
 const DEFAULT_SOCKET: &str = "/run/isthmus/agent.sock";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -112,35 +116,81 @@ impl Session {
         Ok(LocalClient::new(channel).max_decoding_message_size(MOST_BYTES))
     }
 
-    /// Reaches the controller, as an operator.
-    pub(crate) async fn controller(&self) -> Result<AdminClient<Channel>> {
-        let Some(path) = self.credentials() else {
-            return Err(Failure::Unreachable(
+    /// The operator's credentials.
+    pub(crate) fn operator(&self) -> Result<Credentials> {
+        Credentials::read(&self.operator_file()?)
+    }
+
+    fn operator_file(&self) -> Result<PathBuf> {
+        self.credentials().ok_or_else(|| {
+            Failure::Unreachable(
                 "There are no operator's credentials: name them with --credentials, or put the \
                  folder that `isthmus-controller init` wrote at ~/.config/isthmus/"
                     .to_owned(),
             )
-            .into());
-        };
-        let credentials = Credentials::read(&path)?;
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&credentials.ca))
-            .identity(credentials.identity)
-            .domain_name(&credentials.server_name);
-        let mut problems = Vec::new();
-        for address in &credentials.controllers {
-            match connect(address, tls.clone()).await {
-                Ok(channel) => {
-                    return Ok(AdminClient::new(channel).max_decoding_message_size(MOST_BYTES));
+            .into()
+        })
+    }
+
+    /// Reaches the controller, as an operator. A certificate that is old is renewed in passing.
+    pub(crate) async fn controller(&self) -> Result<AdminClient<Channel>> {
+        let path = self.operator_file()?;
+        let mut credentials = Credentials::read(&path)?;
+        let mut channel = reach(&credentials, &path).await?;
+        match credentials.age(now()) {
+            Age::Young => {}
+            Age::Old => {
+                // There is time for another attempt.
+                let _ = renew(&mut credentials, channel.clone()).await;
+            }
+            Age::Expired(at) => {
+                if let Err(why) = renew(&mut credentials, channel).await {
+                    return Err(expired(at, &why).into());
                 }
-                Err(cause) => problems.push(format!("at {address}: {cause}")),
+                channel = reach(&credentials, &path).await?;
             }
         }
-        let problems = problems.join("; ");
-        let hint = controller_hint(&problems, &path);
-        Err(Failure::Unreachable(format!("Failed to reach the controller {problems}; {hint}"))
-            .into())
+        Ok(AdminClient::new(channel).max_decoding_message_size(MOST_BYTES))
     }
+}
+
+/// One of the controllers that the credentials name.
+async fn reach(credentials: &Credentials, path: &Path) -> Result<Channel> {
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&credentials.ca))
+        .identity(credentials.identity())
+        .domain_name(&credentials.server_name);
+    let mut problems = Vec::new();
+    for address in &credentials.controllers {
+        match connect(address, tls.clone()).await {
+            Ok(channel) => return Ok(channel),
+            Err(cause) => problems.push(format!("at {address}: {cause}")),
+        }
+    }
+    let problems = problems.join("; ");
+    let hint = controller_hint(&problems, path);
+    Err(Failure::Unreachable(format!("Failed to reach the controller {problems}; {hint}")).into())
+}
+
+async fn renew(credentials: &mut Credentials, channel: Channel) -> Result<()> {
+    let request = v1::RenewRequest { certificate_request: credentials.request()? };
+    let mut client = CredentialsClient::new(channel);
+    let renewed = match timeout(CONNECT_TIMEOUT, client.renew(request)).await {
+        Ok(renewed) => renewed.map_err(|status| refused(&status, "the controller"))?.into_inner(),
+        Err(_) => anyhow::bail!("the controller doesn't answer"),
+    };
+    let leaf = renewed.chain.first().context("The controller gave no certificate")?;
+    if let Err(error) = credentials.renew(leaf) {
+        warn(&format!("the operator's certificate was renewed, but can't be kept: {error:#}"));
+    }
+    Ok(())
+}
+
+fn expired(at: i64, why: &anyhow::Error) -> Failure {
+    let at = timestamp(at).unwrap_or_default();
+    Failure::Refused(format!(
+        "These credentials expired at {at} and can't be renewed: {why:#} An administrator makes others by `agentctl operator add`, whoever has the controller's machine by `isthmus-controller operator`"
+    ))
 }
 
 async fn connect(address: &str, tls: ClientTlsConfig) -> Result<Channel, String> {

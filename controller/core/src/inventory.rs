@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use isthmus_model::topology::{HostDecl, Topology};
+use isthmus_model::topology::{HostDecl, Placement, Topology};
 use isthmus_model::{HostId, Name, PublicKey};
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +114,28 @@ pub(crate) fn services_on<'a>(
         .iter()
         .filter(move |(_, declared)| declared.hosts.covers(&member.name, &labels))
         .map(|(service, _)| service)
+}
+
+/// What a host gets by its name, beyond what labels that were granted to it bring.
+pub(crate) fn brought_by(
+    name: &Name,
+    granted: &BTreeMap<String, String>,
+    topology: &Topology,
+) -> Option<String> {
+    let mut labels = granted.clone();
+    if let Some(declared) = topology.hosts.get(name) {
+        labels.extend(declared.labels.clone());
+    }
+    let service = topology.services.iter().find(|(_, declared)| {
+        let by_grant = match &declared.hosts {
+            Placement::Names(_) => false,
+            Placement::Labels(_) => declared.hosts.covers(name, granted),
+        };
+        declared.hosts.covers(name, &labels) && !by_grant
+    });
+    let device = || topology.devices.iter().find(|(_, declared)| declared.via == *name);
+    let service = service.map(|(service, _)| format!("service {:?}", service.as_str()));
+    service.or_else(|| device().map(|(device, _)| format!("device {:?}", device.as_str())))
 }
 
 /// Which devices of a topology have their tunnel's end on a member.

@@ -13,6 +13,7 @@
 #![warn(missing_docs)]
 
 mod allocation;
+mod audit;
 mod consequences;
 pub mod delivery;
 mod delta;
@@ -21,7 +22,10 @@ mod endpoints;
 mod epochs;
 mod inventory;
 mod leaving;
+mod operators;
+mod pending;
 mod pool;
+mod revisions;
 mod rollouts;
 pub mod shares;
 mod state;
@@ -30,12 +34,16 @@ mod tokens;
 mod world;
 
 pub use allocation::{Allocation, AllocationError};
+pub use audit::{Act, Audit};
 pub use consequences::Consequences;
 pub use delta::Delta;
 pub use endpoints::candidates;
 pub use epochs::Epochs;
 pub use inventory::{Inventory, Member, RequestHash};
 pub use leaving::Leaving;
+pub use operators::{Operator, Operators, Role, TooMany, UnknownRole};
+pub use pending::Pending;
+pub use revisions::{AppliedRevision, Revisions};
 pub use rollouts::Rollouts;
 pub use state::{Admission, JoinError, MeshIdentity, Newcomer, State};
 pub use tokens::{TokenRecord, TokenRefusal};

@@ -10,7 +10,7 @@ use isthmus_model::{Exposure, HostId, MeshPrefix, Name, PublicKey, Revision, Tru
 use crate::allocation::{Allocation, AllocationError};
 use crate::delivery::{Delivery, Phase};
 use crate::diagnostic;
-use crate::inventory::{Inventory, Member, RequestHash};
+use crate::inventory::{Inventory, Member, RequestHash, brought_by};
 use crate::leaving::Leaving;
 
 /// Numbers that a lost history may have given, at most: nobody says how many.
@@ -88,6 +88,16 @@ pub enum JoinError {
         "a host named {0:?} is a member already. If this is that host, `agentctl token create --host {0}` makes a token with which it joins anew, under the same number and addresses; if that host is gone for good, `agentctl host remove {0}` makes the name free"
     )]
     NameTaken(Name),
+    /// What the topology says of this name is more than the token grants.
+    #[error(
+        "the topology puts {what} on host {name:?}, which only a token for that name may get: `agentctl token create --host {name}`"
+    )]
+    NameIsPlaced {
+        /// The name.
+        name: Name,
+        /// A service or device.
+        what: String,
+    },
     /// Another member or device has the tunnel key.
     #[error("the tunnel key is {0}'s already; every host needs a key of its own")]
     KeyTaken(String),
@@ -133,6 +143,11 @@ impl State {
         let before = self.inventory.member(newcomer.name.as_str());
         if before.is_some() && !newcomer.is_expected {
             return Err(JoinError::NameTaken(newcomer.name));
+        }
+        if !newcomer.is_expected
+            && let Some(what) = brought_by(&newcomer.name, &newcomer.labels, &self.topology)
+        {
+            return Err(JoinError::NameIsPlaced { name: newcomer.name, what });
         }
         let owner = self.owner_of(newcomer.public_key, &newcomer.name);
         if let Some(owner) = owner {

@@ -7,7 +7,10 @@ mod tables;
 use std::collections::BTreeMap;
 
 use isthmus_controller_core::delivery::Delivery;
-use isthmus_controller_core::{Allocation, Epochs, Leaving, Member, State, TokenRecord};
+use isthmus_controller_core::{
+    Act, Allocation, AppliedRevision, Epochs, Leaving, Member, Operator, Pending, State,
+    TokenRecord,
+};
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::SourceFile;
 use isthmus_model::{Name, Revision};
@@ -51,6 +54,14 @@ pub struct Saved {
     pub leaving: Leaving,
     /// Runs of controllers on this store.
     pub epochs: Epochs,
+    /// Topologies that were applied; the newest one's files are `files`.
+    pub applied: Vec<AppliedRevision>,
+    /// The one that waits to be confirmed.
+    pub pending: Option<Pending>,
+    /// Operators who are written down.
+    pub operators: Vec<Operator>,
+    /// What operators did.
+    pub acts: Vec<Act>,
     /// The mesh that it is of; stores from before this was kept say nothing.
     pub belongs: Option<Belongs>,
 }
@@ -87,6 +98,18 @@ pub enum Change {
     Token(TokenRecord),
     /// A token is forgotten.
     TokenGone(TokenId),
+    /// A topology was applied.
+    Applied(AppliedRevision),
+    /// One that was applied is forgotten.
+    AppliedGone(Revision),
+    /// A revision waits to be confirmed, or none does.
+    Pending(Option<Pending>),
+    /// An operator is new or different.
+    Operator(Operator),
+    /// An operator did something.
+    Act(Act),
+    /// What an operator did is forgotten.
+    ActGone(u64),
     /// A controller begins to run.
     Epochs(Epochs),
     /// The store is of this mesh.

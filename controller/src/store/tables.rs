@@ -2,15 +2,19 @@
 //!
 //! ```text
 //!  meta     "format", "revision", "files", "allocation", "deliveries", "leaving"  JSON
-//!           "epochs", "belongs"                                                  JSON
+//!           "epochs", "belongs", "pending"                                       JSON
 //!           "mark": a number of each commit's own                                JSON
 //!  members  by name                                                              JSON
 //!  tokens   by id                                                                JSON
+//!  applied  by revision; acts by number; operators by name                       JSON
 //! ```
+//!
+//! Versions from before a table was there leave it alone.
 
 use isthmus_controller_core::delivery::Delivery;
+use isthmus_controller_core::{AppliedRevision, Pending};
 use isthmus_model::topology::SourceFile;
-use isthmus_model::{HostId, Revision};
+use isthmus_model::{HostId, Name, Revision};
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
 };
@@ -24,6 +28,9 @@ type Table = TableDefinition<'static, &'static str, &'static [u8]>;
 const META: Table = TableDefinition::new("meta");
 const MEMBERS: Table = TableDefinition::new("members");
 const TOKENS: Table = TableDefinition::new("tokens");
+const APPLIED: Table = TableDefinition::new("applied");
+const ACTS: Table = TableDefinition::new("acts");
+const OPERATORS: Table = TableDefinition::new("operators");
 
 /// The newest format that this program knows.
 pub(super) const FORMAT: u32 = 1;
@@ -47,6 +54,89 @@ struct SavedFile {
     text: String,
 }
 
+impl SavedFile {
+    fn of(file: &SourceFile) -> Self {
+        Self { name: file.name.to_string(), text: file.text.clone() }
+    }
+
+    fn all(files: &[SourceFile]) -> Vec<Self> {
+        files.iter().map(Self::of).collect()
+    }
+
+    fn source(self) -> SourceFile {
+        SourceFile { name: self.name.into(), text: self.text }
+    }
+}
+
+#[derive(Serialize, serde::Deserialize)]
+struct SavedRevision {
+    revision: u64,
+    at: i64,
+    by: String,
+    note: String,
+    files: Vec<SavedFile>,
+}
+
+impl SavedRevision {
+    fn of(one: &AppliedRevision) -> Self {
+        let AppliedRevision { revision, at, by, note, files } = one;
+        let (by, note, files) = (by.clone(), note.clone(), SavedFile::all(files));
+        Self { revision: revision.0, at: *at, by, note, files }
+    }
+
+    fn applied(self) -> AppliedRevision {
+        let Self { revision, at, by, note, files } = self;
+        let files = files.into_iter().map(SavedFile::source).collect();
+        AppliedRevision { revision: Revision(revision), at, by, note, files }
+    }
+}
+
+#[derive(Serialize, serde::Deserialize)]
+struct SavedPending {
+    revision: u64,
+    by: String,
+    deadline: i64,
+    within: u64,
+    files: Vec<SavedFile>,
+    deliveries: Vec<(String, Delivery)>,
+}
+
+impl SavedPending {
+    fn of(pending: &Pending) -> Self {
+        let Pending { revision, by, deadline, within, files, deliveries } = pending;
+        let named = |(name, delivery): (&Name, &Delivery)| (name.to_string(), delivery.clone());
+        Self {
+            revision: revision.0,
+            by: by.clone(),
+            deadline: *deadline,
+            within: *within,
+            files: SavedFile::all(files),
+            deliveries: deliveries.iter().map(named).collect(),
+        }
+    }
+
+    fn pending(self) -> Pending {
+        let Self { revision, by, deadline, within, files, deliveries } = self;
+        Pending {
+            revision: Revision(revision),
+            by,
+            deadline,
+            within,
+            files: files.into_iter().map(SavedFile::source).collect(),
+            deliveries: deliveries.into_iter().filter_map(named).collect(),
+        }
+    }
+}
+
+fn named((name, delivery): (String, Delivery)) -> Option<(Name, Delivery)> {
+    Some((name.parse().ok()?, delivery))
+}
+
+/// Numbers in the order of their texts.
+fn key(number: u64) -> String {
+    format!("{number:020}")
+}
+
 pub(super) fn format(database: &Database) -> Result<u32, redb::Error> {
     Ok(meta(database, "format")?.unwrap_or_default())
 }
@@ -57,22 +147,26 @@ pub(super) fn mark(database: &Database) -> Result<Mark, redb::Error> {
 
 pub(super) fn load(database: &Database) -> Result<Saved, redb::Error> {
     let files: Vec<SavedFile> = meta(database, "files")?.unwrap_or_default();
-    let source = |file: SavedFile| SourceFile { name: file.name.into(), text: file.text };
     let deliveries: Vec<(String, Delivery)> = meta(database, "deliveries")?.unwrap_or_default();
-    let named = |(name, delivery): (String, Delivery)| Some((name.parse().ok()?, delivery));
     let leaving: Vec<(String, u32, i64)> = meta(database, "leaving")?.unwrap_or_default();
     let workload = |(service, host, since): (String, u32, i64)| {
         Some((service.parse().ok()?, HostId(host), since))
     };
+    let applied: Vec<SavedRevision> = all(database, APPLIED)?;
+    let pending: Option<Option<SavedPending>> = meta(database, "pending")?;
     Ok(Saved {
         revision: Revision(meta(database, "revision")?.unwrap_or_default()),
-        files: files.into_iter().map(source).collect(),
+        files: files.into_iter().map(SavedFile::source).collect(),
         allocation: meta(database, "allocation")?.unwrap_or_default(),
         members: all(database, MEMBERS)?,
         tokens: all(database, TOKENS)?,
         deliveries: deliveries.into_iter().filter_map(named).collect(),
         leaving: leaving.into_iter().filter_map(workload).collect(),
         epochs: meta(database, "epochs")?.unwrap_or_default(),
+        applied: applied.into_iter().map(SavedRevision::applied).collect(),
+        pending: pending.flatten().map(SavedPending::pending),
+        operators: all(database, OPERATORS)?,
+        acts: all(database, ACTS)?,
         belongs: meta(database, "belongs")?,
     })
 }
@@ -125,13 +219,17 @@ fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, redb::Error> {
 fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
     match change {
         Change::Revision(revision) => put(transaction, META, "revision", &revision.0),
-        Change::Files(files) => {
-            let saved = |file: &SourceFile| SavedFile {
-                name: file.name.to_string(),
-                text: file.text.clone(),
-            };
-            put(transaction, META, "files", &files.iter().map(saved).collect::<Vec<_>>())
+        Change::Files(files) => put(transaction, META, "files", &SavedFile::all(files)),
+        Change::Applied(one) => {
+            put(transaction, APPLIED, &key(one.revision.0), &SavedRevision::of(one))
         }
+        Change::AppliedGone(revision) => remove(transaction, APPLIED, &key(revision.0)),
+        Change::Pending(pending) => {
+            put(transaction, META, "pending", &pending.as_ref().map(SavedPending::of))
+        }
+        Change::Operator(operator) => put(transaction, OPERATORS, operator.name.as_str(), operator),
+        Change::Act(act) => put(transaction, ACTS, &key(act.number), act),
+        Change::ActGone(number) => remove(transaction, ACTS, &key(*number)),
         Change::Epochs(epochs) => put(transaction, META, "epochs", epochs),
         Change::Belongs(belongs) => put(transaction, META, "belongs", belongs),
         Change::Allocation(allocation) => put(transaction, META, "allocation", allocation),

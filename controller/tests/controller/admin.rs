@@ -65,9 +65,15 @@ async fn nobody_but_an_operator_may_do_anything() {
         admin.revoke_token(any()).await.err(),
         admin.remove_host(v1::RemoveHostRequest { name: "gw-1".to_owned() }).await.err(),
         admin.export_device(any()).await.err(),
+        admin.list_revisions(any()).await.err(),
+        admin.confirm(any()).await.err(),
+        admin.list_operators(any()).await.err(),
+        admin.add_operator(any()).await.err(),
+        admin.revoke_operator(any()).await.err(),
+        admin.read_audit(any()).await.err(),
     ]
     .map(|status| status.map(|status| status.code()));
-    assert_eq!(codes, [Some(Code::PermissionDenied); 8]);
+    assert_eq!(codes, [Some(Code::PermissionDenied); 14]);
     assert_eq!(controller.status().await.hosts.len(), 1);
 }
 

@@ -23,6 +23,19 @@ async fn a_token_lets_a_host_in_and_pins_the_ca() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_with_services_needs_a_token_of_its_own() {
+    let controller = Controller::start().await;
+    controller.apply("[host.web-1]\n[service.web]\nport = 80\nhosts = [\"web-1\"]\n").await;
+    let any_host = controller.token(v1::CreateTokenRequest::default()).await;
+    let refused = controller.join_with(&any_host, "web-1").await.err().unwrap();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("token create --host web-1"), "{}", refused.message());
+    // It wasn't used up by that.
+    controller.join_with(&any_host, "other-1").await.unwrap();
+    controller.join("web-1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bad_token_is_refused_with_the_reason() {
     let controller = Controller::start().await;
     let said = async |token: &Token, name: &str| {

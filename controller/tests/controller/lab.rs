@@ -36,6 +36,8 @@ pub(crate) struct Controller {
     pub(crate) address: SocketAddr,
     folder: TempDir,
     certificate_lifetime: Option<Duration>,
+    /// Of operators who are added or renewed.
+    pub(crate) operator_lifetime: Option<Duration>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -44,7 +46,7 @@ pub(crate) struct Controller {
 #[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) chain: Vec<Vec<u8>>,
-    key: Vec<u8>,
+    pub(crate) key: Vec<u8>,
 }
 
 /// What a joined host has.
@@ -85,8 +87,14 @@ impl Controller {
             addresses: vec![address.to_string()],
         })
         .unwrap();
-        let mut controller =
-            Self { address, folder, certificate_lifetime, stop: None, serving: None };
+        let mut controller = Self {
+            address,
+            folder,
+            certificate_lifetime,
+            operator_lifetime: None,
+            stop: None,
+            serving: None,
+        };
         controller.serve(listener);
         controller
     }
@@ -95,6 +103,9 @@ impl Controller {
         let mut settings = Settings::new(self.state());
         if let Some(lifetime) = self.certificate_lifetime {
             settings.certificate_lifetime = lifetime;
+        }
+        if let Some(lifetime) = self.operator_lifetime {
+            settings.operator_lifetime = lifetime;
         }
         let (stop, stopped) = oneshot::channel::<()>();
         let stopped = async { drop(stopped.await) };
@@ -152,6 +163,28 @@ impl Controller {
         Identity { chain: vec![certificate.to_vec()], key: key.secret_der().to_vec() }
     }
 
+    /// Credentials that the first operator makes for another.
+    pub(crate) async fn add_operator(&self, name: &str, role: &str) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let request = v1::AddOperatorRequest {
+            name: name.to_owned(),
+            role: role.to_owned(),
+            certificate_request: certificate_request(&key),
+        };
+        let added = self.admin().await.add_operator(request).await.unwrap().into_inner();
+        Identity { chain: added.certificate.unwrap().chain, key: key.serialize_der() }
+    }
+
+    pub(crate) async fn admin_as(&self, identity: &Identity) -> AdminClient<Channel> {
+        AdminClient::new(self.channel(Some(identity)).await)
+    }
+
+    /// What operators did, the latest first: who, what, whether it was done.
+    pub(crate) async fn audit(&self) -> Vec<(String, String, bool)> {
+        let audit = self.admin().await.read_audit(any()).await.unwrap().into_inner();
+        audit.acts.into_iter().map(|act| (act.who, act.what, act.done)).collect()
+    }
+
     pub(crate) async fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(self.channel(Some(&self.operator_identity())).await)
     }
@@ -161,9 +194,10 @@ impl Controller {
         created.token.parse().unwrap()
     }
 
-    /// Joins with a fresh token.
+    /// Joins with a fresh token of its own.
     pub(crate) async fn join(&self, name: &str) -> Joined {
-        let token = self.token(v1::CreateTokenRequest::default()).await;
+        let host = name.to_owned();
+        let token = self.token(v1::CreateTokenRequest { host, ..Default::default() }).await;
         self.join_with(&token, name).await.unwrap()
     }
 
@@ -389,7 +423,13 @@ impl Agent {
 /// For agents that hear only when a test lets them: they aren't asked about their routes.
 pub(crate) fn apply_request(text: &str, dry_run: bool) -> v1::ApplyRequest {
     let file = v1::File { name: "mesh.toml".to_owned(), text: text.to_owned() };
-    v1::ApplyRequest { files: vec![file], dry_run, despite_clashes: true, yes: true }
+    v1::ApplyRequest {
+        files: vec![file],
+        dry_run,
+        despite_clashes: true,
+        yes: true,
+        ..v1::ApplyRequest::default()
+    }
 }
 
 /// A join request with fresh keys.

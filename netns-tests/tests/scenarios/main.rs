@@ -16,6 +16,7 @@ mod kernel;
 mod nonsense;
 mod offload;
 mod offload_packets;
+mod operate;
 mod outage;
 mod paths;
 mod plaintext;

@@ -53,7 +53,7 @@ fn offline(arguments: &Explain) -> Result<Result<World, String>> {
 
 async fn from_controller(session: &Session) -> Result<World> {
     let mut admin = session.controller().await?;
-    let running = ask_controller(admin.read_topology(v1::ReadTopologyRequest {})).await?;
+    let running = ask_controller(admin.read_topology(v1::ReadTopologyRequest::default())).await?;
     let files = sources::from_messages(running.files);
     let topology = sources::topology(&files).map_err(|findings| {
         let first = findings.first().map(|found| found.message.clone()).unwrap_or_default();

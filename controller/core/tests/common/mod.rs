@@ -41,13 +41,15 @@ pub fn try_apply(state: &State, text: &str) -> Result<State, Vec<String>> {
         .map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
-/// A host joins with labels.
+/// A host joins with labels, by a token of its own; a member doesn't join anew.
 pub fn join(
     state: &State,
     name: &str,
     labels: &[(&str, &str)],
 ) -> Result<(State, HostId), JoinError> {
-    let Admission { next, id, generation: _ } = state.join(newcomer(state, name, labels))?;
+    let is_expected = state.inventory.member(name).is_none();
+    let newcomer = Newcomer { is_expected, ..newcomer(state, name, labels) };
+    let Admission { next, id, generation: _ } = state.join(newcomer)?;
     Ok((next, id))
 }
 

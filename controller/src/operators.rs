@@ -1,0 +1,307 @@
+//! Who operates the mesh, how far they may, and what they did.
+//!
+//! What an operator does is written down in the transaction that does it, so neither is there without the
+//! other; what was tried in vain is written down after.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use isthmus_controller_core::{Act, Audit, Operator, Operators, Role, TooMany};
+use isthmus_model::Name;
+use isthmus_proto::v1;
+use tokio::sync::watch;
+use tonic::service::Interceptor;
+use tonic::{Request, Status};
+use tracing::{error, info};
+
+use crate::caller::{Caller, in_time, peer};
+use crate::mesh::Mesh;
+use crate::store::{Change, Saved, StoreError};
+use crate::time;
+
+/// Who undoes what nobody confirmed. An operator of this name only shares its lines.
+pub(crate) const CONTROLLER: &str = "controller";
+
+/// What is known of operators.
+#[derive(Debug)]
+pub(crate) struct Staff {
+    /// Whoever serves one for long watches it.
+    operators: watch::Sender<Arc<Operators>>,
+    audit: Mutex<Audit>,
+    /// When each was heard of last in this run, and from where.
+    seen: Mutex<BTreeMap<Name, (i64, IpAddr)>>,
+}
+
+/// An operator whose request is let in; in its extensions.
+#[derive(Clone, Debug)]
+pub(crate) struct Acting {
+    pub(crate) name: Name,
+    pub(crate) role: Role,
+    pub(crate) from: IpAddr,
+    /// When their certificate was issued.
+    issued: i64,
+}
+
+/// Something that an operator wants done.
+#[derive(Clone, Debug)]
+pub(crate) struct Deed {
+    pub(crate) who: String,
+    from: String,
+    what: String,
+}
+
+/// Why an operator isn't added or revoked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OperatorError {
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("nobody of this name is known here")]
+    Unknown,
+}
+
+/// Lets only operators pass whose certificate is worth something. Runs before a request's body is read.
+#[derive(Clone)]
+pub(crate) struct OperatorsOnly(pub(crate) Arc<Mesh>);
+
+impl Interceptor for OperatorsOnly {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let peer = peer(&request)?;
+        match &peer.caller {
+            Caller::Operator { name, issued, .. } => {
+                in_time(&peer.caller)?;
+                let acting = self.0.admit(name, *issued, peer.address.ip())?;
+                request.extensions_mut().insert(acting);
+                Ok(request)
+            }
+            Caller::Host { .. } => {
+                Err(Status::permission_denied("Only operators may call this, not hosts."))
+            }
+            Caller::Anonymous => Err(Status::unauthenticated(
+                "Only operators may call this: give their credentials (operator.toml).",
+            )),
+        }
+    }
+}
+
+impl Staff {
+    pub(crate) fn new(saved: &Saved) -> Self {
+        Self {
+            operators: watch::Sender::new(Arc::new(saved.operators.iter().cloned().collect())),
+            audit: Mutex::new(saved.acts.iter().cloned().collect()),
+            seen: Mutex::default(),
+        }
+    }
+
+    /// All that are written down.
+    pub(crate) fn operators(&self) -> Arc<Operators> {
+        Arc::clone(&self.operators.borrow())
+    }
+
+    /// Watches what becomes of them.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Operators>> {
+        self.operators.subscribe()
+    }
+
+    /// Takes note of what is durable now.
+    pub(crate) fn committed(&self, changes: &[Change]) {
+        for change in changes {
+            if let Change::Act(act) = change {
+                self.audit().insert(act.clone());
+            }
+            if let Change::Operator(operator) = change {
+                self.operators.send_modify(|all| *all = Arc::new(all.with(operator.clone())));
+            }
+        }
+    }
+
+    fn audit(&self) -> MutexGuard<'_, Audit> {
+        self.audit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<Name, (i64, IpAddr)>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Acting {
+    /// Says whether the operator's certificate is still worth something.
+    pub(crate) fn is_good(&self, operators: &Operators) -> bool {
+        operators.role(&self.name, self.issued).is_some()
+    }
+
+    /// Something that the operator wants done.
+    pub(crate) fn wants(&self, what: String) -> Deed {
+        Deed { who: self.name.to_string(), from: self.from.to_string(), what }
+    }
+}
+
+impl Deed {
+    /// What the controller does by itself.
+    pub(crate) fn of_controller(what: String) -> Self {
+        Self { who: CONTROLLER.to_owned(), from: String::new(), what }
+    }
+
+    fn act(&self, done: bool, result: &str) -> Act {
+        Act {
+            number: 0,
+            at: time::now(),
+            who: self.who.clone(),
+            from: self.from.clone(),
+            what: self.what.clone(),
+            done,
+            result: result.to_owned(),
+            times: 1,
+        }
+    }
+}
+
+/// The operator behind a request, if their role is enough for what they want.
+pub(crate) fn permit<T>(request: &Request<T>, needed: Role) -> Result<Acting, Status> {
+    let acting = request.extensions().get::<Acting>().cloned();
+    let acting = acting.ok_or_else(|| Status::internal("The request has no operator."))?;
+    if acting.role >= needed {
+        return Ok(acting);
+    }
+    Err(Status::permission_denied(format!(
+        "Operator {} has the role {}, and this needs {needed}: ask an administrator for `agentctl operator add {} --role {needed}`.",
+        acting.name, acting.role, acting.name
+    )))
+}
+
+impl Mesh {
+    /// An operator comes with a certificate.
+    pub(crate) fn admit(&self, name: &Name, issued: i64, from: IpAddr) -> Result<Acting, Status> {
+        let role = self.staff.operators().role(name, issued).ok_or_else(|| revoked(name))?;
+        self.staff.seen().insert(name.clone(), (time::now(), from));
+        Ok(Acting { name: name.clone(), role, from, issued })
+    }
+
+    /// That something was done, as part of what does it. The lock keeps numbers apart.
+    pub(crate) fn done(
+        &self,
+        _: &crate::mesh::Tokens<'_>,
+        deed: &Deed,
+        result: &str,
+    ) -> Vec<Change> {
+        self.written(deed.act(true, result))
+    }
+
+    fn written(&self, act: Act) -> Vec<Change> {
+        let (act, goes) = self.staff.audit().next(act);
+        std::iter::once(Change::Act(act)).chain(goes.map(Change::ActGone)).collect()
+    }
+
+    /// That something was tried in vain.
+    pub(crate) fn in_vain(&self, deed: &Deed, why: &str) {
+        let _tokens = self.tokens();
+        info!(operator = deed.who, what = deed.what, why, "an operator tried in vain");
+        let changes = self.written(deed.act(false, why));
+        if let Err(error) = self.commit(&changes) {
+            error!(%error, operator = deed.who, what = deed.what, "what was tried isn't written down");
+        }
+    }
+
+    /// Adds an operator, or gives one another role. Returns when a certificate of theirs is to say that it was
+    /// issued.
+    pub(crate) fn add_operator(
+        &self,
+        name: &Name,
+        role: Role,
+        is_new: bool,
+        deed: &Deed,
+    ) -> Result<i64, OperatorError> {
+        let tokens = self.tokens();
+        if !is_new && !self.knows_operator(name) {
+            return Err(OperatorError::Unknown);
+        }
+        let operators = self.staff.operators();
+        let added = operators.add(name, role, &deed.who, time::now())?;
+        let mut changes = vec![Change::Operator(added)];
+        changes.extend(self.done(&tokens, deed, "done"));
+        self.commit(&changes)?;
+        Ok(operators.issue_time(name, time::now()))
+    }
+
+    fn knows_operator(&self, name: &Name) -> bool {
+        self.staff.operators().find(name).is_some()
+            || self.staff.seen().contains_key(name)
+            || self.staff.audit().knows(name.as_str())
+    }
+
+    /// Makes worthless what an operator has. Of somebody who was never heard of only if that is `meant`.
+    pub(crate) fn revoke_operator(
+        &self,
+        name: &Name,
+        is_meant: bool,
+        deed: &Deed,
+    ) -> Result<(), OperatorError> {
+        let tokens = self.tokens();
+        let operators = self.staff.operators();
+        if !is_meant && !self.knows_operator(name) {
+            return Err(OperatorError::Unknown);
+        }
+        let revoked = operators.revoke(name, &deed.who, time::now())?;
+        let mut changes = vec![Change::Operator(revoked)];
+        changes.extend(self.done(&tokens, deed, "done"));
+        self.commit(&changes)?;
+        Ok(())
+    }
+
+    /// All operators that are written down or were heard of.
+    pub(crate) fn list_operators(&self) -> Vec<v1::OperatorInfo> {
+        let operators = self.staff.operators();
+        let seen = self.staff.seen().clone();
+        let mut all: BTreeMap<Name, v1::OperatorInfo> =
+            operators.all().map(|one| (one.name.clone(), info_of(one))).collect();
+        for (name, (at, from)) in seen {
+            let info = all.entry(name.clone()).or_insert_with(|| v1::OperatorInfo {
+                name: name.to_string(),
+                role: Role::Admin.to_string(),
+                ..v1::OperatorInfo::default()
+            });
+            (info.seen, info.seen_from) = (at, from.to_string());
+        }
+        all.into_values().collect()
+    }
+
+    /// What operators did, the latest first.
+    pub(crate) fn acts(&self, who: &str, most: usize) -> Vec<v1::Act> {
+        let audit = self.staff.audit();
+        let acts = audit.latest_first().filter(|act| who.is_empty() || act.who == who);
+        acts.take(most).map(message).collect()
+    }
+}
+
+pub(crate) fn revoked(name: &Name) -> Status {
+    Status::unauthenticated(format!(
+        "Operator {name} was revoked: these credentials are worth nothing any more. An administrator makes others by `agentctl operator add {name}`."
+    ))
+}
+
+fn info_of(operator: &Operator) -> v1::OperatorInfo {
+    v1::OperatorInfo {
+        name: operator.name.to_string(),
+        role: operator.role.to_string(),
+        added: operator.added,
+        added_by: operator.added_by.clone(),
+        revoked: if operator.is_revoked() { operator.void_until } else { 0 },
+        revoked_by: operator.revoked_by.clone(),
+        ..v1::OperatorInfo::default()
+    }
+}
+
+fn message(act: &Act) -> v1::Act {
+    v1::Act {
+        number: act.number,
+        at: act.at,
+        who: act.who.clone(),
+        from: act.from.clone(),
+        what: act.what.clone(),
+        done: act.done,
+        result: act.result.clone(),
+        times: act.times,
+    }
+}
