@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use isthmus_model::Snapshot;
+use isthmus_model::{Code, Problem, Snapshot};
 use isthmus_net::cgroup::Cgroups;
 use isthmus_net::privileges::{self, Capability};
 use isthmus_net::senders::Senders;
@@ -30,6 +30,7 @@ use crate::state_dir::StateDir;
 use crate::status::Shared;
 use crate::sync::resources::Resources;
 use crate::telemetry::{self, otlp};
+use crate::vitals;
 use crate::watchdog;
 
 /// How long callers of the local API may take at the end.
@@ -39,6 +40,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Prepared {
     cgroups: SharedCgroups,
+    /// What it was refused.
+    problems: Vec<Problem>,
     senders: anyhow::Result<Senders>,
 }
 
@@ -47,23 +50,42 @@ pub struct Prepared {
 /// # Errors
 /// When the privileges can't be dropped.
 pub fn prepare() -> anyhow::Result<Prepared> {
-    let cgroups = match Cgroups::open() {
-        Ok(cgroups) => Some(cgroups),
-        Err(error) => {
-            let error = anyhow::Error::new(error);
-            tracing::warn!("services can't be told by systemd unit or cgroup: {error:#}");
-            None
-        }
-    };
+    let mut problems = Vec::new();
+    let cgroups =
+        Cgroups::open().map_err(|error| problems.push(no_cgroups(&anyhow::Error::new(error)))).ok();
     let senders = Senders::load().map_err(anyhow::Error::new);
     let mut missing = privileges::drop_to(&privileges::agent_capabilities())
         .context("Failed to drop privileges")?;
     // Its absence is told where something depends on it (`ports`).
     missing.retain(|it| *it != Capability::CAP_SYS_PTRACE);
     if !missing.is_empty() {
-        tracing::warn!("capabilities are missing: {missing:?}; some things will not work");
+        problems.push(without(&missing));
     }
-    Ok(Prepared { cgroups: Arc::new(Mutex::new(cgroups)), senders })
+    Ok(Prepared { cgroups: Arc::new(Mutex::new(cgroups)), problems, senders })
+}
+
+/// That there is no cgroup v2.
+#[must_use]
+pub fn no_cgroups(error: &anyhow::Error) -> Problem {
+    Problem::new(
+        Code::CgroupsMissing,
+        format!("services can't be told by systemd unit, cgroup or container: {error:#}"),
+        "`mount -t cgroup2 none /sys/fs/cgroup`, or boot with systemd.unified_cgroup_hierarchy=1; then \
+         restart the agent",
+    )
+}
+
+fn without(missing: &[privileges::Capability]) -> Problem {
+    let named: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    let named = named.join(" ");
+    Problem::new(
+        Code::CapabilityMissing,
+        format!("the agent runs without {named}: what needs that doesn't work"),
+        format!(
+            "`systemctl restart isthmus-agent` where its own unit runs it; else add {named} to \
+             AmbientCapabilities and CapabilityBoundingSet"
+        ),
+    )
 }
 
 /// Runs the agent until it is told to stop.
@@ -74,6 +96,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     let disk = Arc::new(StateDir::open(&settings.state_dir)?);
     let identity = disk.identity()?;
     let shared = Shared::new(settings, prepared.cgroups);
+    prepared.problems.into_iter().for_each(|problem| shared.problems.raise(problem));
     match prepared.senders {
         Ok(senders) => drop(shared.senders.set(Arc::new(senders))),
         Err(error) => shared.problems.raise(not_noted(&error)),
@@ -104,6 +127,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     let tidying = tokio::spawn(memory::keep_tidy());
     let watchdog = tokio::spawn(watchdog::keep(Arc::clone(&shared)));
     let tending = tokio::spawn(membership::tend(Arc::clone(&shared), Arc::clone(&disk)));
+    let watching = tokio::spawn(vitals::watch(Arc::clone(&shared), Arc::clone(&disk)));
 
     let living = live(&shared, &disk, identity, &mut stopped, &mut joined);
     tokio::pin!(living);
@@ -127,6 +151,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
         joining.abort();
     }
     tending.abort();
+    watching.abort();
     say_goodbye(local).await;
     ended
 }

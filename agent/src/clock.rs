@@ -68,7 +68,8 @@ impl Clock {
             Err(behind) => (behind.duration(), "behind"),
         };
         let text = format!("this host's clock is {} {how} the controller's", words(by));
-        let remedy = "find out which of the two is wrong, and let it be kept in time (NTP)";
+        let remedy =
+            "`timedatectl set-ntp true` on whichever of the two is wrong (`date -u` on both)";
         (by >= SKEW).then(|| Problem::new(SKEWED, text, remedy))
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_core::State;
-use isthmus_model::{Code, HostId, ServiceId};
+use isthmus_model::{Code, HostId, Problem, ServiceId};
 use isthmus_net::listen::SynTrap;
 use tokio::process::Command;
 use tokio::sync::watch;
@@ -164,6 +164,11 @@ fn nobody(state: &State, v4: bool) -> Option<IpAddr> {
 async fn is_alone(packets: &Handle) -> bool {
     let Ok(sample) = packets.sample().await else { return false };
     !sample.peers.is_empty() && sample.peers.iter().all(|peer| peer_state(peer) != "up")
+}
+
+/// What keeps tunnels out, as far as the rules of this host's firewall say it.
+pub async fn tunnels_kept_out(port: u16) -> Option<Problem> {
+    tunnel_problem(&find_firewall().await, port)
 }
 
 async fn find_firewall() -> Firewall {

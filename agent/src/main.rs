@@ -2,13 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use isthmus_agent::settings::{DEFAULT_PATH, Settings};
-use isthmus_agent::{app, guard, logging};
+use isthmus_agent::{app, doctor, guard, logging};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -38,6 +39,17 @@ enum Command {
         /// Where keys and the last snapshot live, instead of what the settings say.
         #[arg(long, value_name = "DIR")]
         state_dir: Option<PathBuf>,
+        /// The local API's Unix socket, instead of what the settings say.
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+    },
+    /// Look at what would keep the agent from working here, and print it as JSON: for `agentctl check`.
+    ///
+    /// Changes nothing. Works before this host has joined, and whether or not its agent runs.
+    Check {
+        /// The settings file; a missing one at the default place means default settings.
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH, env = "ISTHMUS_AGENT_SETTINGS")]
+        settings: PathBuf,
         /// The local API's Unix socket, instead of what the settings say.
         #[arg(long, value_name = "PATH")]
         socket: Option<PathBuf>,
@@ -85,6 +97,7 @@ fn main() -> ExitCode {
             if lower { lower_guard } else { raise_guard },
         ),
         Command::Man { folder } => return manual(&folder),
+        Command::Check { settings, socket } => return examine(&settings, socket.as_deref()),
     };
     let settings = match settings {
         Ok(settings) => settings,
@@ -105,6 +118,17 @@ fn run(settings: Settings) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(app::run(settings, prepared))
+}
+
+fn examine(settings: &Path, socket: Option<&Path>) -> ExitCode {
+    let runtime = match small_runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error.into(), FAILED),
+    };
+    let report = runtime.block_on(doctor::examine(settings, socket));
+    // Whoever reads it may be gone.
+    let _ = writeln!(std::io::stdout(), "{}", report.json());
+    ExitCode::SUCCESS
 }
 
 fn raise_guard(settings: Settings) -> anyhow::Result<()> {

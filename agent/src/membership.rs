@@ -2,6 +2,7 @@
 //! with a controller for as long as it may.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -352,7 +353,9 @@ impl sync::Member for Membership {
             return Err(reason);
         }
         tracing::info!(revision, "working by a new revision");
-        let not_kept = self.keep(&resources).await.err().map(|error| not_kept(revision, &error));
+        let folder = &self.shared.settings.state_dir;
+        let not_kept =
+            self.keep(&resources).await.err().map(|error| not_kept(folder, revision, &error));
         self.shared.problems.set(NOT_KEPT, not_kept.clone());
         self.shared.problems.set(TOO_NEW, None);
         self.shared.problems.set(FOREIGN, foreign(&resources));
@@ -381,8 +384,8 @@ impl sync::Member for Membership {
     }
 
     async fn clash(&self, prefixes: &[IpNet]) -> String {
-        match network::clash(prefixes, self.plane.device()).await {
-            Ok(clash) => clash.map(|clash| clash.route).unwrap_or_default(),
+        match network::clashes(prefixes, self.plane.device()).await {
+            Ok(clashes) => clashes.iter().map(|it| &*it.route).collect::<Vec<_>>().join("; "),
             Err(error) => {
                 tracing::warn!("couldn't look at this host's routes: {error:#}");
                 String::new()
@@ -399,8 +402,11 @@ impl sync::Member for Membership {
         }
     }
 
+    /// That policy audits the controller says itself, once for all.
     fn problems(&self) -> Vec<v1::Problem> {
-        self.shared.problems.all()
+        let mut problems = self.shared.problems.all();
+        problems.retain(|problem| problem.code != Code::Audit.name());
+        problems
     }
 
     fn shares(&mut self, told: v1::Shares) {
@@ -471,17 +477,32 @@ pub(crate) async fn tend(shared: Arc<Shared>, disk: Arc<StateDir>) {
         let disk = Arc::clone(&disk);
         let Ok(ailments) = tokio::task::spawn_blocking(move || disk.tend()).await else { continue };
         let Ailments { unwritable, unkept } = ailments;
-        shared.problems.set(UNWRITABLE, unwritable.as_ref().map(unwritable_problem));
-        shared.problems.set(NOT_KEPT, unkept.map(|(revision, error)| not_kept(revision, &error)));
+        let folder = &shared.settings.state_dir;
+        let unwritable = unwritable.map(|error| state_not_writable(folder, &error));
+        shared.problems.set(UNWRITABLE, unwritable);
+        let unkept = unkept.map(|(revision, error)| not_kept(folder, revision, &error));
+        shared.problems.set(NOT_KEPT, unkept);
     }
 }
 
-fn unwritable_problem(error: &anyhow::Error) -> Problem {
-    Problem::new(
-        UNWRITABLE,
-        format!("nothing can be kept in the state directory: {error:#}"),
-        "make room in the state directory, or make it writable",
-    )
+/// That nothing can be kept.
+#[must_use]
+pub fn state_not_writable(folder: &Path, error: &anyhow::Error) -> Problem {
+    let text = format!("nothing can be kept in the state directory: {error:#}");
+    let remedy = of_disk(folder, &text);
+    Problem::new(UNWRITABLE, text, remedy)
+}
+
+/// What to do about a disk that doesn't take something, by what it said.
+fn of_disk(folder: &Path, said: &str) -> String {
+    let folder = folder.display();
+    if said.contains("Read-only") {
+        return format!(
+            "`mount -o remount,rw \"$(findmnt -no TARGET -T {folder})\"`, once you know why it is read-only \
+             (`dmesg`)"
+        );
+    }
+    format!("make room there (`df -h {folder}`, `df -i {folder}`), or make it writable")
 }
 
 /// What isn't there for this agent, since it doesn't know such things.
@@ -515,12 +536,10 @@ fn too_new(kept: &v1::SnapshotResources) -> Option<Problem> {
 }
 
 /// The data plane works by the revision already, but a restart would bring the one before it back.
-fn not_kept(revision: u64, error: &anyhow::Error) -> Problem {
-    Problem::new(
-        NOT_KEPT,
-        format!("revision {revision} couldn't be kept on disk: {error:#}"),
-        "make room in the state directory, or make it writable",
-    )
+fn not_kept(folder: &Path, revision: u64, error: &anyhow::Error) -> Problem {
+    let text = format!("revision {revision} couldn't be kept on disk: {error:#}");
+    let remedy = of_disk(folder, &text);
+    Problem::new(NOT_KEPT, text, remedy)
 }
 
 fn traffic_message((route, backend, traffic): (String, String, Traffic)) -> v1::BackendTraffic {

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_model::{Code, Problem};
+use isthmus_net::holders;
+use isthmus_net::sock_diag::Protocol;
 use isthmus_proxy::View;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::dns::resolver::{Paths, Resolver};
 use crate::dns::{self, Config, PORT, Server, Upstream};
+use crate::own_ports::stop;
 use crate::patience::Patience;
 use crate::settings::Settings;
 use crate::status::Shared;
@@ -223,8 +226,9 @@ fn port_taken(listen: SocketAddr, error: &std::io::Error) -> Problem {
         SILENT,
         format!("no mesh DNS on {about}: can't listen on port {port}: {error}"),
         format!(
-            "see who has it by `ss -lnp 'sport = :{port}'` and have it listen on its own addresses \
-             only (dnsmasq: bind-interfaces), or set [dns] listen = false"
+            "{}, or have it listen on its own addresses only (dnsmasq: bind-interfaces), or set [dns] \
+             listen = false",
+            stop(&holders::of_port(Protocol::Udp, port).unwrap_or_default())
         ),
     )
     .about(about.to_string())

@@ -28,12 +28,15 @@ use isthmus_net::sysctl::{self, Family, SysctlError};
 use isthmus_net::tun::Tun;
 use tokio::sync::watch;
 
-pub use keeper::keep;
+pub use keeper::{clash, keep, no_ipv6};
 use wanted::{Found, Lost, Setting, Shape, Wanted, missing};
 pub use wanted::{answers, prefixes};
 
 /// Packets that wait for the data plane while it is busy.
 const QUEUE_PACKETS: u32 = 1_000;
+
+/// Routes that one sentence names.
+const NAMED: usize = 3;
 
 /// What the kernel should do differently on the device.
 const SETTINGS: [Setting; 4] = [
@@ -276,7 +279,8 @@ impl Network {
 
 /// Why the overlay can't have IPv6 here, if it can't. The device's own switch is ours to set; what a
 /// host sends to itself, and a route that makes it answer, need `lo` to have IPv6.
-fn why_no_ipv6(device: &str) -> Option<String> {
+#[must_use]
+pub fn why_no_ipv6(device: &str) -> Option<String> {
     let switch = |interface| sysctl::read(Family::Ipv6, interface, "disable_ipv6");
     match switch("lo") {
         Err(SysctlError::Missing(_)) => return Some("the kernel has none".to_owned()),
@@ -293,30 +297,69 @@ fn why_no_ipv6(device: &str) -> Option<String> {
 }
 
 /// A prefix of the mesh, and a route of the host that leads elsewhere with some of it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the mesh's addresses {prefix} clash with this host's route \"{route}\"; choose another range \
-     in the topology's [mesh] table, or remove the route"
-)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clash {
     pub prefix: IpNet,
     /// As `ip route` prints it.
     pub route: String,
 }
 
-/// The first of the prefixes that clashes, if any does. `device` is the overlay's own.
+impl Clash {
+    /// What takes the route away.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let family = if self.prefix.addr().is_ipv6() { "-6 " } else { "" };
+        format!("ip {family}route del {}", self.route)
+    }
+}
+
+/// Why a host can't work by a mesh of these addresses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the mesh's addresses {prefix} clash with this host's route {routes}; choose another range \
+     in the topology's [mesh] table, or remove it"
+)]
+pub struct Clashes {
+    prefix: IpNet,
+    routes: String,
+}
+
+impl Clashes {
+    /// None where nothing clashes.
+    #[must_use]
+    pub fn of(all: &[Clash]) -> Option<Self> {
+        let first = all.first()?;
+        Some(Self { prefix: first.prefix, routes: routes(all) })
+    }
+}
+
+/// All of them, in words, as far as a person reads them.
+#[must_use]
+pub fn routes(all: &[Clash]) -> String {
+    let named: Vec<String> =
+        all.iter().take(NAMED).map(|clash| format!("\"{}\"", clash.route)).collect();
+    match all.len().saturating_sub(NAMED) {
+        0 => named.join(" and "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+/// All routes that clash with one of the prefixes. `device` is the overlay's own.
 ///
 /// # Errors
 /// When the kernel can't be asked.
-pub async fn clash(prefixes: &[IpNet], device: Option<u32>) -> anyhow::Result<Option<Clash>> {
+pub async fn clashes(prefixes: &[IpNet], device: Option<u32>) -> anyhow::Result<Vec<Clash>> {
     let netlink = Netlink::connect()?;
+    let mut all: Vec<Clash> = Vec::new();
     for prefix in prefixes {
-        let clashes = netlink.clashes_with(*prefix, device).await?;
-        if let Some(route) = clashes.first() {
-            return Ok(Some(Clash { prefix: *prefix, route: route.to_string() }));
+        for route in netlink.clashes_with(*prefix, device).await? {
+            let route = route.to_string();
+            if all.iter().all(|clash| clash.route != route) {
+                all.push(Clash { prefix: *prefix, route });
+            }
         }
     }
-    Ok(None)
+    Ok(all)
 }
 
 /// Where this host's tunnels can be reached: its own addresses with the tunnels' port.

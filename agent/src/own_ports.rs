@@ -1,12 +1,13 @@
 //! Ports that the agent can't do without, and who has them instead.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::Context as _;
 use isthmus_model::{Code, Problem, Problems};
-use isthmus_net::holders;
+use isthmus_net::holders::{self, Holder};
 use isthmus_net::sock_diag::Protocol;
 
 use crate::settings::Settings;
@@ -96,6 +97,8 @@ impl Port {
     }
 
     fn taken(self, who: &str, instead: u16) -> Problem {
+        let holders = holders::of_port(self.protocol, self.number).unwrap_or_default();
+        let end = stop(&holders);
         Problem::new(
             TAKEN,
             format!(
@@ -103,16 +106,29 @@ impl Port {
                 self.what_for
             ),
             match self.protocol {
-                Protocol::Udp => {
-                    "stop that program and restart the agent, or choose another port in the agent's \
-                     settings; until then firewalls have to let the other port pass"
-                }
+                Protocol::Udp => format!(
+                    "{end} and restart the agent, or choose another port in the agent's settings; until \
+                     then firewalls have to let the other port pass"
+                ),
                 Protocol::Tcp => {
-                    "stop that program and restart the agent, or choose another port in the agent's \
-                     settings"
+                    format!(
+                        "{end} and restart the agent, or choose another port in the agent's settings"
+                    )
                 }
             },
         )
+    }
+}
+
+/// How to end those who have a port, if it isn't this program itself.
+#[must_use]
+pub fn stop(holders: &[Holder]) -> String {
+    let processes = holders.iter().filter_map(|it| Some(it.process.as_ref()?.0));
+    let processes: BTreeSet<u32> = processes.filter(|it| *it != std::process::id()).collect();
+    let named: Vec<String> = processes.iter().map(ToString::to_string).collect();
+    match &*named {
+        [] => "stop the program that has it (`ss -lnp` names it)".to_owned(),
+        named => format!("`kill {}` (or stop its service)", named.join(" ")),
     }
 }
 

@@ -32,12 +32,13 @@ use crate::guard::{self, Guard, Standing};
 use crate::identity::TunnelKey;
 use crate::local::show;
 use crate::names::Names;
-use crate::network::{self, Network};
+use crate::network::{self, Clashes, Network};
 use crate::own_ports::Port;
 use crate::owners::{PROXY_MARK, SocketOwners, not_noted};
 use crate::ports;
 use crate::settings::GuardMode;
 use crate::status::{Pong, Shared};
+use crate::vitals;
 
 /// Events that wait for being logged and reported.
 const EVENTS: usize = 1024;
@@ -54,6 +55,9 @@ const LEAVE: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(300);
 /// The last packets of closed connections must still get out.
 const FAREWELL: Duration = Duration::from_millis(100);
+/// For what a revision needs from outside: an operator waits meanwhile.
+const FOLLOWED: Duration = Duration::from_secs(1);
+const ASKING: Duration = Duration::from_millis(10);
 /// For a revision's ports to be guarded.
 const GUARDED: Duration = Duration::from_secs(3);
 
@@ -82,6 +86,8 @@ struct Running {
     leaving: Arc<AtomicBool>,
     /// Of which revision the ports are guarded.
     guarded: ports::Kept,
+    /// Of which revision the edge's files were read and its doors opened.
+    followed: watch::Receiver<Revision>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
@@ -103,8 +109,9 @@ impl Plane {
     /// # Errors
     /// Says for the operator why this host can't; it goes on by the old one, if it had one.
     pub async fn switch(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
-        if let Some(clash) = network::clash(&network::prefixes(&snapshot), self.device()).await? {
-            return Err(clash.into());
+        let clashes = network::clashes(&network::prefixes(&snapshot), self.device()).await?;
+        if let Some(clashes) = Clashes::of(&clashes) {
+            return Err(clashes.into());
         }
         let state = Arc::new(State::new(snapshot));
         match &mut self.running {
@@ -173,7 +180,7 @@ impl Running {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(shared), told, states.subscribe()));
-        let edge = start_edge(shared, &views, &stopped, &mut tasks);
+        let (edge, followed) = start_edge(shared, &views, &stopped, &mut tasks);
         let (listeners, tried) = (clones(&proxy)?, clones(&proxy)?);
         let leaving = Arc::new(AtomicBool::new(false));
         let views_ = views.subscribe();
@@ -216,6 +223,7 @@ impl Running {
             firewall,
             leaving,
             guarded,
+            followed,
             stop,
             tasks,
         })
@@ -238,7 +246,24 @@ impl Running {
         self.states.send_replace(Arc::clone(state));
         self.views.send_replace(view(state, shared.proxy.limits()));
         self.wait_for_ports().await;
+        self.wait_for_edge(shared).await;
         Ok(())
+    }
+
+    /// An operator shall hear of what a revision brings: files that aren't there, ports that are taken.
+    async fn wait_for_edge(&mut self, shared: &Shared) {
+        let revision = self.state.revision();
+        let view = Arc::clone(&self.views.borrow());
+        let tried = async {
+            drop(self.followed.wait_for(|followed| *followed >= revision).await);
+            while !shared.proxy.has_asked_for_keys(&view) {
+                tokio::time::sleep(ASKING).await;
+            }
+        };
+        if tokio::time::timeout(FOLLOWED, tried).await.is_err() {
+            tracing::debug!("what the revision needs from outside isn't there yet");
+        }
+        vitals::look_for_keys(shared, true);
     }
 
     /// A revision isn't worked by while a port is open that it closes.
@@ -347,16 +372,20 @@ fn socket_owners(shared: &Shared, device: u32) -> SocketOwners {
             Some(sockets)
         }
         Err(error) => {
-            tracing::error!(
-                "every process here speaks as the host: {:#}",
-                anyhow::Error::new(error)
-            );
+            shared.problems.raise(unknown_sockets(&error.into()));
             None
         }
     };
     let (cgroups, counters) = (Arc::clone(&shared.cgroups), Arc::clone(&shared.owners));
     let callers = Arc::clone(&shared.callers);
     SocketOwners::new(sockets, senders_before(shared, device), cgroups, counters, callers)
+}
+
+fn unknown_sockets(error: &anyhow::Error) -> Problem {
+    let text = format!("every process here speaks as the host, not as its service: {error:#}");
+    let remedy = "`modprobe -a tcp_diag udp_diag`, and `systemctl restart isthmus-agent`; without a \
+                  systemd unit, let the agent open netlink sockets";
+    Problem::new(Code::SocketsUnknown, text, remedy)
 }
 
 /// Has the kernel note who sends by the device, if it can.
@@ -421,10 +450,12 @@ fn start_edge(
     views: &watch::Sender<Arc<View>>,
     stopped: &watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
-) -> isthmus_proxy::Edge {
+) -> (isthmus_proxy::Edge, watch::Receiver<Revision>) {
     let outside = Arc::new(Edge::new(&shared.settings.state_dir).asking(shared));
     let (sender, visitors) = mpsc::channel(VISITORS);
-    let following = edge::run(Arc::clone(&outside), Arc::clone(shared), views.subscribe(), sender);
+    let (follows, followed) = watch::channel(Revision(0));
+    let (outside_, shared_) = (Arc::clone(&outside), Arc::clone(shared));
+    let following = edge::run(outside_, shared_, views.subscribe(), sender, follows);
     let resolving = edge::resolve(Arc::clone(&outside), Arc::clone(shared), views.subscribe());
     let ordering = edge::order(Arc::clone(&outside), views.subscribe());
     let stop = is_set(stopped.clone());
@@ -434,7 +465,7 @@ fn start_edge(
             () = stop => {}
         }
     });
-    isthmus_proxy::Edge { outside, visitors }
+    (isthmus_proxy::Edge { outside, visitors }, followed)
 }
 
 async fn run_proxy(
@@ -562,7 +593,8 @@ fn tell_silence(shared: &Shared, state: &State) {
             Code::HostSilent,
             format!("host {name} doesn't answer: requests go elsewhere, or get 503"),
             format!(
-                "see whether it is on, whether its agent runs, and whether UDP port {port} passes"
+                "`agentctl check` on {name}, if it is on: its agent may be down, or UDP port {port} not \
+                 pass between the two"
             ),
         )
         .about(name)

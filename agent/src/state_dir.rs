@@ -86,6 +86,16 @@ impl Drop for Joining {
     }
 }
 
+/// What of a state directory others than its owner may read, and mustn't.
+#[must_use]
+pub fn exposed(folder: &Path) -> Vec<PathBuf> {
+    let is_exposed = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0)
+    };
+    let keys = [TUNNEL_KEY, TLS, JOINING].map(|name| folder.join(name));
+    [folder.to_owned()].into_iter().chain(keys).filter(is_exposed).collect()
+}
+
 /// A snapshot as it was kept.
 #[derive(Debug)]
 pub struct KeptSnapshot {
@@ -141,6 +151,12 @@ impl StateDir {
             *unkept = Some(snapshot);
         }
         Ailments { unwritable, unkept: error }
+    }
+
+    /// Itself, and those of its files with private keys, as far as others than their owner may read them.
+    #[must_use]
+    pub fn exposed(&self) -> Vec<PathBuf> {
+        exposed(&self.path)
     }
 
     fn unkept(&self) -> MutexGuard<'_, Option<v1::SnapshotResources>> {

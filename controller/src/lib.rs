@@ -20,6 +20,7 @@ mod authority;
 mod caller;
 mod cli;
 mod credentials;
+mod crowd;
 mod delivery;
 mod events;
 mod export;

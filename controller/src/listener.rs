@@ -118,10 +118,14 @@ impl Door {
         stream.set_nodelay(true)?;
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let source = subject(address.ip());
-        let mut place = take(&self.handshakes, source)?;
+        let crowded = || {
+            self.mesh.crowd.note(&self.mesh.problems, address.ip(), Instant::now());
+            too_many()
+        };
+        let mut place = self.handshakes.take(source, Instant::now()).map_err(|Full| crowded())?;
         let stream = tokio::select! {
             done = timeout(HANDSHAKE, self.acceptor.accept(stream)) => done??,
-            _ = &mut place.taken => return Err(too_many()),
+            _ = &mut place.taken => return Err(crowded()),
         };
         drop(place);
         let caller = self.caller(&stream)?;
@@ -134,7 +138,8 @@ impl Door {
             }
             // Who was removed or revoked is told so, and gets nothing else.
             Caller::Host { .. } | Caller::Operator { .. } | Caller::Anonymous => {
-                Room::Stranger(take(&self.strangers, source)?)
+                let place = self.strangers.take(source, Instant::now());
+                Room::Stranger(place.map_err(|Full| crowded())?)
             }
         };
         let (ends, first_word) = match room {

@@ -12,7 +12,7 @@ use isthmus_controller_core::{
 };
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::{self, Topology};
-use isthmus_model::{Code, Name, Problem, Problems, Revision};
+use isthmus_model::{Audited, Code, Name, Problem, Problems, Revision};
 use tokio::sync::watch;
 use tonic::Status;
 use tracing::{debug, error, info, warn};
@@ -20,6 +20,7 @@ use tracing::{debug, error, info, warn};
 use crate::absence;
 use crate::agents::Agents;
 use crate::authority::Membership;
+use crate::crowd::Crowd;
 use crate::delivery::Trials;
 use crate::events::Events;
 use crate::health::Health;
@@ -63,6 +64,7 @@ pub struct Mesh {
     pub(crate) trials: Trials,
     pub(crate) dealt: Dealt,
     pub(crate) twins: Twins,
+    pub(crate) crowd: Crowd,
     /// When this life of the controller began, in seconds since the epoch.
     pub(crate) began: i64,
     pub(crate) staff: Staff,
@@ -120,12 +122,13 @@ impl Mesh {
             trials: Trials::default(),
             dealt: Dealt::default(),
             twins: Twins::default(),
+            crowd: Crowd::default(),
             began: time::now(),
             staff,
             revisions: Mutex::new(revisions),
             trial,
         };
-        mesh.look_for_absent();
+        mesh.take_stock();
         mesh.remember_trial();
         // Where nothing can be written, nothing new happens: it is the epoch before, still.
         if mesh.commit(&begun).is_err() {
@@ -368,12 +371,16 @@ impl Mesh {
             *published = Arc::new(next);
             moved
         });
-        self.look_for_absent();
+        self.take_stock();
         Ok(())
     }
 
-    fn look_for_absent(&self) {
-        self.problems.replace(Code::HostNotJoined, absence::not_joined(&self.now().state));
+    /// What is wrong with the mesh by what it is to be.
+    fn take_stock(&self) {
+        let now = self.now();
+        self.problems.replace(Code::HostNotJoined, absence::not_joined(&now.state));
+        let audits = now.state.topology.rules.audits();
+        self.problems.replace(Code::Audit, audits.iter().map(Audited::problem));
     }
 
     pub(crate) fn tokens(&self) -> Tokens<'_> {

@@ -62,11 +62,12 @@ impl Twins {
     }
 }
 
-/// Forgets those that came no more, for ever.
+/// Forgets those that came no more, for ever; also those that found no place.
 pub(crate) async fn follow(mesh: Arc<Mesh>) {
     let mut tick = tokio::time::interval(TICK);
     loop {
         tick.tick().await;
         mesh.twins.forget_old(&mesh, Instant::now());
+        mesh.crowd.forget_old(&mesh.problems, Instant::now());
     }
 }

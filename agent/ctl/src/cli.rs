@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use isthmus_model::{Layer4, Name};
+use isthmus_model::{Code, Layer4, Name};
 
 use crate::operator::Operator;
 use crate::topology::Topology;
@@ -13,7 +13,7 @@ use crate::words;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done; `explain`: allowed
-  1  failed, refused or broken; `explain`: denied; `ping`: no reply; `status --check`: something is wrong
+  1  failed, refused or broken; `explain`: denied; `ping`: no reply; `check`, `status --check`: something is wrong
   2  the command line is wrong
   3  the controller or the agent can't be reached
   4  applied, but an agent refused it or hasn't answered in time
@@ -26,7 +26,7 @@ Examples:
 /// Operates an Isthmus mesh, and tells what the agent of this host is doing.
 ///
 /// Commands that concern the whole mesh (apply, topology, host, service, device, token, rollout, operator) need an operator's
-/// credentials. Those that concern this host (join, peers, flows, routes, stat, tap, ping) ask its agent. `status`,
+/// credentials. Those that concern this host (check, join, peers, flows, routes, stat, tap, ping) ask its agent. `status`,
 /// `whois` and `explain` work either way.
 #[derive(Debug, Parser)]
 #[command(name = "agentctl", version, after_help = EXIT_CODES, max_term_width = 100)]
@@ -169,6 +169,18 @@ pub(crate) enum Command {
         after_help = "Examples:\n  ssh ops agentctl token create | agentctl join -\n  agentctl join --file /root/token --name app-1"
     )]
     Join(Join),
+    /// Looks for what is wrong with this host, and says what to do about it
+    ///
+    /// Kernel, TUN, nftables, cgroups, clock, addresses, MTU, routes, ports, firewall, networkd, resolver, the
+    /// agent's settings and state. It works before a join: then it says what would keep this host from
+    /// joining. It works while the agent is down, which it says first. Where the agent runs, it is asked
+    /// what it knows, and has to get an echo from each other host (of 64). Run it as root.
+    ///
+    /// Each fault has a code that stays, and a remedy; a command in backquotes can be pasted.
+    #[command(
+        after_help = "Exit codes: 0 nothing is wrong, 1 something is.\nExamples:\n  agentctl check\n  agentctl check -o json\n  agentctl check --explain route-clash\n  agentctl check --codes"
+    )]
+    Check(Check),
     /// Shows the tunnels of this host
     #[command(after_help = "Example:\n  agentctl peers")]
     Peers,
@@ -293,6 +305,19 @@ pub(crate) struct Files {
     /// A file, a folder (its *.toml, sorted) or `-` (standard input); repeatable
     #[arg(short, long = "file", value_name = "FILE|DIR", required = true)]
     pub(crate) file: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The agent's settings [default: /etc/isthmus/agent.toml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) settings: Option<PathBuf>,
+    /// Say what a code means, here or in `status`, and look at nothing
+    #[arg(long, value_name = "CODE")]
+    pub(crate) explain: Option<Code>,
+    /// List all codes
+    #[arg(long, conflicts_with = "explain")]
+    pub(crate) codes: bool,
 }
 
 #[derive(Debug, Args)]

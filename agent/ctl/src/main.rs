@@ -14,6 +14,7 @@
 mod addresses;
 mod agent_view;
 mod apply;
+mod check;
 mod cli;
 mod commands;
 mod credentials;

@@ -71,6 +71,7 @@ fn breaker(breaker: &v1::BreakerStatus) -> Vec<Cell> {
 
 fn endpoint(endpoint: &v1::EndpointStatus) -> Vec<Cell> {
     let (state, tone) = match endpoint {
+        it if it.silent => ("silent", Tone::Bad),
         it if it.leaving => ("leaving", Tone::Warn),
         it if it.unhealthy => ("unhealthy", Tone::Bad),
         it if it.ejected => ("ejected", Tone::Bad),
@@ -179,6 +180,7 @@ fn json(routes: &v1::Routes) -> Value {
             "ejected": it.ejected,
             "unhealthy": it.unhealthy,
             "leaving": it.leaving,
+            "silent": it.silent,
             "weight": it.weight,
             "site": it.site,
         })
@@ -253,6 +255,7 @@ mod tests {
                 ejected: true,
                 unhealthy: false,
                 leaving: false,
+                silent: false,
                 weight: 7,
                 site: "dc1".to_owned(),
             }],

@@ -58,7 +58,7 @@ impl Session {
         }
     }
 
-    fn socket(&self) -> &Path {
+    pub(crate) fn socket(&self) -> &Path {
         self.socket.as_deref().unwrap_or_else(|| Path::new(DEFAULT_SOCKET))
     }
 

@@ -82,7 +82,12 @@ fn snapshot(rules: usize) -> Snapshot {
         hosts: BTreeMap::new(),
         services: services.collect(),
         devices: BTreeMap::new(),
-        rules: Rules { default: Action::Deny, audit: false, rules: (0..rules).map(rule).collect() },
+        rules: Rules {
+            default: Action::Deny,
+            audit: false,
+            audited: Vec::new(),
+            rules: (0..rules).map(rule).collect(),
+        },
         routes: Vec::new(),
         limits: Vec::new(),
     }

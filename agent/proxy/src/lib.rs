@@ -71,6 +71,7 @@ pub use health::HealthView;
 pub use histogram::Histogram;
 #[cfg(feature = "probe")]
 pub use http1::probe;
+pub use jwt::KeyFailure;
 pub use measured::{Measured, Traffic};
 pub use metrics::{Metrics, MetricsSnapshot, Ruling};
 pub use outbound::{BreakerView, EndpointView};

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::health::{Health, HealthView};
+use crate::jwt::{KeyFailure, KeyRing};
 use crate::measured::Measured;
 use crate::outbound::{BreakerView, Clusters, EndpointView};
 use crate::ratelimit::RateLimits;
 use crate::series::{AllSeries, SeriesSnapshot};
 use crate::silence::Silence;
 use crate::streams::{Counters, StreamLabels, StreamTotals};
+use crate::view::View;
 use crate::watch::Watchers;
 
 /// Counters of one proxy, shared with whoever shows them.
@@ -35,6 +37,7 @@ pub struct Metrics {
     watchers: Watchers,
     limits: RateLimits,
     silence: Arc<Silence>,
+    pub(crate) keys: Arc<KeyRing>,
 }
 
 /// What was decided about a request.
@@ -119,6 +122,18 @@ impl Metrics {
     #[must_use]
     pub const fn silence(&self) -> &Arc<Silence> {
         &self.silence
+    }
+
+    /// The sources of tokens' keys that can't be had now.
+    #[must_use]
+    pub fn key_failures(&self) -> Vec<KeyFailure> {
+        self.keys.failures()
+    }
+
+    /// Whether the keys that a view needs are there, or were at least asked for.
+    #[must_use]
+    pub fn has_asked_for_keys(&self, view: &View) -> bool {
+        self.keys.has_tried(&view.key_sources())
     }
 
     /// The rate limits of services here.

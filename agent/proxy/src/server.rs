@@ -84,6 +84,7 @@ impl Shared {
         metrics.watch(&clusters);
         let health = Arc::new(Health::default());
         metrics.watch_health(&health);
+        let keys = Arc::clone(&metrics.keys);
         Self {
             view,
             metrics,
@@ -99,7 +100,7 @@ impl Shared {
             windows: Windows::new(limits.wide_windows),
             outside,
             handshakes: Places::new(limits.handshakes),
-            keys: Arc::default(),
+            keys,
             clock: Arc::default(),
         }
     }

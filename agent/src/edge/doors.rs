@@ -7,10 +7,14 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use isthmus_model::{ServiceId, Snapshot};
+use isthmus_net::holders;
+use isthmus_net::sock_diag::Protocol;
 use isthmus_proxy::Visitor;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+
+use crate::own_ports::stop;
 
 const BACKLOG: u32 = 1024;
 /// After a failed `accept`, which is usually a lack of file descriptors.
@@ -22,7 +26,14 @@ pub(super) struct Doors {
     visitors: mpsc::Sender<Visitor>,
     open: BTreeMap<u16, Door>,
     /// By port: why it can't be opened.
-    problems: BTreeMap<u16, String>,
+    problems: BTreeMap<u16, Closed>,
+}
+
+/// Why a port isn't open, and what opens it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Closed {
+    pub(super) why: String,
+    pub(super) remedy: String,
 }
 
 #[derive(Debug)]
@@ -58,13 +69,10 @@ impl Doors {
                     self.open.insert(port, Door { gateway, task });
                 }
                 Err(error) => {
-                    problems.insert(port, format!("port {port} can't be opened: {error}"));
+                    // Who has it isn't looked up again and again.
+                    let known = self.problems.remove(&port);
+                    problems.insert(port, known.unwrap_or_else(|| Closed::by(port, &error)));
                 }
-            }
-        }
-        for (port, problem) in &problems {
-            if self.problems.get(port) != Some(problem) {
-                tracing::error!("a gateway's {problem}");
             }
         }
         self.problems = problems;
@@ -72,8 +80,24 @@ impl Doors {
 
     /// Why a port isn't open, if it isn't.
     #[must_use]
-    pub(super) fn problem(&self, port: u16) -> Option<&str> {
-        self.problems.get(&port).map(String::as_str)
+    pub(super) fn problem(&self, port: u16) -> Option<&Closed> {
+        self.problems.get(&port)
+    }
+}
+
+impl Closed {
+    fn by(port: u16, error: &io::Error) -> Self {
+        if error.kind() != io::ErrorKind::AddrInUse {
+            let remedy = "let the agent open it (CAP_NET_BIND_SERVICE), or choose another port";
+            let why = format!("port {port} can't be opened: {error}");
+            return Self { why, remedy: remedy.to_owned() };
+        }
+        let holders = holders::of_port(Protocol::Tcp, port).unwrap_or_default();
+        let who: Vec<String> = holders.iter().map(ToString::to_string).collect();
+        let who = if who.is_empty() { "somebody".to_owned() } else { who.join(", ") };
+        let remedy =
+            format!("{}, or choose another port; it is tried again by itself", stop(&holders));
+        Self { why: format!("port {port} can't be opened: {who} has it"), remedy }
     }
 }
 

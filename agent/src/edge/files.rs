@@ -26,7 +26,7 @@ const SYSTEM_AUTHORITIES: [&str; 3] = [
     "/etc/ssl/ca-bundle.pem",
 ];
 
-/// What tells whether files are as they were.
+/// What tells whether files are as they were, with their owners and modes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stamp(Vec<(u64, u64, i64, i64)>);
 
@@ -36,7 +36,7 @@ impl Stamp {
     pub(super) fn of(files: &[&Path]) -> Self {
         let stamp = |path: &&Path| {
             fs::metadata(path)
-                .map_or((0, 0, 0, 0), |it| (it.ino(), it.size(), it.mtime(), it.mtime_nsec()))
+                .map_or((0, 0, 0, 0), |it| (it.ino(), it.size(), it.ctime(), it.ctime_nsec()))
         };
         Self(files.iter().map(stamp).collect())
     }
@@ -47,6 +47,32 @@ impl Stamp {
 pub(super) struct Served {
     pub(super) certificate: CertificateFiles,
     pub(super) client: Option<ClientCertificates>,
+}
+
+/// What to do about files that can't be used, by how they are now.
+#[must_use]
+pub(super) fn remedy(files: &[&Path], keys: &[&Path]) -> String {
+    let again = "it is read again by itself";
+    if let Some(path) = files.iter().find(|path| !path.exists()) {
+        return format!("put it at {} (`ls -l {}`); {again}", path.display(), path.display());
+    }
+    let is_open = |path: &&&Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o077 != 0);
+    if let Some(path) = keys.iter().find(is_open) {
+        return format!("`chmod 600 {}`; {again}", path.display());
+    }
+    format!("write a certificate and the key that belongs to it there, both in PEM; {again}")
+}
+
+/// The private keys among a listener's files.
+#[must_use]
+pub(super) fn keys_of_listener(tls: &Served) -> [&Path; 1] {
+    [&tls.certificate.key]
+}
+
+/// The private keys among an external service's files.
+#[must_use]
+pub(super) fn keys_of_origination(tls: &Origination) -> Vec<&Path> {
+    tls.certificate.iter().map(|files| files.key.as_path()).collect()
 }
 
 /// The files that a listener needs.
@@ -278,7 +304,22 @@ mod tests {
         let paths = of_certificate(&files);
         let before = Stamp::of(&paths);
         assert_eq!(before, Stamp::of(&paths));
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o640)).unwrap();
+        let opened = Stamp::of(&paths);
+        assert_ne!(before, opened, "a mode counts, too");
         let _ = fs::rename(&files.key, folder.path().join("moved"));
-        assert_ne!(before, Stamp::of(&paths));
+        assert_ne!(opened, Stamp::of(&paths));
+    }
+
+    #[test]
+    fn the_remedy_is_for_what_is_wrong_with_the_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = written(folder.path());
+        let all = of_certificate(&files);
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o644)).unwrap();
+        let said = remedy(&all, &[&files.key]);
+        assert!(said.starts_with(&format!("`chmod 600 {}`", files.key.display())), "{said}");
+        fs::remove_file(&files.certificate).unwrap();
+        assert!(remedy(&all, &[&files.key]).starts_with("put it at"));
     }
 }

@@ -13,6 +13,7 @@ mod acme;
 mod doors;
 mod facts;
 mod files;
+mod problems;
 mod special;
 
 use std::collections::HashMap;
@@ -24,7 +25,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use isthmus_model::edge::{Certificate, External, Listener, Origination};
-use isthmus_model::{Code, Problem, Service, ServiceId, Snapshot};
+use isthmus_model::{Code, Revision, Service, ServiceId, Snapshot};
 use isthmus_proto::v1;
 use isthmus_proxy::{Outside, View, Visitor};
 use rustls::{ClientConfig, ServerConfig};
@@ -36,6 +37,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::doors::Doors;
 use self::files::{Served, Stamp};
+use self::problems::Clear;
 use crate::status::Shared;
 
 /// Between two looks at the files.
@@ -82,8 +84,8 @@ struct Loaded<T, C> {
     /// Of the newest files that were good.
     config: Option<C>,
     expires: Option<i64>,
-    /// What is wrong with the newest.
-    problem: Option<String>,
+    /// What is wrong with the newest, and what to do about it.
+    problem: Option<(String, String)>,
     /// How many configurations there were before it, of this host.
     epoch: u64,
 }
@@ -97,6 +99,7 @@ impl<T: Clone + PartialEq, C: Clone> Loaded<T, C> {
         before: Option<&Self>,
         of: &T,
         files: &[&Path],
+        keys: &[&Path],
         load: impl FnOnce(&T) -> anyhow::Result<(C, Option<i64>)>,
     ) -> Self {
         let stamp = Stamp::of(files);
@@ -107,9 +110,9 @@ impl<T: Clone + PartialEq, C: Clone> Loaded<T, C> {
         let (config, expires, problem) = match load(of) {
             Ok((config, expires)) => (Some(config), expires, None),
             Err(error) => {
-                let problem = format!("{error:#}");
-                tracing::error!(kept = before.is_some_and(|it| it.config.is_some()), "{problem}");
                 let config = before.and_then(|it| it.config.clone());
+                let kept = if config.is_some() { "; those from before stay in use" } else { "" };
+                let problem = (format!("{error:#}{kept}"), files::remedy(files, keys));
                 (config, before.and_then(|it| it.expires), Some(problem))
             }
         };
@@ -234,15 +237,17 @@ impl Edge {
                 }
                 let key = (id, listener.port, index);
                 let files = files::of_listener(&served);
-                let loaded = Loaded::renew(servers.get(&key), &served, &files, files::server);
+                let keys = files::keys_of_listener(&served);
+                let loaded =
+                    Loaded::renew(servers.get(&key), &served, &files, &keys, files::server);
                 new_servers.insert(key, loaded);
             }
         }
         let new_clients = externals(snapshot).filter_map(|(id, external)| {
             let tls = external.tls.as_ref()?;
             let load = |tls: &Origination| files::client(tls).map(|configs| (configs, None));
-            let files = files::of_origination(tls);
-            Some((id, Loaded::renew(clients.get(&id), tls, &files, load)))
+            let (files, keys) = (files::of_origination(tls), files::keys_of_origination(tls));
+            Some((id, Loaded::renew(clients.get(&id), tls, &files, &keys, load)))
         });
         let new_clients = new_clients.collect();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
@@ -264,22 +269,6 @@ impl Edge {
         }
     }
 
-    fn refused_addresses(&self, snapshot: &Snapshot) -> Vec<Problem> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let problem = |(id, reason): (&ServiceId, &String)| {
-            let service = snapshot.services.get(id)?;
-            service.external_from(snapshot.local)?;
-            let name = &service.name;
-            let text = format!("external service {name}: {reason}");
-            let remedy = format!(
-                "find out who answers for the name; if it is meant, write the address as `host` \
-                 of [external.{name}], or `special_addresses = true`"
-            );
-            Some(Problem::new(SPECIAL, text, remedy).about(name.as_str()))
-        };
-        known.refused.iter().filter_map(problem).collect()
-    }
-
     /// What `agentctl status` shows.
     fn describe(&self, doors: &Doors) -> Vec<v1::GatewayStatus> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -289,10 +278,10 @@ impl Edge {
             let listeners = service.gateway().map_or(&[][..], |gateway| &gateway.listeners);
             for (index, listener) in listeners.iter().enumerate() {
                 let loaded = known.servers.get(&(id, listener.port, index));
-                let file = loaded.and_then(|it| it.problem.clone());
+                let file = loaded.and_then(|it| Some(it.problem.as_ref()?.0.clone()));
                 let order = self.served(listener);
                 let order = order.and_then(|it| known.orders.get(&it.certificate.certificate));
-                let door = doors.problem(listener.port).map(str::to_owned);
+                let door = doors.problem(listener.port).map(|it| it.why.clone());
                 let problem = door.or_else(|| order.cloned()).or(file);
                 statuses.push(v1::GatewayStatus {
                     gateway: service.name.to_string(),
@@ -305,7 +294,8 @@ impl Edge {
             }
         }
         for (id, external) in externals(snapshot) {
-            let Some(problem) = known.clients.get(&id).and_then(|it| it.problem.clone()) else {
+            let Some((problem, _)) = known.clients.get(&id).and_then(|it| it.problem.clone())
+            else {
                 continue;
             };
             let name = snapshot.services.get(&id).map(|it| it.name.to_string());
@@ -346,7 +336,9 @@ pub async fn run(
     shared: Arc<Shared>,
     mut views: watch::Receiver<Arc<View>>,
     visitors: mpsc::Sender<Visitor>,
+    followed: watch::Sender<Revision>,
 ) {
+    let _clear = Clear(Arc::clone(&shared));
     let mut doors = Doors::new(visitors);
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -361,6 +353,10 @@ pub async fn run(
         if shared.status().gateways != gateways {
             shared.update(|status| status.gateways = gateways);
         }
+        let (unusable, closed) = edge.problems(&doors);
+        shared.problems.replace(Code::CertificateUnusable, unusable);
+        shared.problems.replace(Code::GatewayDoor, closed);
+        followed.send_replace(snapshot.revision);
         tokio::select! {
             _ = ticks.tick() => {}
             changed = views.changed() => if changed.is_err() {
@@ -386,6 +382,7 @@ pub async fn resolve(edge: Arc<Edge>, shared: Arc<Shared>, mut views: watch::Rec
             let (host, port) = (external.host.to_string(), external.port);
             asking.spawn(async move { (id, timeout(PATIENCE, addresses(host, port)).await) });
         }
+        let mut unresolved = Vec::new();
         while let Some(answered) = asking.join_next().await {
             match answered {
                 Ok((id, Ok(Ok(addresses)))) => {
@@ -393,12 +390,16 @@ pub async fn resolve(edge: Arc<Edge>, shared: Arc<Shared>, mut views: watch::Rec
                 }
                 // What was known before is better than nothing.
                 Ok((id, Ok(Err(error)))) => {
-                    let name = snapshot.services.get(&id).map(|it| it.name.to_string());
-                    tracing::warn!(external = name, %error, "couldn't resolve an external server");
+                    let error = error.to_string();
+                    unresolved.extend(edge.unresolved(&snapshot, id, &error));
                 }
-                Ok((_, Err(_))) | Err(_) => {}
+                Ok((id, Err(_))) => {
+                    unresolved.extend(edge.unresolved(&snapshot, id, "no answer in time"));
+                }
+                Err(_) => {}
             }
         }
+        shared.problems.replace(Code::ExternalUnresolved, unresolved);
         shared.problems.replace(SPECIAL, edge.refused_addresses(&snapshot));
         tokio::select! {
             _ = ticks.tick() => {}

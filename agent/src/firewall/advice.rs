@@ -54,32 +54,32 @@ impl Firewall {
     /// What lets in everything that comes by `device`.
     fn allow_device(&self, device: &str) -> String {
         match (self.kind, self.dropping.first()) {
-            (Kind::Ufw, _) => format!("ufw allow in on {device}"),
+            (Kind::Ufw, _) => format!("`ufw allow in on {device}`"),
             (Kind::Firewalld, _) => format!(
-                "firewall-cmd --permanent --zone=trusted --add-interface={device} && firewall-cmd \
-                 --reload"
+                "`firewall-cmd --permanent --zone=trusted --add-interface={device} && firewall-cmd \
+                 --reload`"
             ),
             (Kind::Other, Some(chain)) => format!(
-                "nft insert rule {} iifname {device} accept, also where the rules are kept",
+                "`nft insert rule {} iifname {device} accept`, also where the rules are kept",
                 chain.0
             ),
             (Kind::Other, None) => {
-                format!("iptables -I INPUT -i {device} -j ACCEPT, and ip6tables likewise")
+                format!("`iptables -I INPUT -i {device} -j ACCEPT`, and ip6tables likewise")
             }
         }
     }
 
     fn allow_udp(&self, port: u16) -> String {
         match (self.kind, self.dropping.first()) {
-            (Kind::Ufw, _) => format!("ufw allow {port}/udp"),
+            (Kind::Ufw, _) => format!("`ufw allow {port}/udp`"),
             (Kind::Firewalld, _) => {
-                format!("firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload")
+                format!("`firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload`")
             }
             (Kind::Other, Some(chain)) => format!(
-                "nft insert rule {} udp dport {port} accept, also where the rules are kept",
+                "`nft insert rule {} udp dport {port} accept`, also where the rules are kept",
                 chain.0
             ),
-            (Kind::Other, None) => format!("iptables -I INPUT -p udp --dport {port} -j ACCEPT"),
+            (Kind::Other, None) => format!("`iptables -I INPUT -p udp --dport {port} -j ACCEPT`"),
         }
     }
 }
@@ -113,8 +113,8 @@ pub(super) fn tunnel_problem(firewall: &Firewall, port: u16) -> Option<Problem> 
         return None;
     }
     let text = format!(
-        "no tunnel is up, and {} drops by default and has no rule for UDP {port}: it may keep other \
-         hosts out",
+        "{} drops what comes in by default, and has no rule for UDP {port}: no tunnel comes up that \
+         another host begins",
         firewall.name()
     );
     Some(Problem::new(TUNNELS, text, firewall.allow_udp(port)))
@@ -168,7 +168,11 @@ mod tests {
         ] {
             let firewall = Firewall::read(rules, conf);
             let problem = proxy_problem(&firewall, "isth0", 15001, &own()).unwrap();
-            assert!(problem.remedy.starts_with(command), "{}", problem.remedy);
+            assert!(
+                problem.remedy.trim_start_matches('`').starts_with(command),
+                "{}",
+                problem.remedy
+            );
             assert!(problem.text.contains("TCP 100.64.0.16:15001"), "{}", problem.text);
         }
     }

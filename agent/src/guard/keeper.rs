@@ -123,7 +123,7 @@ pub fn missing(error: &anyhow::Error) -> Problem {
     Problem::new(
         MISSING,
         format!("overlay addresses aren't guarded against the underlay: {error:#}"),
-        "install the package nftables, and let the agent use it (CAP_NET_ADMIN)",
+        "`apt-get install nftables` (or dnf), and let the agent use it (CAP_NET_ADMIN)",
     )
 }
 

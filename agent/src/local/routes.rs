@@ -1,10 +1,10 @@
 //! Routes, workloads and traffic as the local API's messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use isthmus_core::State;
-use isthmus_model::Service;
+use isthmus_model::{HostId, Service};
 use isthmus_proto::v1;
 use isthmus_proxy::{
     BreakerView, EndpointView, Histogram, LimitView, Metrics, SeriesLabels, SeriesSnapshot, Side,
@@ -18,7 +18,10 @@ pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
         let (service, name) = (route.service.to_string(), route.name.to_string());
         v1::RouteStatus { service, name, matches, action, origin: route.origin.to_string() }
     };
+    let silent: BTreeSet<HostId> =
+        metrics.silence().hosts().into_iter().map(|(host, _)| host).collect();
     let endpoint = |view: EndpointView| v1::EndpointStatus {
+        silent: silent.contains(&view.host),
         service: name(snapshot.services.get(&view.service).map(|it| &it.name)),
         host: match snapshot.services.get(&view.service).and_then(Service::external) {
             Some(_) if !snapshot.hosts.contains_key(&view.host) => "outside".to_owned(),

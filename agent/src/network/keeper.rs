@@ -110,8 +110,8 @@ impl Keeper {
             let network = self.network.lock().await;
             (network.wanted.mesh.clone(), network.device)
         };
-        match super::clash(&mesh, Some(device)).await {
-            Ok(found) => self.shared.problems.set(CLASH, found.as_ref().map(clash)),
+        match super::clashes(&mesh, Some(device)).await {
+            Ok(found) => self.shared.problems.replace(CLASH, found.iter().map(clash)),
             Err(error) => tracing::warn!("couldn't look for routes into the mesh: {error:#}"),
         }
     }
@@ -191,7 +191,10 @@ fn list(lost: &[Lost]) -> String {
     }
 }
 
-fn clash(Clash { prefix, route }: &Clash) -> Problem {
+/// A route that is in the way.
+#[must_use]
+pub fn clash(found: &Clash) -> Problem {
+    let Clash { prefix, route } = found;
     Problem::new(
         CLASH,
         format!(
@@ -199,18 +202,22 @@ fn clash(Clash { prefix, route }: &Clash) -> Problem {
              there is refused"
         ),
         format!(
-            "ip route del {route}, or have whoever made it leave the mesh's addresses alone; or choose another range \
-             in the topology's [mesh] table"
+            "`{}`, and have whoever made it leave the mesh's addresses alone; or choose another range in \
+             the topology's [mesh] table",
+            found.command()
         ),
     )
+    .about(route.clone())
 }
 
-fn no_ipv6(reason: &str) -> Problem {
+/// That there is only IPv4.
+#[must_use]
+pub fn no_ipv6(reason: &str) -> Problem {
     Problem::new(
         NO_IPV6,
         format!("the overlay has only IPv4 here: as to IPv6, {reason}"),
-        "sysctl net.ipv6.conf.lo.disable_ipv6=0, also in /etc/sysctl.d; it is used as soon as it is \
-         there",
+        "`sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.lo.disable_ipv6=0`, also in \
+         /etc/sysctl.d; it is used as soon as it is there",
     )
 }
 

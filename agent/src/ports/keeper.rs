@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::applications::{Applications, NOWHERE, UNREACHED};
 use super::counts::Counts;
-use super::listeners::{Finding, Listeners, Standing, is_refused};
+use super::listeners::{Finding, Listeners, Standing, is_refused, process_of};
 use super::{Key, Port, Ports, guarded, script, selectors};
 use crate::guard::Nft;
 use crate::guard::taken::Taken;
@@ -168,7 +168,8 @@ impl Keeper {
         let done = script::apply(&self.nft, &self.shared.settings.device, &ports).await;
         let problem = done.as_ref().err().map(|error| {
             let text = format!("ports that only the mesh may reach aren't closed: {error:#}");
-            let remedy = "install the package nftables, and let the agent use it (CAP_NET_ADMIN)";
+            let remedy =
+                "`apt-get install nftables` (or dnf), and let the agent use it (CAP_NET_ADMIN)";
             Problem::new(UNGUARDED, text, remedy)
         });
         self.shared.problems.set(UNGUARDED, problem);
@@ -247,8 +248,12 @@ impl Keeper {
             };
             let text =
                 format!("{who} listens on {port}, and is no process of service {name}: {what}");
+            let stop = process_of(who).map_or_else(
+                || "stop it".to_owned(),
+                |pid| format!("`kill {pid}` (or stop its service)"),
+            );
             let remedy =
-                format!("stop it, or correct `workload` of [service.{name}] if it is the service");
+                format!("{stop}, or correct `workload` of [service.{name}] if it is the service");
             Some(Problem::new(LISTENER, text, remedy).about(name))
         });
         foreign.collect()

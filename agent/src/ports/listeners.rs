@@ -59,6 +59,12 @@ pub(super) enum Standing {
     Foreign(String),
 }
 
+/// The process that such words name.
+pub(super) fn process_of(who: &str) -> Option<u32> {
+    let (_, rest) = who.split_once("(process ")?;
+    rest.split_once(' ')?.0.parse().ok()
+}
+
 /// Looks who listens.
 #[derive(Debug)]
 pub(super) struct Listeners {
@@ -315,6 +321,8 @@ mod tests {
         let thief = holder(99, 1000, "/user.slice", "/usr/bin/nc");
         let Standing::Foreign(who) = judge(&web, 1000, &[thief]) else { panic!("it is foreign") };
         assert_eq!(who, "/usr/bin/nc (process 99 of user 1000)");
+        assert_eq!(process_of(&who), Some(99));
+        assert_eq!(process_of("a process of user 5, which can't be looked at,"), None);
         assert!(matches!(judge(&web, 1000, &[]), Standing::Foreign(_)), "in doubt it is said");
     }
 

@@ -26,6 +26,7 @@ use isthmus_net::holders;
 use isthmus_net::sock_diag::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::own_ports::stop;
 use crate::places::{Bounds, Places, Source, Users};
 use crate::status::Shared;
 use exposition::Scrape;
@@ -96,8 +97,9 @@ async fn unserved(address: SocketAddr, error: &io::Error) -> Problem {
         UNSERVED,
         format!("metrics aren't served on {address} (metrics): {error}{by}"),
         format!(
-            "free the address, or choose another in the agent's settings and restart it; it is tried \
-             again every {} s",
+            "{}, or choose another address in the agent's settings and restart it; it is tried again \
+             every {} s",
+            stop(&holders),
             AGAIN.as_secs()
         ),
     )

@@ -160,6 +160,7 @@ impl World {
         Rules {
             default: all.default,
             audit: all.audit,
+            audited: all.audited.clone(),
             rules: all.rules.iter().filter(concerns).cloned().collect(),
         }
     }

@@ -125,7 +125,7 @@ fn a_route_into_the_mesh_is_named(app: &Host) {
         let (text, remedy) =
             wait_for_value("the route is told", AT_ONCE, || problem(app, "route-clash"));
         assert!(text.contains(named) && text.contains("dev eth0"), "{text}");
-        app.node.sh(remedy.split(',').next().unwrap_or_default());
+        app.node.sh(remedy.split('`').nth(1).unwrap_or_default());
         wait_for("the route is gone", AT_ONCE, || problem(app, "route-clash").is_none());
     }
     app.node.sh("ip rule del pref 1");
@@ -174,7 +174,7 @@ fn a_firewall_is_named(app: &Host) {
     let (text, remedy) =
         wait_for_value("the firewall is told of", SOON, || problem(app, "firewall-proxy"));
     assert!(text.contains("chain inet fw in"), "{text}");
-    let command = remedy.split(',').next().unwrap_or_default();
+    let command = remedy.split('`').nth(1).unwrap_or_default();
     assert_eq!(command, "nft insert rule inet fw in iifname isth0 accept");
     app.node.sh(command);
     wait_for("the firewall lets it pass", SOON, || problem(app, "firewall-proxy").is_none());

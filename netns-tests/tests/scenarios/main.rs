@@ -10,6 +10,7 @@ mod device;
 mod disk;
 mod edge;
 mod exposure;
+mod faults;
 mod http;
 mod join;
 mod kernel;

@@ -64,11 +64,13 @@ pub enum Capability {
     Source,
     /// `ports` of a service
     Ports,
+    /// `audit` of some only
+    AuditScope,
 }
 
 impl Capability {
     /// All that this version knows.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::PathRegex,
         Self::Host,
         Self::Header,
@@ -89,6 +91,7 @@ impl Capability {
         Self::NoPort,
         Self::Source,
         Self::Ports,
+        Self::AuditScope,
     ];
 
     /// As agents say it, and topologies write it.
@@ -115,6 +118,7 @@ impl Capability {
             Self::NoPort => "no-port",
             Self::Source => "source",
             Self::Ports => "ports",
+            Self::AuditScope => "audit-scope",
         }
     }
 }
@@ -197,6 +201,10 @@ pub fn fit(mut snapshot: Snapshot, has: Capabilities) -> (Snapshot, Vec<Lack>) {
     let (rules, lacks) = fit_rules(rules, has);
     snapshot.rules.rules = rules;
     let mut fitting = Fitting { has, lacks: lacks.into_iter().collect() };
+    let scoped = !snapshot.rules.audited.is_empty();
+    if !fitting.understands("policy", Effect::Wider, &[(scoped, Capability::AuditScope)]) {
+        snapshot.rules.audited.clear();
+    }
     let local = snapshot.local;
     snapshot.services.retain(|_, service| {
         fitting.guard(local, service);

@@ -13,6 +13,8 @@
 
 pub mod address;
 pub mod application;
+#[cfg(feature = "proto")]
+mod audit;
 pub mod balance;
 pub mod capability;
 pub mod condition;
@@ -26,7 +28,6 @@ pub mod identity;
 pub mod jwt;
 pub mod key;
 pub mod name;
-#[cfg(feature = "proto")]
 pub mod problems;
 pub mod ratelimit;
 pub mod resilience;
@@ -38,6 +39,8 @@ pub mod topology;
 
 pub use address::{Ipv4Net, MeshPrefix};
 pub use application::{Application, HttpVersion, ProxyProtocol, SeenSource};
+#[cfg(feature = "proto")]
+pub use audit::Audited;
 pub use balance::{Balance, BalancePolicy, HashKey};
 pub use capability::{Capabilities, Capability};
 pub use condition::Condition;
@@ -50,7 +53,6 @@ pub use identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain
 pub use jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 pub use key::PublicKey;
 pub use name::Name;
-#[cfg(feature = "proto")]
 pub use problems::{Code, Problem, Problems};
 pub use ratelimit::{LimitKey, LimitScope, RateLimit};
 pub use resilience::{Breaker, HealthCheck, HealthProbe, Outlier};

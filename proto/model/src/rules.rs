@@ -17,13 +17,15 @@ pub struct Rules {
     pub default: Action,
     /// Log what would be denied, and let it pass.
     pub audit: bool,
+    /// The same, for what goes to these only.
+    pub audited: Vec<Subject>,
     /// In order of the files; the engine tries every deny before any allow.
     pub rules: Vec<Rule>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { default: Action::Deny, audit: false, rules: Vec::new() }
+        Self { default: Action::Deny, audit: false, audited: Vec::new(), rules: Vec::new() }
     }
 }
 

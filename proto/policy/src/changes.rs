@@ -128,19 +128,20 @@ impl World {
             return Access::default();
         };
         let mut allowed = Vec::new();
-        if self.policy.audit || self.policy.default == Action::Allow {
-            allowed.push(Part::EVERYTHING);
-        }
         let served = to.served.as_deref();
         let subjects = &self.policy.subjects;
         let (from, to) = (subjects.of(&from.identity), subjects.of(&to.identity));
+        let audits = self.policy.audits(to);
+        if audits || self.policy.default == Action::Allow {
+            allowed.push(Part::EVERYTHING);
+        }
         for id in self.policy.allows.related(from, to).map(RuleId) {
             Part::add(&mut allowed, self.policy.rule(id), served);
         }
         let mut denied = Vec::new();
         let denies = self.policy.denies.related(from, to).map(RuleId);
         for rule in denies.map(|id| self.policy.rule(id)) {
-            if !self.policy.audit && !rule.audit {
+            if !audits && !rule.audit {
                 Part::add(&mut denied, rule, served);
             }
         }
@@ -156,7 +157,7 @@ fn candidates<'a>(old: &'a World, new: &'a World) -> (BTreeSet<(&'a Subject, &'a
     all.extend(&new.members);
     let everyone: Vec<&Subject> = all.keys().copied().collect();
     let mut pairs = Pairs::default();
-    if (a.default, a.audit) != (b.default, b.audit) {
+    if (a.default, a.audit, &a.audited) != (b.default, b.audit, &b.audited) {
         pairs.insert(&everyone, &everyone);
         return (pairs.pairs, !pairs.full);
     }

@@ -27,7 +27,7 @@ pub struct TestResult {
 #[must_use]
 pub fn run_tests(topology: &Topology) -> Vec<TestResult> {
     let mut policy = Policy::for_topology(topology);
-    policy.audit = false;
+    policy.enforce();
     topology.tests.iter().map(|test| run(&policy, topology, test)).collect()
 }
 

@@ -195,7 +195,7 @@ impl Policy {
     }
 
     fn refuse(&self, case: &Case<'_>, by: DecidedBy) -> Verdict {
-        if self.audit {
+        if self.audits(case.to) {
             pass(case, by, Some(by))
         } else {
             Verdict { outcome: Outcome::Deny, decided_by: by, would_deny: None }

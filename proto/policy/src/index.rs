@@ -20,7 +20,7 @@ use crate::policy::RequestPattern;
 pub(crate) type Map<K, V> = HashMap<K, V, FixedState>;
 
 /// A subject, as a small number.
-type Id = u32;
+pub(crate) type Id = u32;
 
 const ANY: Id = 0;
 const ANY_SERVICE: Id = 1;
@@ -60,6 +60,11 @@ impl Ids {
         ids
     }
 
+    /// Whether one of them is among `others`.
+    pub(crate) fn has_any(&self, others: &[Id]) -> bool {
+        others.iter().any(|id| self.as_slice().contains(id))
+    }
+
     fn as_slice(&self) -> &[Id] {
         &self.ids[..self.len]
     }
@@ -95,7 +100,7 @@ impl Subjects {
         *table.entry(name.clone()).or_insert(next)
     }
 
-    fn numbers(&mut self, subjects: &[Subject]) -> Vec<Id> {
+    pub(crate) fn numbers(&mut self, subjects: &[Subject]) -> Vec<Id> {
         let mut ids: Vec<Id> = subjects.iter().map(|subject| self.number(subject)).collect();
         ids.sort_unstable();
         ids.dedup();

@@ -10,7 +10,7 @@ use isthmus_model::{
 
 use crate::engine::Silent;
 use crate::explain::{Explanation, Log, names};
-use crate::index::{Index, Map, Subjects};
+use crate::index::{Id, Ids, Index, Map, Subjects};
 use crate::path::Pattern;
 use crate::verdict::{DecidedBy, Decision, Query, RuleId, Stream, Verdict};
 
@@ -19,6 +19,9 @@ use crate::verdict::{DecidedBy, Decision, Query, RuleId, Stream, Verdict};
 pub struct Policy {
     pub(crate) default: Action,
     pub(crate) audit: bool,
+    /// What goes to these is audited.
+    pub(crate) audited: Vec<Subject>,
+    audited_ids: Vec<Id>,
     pub(crate) rules: Vec<Rule>,
     /// Of each rule, its `http` in comparable form.
     pub(crate) requests: Vec<Vec<RequestPattern>>,
@@ -97,6 +100,8 @@ impl Policy {
         let mut policy = Self {
             default: rules.default,
             audit: rules.audit,
+            audited: rules.audited.clone(),
+            audited_ids: Vec::new(),
             rules: rules.rules.clone(),
             requests: Vec::with_capacity(rules.rules.len()),
             subjects: Subjects::default(),
@@ -104,6 +109,7 @@ impl Policy {
             allows: Index::default(),
             services,
         };
+        policy.audited_ids = policy.subjects.numbers(&rules.audited);
         for (position, rule) in (0..).zip(&rules.rules) {
             policy.requests.push(rule.http.iter().map(RequestPattern::new).collect());
             let index = match rule.action {
@@ -203,11 +209,22 @@ impl Policy {
     #[must_use]
     pub fn relates(&self, from: &Identity, to: &Identity) -> bool {
         let device_dns = matches!((from, to), (Identity::Device(_), Identity::Host(_)));
-        if self.default == Action::Allow || self.audit || device_dns {
+        let (from, to) = (self.subjects.of(from), self.subjects.of(to));
+        if self.default == Action::Allow || self.audits(to) || device_dns {
             return true;
         }
-        let (from, to) = (self.subjects.of(from), self.subjects.of(to));
         self.allows.related(from, to).next().is_some()
+    }
+
+    /// Whether what would be denied to somebody is logged only.
+    pub(crate) fn audits(&self, to: Ids) -> bool {
+        self.audit || to.has_any(&self.audited_ids)
+    }
+
+    /// The same policy, enforced wholly, but for rules that audit by themselves.
+    pub(crate) fn enforce(&mut self) {
+        self.audit = false;
+        self.audited_ids.clear();
     }
 
     /// What a service offers, at its own port first.

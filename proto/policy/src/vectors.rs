@@ -15,6 +15,7 @@ const FILES: &[(&str, &str)] = &[
     ("requests.toml", include_str!("../vectors/requests.toml")),
     ("paths.toml", include_str!("../vectors/paths.toml")),
     ("audit.toml", include_str!("../vectors/audit.toml")),
+    ("audit-scope.toml", include_str!("../vectors/audit-scope.toml")),
     ("audit-rule.toml", include_str!("../vectors/audit-rule.toml")),
     ("authorisation.toml", include_str!("../vectors/authorisation.toml")),
     ("readings.toml", include_str!("../vectors/readings.toml")),

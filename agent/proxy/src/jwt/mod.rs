@@ -25,6 +25,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use keys::{Algorithm, KeySet};
+pub use ring::KeyFailure;
 pub(crate) use ring::KeyRing;
 
 /// The longest token: more doesn't fit into common servers' heads either.

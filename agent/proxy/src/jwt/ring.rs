@@ -29,6 +29,17 @@ pub(crate) struct KeyRing {
     held: Mutex<BTreeMap<KeySource, Held>>,
 }
 
+/// A source of keys that can't be had now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFailure {
+    /// Which.
+    pub source: KeySource,
+    /// Why.
+    pub error: String,
+    /// Whether keys from before are in use.
+    pub kept: bool,
+}
+
 #[derive(Debug)]
 struct Held {
     /// The last good ones: a source that fails takes nothing away.
@@ -41,6 +52,21 @@ impl KeyRing {
     /// The keys from a source, if they are there.
     pub(crate) fn keys(&self, source: &KeySource) -> Option<Arc<KeySet>> {
         self.lock().get(source)?.keys.clone()
+    }
+
+    /// The sources that couldn't be read, or read anew.
+    pub(crate) fn failures(&self) -> Vec<KeyFailure> {
+        let failure = |(source, held): (&KeySource, &Held)| {
+            let error = held.error.clone()?;
+            Some(KeyFailure { source: source.clone(), error, kept: held.keys.is_some() })
+        };
+        self.lock().iter().filter_map(failure).collect()
+    }
+
+    /// Whether each of these was tried.
+    pub(crate) fn has_tried(&self, sources: &BTreeSet<KeySource>) -> bool {
+        let held = self.lock();
+        sources.iter().all(|source| held.contains_key(source))
     }
 
     /// Keeps what the newest view asks for fresh, as long as there are views.

@@ -360,7 +360,7 @@ fn view(application_port: u16, rules: Vec<Rule>) -> Arc<View> {
         ]
         .into(),
         devices: BTreeMap::new(),
-        rules: Rules { default: Action::Deny, audit: false, rules },
+        rules: Rules { default: Action::Deny, audit: false, audited: Vec::new(), rules },
         routes: Vec::new(),
         limits: Vec::new(),
     };

@@ -76,7 +76,7 @@ pub(super) type Reason = String;
 struct Parts<'a> {
     keys: HashSet<&'a str>,
     mesh: Option<(Mesh, HostId)>,
-    policy: Option<v1::Policy>,
+    policy: Option<&'a v1::Policy>,
     hosts: BTreeMap<HostId, Host>,
     services: BTreeMap<ServiceId, Service>,
     devices: BTreeMap<DeviceId, Device>,
@@ -99,7 +99,7 @@ impl<'a> Parts<'a> {
         }
         match body {
             Body::Mesh(body) => self.mesh = Some((mesh(body)?, HostId(number(body.local)?))),
-            Body::Policy(body) => self.policy = Some(*body),
+            Body::Policy(body) => self.policy = Some(body),
             Body::Host(body) => drop(self.hosts.insert(HostId(number(body.id)?), host(body)?)),
             Body::Service(body) => {
                 self.services.insert(ServiceId(number(body.id)?), service(body)?);
@@ -129,6 +129,8 @@ impl<'a> Parts<'a> {
         let (mesh, local) = self.mesh.ok_or_else(|| missing("mesh"))?;
         let policy = self.policy.ok_or_else(|| missing("policy"))?;
         let default = if policy.default_allow { Action::Allow } else { Action::Deny };
+        let audited = all("audited", &policy.audited)
+            .map_err(|reason| ConvertError::new("policy", reason))?;
         let rules = self.rules.into_values().collect();
         Ok(Snapshot {
             revision,
@@ -137,7 +139,7 @@ impl<'a> Parts<'a> {
             hosts: self.hosts,
             services: self.services,
             devices: self.devices,
-            rules: Rules { default, audit: policy.audit, rules },
+            rules: Rules { default, audit: policy.audit, audited, rules },
             routes: self.routes.into_values().collect(),
             limits: self.limits.into_values().collect(),
         })

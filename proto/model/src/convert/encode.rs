@@ -63,7 +63,8 @@ fn policy(snapshot: &Snapshot) -> Body {
         Action::Allow => true,
         Action::Deny => false,
     };
-    Body::Policy(v1::Policy { default_allow, audit: snapshot.rules.audit })
+    let audited = snapshot.rules.audited.iter().map(ToString::to_string).collect();
+    Body::Policy(v1::Policy { default_allow, audit: snapshot.rules.audit, audited })
 }
 
 fn host(id: HostId, host: &Host) -> Body {

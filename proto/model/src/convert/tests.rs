@@ -212,6 +212,7 @@ fn inflict(resource: &mut v1::Resource, (what, number, text): (u8, u32, String))
     match resource.body.as_mut().unwrap() {
         Body::Mesh(body) if what % 2 == 0 => body.virtual_ipv4 = text,
         Body::Mesh(body) => body.local = number,
+        Body::Policy(body) if what % 3 == 0 => body.audited.push(text),
         Body::Policy(body) => body.audit = what % 2 == 0,
         Body::Host(body) if what % 2 == 0 => body.ipv4_block = text,
         Body::Host(body) => body.endpoints = vec![text],
@@ -468,11 +469,12 @@ fn a_snapshot() -> impl Strategy<Value = Snapshot> {
 
 fn a_policy() -> impl Strategy<Value = Rules> {
     let rules = prop::collection::vec(a_rule(), 0..6);
-    (an_action(), any::<bool>(), rules).prop_map(|(default, audit, mut rules)| {
+    let audited = prop::collection::vec(a_subject(), 0..3);
+    (an_action(), any::<bool>(), audited, rules).prop_map(|(default, audit, audited, mut rules)| {
         for (n, rule) in rules.iter_mut().enumerate() {
             rule.name = format!("{n} {}", rule.name).into();
         }
-        Rules { default, audit, rules }
+        Rules { default, audit, audited, rules }
     })
 }
 

@@ -130,6 +130,10 @@ fn check_devices(draft: &Draft, report: &mut Report<'_>) {
 
 fn check_rules(draft: &Draft, report: &mut Report<'_>) {
     let names = Names::of(draft);
+    let policy = draft.policy.as_ref().and_then(|policy| policy.draft.as_ref());
+    for audited in policy.iter().flat_map(|policy| &policy.audited) {
+        names.require(&audited.value, audited.at, report);
+    }
     let mut seen: HashMap<&Arc<str>, At> = HashMap::new();
     for draft in &draft.rules {
         if report.is_full() {

@@ -65,7 +65,7 @@ pub fn diff(old: Option<&Topology>, new: &Topology) -> Vec<Change> {
     changes.tables(|_| "device", &old.devices, &new.devices, device);
     let mut policy = Details::default();
     policy.note("default", action(old.rules.default), action(new.rules.default));
-    policy.note("audit", old.rules.audit, new.rules.audit);
+    policy.note("audit", old.rules.audit_words(), new.rules.audit_words());
     changes.changed("policy", policy);
     changes.rules(&old.rules.rules, &new.rules.rules);
     changes.routes(&old.routes, &new.routes);

@@ -146,7 +146,7 @@ impl Draft {
     fn assemble(self) -> Read<Topology> {
         let rules = match self.policy {
             Some(policy) => policy.draft.ok_or(Reported)?,
-            None => PolicyDraft { default: Action::Deny, audit: false },
+            None => PolicyDraft { default: Action::Deny, audit: false, audited: Vec::new() },
         };
         let services = self.services;
         let test = |draft: TestDraft| TestDecl {
@@ -164,6 +164,7 @@ impl Draft {
             rules: Rules {
                 default: rules.default,
                 audit: rules.audit,
+                audited: rules.audited.into_iter().map(|it| it.value).collect(),
                 rules: complete(self.rules, &self.jwt, &services)?,
             },
             routes: self.routes.into_iter().map(|draft| draft.route).collect(),

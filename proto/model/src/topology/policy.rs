@@ -53,6 +53,8 @@ pub(super) const HTTP: Schema = &[
 pub(super) struct PolicyDraft {
     pub(super) default: Action,
     pub(super) audit: bool,
+    /// What goes to these is audited.
+    pub(super) audited: Vec<Located<Subject>>,
 }
 
 /// A rule, and the places that checks between tables point at.
@@ -87,8 +89,17 @@ pub(super) struct TestDraft {
 
 pub(super) fn policy(table: &Table<'_>, report: &mut Report<'_>) -> Read<PolicyDraft> {
     let default = table.optional("default", |entry| action(entry, report));
-    let audit = table.optional("audit", |entry| entry.boolean(report));
-    Ok(PolicyDraft { default: default?.unwrap_or(Action::Deny), audit: audit?.unwrap_or(false) })
+    let audit = table.optional("audit", |entry| audits(entry, report));
+    let (audit, audited) = audit?.unwrap_or_default();
+    Ok(PolicyDraft { default: default?.unwrap_or(Action::Deny), audit, audited })
+}
+
+/// `true`, or whom it is about.
+fn audits(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(bool, Vec<Located<Subject>>)> {
+    if entry.is_list() || entry.text().is_some_and(|text| text.value.contains(':')) {
+        return Ok((false, subjects(entry, report)?));
+    }
+    Ok((entry.boolean(report)?, Vec::new()))
 }
 
 fn action(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Action> {

@@ -255,6 +255,10 @@ impl<'a> Entry<'a> {
         self.value.as_bool()
     }
 
+    pub(super) fn is_list(&self) -> bool {
+        self.value.as_array().is_some()
+    }
+
     pub(super) fn boolean(&self, report: &mut Report<'_>) -> Read<bool> {
         self.value.as_bool().ok_or_else(|| self.wrong_type("true or false", report))
     }

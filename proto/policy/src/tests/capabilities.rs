@@ -124,7 +124,8 @@ fn erase(mut rule: Rule, unknown: &[Capability]) -> Rule {
             | Capability::Listen
             | Capability::NoPort
             | Capability::Source
-            | Capability::Ports => {}
+            | Capability::Ports
+            | Capability::AuditScope => {}
         }
     }
     rule
@@ -140,7 +141,7 @@ fn pool() -> Vec<Rule> {
 
 fn policy(default: Action, rules: Vec<Rule>) -> Policy {
     let mut topology = read();
-    topology.rules = Rules { default, audit: false, rules };
+    topology.rules = Rules { default, audit: false, audited: Vec::new(), rules };
     Policy::for_topology(&topology)
 }
 

@@ -6,6 +6,7 @@ use isthmus_model::{
 };
 use proptest::prelude::*;
 
+use crate::explain::names;
 use crate::index::Map;
 use crate::policy::{Policy, Served};
 use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, Request, RuleId, Verdict};
@@ -79,7 +80,7 @@ proptest! {
         rules in some_rules(),
         ask in a_question(),
     ) {
-        let enforce = Rules { audit: false, ..rules.clone() };
+        let enforce = Rules { audit: false, audited: Vec::new(), ..rules.clone() };
         let audit = Rules { audit: true, ..rules };
         let enforced = Policy::new(&enforce, services()).evaluate(&ask.query());
         let audited = Policy::new(&audit, services()).evaluate(&ask.query());
@@ -203,7 +204,8 @@ fn reference(rules: &Rules, ask: &Ask) -> Verdict {
         }
         (None, None) => (true, DecidedBy::Default),
     };
-    match (denies, rules.audit) {
+    let audits = rules.audit || rules.audited.iter().any(|subject| names(subject, &ask.to));
+    match (denies, audits) {
         (true, false) => Verdict { outcome: Outcome::Deny, decided_by: by, would_deny: None },
         (true, true) => Verdict { outcome: pass, decided_by: by, would_deny: Some(by) },
         (false, _) => Verdict { outcome: pass, decided_by: by, would_deny },
@@ -301,7 +303,17 @@ fn services() -> Map<Name, Vec<Served>> {
 fn some_rules() -> impl Strategy<Value = Rules> {
     let audit = prop::bool::weighted(0.2);
     let rules = prop::collection::vec(a_rule(), 0..8);
-    (an_action(), audit, rules).prop_map(|(default, audit, rules)| Rules { default, audit, rules })
+    (an_action(), audit, some_audited(), rules).prop_map(|(default, audit, audited, rules)| Rules {
+        default,
+        audit,
+        audited,
+        rules,
+    })
+}
+
+fn some_audited() -> impl Strategy<Value = Vec<Subject>> {
+    let named = ["service:web", "namespace:prod", "host:*"].map(|it| it.parse().unwrap());
+    prop_oneof![3 => Just(Vec::new()), 1 => prop::sample::subsequence(named.to_vec(), 1..=3)]
 }
 
 /// So many that the index sorts them by path.
@@ -322,7 +334,7 @@ fn rules_of_one_pair() -> impl Strategy<Value = Rules> {
         let keep =
             |(at, rule): (usize, Rule)| (at % 20 == 19 || asks_for_a_path(&rule)).then_some(rule);
         let rules = rules.into_iter().enumerate().filter_map(keep).map(here);
-        Rules { default, audit, rules: rules.collect() }
+        Rules { default, audit, audited: Vec::new(), rules: rules.collect() }
     })
 }
 

@@ -107,7 +107,7 @@ fn policy(rules: Vec<Rule>) -> Policy {
         (service(n), vec![Served::new(80, Protocol::Tcp, Application::default(), PathMode::AsIs)])
     };
     let served = (0..SERVICES).map(of);
-    let rules = Rules { default: Action::Deny, audit: false, rules };
+    let rules = Rules { default: Action::Deny, audit: false, audited: Vec::new(), rules };
     Policy::new(&rules, served.collect::<Map<_, _>>())
 }
 

@@ -129,6 +129,11 @@ fn each_difference_is_told_in_the_words_of_the_language() {
         ("[host.a]", "[policy]\naudit = true\n[host.a]", "~ policy: audit false -> true"),
         (
             "[host.a]",
+            "[policy]\naudit = [\"host:a\", \"device:*\"]\n[host.a]",
+            "~ policy: audit false -> host:a, device:*",
+        ),
+        (
+            "[host.a]",
             "[mesh]\nname = \"corp\"\nhost_block = 26\nexposure = \"mesh\"\n[host.a]",
             "~ mesh: name none -> corp; host_block 28 -> 26; exposure none -> mesh",
         ),

@@ -420,6 +420,14 @@ http = [{ method = "GET" }]"#,
         "two rules",
     ),
     on(
+        "audit of what isn't there",
+        r#"[policy]
+audit = ["service:web", "service:wbe"]"#,
+        (10, 25),
+        r#"there is no service "wbe""#,
+        r#"did you mean "web"?"#,
+    ),
+    on(
         "audit of what is allowed",
         r#"[[allow]]
 name = "r"
