@@ -75,7 +75,7 @@ pub fn no_cgroups(error: &anyhow::Error) -> Problem {
     )
 }
 
-fn without(missing: &[privileges::Capability]) -> Problem {
+fn without(missing: &[Capability]) -> Problem {
     let named: Vec<String> = missing.iter().map(ToString::to_string).collect();
     let named = named.join(" ");
     Problem::new(

@@ -12,8 +12,8 @@ use crate::errors::{self, Exit, is_broken_pipe};
 use crate::output::{self, Tone, clean, paint};
 use crate::transport::{Session, Whom};
 use crate::{
-    apply, check, delivery, explain, flows, inventory, join, operator, ping, reference, routes, schema, stat,
-    status, tap, token, topology, validate, wait, whois,
+    apply, check, delivery, explain, flows, inventory, join, operator, ping, reference, routes,
+    schema, stat, status, tap, token, topology, validate, wait, whois,
 };
 
 /// The program.

@@ -59,7 +59,12 @@ impl Policy {
 
     /// Whether a rule alone allows what is asked.
     fn allows(&self, rule: &Rule, query: &Query<'_>) -> bool {
-        let rules = Rules { default: Action::Deny, audit: false, rules: vec![rule.clone()] };
+        let rules = Rules {
+            default: Action::Deny,
+            audit: false,
+            audited: Vec::new(),
+            rules: vec![rule.clone()],
+        };
         !Self::new(&rules, self.services.clone()).evaluate(query).denies()
     }
 

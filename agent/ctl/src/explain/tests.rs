@@ -281,8 +281,10 @@ fn slice() -> Snapshot {
     let service = |name: &str, vip: &str, protocol, placements: &[(u32, &str)]| Service {
         name: name.parse().unwrap(),
         namespace: "prod".parse().unwrap(),
+        aliases: Vec::new(),
         port: 8080,
         protocol,
+        more: Vec::new(),
         virtual_ipv4: vip.parse().unwrap(),
         leaving: BTreeSet::new(),
         placements: placements

@@ -12,7 +12,7 @@ use crate::name::Name;
 use crate::rules::{Layer4, PortRule, Subject};
 use crate::snapshot::{Protocol, ServicePort};
 
-const PORT: Schema = &[
+pub(super) const PORT: Schema = &[
     ("port", "port = 9100"),
     ("protocol", "protocol = \"tcp\""),
     ("proxy_protocol", "proxy_protocol = \"v2\""),

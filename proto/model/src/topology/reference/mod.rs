@@ -8,8 +8,8 @@ mod values;
 
 use super::reader::Schema;
 use super::{
-    balance, declare, edge, fields, jwt, mesh, parse, policy, question, ratelimit, rollout, route,
-    routing,
+    balance, declare, edge, fields, jwt, mesh, parse, policy, ports, question, ratelimit, rollout,
+    route, routing,
 };
 
 /// A kind of table.
@@ -220,6 +220,14 @@ pub static SECTIONS: &[Section] = &[
         declare::WORKLOAD,
         values::WORKLOAD,
         &[],
+    ),
+    section(
+        "port",
+        "`ports` of a service, by name",
+        "One of several ports, with its own protocol.",
+        ports::PORT,
+        values::PORT,
+        &["port"],
     ),
     section(
         "wireguard",

@@ -9,6 +9,7 @@ const PATHS: &[super::Shape] =
 const EXPOSURE: &[super::Shape] = &[OneOf(&["mesh", "count", "open"])];
 const PLACEMENT: &[super::Shape] = &[Texts, Map(&[Text])];
 pub(super) const FIELDS: &[super::Shape] = &[Map(&[Text, Flag, Table("value")])];
+pub(super) const SOURCE: &[super::Shape] = &[OneOf(&["caller", "proxy"])];
 const BALANCE: &[super::Shape] = &[
     OneOf(&["peak-ewma", "least-request", "round-robin", "ring-hash", "maglev"]),
     Table("balance"),
@@ -37,7 +38,11 @@ pub(super) const MESH: Notes = &[
 
 pub(super) const POLICY: Notes = &[
     ("default", ACTIONS, "What becomes of what no rule decides; `deny` by default."),
-    ("audit", &[Flag], "Log what would be denied, and let it pass."),
+    (
+        "audit",
+        &[Flag, Texts],
+        "Log what would be denied, and let it pass: all of it, or what goes to those in a list, such as `service:web` and `namespace:test`.",
+    ),
 ];
 
 pub(super) const HOST: Notes = &[
@@ -57,11 +62,20 @@ pub(super) const SERVICE: Notes = &[
         &[Text],
         "What it belongs to, in identities, rules and DNS; `default` without this.",
     ),
-    ("port", &[Integer], "Where its processes listen, on each host, and where callers find it."),
+    (
+        "port",
+        &[Integer],
+        "Where its processes listen, on each host, and where callers find it. A service that only calls others has none.",
+    ),
     (
         "protocol",
         &[OneOf(&["tcp", "udp", "http", "tls", "auto"])],
         "How its traffic is judged: by connection (`tcp`, the default, and `udp`), by request (`http`), by server name (`tls`), or as each connection turns out (`auto`).",
+    ),
+    (
+        "ports",
+        &[Map(&[Table("port")])],
+        "Those beside its own, by names that rules use; on the same addresses.",
     ),
     ("hosts", PLACEMENT, "Who runs it: hosts by name, or all with these labels."),
     ("workload", &[Table("workload")], "How its processes are known on these hosts."),
@@ -85,6 +99,17 @@ pub(super) const SERVICE: Notes = &[
     ),
     ("trailers", &[Flag], "Give requests' trailers to it by HTTP/1.1, too."),
     (
+        "listen",
+        &[Text],
+        "Where the application listens, if that is on loopback only: an address of it, with a port.",
+    ),
+    ("source", SOURCE, "Whose address the application sees: the caller's, or the proxy's."),
+    (
+        "aliases",
+        &[Texts],
+        "Names that it had before. DNS finds it by them, and renamed so it keeps its addresses.",
+    ),
+    (
         "paths",
         PATHS,
         "What becomes of paths that programs read in two ways: refused (`strict`, the default), brought into one form, or passed on as they are.",
@@ -100,6 +125,11 @@ pub(super) const SERVICE: Notes = &[
 pub(super) const DEVICE: Notes = &[
     ("wireguard", &[Table("wireguard")], "Its tunnel."),
     ("via", &[Text], "The host that ends its tunnel."),
+    (
+        "ipv4",
+        &[Text],
+        "Its address in its gateway's `ipv4_block`, rather than chosen by the controller.",
+    ),
 ];
 
 pub(super) const GATEWAY: Notes = &[
@@ -148,7 +178,7 @@ pub(super) const RULE: Notes = &[
     (
         "ports",
         &[Texts],
-        "`tcp/22`, `udp/5000-5999`, `tcp`, `icmp`. Without this: a service's own port and ping, of a host or device everything.",
+        "`tcp/22`, `udp/5000-5999`, `tcp`, `icmp`, or names of a service's `ports`. Without this: a service's own port and ping, of a host or device everything.",
     ),
     ("http", &[Tables("request")], "Which requests, any of these; without this every one."),
     ("sni", &[Text, Texts], "Which server names, of TLS that passes through."),
@@ -223,7 +253,11 @@ pub(super) const TEST: Notes = &[
     ("name", &[Text], "What is said when it fails."),
     ("from", &[Text], "Who: one service, host or device."),
     ("to", &[Text], "To whom, likewise."),
-    ("port", &[Text], "To which port, such as `tcp/22`; a service's own without this."),
+    (
+        "port",
+        &[Text],
+        "To which port, such as `tcp/22`, or a name of its `ports`; a service's own without this.",
+    ),
     ("method", &[Text], "The request's method; with `path`."),
     ("path", &[Text], "The request's path; with `method`."),
     ("host", &[Text], "The host that it is for."),

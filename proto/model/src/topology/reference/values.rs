@@ -2,13 +2,27 @@
 
 use super::Notes;
 use super::Shape::{Flag, Integer, Map, Number, OneOf, Table, Text, Texts};
-use super::notes::FIELDS;
+use super::notes::{FIELDS, SOURCE};
 
 pub(super) const WORKLOAD: Notes = &[
     ("systemd", &[Text], "The systemd unit that they run in."),
     ("user", &[Text], "Their user, by name or number."),
     ("exe", &[Text], "Their program's path. Alone it proves nothing: any user can run it."),
     ("cgroup", &[Text], "The cgroup (v2) that they are in, or one above it."),
+];
+
+pub(super) const PORT: Notes = &[
+    ("port", &[Integer], "Where its processes listen, and where callers find it."),
+    (
+        "protocol",
+        &[OneOf(&["tcp", "udp", "http", "tls", "auto"])],
+        "How its traffic is judged; `tcp` by default.",
+    ),
+    ("proxy_protocol", &[OneOf(&["v1", "v2"])], "Tell the application who calls, as HAProxy does."),
+    ("http", &[OneOf(&["auto", "1.1", "2"])], "What is spoken to the application."),
+    ("trailers", &[Flag], "Give requests' trailers to it by HTTP/1.1, too."),
+    ("listen", &[Text], "Where the application listens, if that is on loopback only."),
+    ("source", SOURCE, "Whose address the application sees."),
 ];
 
 pub(super) const WIREGUARD: Notes =
