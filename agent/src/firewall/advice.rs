@@ -38,7 +38,7 @@ impl Firewall {
         } else {
             Kind::Other
         };
-        Self { kind, dropping: dropping(rules), rules: rules.to_owned() }
+        Self { kind, dropping: dropping(rules), rules: of_others(rules) }
     }
 
     /// As somebody would look for it.
@@ -136,6 +136,18 @@ fn dropping(rules: &str) -> Vec<Chain> {
     found
 }
 
+/// The rules without the agent's own tables, which name its port, too.
+fn of_others(rules: &str) -> String {
+    let mut is_ours = false;
+    let of_others = rules.lines().filter(|line| {
+        if line.starts_with("table ") {
+            is_ours = line.starts_with("table inet isthmus-");
+        }
+        !is_ours
+    });
+    of_others.collect::<Vec<_>>().join("\n")
+}
+
 fn mentions(text: &str, port: u16) -> bool {
     let port = port.to_string();
     text.split(|letter: char| !letter.is_ascii_digit()).any(|number| number == port)
@@ -197,6 +209,8 @@ mod tests {
         assert_eq!(tunnel_problem(&Firewall::read("", UFW), 51820), None);
         let firewalld = Firewall::read("table inet firewalld {\n}", "");
         assert!(tunnel_problem(&firewalld, 51820).is_some());
+        let ours = format!("table inet isthmus-isth0 {{\n\tudp sport 51820 drop\n}}\n{NFT}");
+        assert!(tunnel_problem(&Firewall::read(&ours, ""), 51820).is_some(), "our own rules");
         let another = NFT.replace("tcp dport 22", "udp dport 518200");
         assert!(tunnel_problem(&Firewall::read(&another, ""), 51820).is_some());
     }
