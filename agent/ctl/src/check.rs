@@ -66,7 +66,7 @@ impl Found {
         for problem in self.said.iter().chain(self.looked.iter().flat_map(|it| &it.problems)) {
             let same =
                 |it: &&v1::Problem| (&it.code, &it.subject) == (&problem.code, &problem.subject);
-            if !all.iter().any(|it| same(it)) {
+            if !all.iter().any(same) {
                 all.push(problem);
             }
         }

@@ -262,7 +262,7 @@ fn apply_says_what_a_revision_brings(mesh: &Mesh, app: &Shell<'_>) {
     let said = mesh.apply(&format!("{TOPOLOGY}[policy]\naudit = [\"service:web\"]\n"));
     assert!(said.contains("not of this revision") && said.contains("key-readable"), "{said}");
     assert!(said.contains("AUDIT MODE: what policy would deny to service:web"), "{said}");
-    assert!(app.remedy(By::Status, "audit").is_some(), "also on the host");
+    wait_for("the host tells it, too", SOON, || app.remedy(By::Status, "audit").is_some());
 }
 
 fn who_is_kept_out_says_so_at_both_ends(mesh: &Mesh, app: &Shell<'_>) {
