@@ -483,6 +483,9 @@ fn best(
     (Match::Owner(found.map_or(Owner::Host, |service| Owner::Service(service.id))), None)
 }
 
+/// Of each selector of a service, whether it fits.
+pub(crate) type Fits = Vec<(Selector, Option<bool>)>;
+
 /// Which service a process is of, and how that came about.
 #[derive(Debug)]
 pub(crate) struct Judgement {
@@ -494,7 +497,7 @@ pub(crate) struct Judgement {
     pub(crate) tie: Option<ServiceId>,
     /// Of each service here, whether its selectors fit, in the snapshot's order; `None`: that depends on
     /// the program.
-    pub(crate) fits: Vec<(ServiceId, Vec<(Selector, Option<bool>)>)>,
+    pub(crate) fits: Vec<(ServiceId, Fits)>,
 }
 
 /// Judges a process as the data plane would judge its sockets.

@@ -135,7 +135,12 @@ fn of_settings(table: &toml::Table, comments: &Map<String, Value>, within: &str)
         let name = format!("{within}{key}");
         let mut property = match value {
             toml::Value::Table(inner) => of_settings(inner, comments, &format!("{name}.")),
-            other => of_value(other),
+            value @ (toml::Value::String(_)
+            | toml::Value::Integer(_)
+            | toml::Value::Float(_)
+            | toml::Value::Boolean(_)
+            | toml::Value::Datetime(_)
+            | toml::Value::Array(_)) => of_value(value),
         };
         if let Some(comment) = comments.get(&name) {
             property["description"] = comment.clone();
@@ -214,7 +219,7 @@ mod tests {
             "items" => {
                 value.as_array().is_none_or(|list| list.iter().all(|it| takes(root, wanted, it)))
             }
-            "minItems" => value.as_array().is_none_or(|list| list.len() >= 1),
+            "minItems" => value.as_array().is_none_or(|list| !list.is_empty()),
             "properties" => value.as_object().is_none_or(|table| {
                 table.iter().all(|(key, it)| wanted.get(key).is_none_or(|one| takes(root, one, it)))
             }),

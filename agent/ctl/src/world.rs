@@ -97,7 +97,7 @@ impl World {
         let hosts: BTreeSet<Name> = hosts.collect();
         self.undeclared = hosts.difference(&self.hosts).cloned().collect();
         self.hosts.extend(hosts);
-        self.trust_domain = status.trust_domain.parse().ok().or(self.trust_domain.take());
+        self.trust_domain = status.trust_domain.parse().ok().or_else(|| self.trust_domain.take());
         self.addresses = Some(Addresses::of_status(status));
     }
 

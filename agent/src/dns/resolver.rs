@@ -368,7 +368,7 @@ fn ours(servers: &[IpAddr], search: &[String], former: &str) -> String {
             |line: &&str| line.split_whitespace().next().is_some_and(|it| kinds.contains(&it));
         former.lines().filter(move |line| is_one(line))
     };
-    let last = of_kind(&["search", "domain"]).last().unwrap_or_default();
+    let last = of_kind(&["search", "domain"]).next_back().unwrap_or_default();
     let searched = last.split_whitespace().skip(1).chain(search.iter().map(String::as_str));
     let searched: Vec<&str> = searched.collect();
     let searched = (!searched.is_empty()).then(|| format!("search {}", searched.join(" ")));
