@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(feature = "proto")]
 use crate::problems::{Code, Problem};
 use crate::rules::{Action, Origin, Rules, Subject};
 
@@ -39,6 +40,7 @@ impl Rules {
     }
 }
 
+#[cfg(feature = "proto")]
 impl Audited {
     /// That it isn't enforced: nobody shall take it for what it isn't.
     #[must_use]

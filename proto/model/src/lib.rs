@@ -13,7 +13,6 @@
 
 pub mod address;
 pub mod application;
-#[cfg(feature = "proto")]
 mod audit;
 pub mod balance;
 pub mod capability;
@@ -28,6 +27,7 @@ pub mod identity;
 pub mod jwt;
 pub mod key;
 pub mod name;
+#[cfg(feature = "proto")]
 pub mod problems;
 pub mod ratelimit;
 pub mod resilience;
@@ -39,7 +39,6 @@ pub mod topology;
 
 pub use address::{Ipv4Net, MeshPrefix};
 pub use application::{Application, HttpVersion, ProxyProtocol, SeenSource};
-#[cfg(feature = "proto")]
 pub use audit::Audited;
 pub use balance::{Balance, BalancePolicy, HashKey};
 pub use capability::{Capabilities, Capability};
@@ -53,6 +52,7 @@ pub use identity::{DeviceId, HostId, Identity, Principal, ServiceId, TrustDomain
 pub use jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 pub use key::PublicKey;
 pub use name::Name;
+#[cfg(feature = "proto")]
 pub use problems::{Code, Problem, Problems};
 pub use ratelimit::{LimitKey, LimitScope, RateLimit};
 pub use resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
