@@ -109,7 +109,7 @@ impl World {
         let policy = Policy::for_topology(topology);
         let services = topology.services.iter().map(|(name, service)| {
             let (namespace, name) = (service.namespace.clone(), name.clone());
-            let served = Some(policy.served(&name).to_vec());
+            let served = Some(policy.served(&name));
             let key = Subject::Service(name.clone());
             (key, Member { identity: Identity::Service { namespace, name }, served })
         });

@@ -205,11 +205,7 @@ impl Policy {
     pub(crate) fn case<'a>(&self, query: &Query<'a>, stream: Option<Stream<'a>>) -> Case<'a> {
         let target = match query.to {
             Identity::Service { name, .. } => {
-                let served = self.served(name);
-                let asked = served.iter().find(|it| it.layer4 == query.layer4);
-                asked
-                    .or_else(|| served.first())
-                    .map_or(Target::UnknownService, |it| Target::Service(*it))
+                self.services.at(name, query.layer4).map_or(Target::UnknownService, Target::Service)
             }
             Identity::Host(_) | Identity::Device(_) => Target::Machine,
         };

@@ -28,8 +28,14 @@ pub struct Policy {
     pub(crate) subjects: Subjects,
     pub(crate) denies: Index,
     pub(crate) allows: Index,
-    /// Its own port first. Who has none isn't there.
-    pub(crate) services: Map<Name, Vec<Served>>,
+    pub(crate) services: Services,
+}
+
+/// What services offer. Who has no port isn't there; few have several.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Services {
+    own: Map<Name, Served>,
+    more: Map<Name, Vec<Served>>,
 }
 
 /// What a service offers.
@@ -77,26 +83,26 @@ impl Policy {
     /// Compiles what a host was sent.
     #[must_use]
     pub fn for_snapshot(snapshot: &Snapshot) -> Self {
-        let services = snapshot.services.values().filter(|it| it.has_port());
-        let served = services.map(|s| {
+        let mut services = Services::with_room_for(snapshot.services.len());
+        for s in snapshot.services.values().filter(|it| it.has_port()) {
             let own = Served::new(s.port, s.protocol, s.application, s.paths);
-            (s.name.clone(), own.with(&s.more))
-        });
-        Self::new(&snapshot.rules, served.collect())
+            services.add(&s.name, own, &s.more);
+        }
+        Self::new(&snapshot.rules, services)
     }
 
     /// Compiles what operators wrote.
     #[must_use]
     pub fn for_topology(topology: &Topology) -> Self {
-        let services = topology.services.iter().filter(|(_, it)| it.port != 0);
-        let served = services.map(|(name, s)| {
+        let mut services = Services::with_room_for(topology.services.len());
+        for (name, s) in topology.services.iter().filter(|(_, it)| it.port != 0) {
             let own = Served::new(s.port, s.protocol, s.application, s.paths);
-            (name.clone(), own.with(&s.more))
-        });
-        Self::new(&topology.rules, served.collect())
+            services.add(name, own, &s.more);
+        }
+        Self::new(&topology.rules, services)
     }
 
-    pub(crate) fn new(rules: &Rules, services: Map<Name, Vec<Served>>) -> Self {
+    pub(crate) fn new(rules: &Rules, services: Services) -> Self {
         let mut policy = Self {
             default: rules.default,
             audit: rules.audit,
@@ -228,8 +234,43 @@ impl Policy {
     }
 
     /// What a service offers, at its own port first.
-    pub(crate) fn served(&self, service: &Name) -> &[Served] {
-        self.services.get(service).map_or(&[], Vec::as_slice)
+    pub(crate) fn served(&self, service: &Name) -> Vec<Served> {
+        self.services.of(service)
+    }
+}
+
+impl Services {
+    fn with_room_for(services: usize) -> Self {
+        let mut own = Map::default();
+        own.reserve(services);
+        Self { own, more: Map::default() }
+    }
+
+    /// One with its own port, and those beside it.
+    pub(crate) fn add(&mut self, name: &Name, own: Served, more: &[ServicePort]) {
+        self.own.insert(name.clone(), own);
+        if !more.is_empty() {
+            let extra = |it: &ServicePort| Served {
+                extra: true,
+                ..Served::new(it.port, it.protocol, it.application, own.paths)
+            };
+            self.more.insert(name.clone(), more.iter().map(extra).collect());
+        }
+    }
+
+    /// What a service offers at a port; where it offers nothing there, at its own.
+    pub(crate) fn at(&self, name: &Name, layer4: Layer4) -> Option<Served> {
+        let own = *self.own.get(name)?;
+        if own.layer4 == layer4 || self.more.is_empty() {
+            return Some(own);
+        }
+        let mut more = self.more.get(name).into_iter().flatten();
+        Some(more.find(|it| it.layer4 == layer4).copied().unwrap_or(own))
+    }
+
+    fn of(&self, name: &Name) -> Vec<Served> {
+        let more = self.more.get(name).into_iter().flatten();
+        self.own.get(name).into_iter().chain(more).copied().collect()
     }
 }
 
@@ -253,17 +294,6 @@ impl Served {
             only_http: matches!(protocol, Protocol::Http),
             proxied: protocol.is_proxied(application),
         }
-    }
-}
-
-impl Served {
-    /// The own port, and those beside it.
-    fn with(self, more: &[ServicePort]) -> Vec<Self> {
-        let extra = more.iter().map(|it| Self {
-            extra: true,
-            ..Self::new(it.port, it.protocol, it.application, self.paths)
-        });
-        std::iter::once(self).chain(extra).collect()
     }
 }
 

@@ -7,8 +7,7 @@ use isthmus_model::{
 use proptest::prelude::*;
 
 use crate::explain::names;
-use crate::index::Map;
-use crate::policy::{Policy, Served};
+use crate::policy::{Policy, Served, Services};
 use crate::verdict::{BuiltIn, DecidedBy, Outcome, Query, Request, RuleId, Verdict};
 
 proptest! {
@@ -289,15 +288,14 @@ fn path_matches(pattern: &[&str], path: &[&str]) -> bool {
     }
 }
 
-fn services() -> Map<Name, Vec<Served>> {
+fn services() -> Services {
     use Protocol::{Http, Tcp, Udp};
-    [("web", 80, Http), ("db", 5432, Tcp), ("log", 514, Udp)]
-        .map(|(name, port, protocol)| {
-            let application = Application::default();
-            (name.parse().unwrap(), vec![Served::new(port, protocol, application, PathMode::AsIs)])
-        })
-        .into_iter()
-        .collect()
+    let mut services = Services::default();
+    for (name, port, protocol) in [("web", 80, Http), ("db", 5432, Tcp), ("log", 514, Udp)] {
+        let own = Served::new(port, protocol, Application::default(), PathMode::AsIs);
+        services.add(&name.parse().unwrap(), own, &[]);
+    }
+    services
 }
 
 fn some_rules() -> impl Strategy<Value = Rules> {

@@ -6,8 +6,7 @@ use isthmus_model::{
 };
 
 use crate::engine::{Case, Fit, Recorder};
-use crate::index::Map;
-use crate::policy::{Policy, Served};
+use crate::policy::{Policy, Served, Services};
 use crate::verdict::{BuiltIn, Outcome, Query, Request, RuleId};
 
 const SERVICES: usize = 1_000;
@@ -103,12 +102,11 @@ impl Recorder for Count {
 }
 
 fn policy(rules: Vec<Rule>) -> Policy {
-    let of = |n| {
-        (service(n), vec![Served::new(80, Protocol::Tcp, Application::default(), PathMode::AsIs)])
-    };
-    let served = (0..SERVICES).map(of);
+    let own = Served::new(80, Protocol::Tcp, Application::default(), PathMode::AsIs);
+    let mut services = Services::default();
+    (0..SERVICES).for_each(|n| services.add(&service(n), own, &[]));
     let rules = Rules { default: Action::Deny, audit: false, audited: Vec::new(), rules };
-    Policy::new(&rules, served.collect::<Map<_, _>>())
+    Policy::new(&rules, services)
 }
 
 fn rule(from: &[usize], to: &[usize]) -> Rule {
