@@ -137,7 +137,7 @@ impl Record {
     pub(crate) fn mark(&self) -> Option<HeaderValue> {
         match &self.decider {
             Decider::Rule(policy, by) if self.ruling == Ruling::Deny => {
-                Some(mark_of(policy.describe_decider(*by).name))
+                Some(HeaderValue::from(mark_of(policy.describe_decider(*by).name)))
             }
             Decider::Rule(..) | Decider::Nobody | Decider::Limit(..) | Decider::Words(_) => None,
         }
@@ -415,19 +415,20 @@ impl Facts {
 }
 
 /// By which the decider of a refusal is known to an agent that has the same rules (FNV-1a).
-fn mark_of(name: &str) -> HeaderValue {
+fn mark_of(name: &str) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    HeaderValue::from(name.bytes().fold(0xcbf2_9ce4_8422_2325, step))
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 impl Decider {
     /// What has this mark.
     pub(crate) fn marked(policy: &Arc<Policy>, mark: &HeaderValue) -> Self {
+        let mark = mark.to_str().ok().and_then(|mark| mark.parse().ok());
         let deciders = [DecidedBy::Default, DecidedBy::BuiltIn(BuiltIn::AmbiguousPath)].into_iter();
         let rules = (0..).map(RuleId).zip(policy.rules());
         let denies = rules.filter(|(_, rule)| rule.action == Action::Deny);
         let mut all = deciders.chain(denies.map(|(id, _)| DecidedBy::Rule(id)));
-        match all.find(|by| mark_of(policy.describe_decider(*by).name) == mark) {
+        match all.find(|by| Some(mark_of(policy.describe_decider(*by).name)) == mark) {
             Some(by) => Self::Rule(Arc::clone(policy), by),
             None => Self::Words("a rule that this host doesn't know".to_owned()),
         }
