@@ -28,8 +28,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 const INIT: u32 = 1;
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 const ROOT: u32 = 0;
-/// Cgroups in which only systemd makes sockets.
+/// Cgroups in which only systemd makes sockets, and those of users, who name theirs as they like.
 const UNIT_OF_SOCKETS: &str = ".socket";
+const OF_USERS: &str = "/user.slice/";
 /// What the kernel keeps of a process's name.
 const NAME_LEN: usize = 15;
 /// Programs by which container runtimes hold the ports of containers.
@@ -188,7 +189,7 @@ impl Listeners {
         }
         let holders = if privileges::sees_processes() {
             process::holders(socket.inode, directory.as_deref(), BUDGET)
-        } else if socket.uid == ROOT && cgroup.is_some_and(|path| path.ends_with(UNIT_OF_SOCKETS)) {
+        } else if is_of_a_socket_unit(socket.uid, cgroup.as_deref()) {
             return Standing::Own;
         } else {
             // Root made it, or not: beside whom?
@@ -204,6 +205,12 @@ impl Listeners {
         let directory = path.as_deref().map(|path| cgroups.directory(path));
         (path, directory)
     }
+}
+
+/// Whether systemd made a socket for a unit that begins later.
+fn is_of_a_socket_unit(maker: u32, cgroup: Option<&str>) -> bool {
+    let is_its = |path: &str| path.ends_with(UNIT_OF_SOCKETS) && !path.starts_with(OF_USERS);
+    maker == ROOT && cgroup.is_some_and(is_its)
 }
 
 /// Whose a socket is that the user `maker` made and these processes hold.
@@ -312,6 +319,19 @@ mod tests {
             let unseen =
                 Holder { exe: None, name, ..holder(90, uid, "/system.slice/x.service", "") };
             assert_eq!(judge(&web, 0, &[unseen]) == Standing::Own, is_own);
+        }
+    }
+
+    #[test]
+    fn only_the_systems_own_socket_units_make_sockets_for_others() {
+        for (maker, cgroup, is_one) in [
+            (0, Some("/system.slice/web.socket"), true),
+            (1000, Some("/system.slice/web.socket"), false),
+            (0, Some("/system.slice/web.service"), false),
+            (0, Some("/user.slice/user-1000.slice/user@1000.service/web.socket"), false),
+            (0, None, false),
+        ] {
+            assert_eq!(is_of_a_socket_unit(maker, cgroup), is_one, "{maker} in {cgroup:?}");
         }
     }
 
