@@ -95,7 +95,13 @@ fn subject(identity: &Identity) -> Subject {
 /// None if no rule can name them.
 fn ports(case: &Case<'_>) -> Option<Vec<PortRule>> {
     match (case.target, case.layer4) {
-        (Target::Service(served), layer4) if served.layer4 == layer4 => Some(Vec::new()),
+        // What is said about requests is about the service's own port.
+        (Target::Service(served), _)
+            if !served.extra && matches!(case.traffic, Traffic::Request(_)) =>
+        {
+            Some(Vec::new())
+        }
+        // Without ports the rule would allow pings, too.
         (_, Layer4::Tcp(port)) => Some(vec![PortRule::Tcp(port, port)]),
         (_, Layer4::Udp(port)) => Some(vec![PortRule::Udp(port, port)]),
         (_, Layer4::Icmp) => Some(vec![PortRule::Icmp]),
