@@ -18,6 +18,7 @@
 pub mod app;
 pub mod callers;
 pub mod clock;
+pub mod containers;
 pub mod credential;
 pub mod dataplane;
 pub mod dns;

@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::callers::Caller;
+use crate::containers;
 use crate::dataplane::{self, Setup};
 use crate::edge::{self, Edge};
 use crate::firewall;
@@ -200,6 +201,7 @@ impl Running {
         tasks.spawn(keep_ports(Arc::clone(shared), states.subscribe(), keeps, stopped.clone()));
         let (standing, told) = (Arc::clone(&guard), is_set(stopped.clone()));
         tasks.spawn(guard::keep(Arc::clone(shared), standing, monitor, told));
+        tasks.spawn(keep_containers(Arc::clone(shared), states.subscribe(), stopped.clone()));
         let told = stopped.clone();
         tasks.spawn(announce_moves(Arc::clone(shared), device, packets.clone(), told));
         let mut firewall = JoinSet::new();
@@ -365,7 +367,7 @@ fn node_config(shared: &Shared, key: &TunnelKey, mtu: u16) -> anyhow::Result<Con
     Ok(config)
 }
 
-fn socket_owners(shared: &Shared, device: u32) -> SocketOwners {
+fn socket_owners(shared: &Arc<Shared>, device: u32) -> SocketOwners {
     let sockets = match SocketDiag::open() {
         Ok(mut sockets) => {
             sockets.set_interface(device);
@@ -378,7 +380,14 @@ fn socket_owners(shared: &Shared, device: u32) -> SocketOwners {
     };
     let (cgroups, counters) = (Arc::clone(&shared.cgroups), Arc::clone(&shared.owners));
     let callers = Arc::clone(&shared.callers);
-    SocketOwners::new(sockets, senders_before(shared, device), cgroups, counters, callers)
+    SocketOwners::new(
+        sockets,
+        senders_before(shared, device),
+        cgroups,
+        counters,
+        callers,
+        Some(Arc::clone(shared)),
+    )
 }
 
 fn unknown_sockets(error: &anyhow::Error) -> Problem {
@@ -507,6 +516,18 @@ async fn keep_ports(
 ) {
     tokio::select! {
         () = ports::keep(shared, states, keeps) => {}
+        () = is_set(stopped) => {}
+    }
+}
+
+/// Follows which containers run until the agent stops.
+async fn keep_containers(
+    shared: Arc<Shared>,
+    states: watch::Receiver<Arc<State>>,
+    stopped: watch::Receiver<bool>,
+) {
+    tokio::select! {
+        () = containers::keep(shared, states) => {}
         () = is_set(stopped) => {}
     }
 }

@@ -60,8 +60,18 @@ pub struct Settings {
     pub endpoints: Vec<SocketAddr>,
     /// Mesh DNS.
     pub dns: DnsSettings,
+    /// Who is asked about containers.
+    pub containers: ContainerSettings,
     /// Traces of requests.
     pub tracing: TracingSettings,
+}
+
+/// Who is asked about containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ContainerSettings {
+    /// Engines' sockets, which speak Docker's API; none: where Docker and Podman have theirs.
+    pub engines: Vec<PathBuf>,
 }
 
 /// What traffic between agents is sealed with, beside WireGuard's own sessions.
@@ -237,6 +247,7 @@ impl Default for Settings {
             access_log_sample: 0.01,
             endpoints: Vec::new(),
             dns: DnsSettings::default(),
+            containers: ContainerSettings::default(),
             tracing: TracingSettings::default(),
         }
     }

@@ -14,6 +14,7 @@ use isthmus_proto::v1;
 use tokio::sync::{oneshot, watch};
 
 use crate::callers::Callers;
+use crate::containers::Containers;
 use crate::dataplane;
 use crate::identity::{Member, Validity};
 use crate::own_ports::OwnPorts;
@@ -41,6 +42,7 @@ pub struct Shared {
     pub spans: Exported,
     pub pings: Pings,
     pub ports: OwnPorts,
+    pub containers: Containers,
     /// What is wrong with this host.
     pub problems: Problems,
     /// What others took away of the overlay's network, and was put back.
@@ -123,6 +125,7 @@ impl Shared {
             spans: Exported::default(),
             pings: Pings::default(),
             ports,
+            containers: Containers::default(),
             problems: Problems::default(),
             restored: AtomicU64::new(0),
             status: watch::Sender::new(Status::default()),

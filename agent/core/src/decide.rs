@@ -58,7 +58,9 @@ impl Node {
         let Some((standing, layer4)) = standing(headers) else {
             return Decision::Refuse(Refusal::silent(DropReason::Icmp));
         };
-        if let Err(reason) = self.check_source(ingress, headers) {
+        if let Err(reason) = self.check_source(ingress, headers)
+            && !self.may_be_behind(ingress, headers)
+        {
             return Decision::Refuse(Refusal::silent(reason));
         }
         match (standing, ingress) {
@@ -86,6 +88,12 @@ impl Node {
             Port::Peer(peer) if owns(&self.state, peer, place) => Ok(()),
             Port::Peer(_) => Err(DropReason::Forged),
         }
+    }
+
+    /// Whether somebody behind this host, who has no address of the mesh, may have sent this: a
+    /// container. INVARIANT: it gets no further than [`Node::origin`], which asks who that is.
+    fn may_be_behind(&self, ingress: Port, headers: &Headers) -> bool {
+        ingress == Port::Tun && self.state.place(headers.key.source).is_none()
     }
 
     fn is_local(&self, place: Option<Place>) -> bool {
@@ -169,7 +177,9 @@ impl Node {
         unknown: Unknown,
     ) -> Result<End, Refusal> {
         let address = headers.key.source;
-        let place = self.state.place(address).ok_or(Refusal::silent(DropReason::Forged))?;
+        let Some(place) = self.state.place(address) else {
+            return self.origin_behind(ingress, headers, owners);
+        };
         if matches!(ingress, Port::Peer(_)) {
             return Ok(End { place, address });
         }
@@ -200,6 +210,29 @@ impl Node {
             (Place::Device(..) | Place::Virtual(_) | Place::Anycast, _) => {
                 Err(Refusal::silent(DropReason::ForeignSource))
             }
+        }
+    }
+
+    /// Who sends this that has no address of the mesh: somebody whose network is behind this host's, a
+    /// container. It gets the address that its service has here, or the host's.
+    fn origin_behind(
+        &self,
+        ingress: Port,
+        headers: &Headers,
+        owners: &mut dyn Owners,
+    ) -> Result<End, Refusal> {
+        let (local, v4) = (self.state.local(), headers.key.source.is_v4());
+        if ingress != Port::Tun {
+            return Err(Refusal::silent(DropReason::Forged));
+        }
+        match owners.behind(headers.key.source.ip(), &self.state) {
+            Owner::Service(service) => {
+                self.workload(local, service, v4).ok_or(Refusal::silent(DropReason::NotOwner))
+            }
+            Owner::Host => {
+                Ok(End { place: Place::Host(local), address: self.state.own_address(v4) })
+            }
+            Owner::Unknown => Err(Refusal::silent(DropReason::ForeignSource)),
         }
     }
 

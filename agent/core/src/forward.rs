@@ -294,7 +294,10 @@ impl Node {
         let asked = entry.legs[0].key.flow;
         // First: what changes meanwhile is seen at the next packet.
         let changes = owners.changes(&asked);
-        let owner = owners.owner(&asked, &self.state);
+        let owner = match self.state.place(asked.source) {
+            Some(_) => owners.owner(&asked, &self.state),
+            None => owners.behind(asked.source.ip(), &self.state),
+        };
         let is_same = match (entry.from.place, owner) {
             (Place::Workload(_, service), Owner::Service(owner)) => service == owner,
             (Place::Workload(..), Owner::Unknown) => entry.is_tcp(),

@@ -48,6 +48,13 @@ pub trait Owners {
     /// (or connecting): a listener isn't meant.
     fn owner(&mut self, flow: &FlowKey, state: &State) -> Owner;
 
+    /// Who sends from an address that is none of the mesh's: a container whose packets this host forwards.
+    /// Whoever answers must know that nobody else can send from there.
+    fn behind(&mut self, source: IpAddr, state: &State) -> Owner {
+        let _ = (source, state);
+        Owner::Unknown
+    }
+
     /// A number that is another one once a connectionless flow's packets come from another socket than
     /// before. Asked for each packet of such a flow: it mustn't cost more than reading memory.
     fn changes(&self, flow: &FlowKey) -> u32 {

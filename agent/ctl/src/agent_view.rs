@@ -28,6 +28,7 @@ pub(crate) fn text(status: &v1::AgentStatus, now: i64) -> String {
         ("addresses", clean(&status.addresses.join(", "))),
         ("services", clean(&services(&status.services))),
         ("gateways", gateways(&status.gateways, now)),
+        ("containers", containers(&status.containers)),
         ("tunnels", format!("{} of {} up", status.peers_up, status.peers)),
         ("flows", status.flows.to_string()),
         ("drops", clean(&drops(&status.drops))),
@@ -104,6 +105,24 @@ fn gateways(gateways: &[v1::GatewayStatus], now: i64) -> String {
     gateways.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// One line for each; as whose host it speaks, and why.
+fn containers(containers: &[v1::ContainerStatus]) -> String {
+    let line = |container: &v1::ContainerStatus| {
+        let v1::ContainerStatus { name, image, addresses, service, why } = container;
+        let image = if image.is_empty() { String::new() } else { format!(" ({image})") };
+        let at = if addresses.is_empty() {
+            "in the host's network".to_owned()
+        } else {
+            format!("at {}", addresses.join(", "))
+        };
+        match &**service {
+            "" => clean(&format!("{name}{image} {at} speaks as its host: {why}")),
+            service => clean(&format!("{name}{image} {at} speaks as {service}")),
+        }
+    };
+    containers.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 fn drops(drops: &[v1::Counter]) -> String {
     let parts: Vec<String> = drops
         .iter()
@@ -145,6 +164,15 @@ pub(crate) fn json(status: &v1::AgentStatus) -> Value {
             "problem": known(&status.problem),
         })
     };
+    let container = |status: &v1::ContainerStatus| {
+        json!({
+            "name": status.name,
+            "image": known(&status.image),
+            "addresses": status.addresses,
+            "service": known(&status.service),
+            "why": known(&status.why),
+        })
+    };
     json!({
         "version": status.version,
         "joined": status.joined,
@@ -162,6 +190,7 @@ pub(crate) fn json(status: &v1::AgentStatus) -> Value {
         "mtu": status.mtu,
         "services": status.services.iter().map(service).collect::<Value>(),
         "gateways": status.gateways.iter().map(gateway).collect::<Value>(),
+        "containers": status.containers.iter().map(container).collect::<Value>(),
         "flows": status.flows,
         "peers_up": status.peers_up,
         "peers": status.peers,
@@ -285,6 +314,20 @@ mod tests {
                 certificate_expires: Some(NOW + 100),
                 problem: "/k.pem is gone".to_owned(),
             }],
+            containers: vec![
+                v1::ContainerStatus {
+                    name: "web-1".to_owned(),
+                    image: "nginx:1".to_owned(),
+                    addresses: vec!["10.88.0.2".to_owned()],
+                    service: "web".to_owned(),
+                    why: String::new(),
+                },
+                v1::ContainerStatus {
+                    name: "tool".to_owned(),
+                    why: "no `workload` fits it".to_owned(),
+                    ..v1::ContainerStatus::default()
+                },
+            ],
             ..v1::AgentStatus::default()
         }
     }
@@ -301,6 +344,8 @@ mod tests {
             "drops        3 forged\n",
             "public https/443 shop.example, certificate expires in 100 s",
             "/k.pem is gone",
+            "web-1 (nginx:1) at 10.88.0.2 speaks as web\n",
+            "tool in the host's network speaks as its host: no `workload` fits it",
         ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }

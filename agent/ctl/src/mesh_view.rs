@@ -228,6 +228,14 @@ fn selector(selector: &v1::Selector) -> Option<String> {
         By::User(user) => format!("user {user}"),
         By::Exe(path) => format!("program {path}"),
         By::Cgroup(path) => format!("cgroup {path}"),
+        By::Container(container) => {
+            let v1::ContainerMatch { name, image, labels } = container;
+            let name = (!name.is_empty()).then(|| format!("name {name}"));
+            let image = (!image.is_empty()).then(|| format!("image {image}"));
+            let labels = labels.iter().map(|(key, value)| format!("label {key}={value}"));
+            let parts: Vec<String> = name.into_iter().chain(image).chain(labels).collect();
+            format!("container with {}", parts.join(", "))
+        }
     })
 }
 

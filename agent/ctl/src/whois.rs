@@ -76,6 +76,7 @@ fn text(answer: &v1::WhoisAnswer) -> String {
         ("user", clean(&user)),
         ("unit", clean(&process.unit)),
         ("cgroup", clean(&process.cgroup)),
+        ("container", clean(&process.container)),
         ("program", clean(&process.program)),
     ];
     text.push_str(&facts(&lines));
@@ -116,6 +117,7 @@ fn json(answer: &v1::WhoisAnswer) -> Value {
             "uid": process.uid,
             "unit": known(&process.unit),
             "cgroup": known(&process.cgroup),
+            "container": known(&process.container),
             "program": known(&process.program),
             "why": process.why,
             "candidates": process.candidates.iter().map(candidate).collect::<Value>(),

@@ -23,6 +23,7 @@ pub mod holders;
 pub mod listen;
 pub mod memory;
 pub mod monitor;
+pub mod namespaces;
 pub mod netlink;
 pub mod poll;
 pub mod privileges;

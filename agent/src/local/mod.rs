@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
+use crate::containers;
 use crate::dataplane;
 use crate::identity::Identity;
 use crate::join::{self, JoinError};
@@ -216,7 +217,11 @@ impl Local for Api {
         };
         let status = self.shared.status();
         let shown = show::status(&self.shared.settings, &status, sample.as_ref());
-        Ok(Response::new(v1::AgentStatus { problems: self.shared.problems.all(), ..shown }))
+        let containers = status.state.as_ref().map_or_else(Vec::new, |state| {
+            containers::shown(&self.shared.containers.table(), &state.snapshot)
+        });
+        let problems = self.shared.problems.all();
+        Ok(Response::new(v1::AgentStatus { problems, containers, ..shown }))
     }
 
     async fn list_peers(
@@ -302,7 +307,9 @@ impl Local for Api {
         let state = self.state()?;
         let target = request.into_inner().target;
         // Users may be looked up far away.
-        let answer = tokio::task::spawn_blocking(move || whois::whois(&state, &target)).await;
+        let containers = self.shared.containers.table();
+        let look = move || whois::whois(&state, &containers, &target);
+        let answer = tokio::task::spawn_blocking(look).await;
         let answer = answer.map_err(|error| Status::internal(error.to_string()))?;
         answer.map(Response::new).map_err(|error| Status::not_found(error.to_string()))
     }

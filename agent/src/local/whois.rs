@@ -1,5 +1,7 @@
 //! Whose an address or a name is, and which service a process would be, and why.
 
+use std::sync::Arc;
+
 use isthmus_core::State;
 use isthmus_model::{HostId, Identity, Place, Principal, Selector, ServiceId, Snapshot};
 use isthmus_net::process::{self, Holder};
@@ -7,7 +9,8 @@ use isthmus_proto::v1;
 
 use super::resolve::{ResolveError, resolve};
 use crate::callers::{unit_of, user_name};
-use crate::owners::{Judgement, Process, judge};
+use crate::containers::{Container, Table, speaker};
+use crate::owners::{Judgement, Process, judge, local_services};
 
 const DOMAIN: &str = "mesh.internal";
 
@@ -20,10 +23,14 @@ pub(super) enum WhoisError {
     Unknown(#[from] ResolveError),
 }
 
-pub(super) fn whois(state: &State, target: &str) -> Result<v1::WhoisAnswer, WhoisError> {
+pub(super) fn whois(
+    state: &State,
+    containers: &Table,
+    target: &str,
+) -> Result<v1::WhoisAnswer, WhoisError> {
     if let Ok(pid) = target.parse::<u32>() {
         let found = process::as_sockets_show(pid).ok_or(WhoisError::NoProcess(pid))?;
-        return Ok(of_process(&state.snapshot, &found));
+        return Ok(of_process(&state.snapshot, containers, &found));
     }
     let bare = target.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(target);
     let address = match bare.parse() {
@@ -92,16 +99,34 @@ fn of_principal(snapshot: &Snapshot, principal: Principal) -> v1::WhoisAnswer {
     }
 }
 
-fn of_process(snapshot: &Snapshot, found: &Holder) -> v1::WhoisAnswer {
-    let facts =
-        Process { uid: found.uid, cgroup: found.cgroup.as_deref(), exe: found.exe.as_deref() };
+fn of_process(snapshot: &Snapshot, containers: &Table, found: &Holder) -> v1::WhoisAnswer {
+    let container = found.cgroup.as_deref().and_then(|it| containers.of_cgroup(it));
+    let facts = Process {
+        uid: Some(found.uid),
+        cgroup: found.cgroup.as_deref(),
+        exe: found.exe.as_deref(),
+        container: container.map(|it| &**it),
+    };
     let judgement = judge(snapshot, &facts);
-    let principal = judgement.service.map_or(Principal::Host(snapshot.local), Principal::Service);
+    // Whoever has a network of its own is known by its address, with all who share it.
+    let (service, why) = match container.filter(|it| it.namespace.is_some()) {
+        Some(container) => {
+            let (service, why) = speaker(containers, &local_services(snapshot), container);
+            let fits =
+                |id| format!("its container fits the workload of {}", service_name(snapshot, id));
+            (service, service.map_or(why, fits))
+        }
+        None => (judgement.service, why(snapshot, &judgement)),
+    };
+    let principal = service.map_or(Principal::Host(snapshot.local), Principal::Service);
     let cgroup = found.cgroup.as_deref().unwrap_or_default();
     let candidate = |(id, selectors): &(ServiceId, Vec<(Selector, Option<bool>)>)| v1::Candidate {
         service: service_name(snapshot, *id),
         fits: !selectors.is_empty() && selectors.iter().all(|(_, fits)| *fits == Some(true)),
-        selectors: selectors.iter().map(|(selector, fits)| check(selector, *fits, found)).collect(),
+        selectors: selectors
+            .iter()
+            .map(|(selector, fits)| check(selector, *fits, found, container))
+            .collect(),
     };
     let process = v1::ProcessFacts {
         pid: found.pid,
@@ -110,13 +135,14 @@ fn of_process(snapshot: &Snapshot, found: &Holder) -> v1::WhoisAnswer {
         unit: unit_of(cgroup).unwrap_or_default().to_owned(),
         cgroup: cgroup.to_owned(),
         program: found.exe.as_ref().map_or_else(String::new, |it| it.display().to_string()),
-        why: why(snapshot, &judgement),
+        container: container.map_or_else(String::new, |it| it.name.clone()),
+        why,
         candidates: judgement.fits.iter().map(candidate).collect(),
     };
     v1::WhoisAnswer {
         kind: "process".to_owned(),
         host: host_name(snapshot, snapshot.local),
-        addresses: match judgement.service {
+        addresses: match service {
             Some(service) => addresses(snapshot, snapshot.local, service),
             None => addresses(snapshot, snapshot.local, ServiceId(0)),
         },
@@ -159,7 +185,12 @@ fn why(snapshot: &Snapshot, judgement: &Judgement) -> String {
     }
 }
 
-fn check(selector: &Selector, fits: Option<bool>, found: &Holder) -> v1::SelectorCheck {
+fn check(
+    selector: &Selector,
+    fits: Option<bool>,
+    found: &Holder,
+    container: Option<&Arc<Container>>,
+) -> v1::SelectorCheck {
     let cgroup = found.cgroup.as_deref().unwrap_or("unknown");
     let (words, is) = match selector {
         Selector::User(user) => {
@@ -178,6 +209,13 @@ fn check(selector: &Selector, fits: Option<bool>, found: &Holder) -> v1::Selecto
                 None => "the process's program isn't the agent's to see".to_owned(),
             };
             (format!("program {}", path.display()), is)
+        }
+        Selector::Container(wanted) => {
+            let is = match container {
+                Some(container) => format!("the process is in {container}"),
+                None => "the process is in no container that an engine here tells of".to_owned(),
+            };
+            (wanted.to_string(), is)
         }
     };
     let fits = fits == Some(true);
@@ -201,15 +239,15 @@ mod tests {
             ("100.127.0.0", "this host", "host:app-1", ""),
             ("web.prod.mesh.internal", "workload", "service:web", "web-1"),
         ] {
-            let answer = whois(&state, target).unwrap();
+            let answer = whois(&state, &Table::default(), target).unwrap();
             assert_eq!((&*answer.kind, &*answer.identity), (kind, identity), "{target}");
             assert_eq!(answer.host, host, "{target}");
         }
-        let web = whois(&state, "100.64.0.17").unwrap();
+        let web = whois(&state, &Table::default(), "100.64.0.17").unwrap();
         assert_eq!(web.spiffe, "spiffe://corp.example/ns/prod/sa/web");
         assert_eq!((&*web.dns_name, &*web.port), ("web.prod.mesh.internal", "tcp/8080"));
         assert_eq!(web.addresses, ["100.64.0.17", "fd01:203:405::2:0:5"]);
-        assert!(whois(&state, "192.0.2.1").is_err());
+        assert!(whois(&state, &Table::default(), "192.0.2.1").is_err());
     }
 
     #[test]
@@ -222,11 +260,11 @@ mod tests {
             exe: None,
             name: None,
         };
-        let here = of_process(&state.snapshot, &holder(33));
+        let here = of_process(&state.snapshot, &Table::default(), &holder(33));
         assert_eq!((&*here.identity, &*here.host), ("service:here", "app-1"));
         let facts = here.process.unwrap();
         assert_eq!((&*facts.why, &*facts.unit), ("it fits the workload of here", "here.service"));
-        let other = of_process(&state.snapshot, &holder(0));
+        let other = of_process(&state.snapshot, &Table::default(), &holder(0));
         assert_eq!(other.identity, "host:app-1");
         let facts = other.process.unwrap();
         assert_eq!(facts.why, "it fits no service's workload, so it speaks as the host");
@@ -239,10 +277,13 @@ mod tests {
     #[test]
     fn this_process_is_found_by_its_number() {
         let pid = std::process::id();
-        let answer = whois(&state(), &pid.to_string()).unwrap();
+        let answer = whois(&state(), &Table::default(), &pid.to_string()).unwrap();
         let facts = answer.process.unwrap();
         assert_eq!((facts.pid, facts.uid), (pid, process::own_user()));
         assert!(facts.program.contains("isthmus"), "{facts:?}");
-        assert_eq!(whois(&state(), "4000000000"), Err(WhoisError::NoProcess(4_000_000_000)));
+        assert_eq!(
+            whois(&state(), &Table::default(), "4000000000"),
+            Err(WhoisError::NoProcess(4_000_000_000))
+        );
     }
 }

@@ -16,10 +16,11 @@ use tokio::sync::watch;
 use super::applications::{Applications, NOWHERE, UNREACHED};
 use super::counts::Counts;
 use super::listeners::{Finding, Listeners, Standing, is_refused, process_of};
-use super::{Key, Port, Ports, guarded, script, selectors};
+use super::{Behind, Key, Port, Ports, guarded, script, selectors};
 use crate::guard::Nft;
 use crate::guard::taken::Taken;
 use crate::network;
+use crate::owners::local_services;
 use crate::status::Shared;
 
 /// Between two looks at who listens.
@@ -37,6 +38,7 @@ const NAMED: usize = 5;
 const AROUND: Code = Code::AroundMesh;
 const LISTENER: Code = Code::ForeignListener;
 const FORWARDED: Code = Code::NoIdentity;
+const BRIDGES: Code = Code::BridgesUnguarded;
 const UNGUARDED: Code = Code::PortsUnguarded;
 const TAKEN: Code = Code::PortsTaken;
 
@@ -53,8 +55,10 @@ pub async fn keep(
     let mut rules = RulesetMonitor::start(&script::table(&shared.settings.device))
         .inspect_err(|error| tracing::warn!(%error, "the ports' filter is looked at now and then"))
         .ok();
+    let mut containers = shared.containers.follow();
     let mut keeper = Keeper::new(shared);
     loop {
+        containers.borrow_and_update();
         let state = Arc::clone(&states.borrow_and_update());
         keeper = keeper.look(&state.snapshot).await;
         keeper.guard(&state.snapshot).await;
@@ -68,6 +72,8 @@ pub async fn keep(
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             changed = states.changed() => if changed.is_err() { return },
+            // The sender is the keeper's own.
+            _ = containers.changed() => {}
             change = changed_by_others(&mut rules, &keeper.nft) => {
                 keeper.guarded = None;
                 keeper.note(change);
@@ -103,6 +109,7 @@ struct Keeper {
     counts: Counts,
     /// What the filter does, where it could be told.
     guarded: Option<Ports>,
+    behind: Behind,
     taken: Option<Taken>,
     counted: Instant,
     /// Of which revision it was looked for selectors of nobody, and when.
@@ -121,6 +128,7 @@ impl Keeper {
             deaf: Deaf::default(),
             counts: Counts::default(),
             guarded: None,
+            behind: Behind::default(),
             taken: None,
             counted: Instant::now(),
             selected: None,
@@ -134,8 +142,11 @@ impl Keeper {
         let underlay: Vec<IpAddr> =
             network::endpoints(&device, 0).await.into_iter().map(|it| it.ip()).collect();
         let (shared, snapshot) = (Arc::clone(&self.shared), Arc::clone(snapshot));
+        let shared_ = Arc::clone(&shared);
         let looking = tokio::task::spawn_blocking(move || {
-            self.findings = self.listeners.look(&snapshot, &underlay);
+            let containers = shared_.containers.table();
+            self.behind = Behind::of(&snapshot, &containers, &local_services(&snapshot));
+            self.findings = self.listeners.look(&snapshot, &underlay, (&containers, &self.behind));
             let found = self.findings.iter().map(|(id, it)| (*id, it.listens)).collect();
             self.applications.note(&found, Instant::now());
             let is_fresh =
@@ -161,10 +172,12 @@ impl Keeper {
             .map(|(id, _)| id)
             .collect();
         let users = self.findings.iter().map(|(id, found)| (*id, found.users.clone())).collect();
-        let ports = Ports::of(snapshot, &refused, &users);
+        let mut ports = Ports::of(snapshot, &refused, &users);
+        ports.behind = self.behind.clone();
         if self.guarded.as_ref() == Some(&ports) {
             return;
         }
+        self.guard_bridges(&mut ports.behind).await;
         let done = script::apply(&self.nft, &self.shared.settings.device, &ports).await;
         let problem = done.as_ref().err().map(|error| {
             let text = format!("ports that only the mesh may reach aren't closed: {error:#}");
@@ -174,6 +187,29 @@ impl Keeper {
         });
         self.shared.problems.set(UNGUARDED, problem);
         self.guarded = done.is_ok().then_some(ports);
+    }
+
+    /// INVARIANT: bridges keep to the ports of containers before any of these is let in.
+    async fn guard_bridges(&self, behind: &mut Behind) {
+        let device = &self.shared.settings.device;
+        if behind.is_empty() {
+            if self.guarded.as_ref().is_none_or(|before| !before.behind.is_empty()) {
+                script::lower_bridges(&self.nft, device).await;
+            }
+            return self.shared.problems.set(BRIDGES, None);
+        }
+        let done = script::apply_bridges(&self.nft, device, behind).await;
+        let problem = done.err().map(|error| {
+            *behind = Behind::default();
+            let text = format!(
+                "containers with networks of their own are kept out of the mesh: their bridge can't be \
+                 kept from letting one send as another: {error:#}"
+            );
+            let remedy = "have the kernel filter bridges by nftables (CONFIG_NF_TABLES_BRIDGE), or run \
+                          containers in the host's network";
+            Problem::new(BRIDGES, text, remedy)
+        });
+        self.shared.problems.set(BRIDGES, problem);
     }
 
     /// Where the kernel lost messages, nothing may have happened.
@@ -216,7 +252,9 @@ impl Keeper {
         self.shared.show_listening(self.applications.words(snapshot));
         problems.replace(AROUND, self.around(snapshot));
         problems.replace(LISTENER, self.foreign(snapshot));
-        problems.set(FORWARDED, forwarded(&self.counts.forwarded));
+        let known = |address: &IpAddr| self.behind.callers.iter().any(|(_, it)| it == address);
+        let strangers = self.counts.forwarded.iter().filter(|it| !known(it)).copied().collect();
+        problems.set(FORWARDED, forwarded(&strangers));
         problems.replace(selectors::CODE, self.selectors.clone());
         let table = script::table(&self.shared.settings.device);
         let taken = self.taken.as_ref().filter(|it| !it.is_over());
@@ -292,7 +330,8 @@ fn forwarded(sources: &BTreeSet<IpAddr>) -> Option<Problem> {
              which service that is, so it was refused",
             list(sources)
         );
-        let remedy = "run it in the host's network (`--network host`), where its service is known";
+        let remedy = "know its service by its container (`workload = { container = { name = \"…\" } }`), \
+                      or run it in the host's network (`--network host`)";
         Problem::new(FORWARDED, text, remedy)
     })
 }

@@ -17,7 +17,8 @@ use isthmus_net::process::{self, Holder};
 use isthmus_net::sock_diag::{Protocol, SocketDiag, SocketOwner};
 
 use super::applications::Listens;
-use super::{Key, Port, addresses, guarded};
+use super::{Behind, Key, Port, addresses, guarded};
+use crate::containers::Table;
 use crate::owners::{LocalService, Process, SharedCgroups, local_services};
 
 /// For one search among all processes. It is made in the background.
@@ -73,6 +74,7 @@ pub(super) struct Listeners {
     cgroups: SharedCgroups,
     revision: Option<Revision>,
     services: Vec<LocalService>,
+    containers: Arc<Table>,
     /// By service and socket.
     known: HashMap<(ServiceId, u32), (Standing, Instant)>,
 }
@@ -87,6 +89,7 @@ impl Listeners {
             cgroups,
             revision: None,
             services: Vec::new(),
+            containers: Arc::default(),
             known: HashMap::new(),
         }
     }
@@ -96,7 +99,12 @@ impl Listeners {
         &mut self,
         snapshot: &Snapshot,
         underlay: &[IpAddr],
+        (containers, behind): (&Arc<Table>, &Behind),
     ) -> HashMap<Key, Finding> {
+        if self.containers != *containers {
+            self.containers = Arc::clone(containers);
+            self.known.clear();
+        }
         if self.revision != Some(snapshot.revision) {
             self.revision = Some(snapshot.revision);
             self.services = local_services(snapshot);
@@ -108,7 +116,7 @@ impl Listeners {
         });
         guarded(snapshot)
             .map(|(key @ (id, _), service)| {
-                let (standing, users) = self.standing(snapshot, id, &service);
+                let (standing, users) = self.standing(snapshot, id, &service, behind);
                 let reachable = self.reachable(&service, underlay);
                 let listens = self.listens(snapshot, id, &service);
                 (key, Finding { standing, users, reachable, listens })
@@ -121,9 +129,15 @@ impl Listeners {
         snapshot: &Snapshot,
         id: ServiceId,
         service: &Service,
+        behind: &Behind,
     ) -> (Standing, BTreeSet<u32>) {
         let (mut standing, mut users) = (Standing::Nobody, BTreeSet::new());
         for address in addresses(snapshot, id, service) {
+            if behind.serves(&(address, Port::of(service))) {
+                // It never comes to who listens here.
+                standing = Standing::Own;
+                continue;
+            }
             let Some(socket) = self.listener(service, address) else { continue };
             match self.standing_of(id, &socket) {
                 foreign @ Standing::Foreign(_) => return (foreign, BTreeSet::new()),
@@ -183,7 +197,15 @@ impl Listeners {
 
     fn find_out(&self, service: &LocalService, socket: &SocketOwner) -> Standing {
         let (cgroup, directory) = self.cgroup_of(socket);
-        let maker = Process { uid: socket.uid, cgroup: cgroup.as_deref(), exe: None };
+        let maker = Process {
+            uid: Some(socket.uid),
+            cgroup: cgroup.as_deref(),
+            exe: None,
+            container: cgroup
+                .as_deref()
+                .and_then(|it| self.containers.of_cgroup(it))
+                .map(|it| &**it),
+        };
         if service.has(&maker) == Some(true) {
             return Standing::Own;
         }
@@ -195,7 +217,7 @@ impl Listeners {
             // Root made it, or not: beside whom?
             directory.as_deref().map(process::of_cgroup).unwrap_or_default()
         };
-        judge(service, socket.uid, &holders)
+        judge(service, socket.uid, &holders, &self.containers)
     }
 
     fn cgroup_of(&self, socket: &SocketOwner) -> (Option<Arc<str>>, Option<PathBuf>) {
@@ -214,10 +236,15 @@ fn is_of_a_socket_unit(maker: u32, cgroup: Option<&str>) -> bool {
 }
 
 /// Whose a socket is that the user `maker` made and these processes hold.
-fn judge(service: &LocalService, maker: u32, holders: &[Holder]) -> Standing {
+fn judge(service: &LocalService, maker: u32, holders: &[Holder], containers: &Table) -> Standing {
     let is_own = |holder: &Holder| {
         let cgroup = holder.cgroup.as_deref();
-        let process = Process { uid: holder.uid, cgroup, exe: holder.exe.as_deref() };
+        let process = Process {
+            uid: Some(holder.uid),
+            cgroup,
+            exe: holder.exe.as_deref(),
+            container: cgroup.and_then(|it| containers.of_cgroup(it)).map(|it| &**it),
+        };
         service.has(&process) == Some(true)
     };
     // Anybody can have a process of the service hold a socket, too: of others than its own users only
@@ -270,6 +297,10 @@ mod tests {
         local_services(&snapshot).remove(0)
     }
 
+    fn judged(service: &LocalService, maker: u32, holders: &[Holder]) -> Standing {
+        judge(service, maker, holders, &Table::default())
+    }
+
     fn holder(pid: u32, uid: u32, cgroup: &str, exe: &str) -> Holder {
         let name = Path::new(exe).file_name().map(|it| it.to_string_lossy().into_owned());
         Holder { pid, uid, cgroup: Some(cgroup.to_owned()), exe: Some(exe.into()), name }
@@ -280,30 +311,30 @@ mod tests {
         let web = service(Selector::User("33".into()));
         let master = holder(70, 0, "/system.slice/nginx.service", "/usr/sbin/nginx");
         let worker = holder(71, 33, "/system.slice/nginx.service", "/usr/sbin/nginx");
-        assert_eq!(judge(&web, 0, &[master.clone(), worker]), Standing::Own);
-        assert!(matches!(judge(&web, 0, std::slice::from_ref(&master)), Standing::Foreign(_)));
+        assert_eq!(judged(&web, 0, &[master.clone(), worker]), Standing::Own);
+        assert!(matches!(judged(&web, 0, std::slice::from_ref(&master)), Standing::Foreign(_)));
         let unit = service(Selector::Systemd("web.service".into()));
         let of_unit = holder(80, 0, "/system.slice/web.service", "/usr/bin/x");
-        assert_eq!(judge(&unit, 0, &[of_unit]), Standing::Own);
+        assert_eq!(judged(&unit, 0, &[of_unit]), Standing::Own);
     }
 
     #[test]
     fn systemd_and_container_runtimes_hold_sockets_for_others() {
         let web = service(Selector::Cgroup("/system.slice/docker-1.scope".into()));
         let docker = |uid| holder(90, uid, "/system.slice/docker.service", "/usr/bin/docker-proxy");
-        assert_eq!(judge(&web, 0, &[holder(1, 0, "/init.scope", "/bin/init")]), Standing::Own);
-        assert_eq!(judge(&web, 0, &[docker(0)]), Standing::Own);
-        assert!(matches!(judge(&web, 1000, &[docker(1000)]), Standing::Foreign(_)));
+        assert_eq!(judged(&web, 0, &[holder(1, 0, "/init.scope", "/bin/init")]), Standing::Own);
+        assert_eq!(judged(&web, 0, &[docker(0)]), Standing::Own);
+        assert!(matches!(judged(&web, 1000, &[docker(1000)]), Standing::Foreign(_)));
         let init = holder(1, 0, "/init.scope", "/bin/init");
-        assert!(matches!(judge(&web, 1000, &[init]), Standing::Foreign(_)), "it only keeps it");
+        assert!(matches!(judged(&web, 1000, &[init]), Standing::Foreign(_)), "it only keeps it");
     }
 
     #[test]
     fn a_socket_of_a_strangers_stays_its_own_whoever_holds_it_too() {
         let web = service(Selector::User("33".into()));
         let worker = holder(71, 33, "/system.slice/nginx.service", "/usr/sbin/nginx");
-        assert_eq!(judge(&web, 33, std::slice::from_ref(&worker)), Standing::Own);
-        assert!(matches!(judge(&web, 1000, &[worker]), Standing::Foreign(_)));
+        assert_eq!(judged(&web, 33, std::slice::from_ref(&worker)), Standing::Own);
+        assert!(matches!(judged(&web, 1000, &[worker]), Standing::Foreign(_)));
     }
 
     #[test]
@@ -318,7 +349,7 @@ mod tests {
             let name = Some(name.to_owned());
             let unseen =
                 Holder { exe: None, name, ..holder(90, uid, "/system.slice/x.service", "") };
-            assert_eq!(judge(&web, 0, &[unseen]) == Standing::Own, is_own);
+            assert_eq!(judged(&web, 0, &[unseen]) == Standing::Own, is_own);
         }
     }
 
@@ -339,11 +370,11 @@ mod tests {
     fn an_impostor_is_named() {
         let web = service(Selector::User("33".into()));
         let thief = holder(99, 1000, "/user.slice", "/usr/bin/nc");
-        let Standing::Foreign(who) = judge(&web, 1000, &[thief]) else { panic!("it is foreign") };
+        let Standing::Foreign(who) = judged(&web, 1000, &[thief]) else { panic!("it is foreign") };
         assert_eq!(who, "/usr/bin/nc (process 99 of user 1000)");
         assert_eq!(process_of(&who), Some(99));
         assert_eq!(process_of("a process of user 5, which can't be looked at,"), None);
-        assert!(matches!(judge(&web, 1000, &[]), Standing::Foreign(_)), "in doubt it is said");
+        assert!(matches!(judged(&web, 1000, &[]), Standing::Foreign(_)), "in doubt it is said");
     }
 
     #[test]
@@ -369,7 +400,9 @@ mod tests {
             let mut listeners = Listeners::new(SharedCgroups::default());
             let look = |listeners: &mut Listeners, snapshot: &Snapshot| {
                 let loopback = [Ipv4Addr::LOCALHOST.into()];
-                listeners.look(snapshot, &loopback).remove(&(ServiceId(20), 8123)).unwrap()
+                let nothing = (&Arc::default(), &Behind::default());
+                let key = (ServiceId(20), 8123);
+                listeners.look(snapshot, &loopback, nothing).remove(&key).unwrap()
             };
             assert_eq!(look(&mut listeners, &snapshot), Finding::default());
 

@@ -14,6 +14,7 @@
 //! ```
 
 mod applications;
+mod behind;
 mod counts;
 mod keeper;
 mod listeners;
@@ -27,6 +28,7 @@ use std::net::IpAddr;
 
 use isthmus_model::{Exposure, Layer4, ListenerCheck, Service, ServiceId, Snapshot};
 
+pub use behind::Behind;
 pub use keeper::{Kept, keep};
 pub use script::{lower, raise};
 
@@ -76,6 +78,8 @@ pub struct Ports {
     pub own: BTreeSet<(Place, u32)>,
     /// As whom services speak first from their own ports, and are answered there.
     pub speakers: BTreeSet<(Port, u32)>,
+    /// Containers with networks of their own.
+    pub behind: Behind,
 }
 
 /// A workload's address and port.

@@ -3,7 +3,8 @@
 
 use std::fmt::Write as _;
 
-use super::{Place, Port, Ports};
+use super::behind::{MAP, no_bridges};
+use super::{Behind, Place, Port, Ports};
 use crate::guard::Nft;
 use crate::owners::PROXY_MARK;
 
@@ -20,7 +21,23 @@ pub(super) fn table(device: &str) -> String {
 /// # Errors
 /// When `nft` isn't there or the kernel refuses.
 pub async fn lower(device: &str) -> anyhow::Result<()> {
-    Nft::default().run(&no_table(device)).await
+    let nft = Nft::default();
+    // Where there are no bridges, the kernel may know nothing of them.
+    drop(nft.run(&no_bridges(&table(device))).await);
+    nft.run(&no_table(device)).await
+}
+
+/// Has bridges keep to containers' ports.
+///
+/// # Errors
+/// When `nft` isn't there or the kernel refuses.
+pub(super) async fn apply_bridges(nft: &Nft, device: &str, behind: &Behind) -> anyhow::Result<()> {
+    nft.run(&behind.bridge_script(&table(device))).await
+}
+
+/// Takes that away.
+pub(super) async fn lower_bridges(nft: &Nft, device: &str) {
+    drop(nft.run(&no_bridges(&table(device))).await);
 }
 
 /// The commands that take the table away. Deleting needs it to be there: declaring it first makes it so.
@@ -51,9 +68,9 @@ pub async fn raise(device: &str, ports: &Ports) -> anyhow::Result<()> {
 }
 
 /// One transaction that makes the table if it isn't there, and has it guard these ports.
-fn script(device: &str, ports: &Ports) -> String {
+pub(super) fn script(device: &str, ports: &Ports) -> String {
     let table = table(device);
-    let (sets, rules) = (sets(), rules(device));
+    let (sets, rules) = (sets() + &ports.behind.sets(), rules(device, &ports.behind));
     let mut script = format!(
         "table inet {table} {{\n{sets}\
          chain arriving {{ type filter hook prerouting priority -150; policy accept; }}\n\
@@ -64,10 +81,11 @@ fn script(device: &str, ports: &Ports) -> String {
          flush table inet {table}\n\
          table inet {table} {{\n{rules}}}\n"
     );
-    let Ports { closed, counted, told, refused, strict, own, speakers } = ports;
+    let Ports { closed, counted, told, refused, strict, own, speakers, behind } = ports;
     let mut fill = |set: &str, elements: Vec<String>| {
         // INVARIANT: writing to a string doesn't fail.
-        let _ = writeln!(script, "flush set inet {table} {set}");
+        let kind = if set.starts_with(MAP) { "map" } else { "set" };
+        let _ = writeln!(script, "flush {kind} inet {table} {set}");
         if !elements.is_empty() {
             let elements = elements.join(", ");
             let _ = writeln!(script, "add element inet {table} {set} {{ {elements} }}");
@@ -88,6 +106,9 @@ fn script(device: &str, ports: &Ports) -> String {
         let own = own.iter().filter(|(it, _)| of_family(it));
         let own = own.map(|(at, user)| format!("{} . {user}", place(at)));
         fill(&format!("own{suffix}"), own.collect());
+    }
+    for (set, elements) in behind.elements() {
+        fill(&set, elements);
     }
     script
 }
@@ -121,7 +142,7 @@ fn sets() -> String {
     text
 }
 
-fn rules(device: &str) -> String {
+fn rules(device: &str, behind: &Behind) -> String {
     let each = |rule: &dyn Fn(&str, &str) -> String| {
         FAMILIES.map(|(suffix, ip, _)| rule(suffix, ip)).concat()
     };
@@ -157,8 +178,9 @@ fn rules(device: &str) -> String {
     });
     let forwarded =
         each(&|suffix, ip| format!("update @forwarded{suffix} {{ {ip} saddr counter }}\n"));
+    let (chains, passing) = behind.rules(device);
     format!(
-        "chain refuse {{\n\
+        "{chains}chain refuse {{\n\
          meta l4proto tcp counter reject with tcp reset\n\
          counter reject with icmpx admin-prohibited\n}}\n\
          chain around {{\n{answers}goto visiting\n}}\n\
@@ -182,7 +204,7 @@ fn rules(device: &str) -> String {
          chain passing {{\n\
          iifname \"{device}\" accept\n\
          oifname != \"{device}\" accept\n\
-         {forwarded}counter reject with icmpx admin-prohibited\n}}\n"
+         {passing}{forwarded}counter reject with icmpx admin-prohibited\n}}\n"
     )
 }
 

@@ -90,7 +90,7 @@ fn missing(selector: &Selector) -> Option<String> {
         }
         Selector::Systemd(unit) => (!has_unit(unit)).then(|| format!("systemd has no unit {unit}")),
         // It may be there only while the service runs.
-        Selector::Cgroup(_) => None,
+        Selector::Cgroup(_) | Selector::Container(_) => None,
     }
 }
 

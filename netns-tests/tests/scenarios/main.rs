@@ -5,6 +5,7 @@ mod applications;
 mod attacks;
 mod bypass;
 mod change;
+mod containers;
 mod datagrams;
 mod device;
 mod disk;

@@ -18,7 +18,7 @@ use crate::identity::HostId;
 use crate::name::Name;
 use crate::route::RouteMatch;
 use crate::rules::{Action, RequestMatch, Rule};
-use crate::snapshot::{Protocol, Service, Snapshot};
+use crate::snapshot::{Protocol, Selector, Service, Snapshot};
 
 /// Something that topologies can say, and that there may be agents which don't understand it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,11 +66,13 @@ pub enum Capability {
     Ports,
     /// `audit` of some only
     AuditScope,
+    /// `container` of a `workload`
+    Container,
 }
 
 impl Capability {
     /// All that this version knows.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::PathRegex,
         Self::Host,
         Self::Header,
@@ -92,6 +94,7 @@ impl Capability {
         Self::Source,
         Self::Ports,
         Self::AuditScope,
+        Self::Container,
     ];
 
     /// As agents say it, and topologies write it.
@@ -119,6 +122,7 @@ impl Capability {
             Self::Source => "source",
             Self::Ports => "ports",
             Self::AuditScope => "audit-scope",
+            Self::Container => "container",
         }
     }
 }
@@ -208,6 +212,7 @@ pub fn fit(mut snapshot: Snapshot, has: Capabilities) -> (Snapshot, Vec<Lack>) {
     let local = snapshot.local;
     snapshot.services.retain(|_, service| {
         fitting.guard(local, service);
+        fitting.workload(&service.name, &mut service.selectors);
         fitting.listen(local, service);
         fitting.service(local, service)
     });
@@ -291,6 +296,17 @@ impl Fitting {
         if !self.understands(&what, Effect::NotReached, &needed) {
             service.application.listen = None;
             service.more.iter_mut().for_each(|it| it.application.listen = None);
+        }
+    }
+
+    /// Of a service that has no selector left, nobody asks whose the socket is that answers for it: so
+    /// it keeps one.
+    fn workload(&mut self, name: &Name, selectors: &mut Vec<Selector>) {
+        let is_container = |it: &Selector| matches!(it, Selector::Container(_));
+        let needed = [(selectors.iter().any(is_container), Capability::Container)];
+        let what = format!("workload of service {:?}", name.as_str());
+        if !self.understands(&what, Effect::Withheld, &needed) {
+            *selectors = vec![Selector::nobody()];
         }
     }
 
@@ -384,6 +400,7 @@ const fn effect(action: Action) -> Effect {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::ContainerMatch;
 
     #[test]
     fn names_are_read_back_and_unknown_ones_say_nothing() {
@@ -394,6 +411,26 @@ mod tests {
         assert!(some.has(Capability::Sni) && !some.has(Capability::Jwt));
         let distinct: BTreeSet<&str> = names.into_iter().collect();
         assert_eq!(distinct.len(), names.len());
+    }
+
+    #[test]
+    fn a_container_is_nobody_to_an_agent_that_knows_none() {
+        let name: Name = "web".parse().unwrap();
+        let container = ContainerMatch { name: Some("web".into()), ..ContainerMatch::default() };
+        let meant = vec![Selector::User("33".into()), Selector::Container(container)];
+        let fitted = |has| {
+            let mut fitting = Fitting { has, lacks: BTreeSet::new() };
+            let mut selectors = meant.clone();
+            fitting.workload(&name, &mut selectors);
+            (selectors, fitting)
+        };
+        let (same, knows) = fitted(Capabilities::from_names(["container"]));
+        assert_eq!((&same, knows.lacks.len()), (&meant, 0));
+
+        let (nobodys, older) = fitted(Capabilities::FIRST);
+        assert_eq!(nobodys, [Selector::nobody()], "never a user's alone");
+        let said: Vec<String> = older.lacks.iter().map(ToString::to_string).collect();
+        assert!(said[0].contains("doesn't understand `container`"), "{said:?}");
     }
 
     #[test]

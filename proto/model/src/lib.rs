@@ -59,5 +59,6 @@ pub use resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 pub use route::Route;
 pub use rules::{Action, Layer4, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
 pub use snapshot::{
-    Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, ServicePort, Snapshot,
+    ContainerMatch, Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service,
+    ServicePort, Snapshot,
 };

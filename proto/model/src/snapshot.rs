@@ -246,6 +246,68 @@ pub enum Selector {
     Exe(PathBuf),
     /// The cgroup (v2) that the process is in, or one above it.
     Cgroup(PathBuf),
+    /// The container that the process is in.
+    Container(ContainerMatch),
+}
+
+/// A container by what its engine tells of it. All that is said must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContainerMatch {
+    /// Its name.
+    pub name: Option<Arc<str>>,
+    /// Its image, with or without a tag.
+    pub image: Option<Arc<str>>,
+    /// Labels that it has, among others.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl ContainerMatch {
+    /// Whether it says nothing at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parts() == 0
+    }
+
+    /// How much it says: the more, the more specific.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        usize::from(self.name.is_some()) + usize::from(self.image.is_some()) + self.labels.len()
+    }
+
+    /// Whether a container is meant that its engine knows by this name, image and labels.
+    #[must_use]
+    pub fn fits(&self, name: &str, image: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.name.as_deref().is_none_or(|wanted| wanted == name)
+            && self.image.as_deref().is_none_or(|wanted| is_image(wanted, image))
+            && self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+/// In the words of topologies.
+impl fmt::Display for ContainerMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name.iter().map(|name| format!("name {name}"));
+        let image = self.image.iter().map(|image| format!("image {image}"));
+        let labels = self.labels.iter().map(|(key, value)| format!("label {key}={value}"));
+        let parts: Vec<String> = name.chain(image).chain(labels).collect();
+        f.write_str(&parts.join(", "))
+    }
+}
+
+/// Whether an image goes by this name. Engines write a name in full or as it was asked for: what
+/// Docker's own registry is left out for is the same, and so is any tag where none is asked for.
+fn is_image(wanted: &str, image: &str) -> bool {
+    let short = |name: &str| -> String {
+        let name = name.strip_prefix("docker.io/").unwrap_or(name);
+        name.strip_prefix("library/").unwrap_or(name).to_owned()
+    };
+    let (wanted, image) = (short(wanted), short(image));
+    image.strip_prefix(&*wanted).is_some_and(|rest| match rest.chars().next() {
+        None => true,
+        Some('@') => true,
+        Some(':') => !rest.contains('/'),
+        Some(_) => false,
+    })
 }
 
 /// A machine without an agent that runs plain WireGuard, reached through its gateway.
@@ -259,6 +321,14 @@ pub struct Device {
     pub via: HostId,
     /// Its address, from the block of `via`; the IPv6 one is (`via`, its number).
     pub ipv4: Ipv4Addr,
+}
+
+impl Selector {
+    /// What no process is: a cgroup can't have this name.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self::Cgroup("/..".into())
+    }
 }
 
 impl Mesh {
@@ -439,5 +509,47 @@ impl Snapshot {
         own.into_iter().chain(self.local_services().flat_map(|(id, _, ipv4)| {
             [IpAddr::V4(ipv4), IpAddr::V6(self.workload_ipv6(self.local, id))]
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_goes_by_its_name_with_or_without_tag() {
+        let table = [
+            ("nginx", "docker.io/library/nginx:latest", true),
+            ("nginx:latest", "docker.io/library/nginx:latest", true),
+            ("nginx:1", "docker.io/library/nginx:latest", false),
+            ("nginx", "nginx-unprivileged:1", false),
+            ("nginx", "quay.io/nginx:1", false),
+            ("r.example/web", "r.example/web@sha256:00", true),
+            ("r.example", "r.example:5000/web", false),
+            ("r.example:5000/web", "r.example:5000/web:2", true),
+        ];
+        for (wanted, image, expected) in table {
+            assert_eq!(is_image(wanted, image), expected, "{wanted} {image}");
+        }
+    }
+
+    #[test]
+    fn a_container_must_be_all_that_is_said() {
+        let labels = |text: &[(&str, &str)]| -> BTreeMap<String, String> {
+            text.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let wanted = ContainerMatch {
+            name: None,
+            image: Some("web".into()),
+            labels: labels(&[("app", "web"), ("tier", "1")]),
+        };
+        let has = labels(&[("app", "web"), ("tier", "1"), ("more", "")]);
+        assert!(wanted.fits("any", "web:1", &has));
+        assert!(!wanted.fits("any", "db:1", &has));
+        assert!(!wanted.fits("any", "web:1", &labels(&[("app", "web"), ("tier", "2")])));
+        assert!(!wanted.fits("any", "web:1", &labels(&[("app", "web")])));
+        assert_eq!((wanted.parts(), wanted.is_empty()), (3, false));
+        let named = ContainerMatch { name: Some("a".into()), ..ContainerMatch::default() };
+        assert!(named.fits("a", "", &labels(&[])) && !named.fits("ab", "", &labels(&[])));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::IoSlice;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +17,8 @@ use crate::{Config, Event, Limits, Node, Owner, Owners, Received, State, TunWrit
 #[derive(Clone, Debug, Default)]
 pub struct Sockets {
     connected: HashMap<FlowKey, Owner>,
+    /// Containers that the host forwards for.
+    pub behind: HashMap<IpAddr, Owner>,
     /// How often the node asked.
     pub asked: usize,
     /// How many packets it has refused.
@@ -70,6 +72,10 @@ impl Owners for Sockets {
     fn owner(&mut self, flow: &FlowKey, _: &State) -> Owner {
         self.asked += 1;
         self.connected.get(flow).copied().unwrap_or(Owner::Unknown)
+    }
+
+    fn behind(&mut self, source: IpAddr, _: &State) -> Owner {
+        self.behind.get(&source).copied().unwrap_or(Owner::Unknown)
     }
 
     fn changes(&self, _: &FlowKey) -> u32 {

@@ -21,7 +21,9 @@ use crate::key::PublicKey;
 use crate::ratelimit::RateLimit;
 use crate::route::Route;
 use crate::rules::{Action, Origin, RequestMatch, Rule, Rules};
-use crate::snapshot::{Device, Host, Mesh, PathMode, Revision, Selector, Service, Snapshot};
+use crate::snapshot::{
+    ContainerMatch, Device, Host, Mesh, PathMode, Revision, Selector, Service, Snapshot,
+};
 
 /// More resources than this are a mistake, or an attempt to exhaust memory.
 const MAX_RESOURCES: usize = 500_000;
@@ -247,7 +249,27 @@ fn selector(body: &v1::Selector) -> Result<Selector, Reason> {
         By::User(user) => Selector::User(filled("selectors", user)?),
         By::Exe(exe) => Selector::Exe(path("selectors", exe)?),
         By::Cgroup(cgroup) => Selector::Cgroup(path("selectors", cgroup)?),
+        By::Container(body) => Selector::Container(container(body)?),
     })
+}
+
+fn container(body: &v1::ContainerMatch) -> Result<ContainerMatch, Reason> {
+    const FIELD: &str = "selectors";
+    bounded(FIELD, body.labels.len(), MAX_PER_HOST)?;
+    for (label, value) in &body.labels {
+        text(FIELD, label)?;
+        text(FIELD, value)?;
+    }
+    let some = |value: &str| (!value.is_empty()).then(|| text(FIELD, value)).transpose();
+    let found = ContainerMatch {
+        name: some(&body.name)?,
+        image: some(&body.image)?,
+        labels: body.labels.clone(),
+    };
+    if found.is_empty() {
+        return Err("selectors: a container is selected by nothing".into());
+    }
+    Ok(found)
 }
 
 fn device(body: &v1::Device) -> Result<Device, Reason> {

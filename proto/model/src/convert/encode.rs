@@ -1,6 +1,7 @@
 //! From a snapshot to resources.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use isthmus_proto::v1;
 use v1::resource::Body;
@@ -14,7 +15,7 @@ use crate::guard::{Exposure, ListenerCheck};
 use crate::identity::{DeviceId, HostId, ServiceId};
 use crate::route::Pattern;
 use crate::rules::{Action, RequestMatch, Rule};
-use crate::snapshot::{Device, Host, PathMode, Selector, Service, Snapshot};
+use crate::snapshot::{ContainerMatch, Device, Host, PathMode, Selector, Service, Snapshot};
 
 /// The resources that a snapshot consists of: `mesh` and `policy`, then hosts, services, devices,
 /// rules, routes and limits. Equal snapshots give equal resources, so that two slices can be compared by them.
@@ -130,8 +131,18 @@ fn selector(selector: &Selector) -> v1::Selector {
         Selector::User(user) => By::User(user.to_string()),
         Selector::Exe(exe) => By::Exe(path(exe)),
         Selector::Cgroup(cgroup) => By::Cgroup(path(cgroup)),
+        Selector::Container(container) => By::Container(container_match(container)),
     };
     v1::Selector { by: Some(by) }
+}
+
+fn container_match(container: &ContainerMatch) -> v1::ContainerMatch {
+    let text = |text: &Option<Arc<str>>| text.as_deref().unwrap_or_default().to_owned();
+    v1::ContainerMatch {
+        name: text(&container.name),
+        image: text(&container.image),
+        labels: container.labels.clone(),
+    }
 }
 
 fn device(id: DeviceId, device: &Device) -> Body {

@@ -24,7 +24,7 @@ use crate::route::{FieldMatch, HostMatch, Route, ValueMatch};
 use crate::rules::{Action, Origin, PortRule, RequestMatch, Rule, Rules, Subject};
 use crate::snapshot::ServicePort;
 use crate::snapshot::{
-    Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, Snapshot,
+    ContainerMatch, Device, Host, Mesh, PathMode, Protocol, Revision, Selector, Service, Snapshot,
 };
 use crate::topology::{SourceFile, parse};
 
@@ -105,6 +105,10 @@ fn what_contradicts_itself_is_refused_by_name() {
         ("service/4", "belongs to host/1", |r| place(r, 1, "100.64.0.16")),
         ("service/4", "isn't absolute", |r| {
             let by = Some(v1::selector::By::Exe("nginx".into()));
+            service(r).selectors = vec![v1::Selector { by }];
+        }),
+        ("service/4", "a container is selected by nothing", |r| {
+            let by = Some(v1::selector::By::Container(v1::ContainerMatch::default()));
             service(r).selectors = vec![v1::Selector { by }];
         }),
         ("service/4", "selectors: one is empty", |r| {
@@ -288,6 +292,11 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
             Selector::Systemd("web.service".into()),
             Selector::Exe("/usr/sbin/nginx".into()),
             Selector::Cgroup("/system.slice".into()),
+            Selector::Container(ContainerMatch {
+                name: n.is_multiple_of(2).then(|| "web".into()),
+                image: n.is_multiple_of(3).then(|| "r.example/web:1".into()),
+                labels: [("app".to_owned(), format!("s{n}"))].into(),
+            }),
         ],
         edge: edge_of(n),
         application: Application {

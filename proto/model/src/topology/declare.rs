@@ -14,7 +14,7 @@ use crate::address::Ipv4Net;
 use crate::edge::Edge;
 use crate::key::PublicKey;
 use crate::name::Name;
-use crate::snapshot::{PathMode, Protocol, Selector};
+use crate::snapshot::{ContainerMatch, PathMode, Protocol, Selector};
 
 pub(super) const HOST: Schema = &[
     ("site", "site = \"dc1\""),
@@ -58,6 +58,13 @@ pub(super) const WORKLOAD: Schema = &[
     ("user", "user = \"www-data\""),
     ("exe", "exe = \"/usr/sbin/nginx\""),
     ("cgroup", "cgroup = \"/system.slice/web.service\""),
+    ("container", "container = { name = \"web\" }"),
+];
+
+pub(super) const CONTAINER: Schema = &[
+    ("name", "name = \"web\""),
+    ("image", "image = \"registry.example/web\""),
+    ("label", "label = { app = \"web\" }"),
 ];
 
 pub(super) const WIREGUARD: Schema = &[("public_key", "public_key = \"…\"")];
@@ -330,8 +337,38 @@ fn selectors(table: &Table<'_>, entry: Entry<'_>, report: &mut Report<'_>) -> Re
         values::file_path("cgroup", "/system.slice/web.service", text, report)?;
         Ok(Selector::Cgroup(text.value.into()))
     });
-    let found: Vec<Selector> = [systemd?, user?, exe?, cgroup?].into_iter().flatten().collect();
+    let container = table.optional("container", |entry| container(entry, report));
+    let found: Vec<Selector> =
+        [systemd?, user?, exe?, cgroup?, container?].into_iter().flatten().collect();
     if found.is_empty() && table.is_empty() { Err(entry.empty(report)) } else { Ok(found) }
+}
+
+fn container(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Selector> {
+    let table = entry.table(Context::Key("container", "workload"), CONTAINER, report)?;
+    let name = table.optional("name", |entry| {
+        let text = entry.string(report)?;
+        values::container_name(text, report)?;
+        Ok(text.value.into())
+    });
+    let image = table.optional("image", |entry| {
+        let text = entry.string(report)?;
+        values::image(text, report)?;
+        Ok(text.value.into())
+    });
+    let labels = table.optional("label", |entry| {
+        let pairs =
+            entry.pairs(report).unwrap_or_else(|| Err(entry.wrong_type("a table", report)))?;
+        all(pairs, |(key, value)| {
+            values::container_label(key, value, report)?;
+            Ok((key.value.to_owned(), value.value.to_owned()))
+        })
+    });
+    let labels = labels?.unwrap_or_default().into_iter().collect();
+    let found = ContainerMatch { name: name?, image: image?, labels };
+    if found.is_empty() && table.is_empty() {
+        return Err(entry.empty(report));
+    }
+    Ok(Selector::Container(found))
 }
 
 pub(super) fn device<'a>(

@@ -402,5 +402,6 @@ fn show_selector(selector: &Selector) -> String {
         Selector::User(user) => format!("user {user}"),
         Selector::Exe(path) => format!("exe {}", path.display()),
         Selector::Cgroup(path) => format!("cgroup {}", path.display()),
+        Selector::Container(container) => format!("container {{{container}}}"),
     }
 }

@@ -144,6 +144,8 @@ pub(super) enum Context<'a> {
     Within(&'static str, &'static str, &'a str),
     /// An element of a list within `[[allow]]`.
     Element(&'static str, &'static str),
+    /// An inline table in another.
+    Key(&'static str, &'static str),
     /// `[[route.api]]`
     NamedItem(&'static str, &'a str),
 }
@@ -155,6 +157,7 @@ impl fmt::Display for Context<'_> {
             Self::Named(kind, name) => write!(f, "[{kind}.{}]", clip(name)),
             Self::Item(kind) => write!(f, "[[{kind}]]"),
             Self::Within(key, kind, name) => write!(f, "`{key}` of [{kind}.{}]", clip(name)),
+            Self::Key(key, outer) => write!(f, "`{key}` of `{outer}`"),
             Self::Element(key, kind) => write!(f, "`{key}` of [[{kind}]]"),
             Self::NamedItem(kind, name) => write!(f, "[[{kind}.{}]]", clip(name)),
         }

@@ -204,6 +204,45 @@ pub(super) fn user(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     Ok(())
 }
 
+pub(super) fn container_name(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+    let fine = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
+    if text.value.is_empty() || text.value.len() > 253 || !text.value.chars().all(fine) {
+        let message = format!("{} can't be the name of a container", quote(text.value));
+        let help = "write it as `podman ps` or `docker ps` shows it, such as \"web\"";
+        return Err(report.error(text.at, message, help));
+    }
+    Ok(())
+}
+
+pub(super) fn image(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+    let fine = |letter: char| letter.is_ascii_alphanumeric() || "_.-/:@".contains(letter);
+    if text.value.is_empty() || text.value.len() > 512 || !text.value.chars().all(fine) {
+        let message = format!("{} can't be the name of an image", quote(text.value));
+        let help =
+            "write it as `podman ps` or `docker ps` shows it, such as \"registry.example/web:1\"";
+        return Err(report.error(text.at, message, help));
+    }
+    Ok(())
+}
+
+/// Engines take nearly anything.
+pub(super) fn container_label(
+    key: Located<&str>,
+    value: Located<&str>,
+    report: &mut Report<'_>,
+) -> Read<()> {
+    let bad = |text: &str, most: usize| text.len() > most || text.chars().any(char::is_control);
+    if key.value.is_empty() || bad(key.value, 256) {
+        let message = format!("{} can't be the key of a container's label", quote(key.value));
+        return Err(report.error(key.at, message, "write 1 to 256 bytes on one line"));
+    }
+    if bad(value.value, 1024) {
+        let message = format!("{} can't be the value of a container's label", quote(value.value));
+        return Err(report.error(value.at, message, "write up to 1,024 bytes on one line"));
+    }
+    Ok(())
+}
+
 pub(super) fn method(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     let shown = quote(text.value);
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&byte);

@@ -125,7 +125,8 @@ fn erase(mut rule: Rule, unknown: &[Capability]) -> Rule {
             | Capability::NoPort
             | Capability::Source
             | Capability::Ports
-            | Capability::AuditScope => {}
+            | Capability::AuditScope
+            | Capability::Container => {}
         }
     }
     rule

@@ -126,7 +126,7 @@ impl Ask {
 
     /// A path as rules about the service compare it.
     fn compared(&self, path: &str, topology: &Topology) -> Option<String> {
-        let service = self.to.strip_prefix("service:").unwrap();
+        let service = self.to.strip_prefix("service:")?;
         let mode = topology.services[service].paths;
         canonical_in(mode, path).ok().map(Cow::into_owned)
     }

@@ -1,4 +1,5 @@
 mod basics;
+mod behind;
 mod bulk;
 mod devices;
 mod forged;

@@ -222,6 +222,14 @@ pub static SECTIONS: &[Section] = &[
         &[],
     ),
     section(
+        "container",
+        "`container` of a `workload`",
+        "A container by what its engine tells; all that is given must fit.",
+        declare::CONTAINER,
+        values::CONTAINER,
+        &[],
+    ),
+    section(
         "port",
         "`ports` of a service, by name",
         "One of several ports, with its own protocol.",

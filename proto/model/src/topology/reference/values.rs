@@ -9,6 +9,17 @@ pub(super) const WORKLOAD: Notes = &[
     ("user", &[Text], "Their user, by name or number."),
     ("exe", &[Text], "Their program's path. Alone it proves nothing: any user can run it."),
     ("cgroup", &[Text], "The cgroup (v2) that they are in, or one above it."),
+    (
+        "container",
+        &[Table("container")],
+        "The container that they are in, by what its engine tells.",
+    ),
+];
+
+pub(super) const CONTAINER: Notes = &[
+    ("name", &[Text], "Its name."),
+    ("image", &[Text], "Its image, with or without a tag."),
+    ("label", &[Map(&[Text])], "Labels that it has, among others."),
 ];
 
 pub(super) const PORT: Notes = &[

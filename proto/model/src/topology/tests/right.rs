@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::route::{PathChange, RetryOn, RouteAction, Share};
 use crate::rules::PortRule;
+use crate::snapshot::ContainerMatch;
 
 const CONFIGS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs");
 
@@ -81,7 +82,7 @@ namespace = "prod"
 port = 53
 protocol = "udp"
 hosts = { role = "gw" }
-workload = { systemd = "api.service", user = "33", exe = "/bin/api", cgroup = "/a.slice" }
+workload = { systemd = "api.service", user = "33", exe = "/bin/api", cgroup = "/a.slice", container = { name = "api", image = "r.example/api:1", label = { "com.example/app" = "api" } } }
 exposure = "mesh"
 listener = "strict"
 [device.press]
@@ -130,7 +131,12 @@ expect = "allow"
             Selector::Systemd("api.service".into()),
             Selector::User("33".into()),
             Selector::Exe("/bin/api".into()),
-            Selector::Cgroup("/a.slice".into())
+            Selector::Cgroup("/a.slice".into()),
+            Selector::Container(ContainerMatch {
+                name: Some("api".into()),
+                image: Some("r.example/api:1".into()),
+                labels: [("com.example/app".to_owned(), "api".to_owned())].into(),
+            }),
         ]
     );
     assert_eq!((api.exposure, api.listener), (Some(Exposure::Mesh), ListenerCheck::Strict));

@@ -210,10 +210,60 @@ vni = 42"#,
         r#"[service.x]
 port = 1
 hosts = ["a"]
-workload = { container = "web" }"#,
+workload = { pod = "web" }"#,
         (12, 14),
-        "unknown key `container` in `workload` of [service.x]",
-        "`systemd`, `user`, `exe`, `cgroup`",
+        "unknown key `pod` in `workload` of [service.x]",
+        "`systemd`, `user`, `exe`, `cgroup`, `container`",
+    ),
+    on(
+        "container as a string",
+        r#"[service.x]
+port = 1
+hosts = ["a"]
+workload = { container = "web" }"#,
+        (12, 26),
+        "`container` in `workload` of [service.x] must be a table",
+        r#"write `container = { name = "web" }`"#,
+    ),
+    on(
+        "unknown key of a container",
+        r#"[service.x]
+port = 1
+hosts = ["a"]
+workload = { container = { labels = { app = "web" } } }"#,
+        (12, 28),
+        "unknown key `labels` in `container` of `workload`",
+        "`label`",
+    ),
+    on(
+        "container without anything to know it by",
+        r#"[service.x]
+port = 1
+hosts = ["a"]
+workload = { container = {} }"#,
+        (12, 26),
+        "`container` in `workload` of [service.x] is empty",
+        r#"write `container = { name = "web" }`"#,
+    ),
+    on(
+        "container's name with a slash",
+        r#"[service.x]
+port = 1
+hosts = ["a"]
+workload = { container = { name = "/web" } }"#,
+        (12, 35),
+        r#""/web" can't be the name of a container"#,
+        "`podman ps`",
+    ),
+    on(
+        "image with a blank",
+        r#"[service.x]
+port = 1
+hosts = ["a"]
+workload = { container = { image = "a b" } }"#,
+        (12, 36),
+        r#""a b" can't be the name of an image"#,
+        "registry.example/web:1",
     ),
     on(
         "unknown key of a request",

@@ -1,0 +1,314 @@
+//! Containers of a real engine: who they are on a bridge, and that nobody else is.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use isthmus_netns_tests::{Mesh, MeshOptions, Node, Output, Process, wait_for};
+
+const SOON: Duration = Duration::from_secs(10);
+const CLIENT: u32 = 40_002;
+const WEB: u32 = 40_001;
+
+const TOPOLOGY: &str = r#"
+[host.app-1]
+[host.srv-1]
+
+[service.good]
+port = 9000
+hosts = ["app-1"]
+workload = { container = { image = "localhost/demo", label = { role = "good" } } }
+
+[service.bad]
+port = 9000
+hosts = ["app-1"]
+workload = { container = { image = "localhost/demo", label = { role = "bad" } } }
+
+[service.echo]
+port = 7000
+hosts = ["app-1"]
+workload = { container = { name = "echo" } }
+
+[service.pages]
+port = 8081
+protocol = "http"
+hosts = ["app-1"]
+workload = { container = { name = "pages" } }
+
+[service.client]
+port = 9001
+hosts = ["srv-1"]
+workload = { user = "40002" }
+
+[service.web]
+port = 8080
+protocol = "http"
+hosts = ["srv-1"]
+workload = { user = "40001" }
+
+[service.log]
+port = 5140
+protocol = "udp"
+hosts = ["srv-1"]
+workload = { user = "40003" }
+
+[[allow]]
+name = "good calls"
+from = "service:good"
+to = ["service:web", "service:log", "service:echo"]
+
+[[allow]]
+name = "client calls containers"
+from = "service:client"
+to = ["service:echo", "service:pages"]
+"#;
+
+/// Answers HTTP with the identity that it was told, and prints each datagram with who sent it.
+const SERVER: &str = r#"
+import socket, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = ("asked by " + self.headers.get("x-isthmus-identity", "?") + "\n").encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+class Server(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+log = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+log.bind(("0.0.0.0", 5140))
+def listen():
+    while True:
+        text, source = log.recvfrom(2048)
+        print(text.decode(), "from", source[0], flush=True)
+threading.Thread(target=listen, daemon=True).start()
+print("listens", flush=True)
+Server(("::", 8080), Handler).serve_forever()
+"#;
+
+/// Sends datagrams as another: from its address, then from its hardware address, too, then with a tag.
+const FORGER: &str = r#"
+import socket, struct, sys
+source, destination, gateway, mac, own = sys.argv[1:6]
+def total(data):
+    value = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    while value >> 16: value = (value & 0xffff) + (value >> 16)
+    return 0xffff - value
+def hardware(text): return bytes.fromhex(text.replace(":", ""))
+def frame(sender, tag, text):
+    udp = struct.pack("!HHHH", 5555, 5140, 8 + len(text), 0) + text
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0,
+                       socket.inet_aton(source), socket.inet_aton(destination))
+    head = head[:10] + struct.pack("!H", total(head)) + head[12:]
+    return hardware(gateway) + hardware(sender) + tag + b"\x08\x00" + head + udp
+it = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+it.bind(("eth0", 0))
+for sender in (own, mac):
+    for tag in (b"", b"\x81\x00\x00\x00"):
+        it.send(frame(sender, tag, b"forged"))
+# And has the bridge believe that the other is here.
+it.send(b"\xff" * 6 + hardware(own) + b"\x08\x06" + struct.pack("!HHBBH", 1, 0x800, 6, 4, 2)
+        + hardware(own) + socket.inet_aton(source) + b"\xff" * 6 + socket.inet_aton(source))
+print("sent")
+"#;
+
+/// Podman with a store of its own, whose containers are behind one host.
+struct Podman {
+    node: Node,
+    folder: PathBuf,
+    socket: String,
+    service: Option<Process>,
+}
+
+impl Podman {
+    fn new(node: &Node, socket: &str) -> Self {
+        let folder = node.folder().join("podman");
+        let root = folder.join("root/bin");
+        std::fs::create_dir_all(&root).expect("a folder of ours");
+        let mut podman =
+            Self { node: node.clone(), folder, socket: socket.to_owned(), service: None };
+        let links = "cp /bin/busybox /bin/bash /usr/bin/curl $0 && cd $0 && \
+             for it in sh sleep nc cat httpd; do ln -s busybox $it; done && \
+             ldd bash curl | grep -o '/[^ :]*\\.so[^ ]*' | sort -u | \
+             while read it; do cp --parents -L $it ..; done";
+        let _ = Output::of(sh(links, &[&root.display().to_string()])).expect_success();
+        let root = podman.folder.join("root");
+        let import = "tar -C \"$0\" -c . | \"$@\" import - localhost/demo:1";
+        let mut command = podman.node.command("sh");
+        command.args(["-c", import]).arg(root).arg("podman").args(podman.options());
+        let _ = Output::of(command).expect_success();
+        podman.serve();
+        podman
+    }
+
+    fn options(&self) -> Vec<String> {
+        let folder = self.folder.display();
+        [
+            "--root",
+            &format!("{folder}/store"),
+            "--runroot",
+            &format!("{folder}/run"),
+            "--runtime",
+            "runc",
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+
+    fn serve(&mut self) {
+        drop(std::fs::remove_file(&self.socket));
+        let mut command = self.node.command("podman");
+        command.args(self.options()).args(["system", "service", "--time=0"]);
+        command.arg(format!("unix://{}", self.socket));
+        self.service = Some(self.node.spawn("podman", command));
+        wait_for("the engine has a socket", SOON, || PathBuf::from(&self.socket).exists());
+    }
+
+    fn try_run(&self, arguments: &[&str]) -> Output {
+        let mut command = self.node.command("podman");
+        command.args(self.options()).args(arguments);
+        Output::of(command)
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        self.try_run(arguments).expect_success().trim().to_owned()
+    }
+
+    /// Starts a container of the one image on a bridge.
+    fn start(&self, name: &str, options: &[&str], command: &[&str]) {
+        let limits = ["--ulimit", "nofile=4096:4096", "--ulimit", "nproc=1000:1000"];
+        let run = ["run", "-d", "--name", name, "--network", "podman"];
+        let all = [&run[..], &limits, options, &["localhost/demo:1"], command].concat();
+        self.run(&all);
+    }
+
+    fn of(&self, name: &str, what: &str) -> String {
+        self.run(&["inspect", "-f", &format!("{{{{{what}}}}}"), name])
+    }
+
+    fn get(&self, name: &str, url: &str) -> Output {
+        self.try_run(&["exec", name, "curl", "-fsS", "-m", "4", url])
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        drop(self.try_run(&["rm", "-fa", "-t", "0"]));
+        drop(std::fs::remove_file(&self.socket));
+        let mount = self.folder.join("store/overlay");
+        drop(Output::of(sh("umount -l $0 2>/dev/null; true", &[&mount.display().to_string()])));
+    }
+}
+
+fn sh(line: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", line]).args(arguments);
+    command
+}
+
+/// Who a container speaks as, in the words of `agentctl status`.
+fn speaks_as(mesh: &Mesh, name: &str) -> Option<String> {
+    let status = mesh.host("app-1").status();
+    let containers = status["containers"].as_array().into_iter().flatten();
+    let own = containers.clone().find(|it| it["name"] == name)?;
+    Some(own["service"].as_str().unwrap_or("its host").to_owned())
+}
+
+fn has_problem(mesh: &Mesh, code: &str) -> bool {
+    let status = mesh.host("app-1").status();
+    status["problems"].as_array().into_iter().flatten().any(|it| it["code"] == code)
+}
+
+#[test]
+fn two_containers_of_one_image_are_two_services() {
+    let socket = format!("/tmp/isthmus-podman-{}.sock", std::process::id());
+    let settings = format!("containers = {{ engines = [{socket:?}] }}\n");
+    let options = MeshOptions { settings: settings.leak(), ..MeshOptions::default() };
+    let mesh = Mesh::with(&["app-1", "srv-1"], options);
+    mesh.apply(TOPOLOGY);
+    let (app, srv) = (&mesh.host("app-1").node, &mesh.host("srv-1").node);
+    wait_for("a missing engine is named", SOON, || has_problem(&mesh, "container-engine"));
+    let mut podman = Podman::new(app, &socket);
+    podman.start("good", &["--label", "role=good"], &["/bin/sleep", "1000"]);
+    podman.start("bad", &["--label", "role=bad", "--cap-add", "NET_RAW"], &["/bin/sleep", "1000"]);
+    podman.start("other", &[], &["/bin/sleep", "1000"]);
+    let mut server = srv.command_as(WEB, None, "python3");
+    server.args(["-c", SERVER]);
+    let server = srv.spawn("server", server);
+    wait_for("the server listens", SOON, || server.output().contains("listens"));
+    wait_for("the engine has told", SOON, || {
+        speaks_as(&mesh, "good").as_deref() == Some("good")
+            && speaks_as(&mesh, "bad").as_deref() == Some("bad")
+            && speaks_as(&mesh, "other").as_deref() == Some("its host")
+    });
+    wait_for("the engine isn't missed", SOON, || !has_problem(&mesh, "container-engine"));
+    let (web, _) = mesh.virtual_addresses("web");
+    let (log, _) = mesh.virtual_addresses("log");
+    let url = format!("http://{web}:8080/");
+    let may = |podman: &Podman| {
+        let good = podman.get("good", &url);
+        let said = format!("{good:?}");
+        assert!(said.contains("asked by spiffe://corp.example/ns/default/sa/good"), "{said}");
+        let bad = podman.get("bad", &url);
+        assert!(!bad.success() && !format!("{bad:?}").contains("asked by"), "{bad:?}");
+        assert!(!podman.get("other", &url).success());
+    };
+    may(&podman);
+    // Whatever the engine does with addresses of its own.
+    app.sh("nft flush chain ip nat POSTROUTING");
+    may(&podman);
+
+    // Nobody on the bridge is another, whatever it writes into its frames.
+    let send = |name: &str, text: &str| {
+        let line = format!("echo -n {text} >/dev/udp/{log}/5140");
+        podman.run(&["exec", name, "bash", "-c", &line]);
+    };
+    let address = podman.of("good", ".NetworkSettings.Networks.podman.IPAddress");
+    let mac = |name| podman.of(name, ".NetworkSettings.Networks.podman.MacAddress");
+    let bridge =
+        app.sh("cat /sys/class/net/podman0/address 2>/dev/null || ip -br link show podman0");
+    let bridge =
+        bridge.split_whitespace().find(|it| it.matches(':').count() == 5).unwrap_or_default();
+    let mut forger = Command::new("nsenter");
+    forger.arg(format!("--net=/proc/{}/ns/net", podman.of("bad", ".State.Pid")));
+    forger.args(["--", "python3", "-c", FORGER, &address, &log.to_string(), bridge]);
+    forger.args([mac("good"), mac("bad")]);
+    let _ = Output::of(forger).expect_success();
+    send("bad", "denied");
+    send("good", "genuine");
+    wait_for("what is genuine arrives", SOON, || server.output().contains("genuine from"));
+    let said = server.output();
+    assert!(!said.contains("forged") && !said.contains("denied"), "{said}");
+    let filter = app.sh("nft list table bridge isthmus-isth0-ports");
+    assert!(filter.contains("arp saddr ip @known4"), "{filter}");
+    assert!(app.sh("ip neigh").contains(&mac("good")), "good is where it was");
+    may(&podman);
+
+    // Servers, by connection and by request.
+    podman.start("echo", &[], &["/bin/httpd", "-f", "-p", "7000", "-h", "/bin"]);
+    podman.start("pages", &["-p", "8081:80"], &["/bin/httpd", "-f", "-p", "80", "-h", "/bin"]);
+    let (echo, _) = mesh.virtual_addresses("echo");
+    let (pages, _) = mesh.virtual_addresses("pages");
+    let connection = format!("http://{echo}:7000/curl");
+    let request = format!("http://{pages}:8081/curl");
+    let ask = |user, url: &str| {
+        mesh.host("srv-1").curl(user, &["-fsS", "-m", "3", "-o", "/dev/null", url]).success()
+    };
+    wait_for("a container serves connections", SOON, || ask(CLIENT, &connection));
+    wait_for("a published port serves requests", SOON, || ask(CLIENT, &request));
+    assert!(!ask(WEB, &connection) && !ask(WEB, &request), "only who may");
+    let near = podman.try_run(&["exec", "good", "curl", "-fsS", "-o", "/bin/out", &connection]);
+    assert!(near.success(), "a neighbour by its virtual address: {near:?}");
+    assert!(!podman.get("bad", &connection).success());
+
+    // Without the engine, who was known stays known; who starts anew is the same.
+    podman.service.as_mut().expect("it was started").kill();
+    wait_for("it is said", SOON, || has_problem(&mesh, "container-engine"));
+    may(&podman);
+    podman.serve();
+    wait_for("it is over", SOON, || !has_problem(&mesh, "container-engine"));
+    podman.run(&["restart", "-t", "0", "good"]);
+    wait_for("it is itself again", SOON, || podman.get("good", &url).success());
+    may(&podman);
+}
