@@ -13,14 +13,14 @@ machines_need() {
 
 # A small Debian 12, once: the lower half of every machine's tree.
 machines_root() {
-    [ ! -e "$root/made" ] || return 0
+    local packages=systemd,systemd-sysv,systemd-resolved,dbus,polkitd,iproute2,iputils-ping,nftables,procps,curl,nginx-light,bash-completion
+    [ "$(cat "$root/made" 2>/dev/null)" != "$packages" ] || return 0
     echo "Making a Debian system in $root (two minutes, once)" >&2
     rm -rf "$root"
-    debootstrap --variant=minbase \
-        --include=systemd,systemd-sysv,dbus,iproute2,iputils-ping,nftables,procps,curl,nginx-light,bash-completion \
+    debootstrap --variant=minbase --include="$packages" \
         bookworm "$root" >"$machines/debootstrap.log" 2>&1 || { tail "$machines/debootstrap.log" >&2; return 1; }
     rm -f "$root/etc/nginx/sites-enabled/default"
-    touch "$root/made"
+    echo "$packages" >"$root/made"
 }
 
 # Where all underlay links end.

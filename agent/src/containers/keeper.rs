@@ -259,8 +259,11 @@ fn silent(socket: &Path, error: &anyhow::Error) -> Problem {
          host or not at all: {error:#}",
         socket.display()
     );
-    let remedy = "start it (`systemctl start podman.socket` or docker.socket), let the agent open its \
-                  socket, or correct `engines` under [containers] in agent.toml";
+    let remedy = "start it (`systemctl start podman.socket` or docker.socket) or correct `engines` under \
+                  [containers] in agent.toml; where the agent may not open its socket: `install -Dm644 \
+                  /usr/share/isthmus-agent/containers.conf -t \
+                  /etc/systemd/system/isthmus-agent.service.d && systemctl daemon-reload && systemctl \
+                  restart isthmus-agent`";
     Problem::new(ENGINE, text, remedy).about(socket.display().to_string())
 }
 

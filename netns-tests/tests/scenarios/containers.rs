@@ -1,10 +1,10 @@
 //! Containers of a real engine: who they are on a bridge, and that nobody else is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use isthmus_netns_tests::{Mesh, MeshOptions, Node, Output, Process, wait_for};
+use isthmus_netns_tests::{Mesh, MeshOptions, Node, Output, Process, binary, wait_for};
 
 const SOON: Duration = Duration::from_secs(10);
 const CLIENT: u32 = 40_002;
@@ -113,6 +113,9 @@ it.send(b"\xff" * 6 + hardware(own) + b"\x08\x06" + struct.pack("!HHBBH", 1, 0x8
 print("sent")
 "#;
 
+/// Not all machines let containers have podman's usual ones.
+const LIMITS: [&str; 4] = ["--ulimit", "nofile=4096:4096", "--ulimit", "nproc=1000:1000"];
+
 /// Podman with a store of its own, whose containers are behind one host.
 struct Podman {
     node: Node,
@@ -167,7 +170,7 @@ impl Podman {
 
     fn try_run(&self, arguments: &[&str]) -> Output {
         let mut command = self.node.command("podman");
-        command.args(self.options()).args(arguments);
+        command.args(self.options()).args(arguments).current_dir(self.node.folder());
         Output::of(command)
     }
 
@@ -177,9 +180,8 @@ impl Podman {
 
     /// Starts a container of the one image on a bridge.
     fn start(&self, name: &str, options: &[&str], command: &[&str]) {
-        let limits = ["--ulimit", "nofile=4096:4096", "--ulimit", "nproc=1000:1000"];
         let run = ["run", "-d", "--name", name, "--network", "podman"];
-        let all = [&run[..], &limits, options, &["localhost/demo:1"], command].concat();
+        let all = [&run[..], &LIMITS, options, &["localhost/demo:1"], command].concat();
         self.run(&all);
     }
 
@@ -220,40 +222,105 @@ fn has_problem(mesh: &Mesh, code: &str) -> bool {
     status["problems"].as_array().into_iter().flatten().any(|it| it["code"] == code)
 }
 
-#[test]
-fn two_containers_of_one_image_are_two_services() {
-    let socket = format!("/tmp/isthmus-podman-{}.sock", std::process::id());
+/// A host with an engine whose socket it is told of.
+fn mesh(name: &str) -> (Mesh, String) {
+    let socket = format!("/tmp/isthmus-podman-{name}-{}.sock", std::process::id());
     let settings = format!("containers = {{ engines = [{socket:?}] }}\n");
     let options = MeshOptions { settings: settings.leak(), ..MeshOptions::default() };
     let mesh = Mesh::with(&["app-1", "srv-1"], options);
     mesh.apply(TOPOLOGY);
-    let (app, srv) = (&mesh.host("app-1").node, &mesh.host("srv-1").node);
-    wait_for("a missing engine is named", SOON, || has_problem(&mesh, "container-engine"));
-    let mut podman = Podman::new(app, &socket);
+    (mesh, socket)
+}
+
+/// Starts three containers of one image, and a server; waits until the host knows who they are.
+fn demonstration(mesh: &Mesh, podman: &Podman) -> Process {
     podman.start("good", &["--label", "role=good"], &["/bin/sleep", "1000"]);
     podman.start("bad", &["--label", "role=bad", "--cap-add", "NET_RAW"], &["/bin/sleep", "1000"]);
     podman.start("other", &[], &["/bin/sleep", "1000"]);
+    let srv = &mesh.host("srv-1").node;
     let mut server = srv.command_as(WEB, None, "python3");
     server.args(["-c", SERVER]);
     let server = srv.spawn("server", server);
     wait_for("the server listens", SOON, || server.output().contains("listens"));
     wait_for("the engine has told", SOON, || {
-        speaks_as(&mesh, "good").as_deref() == Some("good")
-            && speaks_as(&mesh, "bad").as_deref() == Some("bad")
-            && speaks_as(&mesh, "other").as_deref() == Some("its host")
+        speaks_as(mesh, "good").as_deref() == Some("good")
+            && speaks_as(mesh, "bad").as_deref() == Some("bad")
+            && speaks_as(mesh, "other").as_deref() == Some("its host")
     });
+    server
+}
+
+fn only_good_may(podman: &Podman, url: &str) {
+    let good = podman.get("good", url);
+    let said = format!("{good:?}");
+    assert!(said.contains("asked by spiffe://corp.example/ns/default/sa/good"), "{said}");
+    let bad = podman.get("bad", url);
+    assert!(!bad.success() && !format!("{bad:?}").contains("asked by"), "{bad:?}");
+    assert!(!podman.get("other", url).success());
+}
+
+#[test]
+fn the_agent_in_a_container_serves_the_same() {
+    let (mut mesh, socket) = mesh("inside");
+    let podman = Podman::new(&mesh.host("app-1").node, &socket);
+    let folder = mesh.host("app-1").node.folder().to_owned();
+    let programs = binary("isthmus-agent").parent().expect("it is in a folder").to_owned();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/image");
+    let mut image = Command::new(script);
+    image.arg("--built").arg(programs).arg("--out").arg(folder.join("image"));
+    let made = Output::of(image).expect_success();
+    assert!(made.contains("sha256:"), "{made}");
+    let _ = mesh.host_mut("app-1").agent().terminate(SOON);
+    assert!(!mesh.host("app-1").agentctl(&["status"]).success(), "no agent runs");
+
+    // README's command, with the lab's folders.
+    let folder = folder.display();
+    podman.run(&["pull", "oci:image:latest"]);
+    let mounts = [format!("{folder}:{folder}"), format!("{socket}:{socket}")];
+    let settings = format!("{folder}/agent.toml");
+    let host = ["run", "-d", "--name", "agent", "--network", "host", "--pid", "host"];
+    let rights = ["--cgroupns", "host", "--cap-drop", "all", "--cap-add"];
+    let needed = ["NET_ADMIN,NET_RAW,NET_BIND_SERVICE,DAC_READ_SEARCH,BPF"];
+    let open =
+        ["--security-opt", "unmask=/proc/sys", "--security-opt", "seccomp=image.seccomp.json"];
+    let seen = ["--device", "/dev/net/tun", "-v", "/sys/fs/cgroup:/sys/fs/cgroup:ro"];
+    let more = [
+        "-v",
+        &mounts[0],
+        "-v",
+        &mounts[1],
+        "localhost/image:latest",
+        "run",
+        "--settings",
+        &settings,
+    ];
+    podman.run(&[&host[..], &LIMITS, &rights, &needed, &open, &seen, &more].concat());
+    wait_for("the agent answers", SOON, || mesh.host("app-1").agentctl(&["status"]).success());
+
+    let _server = demonstration(&mesh, &podman);
+    let (web, _) = mesh.virtual_addresses("web");
+    only_good_may(&podman, &format!("http://{web}:8080/"));
+    let (echo, _) = mesh.virtual_addresses("echo");
+    podman.start("echo", &[], &["/bin/httpd", "-f", "-p", "7000", "-h", "/bin"]);
+    let url = format!("http://{echo}:7000/curl");
+    wait_for("a container serves", SOON, || {
+        let options = ["-fsS", "-m", "3", "-o", "/dev/null", &url];
+        mesh.host("srv-1").curl(CLIENT, &options).success()
+    });
+}
+
+#[test]
+fn two_containers_of_one_image_are_two_services() {
+    let (mesh, socket) = mesh("bridge");
+    let app = &mesh.host("app-1").node;
+    wait_for("a missing engine is named", SOON, || has_problem(&mesh, "container-engine"));
+    let mut podman = Podman::new(app, &socket);
+    let server = demonstration(&mesh, &podman);
     wait_for("the engine isn't missed", SOON, || !has_problem(&mesh, "container-engine"));
     let (web, _) = mesh.virtual_addresses("web");
     let (log, _) = mesh.virtual_addresses("log");
     let url = format!("http://{web}:8080/");
-    let may = |podman: &Podman| {
-        let good = podman.get("good", &url);
-        let said = format!("{good:?}");
-        assert!(said.contains("asked by spiffe://corp.example/ns/default/sa/good"), "{said}");
-        let bad = podman.get("bad", &url);
-        assert!(!bad.success() && !format!("{bad:?}").contains("asked by"), "{bad:?}");
-        assert!(!podman.get("other", &url).success());
-    };
+    let may = |podman: &Podman| only_good_may(podman, &url);
     may(&podman);
     // Whatever the engine does with addresses of its own.
     app.sh("nft flush chain ip nat POSTROUTING");

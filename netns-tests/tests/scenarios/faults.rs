@@ -371,3 +371,75 @@ fn a_host_without_an_agent_or_a_mesh_says_what_is_in_the_way() {
     let host = Shell::on(&mesh, "app-1");
     wait_for("it is back", SOON, || host.remedy(By::Status, "controller-unreachable").is_none());
 }
+
+/// Faults whose remedy is a line of the topology, or an operator's command.
+#[test]
+fn what_a_topology_asks_in_vain_is_mended_by_the_line_that_its_remedy_names() {
+    let mesh = Mesh::new(&["app-1", "web-1"]);
+    let web = |more: &str| {
+        TOPOLOGY.replace(
+            "workload = { user = \"40001\" }",
+            &format!("workload = {{ user = \"40001\" }}\n{more}"),
+        )
+    };
+    mesh.apply(TOPOLOGY);
+    let (app, host) = (Shell::on(&mesh, "app-1"), Shell::on(&mesh, "web-1"));
+    let node = &mesh.host("web-1").node;
+    let mut server = node.command_as(WEB, None, "python3");
+    server.args(["-m", "http.server", "--bind", "127.0.0.1", "8080"]);
+    let alone = node.spawn("alone", server);
+    let reached = wait_for_value("it listens on loopback alone", SOON, || {
+        host.remedy(By::Status, "not-reached")
+    });
+    assert_eq!(pasted(&reached), "listen = \"127.0.0.1:8080\"");
+    mesh.apply(&web(pasted(&reached)));
+    wait_for("it is reached", SOON, || host.remedy(By::Status, "not-reached").is_none());
+    let (address, _) = mesh.virtual_addresses("web");
+    let url = format!("http://{address}:8080/");
+    let ask = || mesh.host("app-1").curl(40_002, &["-fsS", "-m", "3", "-o", "/dev/null", &url]);
+    wait_for("its callers reach it", SOON, || ask().success());
+    drop(alone);
+
+    let mut server = node.command_as(WEB, None, "python3");
+    server.args(["-m", "http.server", "--bind", "0.0.0.0", "8080"]);
+    let _open = node.spawn("open", server);
+    mesh.apply(&web("exposure = \"count\""));
+    let around = wait_for_value("it is open", SOON, || host.remedy(By::Status, "around-mesh"));
+    assert_eq!(pasted(&around), "exposure = \"mesh\"");
+    mesh.apply(&web(pasted(&around)));
+    wait_for("it is closed", SOON, || host.remedy(By::Status, "around-mesh").is_none());
+    assert!(ask().success(), "by the mesh it is open");
+
+    // Nobody has that user.
+    let nobody = TOPOLOGY.replace("40001", "nobody-of-ours");
+    let applied = mesh.try_apply(&nobody);
+    assert_eq!(applied.code(), Some(4), "{applied:?}");
+    let remedy = wait_for_value("nobody is it", SOON, || host.remedy(By::Status, "selector"));
+    assert_eq!(pasted(&remedy), "workload", "{remedy}");
+    mesh.apply(TOPOLOGY);
+    wait_for("somebody is", SOON, || host.remedy(By::Status, "selector").is_none());
+
+    // The remedy's command shows what is missing, and finds it once it is there.
+    let external = format!(
+        "{TOPOLOGY}[external.shop]\nnamespace = \"prod\"\nhost = \"shop.example\"\ntls = false\n\
+         [[allow]]\nname = \"client buys\"\nfrom = \"service:client\"\nto = \"service:shop\"\n"
+    );
+    mesh.apply(&external);
+    let remedy =
+        wait_for_value("it has no address", SOON, || app.remedy(By::Status, "external-unresolved"));
+    assert_eq!(pasted(&remedy), "getent hosts shop.example");
+    mesh.apply(&external.replace("\"shop.example\"", "\"10.9.0.77\""));
+    wait_for("it has one", SOON, || app.remedy(By::Status, "external-unresolved").is_none());
+
+    // On trial until somebody confirms.
+    let trial = mesh.try_apply_with(TOPOLOGY, &["--confirm-within", "5m"]);
+    assert!(trial.success(), "{trial:?}");
+    let unconfirmed = |mesh: &Mesh| {
+        let status = mesh.status();
+        first_remedy(status["problems"].as_array().unwrap_or(&Vec::new()), "unconfirmed")
+    };
+    let remedy = unconfirmed(&mesh).expect("it says so");
+    let words: Vec<&str> = pasted(&remedy).split(' ').skip(1).collect();
+    let _ = mesh.agentctl(&words).expect_success();
+    assert_eq!(unconfirmed(&mesh), None);
+}
