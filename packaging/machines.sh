@@ -13,7 +13,7 @@ machines_need() {
 
 # A small Debian 12, once: the lower half of every machine's tree.
 machines_root() {
-    local packages=systemd,systemd-sysv,systemd-resolved,dbus,polkitd,iproute2,iputils-ping,nftables,procps,curl,nginx-light,bash-completion
+    local packages=systemd,systemd-sysv,systemd-resolved,dbus,libpam-systemd,polkitd,iproute2,iputils-ping,nftables,procps,curl,nginx-light,bash-completion
     [ "$(cat "$root/made" 2>/dev/null)" != "$packages" ] || return 0
     echo "Making a Debian system in $root (two minutes, once)" >&2
     rm -rf "$root"

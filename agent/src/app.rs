@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::callers::LocalProcesses;
 use crate::credential;
 use crate::guard::{self, Guard, Standing};
 use crate::identity::Identity;
@@ -101,6 +102,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
         Ok(senders) => drop(shared.senders.set(Arc::new(senders))),
         Err(error) => shared.problems.raise(not_noted(&error)),
     }
+    shared.proxy.ask_for_processes(Arc::new(LocalProcesses::new(&shared)));
     let (stop, mut stopped) = watch::channel(false);
     let (joined_sender, mut joined) = mpsc::channel(1);
 

@@ -4,19 +4,25 @@
 //! is at hand, for as many flows in a second as the log has room for, and remembered for a while.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use isthmus_core::packet::{Address, FlowKey, protocol};
+use isthmus_model::{Place, ServiceId};
+use isthmus_net::process;
 use isthmus_net::senders::Senders;
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag};
+use isthmus_proxy::{Process, Processes};
 
 use crate::owners::SharedCgroups;
+use crate::status::Shared;
 
 /// Refused flows whose callers are remembered.
 const REMEMBERED: usize = 1024;
+/// What a search for a program may take that a request waits for.
+const SHORT: Duration = Duration::from_millis(2);
 /// Refused flows whose callers are looked up in each second.
 const LOOKED_UP: u32 = 50;
 
@@ -41,6 +47,10 @@ impl Caller {
     pub fn unit(&self) -> &str {
         let cgroup = self.cgroup.as_deref().unwrap_or_default();
         unit_of(cgroup).unwrap_or(cgroup)
+    }
+
+    fn in_words(&self) -> Process {
+        Process { user: self.user(), unit: self.unit().to_owned(), program: self.program() }
     }
 
     #[must_use]
@@ -130,24 +140,96 @@ impl LiveCallers {
 
     /// Without the program, which would have to be searched for.
     pub(crate) fn of(&mut self, flow: &FlowKey) -> Option<Caller> {
+        self.find(flow).map(|(caller, _)| caller)
+    }
+
+    /// With the program, if it is found in a moment.
+    fn with_program(&mut self, flow: &FlowKey) -> Option<Caller> {
+        let (mut caller, inode) = self.find(flow)?;
+        let directory = || {
+            let cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+            Some(cgroups.as_ref()?.directory(caller.cgroup.as_deref()?))
+        };
+        let program = process::exe_of(inode, caller.uid, directory().as_deref(), SHORT);
+        caller.program = program.map(Arc::from);
+        Some(caller)
+    }
+
+    /// The number of the socket, too; 0 where it isn't known.
+    fn find(&mut self, flow: &FlowKey) -> Option<(Caller, u32)> {
         let end = |address: Address, port| SocketAddr::new(address.ip(), port);
         let local = end(flow.source, flow.source_port);
         let remote = end(flow.destination, flow.destination_port);
-        let (uid, cgroup_id) = match flow.protocol {
+        let (uid, cgroup_id, inode) = match flow.protocol {
             protocol::TCP => {
                 let lookup = Lookup { protocol: Protocol::Tcp, local, remote };
                 let found = self.sockets.as_mut()?.lookup(&lookup).ok().flatten()?;
-                (found.uid, found.cgroup_id)
+                (found.uid, found.cgroup_id, found.inode)
             }
             protocol::UDP => {
                 let sender = self.senders.as_ref()?.sender(local, remote)?;
-                (sender.uid, Some(sender.cgroup_id))
+                (sender.uid, Some(sender.cgroup_id), 0)
             }
             _ => return None,
         };
         let mut cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
         let cgroup = cgroup_id.and_then(|id| cgroups.as_mut()?.path_of(id).ok().flatten());
-        Some(Caller { uid, cgroup, program: None })
+        Some((Caller { uid, cgroup, program: None }, inode))
+    }
+}
+
+/// Tells the proxy who asked for what is refused.
+#[derive(Debug)]
+pub(crate) struct LocalProcesses {
+    shared: Weak<Shared>,
+    live: Mutex<LiveCallers>,
+}
+
+impl LocalProcesses {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        let live = LiveCallers::new(None, Arc::clone(&shared.cgroups));
+        Self { shared: Arc::downgrade(shared), live: Mutex::new(live) }
+    }
+}
+
+impl Processes for LocalProcesses {
+    /// The proxy sees callers by addresses that lead back to it. Their sockets have the host's, or are
+    /// bound to their workload's.
+    fn of(&self, caller: SocketAddr, called: SocketAddr) -> Option<Process> {
+        let shared = self.shared.upgrade()?;
+        let state = shared.state()?;
+        let snapshot = &state.snapshot;
+        let v4 = called.is_ipv4();
+        let own: IpAddr = match v4 {
+            true => snapshot.local_host().ipv4().into(),
+            false => snapshot.workload_ipv6(snapshot.local, ServiceId(0)).into(),
+        };
+        let workload: Option<IpAddr> = match state.directory.place(caller.ip())? {
+            Place::Virtual(service) if v4 => {
+                let placements = &snapshot.services.get(&service)?.placements;
+                placements.get(&snapshot.local).map(|ipv4| (*ipv4).into())
+            }
+            Place::Virtual(service) => Some(snapshot.workload_ipv6(snapshot.local, service).into()),
+            Place::Anycast => None,
+            Place::Host(_) | Place::Workload(..) | Place::Device(..) => return None,
+        };
+        let flow = |source: IpAddr| FlowKey {
+            source: Address::from(source),
+            destination: Address::from(called.ip()),
+            source_port: caller.port(),
+            destination_port: called.port(),
+            protocol: protocol::TCP,
+        };
+        let own = flow(own);
+        if !shared.callers.wants(&own, Instant::now()) {
+            return shared.callers.of(&own).map(|it| it.in_words());
+        }
+        // Another request is being looked up: this one's line does without.
+        let mut live = self.live.try_lock().ok()?;
+        let flows = [Some(own), workload.map(flow)].into_iter().flatten();
+        let found = flows.into_iter().find_map(|flow| live.with_program(&flow))?;
+        shared.callers.note(own, found.clone());
+        Some(found.in_words())
     }
 }
 
@@ -156,7 +238,7 @@ mod tests {
     use super::*;
 
     fn flow(port: u16) -> FlowKey {
-        let address = |text: &str| Address::from(text.parse::<std::net::IpAddr>().unwrap());
+        let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
         FlowKey {
             source: address("100.64.0.1"),
             destination: address("100.127.0.5"),

@@ -25,9 +25,11 @@ pub fn exe_of(inode: u32, uid: u32, cgroup: Option<&Path>, time: Duration) -> Op
     let deadline = Instant::now() + time;
     let target = format!("socket:[{inode}]");
     let holds = |pid: &u32| holds(*pid, OsStr::new(&target), deadline);
-    let members = cgroup.map(members).unwrap_or_default();
-    let pid = members.into_iter().find(holds).or_else(|| of_user(uid, deadline).find(holds))?;
-    exe(pid)
+    // Its user's first: whoever has many sockets open costs most.
+    let (own, others): (Vec<u32>, Vec<u32>) =
+        cgroup.map(members).unwrap_or_default().into_iter().partition(|pid| is_of(*pid, uid));
+    let near = own.into_iter().chain(others).find(holds);
+    exe(near.or_else(|| of_user(uid, deadline).find(holds))?)
 }
 
 /// The program that process `pid` runs, by the path that leads to it here. A program that isn't what
@@ -163,8 +165,11 @@ fn all_processes(deadline: Instant) -> impl Iterator<Item = u32> {
 }
 
 fn of_user(uid: u32, deadline: Instant) -> impl Iterator<Item = u32> {
-    all_processes(deadline)
-        .filter(move |pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|it| it.uid() == uid))
+    all_processes(deadline).filter(move |pid| is_of(*pid, uid))
+}
+
+fn is_of(pid: u32, uid: u32) -> bool {
+    fs::metadata(format!("/proc/{pid}")).is_ok_and(|it| it.uid() == uid)
 }
 
 fn holds(pid: u32, target: &OsStr, deadline: Instant) -> bool {

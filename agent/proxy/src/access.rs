@@ -19,6 +19,7 @@ use crate::live::{Cut, Life};
 use crate::measured::SERVED;
 use crate::metrics::Ruling;
 use crate::places::RequestPlace;
+use crate::processes::Process;
 use crate::routing::Compiled;
 use crate::series::{Ending, Ledger, StatusClass, Way};
 use crate::timing::{Clock, Part, Parts, Progress};
@@ -43,8 +44,10 @@ pub(crate) struct Facts {
     /// The caller understands gRPC's words.
     pub(crate) is_grpc: bool,
     ledger: Arc<Ledger>,
-    /// From where the connection came.
-    caller: SocketAddr,
+    /// From where the connection came, and whom it asked.
+    ends: [SocketAddr; 2],
+    /// Who has opened it on this host; looked up for what is refused.
+    process: Option<Process>,
     clock: Clock,
     method: Method,
     path: Option<PathAndQuery>,
@@ -86,7 +89,7 @@ pub(crate) struct RequestId(u64);
 impl Record {
     pub(crate) fn new(
         ledger: Arc<Ledger>,
-        caller: SocketAddr,
+        ends: [SocketAddr; 2],
         head: &http::request::Parts,
         trace: Option<Trace>,
         mut under_way: UnderWay,
@@ -98,7 +101,8 @@ impl Record {
             id: RequestId::next(),
             is_grpc: grpc::is_call(head),
             ledger,
-            caller,
+            ends,
+            process: None,
             clock,
             method: head.method.clone(),
             path: head.uri.path_and_query().cloned(),
@@ -125,11 +129,23 @@ impl Record {
     pub(crate) fn decide(&mut self, ruling: Ruling, decider: Decider) {
         self.ruling = ruling;
         self.decider = decider;
+        if ruling == Ruling::Deny {
+            self.look_who();
+        }
+    }
+
+    /// Finds out who asked, while the connection is open.
+    fn look_who(&mut self) {
+        let Facts { ledger, process, ends: [caller, called], .. } = &mut **self;
+        if process.is_none() && ledger.parties.side == Side::Client {
+            *process = ledger.metrics().process_of(*caller, *called);
+        }
     }
 
     /// The other side's agent refused the request.
     pub(crate) fn refuse_there(&mut self, decider: Decider) {
         self.refused_there = Some(decider);
+        self.look_who();
     }
 
     /// What tells the other side's agent by which rule the request was refused; none if by none. Not its
@@ -303,6 +319,9 @@ impl Drop for Record {
         let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         let (ruling, decider) = self.said();
         let (rule, origin) = decider.words();
+        let known = |part: fn(&Process) -> &String| {
+            self.process.as_ref().map(|it| part(it).as_str()).filter(|text| !text.is_empty())
+        };
         let judged_at = self.refused_there.as_ref().and(self.host.as_ref());
         tracing::info!(
             target: "isthmus::access",
@@ -314,7 +333,10 @@ impl Drop for Record {
             rule,
             origin = origin.map(tracing::field::display),
             judged_at = judged_at.map(Name::as_str),
-            source = (ruling == Ruling::Deny).then(|| tracing::field::display(self.caller)),
+            source = (ruling == Ruling::Deny).then(|| tracing::field::display(self.ends[0])),
+            user = known(|process| &process.user),
+            unit = known(|process| &process.unit),
+            program = known(|process| &process.program),
             route = self.way.route(),
             backend = self.way.backend(),
             host = self.host.as_ref().map(Name::as_str),

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use crate::health::{Health, HealthView};
 use crate::jwt::{KeyFailure, KeyRing};
 use crate::measured::Measured;
 use crate::outbound::{BreakerView, Clusters, EndpointView};
+use crate::processes::{Process, Processes};
 use crate::ratelimit::RateLimits;
 use crate::series::{AllSeries, SeriesSnapshot};
 use crate::silence::Silence;
@@ -38,6 +40,7 @@ pub struct Metrics {
     limits: RateLimits,
     silence: Arc<Silence>,
     pub(crate) keys: Arc<KeyRing>,
+    processes: OnceLock<Arc<dyn Processes>>,
 }
 
 /// What was decided about a request.
@@ -160,6 +163,15 @@ impl Metrics {
     pub fn breakers(&self) -> Vec<BreakerView> {
         let clusters = lock(&self.clusters);
         clusters.upgrade().map(|clusters| clusters.breakers()).unwrap_or_default()
+    }
+
+    /// Asks from now on who sends what is refused. The first that is named is asked.
+    pub fn ask_for_processes(&self, processes: Arc<dyn Processes>) {
+        drop(self.processes.set(processes));
+    }
+
+    pub(crate) fn process_of(&self, caller: SocketAddr, called: SocketAddr) -> Option<Process> {
+        self.processes.get()?.of(caller, called)
     }
 
     pub(crate) fn watch_health(&self, health: &Arc<Health>) {

@@ -91,8 +91,11 @@ async fn serve(
     let tracing = shared.metrics.watchers().tracing();
     let trace = Trace::of(&mut head.headers, &tracing, &shared.chance);
     let ledger = Arc::clone(&connection.ledger);
-    let caller = SocketAddr::new(connection.peer, connection.peer_port);
-    let mut record = Record::new(ledger, caller, &head, trace, under_way, progress);
+    let ends = [
+        SocketAddr::new(connection.peer, connection.peer_port),
+        SocketAddr::new(connection.local, connection.parties.port),
+    ];
+    let mut record = Record::new(ledger, ends, &head, trace, under_way, progress);
 
     let host = match settle(&mut head) {
         Ok(host) => host,

@@ -30,3 +30,4 @@ mod routes;
 mod siege;
 mod telemetry;
 mod traffic;
+mod why;

@@ -1,11 +1,14 @@
 //! Who may send which requests, and what is told to whom about it.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::routed::{self, Backends};
 use super::support::*;
-use crate::{Ruling, SeriesLabels, Side, StatusClass};
+use crate::{Process, Processes, Ruling, SeriesLabels, Side, StatusClass};
 
 const READ_PUBLIC: &[(Option<&str>, Option<&str>)] =
     &[(Some("GET"), Some("/public")), (Some("GET"), Some("/public/*"))];
@@ -92,6 +95,18 @@ async fn a_refusal_names_its_rule_in_the_log_and_not_in_the_answer() {
     }
 }
 
+/// Whoever calls here.
+#[derive(Debug)]
+struct Curl;
+
+impl Processes for Curl {
+    fn of(&self, caller: SocketAddr, called: SocketAddr) -> Option<Process> {
+        assert_eq!((caller.ip(), called.ip()), (routed::CALLER, routed::API));
+        let (user, program) = ("app".to_owned(), "/usr/bin/curl".to_owned());
+        Some(Process { user, program, unit: String::new() })
+    }
+}
+
 #[tokio::test]
 async fn the_callers_side_logs_by_which_rule_the_other_side_refused() {
     const RULES: &str = "[[deny]]\nname = \"no-admin\"\nfrom = \"any\"\nto = \"service:api\"\n\
@@ -106,6 +121,7 @@ async fn the_callers_side_logs_by_which_rule_the_other_side_refused() {
     let api = backends.start(routed::API_2, refuse).await;
     let near = backends.start(routed::NEAR, refuse).await;
     let proxy = backends.proxy(RULES);
+    proxy.metrics.ask_for_processes(Arc::new(Curl));
     let mut client = proxy.http1(routed::CALLER).await;
     for path in ["/admin", "/other"] {
         client.ready().await.unwrap();
@@ -119,6 +135,8 @@ async fn the_callers_side_logs_by_which_rule_the_other_side_refused() {
         "\"rule\":\"no-admin\"",
         "\"origin\":\"mesh.toml:",
         "\"judged_at\":\"b\"",
+        "\"user\":\"app\"",
+        "\"program\":\"/usr/bin/curl\"",
         "\"status\":403",
     ] {
         assert!(line.contains(part), "{part} in {line}");

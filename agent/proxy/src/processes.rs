@@ -1,0 +1,22 @@
+//! Which process of this host has opened a connection: for what is said of refused requests.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+/// Knows the processes of this host.
+pub trait Processes: fmt::Debug + Send + Sync {
+    /// Who has opened the connection from `caller` to `called`, its two ends as the proxy sees them.
+    /// Requests wait meanwhile: it mustn't take long.
+    fn of(&self, caller: SocketAddr, called: SocketAddr) -> Option<Process>;
+}
+
+/// A process in words, each empty where it isn't known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// Its user's name or number.
+    pub user: String,
+    /// Its systemd unit or cgroup.
+    pub unit: String,
+    /// Its program's path.
+    pub program: String,
+}
