@@ -214,6 +214,8 @@ fn database(file: File) -> Result<Database, DatabaseError> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use std::cell::Cell;
     use std::fs;
     use std::io;
@@ -309,6 +311,27 @@ mod tests {
         assert_eq!(saved.files, [file]);
         assert_eq!(saved.leaving, leaving);
         assert!(saved.members.is_empty() && saved.tokens.is_empty());
+    }
+
+    /// Written by the last version that kept no history, operators or audit log: one host has joined by a
+    /// token, another is left.
+    #[test]
+    fn a_store_of_a_former_version_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let packed = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stores/before-history.redb.gz");
+        let unpacked = Command::new("gzip").args(["-dc", packed]).output().unwrap();
+        assert!(unpacked.status.success(), "{unpacked:?}");
+        fs::write(folder.path().join(Redb::FILE), unpacked.stdout).unwrap();
+        let store = Redb::open(folder.path()).unwrap();
+        let saved = store.load().unwrap();
+        assert_eq!(saved.revision, Revision(3));
+        assert!(saved.files[0].text.contains("[service.web]"), "{:?}", saved.files);
+        let [member] = &*saved.members else { panic!("{:?}", saved.members) };
+        assert_eq!((member.name.as_str(), member.id), ("app-1", HostId(1)));
+        assert_eq!((member.joined, saved.tokens.len()), (1_796_065_627, 2));
+        assert!(saved.operators.is_empty() && saved.applied.is_empty() && saved.acts.is_empty());
+        store.commit(&[Change::Revision(Revision(4))]).unwrap();
+        assert_eq!(store.load().unwrap().members.len(), 1, "what isn't changed stays");
     }
 
     #[test]
