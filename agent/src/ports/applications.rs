@@ -26,6 +26,8 @@ pub(super) struct Listens {
     pub(super) v6: bool,
     /// On loopback, where it listens nowhere else.
     pub(super) loopback: Option<SocketAddr>,
+    /// In a container with a network of its own, into which nobody here sees.
+    pub(super) contained: bool,
 }
 
 impl Listens {
@@ -96,6 +98,9 @@ impl Applications {
 }
 
 fn words(service: &Service, found: Listens) -> String {
+    if found.contained {
+        return "in a container".to_owned();
+    }
     match (found.v4, found.v6, service.application.listen, found.loopback) {
         (false, false, _, Some(address)) => format!("on {address} only"),
         (false, false, _, None) => "nowhere".to_owned(),
@@ -132,6 +137,17 @@ fn nowhere(service: &Service) -> Problem {
 fn unreached(service: &Service, found: Listens) -> Option<Problem> {
     let (name, port) = (&service.name, Port::of(service));
     let problem = |text, remedy| Some(Problem::new(UNREACHED, text, remedy).about(about(service)));
+    if found.contained && service.shows_callers() {
+        let text = format!(
+            "service {name} is in a container with a network of its own, whose answers to \
+             callers' addresses (`source = \"caller\"`) don't come back"
+        );
+        let remedy = format!(
+            "leave `source` out of [service.{name}], or run the container in the host's network \
+             (`--network host`)"
+        );
+        return problem(text, remedy);
+    }
     if let Some(address) = found.loopback.filter(|_| !found.is_reached()) {
         let text = format!(
             "the application of service {name} listens on {address} only, where its callers don't reach it"
@@ -177,9 +193,9 @@ mod tests {
     use super::*;
 
     const WEB: Key = (ServiceId(20), 8080);
-    const V4: Listens = Listens { v4: true, v6: false, loopback: None };
-    const BOTH: Listens = Listens { v4: true, v6: true, loopback: None };
-    const NOWHERE: Listens = Listens { v4: false, v6: false, loopback: None };
+    const V4: Listens = Listens { v4: true, v6: false, loopback: None, contained: false };
+    const BOTH: Listens = Listens { v4: true, v6: true, loopback: None, contained: false };
+    const NOWHERE: Listens = Listens { v4: false, v6: false, loopback: None, contained: false };
 
     fn open(protocol: Protocol) -> Snapshot {
         let mut snapshot = snapshot(&[(8080, protocol, Exposure::Mesh)]);
@@ -203,7 +219,7 @@ mod tests {
         assert!(is_deaf(&[V4]) && is_deaf(&[V4, NOWHERE]));
         assert!(!is_deaf(&[NOWHERE]) && !is_deaf(&[V4, BOTH]));
         assert!(seen(&[V4]).deaf(&open(Protocol::Udp)).is_empty());
-        let six = Listens { v4: false, v6: true, loopback: None };
+        let six = Listens { v4: false, v6: true, loopback: None, contained: false };
         assert!(seen(&[six]).deaf(&snapshot).contains(&(WEB.0, WEB.1, true)));
     }
 

@@ -118,7 +118,7 @@ impl Listeners {
             .map(|(key @ (id, _), service)| {
                 let (standing, users) = self.standing(snapshot, id, &service, behind);
                 let reachable = self.reachable(&service, underlay);
-                let listens = self.listens(snapshot, id, &service);
+                let listens = self.listens(snapshot, id, &service, behind);
                 (key, Finding { standing, users, reachable, listens })
             })
             .collect()
@@ -148,11 +148,20 @@ impl Listeners {
         (standing, users)
     }
 
-    fn listens(&mut self, snapshot: &Snapshot, id: ServiceId, service: &Service) -> Listens {
+    /// What is led to a container isn't listened for here.
+    fn listens(
+        &mut self,
+        snapshot: &Snapshot,
+        id: ServiceId,
+        service: &Service,
+        behind: &Behind,
+    ) -> Listens {
         let mut found = Listens::default();
         for address in addresses(snapshot, id, service) {
+            let is_led = behind.serves(&(address, Port::of(service)));
             let family = if address.is_ipv4() { &mut found.v4 } else { &mut found.v6 };
-            *family = self.listener(service, address).is_some();
+            *family = is_led || self.listener(service, address).is_some();
+            found.contained |= is_led;
         }
         if !found.v4 && !found.v6 {
             let port = Port::of(service).number;

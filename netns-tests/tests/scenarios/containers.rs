@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use isthmus_netns_tests::{Mesh, MeshOptions, Node, Output, Process, binary, wait_for};
+use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
 const CLIENT: u32 = 40_002;
@@ -368,6 +369,17 @@ fn two_containers_of_one_image_are_two_services() {
     let near = podman.try_run(&["exec", "good", "curl", "-fsS", "-o", "/bin/out", &connection]);
     assert!(near.success(), "a neighbour by its virtual address: {near:?}");
     assert!(!podman.get("bad", &connection).success());
+
+    let all_is_well = || mesh.host("app-1").status()["problems"] == json!([]);
+    wait_for("nobody is missed who listens in a container", SOON, all_is_well);
+    let shown = TOPOLOGY.replace("port = 8081", "port = 8081\nsource = \"caller\"");
+    let applied = mesh.try_apply(&shown);
+    wait_for("it is said what containers can't be shown", SOON, || {
+        has_problem(&mesh, "not-reached")
+    });
+    assert!(matches!(applied.code(), Some(0 | 4)), "{applied:?}");
+    mesh.apply(TOPOLOGY);
+    wait_for("it is over", SOON, || !has_problem(&mesh, "not-reached"));
 
     // Without the engine, who was known stays known; who starts anew is the same.
     podman.service.as_mut().expect("it was started").kill();
