@@ -19,7 +19,7 @@ use crate::credential;
 use crate::guard::{self, Guard, Standing};
 use crate::identity::Identity;
 use crate::local::{self, Api};
-use crate::membership::{self, Outcome};
+use crate::membership::{self, Outcome, Turn};
 use crate::memory;
 use crate::names;
 use crate::network;
@@ -104,7 +104,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     }
     shared.proxy.ask_for_processes(Arc::new(LocalProcesses::new(&shared)));
     let (stop, mut stopped) = watch::channel(false);
-    let (joined_sender, mut joined) = mpsc::channel(1);
+    let (turn, mut turns) = mpsc::channel(1);
 
     if identity.is_none() {
         // Of a mesh that was left while no agent ran.
@@ -112,7 +112,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     }
     names::recover(&shared.settings);
     let listener = local::bind(&shared.settings.socket)?;
-    let api = Api::new(Arc::clone(&shared), Arc::clone(&disk), joined_sender);
+    let api = Api::new(Arc::clone(&shared), Arc::clone(&disk), turn);
     let joining = identity
         .is_none()
         .then(credential::path)
@@ -131,7 +131,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     let tending = tokio::spawn(membership::tend(Arc::clone(&shared), Arc::clone(&disk)));
     let watching = tokio::spawn(vitals::watch(Arc::clone(&shared), Arc::clone(&disk)));
 
-    let living = live(&shared, &disk, identity, &mut stopped, &mut joined);
+    let living = live(&shared, &disk, identity, &mut stopped, &mut turns);
     tokio::pin!(living);
     let ended = tokio::select! {
         ended = &mut living => ended,
@@ -206,7 +206,7 @@ async fn live(
     disk: &Arc<StateDir>,
     mut identity: Option<Identity>,
     stopped: &mut watch::Receiver<bool>,
-    joined: &mut mpsc::Receiver<Identity>,
+    turns: &mut mpsc::Receiver<Turn>,
 ) -> anyhow::Result<()> {
     loop {
         let member = match identity.take() {
@@ -217,14 +217,18 @@ async fn live(
                 tell_status(shared);
                 tokio::select! {
                     _ = stopped.wait_for(|stop| *stop) => return Ok(()),
-                    member = joined.recv() => member.context("The local API is gone")?,
+                    turn = turns.recv() => match turn.context("The local API is gone")? {
+                        Turn::Joined(member) => *member,
+                        // It hears by that that there is nothing to leave.
+                        Turn::Leave(_) => continue,
+                    },
                 }
             }
         };
         tracing::info!(host = %member.member.host, mesh = member.member.mesh, "a member of the mesh");
-        match membership::live(shared, disk, member, stopped, joined).await? {
+        match membership::live(shared, disk, member, stopped, turns).await? {
             Outcome::Stopped => return Ok(()),
-            Outcome::Removed(_) => {}
+            Outcome::Over => {}
             Outcome::Rejoined(member) => identity = Some(*member),
         }
     }

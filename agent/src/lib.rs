@@ -29,6 +29,7 @@ pub mod guard;
 pub mod identity;
 pub mod join;
 pub mod keeper;
+pub mod leave;
 pub mod local;
 pub mod logging;
 pub mod membership;

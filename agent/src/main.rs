@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
+use isthmus_agent::leave::{self, Farewell};
 use isthmus_agent::settings::{DEFAULT_PATH, Settings};
 use isthmus_agent::{app, doctor, guard, logging};
 
@@ -70,6 +71,21 @@ enum Command {
         #[arg(long)]
         lower: bool,
     },
+    /// Leave the mesh while no agent runs: tell the controller, and remove keys, state and guard.
+    ///
+    /// What `agentctl leave` does where the agent runs. A controller that can't be reached within 10 s is
+    /// no reason to stay: then it says what an operator has to do. Needs CAP_NET_ADMIN.
+    Leave {
+        /// The settings file; a missing one at the default place means default settings.
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH, env = "ISTHMUS_AGENT_SETTINGS")]
+        settings: PathBuf,
+        /// Where keys and the last snapshot live, instead of what the settings say.
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+        /// It is meant: the host needs a new token to come back.
+        #[arg(long, required = true)]
+        yes: bool,
+    },
     /// Writes manual pages into a folder.
     #[command(hide = true)]
     Man {
@@ -96,6 +112,9 @@ fn main() -> ExitCode {
             app::settings(&settings, state_dir, None),
             if lower { lower_guard } else { raise_guard },
         ),
+        Command::Leave { settings, state_dir, yes: _ } => {
+            (app::settings(&settings, state_dir, None), leave_mesh as fn(Settings) -> _)
+        }
         Command::Man { folder } => return manual(&folder),
         Command::Check { settings, socket } => return examine(&settings, socket.as_deref()),
     };
@@ -125,9 +144,7 @@ fn examine(settings: &Path, socket: Option<&Path>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error.into(), FAILED),
     };
-    let report = runtime.block_on(doctor::examine(settings, socket));
-    // Whoever reads it may be gone.
-    let _ = writeln!(std::io::stdout(), "{}", report.json());
+    say(&runtime.block_on(doctor::examine(settings, socket)).json().to_string());
     ExitCode::SUCCESS
 }
 
@@ -145,6 +162,26 @@ fn lower_guard(settings: Settings) -> anyhow::Result<()> {
     small_runtime()?.block_on(guard::lower(&settings.device))
 }
 
+fn leave_mesh(settings: Settings) -> anyhow::Result<()> {
+    let Some(farewell) = small_runtime()?.block_on(leave::without_agent(&settings))? else {
+        say("this host is not a member of a mesh");
+        return Ok(());
+    };
+    let Farewell { member, told, unremoved } = farewell;
+    let (host, mesh) = (member.host, member.mesh);
+    say(&format!("host {host} left mesh {mesh}; its keys, state and packet filter are gone"));
+    if let Err(why) = told {
+        eprintln!(
+            "isthmus-agent: the controller wasn't told ({why}): {}",
+            Farewell::remedy(host.as_str())
+        );
+    }
+    match unremoved {
+        Some(why) => anyhow::bail!("Not everything was removed: {why}"),
+        None => Ok(()),
+    }
+}
+
 fn manual(folder: &Path) -> ExitCode {
     let written = std::fs::create_dir_all(folder)
         .and_then(|()| clap_mangen::generate_to(Arguments::command(), folder))
@@ -154,6 +191,11 @@ fn manual(folder: &Path) -> ExitCode {
 
 fn small_runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+fn say(text: &str) {
+    // Whoever reads it may be gone.
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 fn complain(error: &anyhow::Error, code: u8) -> ExitCode {

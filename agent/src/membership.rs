@@ -11,13 +11,14 @@ use ipnet::IpNet;
 use isthmus_model::{Capability, Code, Problem, Snapshot, capability, problems};
 use isthmus_proto::v1;
 use isthmus_proxy::{Demand, Traffic};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock::{self, Clock};
 use crate::guard::{self, Guard, Standing};
 use crate::identity::{Identity, Member, TlsIdentity};
 use crate::keeper::Keeper;
+use crate::leave::{self, Farewell};
 use crate::network;
 use crate::plane::Plane;
 use crate::state_dir::{Ailments, StateDir};
@@ -47,15 +48,31 @@ const TWIN: Code = Code::IdentityTwice;
 /// A second machine asks so seldom that the first one gets its place back whenever both lost it.
 const TWIN_AGAIN: Duration = Duration::from_secs(30);
 
+/// What somebody on this host has made of its membership.
+#[expect(missing_debug_implementations, reason = "holds private keys")]
+pub enum Turn {
+    /// It has joined (anew).
+    Joined(Box<Identity>),
+    /// It is to leave. Who hears nothing: it was no member.
+    Leave(oneshot::Sender<Farewell>),
+}
+
 /// How a membership ends.
 #[expect(missing_debug_implementations, reason = "holds private keys")]
 pub enum Outcome {
     /// The agent is to stop.
     Stopped,
-    /// The host was removed from the mesh, and has forgotten it.
-    Removed(String),
+    /// The host is no member any more, and has forgotten the mesh.
+    Over,
     /// The host has joined anew.
     Rejoined(Box<Identity>),
+}
+
+/// Why it ends.
+enum Reason {
+    Stop,
+    Removed(String),
+    Turn(Turn),
 }
 
 /// Lives as the member that `identity` is.
@@ -67,21 +84,20 @@ pub async fn live(
     disk: &Arc<StateDir>,
     identity: Identity,
     stop: &mut watch::Receiver<bool>,
-    joined: &mut mpsc::Receiver<Identity>,
+    turns: &mut mpsc::Receiver<Turn>,
 ) -> anyhow::Result<Outcome> {
     let mut membership = Membership::new(shared, disk, identity)?;
     membership.start_from_disk().await?;
     membership.guard_without_snapshot().await;
     let keeper = Arc::clone(&membership.keeper);
     crate::app::ready();
-    let outcome = tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => Outcome::Stopped,
-        Some(identity) = joined.recv() => Outcome::Rejoined(Box::new(identity)),
-        reason = membership.keep_in_step() => Outcome::Removed(reason),
+    let reason = tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => Reason::Stop,
+        Some(turn) = turns.recv() => Reason::Turn(turn),
+        reason = membership.keep_in_step() => Reason::Removed(reason),
         never = keeper.follow() => match never {},
     };
-    membership.end(&outcome).await?;
-    Ok(outcome)
+    Ok(membership.end(reason).await)
 }
 
 struct Membership {
@@ -297,27 +313,57 @@ impl Membership {
         }
     }
 
-    async fn end(&mut self, outcome: &Outcome) -> anyhow::Result<()> {
+    async fn end(&mut self, reason: Reason) -> Outcome {
         if self.shared.status().connected {
             self.confirm(SystemTime::now());
         }
+        // Who leaves ends what is under way before others drop it.
         self.plane.stop().await;
-        let last_error = match outcome {
-            Outcome::Stopped => String::new(),
-            Outcome::Rejoined(_) => {
-                self.shared.update(|status| status.connected = false);
-                return Ok(());
+        match reason {
+            Reason::Stop => {
+                self.is_over(String::new());
+                Outcome::Stopped
             }
-            Outcome::Removed(reason) => {
-                let forgotten = self.disk.forget(&self.identity);
-                let not_forgotten = forgotten.err().map(|error| not_forgotten(&error));
-                self.shared.problems.set(NOT_FORGOTTEN, not_forgotten);
-                guard::lower_or_say(&self.shared.settings.device).await;
+            Reason::Turn(Turn::Joined(identity)) => {
+                self.shared.update(|status| status.connected = false);
+                Outcome::Rejoined(identity)
+            }
+            Reason::Removed(reason) => {
+                drop(self.forgotten(self.disk.forget(&self.identity)).await);
                 let mesh = &self.identity.member.mesh;
                 tracing::warn!(reason, "this host was removed from the mesh {mesh}");
-                format!("this host was removed from the mesh {mesh}: {reason}")
+                self.is_over(format!("this host was removed from the mesh {mesh}: {reason}"));
+                Outcome::Over
             }
-        };
+            Reason::Turn(Turn::Leave(answer)) => {
+                let told = leave::tell(&self.identity, &self.shared.instance).await;
+                let unremoved = self.forgotten(leave::forget(&self.disk, &self.identity)).await;
+                let member = self.identity.member.clone();
+                let mesh = &member.mesh;
+                match &told {
+                    Ok(revision) => tracing::info!(revision, "this host left the mesh {mesh}"),
+                    Err(why) => {
+                        tracing::warn!(why, "this host left the mesh {mesh}, which wasn't told");
+                    }
+                }
+                self.is_over(format!("this host left the mesh {mesh}"));
+                // Whoever asked may not have waited.
+                drop(answer.send(Farewell { member, told, unremoved }));
+                Outcome::Over
+            }
+        }
+    }
+
+    /// The mesh is forgotten, as far as that was possible: nothing guards it any more. Returns why some of it is
+    /// still there.
+    async fn forgotten(&self, forgotten: anyhow::Result<()>) -> Option<String> {
+        let failed = forgotten.err();
+        self.shared.problems.set(NOT_FORGOTTEN, failed.as_ref().map(not_forgotten));
+        guard::lower_or_say(&self.shared.settings.device).await;
+        failed.map(|error| format!("{error:#}"))
+    }
+
+    fn is_over(&self, last_error: String) {
         self.shared.update(|status| {
             status.member = None;
             status.certificate = None;
@@ -327,7 +373,6 @@ impl Membership {
             status.last_error = last_error;
         });
         crate::app::tell_status(&self.shared);
-        Ok(())
     }
 
     async fn keep(&self, resources: &Resources) -> anyhow::Result<()> {
@@ -464,7 +509,9 @@ impl sync::Member for Membership {
 fn not_forgotten(error: &anyhow::Error) -> Problem {
     Problem::new(
         NOT_FORGOTTEN,
-        format!("the mesh that this host was removed from couldn't be forgotten: {error:#}"),
+        format!(
+            "the mesh that this host is no member of any more couldn't be forgotten: {error:#}"
+        ),
         "make the state directory writable, then remove what is in it",
     )
 }

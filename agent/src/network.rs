@@ -68,6 +68,22 @@ pub struct Network {
     mesh: watch::Sender<Vec<IpNet>>,
 }
 
+/// Takes away what an agent that died left of its device's, as far as that is possible.
+pub async fn clear(device: &str) {
+    let cleared = async {
+        let netlink = Netlink::connect()?;
+        netlink.delete_own_routes().await?;
+        for family in [Family::Ipv4, Family::Ipv6] {
+            netlink.lead_answers_back(&BTreeSet::new(), family).await?;
+            netlink.forget_own_table(device, family).await?;
+        }
+        anyhow::Ok(())
+    };
+    if let Err(error) = cleared.await {
+        tracing::warn!("couldn't take the proxy's routes away: {error:#}");
+    }
+}
+
 impl Network {
     /// Prepares the device and brings it up, without addresses.
     ///

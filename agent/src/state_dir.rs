@@ -360,7 +360,7 @@ impl StateDir {
             return Ok(());
         }
         *self.unkept() = None;
-        for name in [MEMBER, SNAPSHOT, TLS, TUNNEL_KEY] {
+        for name in [MEMBER, SNAPSHOT, DAMAGED, TLS, TUNNEL_KEY] {
             self.remove(name)?;
         }
         match fs::remove_dir_all(self.path.join(ACME)) {

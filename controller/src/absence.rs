@@ -1,11 +1,14 @@
 //! Hosts that aren't as the topology has them: never joined, away, or behind.
 
+use std::collections::HashMap;
+
 use isthmus_controller_core::{Member, State};
 use isthmus_model::{Code, Name, Problem};
 use isthmus_proto::v1;
 
 use crate::agents::{Refusal, View};
 use crate::mesh::Mesh;
+use crate::operators::Departure;
 use crate::time;
 
 /// Names that one problem lists.
@@ -59,27 +62,64 @@ fn refused(name: &str, Refusal { revision, reason, at: _ }: &Refusal) -> Problem
 
 /// Hosts that the topology declares and that have never joined: one problem each, or one for all where
 /// there are many.
-pub(crate) fn not_joined(state: &State) -> Vec<Problem> {
-    let inventory = &state.inventory;
+pub(crate) fn not_joined(state: &State, gone: &HashMap<String, Departure>) -> Vec<Problem> {
+    let missing = missing(state).filter(|name| !gone.contains_key(name.as_str()));
+    each_or_all(missing.collect(), never_joined, |named| {
+        let text = format!("{named} are declared, and have never joined");
+        let remedy = "`agentctl token create --uses 100`, and `agentctl join -` with that token on each of \
+                      them; or remove their tables from the topology";
+        Problem::new(Code::HostNotJoined, text, remedy)
+    })
+}
+
+/// Hosts that the topology declares and that left, or were removed.
+pub(crate) fn left(state: &State, gone: &HashMap<String, Departure>) -> Vec<Problem> {
+    let left = missing(state).filter(|name| gone.contains_key(name.as_str()));
+    each_or_all(
+        left.collect(),
+        |name| departed(name, &gone[name.as_str()]),
+        |named| {
+            let text = format!("{named} are declared, and have left the mesh or were removed");
+            Problem::new(Code::HostLeft, text, "remove their tables from the topology")
+        },
+    )
+}
+
+fn missing(state: &State) -> impl Iterator<Item = &Name> {
     let declared = state.topology.hosts.keys();
-    let missing: Vec<&Name> =
-        declared.filter(|name| inventory.member(name.as_str()).is_none()).collect();
-    if missing.len() <= NAMED {
-        return missing.into_iter().map(never_joined).collect();
+    declared.filter(|name| state.inventory.member(name.as_str()).is_none())
+}
+
+fn each_or_all(
+    hosts: Vec<&Name>,
+    one: impl Fn(&Name) -> Problem,
+    all: impl Fn(&str) -> Problem,
+) -> Vec<Problem> {
+    if hosts.len() <= NAMED {
+        return hosts.into_iter().map(one).collect();
     }
-    let named: Vec<&str> = missing.iter().take(NAMED).map(|name| name.as_str()).collect();
-    let (named, more) = (named.join(", "), missing.len() - NAMED);
-    let text = format!("{named} and {more} more hosts are declared, and have never joined");
-    let remedy = "`agentctl token create --uses 100`, and `agentctl join -` with that token on each of \
-                  them; or remove their tables from the topology";
-    vec![Problem::new(Code::HostNotJoined, text, remedy)]
+    let named: Vec<&str> = hosts.iter().take(NAMED).map(|name| name.as_str()).collect();
+    vec![all(&format!("{} and {} more hosts", named.join(", "), hosts.len() - NAMED))]
 }
 
 fn never_joined(name: &Name) -> Problem {
     let text = format!("host {name} is declared, and has never joined");
-    let remedy = format!(
+    Problem::new(Code::HostNotJoined, text, let_in(name)).about(name.as_str())
+}
+
+fn departed(name: &Name, Departure { at, by }: &Departure) -> Problem {
+    let at = time::show(*at);
+    let how = match by {
+        None => format!("left the mesh at {at}"),
+        Some(by) => format!("was removed from the mesh by {by} at {at}"),
+    };
+    let text = format!("host {name} is declared, and {how}");
+    Problem::new(Code::HostLeft, text, let_in(name)).about(name.as_str())
+}
+
+fn let_in(name: &Name) -> String {
+    format!(
         "`agentctl token create --host {name}`, and `agentctl join --name {name} -` with that token there; \
          or remove [host.{name}] from the topology"
-    );
-    Problem::new(Code::HostNotJoined, text, remedy).about(name.as_str())
+    )
 }

@@ -288,7 +288,7 @@ impl admin_server::Admin for Admin {
         request: Request<v1::RemoveHostRequest>,
     ) -> Result<Response<v1::RemoveHostResponse>, Status> {
         let name = request.get_ref().name.clone();
-        let deed = self.permit(&request, Role::Admin, format!("remove host {name}")).await?;
+        let deed = self.permit(&request, Role::Admin, Deed::removal(&name)).await?;
         let (host, by) = (name.clone(), deed.clone());
         let removed = self.mesh.work(move |mesh| mesh.remove_host(&host, &by)).await?;
         let removed = match removed {

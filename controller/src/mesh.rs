@@ -198,11 +198,33 @@ impl Mesh {
         host: &str,
         deed: &Deed,
     ) -> Result<Option<Revision>, RemoveError> {
+        self.take_out(&self.tokens(), host, deed)
+    }
+
+    /// A host leaves; none if it is no member any more by this membership.
+    pub(crate) fn let_leave(
+        &self,
+        host: &Name,
+        membership: Membership,
+        deed: &Deed,
+    ) -> Result<Option<Revision>, RemoveError> {
         let tokens = self.tokens();
+        if !self.now().has(host.as_str(), membership) {
+            return Ok(None);
+        }
+        self.take_out(&tokens, host.as_str(), deed)
+    }
+
+    fn take_out(
+        &self,
+        tokens: &Tokens<'_>,
+        host: &str,
+        deed: &Deed,
+    ) -> Result<Option<Revision>, RemoveError> {
         let Some(next) = self.now().state.remove(host)? else { return Ok(None) };
         let revision = next.revision;
-        let also = self.done(&tokens, deed, &format!("revision {revision}"));
-        self.move_to(&tokens, next, &also)?;
+        let also = self.done(tokens, deed, &format!("revision {revision}"));
+        self.move_to(tokens, next, &also)?;
         self.agents.forget(host);
         debug!(host, %revision, "a host was removed");
         Ok(Some(revision))
@@ -378,7 +400,9 @@ impl Mesh {
     /// What is wrong with the mesh by what it is to be.
     fn take_stock(&self) {
         let now = self.now();
-        self.problems.replace(Code::HostNotJoined, absence::not_joined(&now.state));
+        let gone = self.departures();
+        self.problems.replace(Code::HostNotJoined, absence::not_joined(&now.state, &gone));
+        self.problems.replace(Code::HostLeft, absence::left(&now.state, &gone));
         let audits = now.state.topology.rules.audits();
         self.problems.replace(Code::Audit, audits.iter().map(Audited::problem));
     }

@@ -3,7 +3,7 @@
 //! What an operator does is written down in the transaction that does it, so neither is there without the
 //! other; what was tried in vain is written down after.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -50,6 +50,22 @@ pub(crate) struct Deed {
     from: String,
     what: String,
 }
+
+/// How a host that is no member any more came to that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Departure {
+    /// When, in seconds since the epoch.
+    pub(crate) at: i64,
+    /// The operator who removed it; none if it left by itself.
+    pub(crate) by: Option<String>,
+}
+
+/// What such an act is called, before the host's name.
+const REMOVE: &str = "remove host ";
+/// What a host does that leaves.
+const LEAVE: &str = "leave the mesh";
+/// Before its name: no operator's begins so.
+const HOST: &str = "host ";
 
 /// Why an operator isn't added or revoked.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +158,16 @@ impl Deed {
     /// What the controller does by itself.
     pub(crate) fn of_controller(what: String) -> Self {
         Self { who: CONTROLLER.to_owned(), from: String::new(), what }
+    }
+
+    /// What a host does to itself.
+    pub(crate) fn of_leaving(host: &Name, from: IpAddr) -> Self {
+        Self { who: format!("{HOST}{host}"), from: from.to_string(), what: LEAVE.to_owned() }
+    }
+
+    /// That a host is to be removed, in words.
+    pub(crate) fn removal(host: &str) -> String {
+        format!("{REMOVE}{host}")
     }
 
     fn act(&self, done: bool, result: &str) -> Act {
@@ -265,6 +291,21 @@ impl Mesh {
             (info.seen, info.seen_from) = (at, from.to_string());
         }
         all.into_values().collect()
+    }
+
+    /// Hosts that left or were removed, as far back as it is written down, each with the last time.
+    pub(crate) fn departures(&self) -> HashMap<String, Departure> {
+        let audit = self.staff.audit();
+        let mut gone = HashMap::new();
+        for act in audit.latest_first().filter(|act| act.done) {
+            let left = act.who.strip_prefix(HOST).filter(|_| act.what == LEAVE);
+            let removed = act.what.strip_prefix(REMOVE);
+            if let Some(host) = left.or(removed) {
+                let by = left.is_none().then(|| act.who.clone());
+                gone.entry(host.to_owned()).or_insert(Departure { at: act.at, by });
+            }
+        }
+        gone
     }
 
     /// What operators did, the latest first.

@@ -37,6 +37,7 @@ use crate::history;
 use crate::join::certificate_message;
 use crate::limits::Pace;
 use crate::mesh::{Mesh, Published};
+use crate::operators::Deed;
 use crate::shares::Told;
 use crate::time;
 
@@ -131,6 +132,47 @@ impl sync_server::Sync for Sync {
             }
         }
     }
+
+    async fn leave(
+        &self,
+        request: Request<v1::LeaveRequest>,
+    ) -> Result<Response<v1::LeaveResponse>, Status> {
+        let peer = peer(&request)?;
+        let revision = leave(&self.mesh, &peer, request.into_inner().instance).await?;
+        Ok(Response::new(v1::LeaveResponse { revision: revision.0 }))
+    }
+}
+
+/// Takes a host out of the mesh by its own word.
+async fn leave(mesh: &Arc<Mesh>, peer: &Peer, mut instance: Vec<u8>) -> Result<Revision, Status> {
+    let (name, membership) = host(peer)?;
+    if mesh.now().never_saw(name.as_str(), membership) {
+        return Err(history::stranger(&name, membership.id));
+    }
+    instance.truncate(LONGEST_INSTANCE);
+    if let Some(first) = mesh.agents.twin(&name, membership, &instance).await {
+        return Err(another_machine(&name, first));
+    }
+    let deed = Deed::of_leaving(&name, peer.address.ip());
+    let host = name.clone();
+    let left = mesh.work(move |mesh| mesh.let_leave(&host, membership, &deed)).await?;
+    let left = left.map_err(|error| {
+        Status::unavailable(format!("That host {name:?} leaves wasn't stored: {error}."))
+    })?;
+    match left {
+        Some(revision) => {
+            info!(host = %name, address = %peer.address, %revision, "a host left the mesh");
+            Ok(revision)
+        }
+        // Its answer was lost, or somebody was faster.
+        None => Ok(mesh.now().state.revision),
+    }
+}
+
+fn another_machine(host: &Name, at: IpAddr) -> Status {
+    Status::already_exists(format!(
+        "Another machine, at {at}, is connected with the identity of host {host}."
+    ))
 }
 
 fn host(peer: &Peer) -> Result<(Name, Membership), Status> {
@@ -244,11 +286,7 @@ impl Line {
     async fn turn_away(&self, first: IpAddr) {
         let second = self.peer.address.ip();
         self.mesh.twins.note(&self.mesh, &self.name, first, second);
-        let error = Status::already_exists(format!(
-            "Another machine, at {first}, is connected with the identity of host {}.",
-            self.name
-        ));
-        let _ = self.outgoing.send(Err(error)).await;
+        let _ = self.outgoing.send(Err(another_machine(&self.name, first))).await;
     }
 
     fn greet(&mut self, hello: v1::Hello, instance: Vec<u8>) -> Standing {

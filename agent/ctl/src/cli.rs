@@ -16,7 +16,7 @@ Exit codes:
   1  failed, refused or broken; `explain`: denied; `ping`: no reply; `check`, `status --check`: something is wrong
   2  the command line is wrong
   3  the controller or the agent can't be reached
-  4  applied, but an agent refused it or hasn't answered in time
+  4  applied, but an agent refused it or hasn't answered in time; `leave`: left, but no controller was told
 
 Examples:
   agentctl status                                  how the mesh, or this host, is doing
@@ -26,7 +26,7 @@ Examples:
 /// Operates an Isthmus mesh, and tells what the agent of this host is doing.
 ///
 /// Commands that concern the whole mesh (apply, topology, host, service, device, token, rollout, operator) need an operator's
-/// credentials. Those that concern this host (check, join, peers, flows, routes, stat, tap, ping) ask its agent. `status`,
+/// credentials. Those that concern this host (check, join, leave, peers, flows, routes, stat, tap, ping) ask its agent. `status`,
 /// `whois` and `explain` work either way.
 #[derive(Debug, Parser)]
 #[command(name = "agentctl", version, after_help = EXIT_CODES, max_term_width = 100)]
@@ -169,6 +169,23 @@ pub(crate) enum Command {
         after_help = "Examples:\n  ssh ops agentctl token create | agentctl join -\n  agentctl join --file /root/token --name app-1"
     )]
     Join(Join),
+    /// Takes this host out of its mesh
+    ///
+    /// Its agent lets requests under way end, takes tunnels, addresses, rules and the resolver's settings away,
+    /// tells the controller, and removes keys and state. The controller forgets the host; whoever still
+    /// has its keys is nobody. The agent goes on, and can join again with a new token.
+    ///
+    /// A host whose controller can't be reached leaves, too; then an operator removes it there
+    /// (`agentctl host remove`). Where no agent runs, `isthmus-agent leave --yes` does the same; purging the
+    /// package does it.
+    #[command(
+        after_help = "Exit codes: 0 the host left, 4 it left and no controller was told.\nExample:\n  agentctl leave"
+    )]
+    Leave {
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Looks for what is wrong with this host, and says what to do about it
     ///
     /// Kernel, TUN, nftables, cgroups, clock, addresses, MTU, routes, ports, firewall, networkd, resolver, the

@@ -12,8 +12,8 @@ use crate::errors::{self, Exit, is_broken_pipe};
 use crate::output::{self, Tone, clean, paint};
 use crate::transport::{Session, Whom};
 use crate::{
-    apply, check, delivery, explain, flows, inventory, join, operator, ping, reference, routes,
-    schema, stat, status, tap, token, topology, validate, wait, whois,
+    apply, check, delivery, explain, flows, inventory, join, leave, operator, ping, reference,
+    routes, schema, stat, status, tap, token, topology, validate, wait, whois,
 };
 
 /// The program.
@@ -64,6 +64,7 @@ async fn run(session: &Session, command: Command) -> Result<Exit> {
         Command::Token(command) => token::token(session, &command).await,
         Command::Rollout(command) => delivery::rollout(session, &command).await,
         Command::Join(arguments) => join::join(session, arguments).await,
+        Command::Leave { yes } => leave::leave(session, yes).await,
         Command::Check(arguments) => check::check(session, &arguments).await,
         Command::Peers => status::peers(session).await,
         Command::Flows(arguments) => flows::flows(session, arguments).await,

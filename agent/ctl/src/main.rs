@@ -25,6 +25,7 @@ mod explain;
 mod flows;
 mod inventory;
 mod join;
+mod leave;
 mod mesh_view;
 mod operator;
 mod output;

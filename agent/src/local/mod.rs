@@ -17,7 +17,8 @@ use isthmus_model::Name;
 use isthmus_model::token::Token;
 use isthmus_proto::v1;
 use isthmus_proto::v1::local_server::{Local, LocalServer};
-use tokio::sync::{Mutex, mpsc};
+use tokio::net::unix::UCred;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
@@ -25,6 +26,8 @@ use crate::containers;
 use crate::dataplane;
 use crate::identity::Identity;
 use crate::join::{self, JoinError};
+use crate::leave::Farewell;
+use crate::membership::Turn;
 use crate::state_dir::StateDir;
 use crate::status::{self, Shared};
 
@@ -69,16 +72,16 @@ pub async fn serve(
 pub struct Api {
     shared: Arc<Shared>,
     disk: Arc<StateDir>,
-    /// Where a new identity goes: whoever receives it lives as that member from then on.
-    joined: mpsc::Sender<Identity>,
-    /// Held by whoever is joining.
+    /// Where a new identity goes, and the wish to leave: whoever receives it lives by it from then on.
+    turns: mpsc::Sender<Turn>,
+    /// Held by whoever is joining, or leaving.
     joining: Arc<Mutex<()>>,
 }
 
 impl Api {
     #[must_use]
-    pub fn new(shared: Arc<Shared>, disk: Arc<StateDir>, joined: mpsc::Sender<Identity>) -> Self {
-        Self { shared, disk, joined, joining: Arc::default() }
+    pub fn new(shared: Arc<Shared>, disk: Arc<StateDir>, turns: mpsc::Sender<Turn>) -> Self {
+        Self { shared, disk, turns, joining: Arc::default() }
     }
 
     fn packets(&self) -> Result<dataplane::Handle, Status> {
@@ -128,7 +131,8 @@ impl Api {
             anyhow::Ok(())
         };
         tokio::task::spawn_blocking(keep).await??;
-        self.joined.send(identity).await.map_err(|_| anyhow::anyhow!("The agent is stopping"))
+        let turn = Turn::Joined(Box::new(identity));
+        self.turns.send(turn).await.map_err(|_| anyhow::anyhow!("The agent is stopping"))
     }
 
     /// The status once the data plane of this member is up.
@@ -175,7 +179,7 @@ impl Local for Api {
         let token: Token = request.token.parse().map_err(invalid)?;
         let host = host_name(&request.host)?;
         let Ok(_alone) = self.joining.try_lock() else {
-            return Err(Status::aborted("This host is joining already; wait for that to end"));
+            return Err(busy());
         };
         self.may_join()?;
         tracing::info!(%host, token = %token.id, "joining a mesh");
@@ -204,6 +208,29 @@ impl Local for Api {
             mesh: member.mesh,
             ipv6: snapshot.workload_ipv6(snapshot.local, isthmus_model::ServiceId(0)).to_string(),
             ipv4: snapshot.local_host().ipv4().to_string(),
+        }))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<v1::LocalLeaveRequest>,
+    ) -> Result<Response<v1::LocalLeaveResponse>, Status> {
+        may_end_membership(request.extensions().get::<Option<UCred>>())?;
+        let Ok(_alone) = self.joining.try_lock() else { return Err(busy()) };
+        tracing::info!("leaving the mesh");
+        let (answer, answered) = oneshot::channel();
+        if self.turns.send(Turn::Leave(answer)).await.is_err() {
+            return Err(Status::unavailable("The agent is stopping"));
+        }
+        let Ok(Farewell { member, told, unremoved }) = answered.await else {
+            return Err(Status::failed_precondition("This host is not a member of a mesh"));
+        };
+        Ok(Response::new(v1::LocalLeaveResponse {
+            host: member.host.to_string(),
+            mesh: member.mesh,
+            revision: told.as_ref().copied().unwrap_or_default(),
+            untold: told.err().unwrap_or_default(),
+            unremoved: unremoved.unwrap_or_default(),
         }))
     }
 
@@ -340,6 +367,19 @@ impl Api {
             Ok,
         )
     }
+}
+
+fn busy() -> Status {
+    Status::aborted("This host is joining or leaving already; wait for that to end")
+}
+
+/// Who is in the socket's group may look, and let the host join, but not throw its keys away.
+fn may_end_membership(caller: Option<&Option<UCred>>) -> Result<(), Status> {
+    let user = caller.and_then(Option::as_ref).map(UCred::uid);
+    if user.is_some_and(|user| user == 0 || user == isthmus_net::process::own_user()) {
+        return Ok(());
+    }
+    Err(Status::permission_denied("Only root may have this host leave its mesh"))
 }
 
 /// The name asked for, or the system's: its first label, in lower case.

@@ -400,7 +400,7 @@ fn to_message(endpoints: &[SocketAddr]) -> v1::Endpoints {
 }
 
 /// The controller's messages are sentences for people; tonic's own errors need their causes.
-fn said(status: tonic::Status) -> anyhow::Error {
+pub(crate) fn said(status: tonic::Status) -> anyhow::Error {
     match std::error::Error::source(&status) {
         Some(source) => anyhow!("{}", tls::reason(source)),
         None => anyhow::Error::new(Said(status)),

@@ -102,6 +102,13 @@ impl sync_server::Sync for Controller {
         let chain = self.authority.sign(&request, &HostCertificate::of(&member_of_corp()));
         Ok(Response::new(v1::Certificate { chain }))
     }
+
+    async fn leave(
+        &self,
+        _: Request<v1::LeaveRequest>,
+    ) -> Result<Response<v1::LeaveResponse>, Status> {
+        Err(Status::unimplemented("nobody leaves in the middle of a session"))
+    }
 }
 
 /// A host that refuses the revisions it is told to.

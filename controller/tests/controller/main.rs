@@ -7,6 +7,7 @@ mod capabilities;
 mod door;
 mod join;
 mod lab;
+mod leaving;
 mod operators;
 mod outage;
 mod revisions;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use isthmus_netns_tests::{Mesh, MeshOptions, wait_for};
+use isthmus_netns_tests::{Mesh, MeshOptions, Output, binary, wait_for};
 
 #[test]
 fn three_hosts_join_in_under_two_seconds_each() {
@@ -79,6 +79,59 @@ fn certificates_renew_themselves() {
     assert_ne!(first, expires(&mesh));
     assert_eq!(mesh.host("app-1").status()["connected"], true);
     assert!(mesh.host_mut("app-1").agent().is_running());
+}
+
+#[test]
+fn a_host_leaves_and_keeps_nothing_and_may_come_again() {
+    const MESH: &str = "[host.app-1]\n[host.web-1]\n[service.web]\nport = 8080\nprotocol = \"http\"\nhosts = [\"web-1\"]\n\
+                        workload = { user = \"33\" }\n[[allow]]\nname = \"all\"\nfrom = \"host:app-1\"\nto = \"service:web\"\n";
+    let mut mesh = Mesh::new(&["app-1", "web-1"]);
+    let _nginx = mesh.host("web-1").nginx(33, 8080, "location / { return 200 hello; }");
+    let kernel = |mesh: &Mesh| {
+        mesh.host("web-1").node.sh("ip -br link; ip rule; ip -6 rule; nft list ruleset; \
+             for f in -4 -6; do ip $f route show table all | grep -v 'multicast\\|fe80'; done")
+    };
+    let ours = |state: &str| {
+        ["isth", "100.64", "lookup 151", "unreachable 1"].map(|it| state.contains(it))
+    };
+    let kept = |mesh: &Mesh| {
+        mesh.host("web-1").node.sh(&format!("ls {}", mesh.host("web-1").state().display()))
+    };
+    let served = |mesh: &Mesh| {
+        mesh.host("app-1").curl(0, &["http://web.default.mesh.internal:8080/"]).stdout == "hello"
+    };
+    mesh.apply(MESH);
+    wait_for("web-1 serves", Duration::from_secs(5), || served(&mesh));
+    assert_eq!(ours(&kernel(&mesh)), [true; 4]);
+
+    let said = mesh.host("web-1").agentctl(&["leave"]).expect_failure();
+    assert!(said.contains("workload of service web") && said.contains("say --yes"), "{said}");
+    assert!(served(&mesh));
+    let said = mesh.host("web-1").agentctl(&["leave", "--yes"]).expect_success();
+    assert!(said.contains("left mesh corp: host web-1 is no member any more"), "{said}");
+    assert_eq!((ours(&kernel(&mesh)), &*kept(&mesh)), ([false; 4], "lock\n"));
+    let status = mesh.status();
+    assert_eq!(status["hosts"].as_array().map(Vec::len), Some(1), "{status}");
+    assert_eq!(status["problems"][0]["code"], "host-left", "{status}");
+    wait_for("its peer drops it", Duration::from_secs(3), || {
+        let peers = mesh.host("app-1").agentctl(&["peers", "-o", "json"]).json();
+        !peers.to_string().contains("web-1")
+    });
+    let said = mesh.host("web-1").agentctl(&["leave", "--yes"]).expect_failure();
+    assert!(said.contains("not a member"), "{said}");
+
+    mesh.join("web-1").expect_success_line();
+    wait_for("it serves again", Duration::from_secs(10), || served(&mesh));
+
+    // No agent runs, nor a controller: as when the package is purged, after a crash.
+    mesh.host_mut("web-1").agent().kill();
+    mesh.controller().kill();
+    let node = &mesh.host("web-1").node;
+    let mut leave = node.command(binary("isthmus-agent"));
+    leave.args(["leave", "--yes", "--settings"]).arg(node.folder().join("agent.toml"));
+    let output = Output::of(leave);
+    assert!(output.success() && output.stderr.contains("`agentctl host remove web-1`"), "{output}");
+    assert_eq!((ours(&kernel(&mesh)), &*kept(&mesh)), ([false; 4], "lock\n"));
 }
 
 /// The same token id with another secret: bytes 8 to 39 of the body.
