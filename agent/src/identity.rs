@@ -28,7 +28,23 @@ const MOST_CONTROLLERS: usize = 16;
 pub struct Identity {
     pub member: Member,
     pub tunnel: TunnelKey,
+    /// While the host's tunnel key changes: the one that comes. The mesh may know this host by it already.
+    pub next: Option<TunnelKey>,
     pub tls: TlsIdentity,
+}
+
+/// What a controller knows this host by: no tunnel key, which may change meanwhile.
+#[expect(missing_debug_implementations, reason = "holds a private key")]
+pub struct Credentials {
+    pub member: Member,
+    pub tls: TlsIdentity,
+}
+
+impl Identity {
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        Credentials { member: self.member.clone(), tls: self.tls.clone() }
+    }
 }
 
 /// What is no secret: which host of which mesh this is.
@@ -393,7 +409,7 @@ pub(crate) mod tests {
         let key = TlsKey::generate().unwrap();
         let chain = authority.sign(&key.request().unwrap(), names);
         let tls = key.with_chain(chain, &authority.hash(), &member()).unwrap();
-        Identity { member: member(), tunnel: TunnelKey::generate().unwrap(), tls }
+        Identity { member: member(), tunnel: TunnelKey::generate().unwrap(), next: None, tls }
     }
 
     #[test]

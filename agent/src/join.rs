@@ -134,7 +134,7 @@ fn member(
     };
     let chain = answer.certificate.context("The controller sent no certificate")?.chain;
     let tls = keys.tls.with_chain(chain, pin.hash(), &member)?;
-    Ok(Identity { member, tunnel: keys.tunnel, tls })
+    Ok(Identity { member, tunnel: keys.tunnel, next: None, tls })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use isthmus_model::{Capability, Code, Problem, Snapshot, capability, problems};
+use isthmus_model::{Capability, Code, Host, Problem, PublicKey, Snapshot, capability, problems};
 use isthmus_proto::v1;
 use isthmus_proxy::{Demand, Traffic};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::clock::{self, Clock};
 use crate::guard::{self, Guard, Standing};
-use crate::identity::{Identity, Member, TlsIdentity};
+use crate::identity::{Identity, Member, TlsIdentity, TunnelKey};
 use crate::keeper::Keeper;
 use crate::leave::{self, Farewell};
 use crate::network;
@@ -122,7 +122,7 @@ impl Membership {
             shared: Arc::clone(shared),
             disk: Arc::clone(disk),
             keeper: Keeper::new(Arc::clone(disk), Arc::clone(shared)),
-            plane: Plane::new(Arc::clone(shared), identity.tunnel.clone()),
+            plane: Plane::new(Arc::clone(shared), tunnel_keys(&identity)),
             identity,
             resources: Resources::default(),
         })
@@ -170,10 +170,31 @@ impl Membership {
         );
         self.shared.problems.set(FOREIGN_KEY, self.foreign_key(&snapshot));
         let prefixes = network::prefixes(&snapshot).to_vec();
+        let own = snapshot.local_host().clone();
         self.plane.switch(snapshot).await?;
+        self.settle_keys(&own).await;
         let member = Member { prefixes, ..self.identity.member.clone() };
         self.know(member).await;
         Ok(())
+    }
+
+    /// Once the mesh knows this host by the next key alone, the one before goes.
+    async fn settle_keys(&mut self, own: &Host) {
+        let next = self.identity.next.take_if(|next| {
+            own.former_key.is_none() && next.public().is_ok_and(|next| next == own.public_key)
+        });
+        let Some(next) = next else { return };
+        self.identity.tunnel = next;
+        let disk = Arc::clone(&self.disk);
+        let changed = tokio::task::spawn_blocking(move || disk.change_key()).await;
+        if let Err(error) = changed.context("Interrupted").flatten() {
+            // With both the next start works as well, and tries again.
+            tracing::warn!("the former tunnel key is still on disk: {error:#}");
+        }
+        if let Err(error) = self.plane.use_keys(tunnel_keys(&self.identity)).await {
+            tracing::warn!("the former tunnel key is good until the next restart: {error:#}");
+        }
+        tracing::info!("this host's former tunnel key is gone");
     }
 
     /// Keeps what has become known of this membership.
@@ -199,8 +220,9 @@ impl Membership {
     /// Peers know this host's tunnel by the key that the mesh has of it.
     fn foreign_key(&self, snapshot: &Snapshot) -> Option<Problem> {
         let known = snapshot.hosts.get(&snapshot.local)?.public_key;
-        let ours = self.identity.tunnel.public().ok()?;
-        (known != ours).then(|| {
+        let ours = [Some(&self.identity.tunnel), self.identity.next.as_ref()];
+        let is_ours = |key: &TunnelKey| key.public().is_ok_and(|ours| ours == known);
+        (!ours.into_iter().flatten().any(is_ours)).then(|| {
             Problem::new(
                 FOREIGN_KEY,
                 "the tunnel key in the state directory isn't the one by which others know this host, so no tunnel works",
@@ -228,9 +250,9 @@ impl Membership {
         loop {
             let controllers = &self.identity.member.controllers;
             let address = controllers[attempt % controllers.len()].clone();
-            let identity = self.identity.clone();
+            let ours = self.identity.credentials();
             let began = Instant::now();
-            let ended = sync::session(&address, &identity, self, from_scratch).await;
+            let ended = sync::session(&address, &ours, self, from_scratch).await;
             let was_connected = self.shared.status().connected;
             self.disconnected(&address, &ended);
             let is_error = ended.is_err();
@@ -493,6 +515,16 @@ impl sync::Member for Membership {
         crate::app::tell_status(&self.shared);
     }
 
+    async fn new_key(&mut self) -> anyhow::Result<PublicKey> {
+        let disk = Arc::clone(&self.disk);
+        let next = tokio::task::spawn_blocking(move || disk.next_key()).await??;
+        let public = next.public()?;
+        self.identity.next = Some(next);
+        // INVARIANT: it is good here before anybody knows it.
+        self.plane.use_keys(tunnel_keys(&self.identity)).await?;
+        Ok(public)
+    }
+
     async fn renewed(&mut self, tls: TlsIdentity) {
         let validity = tls.validity().ok();
         self.shared.update(|status| status.certificate = validity);
@@ -503,6 +535,10 @@ impl sync::Member for Membership {
     fn device(&self) -> Option<u32> {
         self.plane.device()
     }
+}
+
+fn tunnel_keys(identity: &Identity) -> (TunnelKey, Option<TunnelKey>) {
+    (identity.tunnel.clone(), identity.next.clone())
 }
 
 /// The disk refuses: the next start would be as the member that this host was, until it is told again.

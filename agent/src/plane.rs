@@ -66,9 +66,12 @@ const GUARDED: Duration = Duration::from_secs(3);
 #[expect(missing_debug_implementations, reason = "holds the tunnel's private key")]
 pub struct Plane {
     shared: Arc<Shared>,
-    key: TunnelKey,
+    keys: Keys,
     running: Option<Running>,
 }
+
+/// The tunnel key, and while it changes the other one.
+type Keys = (TunnelKey, Option<TunnelKey>);
 
 struct Running {
     packets: dataplane::Handle,
@@ -95,14 +98,26 @@ struct Running {
 
 impl Plane {
     #[must_use]
-    pub const fn new(shared: Arc<Shared>, key: TunnelKey) -> Self {
-        Self { shared, key, running: None }
+    pub const fn new(shared: Arc<Shared>, keys: Keys) -> Self {
+        Self { shared, keys, running: None }
     }
 
     /// The overlay device's index, once there is one.
     #[must_use]
     pub fn device(&self) -> Option<u32> {
         self.running.as_ref().map(|running| running.device)
+    }
+
+    /// Works with these keys from now on.
+    ///
+    /// # Errors
+    /// When the data plane is busy, or has failed.
+    pub async fn use_keys(&mut self, keys: Keys) -> anyhow::Result<()> {
+        self.keys = keys;
+        let Some(running) = &self.running else { return Ok(()) };
+        let (key, second) = &self.keys;
+        let second = second.as_ref().map(|it| it.bytes().clone());
+        running.packets.use_keys(key.bytes().clone(), second).await
     }
 
     /// Works by `snapshot` from now on. When this returns, every packet is judged by it.
@@ -118,7 +133,7 @@ impl Plane {
         match &mut self.running {
             Some(running) => running.switch(&self.shared, &state).await?,
             None => {
-                let running = Running::start(&self.shared, &self.key, &state).await?;
+                let running = Running::start(&self.shared, &self.keys, &state).await?;
                 self.shared.set_packets(Some(running.packets.clone()));
                 self.running = Some(running);
             }
@@ -145,11 +160,7 @@ impl Plane {
 }
 
 impl Running {
-    async fn start(
-        shared: &Arc<Shared>,
-        key: &TunnelKey,
-        state: &Arc<State>,
-    ) -> anyhow::Result<Self> {
+    async fn start(shared: &Arc<Shared>, keys: &Keys, state: &Arc<State>) -> anyhow::Result<Self> {
         let settings = &shared.settings;
         // INVARIANT: nothing of the overlay is there before its guard.
         let (guard, monitor) = raise(shared, guard_of(shared, state)).await?;
@@ -190,7 +201,7 @@ impl Running {
 
         let device = tun.index();
         let owners = socket_owners(shared, device);
-        let config = node_config(shared, key, mtu)?;
+        let config = node_config(shared, keys, mtu)?;
         let setup = Setup { tun, sockets, config, state: Arc::clone(state), owners, events };
         let failed = Arc::clone(shared);
         let (packets, thread) = dataplane::start(setup, move |error| {
@@ -358,9 +369,10 @@ fn view(state: &State, limits: &RateLimits) -> Arc<View> {
     Arc::new(View::assemble(snapshot, policy, state.directory.clone()).limited_by(limits))
 }
 
-fn node_config(shared: &Shared, key: &TunnelKey, mtu: u16) -> anyhow::Result<Config> {
+fn node_config(shared: &Shared, (key, second): &Keys, mtu: u16) -> anyhow::Result<Config> {
     let seed = getrandom::u64().context("Failed to get random bytes from the kernel")?;
     let mut config = Config::new(key.bytes().clone(), seed);
+    config.second_key = second.as_ref().map(|it| it.bytes().clone());
     config.mtu = mtu;
     config.ciphers = shared.settings.bulk.ciphers();
     config.proxy_port = shared.ports.proxy();

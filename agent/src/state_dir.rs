@@ -4,6 +4,7 @@
 //!  DIR/            0700
 //!    lock          held while an agent uses the directory
 //!    wireguard.key the tunnel's private key, base64
+//!    wireguard.next the key that takes its place, while both are good
 //!    tls.pem       TLS key, certificate and CA, in one file because they change together
 //!    member.toml   which host of which mesh; written last when joining, removed first when leaving
 //!    acme/         accounts and certificates of gateways that get them by ACME
@@ -40,6 +41,8 @@ use crate::join::Keys;
 const LOCK: &str = "lock";
 const PROBE: &str = "probe";
 const TUNNEL_KEY: &str = "wireguard.key";
+/// While it is there, the mesh may know this host by either key.
+const NEXT_KEY: &str = "wireguard.next";
 const TLS: &str = "tls.pem";
 const MEMBER: &str = "member.toml";
 const JOINING: &str = "joining.toml";
@@ -92,7 +95,7 @@ pub fn exposed(folder: &Path) -> Vec<PathBuf> {
     let is_exposed = |path: &PathBuf| {
         fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0)
     };
-    let keys = [TUNNEL_KEY, TLS, JOINING].map(|name| folder.join(name));
+    let keys = [TUNNEL_KEY, NEXT_KEY, TLS, JOINING].map(|name| folder.join(name));
     [folder.to_owned()].into_iter().chain(keys).filter(is_exposed).collect()
 }
 
@@ -183,11 +186,13 @@ impl StateDir {
         let member = member.and_then(Member::from_toml).context(MEMBER)?;
         let key = self.read(TUNNEL_KEY)?.ok_or_else(|| anyhow!("{TUNNEL_KEY} is missing"))?;
         let tunnel = decode_key(&key).context(TUNNEL_KEY)?;
+        let next = self.read(NEXT_KEY)?.map(|key| decode_key(&key)).transpose();
+        let next = next.context(NEXT_KEY)?;
         let tls = self.read(TLS)?.ok_or_else(|| anyhow!("{TLS} is missing"))?;
         let obtained = fs::metadata(self.path.join(TLS))?.modified()?;
         let tls = decode_tls(&tls, obtained).context(TLS)?;
         tls.check(&member).context(TLS)?;
-        Ok(Identity { member, tunnel, tls })
+        Ok(Identity { member, tunnel, next, tls })
     }
 
     /// Keeps a new identity.
@@ -206,11 +211,36 @@ impl StateDir {
         if !self.read(MEMBER)?.is_some_and(same) {
             self.remove(SNAPSHOT)?;
         }
-        let mut key = Zeroizing::new(STANDARD.encode(**identity.tunnel.bytes()));
-        key.push('\n');
-        self.write(TUNNEL_KEY, key.as_bytes())?;
+        self.remove(NEXT_KEY)?;
+        self.write(TUNNEL_KEY, encode_key(&identity.tunnel).as_bytes())?;
         self.write_tls(&identity.tls)?;
         self.write(MEMBER, identity.member.to_toml()?.as_bytes())
+    }
+
+    /// The tunnel key that takes the present one's place: it is on disk before anybody sees its public half, and
+    /// stays the same until it has.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn next_key(&self) -> anyhow::Result<TunnelKey> {
+        let _alone = self.changing();
+        if let Some(text) = self.read(NEXT_KEY)? {
+            return decode_key(&text).context(NEXT_KEY);
+        }
+        let key = TunnelKey::generate()?;
+        self.write(NEXT_KEY, encode_key(&key).as_bytes())?;
+        Ok(key)
+    }
+
+    /// The next key takes the present one's place, of which nothing is left.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn change_key(&self) -> anyhow::Result<()> {
+        let _alone = self.changing();
+        fs::rename(self.path.join(NEXT_KEY), self.path.join(TUNNEL_KEY))
+            .with_context(|| format!("Failed to replace {TUNNEL_KEY}"))?;
+        self.flush_directory()
     }
 
     /// Keeps where this member's controllers and its mesh are, as long as it is the member.
@@ -355,12 +385,16 @@ impl StateDir {
     /// When the disk refuses.
     pub fn forget(&self, former: &Identity) -> anyhow::Result<()> {
         let _alone = self.changing();
-        let key = self.read(TUNNEL_KEY)?.and_then(|text| decode_key(&text).ok());
-        if key.is_some_and(|key| **key.bytes() != **former.tunnel.bytes()) {
+        let mut keys = Vec::new();
+        for name in [TUNNEL_KEY, NEXT_KEY] {
+            keys.extend(self.read(name)?.and_then(|text| decode_key(&text).ok()));
+        }
+        let is_former = |key: &TunnelKey| **key.bytes() == **former.tunnel.bytes();
+        if !keys.is_empty() && !keys.iter().any(is_former) {
             return Ok(());
         }
         *self.unkept() = None;
-        for name in [MEMBER, SNAPSHOT, DAMAGED, TLS, TUNNEL_KEY] {
+        for name in [MEMBER, SNAPSHOT, DAMAGED, TLS, TUNNEL_KEY, NEXT_KEY] {
             self.remove(name)?;
         }
         match fs::remove_dir_all(self.path.join(ACME)) {
@@ -466,6 +500,12 @@ fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     options.mode(0o600)
 }
 
+fn encode_key(key: &TunnelKey) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(STANDARD.encode(**key.bytes()));
+    text.push('\n');
+    text
+}
+
 fn decode_key(text: &[u8]) -> anyhow::Result<TunnelKey> {
     let decoded = STANDARD.decode(text.trim_ascii_end());
     let bytes = Zeroizing::new(decoded.map_err(|_| anyhow!("isn't base64"))?);
@@ -552,6 +592,39 @@ mod tests {
         assert_eq!(**found.tunnel.bytes(), **kept.tunnel.bytes());
         assert_eq!(*found.tls.key, *kept.tls.key);
         assert_eq!((found.tls.leaf, found.tls.ca), (kept.tls.leaf, kept.tls.ca));
+    }
+
+    #[test]
+    fn a_key_that_changes_stands_beside_the_former_until_it_takes_its_place() {
+        let (parent, state) = directory();
+        let kept = identity();
+        state.write_identity(&kept).unwrap();
+        assert!(state.change_key().is_err(), "there is none");
+        let next = state.next_key().unwrap();
+        let keys = |state: &StateDir| {
+            let found = state.identity().unwrap().unwrap();
+            (**found.tunnel.bytes(), found.next.map(|next| **next.bytes()))
+        };
+        // An agent that was killed after any of the steps has what it needs for the next.
+        drop(state);
+        let state = StateDir::open(&parent.path().join("agent")).unwrap();
+        assert_eq!(keys(&state), (**kept.tunnel.bytes(), Some(**next.bytes())));
+        assert_eq!(**state.next_key().unwrap().bytes(), **next.bytes());
+        let mode = fs::metadata(state.path.join(NEXT_KEY)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        state.change_key().unwrap();
+        assert_eq!(keys(&state), (**next.bytes(), None));
+        assert!(!state.path.join(NEXT_KEY).exists());
+
+        // Whoever leaves or joins anew meanwhile keeps neither.
+        let former = state.identity().unwrap().unwrap();
+        state.next_key().unwrap();
+        state.write_identity(&Identity { next: None, ..former.clone() }).unwrap();
+        assert_eq!(keys(&state), (**next.bytes(), None));
+        state.next_key().unwrap();
+        state.forget(&former).unwrap();
+        let left = [MEMBER, TUNNEL_KEY, NEXT_KEY].map(|name| state.path.join(name).exists());
+        assert_eq!(left, [false; 3]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::operators::{Acting, Deed, OperatorError, permit};
 use crate::revisions::TrialError;
 use crate::store::StoreError;
 use crate::tokens::{self, NewToken};
-use crate::{delivery, export, rollout, status};
+use crate::{delivery, export, rollout, rotation, status};
 
 const ACTS_SHOWN: usize = 100;
 
@@ -303,6 +303,16 @@ impl admin_server::Admin for Admin {
         let revision = self.told(&deed, removed).await?;
         info!(operator = deed.who, host = name, "a host was removed");
         Ok(Response::new(v1::RemoveHostResponse { revision: revision.0 }))
+    }
+
+    async fn rotate_host_key(
+        &self,
+        request: Request<v1::RotateHostKeyRequest>,
+    ) -> Result<Response<v1::RotateHostKeyResponse>, Status> {
+        let what = rotation::what(&request.get_ref().name);
+        let deed = self.permit(&request, Role::Admin, what).await?;
+        let done = rotation::rotate(&self.mesh, request.into_inner(), deed.clone()).await;
+        Ok(Response::new(self.told(&deed, done).await?))
     }
 
     async fn export_device(

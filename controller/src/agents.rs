@@ -51,6 +51,8 @@ pub(crate) struct Run {
     /// Where it is.
     pub(crate) address: IpAddr,
     pub(crate) version: String,
+    /// Whether it understands that its key is to change.
+    pub(crate) makes_keys: bool,
 }
 
 /// Whether an agent's host could work by a mesh of these addresses.
@@ -78,6 +80,7 @@ pub(crate) struct View {
     /// Where it came from last.
     pub(crate) address: Option<IpAddr>,
     pub(crate) version: String,
+    pub(crate) makes_keys: bool,
     /// The newest revision that it works by. One that changes nothing for it isn't sent to it.
     pub(crate) accepted: Revision,
     /// What it refused.
@@ -132,7 +135,8 @@ impl Agents {
         let before = table.remove(&name).filter(|agent| agent.membership == membership);
         let view = before.as_ref().map(|agent| agent.view.clone()).unwrap_or_default();
         let address = Some(caller.address);
-        let view = View { connected: true, version: caller.version.clone(), address, ..view };
+        let Run { version, makes_keys, .. } = caller.clone();
+        let view = View { connected: true, version, makes_keys, address, ..view };
         let held = before.and_then(|agent| agent.held);
         let (questions, asked) = mpsc::channel(QUESTIONS);
         let replaced = Some(replaced);
@@ -300,7 +304,7 @@ mod tests {
 
     fn run(instance: u8) -> Run {
         let address = IpAddr::from([192, 0, 2, instance]);
-        Run { instance: vec![instance], address, version: String::new() }
+        Run { instance: vec![instance], address, version: String::new(), makes_keys: true }
     }
 
     #[test]

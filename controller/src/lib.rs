@@ -39,6 +39,7 @@ mod places;
 mod relocations;
 mod revisions;
 mod rollout;
+mod rotation;
 mod server;
 mod settings;
 mod shares;

@@ -84,6 +84,7 @@ pub async fn serve(
         tokio::spawn(Arc::clone(&mesh).follow_relocations()),
         tokio::spawn(Arc::clone(&mesh).follow_store()),
         tokio::spawn(Arc::clone(&mesh).follow_leaving()),
+        tokio::spawn(Arc::clone(&mesh).follow_rotations()),
         tokio::spawn(Arc::clone(&mesh).follow_trials()),
         tokio::spawn(delivery::follow(Arc::clone(&mesh))),
         tokio::spawn(shares::follow(Arc::clone(&mesh))),

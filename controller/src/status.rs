@@ -8,6 +8,7 @@ use isthmus_proto::v1::resource::Body;
 
 use crate::absence;
 use crate::mesh::Mesh;
+use crate::rotation;
 
 pub(crate) fn status(mesh: &Mesh) -> v1::MeshStatus {
     let now = mesh.now();
@@ -68,6 +69,8 @@ fn of_host(mesh: &Mesh, host: v1::Host) -> v1::HostStatus {
     let member = now.state.inventory.member(&host.name);
     let agent = host.name.parse::<Name>().map(|name| mesh.agents.view(&name)).unwrap_or_default();
     let problems = absence::problems(mesh, &host.name, member, &agent);
+    let (former_key_until, former_key_awaits) =
+        member.map(|member| rotation::shown(mesh, member)).unwrap_or_default();
     v1::HostStatus {
         ipv6: String::new(),
         connected: agent.connected,
@@ -77,6 +80,8 @@ fn of_host(mesh: &Mesh, host: v1::Host) -> v1::HostStatus {
         certificate_expires: member.map_or(0, |member| member.certificate_expires),
         services: Vec::new(),
         problems,
+        former_key_until,
+        former_key_awaits,
         refusal: agent.refused.map(|it| it.reason).unwrap_or_default(),
         host: Some(host),
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_controller_core::{Delta, candidates};
 use isthmus_model::capability::{self, Lack};
-use isthmus_model::{Capabilities, Code, HostId, Name, Revision, convert};
+use isthmus_model::{Capabilities, Capability, Code, HostId, Name, PublicKey, Revision, convert};
 use isthmus_proto::v1::agent_message::Body as Said;
 use isthmus_proto::v1::controller_message::Body as Saying;
 use isthmus_proto::v1::sync_server;
@@ -220,6 +220,8 @@ struct Standing {
     questions: u64,
     /// An agent that has just come hears of the current revision even if it changes nothing.
     greeted: bool,
+    /// It was asked to make a new tunnel key.
+    asked_for_key: bool,
     /// The routes that it was asked to report the traffic of.
     watched: Vec<String>,
     reports: Pace,
@@ -296,7 +298,8 @@ impl Line {
             names => Capabilities::from_names(names.iter().map(String::as_str)),
         };
         let address = self.peer.address.ip();
-        let run = Run { instance, address, version: version.clone() };
+        let makes_keys = capabilities.has(Capability::KeyRotation);
+        let run = Run { instance, address, version: version.clone(), makes_keys };
         let session = self.mesh.agents.connect(self.name.clone(), self.membership, run);
         let held = session.held(Revision(hello.revision));
         self.relocate(&hello.endpoints.unwrap_or_default());
@@ -310,6 +313,7 @@ impl Line {
             asked: HashMap::new(),
             questions: 0,
             greeted: false,
+            asked_for_key: false,
             watched: Vec::new(),
             reports: Pace::new(REPORTS, REPORT_EVERY),
         }
@@ -404,6 +408,10 @@ impl Line {
                 standing.session.troubled_by(bounded(problems));
                 Ok(())
             }
+            Said::TunnelKey(v1::TunnelKey { public_key }) => {
+                self.take_key(&public_key).await;
+                Ok(())
+            }
             Said::Hello(_) => Ok(()),
         }
     }
@@ -415,6 +423,7 @@ impl Line {
             return Err(End);
         }
         self.send_watch(standing).await?;
+        self.ask_for_key(standing).await?;
         if standing.unanswered.is_some() {
             return Ok(());
         }
@@ -455,6 +464,26 @@ impl Line {
         }
         standing.watched.clone_from(&routes);
         self.say(Saying::Watch(v1::Watch { routes })).await
+    }
+
+    /// Has the agent make a new tunnel key, once for each wish and stream.
+    async fn ask_for_key(&self, standing: &mut Standing) -> Result<(), End> {
+        let is_wanted =
+            standing.capabilities.has(Capability::KeyRotation) && self.mesh.wants_key(&self.name);
+        let was_asked = std::mem::replace(&mut standing.asked_for_key, is_wanted);
+        if !is_wanted || was_asked {
+            return Ok(());
+        }
+        self.say(Saying::RotateKey(v1::RotateKey {})).await
+    }
+
+    async fn take_key(&self, key: &[u8]) {
+        let Ok(key) = key.try_into().map(PublicKey) else { return };
+        let (host, membership) = (self.name.clone(), self.membership);
+        let taken = self.mesh.work(move |mesh| mesh.take_key(&host, membership, key)).await;
+        if let Ok(Err(error)) = taken {
+            warn!(host = %self.name, %error, "a host's new tunnel key couldn't be stored");
+        }
     }
 
     async fn say(&self, body: Saying) -> Result<(), End> {

@@ -10,6 +10,8 @@ use crate::bulk::{Cipher, Ciphers};
 pub struct Config {
     /// The host's tunnel key.
     pub private_key: Zeroizing<[u8; 32]>,
+    /// While the host's key changes: the other one.
+    pub second_key: Option<Zeroizing<[u8; 32]>>,
     /// The TUN device's MTU.
     pub mtu: u16,
     /// Where the proxy listens.
@@ -45,6 +47,7 @@ impl Config {
     pub fn new(private_key: Zeroizing<[u8; 32]>, seed: u64) -> Self {
         Self {
             private_key,
+            second_key: None,
             mtu: 1420,
             proxy_port: 15001,
             seed,

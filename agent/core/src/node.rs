@@ -177,11 +177,11 @@ pub struct Node {
 impl Node {
     /// Makes a node that has no tunnels and knows no flows yet.
     pub fn new(config: Config, state: Arc<State>, now: Instant) -> Self {
-        let Config { private_key, mtu, proxy_port, seed, limits, ciphers, lanes, coalesces } =
-            config;
+        let Config { mtu, proxy_port, seed, limits, ciphers, lanes, coalesces, .. } = config;
         let mut seeds = Random::new(seed);
         let mut peers = Peers::new(seeds.next(), mtu::top(mtu));
-        peers.update(&state);
+        let keys = keys(&state, &config.private_key, config.second_key.as_deref());
+        peers.update(&state, &keys);
         Self {
             state,
             epoch: 0,
@@ -189,7 +189,7 @@ impl Node {
             proxy_port,
             deaf: Deaf::default(),
             offering: Offering { life: seeds.next(), ciphers, lanes: lanes.clamp(1, LANES) },
-            keys: Keys::new(*private_key),
+            keys,
             admission: Admission::new(seeds.next(), now),
             peers,
             flows: FlowTable::new(limits, seeds.next(), now),
@@ -215,7 +215,8 @@ impl Node {
         self.state = state;
         self.epoch = self.epoch.wrapping_add(1);
         let silent: Vec<PeerName> = self.peers.silent().collect();
-        self.peers.update(&self.state);
+        self.keys.known_by(self.state.own_key());
+        self.peers.update(&self.state, &self.keys);
         for peer in silent {
             if !self.peers.silent().any(|still| still == peer) {
                 self.tell(Event::Answers { peer });
@@ -223,6 +224,13 @@ impl Node {
         }
         self.sweep = Some(Sweep::new(now));
         self.step_sweep(now);
+    }
+
+    /// This host has these keys from now on: one, or both while its key changes. Sessions by keys that stay go on,
+    /// those by others end at once.
+    pub fn handle_keys(&mut self, private: &[u8; 32], second: Option<&[u8; 32]>) {
+        self.keys = keys(&self.state, private, second);
+        self.peers.update(&self.state, &self.keys);
     }
 
     /// Which applications here listen on one family only. What is to come by the other one goes to the
@@ -471,6 +479,13 @@ impl Node {
             self.counters.events_lost += 1;
         }
     }
+}
+
+/// This host's keys, the one first that others know it by.
+fn keys(state: &State, private: &[u8; 32], second: Option<&[u8; 32]>) -> Keys {
+    let mut keys = second.map_or_else(|| Keys::new(*private), |it| Keys::both(*private, *it));
+    keys.known_by(state.own_key());
+    keys
 }
 
 /// A dual-stack socket shows IPv4 peers by mapped addresses.

@@ -1,8 +1,9 @@
 //! Who has a tunnel to this host, and where they are.
 //!
 //! A peer exists as long as the snapshot has it; its tunnel is made at the first packet in either
-//! direction, and freed when there is nothing left to time. When the snapshot drops a peer, or gives it another key, its tunnel and keys are gone
-//! at once, and with them everything that it could still send or receive.
+//! direction, and freed when there is nothing left to time. When the snapshot drops a peer, or gives it another
+//! key and no former one beside it, its tunnel and keys are gone at once, and with them everything that it could
+//! still send or receive.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -36,7 +37,8 @@ pub(crate) type Slot = usize;
 /// One peer.
 pub(crate) struct Peer {
     pub(crate) name: PeerName,
-    pub(crate) key: PublicKey,
+    /// Its key; behind it the former one, for as long as that is good.
+    keys: Vec<PublicKey>,
     /// As the controller gave them.
     configured: Vec<SocketAddr>,
     /// Where it was heard last.
@@ -44,7 +46,8 @@ pub(crate) struct Peer {
     /// When it was first heard there.
     moved: Option<Instant>,
     pub(crate) tunnel: Option<Tunnel>,
-    index: Option<u32>,
+    /// By which packets find the tunnel.
+    indices: Vec<u32>,
     pub(crate) bulk: Bulk,
     /// The sessions of `bulk` that packets are found by.
     bulk_sessions: Vec<u32>,
@@ -83,15 +86,16 @@ struct Phase {
 }
 
 impl Peer {
-    fn new(name: PeerName, key: PublicKey, configured: Vec<SocketAddr>, path: Path) -> Self {
+    fn new(name: PeerName, wanted: Wanted, path: Path) -> Self {
+        let Wanted { keys, endpoints: configured } = wanted;
         Self {
             name,
-            key,
+            keys,
             configured,
             heard_at: None,
             moved: None,
             tunnel: None,
-            index: None,
+            indices: Vec::new(),
             bulk: Bulk::default(),
             bulk_sessions: Vec::new(),
             path,
@@ -106,6 +110,11 @@ impl Peer {
             announcements: 0,
             is_ticking: false,
         }
+    }
+
+    /// What it is known by.
+    pub(crate) fn key(&self) -> PublicKey {
+        self.keys.first().copied().unwrap_or(PublicKey([0; 32]))
     }
 
     /// Where data goes: to where the peer was heard last, else to the first place it should be.
@@ -183,22 +192,22 @@ impl Peers {
         }
     }
 
-    /// Makes the table what the state says. Peers that stay keep their tunnels.
-    pub(crate) fn update(&mut self, state: &State) {
+    /// Makes the table what the state says, and what this host's keys are. Peers that stay keep their tunnels.
+    pub(crate) fn update(&mut self, state: &State, ours: &Keys) {
         let wanted = wanted(state);
-        let gone: Vec<Slot> = self
-            .iter()
-            .filter(|(_, peer)| wanted.get(&peer.name).is_none_or(|(key, _)| *key != peer.key))
-            .map(|(slot, _)| slot)
-            .collect();
-        for slot in gone {
+        let stays = |peer: &Peer| {
+            let wanted = wanted.get(&peer.name);
+            wanted.is_some_and(|it| it.keys.iter().any(|key| peer.keys.contains(key)))
+        };
+        let gone = self.iter().filter(|(_, peer)| !stays(peer)).map(|(slot, _)| slot);
+        for slot in gone.collect::<Vec<Slot>>() {
             self.remove(slot);
         }
         self.by_endpoint.clear();
-        for (name, (key, endpoints)) in wanted {
-            match self.by_name.get(&name).and_then(|slot| self.slots.get_mut(*slot)?.as_mut()) {
-                Some(peer) => peer.configured = endpoints,
-                None => self.insert(Peer::new(name, key, endpoints, Path::new(self.top))),
+        for (name, wanted) in wanted {
+            match self.by_name(name) {
+                Some(slot) => self.renew(slot, wanted, ours),
+                None => self.insert(Peer::new(name, wanted, Path::new(self.top))),
             }
         }
         let endpoints = self.slots.iter().enumerate().flat_map(|(slot, peer)| {
@@ -208,10 +217,44 @@ impl Peers {
         self.by_endpoint.extend(endpoints);
     }
 
+    fn renew(&mut self, slot: Slot, wanted: Wanted, ours: &Keys) {
+        let Some(peer) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        peer.configured = wanted.endpoints;
+        if peer.keys != wanted.keys {
+            let former = std::mem::replace(&mut peer.keys, wanted.keys);
+            for key in former {
+                self.by_key.remove(&key.0);
+            }
+            self.by_key.extend(peer.keys.iter().map(|key| (key.0, slot)));
+        }
+        if peer.tunnel.is_some() {
+            self.line_up(slot, ours);
+        }
+        // What was agreed in sessions that went with their keys goes, too.
+        let has_session = |peer: &Peer| peer.tunnel.as_ref().is_some_and(Tunnel::has_session);
+        if !self.get(slot).is_some_and(has_session) {
+            self.end_bulk(slot);
+        }
+    }
+
+    /// Gives the peer's tunnel the lines that there should be.
+    fn line_up(&mut self, slot: Slot, ours: &Keys) {
+        let Some(peer) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(tunnel) = &mut peer.tunnel else { return };
+        let by_index = &mut self.by_index;
+        tunnel.line_up(ours, &peer.keys, || free_index(&mut self.random, by_index, slot));
+        let indices: Vec<u32> = tunnel.indices().collect();
+        for former in std::mem::replace(&mut peer.indices, indices) {
+            if !peer.indices.contains(&former) {
+                by_index.remove(&former);
+            }
+        }
+    }
+
     fn insert(&mut self, peer: Peer) {
         let slot = self.free.pop().unwrap_or(self.slots.len());
         self.by_name.insert(peer.name, slot);
-        self.by_key.insert(peer.key.0, slot);
+        self.by_key.extend(peer.keys.iter().map(|key| (key.0, slot)));
         match self.slots.get_mut(slot) {
             Some(free) => *free = Some(peer),
             None => self.slots.push(Some(peer)),
@@ -223,7 +266,9 @@ impl Peers {
         let Some(peer) = self.slots.get_mut(slot).and_then(Option::take) else { return };
         self.free.push(slot);
         self.by_name.remove(&peer.name);
-        self.by_key.remove(&peer.key.0);
+        for key in peer.keys {
+            self.by_key.remove(&key.0);
+        }
     }
 
     pub(crate) fn get(&self, slot: Slot) -> Option<&Peer> {
@@ -299,13 +344,9 @@ impl Peers {
 
     /// Makes sure that the peer has a tunnel, and that it is ticked.
     pub(crate) fn wake(&mut self, slot: Slot, keys: &Keys, now: Instant) -> Option<&mut Peer> {
-        let needs_tunnel = self.get(slot)?.tunnel.is_none();
-        if needs_tunnel {
-            let index = self.free_index();
-            self.by_index.insert(index, slot);
-            let peer = self.get_mut(slot)?;
-            peer.tunnel = Some(Tunnel::new(keys, peer.key, index, now));
-            peer.index = Some(index);
+        if self.get(slot)?.tunnel.is_none() {
+            self.get_mut(slot)?.tunnel = Some(Tunnel::new(now));
+            self.line_up(slot, keys);
         }
         if !self.get(slot)?.is_ticking {
             let phase = &mut self.phases[slot % PHASES];
@@ -315,16 +356,6 @@ impl Peers {
             self.get_mut(slot)?.is_ticking = true;
         }
         self.get_mut(slot)
-    }
-
-    /// Random, so that neither a restart nor an attacker meets an index again.
-    fn free_index(&mut self) -> u32 {
-        loop {
-            let index = (self.random.next() >> (64 - INDEX_BITS)) as u32;
-            if !self.by_index.contains_key(&index) {
-                return index;
-            }
-        }
     }
 
     /// The peer spoke from here. Returns where it was before, if that was elsewhere.
@@ -420,7 +451,7 @@ impl Peers {
         self.end_bulk(slot);
         let Some(peer) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         peer.tunnel = None;
-        if let Some(index) = peer.index.take() {
+        for index in peer.indices.drain(..) {
             self.by_index.remove(&index);
         }
         if std::mem::take(&mut peer.is_ticking) {
@@ -433,15 +464,35 @@ impl Peers {
     }
 }
 
+/// Random, so that neither a restart nor an attacker meets an index again.
+fn free_index(random: &mut Random, by_index: &mut HashMap<u32, Slot>, slot: Slot) -> u32 {
+    loop {
+        let index = (random.next() >> (64 - INDEX_BITS)) as u32;
+        if !by_index.contains_key(&index) {
+            by_index.insert(index, slot);
+            return index;
+        }
+    }
+}
+
+/// What a state says of a peer.
+struct Wanted {
+    keys: Vec<PublicKey>,
+    endpoints: Vec<SocketAddr>,
+}
+
 /// The peers that a state gives this host.
-fn wanted(state: &State) -> BTreeMap<PeerName, (PublicKey, Vec<SocketAddr>)> {
+fn wanted(state: &State) -> BTreeMap<PeerName, Wanted> {
     let local = state.local();
     let hosts = state.snapshot.hosts.iter().filter(|(id, _)| **id != local).map(|(id, host)| {
         let usable = host.endpoints.iter().filter(|endpoint| !state.is_overlay(endpoint.ip()));
-        (PeerName::Host(*id), (host.public_key, usable.copied().collect()))
+        let keys = [host.public_key].into_iter().chain(host.former_key).collect();
+        (PeerName::Host(*id), Wanted { keys, endpoints: usable.copied().collect() })
     });
     let devices = state.snapshot.devices.iter().filter(|(_, device)| device.via == local);
-    let devices =
-        devices.map(|(id, device)| (PeerName::Device(*id), (device.public_key, Vec::new())));
+    let devices = devices.map(|(id, device)| {
+        let wanted = Wanted { keys: vec![device.public_key], endpoints: Vec::new() };
+        (PeerName::Device(*id), wanted)
+    });
     hosts.chain(devices).collect()
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use isthmus_model::{
-    Application, Directory, HostId, Identity, Layer4, Place, Principal, Protocol, Revision,
-    ServiceId, Snapshot,
+    Application, Directory, HostId, Identity, Layer4, Place, Principal, Protocol, PublicKey,
+    Revision, ServiceId, Snapshot,
 };
 use isthmus_policy::{DecidedBy, Outcome, Policy, Query, Verdict};
 
@@ -94,6 +94,11 @@ impl State {
     /// The host that this state is for.
     pub(crate) fn local(&self) -> HostId {
         self.snapshot.local
+    }
+
+    /// The tunnel key by which others know this host.
+    pub(crate) fn own_key(&self) -> PublicKey {
+        self.snapshot.local_host().public_key
     }
 
     /// The services that have a workload here.

@@ -6,7 +6,8 @@
 //!   by our clock;
 //! - retries handshakes by our clock, sooner than WireGuard's 5 s at first, and starts them anew after
 //!   boringtun has given up for good (it doesn't heal by itself);
-//! - gives every `Tunn` an unlimited limiter: handshakes are admitted once, in `admission.rs`.
+//! - gives every `Tunn` an unlimited limiter: handshakes are admitted once, in `admission.rs`;
+//! - gives a tunnel a second `Tunn` while a key changes, so that nothing is lost: see [`Tunnel`].
 //!
 //! **What can't be simulated.** boringtun reads the clock itself (CLOCK_BOOTTIME) for its rekeying
 //! (120 s), keepalives (10 s), session expiry (180 s) and handshake timestamps, and the operating
@@ -47,11 +48,18 @@ const RETRIES: [Duration; 4] = [
 ];
 /// Longer than WireGuard's Reject-After-Time: nothing is left to be timed then.
 const DORMANT: Duration = Duration::from_secs(200);
+/// Between two handshakes by the new keys, while packets go by the former ones still.
+const TAKEOVER: Duration = Duration::from_secs(5);
 /// Handshakes per second above which sources must prove their address by a cookie.
 const COOKIES_ABOVE: u64 = 200;
 
 /// The host's keys, and what all tunnels share.
 pub(crate) struct Keys {
+    /// The mesh knows this host by the first. There is a second one only while the host's key changes.
+    own: Vec<OwnKey>,
+}
+
+struct OwnKey {
     private: x25519::StaticSecret,
     public: x25519::PublicKey,
     unlimited: Arc<RateLimiter>,
@@ -118,7 +126,27 @@ pub(crate) struct Waiting {
 ///      ▲                 │ 90 s                │ 180 s│
 ///      └─────────────────┴────────────◀────────┴──────┘
 /// ```
+///
+/// It has a *line* for each pair of keys, this host's and the peer's: one, unless a key changes. Then packets
+/// go by the first line that has a session, what comes by any is opened, and the first one shakes hands until
+/// it has a session, too. So each side takes the new key when it hears of it, and nothing is lost.
 pub(crate) struct Tunnel {
+    /// Newest keys first.
+    lines: Vec<Line>,
+    /// By which of them the last datagram came.
+    heard_by: usize,
+    attempt: Option<Attempt>,
+    /// When the first line may try again to get a session, if packets go by another.
+    take_over: Instant,
+    queue: VecDeque<Waiting>,
+    last_used: Instant,
+}
+
+/// What a tunnel is by one pair of keys.
+struct Line {
+    index: u32,
+    ours: PublicKey,
+    theirs: PublicKey,
     /// In a box: it takes 10 KiB, and most peers have none.
     tunn: Box<Tunn>,
     /// Whether there is a session to send by. INVARIANT: true only if boringtun has one; it drops
@@ -126,9 +154,6 @@ pub(crate) struct Tunnel {
     session: bool,
     /// An initiation was answered and the new session isn't confirmed yet.
     unconfirmed: bool,
-    attempt: Option<Attempt>,
-    queue: VecDeque<Waiting>,
-    last_used: Instant,
 }
 
 struct Attempt {
@@ -145,6 +170,50 @@ pub fn public_key(private: &[u8; 32]) -> PublicKey {
 
 impl Keys {
     pub(crate) fn new(private: [u8; 32]) -> Self {
+        Self { own: vec![OwnKey::new(private)] }
+    }
+
+    /// Both keys of a host whose key changes.
+    pub(crate) fn both(one: [u8; 32], other: [u8; 32]) -> Self {
+        Self { own: vec![OwnKey::new(one), OwnKey::new(other)] }
+    }
+
+    /// The mesh knows this host by `public`.
+    pub(crate) fn known_by(&mut self, public: PublicKey) {
+        self.own.sort_by_key(|own| own.public.to_bytes() != public.0);
+    }
+
+    /// Checks that a handshake message was made for us, and asks for cookies under load.
+    pub(crate) fn admit(&self, source: IpAddr, datagram: &[u8], out: &mut [u8]) -> Admission {
+        for own in &self.own {
+            match own.admit(source, datagram, out) {
+                Admission::Refuse => {}
+                admitted @ (Admission::Pass | Admission::Cookie(_)) => return admitted,
+            }
+        }
+        Admission::Refuse
+    }
+
+    /// Forgets the load of the last second.
+    pub(crate) fn reset_load(&self) {
+        self.own.iter().for_each(|own| own.cookies.reset_count());
+    }
+
+    /// Who claims to send an initiation. That it's true shows only when the tunnel opens it.
+    pub(crate) fn initiator(&self, datagram: &[u8]) -> Option<PublicKey> {
+        let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
+            return None;
+        };
+        // Only the one that it was made for opens it.
+        self.own.iter().find_map(|own| {
+            let half = parse_handshake_anon(&own.private, &own.public, &initiation).ok()?;
+            Some(PublicKey(half.peer_static_public))
+        })
+    }
+}
+
+impl OwnKey {
+    fn new(private: [u8; 32]) -> Self {
         let private = x25519::StaticSecret::from(private);
         let public = x25519::PublicKey::from(&private);
         Self {
@@ -155,8 +224,7 @@ impl Keys {
         }
     }
 
-    /// Checks that a handshake message was made for us, and asks for cookies under load.
-    pub(crate) fn admit(&self, source: IpAddr, datagram: &[u8], out: &mut [u8]) -> Admission {
+    fn admit(&self, source: IpAddr, datagram: &[u8], out: &mut [u8]) -> Admission {
         match self.cookies.verify_packet(Some(source), datagram, out) {
             Ok(_) => Admission::Pass,
             Err(TunnResult::WriteToNetwork(reply)) => Admission::Cookie(reply.len()),
@@ -168,23 +236,19 @@ impl Keys {
             ) => Admission::Refuse,
         }
     }
-
-    /// Forgets the load of the last second.
-    pub(crate) fn reset_load(&self) {
-        self.cookies.reset_count();
-    }
-
-    /// Who claims to send an initiation. That it's true shows only when the tunnel opens it.
-    pub(crate) fn initiator(&self, datagram: &[u8]) -> Option<PublicKey> {
-        let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
-            return None;
-        };
-        let half = parse_handshake_anon(&self.private, &self.public, &initiation).ok()?;
-        Some(PublicKey(half.peer_static_public))
-    }
 }
 
 impl Message {
+    /// Of the session that it is for; an initiation is for none.
+    fn index(&self) -> Option<u32> {
+        match self {
+            Self::Initiation => None,
+            Self::Response { index } | Self::Cookie { index } | Self::Data { index } => {
+                Some(*index)
+            }
+        }
+    }
+
     pub(crate) fn of(datagram: &[u8]) -> Option<Self> {
         let index = |index: u32| index >> (32 - INDEX_BITS);
         Some(match Tunn::parse_incoming_packet(datagram).ok()? {
@@ -197,28 +261,50 @@ impl Message {
 }
 
 impl Tunnel {
-    /// `index` must fit into [`INDEX_BITS`] and be the peer's alone.
-    pub(crate) fn new(keys: &Keys, peer: PublicKey, index: u32, now: Instant) -> Self {
-        let tunn = Tunn::new(
-            keys.private.clone(),
-            x25519::PublicKey::from(peer.0),
-            None,
-            None,
-            index,
-            Some(Arc::clone(&keys.unlimited)),
-        );
+    /// It needs [lines](Self::line_up) for anything.
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
-            tunn: Box::new(tunn),
-            session: false,
-            unconfirmed: false,
+            lines: Vec::new(),
+            heard_by: 0,
             attempt: None,
+            take_over: now,
             queue: VecDeque::new(),
             last_used: now,
         }
     }
 
+    /// Has a line for each of our keys and each of the peer's, those that are known best first. What others had
+    /// is erased. An `index` must fit into [`INDEX_BITS`] and be this line's alone.
+    pub(crate) fn line_up(
+        &mut self,
+        keys: &Keys,
+        theirs: &[PublicKey],
+        mut index: impl FnMut() -> u32,
+    ) {
+        let mut former = std::mem::take(&mut self.lines);
+        for own in &keys.own {
+            for theirs in theirs {
+                let ours = PublicKey(own.public.to_bytes());
+                let known = former.iter().position(|it| (it.ours, it.theirs) == (ours, *theirs));
+                let line = known.map(|at| former.swap_remove(at));
+                self.lines.push(line.unwrap_or_else(|| Line::new(own, *theirs, index())));
+            }
+        }
+    }
+
+    /// Whether packets go by the newest keys.
+    #[cfg(test)]
+    pub(crate) fn goes_by_newest(&self) -> bool {
+        self.lines.first().is_some_and(|line| line.session)
+    }
+
+    /// By what its datagrams are found.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
+        self.lines.iter().map(|line| line.index)
+    }
+
     pub(crate) fn has_session(&self) -> bool {
-        self.session
+        self.lines.iter().any(|line| line.session)
     }
 
     pub(crate) fn is_shaking_hands(&self) -> bool {
@@ -227,7 +313,7 @@ impl Tunnel {
 
     /// Whether the tunnel wants to be ticked.
     pub(crate) fn is_live(&self, now: Instant) -> bool {
-        self.session || self.attempt.is_some() || now < self.last_used + DORMANT
+        self.has_session() || self.attempt.is_some() || now < self.last_used + DORMANT
     }
 
     /// Holds a packet back until there is a session. False if too many wait.
@@ -242,18 +328,16 @@ impl Tunnel {
 
     /// The next packet that waited for the session, if there is one now.
     pub(crate) fn dequeue(&mut self) -> Option<Waiting> {
-        if self.session { self.queue.pop_front() } else { None }
+        if self.has_session() { self.queue.pop_front() } else { None }
     }
 
     /// Seals a packet into a datagram. `out` must have [`OVERHEAD`] more room than the packet, and
     /// at least [`MIN_BUFFER`]. None without a session.
     pub(crate) fn seal(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> Option<usize> {
         let has_room = out.len() >= MIN_BUFFER.max(packet.len() + OVERHEAD);
-        if !self.session || !has_room {
-            return None;
-        }
+        let line = self.lines.iter_mut().find(|line| line.session).filter(|_| has_room)?;
         self.last_used = now;
-        match self.tunn.encapsulate(packet, out) {
+        match line.tunn.encapsulate(packet, out) {
             TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
             TunnResult::Done
             | TunnResult::Err(_)
@@ -270,38 +354,34 @@ impl Tunnel {
         out: &mut [u8],
         now: Instant,
     ) -> Opened {
-        let message = Message::of(datagram);
-        if message.is_none() || out.len() < MIN_BUFFER.max(datagram.len()) {
+        let Some(message) = Message::of(datagram) else { return Opened::Refused };
+        if out.len() < MIN_BUFFER.max(datagram.len()) {
             return Opened::Refused;
         }
         self.wake(now);
-        let result = self.tunn.decapsulate(Some(source), datagram, out);
-        let opened = match result {
-            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                Opened::Packet(packet.len())
+        let mut opened = Opened::Refused;
+        for (at, line) in self.lines.iter_mut().enumerate() {
+            if message.index().is_some_and(|index| index != line.index) {
+                continue;
             }
-            TunnResult::WriteToNetwork(reply) => match message {
-                Some(Message::Initiation) => Opened::Answer(reply.len()),
-                Some(Message::Response { .. } | Message::Cookie { .. } | Message::Data { .. })
-                | None => Opened::Completed(reply.len()),
-            },
-            TunnResult::Done => match message {
-                Some(Message::Cookie { .. }) => Opened::Cookie,
-                Some(Message::Initiation | Message::Response { .. } | Message::Data { .. })
-                | None => Opened::Keepalive,
-            },
-            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => Opened::Outdated,
-            TunnResult::Err(_) => Opened::Refused,
-        };
+            opened = line.open(source, &message, datagram, out);
+            self.heard_by = at;
+            // An initiation names no line: it is for the one that can open it.
+            if !matches!(opened, Opened::Refused) {
+                break;
+            }
+        }
         self.note(&opened, now);
         opened
     }
 
     fn note(&mut self, opened: &Opened, now: Instant) {
+        let has_session = self.has_session();
+        let Some(line) = self.lines.get_mut(self.heard_by) else { return };
         match opened {
-            Opened::Answer(_) => self.unconfirmed = true,
+            Opened::Answer(_) => line.unconfirmed = true,
             Opened::Completed(_) => self.attempt = None,
-            Opened::Packet(_) | Opened::Keepalive if !self.session || self.unconfirmed => {
+            Opened::Packet(_) | Opened::Keepalive if !has_session || line.unconfirmed => {
                 self.attempt = None;
             }
             Opened::Packet(_) | Opened::Keepalive => {}
@@ -313,10 +393,11 @@ impl Tunnel {
 
     /// Whether what was opened last is the first of a session that the peer began.
     pub(crate) fn take_confirmed(&mut self, opened: &Opened) -> bool {
+        let Some(line) = self.lines.get_mut(self.heard_by) else { return false };
         match opened {
-            Opened::Packet(_) | Opened::Keepalive => std::mem::take(&mut self.unconfirmed),
+            Opened::Packet(_) | Opened::Keepalive => std::mem::take(&mut line.unconfirmed),
             Opened::Completed(_) => {
-                self.unconfirmed = false;
+                line.unconfirmed = false;
                 true
             }
             Opened::Answer(_) | Opened::Cookie | Opened::Outdated | Opened::Refused => false,
@@ -336,19 +417,18 @@ impl Tunnel {
 
     /// Lets time pass. To be called four times a second while the tunnel is live.
     pub(crate) fn tick(&mut self, out: &mut [u8], now: Instant) -> Tick {
-        let sent = match self.tunn.update_timers(out) {
-            TunnResult::WriteToNetwork(datagram) => {
-                let is_initiation = matches!(Message::of(datagram), Some(Message::Initiation));
-                Some((datagram.len(), is_initiation))
+        let mut sent = None;
+        let mut is_first_up = false;
+        for (at, line) in self.lines.iter_mut().enumerate() {
+            let wish = line.tick(out);
+            // Of a line that nothing goes by any more, nothing is wished.
+            sent = wish.filter(|_| at == 0 || !is_first_up);
+            is_first_up |= at == 0 && line.session;
+            // Another's has to wait for the next tick: there is one buffer.
+            if sent.is_some() {
+                break;
             }
-            // Expired for good, as far as boringtun is concerned: `initiate` revives it.
-            TunnResult::Err(WireGuardError::ConnectionExpired) => None,
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => None,
-        };
-        self.refresh();
+        }
         match sent {
             Some((length, true)) => {
                 let attempt =
@@ -357,8 +437,21 @@ impl Tunnel {
                 Tick::Initiate { length, tries: attempt.tries }
             }
             Some((length, false)) => Tick::Send(length),
-            None => self.retry(out, now),
+            None if self.attempt.is_some() => self.retry(out, now),
+            None => self.try_to_take_over(out, now),
         }
+    }
+
+    /// Packets go by former keys: the newest ones shake hands, too.
+    fn try_to_take_over(&mut self, out: &mut [u8], now: Instant) -> Tick {
+        let needs_none = self.lines.first().is_none_or(|first| first.session);
+        if needs_none || !self.has_session() || now < self.take_over {
+            return Tick::Idle;
+        }
+        self.take_over = now + TAKEOVER;
+        let first = self.lines.first_mut();
+        let length = first.and_then(|first| first.write_initiation(out));
+        length.map_or(Tick::Idle, |length| Tick::Initiate { length, tries: 1 })
     }
 
     fn retry(&mut self, out: &mut [u8], now: Instant) -> Tick {
@@ -378,16 +471,13 @@ impl Tunnel {
         }
     }
 
+    /// By one pair of keys after the other: who hasn't heard of the new ones knows the former.
     fn write_initiation(&mut self, out: &mut [u8], now: Instant) -> Option<(usize, u32)> {
         let attempt = self.attempt.as_mut()?;
+        let at = attempt.tries as usize % self.lines.len().max(1);
         attempt.advance(now);
-        match self.tunn.format_handshake_initiation(out, true) {
-            TunnResult::WriteToNetwork(datagram) => Some((datagram.len(), attempt.tries)),
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => None,
-        }
+        let length = self.lines.get_mut(at)?.write_initiation(out)?;
+        Some((length, attempt.tries))
     }
 
     /// boringtun's timers go by the last tick: after a time without any it must be told the time.
@@ -395,8 +485,90 @@ impl Tunnel {
     fn wake(&mut self, now: Instant) {
         if !self.is_live(now) {
             let mut nothing = [0; MIN_BUFFER];
-            let _ = self.tunn.update_timers(&mut nothing);
-            self.refresh();
+            for line in &mut self.lines {
+                let _ = line.tick(&mut nothing);
+            }
+        }
+    }
+
+    fn refresh(&mut self) {
+        self.lines.iter_mut().for_each(Line::refresh);
+    }
+}
+
+impl Line {
+    fn new(own: &OwnKey, theirs: PublicKey, index: u32) -> Self {
+        let tunn = Tunn::new(
+            own.private.clone(),
+            x25519::PublicKey::from(theirs.0),
+            None,
+            None,
+            index,
+            Some(Arc::clone(&own.unlimited)),
+        );
+        Self {
+            index,
+            ours: PublicKey(own.public.to_bytes()),
+            theirs,
+            tunn: Box::new(tunn),
+            session: false,
+            unconfirmed: false,
+        }
+    }
+
+    fn open(
+        &mut self,
+        source: IpAddr,
+        message: &Message,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Opened {
+        match self.tunn.decapsulate(Some(source), datagram, out) {
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                Opened::Packet(packet.len())
+            }
+            TunnResult::WriteToNetwork(reply) => match message {
+                Message::Initiation => Opened::Answer(reply.len()),
+                Message::Response { .. } | Message::Cookie { .. } | Message::Data { .. } => {
+                    Opened::Completed(reply.len())
+                }
+            },
+            TunnResult::Done => match message {
+                Message::Cookie { .. } => Opened::Cookie,
+                Message::Initiation | Message::Response { .. } | Message::Data { .. } => {
+                    Opened::Keepalive
+                }
+            },
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => Opened::Outdated,
+            TunnResult::Err(_) => Opened::Refused,
+        }
+    }
+
+    /// Lets time pass. Returns the length of what boringtun wants to send, and whether that is an initiation.
+    fn tick(&mut self, out: &mut [u8]) -> Option<(usize, bool)> {
+        let sent = match self.tunn.update_timers(out) {
+            TunnResult::WriteToNetwork(datagram) => {
+                let is_initiation = matches!(Message::of(datagram), Some(Message::Initiation));
+                Some((datagram.len(), is_initiation))
+            }
+            // Expired for good, as far as boringtun is concerned: `initiate` revives it.
+            TunnResult::Err(WireGuardError::ConnectionExpired) => None,
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => None,
+        };
+        self.refresh();
+        sent
+    }
+
+    fn write_initiation(&mut self, out: &mut [u8]) -> Option<usize> {
+        match self.tunn.format_handshake_initiation(out, true) {
+            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => None,
         }
     }
 

@@ -124,7 +124,7 @@ pub(crate) fn peer(peer: &Peer, now: Instant) -> PeerView {
     let since = |then: Option<Instant>| then.map(|then| now.saturating_duration_since(then));
     PeerView {
         peer: peer.name,
-        public_key: peer.key,
+        public_key: peer.key(),
         endpoint: peer.endpoint(),
         last_handshake: since(peer.last_handshake),
         last_heard: since(peer.last_heard),

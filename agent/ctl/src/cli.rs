@@ -140,7 +140,7 @@ pub(crate) enum Command {
         #[arg(long)]
         check: bool,
     },
-    /// Lists, shows and removes hosts
+    /// Lists, shows and removes hosts, and changes their tunnel keys
     #[command(subcommand, after_help = "Example:\n  agentctl host list")]
     Host(Host),
     /// Lists and shows services
@@ -381,6 +381,28 @@ pub(crate) enum Host {
     Show {
         /// Its name
         name: Name,
+    },
+    /// Gives a host another tunnel key: its agent makes it, and nothing is lost
+    ///
+    /// Both keys are good for a while: the former one for as long as --overlap says, then until each
+    /// host that meets this one has taken the new one, but for a day more at most (`agentctl host show` says who
+    /// is awaited). Then nothing is left of it. Returns once the mesh knows the new key.
+    ///
+    /// The WireGuard files of devices behind the host name its key. They must be exported again, and put
+    /// on the devices, while both are good: --reissue says that you will.
+    #[command(
+        name = "rotate-key",
+        after_help = "Examples:\n  agentctl host rotate-key app-1\n  agentctl host rotate-key gw-1 --reissue --overlap 7d"
+    )]
+    RotateKey {
+        /// Its name
+        name: Name,
+        /// Also where files of devices name its key
+        #[arg(long)]
+        reissue: bool,
+        /// How long both keys shall be good: at least 3m, at most 90d [default: 5m; with --reissue 1d]
+        #[arg(long, value_name = "DURATION", value_parser = words::parse_duration)]
+        overlap: Option<Duration>,
     },
     /// Removes a host: its tunnels are cut at once, everywhere
     ///

@@ -1,5 +1,7 @@
 //! `agentctl host`, `service` and `device`.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use isthmus_model::Name;
 use isthmus_proto::v1;
@@ -11,6 +13,9 @@ use crate::output::{self, Tone, clean, paint};
 use crate::status::read_mesh;
 use crate::transport::{Session, ask_controller};
 use crate::{mesh_view, words};
+
+/// How long files of devices may name the former key.
+const REISSUE: Duration = Duration::from_secs(86_400);
 
 pub(crate) async fn host(session: &Session, command: &Host) -> Result<Exit> {
     match command {
@@ -40,8 +45,54 @@ pub(crate) async fn host(session: &Session, command: &Host) -> Result<Exit> {
                 || mesh_view::host_json(host),
             )?;
         }
+        Host::RotateKey { name, reissue, overlap } => {
+            return rotate_key(session, name, *reissue, *overlap).await;
+        }
         Host::Remove { name, yes } => return remove(session, name, *yes).await,
     }
+    Ok(Exit::Success)
+}
+
+async fn rotate_key(
+    session: &Session,
+    name: &Name,
+    reissue: bool,
+    overlap: Option<Duration>,
+) -> Result<Exit> {
+    let overlap = overlap.or_else(|| reissue.then_some(REISSUE));
+    let mut admin = session.controller().await?;
+    let request = v1::RotateHostKeyRequest {
+        name: name.to_string(),
+        reissue,
+        overlap_seconds: overlap.unwrap_or_default().as_secs(),
+    };
+    let rotated = ask_controller(admin.rotate_host_key(request)).await?;
+    let v1::RotateHostKeyResponse { revision, public_key, former_until, devices } = rotated;
+    let key = mesh_view::key(&public_key).unwrap_or_default();
+    let ends = words::relative(former_until, words::now());
+    output::show(
+        session.output,
+        || {
+            let mut text = format!(
+                "host {name} has the tunnel key {key} (revision {revision}); the one before ends {ends}, or later \
+                 (agentctl host show {name})\n"
+            );
+            for device in &devices {
+                let device = clean(device);
+                text.push_str(&format!(
+                    "  give device {device} a new file before: agentctl device export {device}\n"
+                ));
+            }
+            text
+        },
+        || {
+            let until = words::timestamp(former_until);
+            json!({
+                "host": name.as_str(), "revision": revision, "public_key": key, "former_key_until": until,
+                "devices": devices
+            })
+        },
+    )?;
     Ok(Exit::Success)
 }
 

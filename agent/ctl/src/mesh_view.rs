@@ -137,12 +137,25 @@ pub(crate) fn host_facts(status: &v1::HostStatus, now: i64) -> String {
         ("block", clean(&host.ipv4_block)),
         ("endpoints", clean(&host.endpoints.join("\n"))),
         ("public key", key(&host.public_key).unwrap_or_default()),
+        ("former key", former_key(status, now)),
         ("services", clean(&status.services.join(", "))),
         ("problems", problems::list(status.problems.iter().map(|it| ("", it)), now)),
         ("joined", relative(status.joined, now)),
         ("certificate", expiry(status.certificate_expires, now).0),
     ];
     facts(&known)
+}
+
+/// How long the tunnel key before the present one is good, and for whose sake.
+fn former_key(status: &v1::HostStatus, now: i64) -> String {
+    match status.former_key_until {
+        0 => String::new(),
+        until if until > now => format!("good still, ends {}", relative(until, now)),
+        _ => {
+            let awaited = clean(&status.former_key_awaits.join(", "));
+            format!("good still, until {awaited} has taken the new one, or for a day")
+        }
+    }
 }
 
 pub(crate) fn hosts_json(hosts: &[v1::HostStatus]) -> Value {
@@ -163,6 +176,8 @@ pub(crate) fn host_json(status: &v1::HostStatus) -> Value {
         "ipv6": known(&status.ipv6),
         "endpoints": host.endpoints,
         "public_key": key(&host.public_key),
+        "former_key_until": timestamp(status.former_key_until),
+        "former_key_awaits": status.former_key_awaits,
         "services": status.services,
         "joined": timestamp(status.joined),
         "certificate_expires": timestamp(status.certificate_expires),
@@ -376,7 +391,7 @@ pub(crate) fn ipv4(host: &v1::Host) -> Option<String> {
     host.ipv4_block.parse::<Ipv4Net>().ok().map(|block| block.network().to_string())
 }
 
-fn key(bytes: &[u8]) -> Option<String> {
+pub(crate) fn key(bytes: &[u8]) -> Option<String> {
     Some(PublicKey(bytes.try_into().ok()?).to_string())
 }
 

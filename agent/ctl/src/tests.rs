@@ -31,6 +31,8 @@ fn host(id: u32, name: &str, connected: bool) -> v1::HostStatus {
         refusal: String::new(),
         services: vec!["web".to_owned()],
         problems: Vec::new(),
+        former_key_until: 0,
+        former_key_awaits: Vec::new(),
     }
 }
 

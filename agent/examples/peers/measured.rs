@@ -131,6 +131,7 @@ fn prepare(state: &Path, topology: &Topology) -> anyhow::Result<()> {
             controllers: vec!["127.0.0.1:1".to_owned()],
         },
         tunnel: TunnelKey::from_bytes(Zeroizing::new(host_key(HERE))),
+        next: None,
         tls: TlsIdentity {
             key: Zeroizing::new(key.serialize_der()),
             leaf: certificate.der().clone(),

@@ -174,6 +174,7 @@ fn host(host_name: &str, block: u8) -> Host {
         site: None,
         labels: BTreeMap::new(),
         public_key: PublicKey([block; 32]),
+        former_key: None,
         endpoints: Vec::new(),
         ipv4_block: net([100, 64, 0, block], 28),
     }

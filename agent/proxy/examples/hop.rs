@@ -147,6 +147,7 @@ fn snapshot(
             site: None,
             labels: BTreeMap::new(),
             public_key: PublicKey([0; 32]),
+            former_key: None,
             endpoints: Vec::new(),
             ipv4_block: ipv4_block.parse()?,
         })

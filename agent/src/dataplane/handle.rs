@@ -11,6 +11,7 @@ use isthmus_core::{Deaf, State};
 use isthmus_model::HostId;
 use isthmus_net::poll::Waker;
 use tokio::sync::oneshot;
+use zeroize::Zeroizing;
 
 use super::{Listed, Sample};
 
@@ -19,6 +20,7 @@ const COMMANDS: usize = 64;
 
 pub(super) enum Command {
     Switch(Arc<State>, oneshot::Sender<()>),
+    Keys(Keys, oneshot::Sender<()>),
     Flows(usize, oneshot::Sender<Listed>),
     Sample(oneshot::Sender<Sample>),
     Ping(Ping, oneshot::Sender<Option<HostId>>),
@@ -28,6 +30,11 @@ pub(super) enum Command {
     Write(Vec<u8>),
     Stop,
 }
+
+/// The host's tunnel key, and while it changes the other one.
+pub(super) struct Keys(pub(super) Private, pub(super) Option<Private>);
+
+type Private = Zeroizing<[u8; 32]>;
 
 /// What [`Handle::ping`] asks for; it comes back in the event.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +76,14 @@ impl Handle {
     /// When the data plane is gone.
     pub async fn switch(&self, state: Arc<State>) -> anyhow::Result<()> {
         self.ask(|reply| Command::Switch(state, reply)).await
+    }
+
+    /// This host has these keys from now on; returns when it has.
+    ///
+    /// # Errors
+    /// When the data plane is gone or busy.
+    pub async fn use_keys(&self, key: Private, second: Option<Private>) -> anyhow::Result<()> {
+        self.ask(|reply| Command::Keys(Keys(key, second), reply)).await
     }
 
     /// Up to `limit` flows, and how many there are.

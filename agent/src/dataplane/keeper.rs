@@ -13,7 +13,7 @@ use isthmus_net::tun::{VNET_HEADER, device_drops};
 use isthmus_net::udp::UdpSocket;
 
 use super::engine::{Engine, Lane, Shared};
-use super::handle::{Command, Ping};
+use super::handle::{Command, Keys, Ping};
 use super::{LaneLoad, Listed, Sample};
 
 /// The thread that keeps time.
@@ -61,6 +61,10 @@ impl<O: Owners> Keeper<O> {
                 Command::Switch(state, reply) => {
                     engine.node.handle_state(state, now);
                     self.shared.flush(&mut engine);
+                    let _ = reply.send(());
+                }
+                Command::Keys(Keys(key, second), reply) => {
+                    engine.node.handle_keys(&key, second.as_deref());
                     let _ = reply.send(());
                 }
                 Command::Flows(limit, reply) => {

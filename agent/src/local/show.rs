@@ -274,6 +274,7 @@ pub(crate) mod tests {
             site: None,
             labels: BTreeMap::new(),
             public_key: PublicKey([1; 32]),
+            former_key: None,
             endpoints: vec!["192.0.2.2:51820".parse().unwrap()],
             ipv4_block: block.parse().unwrap(),
         };

@@ -11,6 +11,8 @@
 //!        ◀─ Watch ───────────             which routes' traffic belongs into reports
 //!        ◀─ Check ───────────             before the mesh's addresses move:
 //!        ── Checked ─────────▶            which route of this host is in the way
+//!        ◀─ RotateKey ─────────           an operator wants this host to have another key:
+//!        ── TunnelKey ───────▶            here is its public half
 //!        ◀─ Removed ─────────             the end
 //! ```
 //!
@@ -30,7 +32,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
-use isthmus_model::Capability;
+use isthmus_model::{Capability, PublicKey};
 use isthmus_net::monitor::AddressMonitor;
 use isthmus_proto::v1;
 use isthmus_proto::v1::agent_message::Body as FromAgent;
@@ -43,7 +45,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 
 use crate::clock::Clock;
-use crate::identity::{Identity, TlsIdentity, TlsKey};
+use crate::identity::{Credentials, TlsIdentity, TlsKey};
 use crate::tls;
 use backoff::Backoff;
 use resources::Resources;
@@ -104,6 +106,9 @@ pub trait Member: Send {
     /// Takes over a new certificate.
     fn renewed(&mut self, tls: TlsIdentity) -> impl Future<Output = ()> + Send;
 
+    /// The key that is to take the place of this host's tunnel key; from now on it is good as well.
+    fn new_key(&mut self) -> impl Future<Output = anyhow::Result<PublicKey>> + Send;
+
     /// The overlay's device, whose changes concern nobody.
     fn device(&self) -> Option<u32>;
 }
@@ -129,12 +134,12 @@ pub enum Ended {
 /// Whatever ended it: not reachable, refused, connection lost.
 pub async fn session(
     address: &str,
-    identity: &Identity,
+    ours: &Credentials,
     member: &mut impl Member,
     from_scratch: bool,
 ) -> anyhow::Result<Ended> {
-    let name = tls::controller_name(&identity.member.trust_domain)?;
-    let stream = tls::connect(address, tls::member_config(&identity.tls)?, name).await?;
+    let name = tls::controller_name(&ours.member.trust_domain)?;
+    let stream = tls::connect(address, tls::member_config(&ours.tls)?, name).await?;
     let client =
         SyncClient::new(tls::channel(stream).await?).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let changes = AddressMonitor::start(member.device())?;
@@ -155,7 +160,7 @@ pub async fn session(
     let opened = tokio::time::timeout(ANSWER_TIMEOUT, opening)
         .await
         .context("The controller didn't answer within 10 s")?;
-    let mut session = Session::new(client, identity, outgoing, endpoints);
+    let mut session = Session::new(client, ours, outgoing, endpoints);
     match opened {
         Ok(incoming) => {
             let ended = session.run(address, member, incoming.into_inner(), changes).await;
@@ -182,7 +187,7 @@ enum Answer {
 
 struct Session<'a> {
     client: SyncClient<Channel>,
-    identity: &'a Identity,
+    ours: &'a Credentials,
     outgoing: mpsc::Sender<v1::AgentMessage>,
     /// What the controller was told last.
     endpoints: Vec<SocketAddr>,
@@ -195,13 +200,13 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn new(
         client: SyncClient<Channel>,
-        identity: &'a Identity,
+        ours: &'a Credentials,
         outgoing: mpsc::Sender<v1::AgentMessage>,
         endpoints: Vec<SocketAddr>,
     ) -> Self {
         Self {
             client,
-            identity,
+            ours,
             outgoing,
             endpoints,
             problems: None,
@@ -249,6 +254,7 @@ impl<'a> Session<'a> {
                         Some(FromController::Check(check)) => self.check(member, check).await?,
                         Some(FromController::Watch(watch)) => member.watch(watch.routes),
                         Some(FromController::Shares(it)) => member.shares(it),
+                        Some(FromController::RotateKey(_)) => self.tell_key(member).await?,
                         Some(FromController::Removed(it)) => return Ok(Ended::Removed(it.reason)),
                         // A newer controller says something that this agent doesn't know.
                         None => tracing::debug!("ignored a message of an unknown kind"),
@@ -312,6 +318,18 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Without an answer the controller asks again, on the next stream.
+    async fn tell_key(&self, member: &mut impl Member) -> anyhow::Result<()> {
+        match member.new_key().await {
+            Ok(PublicKey(key)) => {
+                let key = v1::TunnelKey { public_key: key.to_vec() };
+                self.outgoing.send(message(FromAgent::TunnelKey(key))).await?;
+            }
+            Err(error) => tracing::error!("couldn't make a new tunnel key: {error:#}"),
+        }
+        Ok(())
+    }
+
     async fn tell_endpoints(&mut self, member: &impl Member) -> anyhow::Result<()> {
         let endpoints = member.endpoints().await;
         if endpoints != self.endpoints {
@@ -344,7 +362,7 @@ impl<'a> Session<'a> {
     /// When to look at the certificate again, and at this host's clock, which can be set: hence not
     /// only once.
     fn renewal(&mut self, jitter: f64) -> anyhow::Result<Instant> {
-        let mut wait = self.identity.tls.validity()?.renewal_in(&self.clock, jitter);
+        let mut wait = self.ours.tls.validity()?.renewal_in(&self.clock, jitter);
         if wait.is_zero() {
             wait = self.renewal_backoff.wait(backoff::random());
         }
@@ -354,7 +372,7 @@ impl<'a> Session<'a> {
     /// Whether there is a new certificate. A failure is no reason to end the session: the present
     /// certificate still has half of its life before it, and even afterwards the session goes on.
     async fn renew_if_due(&self, member: &mut impl Member, jitter: f64) -> anyhow::Result<bool> {
-        let validity = self.identity.tls.validity()?;
+        let validity = self.ours.tls.validity()?;
         if !validity.renewal_in(&self.clock, jitter).is_zero() {
             return Ok(false);
         }
@@ -379,8 +397,8 @@ impl<'a> Session<'a> {
             .await
             .context("no answer within 10 s")?
             .map_err(said)?;
-        let ca = blake3::hash(&self.identity.tls.ca);
-        key.with_chain(answer.into_inner().chain, &ca, &self.identity.member)
+        let ca = blake3::hash(&self.ours.tls.ca);
+        key.with_chain(answer.into_inner().chain, &ca, &self.ours.member)
     }
 }
 

@@ -78,7 +78,8 @@ impl sync_server::Sync for Controller {
             }
             if let Some(last) = script.last {
                 let body = Some(last);
-                let is_question = matches!(body, Some(FromController::Check(_)));
+                let is_question =
+                    matches!(body, Some(FromController::Check(_) | FromController::RotateKey(_)));
                 sender.send(Ok(v1::ControllerMessage { body })).await.unwrap();
                 if is_question {
                     next().await;
@@ -162,6 +163,10 @@ impl Member for Host {
         self.connected = true;
     }
 
+    async fn new_key(&mut self) -> anyhow::Result<PublicKey> {
+        Ok(PublicKey([9; 32]))
+    }
+
     async fn renewed(&mut self, tls: TlsIdentity) {
         self.renewed = Some(tls);
     }
@@ -217,7 +222,7 @@ async fn play_with(
         let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         drop(http2.serve_connection(TokioIo::new(stream), service).await);
     });
-    let ended = session(&address, &identity, host, from_scratch).await;
+    let ended = session(&address, &identity.credentials(), host, from_scratch).await;
     server.abort();
     let mut heard = std::mem::take(&mut *heard.lock().unwrap());
     let before_answer = heard.get(1).cloned();
@@ -242,6 +247,7 @@ fn hello_revision(heard: &[FromAgent]) -> Option<u64> {
         | FromAgent::Endpoints(_)
         | FromAgent::Checked(_)
         | FromAgent::Report(_)
+        | FromAgent::TunnelKey(_)
         | FromAgent::Problems(_) => None,
     })
 }
@@ -290,6 +296,14 @@ async fn a_delta_to_another_base_ends_the_session_and_the_next_asks_for_everythi
     let played = play(again, &mut host, true).await;
     assert_eq!(hello_revision(&played.heard), Some(0));
     assert_eq!(host.switched, [3, 9]);
+}
+
+#[tokio::test]
+async fn a_host_that_is_asked_for_another_key_says_its_public_half() {
+    let last = Some(FromController::RotateKey(v1::RotateKey {}));
+    let played = play(Script { last, ..Script::default() }, &mut Host::default(), false).await;
+    let key = v1::TunnelKey { public_key: vec![9; 32] };
+    assert_eq!(played.heard[1..], [FromAgent::TunnelKey(key)]);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use isthmus_model::topology::{HostDecl, Placement, Topology};
 use isthmus_model::{HostId, Name, PublicKey};
 use serde::{Deserialize, Serialize};
 
+use crate::rotation::Rotation;
 use crate::text::{self, HostNumber};
 
 /// A host that has joined.
@@ -39,6 +40,9 @@ pub struct Member {
     /// The request that made it a member. Who repeats it hasn't heard the answer.
     #[serde(default)]
     pub request: Option<RequestHash>,
+    /// How far the change of its tunnel key has got, if it is to change.
+    #[serde(default)]
+    pub rotation: Option<Rotation>,
 }
 
 /// What identifies a join request: its token and both of its keys. Whoever repeats it has proved to

@@ -161,6 +161,7 @@ impl State {
             member.certificate_expires = newcomer.certificate_expires;
             member.generation += 1;
             member.request = Some(newcomer.request);
+            member.rotation = None;
             let (id, generation) = (member.id, member.generation);
             next.reconcile()?;
             return Ok(Admission { next, id, generation });
@@ -176,6 +177,7 @@ impl State {
             certificate_expires: newcomer.certificate_expires,
             generation: 0,
             request: Some(newcomer.request),
+            rotation: None,
         });
         next.reconcile()?;
         Ok(Admission { next, id, generation: 0 })
@@ -322,14 +324,14 @@ impl State {
         self.allocation.reconcile(&self.topology, &self.inventory, &self.leaving)
     }
 
-    fn next(&self) -> Self {
+    pub(crate) fn next(&self) -> Self {
         Self { revision: Revision(self.revision.0 + 1), ..self.clone() }
     }
 
     /// Who else has a tunnel key, as people say it.
-    fn owner_of(&self, key: PublicKey, but: &Name) -> Option<String> {
+    pub(crate) fn owner_of(&self, key: PublicKey, but: &Name) -> Option<String> {
         let others = self.inventory.members().filter(|member| member.name != *but);
-        let host = others.into_iter().find(|member| member.public_key == key);
+        let host = others.into_iter().find(|member| member.has_key(key));
         let device = self.topology.devices.iter().find(|(_, device)| device.public_key == key);
         host.map(|member| format!("host {:?}", member.name.as_str()))
             .or_else(|| device.map(|(name, _)| format!("device {:?}", name.as_str())))
@@ -354,8 +356,7 @@ impl State {
             mesh("trust_domain", domain.to_string(), self.identity.trust_domain.to_string());
         }
         for (name, device) in &topology.devices {
-            let twin =
-                self.inventory.members().find(|member| member.public_key == device.public_key);
+            let twin = self.inventory.members().find(|member| member.has_key(device.public_key));
             let Some(twin) = twin else { continue };
             found.push(diagnostic::at(
                 files,

@@ -362,6 +362,7 @@ fn host(state: &State, member: &Member) -> Option<(HostId, Host)> {
         site: declared.and_then(|host| host.site.clone()),
         labels: labels(member, &state.topology),
         public_key: member.public_key,
+        former_key: member.former_key(),
         endpoints: fixed.unwrap_or(&member.endpoints).clone(),
         ipv4_block: state.allocation.block(member.id)?,
     };

@@ -11,6 +11,7 @@ mod leaving;
 mod operators;
 mod outage;
 mod revisions;
+mod rotation;
 mod sync;
 mod twins;
 mod units;

@@ -252,6 +252,7 @@ async fn a_removed_host_is_told_at_once_and_forgotten_by_all() {
                 | Heard::Check(_)
                 | Heard::Watch(_)
                 | Heard::Shares(_)
+                | Heard::RotateKey(_)
                 | Heard::Welcome(_),
             ) => {}
             Some(Heard::Removed(told)) => break told,

@@ -1,6 +1,7 @@
 //! What happens when the mesh's configuration or its parts change under traffic.
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -208,6 +209,48 @@ fn no_packet_is_lost_when_the_controller_dies() {
     assert_eq!(page.code(), Some(28), "a new flow is taken: {page}");
     let said = ping.output();
     assert!(said.contains("300 received, 0% packet loss"), "{said}");
+}
+
+#[test]
+fn tunnel_keys_change_under_traffic_and_nothing_is_lost() {
+    let (mut mesh, mut conversation) = mesh_with_conversation();
+    let target = mesh.host("web-1").addresses().0;
+    let app = mesh.host("app-1").node.clone();
+    let key = |mesh: &Mesh, host: &str| {
+        let shown = mesh.agentctl(&["host", "show", host, "-o", "json"]).json();
+        (shown["public_key"].to_string(), shown["former_key_until"].is_string())
+    };
+    let before = key(&mesh, "web-1");
+    let mut ping = app.spawn_sh("ping", &format!("exec ping -i 0.01 -c 400 -W 1 {target}"));
+    wait_for("pings pass", Duration::from_secs(5), || ping.output().lines().count() > 50);
+    let handshakes = |mesh: &Mesh| {
+        let done = |label| mesh.host("app-1").metric("isthmus_handshakes_total", label);
+        done("answered") + done("completed")
+    };
+    let shaken = handshakes(&mesh);
+    for host in ["web-1", "app-1"] {
+        let said = mesh.agentctl(&["host", "rotate-key", host]).expect_success();
+        assert!(said.contains(&format!("host {host} has the tunnel key")), "{said}");
+    }
+    let after = key(&mesh, "web-1");
+    assert!(after.0 != before.0 && (before.1, after.1) == (false, true), "{before:?} {after:?}");
+    wait_for("the new keys are used", Duration::from_secs(5), || handshakes(&mesh) > shaken);
+    ping.wait(Duration::from_secs(20));
+    let said = ping.output();
+    assert!(said.contains("400 received, 0% packet loss"), "{said}");
+    conversation.goes_on("lines are echoed");
+
+    // Whoever starts anew has both keys, and so have the others.
+    let next = mesh.host("web-1").state().join("wireguard.next");
+    let mode = std::fs::metadata(&next).expect("it is kept beside the former").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    mesh.controller().kill();
+    mesh.host_mut("web-1").agent().kill();
+    mesh.host_mut("web-1").start_agent();
+    conversation.goes_on("the same connection goes on");
+    assert!(conversation.client.is_running());
+    let codes = mesh.host("web-1").status()["problems"].to_string();
+    assert!(!codes.contains("tunnel-key-foreign"), "{codes}");
 }
 
 #[test]

@@ -68,11 +68,13 @@ pub enum Capability {
     AuditScope,
     /// `container` of a `workload`
     Container,
+    /// A tunnel key that changes, beside the one before
+    KeyRotation,
 }
 
 impl Capability {
     /// All that this version knows.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::PathRegex,
         Self::Host,
         Self::Header,
@@ -95,6 +97,7 @@ impl Capability {
         Self::Ports,
         Self::AuditScope,
         Self::Container,
+        Self::KeyRotation,
     ];
 
     /// As agents say it, and topologies write it.
@@ -123,6 +126,7 @@ impl Capability {
             Self::Ports => "ports",
             Self::AuditScope => "audit-scope",
             Self::Container => "container",
+            Self::KeyRotation => "key-rotation",
         }
     }
 }

@@ -83,6 +83,8 @@ pub struct Host {
     pub labels: BTreeMap<String, String>,
     /// Its tunnel key.
     pub public_key: PublicKey,
+    /// The one before, while that is good as well.
+    pub former_key: Option<PublicKey>,
     /// Where its tunnels can be reached; may be empty (then it must speak first).
     pub endpoints: Vec<SocketAddr>,
     /// Its IPv4 addresses; the first is the host's own.

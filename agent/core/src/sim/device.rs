@@ -22,7 +22,8 @@ impl Device {
     /// The device with this number, whose gateway is this host.
     pub fn new(id: u32, via: u32, endpoint: SocketAddr, gateway: SocketAddr, now: Instant) -> Self {
         let keys = Keys::new(device_key(id));
-        let tunnel = Tunnel::new(&keys, public_key(&host_key(via)), id, now);
+        let mut tunnel = Tunnel::new(now);
+        tunnel.line_up(&keys, &[public_key(&host_key(via))], || id);
         Self { endpoint, gateway, tunnel, outbox: Vec::new(), inbox: Vec::new() }
     }
 

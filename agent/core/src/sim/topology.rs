@@ -116,6 +116,7 @@ impl Builder {
                 site: None,
                 labels: BTreeMap::new(),
                 public_key: public_key(&host_key(id)),
+                former_key: None,
                 endpoints: vec![endpoint(id, self.endpoints_v6)],
                 ipv4_block: net(block(id), 28),
             };

@@ -275,6 +275,7 @@ fn slice() -> Snapshot {
         site: None,
         labels: BTreeMap::new(),
         public_key: PublicKey([1; 32]),
+        former_key: None,
         endpoints: Vec::new(),
         ipv4_block: block.parse().unwrap(),
     };

@@ -374,6 +374,7 @@ pub(crate) fn host(name: &str, block: &str) -> Host {
         site: None,
         labels: BTreeMap::new(),
         public_key: PublicKey([0; 32]),
+        former_key: None,
         endpoints: Vec::new(),
         ipv4_block: block.parse().unwrap(),
     }

@@ -67,6 +67,7 @@ fn host(name: &str, block: &str) -> Host {
         site: None,
         labels: BTreeMap::new(),
         public_key: PublicKey([1; 32]),
+        former_key: None,
         endpoints: Vec::new(),
         ipv4_block: block.parse().unwrap(),
     }

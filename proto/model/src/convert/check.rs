@@ -87,6 +87,7 @@ impl Check<'_> {
             return fail(key, format!("ipv4_block: {block} overlaps virtual_ipv4, {range}"));
         }
         self.claim_key(key, host.public_key)?;
+        host.former_key.map_or(Ok(()), |former| self.claim_key(key, former))?;
         self.take(key, host.ipv4())
     }
 

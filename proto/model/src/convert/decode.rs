@@ -173,6 +173,10 @@ fn host(body: &v1::Host) -> Result<Host, Reason> {
         site,
         labels: body.labels.clone(),
         public_key: public_key(&body.public_key)?,
+        former_key: match &*body.former_public_key {
+            [] => None,
+            former => Some(public_key(former)?),
+        },
         endpoints: all("endpoints", &body.endpoints)?,
         ipv4_block: net("ipv4_block", &body.ipv4_block)?,
     })

@@ -77,6 +77,7 @@ fn host(id: HostId, host: &Host) -> Body {
         public_key: host.public_key.0.to_vec(),
         endpoints: host.endpoints.iter().map(ToString::to_string).collect(),
         ipv4_block: host.ipv4_block.to_string(),
+        former_public_key: host.former_key.map_or_else(Vec::new, |key| key.0.to_vec()),
     })
 }
 

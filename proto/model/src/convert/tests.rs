@@ -358,6 +358,11 @@ fn build(hosts: &[u32], services: &[(Protocol, u8)], devices: u32, rules: Rules)
                     site: id.is_multiple_of(2).then(|| name("dc1")),
                     labels: BTreeMap::from([("role".to_owned(), format!("r{id}"))]),
                     public_key: PublicKey([u8::try_from(*id).unwrap(); 32]),
+                    former_key: id.is_multiple_of(3).then(|| {
+                        let mut key = [u8::try_from(*id).unwrap(); 32];
+                        key[0] ^= 255;
+                        PublicKey(key)
+                    }),
                     endpoints: vec!["192.0.2.1:51820".parse().unwrap(), "[::1]:9".parse().unwrap()],
                     ipv4_block: block(*id),
                 };

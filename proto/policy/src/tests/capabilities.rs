@@ -126,7 +126,8 @@ fn erase(mut rule: Rule, unknown: &[Capability]) -> Rule {
             | Capability::Source
             | Capability::Ports
             | Capability::AuditScope
-            | Capability::Container => {}
+            | Capability::Container
+            | Capability::KeyRotation => {}
         }
     }
     rule

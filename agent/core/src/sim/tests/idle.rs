@@ -6,8 +6,10 @@ use isthmus_model::{HostId, Protocol};
 
 use crate::peers::{Peers, Slot};
 use crate::sim::packets::{udp, udp_key};
+use crate::sim::topology::host_key;
 use crate::sim::{Builder, Topology, World};
 use crate::state::State;
+use crate::tunnel::Keys;
 use crate::{DropReason, PeerName};
 
 /// Longer than a handshake is tried for, and than a tunnel is kept after that.
@@ -115,19 +117,19 @@ fn an_old_initiation_that_is_replayed_after_a_tunnel_was_freed_gains_nothing() {
 #[test]
 fn places_in_the_table_are_used_again() {
     let mut topology: Topology = Builder::new(20).build();
-    let mut peers = Peers::new(1, 1500);
-    peers.update(&State::new(topology.snapshot(1)));
+    let (mut peers, keys) = (Peers::new(1, 1500), Keys::new(host_key(1)));
+    peers.update(&State::new(topology.snapshot(1)), &keys);
     for gone in 2..=20 {
         let removed = topology.snapshot(1).hosts[&HostId(gone)].clone();
         topology.change(|snapshot| {
             snapshot.hosts.remove(&HostId(gone));
         });
-        peers.update(&State::new(topology.snapshot(1)));
+        peers.update(&State::new(topology.snapshot(1)), &keys);
         assert_eq!(peers.by_name(PeerName::Host(HostId(gone))), None);
         topology.change(|snapshot| {
             snapshot.hosts.insert(HostId(gone), removed);
         });
-        peers.update(&State::new(topology.snapshot(1)));
+        peers.update(&State::new(topology.snapshot(1)), &keys);
     }
     let mut slots: Vec<Slot> = peers.iter().map(|(slot, _)| slot).collect();
     slots.dedup();

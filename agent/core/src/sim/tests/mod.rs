@@ -8,5 +8,6 @@ mod limits;
 mod paths;
 mod restarts;
 mod revisions;
+mod rotation;
 mod services;
 mod silence;
