@@ -450,7 +450,7 @@ impl Node {
 
     /// Sends a packet of a flow on.
     #[inline]
-    fn pass(
+    pub(crate) fn pass(
         &mut self,
         flow: FlowRef,
         leg: u8,

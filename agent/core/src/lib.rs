@@ -27,7 +27,7 @@
 //!
 //! # Files, in the order a packet meets them
 //!
-//! `node.rs` the calling contract · `outbound.rs`, `sealing.rs` from the TUN device · `receive.rs`,
+//! `node.rs` the calling contract · `outbound.rs`, `task.rs`, `sealing.rs` from the TUN device · `receive.rs`,
 //! `inbound.rs` from the tunnels · `forward.rs` what both share · `decide.rs` a new flow's fate · `balance.rs` which backend · `adopt.rs` flows older
 //! than this process · `refuse.rs` RST and ICMP · `translate.rs` ICMP errors · `peers.rs`,
 //! `tunnel.rs`, `admission.rs` the tunnels · `bulk/` what agents seal their traffic with beside WireGuard · `mtu.rs`, `control.rs` what agents say to each other
@@ -65,6 +65,7 @@ mod silence;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod state;
+mod task;
 mod translate;
 mod tunnel;
 mod view;
@@ -78,5 +79,6 @@ pub use outbox::{Outbox, segments_per_run};
 pub use receive::Inbox;
 pub use sealing::Sealing;
 pub use state::State;
+pub use task::{Hairpin, Task};
 pub use tunnel::public_key;
 pub use view::{FlowState, FlowView, PeerView};

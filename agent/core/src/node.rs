@@ -24,8 +24,8 @@ use crate::ping::Pings;
 use crate::random::Random;
 use crate::receive::Inbox;
 use crate::rejudge::Sweep;
-use crate::sealing::Sealing;
 use crate::state::State;
+use crate::task::Task;
 use crate::tunnel::{self, Keys, Tick};
 use crate::view::{self, FlowView, PeerView};
 
@@ -276,19 +276,22 @@ impl Node {
         offload: Offload,
         packet: &mut [u8],
         owners: &mut dyn Owners,
+        tun: &mut dyn TunWriter,
         now: Instant,
     ) {
-        if let Some(sealing) = self.decide_tun(0, offload, packet, owners, now) {
-            self.seal_now(&sealing, packet);
+        match self.decide_tun(0, offload, packet, owners, now) {
+            Some(Task::Seal(sealing)) => self.seal_now(&sealing, packet),
+            Some(Task::Write(hairpin)) => hairpin.write(packet, tun),
+            None => {}
         }
     }
 
     /// Decides about a packet that the kernel wrote to the TUN device, and changes it in place.
     ///
-    /// If there is work left it is the caller's, who may do it without the node: to seal the packet
-    /// as it is now. What the node has sealed itself meanwhile (see
-    /// [`poll_transmit`](Self::poll_transmit)) may be of the same flow, and came after all that was
-    /// given out before, and before all that is given out later.
+    /// If there is work left it is the caller's, who may do it without the node, with the packet as it
+    /// is now. What the node has passed on itself meanwhile (see [`has_passed`](Self::has_passed)) may
+    /// be of the same flow, and came after all that was given out before, and before all that is given
+    /// out later.
     #[must_use]
     pub fn decide_tun(
         &mut self,
@@ -297,7 +300,7 @@ impl Node {
         packet: &mut [u8],
         owners: &mut dyn Owners,
         now: Instant,
-    ) -> Option<Sealing> {
+    ) -> Option<Task> {
         self.outbound(lane, offload, packet, owners, now)
     }
 
@@ -345,9 +348,10 @@ impl Node {
         timers.into_iter().flatten().min()
     }
 
-    /// Whether [`poll_transmit`](Self::poll_transmit) has something.
-    pub fn has_transmit(&self) -> bool {
-        !self.outbox.is_empty()
+    /// Whether [`poll_transmit`](Self::poll_transmit) has something, or [`poll_tun`](Self::poll_tun)
+    /// has packets of flows.
+    pub fn has_passed(&self) -> bool {
+        !self.outbox.is_empty() || self.tun_queue.holds_passed
     }
 
     /// Datagrams to send.

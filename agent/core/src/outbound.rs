@@ -1,4 +1,4 @@
-//! From the TUN device to the tunnels: sealing, and making tunnels where there are none yet.
+//! From the TUN device to the tunnels, or back: sealing, and making tunnels where there are none yet.
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +7,14 @@ use crate::control::{self, Control};
 use crate::counters::DropReason;
 use crate::event::Event;
 use crate::flows::{FlowRef, Port};
-use crate::forward::{Departure, Exit, Load};
+use crate::forward::{Departure, Exit, Load, Passage};
 use crate::mtu;
 use crate::node::{Node, Owners, PeerName};
 use crate::outbox::Way;
 use crate::packet::{Headers, Offload, SuperPacket};
 use crate::peers::{Peer, Slot};
 use crate::sealing::{Cut, Sealing, padded, write_padded};
+use crate::task::{Hairpin, Task};
 use crate::tunnel::{MIN_BUFFER, OVERHEAD, Tunnel};
 
 /// WireGuard's Keepalive-Timeout, and that with its Rekey-Timeout.
@@ -35,7 +36,7 @@ enum Super {
     /// Nothing yet: it is to be decided packet by packet.
     Refused,
     /// It was passed on, up to what is left to do.
-    Passed(Option<Sealing>),
+    Passed(Option<Task>),
 }
 
 impl Node {
@@ -46,61 +47,104 @@ impl Node {
         packet: &mut [u8],
         owners: &mut dyn Owners,
         now: Instant,
-    ) -> Option<Sealing> {
-        match offload.segment {
-            None if offload.checksum_start.is_none() => {
-                self.outbound_one(lane, packet, owners, now)
-            }
-            segment => self.outbound_unfinished(lane, offload, segment, packet, owners, now),
+    ) -> Option<Task> {
+        if offload == Offload::NONE {
+            let exit = self.route_one(packet, owners, now);
+            return self.leave(lane, exit, now);
         }
-    }
-
-    fn outbound_one(
-        &mut self,
-        lane: u8,
-        packet: &mut [u8],
-        owners: &mut dyn Owners,
-        now: Instant,
-    ) -> Option<Sealing> {
-        self.counters.from_tun.add(packet.len());
-        match self.route(Port::Tun, packet, owners, now) {
-            Exit::Done | Exit::Denied => None,
-            Exit::ToTun(length) => {
-                self.push_tun(packet.get(..length).unwrap_or_default());
-                None
-            }
-            Exit::ToPeer(departure) => self.depart(lane, departure, now),
-        }
-    }
-
-    /// A packet that lacks its checksum, or stands for many.
-    fn outbound_unfinished(
-        &mut self,
-        lane: u8,
-        offload: Offload,
-        segment: Option<u16>,
-        packet: &mut [u8],
-        owners: &mut dyn Owners,
-        now: Instant,
-    ) -> Option<Sealing> {
         let Ok(headers) = Headers::parse(packet) else {
             self.counters.drop(DropReason::Malformed);
             return None;
         };
-        let Some(segment) = segment else {
-            if offload.complete(packet, &headers).is_err() {
-                self.counters.drop(DropReason::Malformed);
-                return None;
-            }
-            return self.outbound_one(lane, packet, owners, now);
+        let Some(segment) = offload.segment else {
+            return self.pass_partial(lane, offload, packet, &headers, owners, now);
         };
-        match self.pass_super(lane, packet, &headers, segment, owners, now) {
-            Super::Passed(sealing) => sealing,
+        match self.pass_super(lane, offload, packet, &headers, segment, owners, now) {
+            Super::Passed(task) => task,
             Super::Refused => {
                 self.pass_segments(lane, packet, &headers, segment, owners, now);
                 None
             }
         }
+    }
+
+    /// A packet that lacks nothing.
+    fn route_one(&mut self, packet: &mut [u8], owners: &mut dyn Owners, now: Instant) -> Exit {
+        self.counters.from_tun.add(packet.len());
+        self.route(Port::Tun, packet, owners, now)
+    }
+
+    /// What is left to do for a packet that goes there.
+    fn leave(&mut self, lane: u8, exit: Exit, now: Instant) -> Option<Task> {
+        match exit {
+            Exit::Done | Exit::Denied => None,
+            Exit::ToTun(length) => {
+                self.counters.to_tun.add(length);
+                Some(Task::Write(Hairpin::complete(length)))
+            }
+            Exit::ToPeer(departure) => self.depart(lane, departure, now).map(Task::Seal),
+        }
+    }
+
+    /// A packet that lacks its checksum. One that goes back to the kernel needs none.
+    fn pass_partial(
+        &mut self,
+        lane: u8,
+        offload: Offload,
+        packet: &mut [u8],
+        headers: &Headers,
+        owners: &mut dyn Owners,
+        now: Instant,
+    ) -> Option<Task> {
+        let is_whole = headers.transport.stream().is_some() && headers.fragment.is_none();
+        let passage = if is_whole { self.passage(Port::Tun, headers, owners, now) } else { None };
+        if let Some(passage) = passage
+            && passage.egress == Port::Tun
+            && let Some(hairpin) = self.turn_round(offload, packet, headers, passage, now)
+        {
+            return Some(Task::Write(hairpin));
+        }
+        if offload.complete(packet, headers).is_err() {
+            self.counters.drop(DropReason::Malformed);
+            return None;
+        }
+        let exit = match (passage, packet.get_mut(..headers.total_length)) {
+            (Some(passage), Some(packet)) => {
+                self.counters.from_tun.add(packet.len());
+                self.pass(passage.flow, passage.leg, packet, headers, now)
+            }
+            (None, _) | (_, None) => self.route_one(packet, owners, now),
+        };
+        self.leave(lane, exit, now)
+    }
+
+    /// Sends an unfinished packet back to the kernel as unfinished as it came. None, with nothing done,
+    /// if the device can't take it or it isn't what its vnet header says.
+    fn turn_round(
+        &mut self,
+        offload: Offload,
+        packet: &mut [u8],
+        headers: &Headers,
+        passage: Passage,
+        now: Instant,
+    ) -> Option<Hairpin> {
+        if !self.coalesces || offload.checksum_start.map(usize::from) != Some(headers.l4_offset) {
+            return None;
+        }
+        let length = headers.total_length;
+        let load = match offload.segment {
+            Some(segment) => {
+                let whole = SuperPacket::new(packet, headers, segment).ok()?;
+                Load { packets: whole.count(), bytes: whole.bytes() }
+            }
+            None => Load { packets: 1, bytes: length },
+        };
+        let hairpin = Hairpin::partial(headers, offload.segment)?;
+        self.note(passage.flow, passage.leg, packet, headers, load, now);
+        passage.rewrite.apply_partial(packet, headers);
+        self.counters.from_tun.add_many(load.packets, load.bytes);
+        self.counters.to_tun.add_many(load.packets, load.bytes);
+        Some(hairpin)
     }
 
     /// Decides about a super-packet packet by packet.
@@ -128,17 +172,25 @@ impl Node {
                 self.counters.drop(DropReason::Malformed);
                 continue;
             };
-            if let Some(sealing) = self.outbound_one(lane, packet, owners, now) {
-                self.seal_now(&sealing, packet);
+            match self.route_one(packet, owners, now) {
+                Exit::Done | Exit::Denied => {}
+                Exit::ToTun(length) => self.pass_tun(packet.get(..length).unwrap_or_default()),
+                Exit::ToPeer(departure) => {
+                    if let Some(sealing) = self.depart(lane, departure, now) {
+                        self.seal_now(&sealing, packet);
+                    }
+                }
             }
         }
     }
 
     /// Sends a super-packet of a flow that is known and allowed, and leads to a peer that can take
-    /// it.
+    /// it, or back to the kernel.
+    #[expect(clippy::too_many_arguments, reason = "what a frame is, and what it meets with")]
     fn pass_super(
         &mut self,
         lane: u8,
+        offload: Offload,
         packet: &mut [u8],
         headers: &Headers,
         segment: u16,
@@ -148,7 +200,10 @@ impl Node {
         let Some(passage) = self.passage(Port::Tun, headers, owners, now) else {
             return Super::Refused;
         };
-        let Port::Peer(name) = passage.egress else { return Super::Refused };
+        let Port::Peer(name) = passage.egress else {
+            let hairpin = self.turn_round(offload, packet, headers, passage, now);
+            return hairpin.map_or(Super::Refused, |it| Super::Passed(Some(Task::Write(it))));
+        };
         let Some(slot) = self.peers.by_name(name) else { return Super::Refused };
         let Some(peer) = self.peers.get_mut(slot) else { return Super::Refused };
         let largest = headers.payload_offset + usize::from(segment);
@@ -172,7 +227,8 @@ impl Node {
             Departure { slot, flow: passage.flow, length: headers.total_length, dont_fragment };
         if self.peers.get(slot).is_some_and(Peer::seals_in_bulk) {
             let cut = Cut::Segments { headers: *headers, segment };
-            return Super::Passed(self.depart_as(lane, departure, cut, &whole, now));
+            let sealing = self.depart_as(lane, departure, cut, &whole, now);
+            return Super::Passed(sealing.map(Task::Seal));
         }
         for index in 0..whole.count() {
             self.seal_with(slot, whole.length(index), dont_fragment, PADDING, now, |out| {
@@ -240,6 +296,12 @@ impl Node {
     pub(crate) fn seal_now(&mut self, sealing: &Sealing, packet: &[u8]) {
         let lost = sealing.seal(packet, &mut self.outbox);
         self.counters.drop_many(DropReason::TransmitQueue, lost as u64);
+    }
+
+    /// Gives a packet of a flow to the TUN device, which mustn't overtake those before it.
+    fn pass_tun(&mut self, packet: &[u8]) {
+        self.push_tun(packet);
+        self.tun_queue.holds_passed = true;
     }
 
     /// Gives a packet to the TUN device.

@@ -190,11 +190,14 @@ pub(crate) struct TunQueue {
     given: Option<Vec<u8>>,
     limit: usize,
     buffers: Buffers,
+    /// Whether some aren't the node's own, but of flows that it has passed on: their order counts.
+    pub(crate) holds_passed: bool,
 }
 
 impl TunQueue {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { packets: VecDeque::new(), given: None, limit, buffers: Buffers::default() }
+        let buffers = Buffers::default();
+        Self { packets: VecDeque::new(), given: None, limit, buffers, holds_passed: false }
     }
 
     /// False if too many wait.
@@ -213,8 +216,9 @@ impl TunQueue {
         if let Some(given) = self.given.take() {
             self.buffers.give(given);
         }
-        let packet = self.packets.pop_front()?;
-        Some(self.given.insert(packet))
+        let packet = self.packets.pop_front();
+        self.holds_passed &= packet.is_some();
+        Some(self.given.insert(packet?))
     }
 }
 

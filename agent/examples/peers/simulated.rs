@@ -188,7 +188,8 @@ impl Host {
         {
             self.next = now.max(self.next + every);
             let mut packet = self.packet.clone();
-            self.node.handle_tun(Offload::NONE, &mut packet, &mut NoServices, now);
+            let (owners, kernel) = (&mut NoServices, &mut self.kernel);
+            self.node.handle_tun(Offload::NONE, &mut packet, owners, kernel, now);
         }
         if self.node.poll_timeout().is_some_and(|due| due <= now) {
             self.node.handle_timeout(now);

@@ -1,4 +1,4 @@
-//! From the TUN device to the tunnels.
+//! From the TUN device to the tunnels, or back to the device.
 
 use std::io;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use isthmus_core::packet::Offload;
-use isthmus_core::{Outbox, Owners, Sealing};
+use isthmus_core::{Outbox, Owners, Task};
 use isthmus_net::poll::{Events, Interest, Poller, Waker};
 use isthmus_net::tun::{FRAME_BYTES_MAX, VNET_HEADER};
 
@@ -46,7 +46,7 @@ struct Batch {
 
 /// What was decided and not done yet, in order.
 struct Work {
-    sealings: Vec<(Range<usize>, Sealing)>,
+    tasks: Vec<(Range<usize>, Task)>,
     outbox: Outbox,
     failed: Vec<Failed>,
 }
@@ -105,11 +105,7 @@ impl Sealer {
     pub(super) fn new() -> Self {
         Self {
             batch: Batch { bytes: vec![0; BATCH_BYTES + FRAME_BYTES_MAX], frames: Vec::new() },
-            work: Work {
-                sealings: Vec::new(),
-                outbox: Outbox::new(usize::MAX),
-                failed: Vec::new(),
-            },
+            work: Work { tasks: Vec::new(), outbox: Outbox::new(usize::MAX), failed: Vec::new() },
         }
     }
 
@@ -147,8 +143,8 @@ impl Sealer {
 
     /// Has the node decide about the batch.
     ///
-    /// What it seals itself, on flows' slow way, stays in order with the rest: both are done as far
-    /// as they are before the other goes on.
+    /// What it seals or writes itself, on flows' slow way, stays in order with the rest: both are done
+    /// as far as they are before the other goes on.
     fn decide<O: Owners>(&mut self, shared: &Shared<O>, lane: usize) {
         let number = u8::try_from(lane).unwrap_or_default();
         let mut engine = shared.engine();
@@ -161,16 +157,16 @@ impl Sealer {
                 continue;
             };
             let Engine { node, owners, .. } = &mut *engine;
-            let had_own = node.has_transmit();
-            let sealing = node.decide_tun(number, offload, packet, owners, now);
-            match sealing {
-                Some(sealing) => {
+            let had_own = node.has_passed();
+            let task = node.decide_tun(number, offload, packet, owners, now);
+            match task {
+                Some(task) => {
                     if had_own {
                         shared.flush(&mut engine);
                     }
-                    self.work.sealings.push((range, sealing));
+                    self.work.tasks.push((range, task));
                 }
-                None if engine.node.has_transmit() => {
+                None if engine.node.has_passed() => {
                     self.work.run(shared, lane, &self.batch);
                 }
                 None => {}
@@ -181,14 +177,20 @@ impl Sealer {
 }
 
 impl Work {
-    /// Seals and sends.
+    /// Seals and sends, or writes.
     fn run<O>(&mut self, shared: &Shared<O>, lane: usize, batch: &Batch) {
-        for (range, sealing) in self.sealings.drain(..) {
+        for (range, task) in self.tasks.drain(..) {
             let packet = batch.bytes.get(range).and_then(|frame| frame.get(VNET_HEADER..));
-            // The outbox takes anything: nothing is lost.
-            sealing.seal(packet.unwrap_or_default(), &mut self.outbox);
-            while let Some(transmit) = self.outbox.poll_full() {
-                self.failed.extend(shared.send(lane, &transmit));
+            let packet = packet.unwrap_or_default();
+            match task {
+                Task::Seal(sealing) => {
+                    // The outbox takes anything: nothing is lost.
+                    sealing.seal(packet, &mut self.outbox);
+                    while let Some(transmit) = self.outbox.poll_full() {
+                        self.failed.extend(shared.send(lane, &transmit));
+                    }
+                }
+                Task::Write(hairpin) => hairpin.write(packet, &mut shared.frames(lane)),
             }
         }
         while let Some(transmit) = self.outbox.poll() {

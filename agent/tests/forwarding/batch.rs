@@ -253,13 +253,13 @@ fn checksum_field(headers: &Headers) -> usize {
     headers.l4_offset + if headers.key.protocol == protocol::TCP { 16 } else { 6 }
 }
 
-fn set_checksum(packet: &mut [u8], headers: &Headers, value: u16) {
+pub(crate) fn set_checksum(packet: &mut [u8], headers: &Headers, value: u16) {
     let field = checksum_field(headers);
     packet[field..field + 2].copy_from_slice(&value.to_be_bytes());
 }
 
 /// What the kernel leaves of the checksum.
-fn partial_sum(headers: &Headers) -> u16 {
+pub(crate) fn partial_sum(headers: &Headers) -> u16 {
     let key = &headers.key;
     let length = headers.total_length - headers.l4_offset;
     checksum::pseudo_header(key.source, key.destination, key.protocol, length)

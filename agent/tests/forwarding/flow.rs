@@ -52,8 +52,13 @@ impl Flow {
         let mut port = || random.between(1, PORTS) as u16;
         let (source_port, destination_port) = (port(), port());
         let protocol = random.of(&[protocol::TCP, protocol::UDP]);
+        let key = FlowKey { source, destination, source_port, destination_port, protocol };
+        Self::of(key, random)
+    }
+
+    pub(crate) fn of(key: FlowKey, random: &mut Random) -> Self {
         Self {
-            key: FlowKey { source, destination, source_port, destination_port, protocol },
+            key,
             class: random.next() as u8,
             hops: random.between(2, 255) as u8,
             label: [random.next() as u8, random.next() as u8, random.next() as u8],

@@ -1,6 +1,6 @@
 //! Random packets of random flows: what a host sends, and what it should not.
 
-use isthmus_core::packet::Address;
+use isthmus_core::packet::{Address, FlowKey};
 
 use super::batch::{Batch, Frame};
 use super::flow::{ACK, CWR, ECE, FIN, Flow, Look, PSH, RST, SYN, URG};
@@ -36,6 +36,27 @@ impl Generator {
         Self { random, flows, batch }
     }
 
+    /// Makes packets of these flows only.
+    pub(crate) fn of(seed: u64, keys: impl Iterator<Item = FlowKey>) -> Self {
+        let mut random = Random(seed);
+        let flows = keys.map(|key| Flow::of(key, &mut random)).collect();
+        let batch = Batch::new(&mut random);
+        Self { random, flows, batch }
+    }
+
+    /// The next frames, with nothing wrong about any of them.
+    pub(crate) fn faultless_batch(&mut self) -> impl ExactSizeIterator<Item = (&Frame, &[u8])> {
+        self.batch.clear();
+        while self.batch.frame_count() < BATCH_FRAMES && self.batch.byte_count() < BATCH_BYTES {
+            match self.random.below(4) {
+                0 | 1 => self.super_packet(),
+                2 => self.unfinished(),
+                _ => self.finished(),
+            }
+        }
+        self.batch.frames()
+    }
+
     /// The next frames.
     pub(crate) fn batch(&mut self) -> impl ExactSizeIterator<Item = (&Frame, &[u8])> {
         self.batch.clear();
@@ -54,7 +75,7 @@ impl Generator {
     /// One that stands for many.
     fn super_packet(&mut self) {
         let Self { random, flows, batch } = self;
-        let number = random.below(FLOWS);
+        let number = random.below(flows.len());
         let flow = &mut flows[number];
         let mut look = flow.look(random);
         look.flags |= random.of(&[0, 0, 0, PSH, FIN, FIN | PSH, CWR, ECE, URG, CWR | PSH]);
@@ -90,7 +111,7 @@ impl Generator {
         let mut looks = Vec::new();
         let flags = if random.one_in(8) { random.of(&[ECE, CWR, URG, FIN]) } else { 0 };
         for _ in 0..random.between(1, 3) {
-            let number = random.below(FLOWS);
+            let number = random.below(self.flows.len());
             let look = self.flows[number].look(random);
             looks.push((number, Look { flags: ACK | flags, ..look }));
         }
@@ -146,7 +167,7 @@ impl Generator {
     /// One that lacks its checksum.
     fn unfinished(&mut self) {
         let Self { random, flows, batch } = self;
-        let number = random.below(FLOWS);
+        let number = random.below(flows.len());
         let flow = &mut flows[number];
         let mut look = flow.look(random);
         look.flags |= random.of(&[0, PSH, FIN, URG]);
@@ -166,10 +187,20 @@ impl Generator {
         flow.move_on(payload, 1);
     }
 
+    /// One that lacks nothing.
+    fn finished(&mut self) {
+        let Self { random, flows, batch } = self;
+        let number = random.below(flows.len());
+        let flow = &mut flows[number];
+        let look = flow.look(random);
+        let payload = random.between(0, LARGEST - flow.header_length(&look));
+        batch.put(number, flow, payload, &look, random);
+    }
+
     /// A datagram in pieces.
     fn fragments(&mut self) {
         let Self { random, flows, batch } = self;
-        let number = random.below(FLOWS);
+        let number = random.below(flows.len());
         let flow = &mut flows[number];
         let look = flow.look(random);
         let payload = random.between(200, 6000);
@@ -184,7 +215,7 @@ impl Generator {
     /// What is a packet in its own right, and rare.
     fn oddity(&mut self) {
         let Self { random, flows, batch } = self;
-        let number = random.below(FLOWS);
+        let number = random.below(flows.len());
         let flow = &mut flows[number];
         let mut look = flow.look(random);
         look.flags =

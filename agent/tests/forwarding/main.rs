@@ -13,6 +13,7 @@
 mod batch;
 mod flow;
 mod generator;
+mod hairpin;
 mod kernel;
 mod mesh;
 mod packets;

@@ -1,5 +1,6 @@
 //! Our own way: two hosts' nodes with a session between them.
 
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,15 @@ struct HostsOwn;
 impl Owners for HostsOwn {
     fn owner(&mut self, _: &FlowKey, _: &State) -> Owner {
         Owner::Host
+    }
+}
+
+/// All flows lead to the other host.
+struct NothingReturns;
+
+impl TunWriter for NothingReturns {
+    fn write(&mut self, frame: &[IoSlice<'_>]) {
+        panic!("went back to the device: {frame:?}");
     }
 }
 
@@ -80,7 +90,7 @@ impl Mesh {
             self.message.clear();
             self.message.extend_from_slice(frame);
             let (offload, packet) = Offload::read(&mut self.message).expect("a frame");
-            one.node.handle_tun(offload, packet, &mut HostsOwn, now);
+            one.node.handle_tun(offload, packet, &mut HostsOwn, &mut NothingReturns, now);
             deliver(one, two, Node::poll_full_transmit, &mut self.message, out, now);
         }
         deliver(one, two, Node::poll_transmit, &mut self.message, out, now);

@@ -180,7 +180,7 @@ impl Run {
     /// The headers of the whole, made of those of its first packet (which may have been rewritten
     /// meanwhile).
     pub(crate) fn header(&self, first: &[u8], headers: &Headers) -> Option<RunHeader> {
-        let vnet = Offload::header_of(headers, u16::try_from(self.segment).ok()?)?;
+        let vnet = Offload::header_of(headers, Some(u16::try_from(self.segment).ok()?))?;
         let length = VNET_HEADER + headers.payload_offset;
         let mut bytes = [0; VNET_HEADER + MAX_HEADER];
         bytes[..VNET_HEADER].copy_from_slice(&vnet);

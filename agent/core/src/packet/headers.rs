@@ -140,6 +140,8 @@ impl TcpFlags {
     pub const RST: u8 = 0x04;
     /// The acknowledgement number is significant.
     pub const ACK: u8 = 0x10;
+    /// Congestion window reduced (RFC 3168 section 6.1).
+    pub const CWR: u8 = 0x80;
 
     /// Whether FIN is set.
     pub const fn fin(self) -> bool {

@@ -13,9 +13,9 @@
 //! Fields are in the host's byte order (virtio 1.2 section 5.1.6, legacy interface; the kernel's
 //! `TUNSETVNETLE` is off).
 
-use super::Headers;
 use super::checksum::{self, checksum_offset, zero_means_none};
 use super::headers::Stream;
+use super::{Headers, TcpFlags, Transport};
 
 /// The header's length.
 pub const VNET_HEADER: usize = 10;
@@ -83,24 +83,34 @@ impl Offload {
         Ok(())
     }
 
-    /// The header for a super-packet of ours, whose transport's checksum is partial.
-    pub(crate) fn header_of(headers: &Headers, segment: u16) -> Option<[u8; VNET_HEADER]> {
-        let v4 = headers.key.source.is_v4();
+    /// The header for a packet whose transport's checksum is partial, and that may stand for many.
+    pub(crate) fn header_of(headers: &Headers, segment: Option<u16>) -> Option<[u8; VNET_HEADER]> {
         let stream = headers.transport.stream()?;
-        let kind = match stream {
-            Stream::Tcp if v4 => TCP_V4,
-            Stream::Tcp => TCP_V6,
-            Stream::Udp => UDP,
-        };
         let mut header = [0; VNET_HEADER];
         let mut put = |at: usize, value: u16| {
             header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
         };
-        put(2, u16::try_from(headers.payload_offset).ok()?);
-        put(4, segment);
+        if let Some(segment) = segment {
+            put(2, u16::try_from(headers.payload_offset).ok()?);
+            put(4, segment);
+        }
         put(6, u16::try_from(headers.l4_offset).ok()?);
         put(8, stream.checksum_offset() as u16);
-        header[..2].copy_from_slice(&[NEEDS_CHECKSUM, kind]);
+        header[0] = NEEDS_CHECKSUM;
+        header[1] = segment.map_or(0, |_| kind_of(headers, stream));
         Some(header)
     }
+}
+
+/// What a packet that stands for many is made of. That CWR is in the first only is said beside it.
+const fn kind_of(headers: &Headers, stream: Stream) -> u8 {
+    let v4 = headers.key.source.is_v4();
+    let kind = match stream {
+        Stream::Tcp if v4 => TCP_V4,
+        Stream::Tcp => TCP_V6,
+        Stream::Udp => UDP,
+    };
+    let has_cwr =
+        matches!(headers.transport, Transport::Tcp { flags } if flags.0 & TcpFlags::CWR != 0);
+    if has_cwr { kind | WITH_CWR } else { kind }
 }

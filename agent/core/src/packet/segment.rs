@@ -8,7 +8,6 @@ use super::checksum::{self, add, checksum, fold};
 use super::headers::Stream;
 use super::{BadOffload, Headers, TcpFlags};
 
-const CWR: u8 = 0x80;
 const PSH: u8 = 0x08;
 
 /// A super-packet from the kernel, ready to be split.
@@ -147,7 +146,7 @@ fn finish_tcp(tcp: &mut [u8], start: usize, is_last: bool) -> Option<()> {
         *flags &= !(TcpFlags::FIN | PSH);
     }
     if start > 0 {
-        *flags &= !CWR;
+        *flags &= !TcpFlags::CWR;
     }
     Some(())
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use isthmus_model::{HostId, ServiceId};
 
 use super::packets::{ACK, SYN, SYN_ACK, ping, tcp, tcp_key};
-use super::{Builder, Topology, World};
+use super::{Builder, Kernel, Topology, World};
 use crate::flows::Port;
 use crate::forward::{Load, Passage};
 use crate::packet::{FlowKey, Headers, Offload, Rewrite, Run, SuperPacket};
@@ -217,7 +217,7 @@ fn settled(topology: Topology, flows: usize) -> (Node, Instant) {
 
 /// Gives the node a packet, and takes what it makes of it.
 fn handle(node: &mut Node, owners: &mut dyn Owners, packet: &mut [u8], now: Instant) {
-    node.handle_tun(Offload::NONE, packet, owners, now);
+    node.handle_tun(Offload::NONE, packet, owners, &mut Kernel::default(), now);
     while node.poll_transmit().is_some() {}
     while node.poll_tun().is_some() {}
     while node.poll_event().is_some() {}

@@ -101,9 +101,15 @@ impl TunWriter for Kernel {
         let mut frame: Vec<u8> = frame.iter().flat_map(|piece| piece.iter().copied()).collect();
         // INVARIANT: the node's own frames.
         let (offload, packet) = Offload::read(&mut frame).expect("a vnet header");
-        let Some(segment) = offload.segment else { return self.inbox.push(packet.to_vec()) };
+        if offload == Offload::NONE {
+            return self.inbox.push(packet.to_vec());
+        }
         let headers = Headers::parse(packet).expect("a packet");
         assert_eq!(offload.checksum_start.map(usize::from), Some(headers.l4_offset));
+        let Some(segment) = offload.segment else {
+            offload.complete(packet, &headers).expect("a checksum to complete");
+            return self.inbox.push(packet.to_vec());
+        };
         let whole = SuperPacket::new(packet, &headers, segment).expect("a super-packet");
         self.super_packets += 1;
         for index in 0..whole.count() {
@@ -183,6 +189,11 @@ impl Host {
     pub fn receive(&mut self, from: SocketAddr, message: &mut [u8], size: usize, now: Instant) {
         let received = Received { from, contents: message, segment_size: size };
         self.node.handle_udp(received, &mut self.sockets, &mut self.kernel, now);
+    }
+
+    /// A packet that its kernel gives to its TUN device.
+    pub fn give(&mut self, offload: Offload, packet: &mut [u8], now: Instant) {
+        self.node.handle_tun(offload, packet, &mut self.sockets, &mut self.kernel, now);
     }
 
     /// Where it is.

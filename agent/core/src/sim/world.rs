@@ -79,7 +79,7 @@ impl World {
         let now = self.now;
         let host = self.host(host);
         host.sockets.sends(packet);
-        host.node.handle_tun(Offload::NONE, &mut packet.to_vec(), &mut host.sockets, now);
+        host.give(Offload::NONE, &mut packet.to_vec(), now);
         self.drain();
     }
 
@@ -87,7 +87,7 @@ impl World {
     pub fn send_unfinished(&mut self, host: u32, offload: Offload, packet: &mut [u8]) {
         let now = self.now;
         let host = self.host(host);
-        host.node.handle_tun(offload, packet, &mut host.sockets, now);
+        host.give(offload, packet, now);
         self.drain();
     }
 

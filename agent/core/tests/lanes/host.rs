@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_core::sim::Kernel;
 use isthmus_core::sim::host::Sockets;
-use isthmus_core::{Inbox, Node, Outbox, Received, Sealing, State, Transmit};
+use isthmus_core::{Inbox, Node, Outbox, Received, Sealing, State, Task, Transmit};
 use shuttle::sync::{Mutex, MutexGuard};
 
 use crate::ledger::Ledger;
@@ -84,19 +84,20 @@ impl Host {
         for at in 0..batch.len() {
             let Engine { node, sockets, cut } = &mut *engine;
             let Some(frame) = batch.get_mut(at) else { continue };
-            let (had_own, sent) = (node.has_transmit(), node.counters().sent.packets);
-            let sealing = node.decide_tun(lane, frame.offload, &mut frame.packet, sockets, now);
+            let (had_own, sent) = (node.has_passed(), node.counters().sent.packets);
+            let task = node.decide_tun(lane, frame.offload, &mut frame.packet, sockets, now);
             let sent = node.counters().sent.packets - sent;
             assert!(sent == 0 || !cut.contains(&frame.flow), "{:?} after it was cut", frame.flow);
             self.note(frame, sent);
-            match sealing {
-                Some(sealing) => {
+            match task {
+                Some(Task::Seal(sealing)) => {
                     if had_own {
                         self.flush(&mut engine);
                     }
                     sealings.push((at, sealing));
                 }
-                None if engine.node.has_transmit() => {
+                Some(Task::Write(_)) => unreachable!("all flows lead to the other host"),
+                None if engine.node.has_passed() => {
                     self.seal(&std::mem::take(&mut sealings), batch, outbox);
                 }
                 None => {}

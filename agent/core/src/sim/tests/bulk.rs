@@ -147,7 +147,7 @@ fn replayed_and_changed_bulk_packets_go_nowhere() {
     assert_eq!(world.exchange(1, &udp(&key, b"first"), 2).len(), 1);
     let now = world.now;
     let host = world.host(1);
-    host.node.handle_tun(Offload::NONE, &mut udp(&key, b"second"), &mut host.sockets, now);
+    host.give(Offload::NONE, &mut udp(&key, b"second"), now);
     let datagram = host.node.poll_transmit().map(|transmit| transmit.contents.to_vec()).unwrap();
     assert_eq!(datagram[0], 0x40, "a bulk packet");
     let from = host.endpoint;
@@ -213,7 +213,7 @@ fn what_comes_as_one_message_is_written_as_one_frame() {
         let offload = Offload { checksum_start: start, segment: Some(1000) };
         let now = world.now;
         let host = world.host(1);
-        host.node.handle_tun(offload, &mut packet, &mut host.sockets, now);
+        host.give(offload, &mut packet, now);
         deliver_as_sent(&mut world, 1);
         let kernel = &world.host(2).kernel;
         assert_eq!((kernel.super_packets, kernel.inbox.len()), (1, 21), "{v4} {bulk}");

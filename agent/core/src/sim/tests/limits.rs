@@ -87,20 +87,10 @@ fn what_nobody_takes_is_bounded() {
     world.connect(1, key, None);
     let host = world.host(1);
     for _ in 0..1000 {
-        host.node.handle_tun(
-            Offload::NONE,
-            &mut tcp(&key, ACK, 101, 501, &[0; 900]),
-            &mut host.sockets,
-            now,
-        );
+        host.give(Offload::NONE, &mut tcp(&key, ACK, 101, 501, &[0; 900]), now);
         let denied = tcp_key((own, 1), (key.destination.ip(), 81));
         host.sockets.open_plain(denied);
-        host.node.handle_tun(
-            Offload::NONE,
-            &mut tcp(&denied, SYN, 1, 0, b""),
-            &mut host.sockets,
-            now,
-        );
+        host.give(Offload::NONE, &mut tcp(&denied, SYN, 1, 0, b""), now);
     }
     assert!(host.node.counters().dropped(DropReason::TransmitQueue) > 900);
     assert!(host.node.counters().dropped(DropReason::TunQueue) > 900);
@@ -120,12 +110,7 @@ fn a_row_of_equal_packets_leaves_as_one_run_of_segments() {
     let now = world.now;
     let host = world.host(1);
     for _ in 0..10 {
-        host.node.handle_tun(
-            Offload::NONE,
-            &mut tcp(&key, ACK, 101, 501, &[0; 1000]),
-            &mut host.sockets,
-            now,
-        );
+        host.give(Offload::NONE, &mut tcp(&key, ACK, 101, 501, &[0; 1000]), now);
     }
     let transmit = host.node.poll_transmit().unwrap();
     let segment = transmit.segment_size.unwrap();

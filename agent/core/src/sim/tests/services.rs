@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use isthmus_model::Protocol;
 
+use crate::packet::{Offload, checksum};
 use crate::sim::packets::{
     ACK, SYN, SYN_ACK, fragments, fragments_ipv6, payload, ping, read, tcp, tcp_key, udp, udp_key,
 };
@@ -103,6 +104,66 @@ fn connections_to_the_virtual_address_of_an_http_service_arrive_at_the_proxy_her
         let caller = (world.topology.vip("client", v4), 40_000);
         assert_eq!(seen, tcp_key(caller, (vip, 15_001)), "who asks, and for whom");
     }
+}
+
+#[test]
+fn what_stands_for_many_goes_to_the_proxy_as_one_where_the_device_takes_it() {
+    for (v4, takes) in [(true, true), (false, true), (true, false)] {
+        let mut world = http_mesh(&[2]);
+        world.host(1).node.coalesces = takes;
+        let client = world.topology.service("client");
+        let own = (world.topology.host_address(1, v4), 40_000);
+        let asked = tcp_key(own, (world.topology.vip("api", v4), 8080));
+        let (_, seen) = world.connect(1, asked, Some(client));
+        let body: Vec<u8> = (0..20_500u32).map(|at| at as u8).collect();
+        // Both ways.
+        for (sent, becomes) in [(asked, seen), (seen.reversed(), asked.reversed())] {
+            world.host(1).kernel.super_packets = 0;
+            give(&mut world, &tcp(&sent, ACK, 101, 501, &body), Some(1000));
+            give(&mut world, &tcp(&sent, ACK, 101 + 20_500, 501, b"the end"), None);
+            let host = world.host(1);
+            assert_eq!(host.kernel.super_packets, usize::from(takes));
+            let got = host.take_inbox();
+            assert_eq!(got.len(), 22);
+            assert!(got.iter().all(|packet| read(packet).key == becomes));
+            assert!(got.iter().all(|packet| checksum::verify(packet, &read(packet))));
+            let bytes: Vec<u8> = got.iter().flat_map(|packet| payload(packet).to_vec()).collect();
+            assert_eq!(bytes, [&body[..], b"the end"].concat(), "in order");
+        }
+    }
+}
+
+#[test]
+fn what_the_node_passes_on_itself_is_told_apart_from_its_own_answers() {
+    let mut world = http_mesh(&[2]);
+    let client = world.topology.service("client");
+    let own = world.topology.host_address(1, true);
+    let asked = tcp_key((own, 40_000), (world.topology.vip("api", true), 8080));
+    world.connect(1, asked, Some(client));
+    let (topology, now) = (world.topology.clone(), world.now);
+    let host = world.host(1);
+    host.restart(&topology, now);
+    host.give(Offload::NONE, &mut tcp(&tcp_key((own, 7), (own, 81)), SYN, 1, 0, b""), now);
+    assert!(!host.node.has_passed(), "an answer to what was refused");
+    let mut packet = tcp(&asked, ACK, 101, 501, &[7; 3000]);
+    let start = u16::try_from(read(&packet).l4_offset).ok();
+    // Of a flow that isn't known yet: decided packet by packet.
+    host.give(Offload { checksum_start: start, segment: Some(1000) }, &mut packet, now);
+    assert!(host.node.has_passed());
+    while host.node.poll_tun().is_some() {}
+    assert!(!host.node.has_passed());
+}
+
+/// The kernel gives a packet without its checksum.
+fn give(world: &mut World, packet: &[u8], segment: Option<u16>) {
+    let mut packet = packet.to_vec();
+    let headers = read(&packet);
+    let (key, l4) = (headers.key, headers.l4_offset);
+    let length = headers.total_length - l4;
+    let partial = checksum::pseudo_header(key.source, key.destination, key.protocol, length);
+    packet[l4 + 16..l4 + 18].copy_from_slice(&partial.to_be_bytes());
+    let offload = Offload { checksum_start: u16::try_from(l4).ok(), segment };
+    world.send_unfinished(1, offload, &mut packet);
 }
 
 #[test]
