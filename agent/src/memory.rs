@@ -1,13 +1,16 @@
-//! Gives memory back to the system that a burst of connections, or a large revision, left free.
+//! Gives memory back to the system: what a burst of connections, or a large revision, left free, and
+//! what of the program only the start needed, or something else that is rare.
 
 use std::time::Duration;
 
-use isthmus_net::memory::{free_bytes, trim};
+use isthmus_net::memory::{free_bytes, give_program_back, trim};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-/// Between two looks.
+/// Between two looks. The first comes when the start is over.
 const EVERY: Duration = Duration::from_secs(10);
+/// So many looks.
+const A_MINUTE: u64 = 6;
 /// Less than this isn't worth the work.
 const WORTH: usize = 1024 * 1024;
 
@@ -20,12 +23,17 @@ struct Tidy {
 /// Looks after it for as long as the agent runs.
 pub async fn keep_tidy() {
     let mut tidy = Tidy::default();
-    loop {
+    for look in 0.. {
         sleep(EVERY).await;
-        if tidy.is_worth_it(free_bytes()) {
-            // Should it fail there is another look.
+        let is_worth_it = tidy.is_worth_it(free_bytes());
+        // Should it fail there is another look.
+        if is_worth_it {
             let _ = spawn_blocking(trim).await;
             tidy.returned = free_bytes();
+        }
+        // It costs some hundred page faults, in which what is used comes again.
+        if is_worth_it || look % A_MINUTE == 0 {
+            let _ = spawn_blocking(give_program_back).await;
         }
     }
 }

@@ -34,10 +34,25 @@ pub(crate) fn text(status: &v1::AgentStatus, now: i64) -> String {
         ("drops", clean(&drops(&status.drops))),
         ("proxy", clean(&status.proxy)),
         ("dns", clean(&status.dns)),
+        ("memory", status.memory.as_ref().map(memory).unwrap_or_default()),
         ("notes", clean(&status.notes.join("\n"))),
         ("problems", problems(status, now)),
     ];
     format!("host {host} of mesh {mesh}\n{}", facts(&known))
+}
+
+/// Of what is resident most is the program, which nobody has to find room for.
+fn memory(memory: &v1::Memory) -> String {
+    let v1::Memory { resident_bytes, anonymous_bytes, proportional_bytes } = memory;
+    let share = match proportional_bytes {
+        0 => String::new(),
+        share => format!("; its share, {}", bytes(*share)),
+    };
+    format!(
+        "{} of its own; resident with its program, {}{share}",
+        bytes(*anonymous_bytes),
+        bytes(*resident_bytes)
+    )
 }
 
 fn not_joined(status: &v1::AgentStatus) -> String {
@@ -199,6 +214,11 @@ pub(crate) fn json(status: &v1::AgentStatus) -> Value {
         "problems": problems::json(&status.problems),
         "proxy": known(&status.proxy),
         "dns": known(&status.dns),
+        "memory": status.memory.as_ref().map(|memory| json!({
+            "resident_bytes": memory.resident_bytes,
+            "anonymous_bytes": memory.anonymous_bytes,
+            "proportional_bytes": (memory.proportional_bytes > 0).then_some(memory.proportional_bytes),
+        })),
     })
 }
 
@@ -328,6 +348,11 @@ mod tests {
                     ..v1::ContainerStatus::default()
                 },
             ],
+            memory: Some(v1::Memory {
+                resident_bytes: 9 << 20,
+                anonymous_bytes: 2 << 20,
+                proportional_bytes: 5 << 20,
+            }),
             ..v1::AgentStatus::default()
         }
     }
@@ -346,6 +371,7 @@ mod tests {
             "/k.pem is gone",
             "web-1 (nginx:1) at 10.88.0.2 speaks as web\n",
             "tool in the host's network speaks as its host: no `workload` fits it",
+            "memory       2.0 MiB of its own; resident with its program, 9.0 MiB; its share, 5.0 MiB\n",
         ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
@@ -372,6 +398,7 @@ mod tests {
     fn json_keeps_the_names_of_the_message() {
         let value = json(&status());
         assert_eq!(value["drops"], json!({ "forged": 3, "denied": 0 }));
+        assert_eq!(value["memory"]["anonymous_bytes"], 2 << 20);
         assert_eq!(value["certificate_expires"], "2023-11-14T22:15:00Z");
         assert_eq!(value["addresses"][0], "100.64.0.16");
         assert_eq!((&value["joined"], &value["revision"]), (&true.into(), &7.into()));

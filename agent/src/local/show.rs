@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use isthmus_core::{Cipher, FlowView, PeerName, PeerView, State};
 use isthmus_model::{DeviceId, Layer4, Principal, ServiceId, ServicePort};
+use isthmus_net::memory::{Usage, usage};
 use isthmus_net::tun::Offloads;
 use isthmus_proto::v1;
 
@@ -34,6 +35,7 @@ pub(super) fn status(
         gateways: status.gateways.clone(),
         snapshot_age_seconds: status.snapshot_age(SystemTime::now()).as_secs(),
         certificate_expires: status.certificate.map_or(0, |it| seconds(it.until)),
+        memory: usage().ok().map(memory),
         ..v1::AgentStatus::default()
     };
     if let Some(member) = &status.member {
@@ -55,6 +57,14 @@ pub(super) fn status(
         shown.notes = notes(sample);
     }
     shown
+}
+
+fn memory(usage: Usage) -> v1::Memory {
+    v1::Memory {
+        resident_bytes: usage.resident,
+        anonymous_bytes: usage.anonymous,
+        proportional_bytes: usage.proportional.unwrap_or_default(),
+    }
 }
 
 fn why_not(status: &Status) -> String {

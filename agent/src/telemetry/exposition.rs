@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use isthmus_core::Traffic;
+use isthmus_net::memory::Usage;
 use isthmus_proxy::{
     BreakerView, EndpointView, LimitView, MetricsSnapshot, SeriesSnapshot, StreamLabels,
     StreamTotals,
@@ -37,6 +38,7 @@ pub(super) struct Scrape {
     pub(super) spans: [(&'static str, u64); 3],
     /// Of the overlay's network.
     pub(super) restored: u64,
+    pub(super) memory: Usage,
 }
 
 impl Scrape {
@@ -57,6 +59,7 @@ impl Collector for Scrape {
         self.owners(&mut out)?;
         let help = "Addresses, routes, rules and settings of the overlay that others took away, and that were put back";
         out.counter("network_restored", help, self.restored)?;
+        self.memory(&mut out)?;
         self.requests(&mut out)?;
         self.connections(&mut out)?;
         self.balancing(&mut out)?;
@@ -91,6 +94,19 @@ impl Scrape {
         let left = certificate.until.duration_since(self.now).unwrap_or_default().as_secs();
         let help = "Time until this host's certificate expires";
         out.gauge_in("certificate_remaining", help, Unit::Seconds, signed(left))
+    }
+
+    fn memory(&self, out: &mut Out<'_>) -> fmt::Result {
+        let Usage { resident, anonymous, proportional } = self.memory;
+        let help =
+            "Memory of the agent, with its program, which the system can have back at any time";
+        out.gauge_in("resident_memory", help, Unit::Bytes, signed(resident))?;
+        let help = "Memory that the agent has for itself: heap and stacks";
+        out.gauge_in("anonymous_memory", help, Unit::Bytes, signed(anonymous))?;
+        let Some(proportional) = proportional else { return Ok(()) };
+        let help =
+            "The agent's share of memory: what several processes use is divided between them";
+        out.gauge_in("proportional_memory", help, Unit::Bytes, signed(proportional))
     }
 
     fn owners(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -422,6 +438,7 @@ mod tests {
             limits: vec![limit()],
             spans: [("sent", 5), ("refused", 0), ("lost", 0)],
             restored: 3,
+            memory: Usage { resident: 9 << 20, anonymous: 2 << 20, proportional: Some(5 << 20) },
         };
         scrape.encode().unwrap()
     }
@@ -484,6 +501,9 @@ mod tests {
             format!("isthmus_request_duration_seconds_count{{{labels}}} 3"),
             "isthmus_spans_total{fate=\"sent\"} 5".to_owned(),
             "isthmus_network_restored_total 3".to_owned(),
+            "isthmus_resident_memory_bytes 9437184".to_owned(),
+            "isthmus_anonymous_memory_bytes 2097152".to_owned(),
+            "isthmus_proportional_memory_bytes 5242880".to_owned(),
             "isthmus_ejections_total{service=\"api\"} 4".to_owned(),
             "isthmus_breaker_taken{service=\"\",limit=\"max_retries\"} 1".to_owned(),
             "isthmus_breaker_open{service=\"\",limit=\"max_requests\"} 1".to_owned(),

@@ -23,6 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use isthmus_model::{Code, Problem, Problems};
 use isthmus_net::holders;
+use isthmus_net::memory::usage;
 use isthmus_net::sock_diag::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -161,6 +162,7 @@ async fn metrics(shared: &Shared) -> Response<Full<Bytes>> {
             ("lost", shared.proxy.lost_spans()),
         ],
         restored: shared.restored.load(Ordering::Relaxed),
+        memory: usage().unwrap_or_default(),
     };
     match scrape.encode() {
         Ok(body) => {

@@ -132,8 +132,17 @@ fn exact_seconds(pid: u32) -> Option<f64> {
 
 /// Resident memory of a process; 0 if it is gone.
 pub(crate) fn resident_mb(pid: u32) -> f64 {
+    memory_mb(pid, "VmRSS:")
+}
+
+/// Without the program's own pages, and other files'.
+pub(crate) fn anonymous_mb(pid: u32) -> f64 {
+    memory_mb(pid, "RssAnon:")
+}
+
+fn memory_mb(pid: u32, field: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap_or_default();
     let kib = line.split_whitespace().nth(1).and_then(|it| it.parse::<f64>().ok());
     kib.unwrap_or(0.0) / 1024.0
 }

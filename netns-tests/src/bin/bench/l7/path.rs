@@ -9,7 +9,7 @@ use isthmus_netns_tests::{Lab, Mesh, Node, Process, wait_for};
 use super::load::{Load, Protocol, grpc_message};
 use super::{hops, mesh};
 use crate::Options;
-use crate::noise::{cpu_seconds, resident_mb};
+use crate::noise::{anonymous_mb, cpu_seconds, resident_mb};
 
 /// The hops' processor.
 pub(crate) const HOPS_CPU: usize = 0;
@@ -119,6 +119,11 @@ impl Path {
     /// Of the larger program.
     pub(crate) fn resident_mb(&self) -> Option<f64> {
         self.pids().iter().map(|pid| resident_mb(*pid)).reduce(f64::max)
+    }
+
+    /// Likewise, of its heap and stacks.
+    pub(crate) fn anonymous_mb(&self) -> Option<f64> {
+        self.pids().iter().map(|pid| anonymous_mb(*pid)).reduce(f64::max)
     }
 
     /// Starts the programs again, and waits until requests pass.
