@@ -110,7 +110,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
         // Of a mesh that was left while no agent ran.
         guard::lower_or_say(&shared.settings.device).await;
     }
-    names::recover(&shared.settings);
+    let recovering = tokio::spawn(names::recover(Arc::clone(&shared), identity.is_some()));
     let listener = local::bind(&shared.settings.socket)?;
     let api = Api::new(Arc::clone(&shared), Arc::clone(&disk), turn);
     let joining = identity
@@ -154,6 +154,10 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     }
     tending.abort();
     watching.abort();
+    recovering.abort();
+    if ended.is_err() {
+        names::put_back(&shared.settings);
+    }
     say_goodbye(local).await;
     ended
 }
@@ -184,6 +188,7 @@ fn kept_guard(settings: &Settings) -> anyhow::Result<Option<(Guard, Option<Snaps
     });
     if let Ok(Some(snapshot)) = kept {
         let guard = Guard::of(settings, &serving, &network::prefixes(&snapshot));
+        let guard = guard.with_names(settings, &snapshot);
         return Ok(Some((guard, Some(snapshot))));
     }
     let member = StateDir::peek_member(&settings.state_dir)?;

@@ -79,7 +79,7 @@ async fn tell_one(address: &str, identity: &Identity, instance: &[u8]) -> anyhow
 pub async fn without_agent(settings: &Settings) -> anyhow::Result<Option<Farewell>> {
     let farewell = tell_and_forget(&settings.state_dir).await?;
     if farewell.is_some() {
-        names::recover(settings);
+        names::put_back(settings);
         network::clear(&settings.device).await;
         guard::lower_or_say(&settings.device).await;
     }

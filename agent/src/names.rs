@@ -16,7 +16,7 @@ use isthmus_net::sock_diag::Protocol;
 use isthmus_proxy::View;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::dns::resolver::{Paths, Resolver};
 use crate::dns::{self, Config, PORT, Server, Upstream};
@@ -25,6 +25,10 @@ use crate::patience::Patience;
 use crate::settings::Settings;
 use crate::status::Shared;
 
+/// What an agent takes from its start until it answers, and more.
+const SOON: Duration = Duration::from_secs(10);
+/// How the status begins once it does.
+const ANSWERING: &str = "answering on";
 /// Between two looks at everything.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
@@ -67,8 +71,21 @@ impl Names {
     }
 }
 
-/// Puts back what an agent that was killed left of the host's resolver.
-pub fn recover(settings: &Settings) {
+/// Puts back what an agent that was killed left of the host's resolver: at once, unless this agent is
+/// about to answer in its stead.
+pub async fn recover(shared: Arc<Shared>, is_member: bool) {
+    let settings = &shared.settings;
+    if is_member && settings.dns.listen && resolver(settings).takes_all_names() {
+        sleep(SOON).await;
+        if shared.status().dns.starts_with(ANSWERING) {
+            return;
+        }
+    }
+    put_back(settings);
+}
+
+/// Puts back what is left of an agent that cannot go on, or is not to.
+pub fn put_back(settings: &Settings) {
     if let Err(error) = resolver(settings).recover() {
         let error = anyhow::Error::new(error);
         tracing::warn!("couldn't restore the host's resolver: {error:#}");
@@ -212,7 +229,7 @@ impl Keeper {
 
     fn show(&self, answering: &[IpAddr], silent: &[Problem]) {
         let list: Vec<String> = answering.iter().map(ToString::to_string).collect();
-        let works = (!list.is_empty()).then(|| format!("answering on {}", list.join(", ")));
+        let works = (!list.is_empty()).then(|| format!("{ANSWERING} {}", list.join(", ")));
         let fails = silent.iter().map(|problem| problem.text.clone());
         let shown: Vec<String> = works.into_iter().chain(fails).collect();
         self.shared.update(|status| status.dns = shown.join("; "));

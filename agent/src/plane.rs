@@ -289,9 +289,6 @@ impl Running {
     }
 
     async fn stop(mut self, shared: &Shared) {
-        if let Some(names) = self.names.take() {
-            names.stop().await;
-        }
         // It mustn't meddle with the listeners any more.
         self.firewall.shutdown().await;
         let has_callers = shared.proxy.snapshot().active_connections > 0;
@@ -321,6 +318,10 @@ impl Running {
         if has_callers {
             tokio::time::sleep(FAREWELL).await;
         }
+        // Names are answered for as long as anything works.
+        if let Some(names) = self.names.take() {
+            names.stop().await;
+        }
         self.packets.stop();
         if let Some(thread) = self.thread.take() {
             let joined = tokio::task::spawn_blocking(move || thread.join()).await;
@@ -335,7 +336,8 @@ impl Running {
 
 fn guard_of(shared: &Shared, state: &State) -> Guard {
     let guard = Guard::of(&shared.settings, &shared.ports, &network::prefixes(&state.snapshot));
-    guard.with_answers(network::answers(&state.snapshot))
+    let snapshot = &state.snapshot;
+    guard.with_answers(network::answers(snapshot)).with_names(&shared.settings, snapshot)
 }
 
 /// Listens before anything is raised, so that it needn't be raised again to be sure of it.

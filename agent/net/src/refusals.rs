@@ -1,10 +1,12 @@
-//! Routes that refuse what nothing better is known for, whether or not an agent runs.
+//! Routes that stand whether or not an agent runs: they refuse what nothing better is known for, and
+//! keep the host's own addresses its own.
 //!
-//! They belong to no device, so they stay when the agent and its device go; a program that speaks to
-//! the overlay meanwhile is told at once that nobody is there, and nothing leaves by a default route.
+//! They belong to no device of the agent's, so they stay when the agent and its device go; a program
+//! that speaks to the overlay meanwhile is told at once that nobody is there, and nothing leaves by a
+//! default route. What is sent to an own address waits for the next agent as far as its sender does.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
@@ -13,30 +15,43 @@ use rtnetlink::packet_route::route::{
 };
 
 use crate::netlink::{Netlink, NetlinkError, collect, tolerate};
-use crate::routes::ip;
+use crate::routes::{LOOPBACK, RT_TABLE_LOCAL, ip};
 
 /// `ip route show proto 152` lists them. Not the protocol of the agent's other routes, which go with it.
 pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(152);
-/// Behind every other route.
+/// Behind every other route: those of a device that has the same address are the kernel's.
 const METRIC: u32 = u32::MAX - 1;
 
+/// What stands, and for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Refused(IpNet),
+    Own(IpAddr),
+}
+
 impl Netlink {
-    /// Makes `prefixes` what is refused: adds what is missing, removes the rest. A family that the host
-    /// doesn't have needs no refusal.
+    /// Makes `prefixes` what is refused but for the host's `own` addresses: adds what is missing,
+    /// removes the rest. A family that the host doesn't have needs neither.
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn replace_refusals(&self, prefixes: &[IpNet]) -> Result<(), NetlinkError> {
-        let wanted: BTreeSet<IpNet> = prefixes.iter().map(IpNet::trunc).collect();
-        let present = self.refusals().await?;
-        for prefix in present.difference(&wanted) {
-            let result = self.handle.route().del(message(*prefix)).execute().await;
+    pub async fn replace_refusals(
+        &self,
+        prefixes: &[IpNet],
+        own: &[IpAddr],
+    ) -> Result<(), NetlinkError> {
+        let refused = prefixes.iter().map(|it| Standing::Refused(it.trunc()));
+        let own = own.iter().copied().map(Standing::Own);
+        let wanted: BTreeSet<Standing> = refused.chain(own).collect();
+        let present = self.standing().await?;
+        for stale in present.difference(&wanted) {
+            let result = self.handle.route().del(message(*stale)).execute().await;
             tolerate(result.map_err(NetlinkError::request("delete a route")), libc::ESRCH)?;
         }
-        for prefix in wanted.difference(&present) {
-            let request = self.handle.route().add(message(*prefix)).replace();
+        for new in wanted.difference(&present) {
+            let request = self.handle.route().add(message(*new)).replace();
             let result = request.execute().await.map_err(NetlinkError::request("add a route"));
-            match prefix {
+            match new.destination() {
                 IpNet::V4(_) => result?,
                 IpNet::V6(_) => without_ipv6(result)?,
             }
@@ -44,7 +59,7 @@ impl Netlink {
         Ok(())
     }
 
-    async fn refusals(&self) -> Result<BTreeSet<IpNet>, NetlinkError> {
+    async fn standing(&self) -> Result<BTreeSet<Standing>, NetlinkError> {
         let mut found = BTreeSet::new();
         for family in [
             RouteMessageBuilder::<Ipv4Addr>::new().build(),
@@ -52,9 +67,18 @@ impl Netlink {
         ] {
             let routes =
                 collect(self.handle.route().get(family).execute(), "list the routes").await?;
-            found.extend(routes.iter().filter_map(refused));
+            found.extend(routes.iter().filter_map(standing));
         }
         Ok(found)
+    }
+}
+
+impl Standing {
+    fn destination(self) -> IpNet {
+        match self {
+            Self::Refused(prefix) => prefix,
+            Self::Own(address) => address.into(),
+        }
     }
 }
 
@@ -68,18 +92,21 @@ fn without_ipv6(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
     errors.into_iter().fold(result, tolerate)
 }
 
-fn refused(message: &RouteMessage) -> Option<IpNet> {
-    if message.header.protocol != PROTOCOL || message.header.kind != RouteType::Unreachable {
+fn standing(message: &RouteMessage) -> Option<Standing> {
+    if message.header.protocol != PROTOCOL {
         return None;
     }
     let address = message.attributes.iter().find_map(|it| {
         if let RouteAttribute::Destination(address) = it { ip(address) } else { None }
     })?;
-    IpNet::new(address, message.header.destination_prefix_length).ok()
+    if message.header.kind == RouteType::Local {
+        return Some(Standing::Own(address));
+    }
+    IpNet::new(address, message.header.destination_prefix_length).ok().map(Standing::Refused)
 }
 
-fn message(prefix: IpNet) -> RouteMessage {
-    let mut message = match prefix {
+fn message(standing: Standing) -> RouteMessage {
+    let mut message = match standing.destination() {
         IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())
             .build(),
@@ -88,15 +115,23 @@ fn message(prefix: IpNet) -> RouteMessage {
             .build(),
     };
     let header = &mut message.header;
-    (header.kind, header.protocol) = (RouteType::Unreachable, PROTOCOL);
-    (header.table, header.scope) = (RouteHeader::RT_TABLE_MAIN, RouteScope::Universe);
+    header.protocol = PROTOCOL;
+    (header.kind, header.table, header.scope) = match standing {
+        Standing::Refused(_) => {
+            (RouteType::Unreachable, RouteHeader::RT_TABLE_MAIN, RouteScope::Universe)
+        }
+        Standing::Own(_) => (RouteType::Local, RT_TABLE_LOCAL, RouteScope::Host),
+    };
     message.attributes.push(RouteAttribute::Priority(METRIC));
+    if matches!(standing, Standing::Own(_)) {
+        message.attributes.push(RouteAttribute::Oif(LOOPBACK));
+    }
     message
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
+    use std::net::{IpAddr, SocketAddr};
 
     use ipnet::IpNet;
 
@@ -127,8 +162,8 @@ mod tests {
                     netlink.replace_route(&route).await.unwrap();
                 }
                 for _ in 0..2 {
-                    netlink.replace_refusals(&prefixes).await.unwrap();
-                    assert_eq!(netlink.refusals().await.unwrap().len(), 2);
+                    netlink.replace_refusals(&prefixes, &[]).await.unwrap();
+                    assert_eq!(netlink.standing().await.unwrap().len(), 2);
                 }
                 for address in ["100.64.7.1", "fd00:1:2::7"] {
                     assert_eq!(begin(address), Some(libc::EHOSTUNREACH), "{address}");
@@ -142,10 +177,45 @@ mod tests {
                 for address in ["100.64.7.1", "fd00:1:2::7"] {
                     assert_eq!(begin(address), Some(libc::EINPROGRESS), "{address}");
                 }
-                netlink.replace_refusals(&prefixes[..1]).await.unwrap();
-                assert_eq!(netlink.refusals().await.unwrap().len(), 1);
-                netlink.replace_refusals(&[]).await.unwrap();
-                assert_eq!(netlink.refusals().await.unwrap().len(), 0);
+                netlink.replace_refusals(&prefixes[..1], &[]).await.unwrap();
+                assert_eq!(netlink.standing().await.unwrap().len(), 1);
+                netlink.replace_refusals(&[], &[]).await.unwrap();
+                assert_eq!(netlink.standing().await.unwrap().len(), 0);
+            });
+        });
+    }
+
+    #[test]
+    fn own_addresses_stay_the_hosts_own_when_their_device_goes() {
+        in_netns(|| {
+            let prefixes =
+                ["100.64.0.0/10", "fd00:1:2::/48"].map(|it| it.parse::<IpNet>().unwrap());
+            let own = ["100.64.0.16", "fd00:1:2::16"].map(|it| it.parse::<IpAddr>().unwrap());
+            let sends = |to: IpAddr| {
+                let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+                let socket = std::net::UdpSocket::bind((any, 0)).unwrap();
+                socket.send_to(b"a question", (to, 53)).is_ok()
+            };
+            block_on(async {
+                let netlink = netlink();
+                netlink.set_up(crate::routes::LOOPBACK).await.unwrap();
+                let overlay = Tun::create("isth-f2", 1400).unwrap();
+                netlink.set_up(overlay.index()).await.unwrap();
+                for address in own {
+                    netlink.add_address(overlay.index(), address).await.unwrap();
+                }
+                for _ in 0..2 {
+                    netlink.replace_refusals(&prefixes, &own).await.unwrap();
+                    assert_eq!(netlink.standing().await.unwrap().len(), 4);
+                }
+                for prefix in prefixes {
+                    let found = netlink.clashes_with(prefix, Some(overlay.index())).await.unwrap();
+                    assert_eq!(found, []);
+                }
+                drop(overlay);
+                assert!(own.into_iter().all(sends));
+                netlink.replace_refusals(&prefixes, &[]).await.unwrap();
+                assert!(!own.into_iter().any(sends));
             });
         });
     }

@@ -19,8 +19,8 @@ use crate::refusals;
 pub const ROUTE_PROTOCOL: u8 = 151;
 
 /// `LOOPBACK_IFINDEX`: `lo` has this index in every network namespace.
-const LOOPBACK: u32 = 1;
-const RT_TABLE_LOCAL: u8 = 255;
+pub(crate) const LOOPBACK: u32 = 1;
+pub(crate) const RT_TABLE_LOCAL: u8 = 255;
 
 /// A route of the agent's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -175,7 +175,7 @@ impl Shared {
             IpAddr::V4(source) => mesh.ipv4.contains(&source),
             IpAddr::V6(source) => mesh.prefix.parse(source).is_some(),
         };
-        is_member || source.is_loopback() || self.own.ip() == source
+        is_member || source.is_loopback() || self.own.ip() == source || is_local(source)
     }
 
     /// Whose query it is: a user's of this host, or another host's, whichever of its addresses it
@@ -202,4 +202,10 @@ impl Shared {
         let reply = self.forwarder.relay(query, transport, max_bytes).await;
         reply.unwrap_or_else(|| zone::failure(query))
     }
+}
+
+/// Whether an address is this host's: who asked while the overlay's device wasn't there did it from
+/// another one than usual.
+fn is_local(address: IpAddr) -> bool {
+    std::net::UdpSocket::bind((address, 0)).is_ok()
 }

@@ -10,9 +10,13 @@
 //!                           host's on loopback, and errors that quote one: dropped
 //!  passing    (forward)     to an overlay address, but not into the overlay: refused
 //!  leaving    (output)      an overlay address by another interface: refused; the agent's ports by
-//!                           another user: dropped
-//!  routes                   to all of the mesh: unreachable, wherever nothing better is known
+//!                           another user: dropped; that nobody answers DNS at an own address: unsaid
+//!  routes                   to all of the mesh: unreachable, wherever nothing better is known; to the
+//!                           host's own addresses: its own
 //! ```
+//!
+//! The last of each is for an agent that restarts: who looks up a name meanwhile hears nothing, asks
+//! once more, as every resolver does, and is answered late. Told that nobody is there, it would give up.
 //!
 //! It stands for as long as the host belongs to the mesh, whether or not the agent runs: at boot,
 //! `isthmus-agent guard` raises it before there is a network. Routes and rules each keep packets
@@ -104,7 +108,8 @@ impl Standing {
 
 async fn refuse_by_route(guard: &Guard) -> anyhow::Result<()> {
     let netlink = Netlink::connect()?;
-    netlink.replace_refusals(&guard.prefixes).await.context("Failed to set the guard's routes")
+    let set = netlink.replace_refusals(&guard.prefixes, &guard.names).await;
+    set.context("Failed to set the guard's routes")
 }
 
 /// Takes it away, as far as that is possible.
@@ -119,7 +124,7 @@ pub async fn lower_or_say(device: &str) {
 /// # Errors
 /// When `nft` isn't there or the kernel refuses.
 pub async fn lower(device: &str) -> anyhow::Result<()> {
-    Netlink::connect()?.replace_refusals(&[]).await?;
+    Netlink::connect()?.replace_refusals(&[], &[]).await?;
     Nft::default().run(&rules::no_rules(device)).await?;
     ports::lower(device).await
 }

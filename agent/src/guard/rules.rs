@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::OnceLock;
 
 use ipnet::IpNet;
+use isthmus_model::Snapshot;
 
+use crate::dns::PORT;
+use crate::network::own;
 use crate::own_ports::OwnPorts;
 use crate::owners::PROXY_MARK;
 use crate::settings::Settings;
@@ -27,6 +30,8 @@ pub struct Guard {
     pub user: u32,
     /// Applications to which the proxy speaks from their callers' addresses, and what that takes.
     pub answers: BTreeSet<SocketAddr>,
+    /// The host's own addresses, if mesh DNS answers there.
+    pub names: Vec<IpAddr>,
     showing: Showing,
 }
 
@@ -49,8 +54,16 @@ impl Guard {
             proxy_ports: [settings.proxy_port, serving.proxy()].into(),
             user: isthmus_net::process::own_user(),
             answers: BTreeSet::new(),
+            names: Vec::new(),
             showing: Showing::of_this_run(),
         }
+    }
+
+    /// The same, where mesh DNS answers at the host's own addresses.
+    #[must_use]
+    pub fn with_names(self, settings: &Settings, snapshot: &Snapshot) -> Self {
+        let names = if settings.dns.listen { own(snapshot).to_vec() } else { Vec::new() };
+        Self { names, ..self }
     }
 
     /// The same, where the proxy speaks as their callers to these applications.
@@ -180,7 +193,8 @@ impl Guard {
                 format!("tcp sport {port} {others}"),
             ]
         });
-        chain("speaking", None, tunnels.chain(proxy))
+        let unsaid = self.names.iter().copied().map(nobody_answers);
+        chain("speaking", None, tunnels.chain(proxy).chain(unsaid))
     }
 }
 
@@ -269,6 +283,21 @@ fn quoting(prefix: &IpNet) -> [String; 2] {
     })
 }
 
+/// Matches and drops what the kernel says when nobody listens where DNS is asked: it quotes the query.
+fn nobody_answers(address: IpAddr) -> String {
+    let (error, destination, port) = match address {
+        IpAddr::V4(_) => ("icmp type destination-unreachable icmp code", 192, 240),
+        IpAddr::V6(_) => ("icmpv6 type destination-unreachable icmpv6 code", 256, 400),
+    };
+    let (bits, value) = match address {
+        IpAddr::V4(address) => (32, address.to_bits().into()),
+        IpAddr::V6(address) => (128, address.to_bits()),
+    };
+    format!(
+        "{error} port-unreachable @th,{destination},{bits} {value:#x} @th,{port},16 {PORT} counter drop"
+    )
+}
+
 /// The prefix as the number that its bits are.
 fn leading_bits(prefix: &IpNet) -> u128 {
     let (bits, len) = match prefix {
@@ -296,6 +325,8 @@ mod tests {
             "@th,160,10 0x191 counter drop",
             "@th,256,48 0xfd0000010002 counter drop",
             "udp sport 51820 meta skuid != 7 counter drop",
+            "icmp code port-unreachable @th,192,32 0x64400010 @th,240,16 53 counter drop",
+            "port-unreachable @th,256,128 0xfd000001000200000000001000000000 @th,400,16 53 counter drop",
         ] {
             assert!(script.contains(rule), "{rule} isn't in {script}");
         }
@@ -345,6 +376,7 @@ mod tests {
             proxy_ports: [15001].into(),
             user: 7,
             answers: BTreeSet::new(),
+            names: vec!["100.64.0.16".parse().unwrap(), "fd00:1:2::10:0:0".parse().unwrap()],
             showing: Showing { mark: 0x77 },
         }
     }

@@ -63,8 +63,7 @@ pub(super) enum Lost {
 
 impl Wanted {
     pub(super) fn of(snapshot: &Snapshot, device: u32) -> Self {
-        let own4 = IpAddr::V4(snapshot.local_host().ipv4());
-        let own6 = IpAddr::V6(snapshot.workload_ipv6(snapshot.local, ServiceId(0)));
+        let [own4, own6] = own(snapshot);
         let own = |prefix: &IpNet| if matches!(prefix, IpNet::V4(_)) { own4 } else { own6 };
         let mesh = prefixes(snapshot).into_iter();
         let routes = mesh.map(|it| Route::via_device(it, device).with_source(own(&it)));
@@ -185,6 +184,13 @@ pub(super) const fn family_of(address: IpAddr) -> Family {
 
 pub(super) fn of_route(route: &Route) -> Family {
     family_of(route.destination.addr())
+}
+
+/// The host's own addresses.
+#[must_use]
+pub fn own(snapshot: &Snapshot) -> [IpAddr; 2] {
+    let ipv6 = snapshot.workload_ipv6(snapshot.local, ServiceId(0));
+    [snapshot.local_host().ipv4().into(), ipv6.into()]
 }
 
 /// Where applications listen here that see their callers' addresses: what they answer is the proxy's.

@@ -1,8 +1,9 @@
 //! What travels between hosts: encrypted, tagged, allowed or not.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use isthmus_netns_tests::{Capture, Mesh, MeshOptions, Output, wait_for};
+use isthmus_netns_tests::{Capture, Mesh, MeshOptions, Output, Process, wait_for};
 
 const CANARY: &str = "canary-4f1d0c7e-of-the-body";
 const WEB: u32 = 40_001;
@@ -163,6 +164,57 @@ fn dns_answers_both_ways_and_passes_on_the_rest() {
     });
     assert_eq!(dig("elsewhere.example A").trim(), "192.0.2.77");
     assert!(!upstream.output().contains("mesh"), "a question about the mesh left it");
+}
+
+/// Looks a name up again and again, as any program does, and says what came of it and after how long.
+const LOOK_UPS: &str = r#"
+import socket, time
+while True:
+    began = time.monotonic()
+    try:
+        socket.getaddrinfo("web.prod.mesh.internal", 80, socket.AF_INET)
+        said = "found"
+    except OSError as error:
+        said = f"FAILED: {error}"
+    print(said, "%.3f" % (time.monotonic() - began), flush=True)
+    time.sleep(0.02)
+"#;
+
+#[test]
+fn a_name_that_is_looked_up_while_an_agent_restarts_is_found_late_and_never_missing() {
+    let mut mesh = Mesh::new(&["app-1"]);
+    mesh.apply(&TOPOLOGY.replace("hosts = [\"web-1\"]", "hosts = [\"app-1\"]"));
+    let app = mesh.host("app-1");
+    let (own4, own6) = app.addresses();
+    let look_ups = [IpAddr::from(own4), IpAddr::from(own6)].map(|server| {
+        let mut program = app.node.command_as(CLIENT, Some(server), "python3");
+        program.env("RES_OPTIONS", "timeout:2 attempts:2").args(["-u", "-c", LOOK_UPS]);
+        app.node.spawn(if server.is_ipv4() { "look-ups-4" } else { "look-ups-6" }, program)
+    });
+    let found = || look_ups.each_ref().map(|it| it.output().matches("found").count());
+    let wait_for_more = || {
+        let before = found();
+        wait_for("the name is found", Duration::from_secs(10), || {
+            found().iter().zip(before).all(|(now, before)| *now > before + 3)
+        });
+    };
+    wait_for_more();
+    let stop = |agent: &mut Process| {
+        let _ = agent.terminate(Duration::from_secs(10));
+    };
+    for end in [stop, Process::kill] {
+        let host = mesh.host_mut("app-1");
+        end(host.agent());
+        host.start_agent();
+        wait_for_more();
+    }
+    for look_up in &look_ups {
+        let said = look_up.output();
+        assert!(!said.contains("FAILED"), "{said}");
+        let times = said.lines().filter_map(|line| line.split(' ').nth(1)?.parse::<f64>().ok());
+        let late = times.filter(|seconds| *seconds > 1.0).collect::<Vec<_>>();
+        assert!((1..=2).contains(&late.len()) && late.iter().all(|it| *it < 4.0), "{late:?}");
+    }
 }
 
 #[test]
