@@ -481,6 +481,9 @@ fn not_written(name: &Name, error: &OperatorError) -> Status {
         OperatorError::Store(error) => {
             Status::unavailable(format!("Nothing was changed: {error}."))
         }
+        OperatorError::LastAdmin => Status::failed_precondition(format!(
+            "Nobody but {name} is an administrator here, so nothing was changed. First make another: `agentctl operator add NAME --role admin --out DIR`. Revoked all the same by `agentctl operator revoke {name} --yes`, only root of the controller's machine can make one (`isthmus-controller operator NAME --out DIR`)."
+        )),
         OperatorError::Unknown => Status::not_found(format!(
             "No operator {name} is known here; `agentctl operator list` shows all. If there may be credentials of that name from before, `agentctl operator revoke {name} --yes` makes them worthless."
         )),

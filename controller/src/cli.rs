@@ -144,7 +144,7 @@ fn initialize(wanted: Init) -> Result<()> {
     say(&format!(
         "Made the mesh {:?} in {state}: prefix {}/48, trust domain {}.\n\n{first}\n  \
          make a join token:     agentctl token create\n  \
-         on each host:          agentctl join TOKEN\n\n\
+         on each host:          agentctl join -    (and paste it)\n\n\
          Back up {state}, and keep ca.key away from everybody: who has it, is the mesh.",
         identity.name,
         identity.prefix.network(),

@@ -76,6 +76,8 @@ pub(crate) enum OperatorError {
     Store(#[from] StoreError),
     #[error("nobody of this name is known here")]
     Unknown,
+    #[error("nobody else is an administrator")]
+    LastAdmin,
 }
 
 /// Lets only operators pass whose certificate is worth something. Runs before a request's body is read.
@@ -192,7 +194,7 @@ pub(crate) fn permit<T>(request: &Request<T>, needed: Role) -> Result<Acting, St
         return Ok(acting);
     }
     Err(Status::permission_denied(format!(
-        "Operator {} has the role {}, and this needs {needed}: ask an administrator for `agentctl operator add {} --role {needed}`.",
+        "Operator {} has the role {}, and this needs {needed}: ask an administrator for `agentctl operator role {} {needed}`.",
         acting.name, acting.role, acting.name
     )))
 }
@@ -230,6 +232,11 @@ impl Mesh {
         }
     }
 
+    fn keep_an_admin(&self, operators: &Operators, next: &Operator) -> Result<(), OperatorError> {
+        let is_kept = operators.with(next.clone()).has_admin(self.staff.seen().keys());
+        if is_kept { Ok(()) } else { Err(OperatorError::LastAdmin) }
+    }
+
     /// Adds an operator, or gives one another role. Returns when a certificate of theirs is to say that it was
     /// issued.
     pub(crate) fn add_operator(
@@ -245,6 +252,7 @@ impl Mesh {
         }
         let operators = self.staff.operators();
         let added = operators.add(name, role, &deed.who, time::now())?;
+        self.keep_an_admin(&operators, &added)?;
         let mut changes = vec![Change::Operator(added)];
         changes.extend(self.done(&tokens, deed, "done"));
         self.commit(&changes)?;
@@ -270,6 +278,9 @@ impl Mesh {
             return Err(OperatorError::Unknown);
         }
         let revoked = operators.revoke(name, &deed.who, time::now())?;
+        if !is_meant {
+            self.keep_an_admin(&operators, &revoked)?;
+        }
         let mut changes = vec![Change::Operator(revoked)];
         changes.extend(self.done(&tokens, deed, "done"));
         self.commit(&changes)?;
@@ -318,7 +329,7 @@ impl Mesh {
 
 pub(crate) fn revoked(name: &Name) -> Status {
     Status::unauthenticated(format!(
-        "Operator {name} was revoked: these credentials are worth nothing any more. An administrator makes others by `agentctl operator add {name}`."
+        "Operator {name} was revoked: these credentials are worth nothing any more. An administrator makes others by `agentctl operator add {name} --role ROLE --out DIR`, and whoever is root on the controller's machine by `isthmus-controller operator {name} --out DIR`."
     ))
 }
 

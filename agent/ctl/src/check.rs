@@ -22,6 +22,7 @@ use crate::problems;
 use crate::transport::{Session, ask_agent};
 use crate::words::{self, count};
 
+const DOWN: &str = "down";
 const PROGRAM: &str = "isthmus-agent";
 /// It looks at rules and processes; some hosts have very many.
 const LOOKING: Duration = Duration::from_secs(30);
@@ -39,6 +40,7 @@ pub(crate) async fn check(session: &Session, arguments: &Check) -> Result<Exit> 
     }
     let mut found = Found { looked: look(session, arguments).await, ..Found::default() };
     ask(session, &mut found).await;
+    found.without_rights();
     output::show(session.output, || found.text(), || found.json())?;
     Ok(if found.problems().is_empty() { Exit::Success } else { Exit::Negative })
 }
@@ -70,6 +72,8 @@ impl Found {
                 all.push(problem);
             }
         }
+        // Why the agent is down, if that is known.
+        all.sort_by_key(|it| it.code != Code::SettingsInvalid.name());
         all
     }
 
@@ -208,9 +212,25 @@ async fn ask(session: &Session, found: &mut Found) {
 }
 
 impl Found {
+    /// Without root's rights most of what was found is only that something can't be looked at.
+    fn without_rights(&mut self) {
+        let is_it = |problem: &v1::Problem| problem.code == Code::NotRoot.name();
+        if self.looked.iter().all(|it| !it.problems.iter().any(is_it)) {
+            return;
+        }
+        self.looked.retain_mut(|it| {
+            it.problems.retain(is_it);
+            !it.problems.is_empty()
+        });
+        self.said.clear();
+        if self.agent == DOWN {
+            self.agent = "can't be asked";
+        }
+    }
+
     /// Which comes first: hardly anything else matters.
     fn down(&mut self, error: &str) {
-        self.agent = "down";
+        self.agent = DOWN;
         let is_known = self
             .looked
             .iter()
@@ -277,8 +297,11 @@ fn list(session: &Session) -> Result<Exit> {
             output::json(&Code::ALL.iter().map(one).collect())?;
         }
         Format::Text => {
-            let first =
-                |code: &Code| code.means().split(['.', ':']).next().unwrap_or_default().to_owned();
+            let first = |code: &Code| {
+                let means = code.means();
+                let end = [". ", ": "].iter().filter_map(|it| means.find(it)).min();
+                means[..end.unwrap_or(means.len())].trim_end_matches('.').to_owned()
+            };
             let row = |code: &Code| vec![output::cell(code.name()), output::cell(first(code))];
             output::say(&table(&["CODE", "MEANS"], Code::ALL.iter().map(row).collect()))?;
         }

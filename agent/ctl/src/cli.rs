@@ -16,7 +16,8 @@ Exit codes:
   1  failed, refused or broken; `explain`: denied; `ping`: no reply; `check`, `status --check`: something is wrong
   2  the command line is wrong
   3  the controller or the agent can't be reached
-  4  applied, but an agent refused it or hasn't answered in time; `leave`: left, but no controller was told
+  4  applied, but an agent refused it, hasn't answered in time, or has a problem that comes of it; `leave`: left,
+     but no controller was told
 
 Examples:
   agentctl status                                  how the mesh, or this host, is doing

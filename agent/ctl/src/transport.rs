@@ -189,7 +189,7 @@ async fn renew(credentials: &mut Credentials, channel: Channel) -> Result<()> {
 fn expired(at: i64, why: &anyhow::Error) -> Failure {
     let at = timestamp(at).unwrap_or_default();
     Failure::Refused(format!(
-        "These credentials expired at {at} and can't be renewed: {why:#} An administrator makes others by `agentctl operator add`, whoever has the controller's machine by `isthmus-controller operator`"
+        "These credentials expired at {at} and can't be renewed: {why:#} An administrator makes others by `agentctl operator add NAME --role ROLE --out DIR`, whoever has the controller's machine by `isthmus-controller operator NAME --out DIR`"
     ))
 }
 

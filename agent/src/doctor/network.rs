@@ -98,7 +98,7 @@ async fn routes(host: &Host, report: &mut Report) {
         }
         let text = format!(
             "this host's route \"{}\" is in the range that a mesh has unless its topology says otherwise \
-             ({USUAL}): a join would be refused",
+             ({USUAL}): the overlay of that range doesn't come up beside it",
             found.route
         );
         Problem { text, ..problem }

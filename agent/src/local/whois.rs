@@ -85,9 +85,11 @@ fn of_principal(snapshot: &Snapshot, principal: Principal) -> v1::WhoisAnswer {
         Identity::Service { namespace, .. } => namespace.as_str(),
     };
     let port = match principal {
-        Principal::Service(id) => {
-            snapshot.services.get(&id).map(|it| format!("{}/{}", it.protocol, it.port))
-        }
+        Principal::Service(id) => snapshot
+            .services
+            .get(&id)
+            .filter(|it| it.has_port())
+            .map(|it| format!("{}/{}", it.protocol, it.port)),
         Principal::Host(_) | Principal::Device(_) => None,
     };
     v1::WhoisAnswer {

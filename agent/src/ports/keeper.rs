@@ -286,6 +286,11 @@ impl Keeper {
             };
             let text =
                 format!("{who} listens on {port}, and is no process of service {name}: {what}");
+            if self.selectors.iter().any(|it| it.subject == name) {
+                let remedy =
+                    format!("correct `workload` of [service.{name}] first: nobody fits it");
+                return Some(Problem::new(LISTENER, text, remedy).about(name));
+            }
             let stop = process_of(who).map_or_else(
                 || "stop it".to_owned(),
                 |pid| format!("`kill {pid}` (or stop its service)"),

@@ -1,9 +1,10 @@
 //! Which number and which addresses everything has.
 //!
-//! Allocation is stable: what has a number or an address keeps it until it is removed. Numbers are
-//! counted up and never used again; addresses come back into use as late as possible.
+//! Allocation is stable: what has a number or an address keeps it until it is removed, and has it again
+//! where it comes back (a rollback, a mistake that is mended). Numbers are counted up and never given to
+//! another name; addresses come back into use as late as possible.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 
 use isthmus_model::topology::{MeshDecl, Topology};
@@ -14,6 +15,9 @@ use crate::inventory::{Inventory, Member, declared, devices_on, services_on};
 use crate::leaving::Leaving;
 use crate::pool::Cursor;
 use crate::text;
+
+/// Removed services and devices whose numbers and addresses are remembered.
+const REMEMBERED: usize = 1_024;
 
 /// All numbers and addresses of a mesh.
 ///
@@ -30,6 +34,9 @@ pub struct Allocation {
     last_number: u32,
     services: BTreeMap<String, Service>,
     devices: BTreeMap<String, u32>,
+    /// Services and devices that were removed, the last one last.
+    #[serde(default)]
+    former: VecDeque<Former>,
     /// By the host's number.
     hosts: BTreeMap<u32, Host>,
     block_cursor: Cursor,
@@ -49,6 +56,17 @@ struct Ranges {
 struct Service {
     number: u32,
     virtual_ipv4: Ipv4Addr,
+}
+
+/// What a service or a device had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Former {
+    name: String,
+    number: u32,
+    /// Of a service.
+    virtual_ipv4: Option<Ipv4Addr>,
+    /// By the host's number.
+    addresses: BTreeMap<u32, Ipv4Addr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,8 +269,33 @@ impl Allocation {
     fn take_back(&mut self, topology: &Topology, inventory: &Inventory) {
         let members: BTreeSet<u32> = inventory.members().map(|member| member.id.0).collect();
         self.hosts.retain(|host, _| members.contains(host));
-        self.services.retain(|name, _| topology.services.contains_key(name.as_str()));
-        self.devices.retain(|name, _| topology.devices.contains_key(name.as_str()));
+        let is_gone = |name: &String| !topology.services.contains_key(name.as_str());
+        for (name, service) in self.services.extract_if(.., |name, _| is_gone(name)) {
+            let virtual_ipv4 = Some(service.virtual_ipv4);
+            self.former.push_back(Former::new(name, service.number, virtual_ipv4, &self.hosts));
+        }
+        let is_gone = |name: &String| !topology.devices.contains_key(name.as_str());
+        for (name, number) in self.devices.extract_if(.., |name, _| is_gone(name)) {
+            self.former.push_back(Former::new(name, number, None, &self.hosts));
+        }
+        let beyond = self.former.len().saturating_sub(REMEMBERED);
+        self.former.drain(..beyond);
+    }
+
+    /// What a service, or a device, had when it was removed. Its workloads have their addresses again, as
+    /// far as nobody else has them now.
+    fn come_back(&mut self, name: &Name, is_service: bool) -> Option<Former> {
+        let is_it =
+            |it: &Former| it.name == name.as_str() && it.virtual_ipv4.is_some() == is_service;
+        let former = self.former.remove(self.former.iter().rposition(is_it)?)?;
+        for (host, address) in &former.addresses {
+            let Some(host) = self.hosts.get_mut(host) else { continue };
+            let is_free = host.addresses.values().all(|taken| taken != address);
+            if is_free && host.block.contains(address) {
+                host.addresses.insert(former.number, *address);
+            }
+        }
+        Some(former)
     }
 
     fn set_ranges(
@@ -285,10 +328,18 @@ impl Allocation {
     fn number_devices(&mut self, topology: &Topology) {
         for name in topology.devices.keys() {
             if !self.devices.contains_key(name.as_str()) {
-                self.last_number += 1;
-                self.devices.insert(name.to_string(), self.last_number);
+                let number = match self.come_back(name, false) {
+                    Some(former) => former.number,
+                    None => self.next_number(),
+                };
+                self.devices.insert(name.to_string(), number);
             }
         }
+    }
+
+    const fn next_number(&mut self) -> u32 {
+        self.last_number += 1;
+        self.last_number
     }
 
     fn number_services(&mut self, topology: &Topology) -> Result<(), AllocationError> {
@@ -303,19 +354,41 @@ impl Allocation {
                 continue;
             }
             let number = known.map(|service| service.number);
-            let index = self
-                .virtual_cursor
-                .next_free(size(pool), |index| !taken.contains(&nth(pool, index)))
-                .ok_or_else(|| AllocationError::NoVirtualLeft { service: name.clone(), pool })?;
-            let number = number.unwrap_or_else(|| {
-                self.last_number += 1;
-                self.last_number
-            });
-            let virtual_ipv4 = nth(pool, index);
+            let former = if number.is_none() { self.come_back(name, true) } else { None };
+            let number = match (number, &former) {
+                (Some(number), _) => number,
+                (None, Some(former)) => former.number,
+                (None, None) => self.next_number(),
+            };
+            let had = former.and_then(|it| it.virtual_ipv4);
+            let virtual_ipv4 = match had {
+                Some(had) if pool.contains(&had) && !taken.contains(&had) => had,
+                Some(_) | None => self.free_virtual(pool, &taken, name)?,
+            };
             taken.insert(virtual_ipv4);
             self.services.insert(name.to_string(), Service { number, virtual_ipv4 });
         }
         Ok(())
+    }
+
+    /// One that nobody has; and if there is one, nobody had either who could come back.
+    fn free_virtual(
+        &mut self,
+        pool: Ipv4Net,
+        taken: &BTreeSet<Ipv4Addr>,
+        service: &Name,
+    ) -> Result<Ipv4Addr, AllocationError> {
+        let had: BTreeSet<Ipv4Addr> =
+            self.former.iter().filter_map(|former| former.virtual_ipv4).collect();
+        let is_free = |index| !taken.contains(&nth(pool, index));
+        let is_nobodys = |index| is_free(index) && !had.contains(&nth(pool, index));
+        let count = size(pool);
+        let index = self
+            .virtual_cursor
+            .next_free(count, is_nobodys)
+            .or_else(|| self.virtual_cursor.next_free(count, is_free))
+            .ok_or_else(|| AllocationError::NoVirtualLeft { service: service.clone(), pool })?;
+        Ok(nth(pool, index))
     }
 
     fn give_blocks(
@@ -405,8 +478,10 @@ impl Allocation {
             Some((number, topology.devices.get(name)?.ipv4?))
         });
         let fixed: BTreeMap<u32, Ipv4Addr> = fixed.collect();
+        let had = self.former.iter().filter_map(|it| it.addresses.get(&member.id.0).copied());
+        let had: BTreeSet<Ipv4Addr> = had.collect();
         let Some(host) = self.hosts.get_mut(&member.id.0) else { return Ok(()) };
-        host.give_addresses(&wanted, &fixed).map_err(|room| AllocationError::BlockFull {
+        host.give_addresses(&wanted, &fixed, &had).map_err(|room| AllocationError::BlockFull {
             host: member.name.clone(),
             block: host.block,
             wanted: wanted.len(),
@@ -428,13 +503,28 @@ impl Ranges {
     }
 }
 
+impl Former {
+    fn new(
+        name: String,
+        number: u32,
+        virtual_ipv4: Option<Ipv4Addr>,
+        hosts: &BTreeMap<u32, Host>,
+    ) -> Self {
+        let addresses = hosts
+            .iter()
+            .filter_map(|(host, of)| Some((*host, *of.addresses.get(&number)?)))
+            .collect();
+        Self { name, number, virtual_ipv4, addresses }
+    }
+}
+
 impl Host {
     fn new(block: Ipv4Net) -> Self {
         Self { block, addresses: BTreeMap::new(), cursor: Cursor::default() }
     }
 
     /// Gives each of these numbers an address: the fixed one that it has, which whoever had it before
-    /// gives up. The block's first one is the host's own.
+    /// gives up. What others `had` who could come back is given last. The block's first one is the host's own.
     ///
     /// # Errors
     ///
@@ -443,6 +533,7 @@ impl Host {
         &mut self,
         wanted: &BTreeSet<u32>,
         fixed: &BTreeMap<u32, Ipv4Addr>,
+        had: &BTreeSet<Ipv4Addr>,
     ) -> Result<(), u64> {
         let others: BTreeSet<&Ipv4Addr> = fixed.values().collect();
         self.addresses
@@ -454,9 +545,12 @@ impl Host {
             if self.addresses.contains_key(number) {
                 continue;
             }
+            let is_free = |index| index > 0 && !taken.contains(&nth(self.block, index));
+            let is_nobodys = |index| is_free(index) && !had.contains(&nth(self.block, index));
             let index = self
                 .cursor
-                .next_free(room + 1, |index| index > 0 && !taken.contains(&nth(self.block, index)))
+                .next_free(room + 1, is_nobodys)
+                .or_else(|| self.cursor.next_free(room + 1, is_free))
                 .ok_or(room)?;
             let address = nth(self.block, index);
             taken.insert(address);

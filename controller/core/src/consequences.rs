@@ -53,6 +53,16 @@ fn asks(before: &Topology, after: &Topology) -> Vec<String> {
         let those = list(&gone);
         asks.push(format!("it takes {} of {all} out of the topology: {those}", gone.len()));
     }
+    let renamed = |name: &Name| after.services.values().any(|it| it.aliases.contains(name));
+    let lost: Vec<&Name> = before
+        .services
+        .keys()
+        .filter(|name| !after.services.contains_key(*name) && !renamed(name))
+        .collect();
+    if lost.len() * 2 > before.services.len() {
+        let all = count(before.services.len(), "service");
+        asks.push(format!("it removes {} of {all}: {}", lost.len(), list(&lost)));
+    }
     let was_gateway = before.services.iter().filter(|(_, declared)| is_gateway(declared));
     for (name, _) in was_gateway {
         if !after.services.get(name).is_some_and(is_gateway) {

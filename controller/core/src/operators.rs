@@ -126,6 +126,13 @@ impl Operators {
         now.max(void.saturating_add(1))
     }
 
+    /// Whether somebody is an administrator, of those written down and of those `seen`.
+    #[must_use]
+    pub fn has_admin<'a>(&self, mut seen: impl Iterator<Item = &'a Name>) -> bool {
+        let written = |one: &Operator| one.role == Role::Admin && !one.is_revoked();
+        self.all().any(written) || seen.any(|name| self.find(name).is_none())
+    }
+
     /// Writes one down, as it is now.
     #[must_use]
     pub fn with(&self, operator: Operator) -> Self {
@@ -220,6 +227,20 @@ mod tests {
             (all.role(&name("old"), 50), all.role(&name("other"), 50)),
             (None, Some(Role::Admin))
         );
+    }
+
+    #[test]
+    fn the_last_administrator_is_known() {
+        let (alice, bob) = (name("alice"), name("bob"));
+        let mut all = Operators::default();
+        all = all.with(all.add(&alice, Role::Admin, "", 1).unwrap());
+        all = all.with(all.add(&bob, Role::Apply, "alice", 1).unwrap());
+        let revoked = all.with(all.revoke(&alice, "alice", 2).unwrap());
+        let lesser = all.with(all.add(&alice, Role::View, "alice", 2).unwrap());
+        for next in [&revoked, &lesser] {
+            assert!(all.has_admin([].iter()) && !next.has_admin([&alice, &bob].into_iter()));
+            assert!(next.has_admin(std::iter::once(&name("root"))), "never written down");
+        }
     }
 
     #[test]

@@ -118,6 +118,30 @@ fn a_number_or_address_given_back_is_not_the_next_to_be_given() {
 }
 
 #[test]
+fn what_comes_back_has_what_it_had() {
+    let (state, _) = join(&apply(&empty(), DEVICES), "gw", &[]).unwrap();
+    let without = apply(&state, "[host.gw]\nipv4_block = \"100.64.0.16/29\"\n");
+    assert_eq!(holders(&without).0.len(), 2, "the host and the anycast address are left");
+    // Others come meanwhile, and get other addresses as long as there are any.
+    let others = "[host.gw]\nipv4_block = \"100.64.0.16/29\"\n\
+                  [service.x]\nport = 1\nhosts = [\"gw\"]\n[service.y]\nport = 2\nhosts = [\"gw\"]\n";
+    let between = apply(&without, others);
+    let json = serde_json::to_string(&between.allocation).unwrap();
+    let between = State { allocation: serde_json::from_str(&json).unwrap(), ..between };
+    let (before, others) = (holders(&state), holders(&between));
+    assert!(others.0.iter().all(|(who, address)| {
+        before.0.get(who).is_none_or(|it| it == address)
+            && before.0.iter().all(|(other, it)| other == who || it != address)
+    }));
+    assert_eq!(holders(&apply(&between, DEVICES)), before);
+    // Who takes all addresses takes those that were kept, too.
+    let full: String =
+        (0..6).map(|number| format!("[service.f{number}]\nport = 1\nhosts = [\"gw\"]\n")).collect();
+    let full = apply(&between, &format!("[host.gw]\nipv4_block = \"100.64.0.16/29\"\n{full}"));
+    assert_eq!(holders(&full).0.len(), 2 + 2 * 6);
+}
+
+#[test]
 fn a_host_that_comes_back_gets_another_number() {
     let (state, first) = join(&empty(), "h", &[]).unwrap();
     let state = state.remove("h").unwrap().unwrap();

@@ -43,6 +43,20 @@ fn more_than_a_tenth_of_the_hosts_is_asked_about() {
 }
 
 #[test]
+fn more_than_half_of_the_services_is_asked_about() {
+    let services = |names: &[&str]| -> String {
+        let one = |name: &&str| format!("[service.{name}]\nport = 80\nhosts = [\"h0\"]\n");
+        hosts(1) + &names.iter().map(one).collect::<String>()
+    };
+    let before = services(&["a", "b", "c", "d"]);
+    assert!(asks(&before, &services(&["a", "b"])).is_empty());
+    assert_asks(&before, &services(&["a"]), "it removes 3 of 4 services: b, c, d");
+    assert_asks(&before, &hosts(1), "4 of 4 services");
+    let renamed = services(&["a", "new"]) + "aliases = [\"b\", \"c\"]\n";
+    assert!(asks(&before, &renamed).is_empty(), "two have another name, one is gone");
+}
+
+#[test]
 fn a_gateway_that_goes_is_asked_about() {
     let web = "[service.web]\nport = 80\nprotocol = \"http\"\nhosts = [\"h0\"]\n";
     let gateway = "[gateway.shop]\nhosts = [\"h0\"]\nlisteners = [{ port = 8080 }]\n\
