@@ -256,7 +256,7 @@ impl Node {
     }
 
     /// Whether a flow that was found may be used as it is for this packet.
-    #[inline]
+    #[inline(always)]
     fn is_valid(
         &mut self,
         flow: FlowRef,

@@ -120,7 +120,8 @@ impl Rewrite {
         self.rewrite(packet, headers, ChecksumState::Partial);
     }
 
-    #[inline]
+    /// Once for each state: what differs is decided where it is compiled.
+    #[inline(always)]
     fn rewrite(&self, packet: &mut [u8], headers: &Headers, state: ChecksumState) {
         if self.changes.addresses {
             self.write_addresses(packet);
@@ -164,6 +165,7 @@ impl Rewrite {
     }
 
     /// Also used on quoted packets, whose checksum may be cut off.
+    #[inline(always)]
     fn update_transport(&self, packet: &mut [u8], headers: &Headers, state: ChecksumState) {
         let Some(field) = checksum_offset(headers.transport) else { return };
         let Some(bytes) =
