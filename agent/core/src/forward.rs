@@ -78,7 +78,7 @@ pub(crate) struct Load {
 
 impl Node {
     /// The way of packets of a flow that is known and allowed, for many at once. None for any other.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn passage(
         &mut self,
         ingress: Port,

@@ -34,7 +34,7 @@ impl Sweep {
 
 impl Node {
     /// Whether a flow stands under the current revision; judges it if it hasn't been yet.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_judged(&mut self, flow: FlowRef, now: Instant) -> bool {
         match self.flows.get(flow) {
             Some(entry) if entry.epoch == self.epoch => true,

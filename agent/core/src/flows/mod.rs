@@ -304,7 +304,7 @@ impl FlowTable {
     }
 
     /// Which flow, and which of its legs, a packet belongs to.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&self, key: &LegKey) -> Option<(FlowRef, u8)> {
         let hash = self.hash(key);
         let is_it = |it: &Indexed| it.hash == hash && it.key(&self.slots) == Some(key);
@@ -318,7 +318,7 @@ impl FlowTable {
         self.hasher.hash_one(key) as u32
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(&self, flow: FlowRef) -> Option<&Flow> {
         let slot = self.slots.get(flow.at as usize)?;
         if slot.generation == flow.generation { slot.flow.as_ref() } else { None }
