@@ -291,7 +291,9 @@ impl Allocation {
         for (host, address) in &former.addresses {
             let Some(host) = self.hosts.get_mut(host) else { continue };
             let is_free = host.addresses.values().all(|taken| taken != address);
-            if is_free && host.block.contains(address) {
+            // The block may be another one since: its first address is the host's own.
+            let is_workloads = host.block.contains(address) && *address != host.block.network();
+            if is_free && is_workloads {
                 host.addresses.insert(former.number, *address);
             }
         }

@@ -142,6 +142,24 @@ fn what_comes_back_has_what_it_had() {
 }
 
 #[test]
+fn what_comes_back_never_has_its_hosts_own_address() {
+    let topology = |block: &str, services: &[&str]| -> String {
+        let one = |name: &&str| format!("[service.{name}]\nport = 1\nhosts = [\"h\"]\n");
+        format!("[host.h]\nipv4_block = \"{block}\"\n")
+            + &services.iter().map(one).collect::<String>()
+    };
+    let all = topology("100.64.0.16/28", &["a", "b", "c", "d"]);
+    let (state, id) = join(&apply(&empty(), &all), "h", &[]).unwrap();
+    assert_eq!(holders(&state).0[&format!("d on {}", id.0)], Ipv4Addr::new(100, 64, 0, 20));
+    // The block begins where a workload's address was.
+    let state =
+        apply(&apply(&state, &topology("100.64.0.16/28", &[])), &topology("100.64.0.20/30", &[]));
+    let back = holders(&apply(&state, &topology("100.64.0.20/30", &["d"]))).0;
+    assert_eq!(back[&format!("h#{}", id.0)], Ipv4Addr::new(100, 64, 0, 20));
+    assert_ne!(back[&format!("d on {}", id.0)], Ipv4Addr::new(100, 64, 0, 20));
+}
+
+#[test]
 fn a_host_that_comes_back_gets_another_number() {
     let (state, first) = join(&empty(), "h", &[]).unwrap();
     let state = state.remove("h").unwrap().unwrap();
