@@ -1,8 +1,10 @@
-//! How many connections callers of this host have to a service, and how many requests wait for one:
-//! `max_connections` and `max_pending_requests` of its breaker.
+//! Circuit breaker: the connections that callers of this host have to a service, and the requests that wait for one
+//! (`max_connections` and `max_pending_requests`).
 //!
-//! Counted is what is open, used or not, over all threads. A pool without any connection may open one
-//! in any case: otherwise it might wait for others that never close theirs.
+//! Open connections count over all threads, whether in use or not. A pool (thread, caller, workload) without any
+//! connection may open one in any case: otherwise it might wait for others that never close theirs. HTTP/2 needs no more
+//! than that one. A request beyond the limits waits as long as for a connection to be made; a request that may not
+//! wait gets 503 with the name of the limit. The retry budget takes the place of Envoy's `max_retries` unless that is set.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,10 +1,10 @@
-//! Places for connections, so that no caller takes them all.
+//! Fair limits: a fixed number of places for connections and requests, of which no caller can take all.
 //!
-//! A caller may take a place while it has fewer than are free. So one alone gets half of them, two a
-//! third each, and whoever comes next finds some, without anything to configure.
+//! A caller may take a place while it has fewer than are free. So one alone gets half of them (of 4,096 connections, or
+//! of 8,192 requests under way), two get a third each, and whoever comes next finds some, without anything to configure.
 //!
-//! In the mesh each address is somebody. In the world one machine has a whole IPv6 /64, and whoever
-//! rents a network a whole /48: the former counts as one caller, and the latter gets three quarters.
+//! In the mesh each address is one caller. On the internet one machine has a whole IPv6 /64, and whoever rents a network
+//! a whole /48: a /64 counts as one caller, and a /48 gets three quarters.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

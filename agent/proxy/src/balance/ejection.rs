@@ -1,11 +1,17 @@
-//! Outlier ejection: an endpoint that keeps failing gets no requests for a while, then one to prove
-//! itself.
+//! Outlier ejection: an endpoint that keeps failing gets no requests for a while, then one to prove itself.
 //!
 //! ```text
 //!   Healthy ──failures in a row──▶ Ejected ──time──▶ Probing ──success──▶ Healthy
 //!                                     ▲                 │
 //!                                     └─────failure─────┘   (for twice as long)
 //! ```
+//!
+//! A failure is a 5xx, a 429, no answer in time, or the equivalent gRPC status; it also counts as three times the
+//! expected latency (`ewma.rs`). Five failures in a row eject, and so does a success rate far below that of the other
+//! endpoints (`success_rate.rs`). The first ejection lasts a second, where Envoy's lasts 30: the probe is a real
+//! request, so it costs little. If the probe fails and may be repeated, it is retried elsewhere, outside of the retry
+//! budget: the caller doesn't pay for the probe. At most half of the endpoints are ejected (`max_ejection_percent`).
+//! A request that the caller broke off, or whose body the caller is late with, is not the endpoint's failure.
 
 use std::time::Duration;
 

@@ -1,16 +1,18 @@
-//! Active health checks: each host's proxy asks the workloads of its own host, beside their traffic.
+//! Active health checks: each host's proxy checks the workloads of its own host, straight at the application.
 //!
 //! ```text
 //!  another host's proxy ──request──▶ proxy here ──▶ workload
 //!                       ◀── 503 ────   (fails its check: nothing is passed on)
 //! ```
 //!
-//! So a check needs no allow rule, costs a request for each workload and interval rather than one
-//! for each caller's host, too, and works without the controller. Whether a workload can be reached
-//! from afar is for outlier ejection to find out. A proxy here answers for a workload that fails:
-//! `503` with a header that says so, whereupon the caller's proxy leaves the workload out and tries
-//! another one, for nothing was passed on. If so few are healthy that all are to be used, that proxy
-//! says so, and the request passes.
+//! So a check needs no allow rule, costs one request per workload and interval rather than one per workload, interval
+//! and calling host, and works without the controller. Whether a workload can be reached from afar is for outlier
+//! ejection to find out.
+//!
+//! The proxy here answers for a workload that fails its check: `503` with [`UNHEALTHY`]. Nothing was passed on, so the
+//! caller's proxy ejects the workload and tries another one, whatever the method. Where too few workloads are healthy,
+//! and for the last one that a request may try, it sends the request with [`PANIC`], and the proxy here lets it pass.
+//! These headers never leave the mesh.
 
 mod check;
 mod state;

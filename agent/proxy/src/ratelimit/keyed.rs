@@ -1,9 +1,8 @@
 //! A bucket for each key, in a fixed amount of memory.
 //!
-//! Keys are known by a seeded hash. A set of slots takes a new key only where a bucket is full again:
-//! a full bucket is as good as a new one, so nobody gains tokens by having a bucket thrown out, nor by
-//! throwing out others'. Where all slots of a set are in use, a key shares one bucket with all others
-//! that found no slot.
+//! Keys are known by a seeded hash. A set of slots takes a new key only where a bucket is full again: a full bucket is as
+//! good as a new one, so nobody gains tokens by having a bucket thrown out, nor by throwing out others'. Keys that find
+//! no slot share one bucket. Requests that have the header twice, or not at all, share one, too.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

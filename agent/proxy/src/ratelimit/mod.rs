@@ -1,12 +1,17 @@
-//! Rate limits, where requests arrive: token buckets per limit, by caller or header.
+//! Rate limits: token buckets per limit, by caller or header.
 //!
 //! ```text
 //!  RateLimits, one of a proxy ── follow(snapshot) ─▶ Limits of a view: by service
 //!        states, which outlive revisions ◀──────────────┘ admit: no lock, no allocation
 //! ```
 //!
-//! A limit for the whole mesh has a share here, which the controller deals out; without a word from it
-//! the last one stays. Where a service has no limit a request costs one look at a map.
+//! Limits count where requests arrive, so that nobody gets around them: at the server's side, for a gateway at the
+//! gateway, for an external service at its `via` hosts. They come after policy. A request that one limit refuses takes
+//! no token of another. The 429 names the limit to the caller's proxy ([`RATE_LIMITED`]), which then doesn't count it
+//! against the workload.
+//!
+//! A limit for the whole mesh has a share here, which the controller assigns; without news from it the last share stays.
+//! A service without a limit costs a request one look at a map.
 
 mod bucket;
 mod keyed;
