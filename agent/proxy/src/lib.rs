@@ -1,6 +1,6 @@
 //! The proxy: routes and judges requests to services that speak HTTP.
 //!
-//! It stands at both sides. At the client's ([`outbound`]) it chooses who takes a request; at the
+//! It stands at both sides. At the client's ([`exchange::outbound`]) it chooses who takes a request; at the
 //! server's it decides whether it may pass. There the flow table gives a workload's HTTP port to the proxy, so that
 //! the two addresses of an accepted connection say everything: the local one is the workload that
 //! was called, the remote one is who calls, already verified by the tunnel. The proxy never guesses
@@ -17,72 +17,36 @@
 
 #![forbid(unsafe_code)]
 
-mod access;
-mod activity;
-mod backend;
-mod balance;
-mod body;
-mod chance;
-mod connection;
-mod gate;
-mod gateway;
-mod gather;
-mod grpc;
-mod headers;
-mod health;
-mod histogram;
-mod http1;
-mod idle;
-mod incoming;
-mod io;
-mod judge;
-mod jwt;
-mod limits;
-mod live;
-mod measured;
-mod metrics;
-mod outbound;
-mod places;
-mod processes;
-mod ratelimit;
-mod reach;
-mod replay;
-mod request;
-mod routing;
-mod series;
-mod server;
-mod silence;
-pub mod sniff;
-mod standing;
-mod streams;
+mod caller;
+mod cluster;
+mod config;
+mod exchange;
+mod http;
+mod opaque;
+mod pool;
+mod serve;
+mod telemetry;
 #[cfg(test)]
 mod tests;
-mod timing;
-mod trace;
-mod tunnel;
-mod upgrade;
-mod view;
-mod watch;
-mod windows;
-mod worker;
 
-pub use backend::{Bind, Speaker};
-pub use gateway::{Edge, Outside, Visitor};
-pub use health::HealthView;
-pub use histogram::Histogram;
+pub use crate::cluster::endpoint::{BreakerView, EndpointView};
+pub use crate::cluster::health::HealthView;
+pub use crate::cluster::silence::Silence;
+pub use crate::config::jwt::KeyFailure;
+pub use crate::config::ratelimit::{Demand, LimitView, RateLimits};
+pub use crate::config::view::{Side, View};
+pub use crate::http::detect;
 #[cfg(feature = "probe")]
-pub use http1::probe;
-pub use jwt::KeyFailure;
-pub use measured::{Measured, Traffic};
-pub use metrics::{Metrics, MetricsSnapshot, Ruling};
-pub use outbound::{BreakerView, EndpointView};
-pub use processes::{Process, Processes};
-pub use ratelimit::{Demand, LimitView, RateLimits};
-pub use series::{SeriesLabels, SeriesSnapshot, StatusClass};
-pub use server::{Options, serve};
-pub use silence::Silence;
-pub use streams::{StreamLabels, StreamTotals};
-pub use timing::Parts;
-pub use trace::{SpanId, TraceId, TraceParent};
-pub use view::{Side, View};
-pub use watch::{Finished, FinishedTrace, Tap, TapFilter};
+pub use crate::http::h1::probe;
+pub use crate::http::trace::{SpanId, TraceId, TraceParent};
+pub use crate::pool::timing::Parts;
+pub use crate::pool::{Bind, Speaker};
+pub use crate::serve::gateway::{Edge, Outside, Visitor};
+pub use crate::serve::{Options, serve};
+pub use crate::telemetry::histogram::Histogram;
+pub use crate::telemetry::metrics::{Metrics, MetricsSnapshot, Ruling};
+pub use crate::telemetry::processes::{Process, Processes};
+pub use crate::telemetry::rollout_traffic::{Measured, Traffic};
+pub use crate::telemetry::series::{SeriesLabels, SeriesSnapshot, StatusClass};
+pub use crate::telemetry::streams::{StreamLabels, StreamTotals};
+pub use crate::telemetry::tap::{Finished, FinishedTrace, Tap, TapFilter};

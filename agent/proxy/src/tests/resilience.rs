@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::routed::*;
 use super::support::{Application, Body, Proxy, SOON, full, read_to_end, request1, text};
-use crate::limits::Limits;
+use crate::http::limits::Limits;
 
 /// Answers so, with this header field.
 async fn marked(

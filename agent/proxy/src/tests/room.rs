@@ -2,7 +2,9 @@
 
 use std::future::Future;
 
-use crate::{backend::Backends, outbound, request};
+use crate::exchange;
+use crate::exchange::outbound;
+use crate::pool::Backends;
 
 fn of_three<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
     size_of::<F>()
@@ -18,7 +20,7 @@ fn of_five<A, B, C, D, E, F: Future>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
 
 #[test]
 fn a_request_takes_little_room() {
-    let (server, client) = (of_three(request::handle), of_four(outbound::handle));
+    let (server, client) = (of_three(exchange::handle), of_four(outbound::handle));
     let sending = of_five(Backends::send);
     assert!(server <= 5120, "{server}");
     assert!(client <= 6144, "{client}");

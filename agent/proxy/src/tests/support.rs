@@ -28,11 +28,11 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::backend::Speaker;
-use crate::gateway::Edge;
-use crate::limits::Limits;
-use crate::server::{Shared, accept_until};
-use crate::worker::{self, Door};
+use crate::http::limits::Limits;
+use crate::pool::Speaker;
+use crate::serve::gateway::Edge;
+use crate::serve::worker::{self, Door};
+use crate::serve::{Shared, accept_until};
 use crate::{Metrics, MetricsSnapshot, View};
 
 /// The workload of `web` on this host.

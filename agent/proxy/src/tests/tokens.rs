@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use super::support::*;
 use crate::View;
-use crate::jwt::tests::Signer;
-use crate::limits::Limits;
+use crate::config::jwt::tests::Signer;
+use crate::http::limits::Limits;
 
 /// Admins may do everything, and everybody what is public.
 fn rules(keys: &Path) -> Vec<Rule> {

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::support::{Application, SOON, bind, exchange, host};
-use crate::jwt::tests::Signer;
+use crate::config::jwt::tests::Signer;
 use crate::{Edge, Metrics, Options, View, serve};
 
 /// Where services that are called have their workloads.

@@ -12,7 +12,7 @@ mod http2;
 mod identities;
 mod reader;
 
-use super::support::*;
+use crate::tests::support::*;
 use reader::{Backend, Seen};
 
 /// What has to become of a request.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::super::support::WEB;
+use crate::tests::support::WEB;
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]

@@ -1,0 +1,54 @@
+//! What a view says of a connection: found once for each of both, and not for each request.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::HeaderValue;
+use isthmus_model::Name;
+
+use crate::config::view::View;
+use crate::serve::connection::Connection;
+
+/// How a connection stands, by one view.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    view: Arc<View>,
+    /// Whether the two ends are who they were when the connection came.
+    pub(crate) holds: bool,
+    /// Who calls, as applications are told.
+    pub(crate) identity: HeaderValue,
+    /// The host that the caller is on, if it is on one.
+    pub(crate) source_host: Option<Name>,
+}
+
+/// The newest standing that was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Newest(Mutex<Option<Arc<Standing>>>);
+
+impl Standing {
+    fn new(connection: &Connection, view: &Arc<View>) -> Self {
+        let spiffe = connection.parties.from.spiffe(&view.snapshot.mesh.trust_domain);
+        Self {
+            holds: connection.parties_in(view).is_some(),
+            // A SPIFFE ID consists of letters that a header may hold.
+            identity: HeaderValue::try_from(spiffe)
+                .unwrap_or_else(|_| HeaderValue::from_static("")),
+            source_host: view.host_of(connection.peer).cloned(),
+            view: Arc::clone(view),
+        }
+    }
+}
+
+impl Newest {
+    pub(crate) fn of(&self, connection: &Connection, view: &Arc<View>) -> Arc<Standing> {
+        let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = newest.as_ref().filter(|known| Arc::ptr_eq(&known.view, view)) {
+            return Arc::clone(known);
+        }
+        Arc::clone(newest.insert(Arc::new(Standing::new(connection, view))))
+    }
+
+    /// Lets go of a view that may be old.
+    pub(crate) fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}

@@ -1,0 +1,7 @@
+//! What the proxy works by: one revision of the mesh, its routes, limits and keys, ready for look-ups.
+
+pub(crate) mod jwt;
+pub(crate) mod life;
+pub(crate) mod ratelimit;
+pub(crate) mod routes;
+pub(crate) mod view;

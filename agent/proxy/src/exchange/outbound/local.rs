@@ -1,0 +1,91 @@
+//! Requests to a workload of this host: they needn't leave it to be judged.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use http::request::Parts;
+use isthmus_model::ServiceId;
+use isthmus_policy::Outcome;
+
+use crate::caller::authorize::{ask, tokens};
+use crate::cluster::Cluster;
+use crate::cluster::endpoint::Endpoint;
+use crate::config::life::{Kept, Life};
+use crate::config::ratelimit::TooMany;
+use crate::config::view::{Parties, View};
+use crate::http::headers;
+use crate::pool::Target;
+use crate::serve::connection::Connection;
+
+/// Why a request isn't sent.
+pub(super) enum Refused {
+    Denied,
+    TooMany(TooMany),
+}
+
+/// Who asks whom, if they may.
+pub(super) fn passes(
+    connection: &Connection,
+    view: &Arc<View>,
+    service: ServiceId,
+    head: &Parts,
+    life: Option<&Life>,
+) -> Option<Parties> {
+    let parties = view.parties_here(&connection.parties, service)?;
+    let tokens = tokens(connection, view, service, head).ok()?;
+    let verdict = ask(connection, view, head, &tokens, |asked| view.judge(&parties, Some(asked)));
+    if verdict.outcome != Outcome::Allow {
+        return None;
+    }
+    if let Some(life) = life {
+        life.keep(Kept::of(view, service, head, &tokens));
+    }
+    Some(parties)
+}
+
+/// Gives back what [`admit`] took of the service's limits, for a request that found no connection.
+pub(super) fn give_back(
+    connection: &Connection,
+    view: &Arc<View>,
+    service: ServiceId,
+    head: &Parts,
+) {
+    if let Some(parties) = view.parties_here(&connection.parties, service) {
+        view.limits.give_back(&parties, head);
+    }
+}
+
+/// Judges a request to a service here, as the server's side does for callers of other hosts, and
+/// tells the application who calls.
+pub(super) fn admit(
+    connection: &Connection,
+    view: &Arc<View>,
+    (service, cluster, endpoint): (ServiceId, &Cluster, &Endpoint),
+    head: &Parts,
+    fields: &mut HeaderMap,
+    life: Option<&Life>,
+) -> Result<Target, Refused> {
+    let parties = passes(connection, view, service, head, life).ok_or(Refused::Denied)?;
+    view.limits.admit(&parties, head).map_err(Refused::TooMany)?;
+    let from = &connection.standing(view).identity;
+    match &connection.entry {
+        Some(_) => headers::identify(fields, from),
+        None => headers::introduce(fields, from, &connection.peer_text),
+    }
+    let port = connection.parties.port_of(service).unwrap_or(cluster.port);
+    let address = (endpoint.address, port).into();
+    let caller = view.speaks_from(&connection.parties, endpoint.address.is_ipv4());
+    let caller = caller.ok_or(Refused::Denied)?;
+    let application = view.application(service, Some(port));
+    Ok(Target {
+        address,
+        source: None,
+        introduce: application.proxy_protocol.map(|version| (version, caller)),
+        external: None,
+        host: None,
+        caller: Some(connection.parties.caller),
+        trailers: application.trailers,
+        listens: view.listens(service, address),
+        shown: view.shown(application, caller),
+    })
+}

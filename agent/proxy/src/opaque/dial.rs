@@ -1,0 +1,162 @@
+//! The connection to who is to get a stream: the application at the server's side, one of the
+//! workloads at the client's.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Instant;
+
+use http::StatusCode;
+use isthmus_model::{HostId, ProxyProtocol, ServiceId};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::cluster::Draw;
+use crate::cluster::balance::Attempt;
+use crate::cluster::breaker::Pass;
+use crate::cluster::endpoint::InFlight;
+use crate::config::view::{Side, View};
+use crate::http::proxy_protocol;
+use crate::pool::{Speaker, connect_as};
+use crate::serve::connection::Connection;
+use crate::telemetry::metrics::Overflow;
+
+/// Workloads that are tried for one connection.
+const TRIES: usize = 3;
+
+/// Where a stream goes.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) stream: TcpStream,
+    pub(super) service: ServiceId,
+    /// Of the workload, at the client's side.
+    pub(super) host: Option<HostId>,
+    _held: Option<(InFlight, Pass)>,
+}
+
+/// Dials who takes a stream to `service`.
+pub(super) async fn dial(
+    connection: &Connection,
+    view: &View,
+    service: ServiceId,
+) -> io::Result<Upstream> {
+    let parties = &connection.parties;
+    match parties.side {
+        Side::Server => {
+            let address = (connection.local, parties.port).into();
+            let caller = SocketAddr::new(connection.peer, connection.peer_port);
+            let stream = to_application(connection, view, service, caller, address).await?;
+            Ok(Upstream { stream, service, host: None, _held: None })
+        }
+        Side::Client => to_workload(connection, view, service).await,
+    }
+}
+
+async fn to_workload(
+    connection: &Connection,
+    view: &View,
+    service: ServiceId,
+) -> io::Result<Upstream> {
+    let v4 = connection.peer.is_ipv4();
+    let nobody = || io::Error::new(io::ErrorKind::NotFound, "the service has no workload");
+    let shared = &connection.shared;
+    let cluster = shared.clusters.of(view, service, v4).ok_or_else(nobody)?;
+    let source = view.speaks_from(&connection.parties, v4).ok_or_else(nobody)?;
+    // All connections are the service's alike: no pool has a first one.
+    let open = Arc::new(AtomicUsize::new(1));
+    let mut tried = Vec::new();
+    loop {
+        let draw = Draw { key: None, random: shared.chance.next() };
+        let picked = shared.clusters.pick(&cluster, &tried, draw);
+        let (endpoint, mut flight) = picked.map_err(|_| nobody())?;
+        tried.push(endpoint.host);
+        let Some(pass) = cluster.room().open(&open) else {
+            flight.forget();
+            shared.metrics.count_overflow(Overflow::Connections);
+            return Err(io::Error::other(Overflow::Connections.reason()));
+        };
+        let port = connection.parties.port_of(service).unwrap_or(cluster.port);
+        let address = (endpoint.address, port).into();
+        let dialled = if endpoint.host == view.snapshot.local {
+            let caller = SocketAddr::new(source, connection.peer_port);
+            to_application(connection, view, service, caller, address).await
+        } else {
+            connect(connection, address, source, endpoint.host).await
+        };
+        // A workload that accepts is as good as one that answers well.
+        let attempt = match &dialled {
+            Ok(_) => Attempt::Answered { status: StatusCode::OK, grpc: None },
+            Err(_) => Attempt::NotSent,
+        };
+        let _ = flight.tell(attempt, cluster.outlier(), shared.chance.next());
+        match dialled {
+            Ok(stream) => {
+                let host = Some(endpoint.host);
+                return Ok(Upstream { stream, service, host, _held: Some((flight, pass)) });
+            }
+            Err(error) if tried.len() == TRIES || !cluster.has_others(&tried) => {
+                return Err(error);
+            }
+            Err(error) => {
+                tracing::debug!(%error, %address, "A workload doesn't accept connections");
+            }
+        }
+    }
+}
+
+/// Connects to an application of this host, and tells it who calls if it wants to know.
+async fn to_application(
+    connection: &Connection,
+    view: &View,
+    service: ServiceId,
+    caller: SocketAddr,
+    address: SocketAddr,
+) -> io::Result<TcpStream> {
+    let backends = &connection.shared.backends;
+    let application = view.application(service, Some(address.port()));
+    let listens = view.listens(service, address);
+    let shown = view.shown(application, caller.ip());
+    let connecting = backends.reach().connect(backends.bind(), address, listens, shown);
+    let stream = timeout(connection.shared.limits.connect, connecting).await??;
+    // If it fails bytes are merely slower.
+    let _ = stream.set_nodelay(true);
+    if let Some(version) = application.proxy_protocol {
+        tell(&stream, version, caller, address, connection, view).await?;
+    }
+    Ok(stream)
+}
+
+async fn tell(
+    stream: &TcpStream,
+    version: ProxyProtocol,
+    caller: SocketAddr,
+    address: SocketAddr,
+    connection: &Connection,
+    view: &View,
+) -> io::Result<()> {
+    let identity = connection.parties.from.spiffe(&view.snapshot.mesh.trust_domain);
+    let header = proxy_protocol::header(version, caller, address, Some(&identity));
+    crate::http::copy::write_all(stream, &header).await
+}
+
+/// Connects to a workload of another host.
+async fn connect(
+    connection: &Connection,
+    address: SocketAddr,
+    source: IpAddr,
+    host: HostId,
+) -> io::Result<TcpStream> {
+    let connecting = connect_as(connection.shared.backends.bind(), Speaker::Host(source), address);
+    let silence = connection.shared.metrics.silence();
+    let stream = tokio::select! {
+        biased;
+        connected = timeout(connection.shared.limits.connect, connecting) => connected??,
+        _ = silence.lose(Some(host), Instant::now()) => {
+            return Err(io::Error::new(io::ErrorKind::HostUnreachable, "its host doesn't answer"));
+        }
+    };
+    // If it fails bytes are merely slower.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}

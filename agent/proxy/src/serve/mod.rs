@@ -1,0 +1,255 @@
+//! Start, accept, stop.
+
+pub(crate) mod connection;
+pub(crate) mod gateway;
+pub(crate) mod tunnel;
+pub(crate) mod worker;
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use self::gateway::{Edge, Outside, Visitor};
+use self::worker::Door;
+use crate::caller::first_speaker::Lessons;
+use crate::cluster::Clusters;
+use crate::cluster::health::Health;
+use crate::cluster::permits::{Caller, Place, Places, Requests};
+use crate::cluster::windows::Windows;
+use crate::config::jwt::KeyRing;
+use crate::config::view::View;
+use crate::http::activity::Clock;
+use crate::http::limits::Limits;
+use crate::http::random::Chance;
+use crate::pool::{Backends, Bind};
+use crate::telemetry::metrics::Metrics;
+
+/// After a failed `accept`, which is usually a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What an administrator may decide about the proxy of a host.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Threads that serve connections.
+    pub threads: usize,
+    /// What requests under way may take at the end.
+    pub drain: Duration,
+    /// What a request may take from its head to its answer's end.
+    pub request: Duration,
+    /// For the next bytes of a request's body, while there is no answer.
+    pub body_idle: Duration,
+    /// Set a while before the stop: callers then are told with each answer to go elsewhere.
+    pub leaving: Arc<AtomicBool>,
+}
+
+/// What all connections of a thread share. What all threads share is behind an `Arc`.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Of this thread alone: its connections to applications.
+    pub(crate) backends: Backends,
+    pub(crate) clusters: Arc<Clusters>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) leaving: Arc<AtomicBool>,
+    pub(crate) chance: Chance,
+    pub(crate) lessons: Arc<Lessons>,
+    pub(crate) limits: Limits,
+    pub(crate) requests: Arc<Requests>,
+    /// Of gateways' clients: strangers take no places of the mesh's callers.
+    pub(crate) visitors: Arc<Requests>,
+    pub(crate) windows: Windows,
+    pub(crate) outside: Arc<dyn Outside>,
+    /// TLS handshakes under way, of all threads.
+    pub(crate) handshakes: Arc<Places>,
+    pub(crate) keys: Arc<KeyRing>,
+    /// Of this thread.
+    pub(crate) clock: Arc<Clock>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        limits: Limits,
+        view: watch::Receiver<Arc<View>>,
+        metrics: Arc<Metrics>,
+        bind: Bind,
+        outside: Arc<dyn Outside>,
+    ) -> Self {
+        let silence = Arc::clone(metrics.silence());
+        let clusters = Clusters::new(Instant::now(), Arc::clone(&outside), Arc::clone(&silence));
+        let clusters = Arc::new(clusters);
+        metrics.watch(&clusters);
+        let health = Arc::new(Health::default());
+        metrics.watch_health(&health);
+        let keys = Arc::clone(&metrics.keys);
+        Self {
+            view,
+            metrics,
+            backends: Backends::new(limits.connect, bind, Arc::clone(&outside), silence),
+            clusters,
+            health,
+            leaving: Arc::default(),
+            chance: Chance::new(),
+            lessons: Arc::default(),
+            limits,
+            requests: Requests::new(limits.requests),
+            visitors: Requests::new(limits.requests),
+            windows: Windows::new(limits.wide_windows),
+            outside,
+            handshakes: Places::new(limits.handshakes),
+            keys,
+            clock: Arc::default(),
+        }
+    }
+
+    fn for_another_thread(&self) -> Self {
+        Self {
+            view: self.view.clone(),
+            metrics: Arc::clone(&self.metrics),
+            backends: self.backends.without_connections(),
+            clusters: Arc::clone(&self.clusters),
+            health: Arc::clone(&self.health),
+            leaving: Arc::clone(&self.leaving),
+            chance: Chance::new(),
+            lessons: Arc::clone(&self.lessons),
+            limits: self.limits,
+            requests: Arc::clone(&self.requests),
+            visitors: Arc::clone(&self.visitors),
+            windows: self.windows.clone(),
+            outside: Arc::clone(&self.outside),
+            handshakes: Arc::clone(&self.handshakes),
+            keys: Arc::clone(&self.keys),
+            clock: Arc::default(),
+        }
+    }
+}
+
+/// Serves the listeners until `stop` completes; then finishes requests under way for a few seconds.
+/// `edge` is what it needs at the mesh's edge, and `bind` makes the sockets by which the proxy speaks for callers of this host.
+///
+/// # Errors
+///
+/// If a listener can't be handed to the runtime, or a thread can't be started.
+pub async fn serve(
+    options: Options,
+    listeners: Vec<std::net::TcpListener>,
+    edge: Edge,
+    view: watch::Receiver<Arc<View>>,
+    metrics: Arc<Metrics>,
+    bind: Bind,
+    stop: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let Options { drain, request, body_idle, .. } = options;
+    let limits = Limits { drain, request, body_idle, ..Limits::default() };
+    let mut shared = Shared::new(limits, view, metrics, bind, edge.outside);
+    shared.leaving = options.leaving;
+    let (running, mut ended) = mpsc::channel::<()>(1);
+    let start = |number| start_thread(number, shared.for_another_thread(), running.clone());
+    let doors = (0..options.threads.max(1)).map(start).collect::<io::Result<Vec<Door>>>()?;
+    drop(running);
+    accept_until(stop, listeners, edge.visitors, &shared, doors).await?;
+    // Nobody sends: this is the end of the last thread.
+    let _ = ended.recv().await;
+    Ok(())
+}
+
+/// One thread, one runtime, one worker.
+fn start_thread(number: usize, shared: Shared, running: mpsc::Sender<()>) -> io::Result<Door> {
+    let (door, arrivals) = Door::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name(format!("proxy-{number}")).spawn(move || {
+        let _running = running;
+        runtime.block_on(worker::run(Arc::new(shared), arrivals));
+    })?;
+    Ok(door)
+}
+
+/// Accepts, and gives each connection to the worker that has the fewest: connections live long and
+/// may be few, so that the kernel's hashing (`SO_REUSEPORT`) would often load one thread alone.
+pub(crate) async fn accept_until(
+    stop: impl Future<Output = ()>,
+    listeners: Vec<std::net::TcpListener>,
+    visitors: mpsc::Receiver<Visitor>,
+    shared: &Shared,
+    doors: Vec<Door>,
+) -> io::Result<()> {
+    let places = Places::new(shared.limits.connections);
+    let doors: Arc<[Door]> = doors.into();
+    let mut loops = JoinSet::new();
+    for listener in listeners {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let metrics = Arc::clone(&shared.metrics);
+        loops.spawn(accept(listener, metrics, Arc::clone(&places), Arc::clone(&doors)));
+    }
+    let places = Places::new(shared.limits.visitors);
+    loops.spawn(welcome(visitors, places, Arc::clone(&shared.metrics), doors));
+    let (keys, views) = (Arc::clone(&shared.keys), shared.view.clone());
+    loops.spawn(async move { keys.keep(views).await });
+    let (health, view) = (Arc::clone(&shared.health), shared.view.clone());
+    let bind = shared.backends.bind();
+    loops.spawn(async move { health.run(view, bind).await });
+    stop.await;
+    loops.shutdown().await;
+    Ok(())
+}
+
+/// Gives each client of a gateway to the worker that has the fewest connections. They are
+/// strangers: their places aren't those of the mesh's callers.
+async fn welcome(
+    mut visitors: mpsc::Receiver<Visitor>,
+    places: Arc<Places>,
+    metrics: Arc<Metrics>,
+    doors: Arc<[Door]>,
+) {
+    while let Some(Visitor { stream, gateway, port }) = visitors.recv().await {
+        metrics.accepted.fetch_add(1, Ordering::Relaxed);
+        let peer = stream.peer_addr().ok().map(|peer| peer.ip().to_canonical());
+        let place = peer.and_then(|peer| places.take(Caller::visitor(peer)));
+        match (place, doors.iter().min_by_key(|door| door.load())) {
+            (Some(place), Some(door)) => door.enter(stream, Some((gateway, port)), place),
+            (_, _) => {
+                metrics.refused.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    places: Arc<Places>,
+    doors: Arc<[Door]>,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let place = places.take(Caller::member(peer.ip().to_canonical()));
+                admit(stream, place, &metrics, &doors);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "Failed to accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn admit(stream: TcpStream, place: Option<Place>, metrics: &Metrics, doors: &[Door]) {
+    metrics.accepted.fetch_add(1, Ordering::Relaxed);
+    let door = doors.iter().min_by_key(|door| door.load());
+    match (place, door, stream.into_std()) {
+        (Some(place), Some(door), Ok(stream)) => door.enter(stream, None, place),
+        (_, _, _) => {
+            metrics.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

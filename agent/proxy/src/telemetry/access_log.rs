@@ -1,0 +1,486 @@
+//! The access log: a line for a request, written when it ends: for each that went wrong or was refused, and for a
+//! share of the others.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
+
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use isthmus_model::{Action, HostId, Identity, Name, Origin, ServiceId};
+use isthmus_policy::{BuiltIn, DecidedBy, Decision, Policy, RuleId};
+
+use super::metrics::Ruling;
+use super::processes::Process;
+use super::rollout_traffic::SERVED;
+use super::series::{Ending, Ledger, StatusClass, Way};
+use super::tap::{Finished, FinishedTrace};
+use crate::cluster::permits::RequestPlace;
+use crate::config::life::{Cut, Life};
+use crate::config::routes::Compiled;
+use crate::config::view::{Side, View};
+use crate::http::activity::UnderWay;
+use crate::http::grpc;
+use crate::http::trace::Trace;
+use crate::pool::timing::{Clock, Part, Parts, Progress};
+
+/// Between agents: that policy refused the request, and by which mark its decider is known.
+pub(crate) const DENIED_BY: HeaderName = HeaderName::from_static("x-isthmus-denied-by");
+/// Of a path in the log.
+const MAX_PATH_BYTES: usize = 1024;
+
+/// What is to be said of one request. Dropping it says it: so no end is forgotten, be it an answer's
+/// last byte, a caller that went away or a connection that was cut.
+#[derive(Debug)]
+pub(crate) struct Record(Box<Facts>);
+
+/// Boxed, since they are handed on from one function to the next.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) id: RequestId,
+    /// The caller understands gRPC's words.
+    pub(crate) is_grpc: bool,
+    ledger: Arc<Ledger>,
+    /// From where the connection came, and whom it asked.
+    ends: [SocketAddr; 2],
+    /// Who has opened it on this host; looked up for what is refused.
+    process: Option<Process>,
+    clock: Clock,
+    method: Method,
+    path: Option<PathAndQuery>,
+    version: Version,
+    ruling: Ruling,
+    decider: Decider,
+    /// The agent of the asked host refused it; by what, if that is known here.
+    refused_there: Option<Decider>,
+    way: Way,
+    host: Option<Name>,
+    tries: u32,
+    status: Option<StatusCode>,
+    /// By its end: the service failed, whatever the status.
+    failed: bool,
+    /// What was wrong with the request, or with what became of it.
+    problem: Option<String>,
+    answer_bytes: u64,
+    progress: Arc<Progress>,
+    trace: Option<Trace>,
+    completed: bool,
+    under_way: UnderWay,
+    place: Option<RequestPlace>,
+}
+
+/// What decided about a request. It is put into words only for those who want to know.
+#[derive(Debug)]
+pub(crate) enum Decider {
+    Nobody,
+    Rule(Arc<Policy>, DecidedBy),
+    /// A rate limit, by its name.
+    Limit(String, Origin),
+    Words(String),
+}
+
+/// Names a request in the log and in refusals.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestId(u64);
+
+impl Record {
+    pub(crate) fn new(
+        ledger: Arc<Ledger>,
+        ends: [SocketAddr; 2],
+        head: &http::request::Parts,
+        trace: Option<Trace>,
+        mut under_way: UnderWay,
+        progress: Arc<Progress>,
+    ) -> Self {
+        let clock = Clock::since(progress.started());
+        under_way.follow(&progress);
+        Self(Box::new(Facts {
+            id: RequestId::next(),
+            is_grpc: grpc::is_call(head),
+            ledger,
+            ends,
+            process: None,
+            clock,
+            method: head.method.clone(),
+            path: head.uri.path_and_query().cloned(),
+            version: head.version,
+            ruling: Ruling::Invalid,
+            decider: Decider::Nobody,
+            refused_there: None,
+            way: Way::default(),
+            host: None,
+            tries: 0,
+            status: None,
+            failed: false,
+            problem: None,
+            answer_bytes: 0,
+            progress,
+            trace,
+            completed: false,
+            under_way,
+            place: None,
+        }))
+    }
+
+    /// What policy said, and by what.
+    pub(crate) fn decide(&mut self, ruling: Ruling, decider: Decider) {
+        self.ruling = ruling;
+        self.decider = decider;
+        if ruling == Ruling::Deny {
+            self.look_who();
+        }
+    }
+
+    /// Finds out who asked, while the connection is open.
+    fn look_who(&mut self) {
+        let Facts { ledger, process, ends: [caller, called], .. } = &mut **self;
+        if process.is_none() && ledger.parties.side == Side::Client {
+            *process = ledger.metrics().process_of(*caller, *called);
+        }
+    }
+
+    /// The other side's agent refused the request.
+    pub(crate) fn refuse_there(&mut self, decider: Decider) {
+        self.refused_there = Some(decider);
+        self.look_who();
+    }
+
+    /// What tells the other side's agent by which rule the request was refused; none if by none. Not its
+    /// name: whoever dials the workload itself would read it.
+    pub(crate) fn mark(&self) -> Option<HeaderValue> {
+        match &self.decider {
+            Decider::Rule(policy, by) if self.ruling == Ruling::Deny => {
+                Some(HeaderValue::from(mark_of(policy.describe_decider(*by).name)))
+            }
+            Decider::Rule(..) | Decider::Nobody | Decider::Limit(..) | Decider::Words(_) => None,
+        }
+    }
+
+    /// The host that was asked last.
+    pub(crate) fn host(&self) -> &str {
+        self.host.as_ref().map_or("of the service", Name::as_str)
+    }
+
+    pub(crate) fn take_route(&mut self, route: &Arc<Compiled>) {
+        self.way.route = Some(Arc::clone(route));
+    }
+
+    pub(crate) fn take_backend(&mut self, view: &View, service: ServiceId) {
+        self.way.lead_to(view, service);
+    }
+
+    /// Counts a try, too.
+    pub(crate) fn take_endpoint(&mut self, view: &View, host: HostId) {
+        self.host = view.snapshot.hosts.get(&host).map(|it| it.name.clone());
+        self.tries += 1;
+    }
+
+    pub(crate) fn answer(&mut self, status: StatusCode) {
+        self.end_try(None);
+        self.progress.life.on_answer();
+        self.status = Some(status);
+    }
+
+    /// The request waits for something else from now on.
+    pub(crate) fn wait_for(&mut self, part: Part) {
+        self.clock.enter(part);
+    }
+
+    /// The request is sent.
+    pub(crate) fn begin_try(&mut self) {
+        self.clock.begin_try();
+    }
+
+    /// Its answer is here, or won't come. The other side, if it knows, says what the application took.
+    pub(crate) fn end_try(&mut self, server: Option<Duration>) {
+        let Facts { clock, progress, .. } = &mut **self;
+        clock.end_try(progress, server);
+    }
+
+    /// What the application took so far.
+    pub(crate) fn server_time(&self) -> Duration {
+        self.clock.server_time()
+    }
+
+    /// Holds the request's place among all requests until it ends.
+    pub(crate) fn occupy(&mut self, place: RequestPlace) {
+        self.place = Some(place);
+    }
+
+    pub(crate) fn add_answer_bytes(&mut self, bytes: u64) {
+        self.answer_bytes += bytes;
+    }
+
+    /// Whether the caller's body ended before its end.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.progress.is_broken()
+    }
+
+    pub(crate) fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
+    /// The caller is given a part of the answer.
+    pub(crate) fn give(&mut self) {
+        self.wait_for(Part::Client);
+        self.under_way.give();
+    }
+
+    /// The caller has taken all that it was given, and the application's next bytes are waited for.
+    pub(crate) fn want_more(&mut self) {
+        self.under_way.on_taken();
+        self.wait_for(Part::Server);
+    }
+
+    /// What was wrong, in words for whoever reads the log.
+    pub(crate) fn explain(&mut self, problem: String) {
+        self.problem = Some(problem);
+    }
+
+    /// What keeps the request to be judged again.
+    pub(crate) fn life(&self) -> &Life {
+        &self.progress.life
+    }
+
+    /// The answer broke off, or says at its end that the service failed.
+    pub(crate) fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    /// gRPC's status is in the last fields, or in the only ones.
+    pub(crate) fn note_grpc(&mut self, fields: &HeaderMap) {
+        let code = fields.get(grpc::STATUS).and_then(|code| code.to_str().ok()?.parse::<u8>().ok());
+        // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS: what is 5xx elsewhere.
+        self.failed |= matches!(code, Some(2 | 4 | 13 | 14 | 15));
+    }
+
+    /// The answer went out whole.
+    pub(crate) fn complete(&mut self) {
+        self.completed = true;
+    }
+}
+
+/// Says and counts that bytes of a caller made no request.
+pub(crate) fn tell_invalid(ledger: &Ledger, status: Option<StatusCode>, problem: &str) {
+    ledger.series(&Way::default(), Ruling::Invalid).count(&Ending {
+        status: status.map_or(StatusClass::None, StatusClass::from),
+        success: true,
+        retries: 0,
+        request_bytes: 0,
+        response_bytes: 0,
+        took: Duration::ZERO,
+    });
+    tracing::info!(
+        target: "isthmus::access",
+        from = %ledger.parties.from,
+        to = %ledger.parties.to,
+        verdict = %Ruling::Invalid,
+        status = status.map(|status| status.as_u16()),
+        problem,
+        "request"
+    );
+}
+
+impl Deref for Record {
+    type Target = Facts;
+
+    fn deref(&self) -> &Facts {
+        &self.0
+    }
+}
+
+impl DerefMut for Record {
+    fn deref_mut(&mut self) -> &mut Facts {
+        &mut self.0
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if let Some(cut) = self.life().why_cut() {
+            self.explain(cut.words().to_owned());
+            if matches!(cut, Cut::Denied | Cut::Expired) {
+                self.decide(Ruling::Deny, Decider::Words(cut.words().to_owned()));
+            }
+        }
+        let Facts { clock, progress, .. } = &mut **self;
+        let (took, parts) = clock.stop(progress);
+        let (status, success) = self.count(took);
+        let has_span = self.trace.is_some_and(|trace| trace.span.is_some());
+        let watchers = self.ledger.metrics().watchers();
+        watchers.tell(has_span, || self.finished(took, parts, success));
+        if success && self.is_ordinary() && watchers.skips(self.id.0) {
+            return;
+        }
+        // To the microsecond: more digits would say nothing.
+        let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        let (ruling, decider) = self.said();
+        let (rule, origin) = decider.words();
+        let known = |part: fn(&Process) -> &String| {
+            self.process.as_ref().map(|it| part(it).as_str()).filter(|text| !text.is_empty())
+        };
+        let judged_at = self.refused_there.as_ref().and(self.host.as_ref());
+        tracing::info!(
+            target: "isthmus::access",
+            request_id = %self.id,
+            trace_id = self.trace.map(|trace| tracing::field::display(trace.id)),
+            from = %self.ledger.parties.from,
+            to = %self.ledger.parties.to,
+            verdict = %ruling,
+            rule,
+            origin = origin.map(tracing::field::display),
+            judged_at = judged_at.map(Name::as_str),
+            source = (ruling == Ruling::Deny).then(|| tracing::field::display(self.ends[0])),
+            user = known(|process| &process.user),
+            unit = known(|process| &process.unit),
+            program = known(|process| &process.program),
+            route = self.way.route(),
+            backend = self.way.backend(),
+            host = self.host.as_ref().map(Name::as_str),
+            tries = (self.tries > 0).then_some(self.tries),
+            method = self.method.as_str(),
+            path = self.path(),
+            version = ?self.version,
+            status,
+            duration_ms = millis(took),
+            client_ms = millis(parts.client),
+            queue_ms = millis(parts.queue),
+            connect_ms = millis(parts.connect),
+            tunnel_ms = millis(parts.tunnel),
+            server_ms = millis(parts.server),
+            bytes = self.answer_bytes,
+            request_bytes = self.progress.bytes.load(Ordering::Relaxed),
+            completed = self.completed,
+            problem = self.problem,
+            "request"
+        );
+    }
+}
+
+impl Facts {
+    /// Neither it nor its answer says that anything is wrong.
+    fn is_ordinary(&self) -> bool {
+        let fails = |status: StatusCode| status.is_client_error() || status.is_server_error();
+        self.completed && self.ruling == Ruling::Allow && !self.status.is_some_and(fails)
+    }
+
+    /// What people are told: this side lets pass what the other side refuses.
+    const fn said(&self) -> (Ruling, &Decider) {
+        match &self.refused_there {
+            Some(decider) => (Ruling::Deny, decider),
+            None => (self.ruling, &self.decider),
+        }
+    }
+
+    /// As the log shows it. hyper lets bytes beyond ASCII pass in paths, so cut at a character.
+    fn path(&self) -> &str {
+        let path = self.path.as_ref().map_or("/", PathAndQuery::path);
+        &path[..path.floor_char_boundary(MAX_PATH_BYTES)]
+    }
+
+    /// Gives the status, too, and whether the server is to blame for nothing.
+    fn count(&self, took: Duration) -> (Option<u16>, bool) {
+        if self.ruling == Ruling::Deny {
+            self.ledger.metrics().count_denial();
+        }
+        let class = self.status.map_or(StatusClass::None, StatusClass::from);
+        let failed = self.failed || matches!(class, StatusClass::ServerError | StatusClass::None);
+        if let (Some(route), Some(backend)) = (self.way.route(), self.way.backend()) {
+            self.ledger.metrics().measured().count(route, backend, failed, took);
+        }
+        if let (Side::Server, Identity::Service { name, .. }) =
+            (self.ledger.parties.side, &self.ledger.parties.to)
+        {
+            self.ledger.metrics().measured().count(SERVED, name.as_str(), failed, took);
+        }
+        self.ledger.series(&self.way, self.ruling).count(&Ending {
+            status: class,
+            success: !failed,
+            retries: self.tries.saturating_sub(1),
+            request_bytes: self.progress.bytes.load(Ordering::Relaxed),
+            response_bytes: self.answer_bytes,
+            took,
+        });
+        (self.status.map(|status| status.as_u16()), !failed)
+    }
+
+    fn finished(&self, took: Duration, parts: Parts, success: bool) -> Finished {
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        let parties = &self.ledger.parties;
+        Finished {
+            request_id: self.id.to_string(),
+            side: parties.side,
+            source: parties.from.to_string(),
+            destination: parties.to.to_string(),
+            route: text(self.way.route()),
+            backend: text(self.way.backend()),
+            host: text(self.host.as_ref().map(Name::as_str)),
+            ruling: self.said().0,
+            rule: self.said().1.words().0.to_owned(),
+            method: self.method.clone(),
+            path: self.path().to_owned(),
+            version: self.version,
+            status: self.status.map(|status| status.as_u16()),
+            success,
+            tries: self.tries,
+            request_bytes: self.progress.bytes.load(Ordering::Relaxed),
+            response_bytes: self.answer_bytes,
+            began: SystemTime::now() - took,
+            took,
+            parts,
+            trace: self.trace.map(|Trace { id, parent, span }| FinishedTrace { id, parent, span }),
+        }
+    }
+}
+
+/// By which the decider of a refusal is known to an agent that has the same rules (FNV-1a).
+fn mark_of(name: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+impl Decider {
+    /// What has this mark.
+    pub(crate) fn marked(policy: &Arc<Policy>, mark: &HeaderValue) -> Self {
+        let mark = mark.to_str().ok().and_then(|mark| mark.parse().ok());
+        let deciders = [DecidedBy::Default, DecidedBy::BuiltIn(BuiltIn::AmbiguousPath)].into_iter();
+        let rules = (0..).map(RuleId).zip(policy.rules());
+        let denies = rules.filter(|(_, rule)| rule.action == Action::Deny);
+        let mut all = deciders.chain(denies.map(|(id, _)| DecidedBy::Rule(id)));
+        match all.find(|by| Some(mark_of(policy.describe_decider(*by).name)) == mark) {
+            Some(by) => Self::Rule(Arc::clone(policy), by),
+            None => Self::Words("a rule that this host doesn't know".to_owned()),
+        }
+    }
+
+    /// Its name, and where it was written down.
+    fn words(&self) -> (&str, Option<&Origin>) {
+        match self {
+            Self::Nobody => ("", None),
+            Self::Rule(policy, by) => {
+                let Decision { name, origin } = policy.describe_decider(*by);
+                (name, origin)
+            }
+            Self::Limit(name, origin) => (name, Some(origin)),
+            Self::Words(words) => (words, None),
+        }
+    }
+}
+
+impl RequestId {
+    /// Unlike any before it in this process, and most likely in any other. Not a secret.
+    fn next() -> Self {
+        static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        Self(SEED.hash_one(COUNT.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+impl std::fmt::Display for RequestId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}

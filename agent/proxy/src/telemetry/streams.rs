@@ -1,0 +1,84 @@
+//! What the proxy counts of streams.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::metrics::Ruling;
+use crate::config::view::Side;
+
+/// Services come and go; their series stay. Beyond this many they share one.
+const MAX_SERIES: usize = 4096;
+
+/// What streams are counted by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamLabels {
+    /// The service that was asked; `other` once there are too many.
+    pub service: String,
+    /// `client` or `server`.
+    pub side: &'static str,
+    /// `tcp` or `tls`.
+    pub carries: &'static str,
+    /// What was decided.
+    pub ruling: Ruling,
+}
+
+/// Sums since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamTotals {
+    /// Streams that were judged.
+    pub connections: u64,
+    /// Those that are open.
+    pub active: u64,
+    /// Bytes from callers.
+    pub bytes_up: u64,
+    /// Bytes to callers.
+    pub bytes_down: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters(Mutex<BTreeMap<StreamLabels, Arc<Totals>>>);
+
+/// Of the streams with the same labels.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) connections: AtomicU64,
+    pub(crate) active: AtomicU64,
+    pub(crate) up: AtomicU64,
+    pub(crate) down: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn of(&self, mut labels: StreamLabels) -> Arc<Totals> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_SERIES && !all.contains_key(&labels) {
+            "other".clone_into(&mut labels.service);
+        }
+        Arc::clone(all.entry(labels).or_default())
+    }
+
+    pub(crate) fn snapshot(&self) -> Vec<(StreamLabels, StreamTotals)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(labels, totals)| (labels.clone(), totals.now())).collect()
+    }
+}
+
+impl Totals {
+    fn now(&self) -> StreamTotals {
+        StreamTotals {
+            connections: self.connections.load(Ordering::Relaxed),
+            active: self.active.load(Ordering::Relaxed),
+            bytes_up: self.up.load(Ordering::Relaxed),
+            bytes_down: self.down.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Side {
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
