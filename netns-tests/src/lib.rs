@@ -13,11 +13,13 @@ mod capture;
 pub mod chaos;
 mod lab;
 mod mesh;
+mod podman;
 mod process;
 mod wait;
 
 pub use capture::{Capture, ends, frames};
 pub use lab::{Lab, Link, Node};
 pub use mesh::{Host, Joined, Mesh, MeshOptions};
+pub use podman::{CONTAINER_LIMITS, Podman};
 pub use process::{Output, Process, binary};
 pub use wait::{wait_for, wait_for_value};

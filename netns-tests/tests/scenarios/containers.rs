@@ -1,10 +1,12 @@
 //! Containers of a real engine: who they are on a bridge, and that nobody else is.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use isthmus_netns_tests::{Mesh, MeshOptions, Node, Output, Process, binary, wait_for};
+use isthmus_netns_tests::{
+    CONTAINER_LIMITS, Mesh, MeshOptions, Output, Podman, Process, binary, wait_for,
+};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -24,6 +26,11 @@ workload = { container = { image = "localhost/demo", label = { role = "good" } }
 port = 9000
 hosts = ["app-1"]
 workload = { container = { image = "localhost/demo", label = { role = "bad" } } }
+
+[service.near]
+port = 9000
+hosts = ["app-1"]
+workload = { container = { label = { role = "near" } } }
 
 [service.echo]
 port = 7000
@@ -55,7 +62,7 @@ workload = { user = "40003" }
 
 [[allow]]
 name = "good calls"
-from = "service:good"
+from = ["service:good", "service:near"]
 to = ["service:web", "service:log", "service:echo"]
 
 [[allow]]
@@ -114,108 +121,18 @@ it.send(b"\xff" * 6 + hardware(own) + b"\x08\x06" + struct.pack("!HHBBH", 1, 0x8
 print("sent")
 "#;
 
-/// Not all machines let containers have podman's usual ones.
-const LIMITS: [&str; 4] = ["--ulimit", "nofile=4096:4096", "--ulimit", "nproc=1000:1000"];
-
-/// Podman with a store of its own, whose containers are behind one host.
-struct Podman {
-    node: Node,
-    folder: PathBuf,
-    socket: String,
-    service: Option<Process>,
-}
-
-impl Podman {
-    fn new(node: &Node, socket: &str) -> Self {
-        let folder = node.folder().join("podman");
-        let root = folder.join("root/bin");
-        std::fs::create_dir_all(&root).expect("a folder of ours");
-        let mut podman =
-            Self { node: node.clone(), folder, socket: socket.to_owned(), service: None };
-        let links = "cp /bin/busybox /bin/bash /usr/bin/curl $0 && cd $0 && \
-             for it in sh sleep nc cat httpd; do ln -s busybox $it; done && \
-             ldd bash curl | grep -o '/[^ :]*\\.so[^ ]*' | sort -u | \
-             while read it; do cp --parents -L $it ..; done";
-        let _ = Output::of(sh(links, &[&root.display().to_string()])).expect_success();
-        let root = podman.folder.join("root");
-        let import = "tar -C \"$0\" -c . | \"$@\" import - localhost/demo:1";
-        let mut command = podman.node.command("sh");
-        command.args(["-c", import]).arg(root).arg("podman").args(podman.options());
-        let _ = Output::of(command).expect_success();
-        podman.serve();
-        podman
-    }
-
-    fn options(&self) -> Vec<String> {
-        let folder = self.folder.display();
-        [
-            "--root",
-            &format!("{folder}/store"),
-            "--runroot",
-            &format!("{folder}/run"),
-            "--runtime",
-            "runc",
-        ]
-        .map(str::to_owned)
-        .to_vec()
-    }
-
-    fn serve(&mut self) {
-        drop(std::fs::remove_file(&self.socket));
-        let mut command = self.node.command("podman");
-        command.args(self.options()).args(["system", "service", "--time=0"]);
-        command.arg(format!("unix://{}", self.socket));
-        self.service = Some(self.node.spawn("podman", command));
-        wait_for("the engine has a socket", SOON, || PathBuf::from(&self.socket).exists());
-    }
-
-    fn try_run(&self, arguments: &[&str]) -> Output {
-        let mut command = self.node.command("podman");
-        command.args(self.options()).args(arguments).current_dir(self.node.folder());
-        Output::of(command)
-    }
-
-    fn run(&self, arguments: &[&str]) -> String {
-        self.try_run(arguments).expect_success().trim().to_owned()
-    }
-
-    /// Starts a container of the one image on a bridge.
-    fn start(&self, name: &str, options: &[&str], command: &[&str]) {
-        let run = ["run", "-d", "--name", name, "--network", "podman"];
-        let all = [&run[..], &LIMITS, options, &["localhost/demo:1"], command].concat();
-        self.run(&all);
-    }
-
-    fn of(&self, name: &str, what: &str) -> String {
-        self.run(&["inspect", "-f", &format!("{{{{{what}}}}}"), name])
-    }
-
-    fn get(&self, name: &str, url: &str) -> Output {
-        self.try_run(&["exec", name, "curl", "-fsS", "-m", "4", url])
-    }
-}
-
-impl Drop for Podman {
-    fn drop(&mut self) {
-        drop(self.try_run(&["rm", "-fa", "-t", "0"]));
-        drop(std::fs::remove_file(&self.socket));
-        let mount = self.folder.join("store/overlay");
-        drop(Output::of(sh("umount -l $0 2>/dev/null; true", &[&mount.display().to_string()])));
-    }
-}
-
-fn sh(line: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new("sh");
-    command.args(["-c", line]).args(arguments);
-    command
-}
-
 /// Who a container speaks as, in the words of `agentctl status`.
 fn speaks_as(mesh: &Mesh, name: &str) -> Option<String> {
     let status = mesh.host("app-1").status();
     let containers = status["containers"].as_array().into_iter().flatten();
     let own = containers.clone().find(|it| it["name"] == name)?;
     Some(own["service"].as_str().unwrap_or("its host").to_owned())
+}
+
+/// Podman's arguments for a container on the host's network.
+fn near_the_host<'a>(name: &'a str, label: &'a str) -> Vec<&'a str> {
+    let run = ["run", "-d", "--name", name, "--network", "host", "--label", label];
+    [&run[..], &CONTAINER_LIMITS, &["localhost/demo:1", "/bin/sleep", "1000"]].concat()
 }
 
 fn has_problem(mesh: &Mesh, code: &str) -> bool {
@@ -295,7 +212,7 @@ fn the_agent_in_a_container_serves_the_same() {
         "--settings",
         &settings,
     ];
-    podman.run(&[&host[..], &LIMITS, &rights, &needed, &open, &seen, &more].concat());
+    podman.run(&[&host[..], &CONTAINER_LIMITS, &rights, &needed, &open, &seen, &more].concat());
     wait_for("the agent answers", SOON, || mesh.host("app-1").agentctl(&["status"]).success());
 
     let _server = demonstration(&mesh, &podman);
@@ -353,6 +270,17 @@ fn two_containers_of_one_image_are_two_services() {
     assert!(app.sh("ip neigh").contains(&mac("good")), "good is where it was");
     may(&podman);
 
+    // On the host's network it is its cgroup that tells.
+    podman.run(&near_the_host("near", "role=near"));
+    podman.run(&near_the_host("far", "role=far"));
+    wait_for("the engine has told", SOON, || speaks_as(&mesh, "near").as_deref() == Some("near"));
+    let near = format!("{:?}", podman.get("near", &url));
+    assert!(near.contains("asked by spiffe://corp.example/ns/default/sa/near"), "{near}");
+    assert!(!podman.get("far", &url).success());
+    let datagram = format!("echo -n whispered >/dev/udp/{log}/5140");
+    podman.run(&["exec", "near", "bash", "-c", &datagram]);
+    wait_for("a datagram arrives", SOON, || server.output().contains("whispered from"));
+
     // Servers, by connection and by request.
     podman.start("echo", &[], &["/bin/httpd", "-f", "-p", "7000", "-h", "/bin"]);
     podman.start("pages", &["-p", "8081:80"], &["/bin/httpd", "-f", "-p", "80", "-h", "/bin"]);
@@ -382,7 +310,7 @@ fn two_containers_of_one_image_are_two_services() {
     wait_for("it is over", SOON, || !has_problem(&mesh, "not-reached"));
 
     // Without the engine, who was known stays known; who starts anew is the same.
-    podman.service.as_mut().expect("it was started").kill();
+    podman.stop();
     wait_for("it is said", SOON, || has_problem(&mesh, "container-engine"));
     may(&podman);
     podman.serve();

@@ -33,7 +33,7 @@ const CHANGE_SLOTS: u32 = 4096;
 
 const FLOW_KEY: usize = 36;
 const OWNER_KEY: usize = 16;
-const SENDER: usize = 32;
+const SENDER: usize = 40;
 const REFUSED: usize = 16;
 const HELD_BACK: usize = 16;
 /// How long an owner is watched after having been held back, and how often it may send then.
@@ -88,8 +88,8 @@ pub struct Sender {
     pub uid: u32,
     /// The cgroup in which it was made.
     pub cgroup_id: u64,
-    /// How long ago the flow came from another user or cgroup to this, if it did: packets of the one
-    /// before may still wait in the device's queue.
+    /// How long ago the flow came from another user or cgroup to this, if it did and the one before had
+    /// sent shortly before: packets of that one may still wait in the device's queue.
     pub taken_over: Option<Duration>,
 }
 

@@ -32,6 +32,10 @@ const STACK: Register = Register(10);
 const KEY: i16 = -40;
 const PORTS: i16 = KEY + 32;
 const SENDER: i16 = -80;
+/// Offset in a sender's entry: the time of its last packet, in ticks of the kernel's clock.
+const LAST: i16 = 32;
+/// A flow whose last packet is so many ticks old (0.1 to 1 s, by the kernel) has none on its way any more.
+const QUIET: i32 = 100;
 const HEADER: i16 = -128;
 const OWNER: i16 = -144;
 const INDEX: i16 = -148;
@@ -46,6 +50,8 @@ const READ_PACKET: i32 = 26;
 const SOCKET_COOKIE: i32 = 46;
 const SOCKET_UID: i32 = 47;
 const CGROUP: i32 = 79;
+/// Compiled into a load from memory, unlike [`TIME`]: each packet may have it.
+const TICKS: i32 = 118;
 
 /// `TC_ACT_UNSPEC`: as if this program weren't here.
 const PASS: i32 = -1;
@@ -184,6 +190,8 @@ fn known_or_new(it: &mut Assembler<To>, maps: &Maps) {
     it.go_if(R7, If::Equal, 0, To::Police);
     it.load(Size::Double, R2, R7, 0);
     it.go_if_other(R2, If::NotEqual, R8, To::Police);
+    it.call(TICKS);
+    it.store(Size::Double, R7, LAST, R0);
 
     it.store_constant(Size::Word, STACK, INDEX, Slot::RefusedUntil.index().cast_signed());
     lookup(it, &maps.shared, INDEX);
@@ -233,8 +241,11 @@ fn police(it: &mut Assembler<To>, maps: &Maps) {
     it.store(Size::Double, R0, 0, R2);
 }
 
-/// Notes the socket, its user and cgroup, and when the flow went from one owner to another.
+/// Notes the socket, its user and cgroup, and when the flow went from one owner to another whose packets
+/// may still be on their way.
 fn note_sender(it: &mut Assembler<To>, maps: &Maps) {
+    it.call(TICKS);
+    it.store(Size::Double, STACK, SENDER + LAST, R0);
     it.store(Size::Double, STACK, SENDER, R8);
     it.store_constant(Size::Double, STACK, SENDER + 16, 0);
     it.go_if(R7, If::Equal, 0, To::Store);
@@ -246,6 +257,10 @@ fn note_sender(it: &mut Assembler<To>, maps: &Maps) {
     it.load(Size::Word, R4, STACK, SENDER + 24);
     it.go_if_other(R3, If::Equal, R4, To::Keep);
     it.label(To::Moved);
+    it.load(Size::Double, R3, R7, LAST);
+    it.add(R3, QUIET);
+    it.set(R2, 0);
+    it.go_if_other(R0, If::AtLeast, R3, To::Keep);
     it.copy(R2, R9);
     it.label(To::Keep);
     it.store(Size::Double, STACK, SENDER + 16, R2);

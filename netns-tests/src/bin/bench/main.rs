@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
+mod containers;
 mod control;
 mod l3;
 mod l7;
@@ -13,13 +14,14 @@ mod rivals;
 use std::path::PathBuf;
 
 const USAGE: &str = "\
-usage: scripts/bench l3|l7|mesh [OPTION]...
+usage: scripts/bench l3|l7|mesh|containers [OPTION]...
   l3    throughput, latency and cost of the data plane, beside what is installed of its rivals
   l7    what a hop costs a request: no proxy, the agents' sides, HAProxy, nginx, Envoy
   mesh  join, propagation of a revision, memory
+  containers  first packets of flows from containers, beside those of a user's process
 options:
   --json FILE      write all values there
-  --rounds N       l3, l7: so many rounds (l3: 5, l7: 3)
+  --rounds N       l3, l7, containers: so many rounds (5, 3, 20)
   --seconds N      l3, l7: so long each test (l3: 4, l7: 1)
   --short          l7: one round of the loads that have goals, in three minutes
   --only A,B       l3, l7: only paths whose names contain one of these
@@ -74,6 +76,11 @@ fn main() {
             println!("{}", figures.rows());
             figures.json()
         }
+        "containers" => {
+            let figures = containers::run(options.rounds);
+            println!("{}", figures.rows());
+            figures.json()
+        }
         "l3" => l3::run(&options).json(),
         "l7" => l7::run(&options),
         _ => usage(),
@@ -100,6 +107,14 @@ fn helper(name: &str) -> Option<fn(&[String])> {
         "hold" => Some(|arguments| {
             let [target, path, count] = arguments else { return usage() };
             l7::hold(target, path, count.parse().unwrap_or_else(|_| usage()));
+        }),
+        "first-packets" => Some(|arguments| {
+            let [target, first_port] = arguments else { return usage() };
+            containers::first_packets(target, first_port.parse().unwrap_or_else(|_| usage()));
+        }),
+        "echo" => Some(|arguments| {
+            let [address] = arguments else { return usage() };
+            containers::echo(address);
         }),
         _ => None,
     }
