@@ -26,6 +26,7 @@ use crate::status::Shared;
 use crate::sync::backoff::{Backoff, random};
 use crate::sync::resources::Resources;
 use crate::sync::{self, Ended};
+use crate::tls::ConnectError;
 
 /// A session that lasted this long was a good one.
 const GOOD_SESSION: Duration = Duration::from_secs(5);
@@ -314,6 +315,8 @@ impl Membership {
             if let Err(error) = ended {
                 address.clone_into(&mut status.controller);
                 status.last_error = format!("{error:#}");
+                status.is_foreign =
+                    matches!(error.downcast_ref(), Some(ConnectError::AnotherMesh { .. }));
             }
         });
         if was_connected {

@@ -64,6 +64,8 @@ pub struct Status {
     pub connected: bool,
     /// Why it isn't connected, or doesn't work by what it was sent.
     pub last_error: String,
+    /// Whether a controller with another CA answered there.
+    pub is_foreign: bool,
     /// Why the last snapshot isn't worked by; empty when it is.
     pub refusal: String,
     /// When the controller last confirmed the snapshot.

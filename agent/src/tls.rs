@@ -2,7 +2,8 @@
 //!
 //! A member knows the CA's certificate. A host that joins knows only its hash, from the token:
 //! [`PinnedCa`] finds the CA in the chain that the server presents, and then verifies the server
-//! as usual. Connections are made here and handed to tonic ready, so that errors stay precise.
+//! as usual. Either says so where the CA is another, and which. Connections are made here and handed to
+//! tonic ready, so that errors stay precise.
 
 use std::error::Error;
 use std::fmt;
@@ -48,11 +49,24 @@ pub enum ConnectError {
     /// Somebody else answers there.
     #[error(
         "the server at {address} is not the controller that issued the token, or its CA was \
-         changed: its CA differs from the token's"
+         changed: {ca}; have a token made where that controller runs"
     )]
     ForeignCa {
         /// As the token gives it.
         address: String,
+        /// Which CA was expected, and which there is.
+        ca: ForeignCa,
+    },
+    /// Another mesh's controller answers there, or this mesh's was set up anew.
+    #[error(
+        "the certificate of the controller at {address} is signed by another CA than this host's \
+         mesh has: {ca}"
+    )]
+    AnotherMesh {
+        /// As the identity gives it.
+        address: String,
+        /// Which CA was expected, and which there is.
+        ca: ForeignCa,
     },
     /// The controller isn't what its CA says, or doesn't know us.
     #[error("the TLS handshake with the controller at {address} failed: {reason}")]
@@ -70,7 +84,8 @@ pub enum ConnectError {
 /// When the identity's certificate or key can't be used.
 pub fn member_config(tls: &TlsIdentity) -> anyhow::Result<Arc<ClientConfig>> {
     let config = builder()?
-        .with_root_certificates(roots(&tls.ca)?)
+        .dangerous()
+        .with_custom_certificate_verifier(KnownCa::new(&tls.ca)?)
         .with_client_auth_cert(vec![tls.leaf.clone()], tls.private_key())
         .context("Failed to use this host's TLS key")?;
     Ok(finish(config))
@@ -201,17 +216,117 @@ impl PinnedCa {
     }
 }
 
-/// The server's chain holds no CA with the hash that we know.
-#[derive(Debug)]
-struct ForeignCa;
+/// Whoever answers has another CA than the one that we know.
+#[derive(Clone, Debug)]
+pub struct ForeignCa {
+    /// Of the CA that we know.
+    expected: blake3::Hash,
+    /// Of the one that the server presents, if it presents any.
+    found: Option<blake3::Hash>,
+    /// What it claims to be a controller of. Nobody vouches for that.
+    domain: Option<TrustDomain>,
+    /// Whether the CA is known from a token only.
+    is_pinned: bool,
+}
+
+impl ForeignCa {
+    fn error(
+        expected: blake3::Hash,
+        is_pinned: bool,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+    ) -> rustls::Error {
+        // Controllers send their CA after their own certificate.
+        let found = others.last().map(|ca| blake3::hash(ca));
+        let domain = controller_trust_domain(leaf).ok();
+        let foreign = Self { expected, found, domain, is_pinned };
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(foreign))))
+    }
+}
 
 impl fmt::Display for ForeignCa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the server's CA isn't the expected one")
+        // Enough to tell them apart.
+        let brief = |hash: &blake3::Hash| hash.to_hex()[..12].to_owned();
+        write!(f, "expected the CA {}, got ", brief(&self.expected))?;
+        match &self.found {
+            Some(found) => f.write_str(&brief(found))?,
+            None => f.write_str("none")?,
+        }
+        match &self.domain {
+            Some(domain) => write!(f, " (a controller of {domain})"),
+            None => f.write_str(" (not a controller's)"),
+        }
     }
 }
 
 impl Error for ForeignCa {}
+
+/// Verifies as usual by a CA, and tells servers of another CA from other faults.
+#[derive(Debug)]
+struct KnownCa {
+    hash: blake3::Hash,
+    usual: Arc<WebPkiServerVerifier>,
+}
+
+impl KnownCa {
+    fn new(ca: &CertificateDer<'_>) -> anyhow::Result<Arc<Self>> {
+        let usual =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca)?), provider()).build();
+        let usual = usual.context("The mesh's CA certificate can't be used")?;
+        Ok(Arc::new(Self { hash: blake3::hash(ca), usual }))
+    }
+}
+
+impl ServerCertVerifier for KnownCa {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified =
+            self.usual.verify_server_cert(end_entity, intermediates, name, ocsp_response, now);
+        verified.map_err(|error| {
+            // A CA that was made anew has the same name, and another key.
+            let is_foreign = matches!(
+                error,
+                rustls::Error::InvalidCertificate(
+                    CertificateError::UnknownIssuer | CertificateError::BadSignature
+                )
+            );
+            if is_foreign {
+                ForeignCa::error(self.hash, false, end_entity, intermediates)
+            } else {
+                error
+            }
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.usual.supported_verify_schemes()
+    }
+}
 
 impl ServerCertVerifier for PinnedCa {
     fn verify_server_cert(
@@ -223,8 +338,7 @@ impl ServerCertVerifier for PinnedCa {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let Some(ca) = intermediates.iter().find(|found| blake3::hash(found) == self.hash) else {
-            let cause = OtherError(Arc::new(ForeignCa));
-            return Err(rustls::Error::InvalidCertificate(CertificateError::Other(cause)));
+            return Err(ForeignCa::error(self.hash, true, end_entity, intermediates));
         };
         let general = |error: anyhow::Error| rustls::Error::General(format!("{error:#}"));
         let domain = controller_trust_domain(end_entity).map_err(general)?;
@@ -296,9 +410,14 @@ fn handshake_error(address: &str, error: &io::Error) -> ConnectError {
     let address = address.to_owned();
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     if let Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(cause)))) = tls
-        && cause.is::<ForeignCa>()
+        && let Some(ca) = cause.downcast_ref::<ForeignCa>()
     {
-        return ConnectError::ForeignCa { address };
+        let ca = ca.clone();
+        return if ca.is_pinned {
+            ConnectError::ForeignCa { address, ca }
+        } else {
+            ConnectError::AnotherMesh { address, ca }
+        };
     }
     if let Some(rustls::Error::InvalidCertificate(error)) = tls
         && let Some(reason) = wrong_time(error)
@@ -490,6 +609,26 @@ pub(crate) mod tests {
         assert!(matches!(error, ConnectError::Handshake { .. }), "{error}");
         let address = listen(authority.server("controller.corp.example")).await;
         connect(&address, config, name).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_member_is_told_of_a_controller_with_another_ca_and_which() {
+        let (ours, theirs) = (Authority::new(), Authority::new());
+        let ca = ours.0.der().clone();
+        let tls = TlsIdentity { ca, ..crate::identity::tests::identity().tls };
+        let name = controller_name(&"corp.example".parse().unwrap()).unwrap();
+        let address = listen(theirs.server("controller.corp.example")).await;
+        let error = connect(&address, member_config(&tls).unwrap(), name).await.unwrap_err();
+        assert!(matches!(error, ConnectError::AnotherMesh { .. }), "{error}");
+        let said = error.to_string();
+        for part in [
+            &*address,
+            &ours.hash().to_hex()[..12],
+            &theirs.hash().to_hex()[..12],
+            "controller of corp.example",
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
     }
 
     #[tokio::test]

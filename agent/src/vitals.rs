@@ -57,7 +57,10 @@ impl Vitals {
     fn look(&mut self, shared: &Shared, sample: Option<&Sample>, now: Instant) {
         let (problems, status) = (&shared.problems, shared.status());
         problems.set(Code::RevisionRefused, refused(&status));
-        problems.set(Code::ControllerUnreachable, self.unreachable(&status, now));
+        let no_controller = self.no_controller(&status, now);
+        for code in [Code::ControllerForeign, Code::ControllerUnreachable] {
+            problems.set(code, no_controller.clone().filter(|it| it.code == code));
+        }
         let snapshot = status.state.as_ref().map(|state| &state.snapshot);
         let audits = snapshot.map(|it| it.rules.audits()).unwrap_or_default();
         problems.replace(Code::Audit, audits.iter().map(Audited::problem));
@@ -84,30 +87,48 @@ impl Vitals {
     }
 
     /// One that was only just lost may restart.
-    fn unreachable(&mut self, status: &Status, now: Instant) -> Option<Problem> {
+    fn no_controller(&mut self, status: &Status, now: Instant) -> Option<Problem> {
         if status.connected || status.member.is_none() {
             self.alone = None;
             return None;
         }
         let since = *self.alone.get_or_insert(now);
-        (now.duration_since(since) >= LOST).then(|| {
-            let why = match status.last_error.as_str() {
-                "" => String::new(),
-                error => format!(": {error}"),
-            };
-            let address = &status.controller;
-            let port = address.rsplit(':').next().unwrap_or("7443");
-            let text = format!(
-                "the controller at {address} isn't reached{why}; traffic goes on by revision {}",
-                status.state.as_ref().map_or(0, |state| state.revision().0)
-            );
-            let remedy = format!(
-                "on the controller's machine: `systemctl start isthmus-controller`; if it runs, let TCP \
-                 {port} pass from here to there"
-            );
-            Problem::new(Code::ControllerUnreachable, text, remedy)
-        })
+        let make = if status.is_foreign { foreign } else { unreachable };
+        (now.duration_since(since) >= LOST).then(|| make(status))
     }
+}
+
+fn unreachable(status: &Status) -> Problem {
+    let why = match status.last_error.as_str() {
+        "" => String::new(),
+        error => format!(": {error}"),
+    };
+    let address = &status.controller;
+    let port = address.rsplit(':').next().unwrap_or("7443");
+    let text = format!("the controller at {address} isn't reached{why}; {}", goes_on(status));
+    let remedy = format!(
+        "on the controller's machine: `systemctl start isthmus-controller`; if it runs, let TCP \
+         {port} pass from here to there"
+    );
+    Problem::new(Code::ControllerUnreachable, text, remedy)
+}
+
+fn foreign(status: &Status) -> Problem {
+    let text = format!("{}; {}", status.last_error, goes_on(status));
+    let remedy = format!(
+        "see which controller answers at {}. If this mesh's was set up anew, restore its state \
+         directory from a backup; without one, `agentctl leave` here, then `agentctl join -` with \
+         a token of the new one. If it is another mesh's, give the address back to this mesh's",
+        status.controller
+    );
+    Problem::new(Code::ControllerForeign, text, remedy)
+}
+
+fn goes_on(status: &Status) -> String {
+    format!(
+        "traffic goes on by revision {}",
+        status.state.as_ref().map_or(0, |state| state.revision().0)
+    )
 }
 
 /// A counter that should stand still.
@@ -229,17 +250,37 @@ mod tests {
             last_error: "connection refused".to_owned(),
             ..Status::default()
         };
-        assert_eq!(vitals.unreachable(&away, now), None);
-        let problem = vitals.unreachable(&away, now + LOST).unwrap();
+        assert_eq!(vitals.no_controller(&away, now), None);
+        let problem = vitals.no_controller(&away, now + LOST).unwrap();
         assert!(
             problem.text.contains("10.9.0.1:7443 isn't reached: connection refused"),
             "{problem:?}"
         );
         assert!(problem.remedy.contains("TCP 7443"), "{problem:?}");
         let back = Status { connected: true, ..away.clone() };
-        assert_eq!(vitals.unreachable(&back, now + LOST), None);
-        assert_eq!(vitals.unreachable(&away, now + LOST), None, "from anew");
-        assert_eq!(vitals.unreachable(&Status::default(), now + 9 * LOST), None, "no member");
+        assert_eq!(vitals.no_controller(&back, now + LOST), None);
+        assert_eq!(vitals.no_controller(&away, now + LOST), None, "from anew");
+        assert_eq!(vitals.no_controller(&Status::default(), now + 9 * LOST), None, "no member");
+    }
+
+    #[test]
+    fn a_controller_of_another_ca_isnt_to_be_started() {
+        let (mut vitals, now) = (Vitals::default(), Instant::now());
+        let foreign = Status {
+            member: Some(crate::identity::tests::member()),
+            controller: "10.9.0.1:7443".to_owned(),
+            last_error: "signed by another CA".to_owned(),
+            is_foreign: true,
+            ..Status::default()
+        };
+        assert_eq!(vitals.no_controller(&foreign, now), None);
+        let problem = vitals.no_controller(&foreign, now + LOST).unwrap();
+        assert_eq!(problem.code, Code::ControllerForeign);
+        assert!(problem.text.starts_with("signed by another CA"), "{problem:?}");
+        for part in ["10.9.0.1:7443", "`agentctl leave`", "`agentctl join -`", "backup"] {
+            assert!(problem.remedy.contains(part), "{part}: {problem:?}");
+        }
+        assert!(!problem.remedy.contains("systemctl start"), "{problem:?}");
     }
 
     #[test]

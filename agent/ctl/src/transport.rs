@@ -218,7 +218,15 @@ fn no_agent(path: &Path, error: &tonic::transport::Error) -> Failure {
 }
 
 fn controller_hint(problems: &str, credentials: &Path) -> String {
-    if problems.contains("ertificate") {
+    // As the TLS library has it: a CA that was made anew has the same name, and another key.
+    if problems.contains("UnknownIssuer") || problems.contains("BadSignature") {
+        format!(
+            "its certificate is signed by another CA than the one of these credentials ({}): if the \
+             controller was set up anew, use the credentials that its `isthmus-controller init` \
+             wrote; if another controller answers there, correct `controllers` in that file",
+            credentials.display()
+        )
+    } else if problems.contains("ertificate") {
         format!("are the credentials in {} those of this mesh?", credentials.display())
     } else {
         "is isthmus-controller running there, and does a firewall let this machine through?"
@@ -254,6 +262,8 @@ async fn ask<T>(call: impl Future<Output = Result<Response<T>, Status>>, whom: &
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::errors::{Exit, exit};
 
@@ -286,6 +296,49 @@ mod tests {
             "Failed to reach the agent at /nonexistent/agent.sock: no such file; is isthmus-agent \
              running? (systemctl status isthmus-agent)"
         );
+    }
+
+    #[tokio::test]
+    async fn a_controller_with_another_ca_is_told_from_one_that_is_away() {
+        use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+        use rustls::crypto::aws_lc_rs;
+        use rustls::pki_types::PrivatePkcs8KeyDer;
+        use rustls::{ServerConfig, version};
+        use tokio::net::TcpListener;
+        use tokio_rustls::TlsAcceptor;
+
+        let authority = || {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+        };
+        let (ours, theirs) = (authority(), authority());
+        let name = "controller.corp.example".to_owned();
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec![name.clone()]).unwrap();
+        let leaf = leaf.signed_by(&key, &theirs).unwrap().der().clone();
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf, theirs.der().clone()], key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let serving = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            drop(TlsAcceptor::from(Arc::new(server)).accept(stream).await);
+        });
+        let ca = Certificate::from_pem(ours.pem());
+        let tls = ClientTlsConfig::new().ca_certificate(ca).domain_name(name);
+        let cause = connect(&address, tls).await.unwrap_err();
+        serving.await.unwrap();
+        let hint = controller_hint(&cause, Path::new("/o.toml"));
+        assert!(hint.contains("by another CA") && hint.contains("/o.toml"), "{cause}: {hint}");
+        let away = controller_hint("connection refused", Path::new("/o.toml"));
+        assert!(away.starts_with("is isthmus-controller running"), "{away}");
     }
 
     #[tokio::test]

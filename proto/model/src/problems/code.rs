@@ -55,6 +55,8 @@ codes! {
         "A clock is wrong, so that certificates and tokens seem not to be valid yet, or no longer. Have it kept in time by NTP."
     ContainerEngine "container-engine"
         "No engine tells which containers run, or one doesn't answer: those that begin now aren't known by name, image or label. Start Docker or Podman's socket, or name it by `engines` under [containers] in the agent's settings."
+    ControllerForeign "controller-foreign"
+        "What answers at the controller's address has a certificate by another CA than this host's mesh: it is another mesh's controller, or this mesh's was set up anew. Traffic goes on by the last revision; changes and certificates don't reach this host. Restore the controller's state, or leave and join again with a new token; or give the address back to this mesh's controller."
     ControllerUnreachable "controller-unreachable"
         "The agent reaches no controller. Traffic goes on by the last revision; changes and certificates don't reach this host. See whether the controller runs and TCP 7443 passes."
     ControllersNotKept "controllers-not-kept"
