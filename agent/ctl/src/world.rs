@@ -1,10 +1,11 @@
 //! Who exists, and the policy between them: from files, or from what runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use isthmus_model::topology::Topology;
-use isthmus_model::{Identity, Layer4, Name, Protocol, Snapshot, TrustDomain};
+use isthmus_model::{Identity, Layer4, Name, ServicePort, Snapshot, TrustDomain};
 use isthmus_policy::Policy;
 use isthmus_proto::v1;
 
@@ -34,11 +35,37 @@ pub(crate) struct World {
 #[derive(Clone, Debug)]
 struct Service {
     namespace: Name,
-    /// None for who only calls others.
-    layer4: Option<Layer4>,
+    /// Its own first, the others with their names; none for who only calls others.
+    ports: Vec<Port>,
     aliases: Vec<Name>,
     /// Hosts with a workload of it, as far as they are known.
     hosts: Vec<Name>,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug)]
+pub(crate) struct Port {
+    /// None: its own.
+    name: Option<Name>,
+    /// What a client sends.
+    pub(crate) layer4: Layer4,
+}
+
+impl Port {
+    fn all(own: Option<Layer4>, more: &[ServicePort]) -> Vec<Self> {
+        let own = own.map(|layer4| Self { name: None, layer4 });
+        let more = more.iter().map(|it| Self { name: Some(it.name.clone()), layer4: it.layer4() });
+        own.into_iter().chain(more).collect()
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{} (\"{name}\")", self.layer4),
+            None => write!(f, "{} (its own)", self.layer4),
+        }
+    }
 }
 
 /// A host knows the rules of its own traffic only.
@@ -52,9 +79,10 @@ struct Vantage {
 impl World {
     pub(crate) fn of_topology(topology: &Topology, source: String) -> Self {
         let services = topology.services.iter().map(|(name, service)| {
-            let layer4 = (service.port != 0).then(|| layer4(service.protocol, service.port));
+            let own = (service.port != 0).then(|| service.protocol.layer4(service.port));
+            let ports = Port::all(own, &service.more);
             let (namespace, aliases) = (service.namespace.clone(), service.aliases.clone());
-            (name.clone(), Service { namespace, layer4, aliases, hosts: Vec::new() })
+            (name.clone(), Service { namespace, ports, aliases, hosts: Vec::new() })
         });
         Self {
             services: services.collect(),
@@ -72,10 +100,10 @@ impl World {
     pub(crate) fn of_snapshot(snapshot: &Snapshot) -> Self {
         let host_name = |id| snapshot.hosts.get(id).map(|host| host.name.clone());
         let services = snapshot.services.values().map(|service| {
-            let layer4 = service.has_port().then(|| service.layer4());
+            let ports = Port::all(service.has_port().then(|| service.layer4()), &service.more);
             let hosts = service.placements.keys().filter_map(host_name).collect();
             let (namespace, aliases) = (service.namespace.clone(), service.aliases.clone());
-            (service.name.clone(), Service { namespace, layer4, aliases, hosts })
+            (service.name.clone(), Service { namespace, ports, aliases, hosts })
         });
         let host = snapshot.local_host().name.clone();
         Self {
@@ -101,11 +129,12 @@ impl World {
         self.addresses = Some(Addresses::of_status(status));
     }
 
-    /// The port that a service is reached at; none for hosts, devices, and who only calls others.
-    pub(crate) fn own_port(&self, identity: &Identity) -> Option<Layer4> {
+    /// Where a service is reached, at its own port first; nowhere are hosts, devices, and who only calls
+    /// others.
+    pub(crate) fn ports(&self, identity: &Identity) -> &[Port] {
         match identity {
-            Identity::Service { name, .. } => self.services.get(name)?.layer4,
-            Identity::Host(_) | Identity::Device(_) => None,
+            Identity::Service { name, .. } => self.services.get(name).map_or(&[], |it| &it.ports),
+            Identity::Host(_) | Identity::Device(_) => &[],
         }
     }
 
@@ -285,11 +314,4 @@ fn residents(snapshot: &Snapshot) -> BTreeSet<Identity> {
     let behind = snapshot.devices.values().filter(|device| device.via == snapshot.local);
     let devices = behind.map(|device| Identity::Device(device.name.clone()));
     services.chain(devices).chain([host]).collect()
-}
-
-const fn layer4(protocol: Protocol, port: u16) -> Layer4 {
-    match protocol {
-        Protocol::Tcp | Protocol::Http | Protocol::Tls | Protocol::Auto => Layer4::Tcp(port),
-        Protocol::Udp => Layer4::Udp(port),
-    }
 }

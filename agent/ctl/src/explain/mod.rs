@@ -103,10 +103,12 @@ impl<'a> Answer<'a> {
         let (from, _) = world.resolve(&arguments.from)?;
         let (to, port) = world.resolve(&arguments.to)?;
         world.can_judge(&from, &to)?;
-        let own = world.own_port(&to);
-        let named = port.map(|port| match own {
-            Some(Layer4::Udp(own)) if own == port => Layer4::Udp(port),
-            Some(_) | None => Layer4::Tcp(port),
+        let ports = world.ports(&to);
+        let own = ports.first().map(|it| it.layer4);
+        let named = port.map(|port| {
+            let is_udp = ports.iter().any(|it| it.layer4 == Layer4::Udp(port));
+            let is_tcp = ports.iter().any(|it| it.layer4 == Layer4::Tcp(port));
+            if is_udp && !is_tcp { Layer4::Udp(port) } else { Layer4::Tcp(port) }
         });
         let layer4 = arguments.port.or(named).or(own).ok_or_else(|| {
             format!(
@@ -144,7 +146,25 @@ impl<'a> Answer<'a> {
         let request = request.map(|(method, (path, _))| (method, path));
         let explanation = world.policy.explain(&query);
         let has_token = !tokens.is_empty();
-        Ok(Self { world, from, to, layer4, request, has_token, explanation })
+        let answer = Self { world, from, to, layer4, request, has_token, explanation };
+        match answer.no_such_port() {
+            // No rule is about it, so whatever came out would say more than there is.
+            Some(why) if answer.decision().name == "default" => {
+                Err(format!("{why}; ask about one of these with --port"))
+            }
+            Some(_) | None => Ok(answer),
+        }
+    }
+
+    /// That the service is reached by other ports than the one that is asked about.
+    fn no_such_port(&self) -> Option<String> {
+        let ports = self.world.ports(&self.to);
+        let is_port = matches!(self.layer4, Layer4::Tcp(_) | Layer4::Udp(_));
+        let is_there = ports.is_empty() || ports.iter().any(|it| it.layer4 == self.layer4);
+        (is_port && !is_there).then(|| {
+            let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+            format!("{} has no port {}: it has {}", self.to, self.layer4, ports.join(", "))
+        })
     }
 
     fn outcome(&self) -> Outcome {
@@ -175,6 +195,9 @@ impl<'a> Answer<'a> {
         let question = clean(&format!("{} -> {} {}{request}", self.from, self.to, self.layer4));
         let mut text = format!("{} {question}\n", paint(word, tone));
         text.push_str(&self.decider());
+        if let Some(why) = self.no_such_port() {
+            text.push_str(&paint(&format!("  {}\n", clean(&why)), Tone::Warn));
+        }
         if let Some(denier) = self.explanation.verdict.would_deny {
             let denier = self.world.policy.describe_decider(denier);
             let note =
@@ -318,6 +341,7 @@ impl<'a> Answer<'a> {
             "allowed_requests": requests(Action::Allow),
             "denied_requests": requests(Action::Deny),
             "hint": self.explanation.hint,
+            "no_such_port": self.no_such_port(),
             "suggestion": self.suggestion(),
             "source": self.world.source,
         })

@@ -248,6 +248,41 @@ fn the_mesh_finds_everybody_by_address() {
 }
 
 #[test]
+fn a_port_that_the_service_doesnt_have_gets_no_verdict() {
+    let text = "[host.app-1]\n[service.web]\nport = 8080\nhosts = [\"app-1\"]\n\
+                ports = { metrics = { port = 9100 }, stats = { port = 8125, protocol = \"udp\" } }\n\
+                [service.client]\nhosts = [\"app-1\"]\n\
+                [[deny]]\nname = \"no ssh\"\nfrom = \"service:*\"\nto = \"service:*\"\nports = [\"tcp/22\"]\n";
+    let files =
+        [isthmus_model::topology::SourceFile { name: "mesh.toml".into(), text: text.into() }];
+    let world = World::of_topology(&sources::topology(&files).unwrap(), "mesh.toml".to_owned());
+    let with = |line: &str| {
+        let arguments = arguments(line);
+        Answer::new(&world, &arguments).map(|answer| (plain(&answer.text()), answer.json()))
+    };
+    for port in ["tcp/9999", "udp/8080", "tcp/8125"] {
+        assert_eq!(
+            with(&format!("client web --port {port}")).unwrap_err(),
+            format!(
+                "service:web has no port {port}: it has tcp/8080 (its own), tcp/9100 (\"metrics\"), \
+                 udp/8125 (\"stats\"); ask about one of these with --port"
+            )
+        );
+    }
+    for port in ["tcp/9100", "udp/8125", "icmp"] {
+        let (text, json) = with(&format!("client web --port {port}")).unwrap();
+        assert!(text.starts_with("DENY "), "{text}");
+        assert_eq!(json["no_such_port"], Value::Null);
+    }
+    // A rule is about it, and so it is said which.
+    let (text, json) = with("client web --port tcp/22").unwrap();
+    assert!(text.contains("\"no ssh\"") && text.contains("has no port tcp/22"), "{text}");
+    assert!(json["no_such_port"].as_str().unwrap().contains("tcp/9100"), "{json}");
+    // Who only calls others has none that could be confused with it.
+    assert!(with("web client --port tcp/22").is_ok());
+}
+
+#[test]
 fn a_host_says_nothing_of_traffic_whose_rules_it_doesnt_know() {
     let world = World::of_snapshot(&slice());
     let answer = |line: &str| {
