@@ -56,7 +56,7 @@ impl admin_server::Admin for Admin {
         let work = async {
             let files = apply::source_files(files)?;
             let proposal = match self.mesh.work(move |mesh| apply::read(mesh, files)).await? {
-                Read::Refused(response) => return Ok(response),
+                Read::Refused(response) => return Ok(*response),
                 Read::Good(proposal) => proposal,
             };
             let clashes = if despite_clashes { Vec::new() } else { self.clashes(&proposal).await };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use isthmus_controller_core::{Consequences, State};
+use isthmus_controller_core::{AppliedRevision, Consequences, State};
 use isthmus_model::Revision;
 use isthmus_model::topology::{self, ChangeKind, Diagnostic, SourceFile, Topology};
 use isthmus_proto::v1;
@@ -94,13 +94,15 @@ pub(crate) struct Proposal {
 
 pub(crate) enum Read {
     Good(Box<Proposal>),
-    Refused(v1::ApplyResponse),
+    Refused(Box<v1::ApplyResponse>),
 }
 
 pub(crate) fn read(mesh: &Mesh, files: Vec<SourceFile>) -> Read {
     let topology = match topology::parse(&files) {
         Ok(topology) => topology,
-        Err(diagnostics) => return Read::Refused(refused(mesh, &diagnostics, Vec::new())),
+        Err(diagnostics) => {
+            return Read::Refused(Box::new(refused(mesh, &diagnostics, Vec::new())));
+        }
     };
     let results = isthmus_policy::run_tests(&topology);
     let tests: Vec<v1::TestOutcome> = results
@@ -112,7 +114,7 @@ pub(crate) fn read(mesh: &Mesh, files: Vec<SourceFile>) -> Read {
         })
         .collect();
     if results.iter().any(|test| !test.passed) {
-        return Read::Refused(refused(mesh, &[], tests));
+        return Read::Refused(Box::new(refused(mesh, &[], tests)));
     }
     Read::Good(Box::new(Proposal { files, topology, tests }))
 }
@@ -152,7 +154,8 @@ pub(crate) fn apply(
         Err(ApplyError::Conflict(sentences)) => return Err(Status::aborted(sentences)),
         Err(ApplyError::Store(error)) => return Err(not_stored(error)),
     };
-    let Applied { revision, before, affected, unchanged, consequences, undone_at } = applied;
+    let Applied { revision, before, replaces, affected, unchanged, consequences, undone_at } =
+        applied;
     let Consequences { asks, notes } = consequences;
     let held = if terms.dry_run || terms.yes { &[][..] } else { &asks };
     let changes = topology::diff(Some(&before.topology), &after);
@@ -165,8 +168,20 @@ pub(crate) fn apply(
         notes,
         asks,
         undone_at,
+        replaces: replaces.map(|it| replaced(&it)),
         affected: affected.iter().map(ToString::to_string).collect(),
     })
+}
+
+/// One on trial is replaced by nothing, before it is confirmed.
+fn replaced(one: &AppliedRevision) -> v1::AppliedRevision {
+    v1::AppliedRevision {
+        revision: one.revision.0,
+        at: one.at,
+        by: one.by.clone(),
+        note: one.note.clone(),
+        undone_at: 0,
+    }
 }
 
 fn change(change: topology::Change) -> v1::Change {

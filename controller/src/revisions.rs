@@ -45,6 +45,8 @@ pub(crate) struct Terms {
 pub(crate) struct Applied {
     pub(crate) revision: Revision,
     pub(crate) before: State,
+    /// Who applied what ran before, and when; none where nobody did, or nothing changes.
+    pub(crate) replaces: Option<AppliedRevision>,
     pub(crate) affected: BTreeSet<Name>,
     pub(crate) unchanged: bool,
     pub(crate) consequences: Consequences,
@@ -145,6 +147,7 @@ impl Mesh {
             unchanged: *before.topology == topology,
             consequences: Consequences::default(),
             undone_at: 0,
+            replaces: None,
             before,
         };
         if applied.unchanged {
@@ -154,6 +157,7 @@ impl Mesh {
             }
             return Ok(applied);
         }
+        let replaces = self.revisions().newest().cloned();
         let before = &applied.before;
         let next = before
             .apply(Arc::clone(&files), topology, time::now())
@@ -163,7 +167,7 @@ impl Mesh {
         let consequences = Consequences::of(before, &next);
         let held = !consequences.asks.is_empty() && !terms.yes;
         if terms.dry_run || held {
-            return Ok(Applied { affected, consequences, ..applied });
+            return Ok(Applied { affected, consequences, replaces, ..applied });
         }
         let trial = terms.confirm_within.map(|within| Pending {
             revision: next.revision,
@@ -180,7 +184,7 @@ impl Mesh {
         self.rollouts().insert(revision, affected.clone());
         debug!(%revision, affected = affected.len(), "a topology was applied");
         let undone_at = trial.map_or(0, |trial| trial.deadline);
-        Ok(Applied { revision, affected, consequences, undone_at, ..applied })
+        Ok(Applied { revision, affected, consequences, undone_at, replaces, ..applied })
     }
 
     /// Whether another operator is in the way.

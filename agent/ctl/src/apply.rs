@@ -19,6 +19,7 @@ use crate::problems;
 use crate::rollout::{self, Progress};
 use crate::sources;
 use crate::status::read_mesh;
+use crate::topology;
 use crate::transport::{Session, ask_controller};
 use crate::validate::{Checked, check};
 use crate::words::{self, count, relative, timestamp};
@@ -64,7 +65,7 @@ pub(crate) async fn submit(session: &Session, files: &[SourceFile], how: &How) -
         return refused(session, &response, files);
     }
     if session.output == Format::Text {
-        output::say(&differences(&response))?;
+        output::say(&differences(&response, words::now()))?;
         if how.dry_run {
             output::say(&dry_run(&response))?;
         }
@@ -169,7 +170,7 @@ fn is_held(request: &v1::ApplyRequest, response: &v1::ApplyResponse) -> bool {
 async fn is_meant(session: &Session, response: &v1::ApplyResponse) -> Result<bool> {
     let asks = bullets("this has to be asked:", Tone::Warn, &response.asks);
     if output::is_interactive() {
-        output::complain(&format!("{}{asks}", differences(response)));
+        output::complain(&format!("{}{asks}", differences(response, words::now())));
         return output::confirm("Apply it?", "nothing was changed").await;
     }
     if session.output == Format::Json {
@@ -177,7 +178,7 @@ async fn is_meant(session: &Session, response: &v1::ApplyResponse) -> Result<boo
         let held = v1::ApplyResponse { diagnostics: Vec::new(), ..response.clone() };
         output::json(&json(&held, None))?;
     } else {
-        output::complain(&format!("{}{asks}", differences(response)));
+        output::complain(&format!("{}{asks}", differences(response, words::now())));
     }
     let refused = paint("refused:", Tone::Bad);
     output::complain(&format!("{refused} nothing was changed; if it is meant, say --yes"));
@@ -212,13 +213,17 @@ fn refused(session: &Session, response: &v1::ApplyResponse, files: &[SourceFile]
 }
 
 /// What changes, what comes of it, and what the tests say.
-fn differences(response: &v1::ApplyResponse) -> String {
+fn differences(response: &v1::ApplyResponse, now: i64) -> String {
     if response.unchanged {
         return format!("nothing to change: revision {} says this already", response.revision);
     }
     let mut text = String::new();
     for change in &response.changes {
         text.push_str(&change_line(change));
+    }
+    if let Some(before) = &response.replaces {
+        let line = format!("in place of {}\n", topology::in_words(before, now));
+        text.push_str(&paint(&line, Tone::Quiet));
     }
     text.push_str(&bullets("what comes of it:", Tone::Warn, &response.notes));
     if !response.tests.is_empty() {
@@ -276,6 +281,7 @@ fn json(response: &v1::ApplyResponse, progress: Option<&Progress>) -> Value {
         "notes": response.notes,
         "asks": response.asks,
         "undone_at": timestamp(response.undone_at),
+        "replaces": response.replaces.as_ref().map(topology::revision_json),
         "rollout": progress.map(Progress::json),
     })
 }
@@ -310,13 +316,32 @@ mod tests {
     #[test]
     fn differences_have_signs() {
         assert_eq!(
-            plain(&differences(&response())),
+            plain(&differences(&response(), 1_000)),
             "+ host app-3\n~ service web: port 80 -> 8080\n- rule old\n1 test passed\n"
         );
         assert_eq!(
             plain(&dry_run(&response())),
             "dry run: 3 changes, nothing was applied; it concerns app-1\n"
         );
+    }
+
+    #[test]
+    fn whose_revision_is_replaced_is_said() {
+        let replaces = v1::AppliedRevision {
+            revision: 6,
+            at: 940,
+            by: "bob".to_owned(),
+            note: "two more hosts".to_owned(),
+            undone_at: 0,
+        };
+        let response = v1::ApplyResponse { replaces: Some(replaces), ..response() };
+        let text = plain(&differences(&response, 1_000));
+        let line = "- rule old\nin place of revision 6, applied by bob 60 s ago: two more hosts\n";
+        assert!(text.contains(line), "{text}");
+        let value = json(&response, None);
+        assert_eq!(value["replaces"]["by"], "bob");
+        assert_eq!(value["replaces"]["revision"], 6);
+        assert_eq!(value["replaces"]["at"], "1970-01-01T00:15:40Z");
     }
 
     #[test]
@@ -338,7 +363,7 @@ mod tests {
     fn an_equal_file_says_so() {
         let same =
             v1::ApplyResponse { unchanged: true, revision: 7, ..v1::ApplyResponse::default() };
-        assert_eq!(differences(&same), "nothing to change: revision 7 says this already");
+        assert_eq!(differences(&same, 0), "nothing to change: revision 7 says this already");
     }
 
     #[test]

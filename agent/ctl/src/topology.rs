@@ -126,11 +126,13 @@ fn files_text(files: &[v1::File]) -> String {
 fn about(topology: &v1::Topology, now: i64) -> String {
     match &topology.applied {
         None => "nobody has applied a topology yet".to_owned(),
-        Some(applied) => {
-            let revision = applied.revision;
-            format!("revision {revision}{}{}", by(applied, now), note(applied))
-        }
+        Some(applied) => in_words(applied, now),
     }
+}
+
+/// "revision 7, applied by alice 3 min ago: more hosts"
+pub(crate) fn in_words(applied: &v1::AppliedRevision, now: i64) -> String {
+    format!("revision {}{}{}", applied.revision, by(applied, now), note(applied))
 }
 
 /// ", applied by alice 3 min ago"
@@ -226,7 +228,7 @@ fn history_text(newest_first: &[v1::AppliedRevision], now: i64) -> String {
     )
 }
 
-fn revision_json(one: &v1::AppliedRevision) -> Value {
+pub(crate) fn revision_json(one: &v1::AppliedRevision) -> Value {
     json!({
         "revision": one.revision,
         "at": timestamp(one.at),

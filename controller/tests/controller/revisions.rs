@@ -41,11 +41,18 @@ async fn what_was_applied_is_kept_with_who_and_when_over_a_restart() {
     assert!(
         history(&controller).await.is_empty() && running(&controller, 0).await.applied.is_none()
     );
-    let first = controller.apply(ONE).await.revision;
+    let first = controller.apply(ONE).await;
+    assert_eq!(first.replaces, None, "nothing ran before");
+    let first = first.revision;
+    assert_eq!(controller.apply(ONE).await.replaces, None, "nothing changes");
     controller.join("a").await;
     let note = "web moves".to_owned();
     let second = controller.try_request(v1::ApplyRequest { note, ..apply_request(&two(), false) });
-    let second = second.await.revision;
+    let second = second.await;
+    let replaced = second.replaces.unwrap();
+    assert_eq!((replaced.revision, &*replaced.by), (first, "admin"));
+    assert!(replaced.at > 1_700_000_000);
+    let second = second.revision;
     // The same in other words stays the same revision.
     let commented = format!("{}# the end\n", two());
     controller.apply(&commented).await;
@@ -90,7 +97,9 @@ async fn of_two_operators_the_second_hears_of_the_first() {
     assert_eq!(port(&controller).await, 81);
     let future = controller.admin().await.apply(request(ONE, done + 50)).await.unwrap_err();
     assert!(future.message().contains("no revision"), "{}", future.message());
-    controller.admin().await.apply(request(ONE, done)).await.unwrap();
+    let back = controller.admin().await.apply(request(ONE, done)).await.unwrap().into_inner();
+    let replaced = back.replaces.unwrap();
+    assert_eq!((replaced.revision, &*replaced.by, &*replaced.note), (done, "bob", "by bob"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
