@@ -236,7 +236,7 @@ pub(crate) enum Command {
     /// WHO is an address of the mesh, a name, or the number of a process of this host. Of a process it
     /// says what each service's `workload` asks for, and what of it the process is not.
     #[command(
-        after_help = "Examples:\n  agentctl whois 100.64.0.17\n  agentctl whois $(pidof -s nginx)"
+        after_help = "Examples:\n  agentctl whois 100.64.0.17\n  agentctl whois web.prod\n  agentctl whois $(pidof -s nginx)"
     )]
     Whois {
         /// An address, a name or a process's number

@@ -3,16 +3,18 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use isthmus_model::TrustDomain;
+use isthmus_model::{Identity, TrustDomain};
 use isthmus_proto::v1;
 use serde_json::{Value, json};
 
 use crate::addresses::Addresses;
 use crate::errors::{Exit, Failure};
-use crate::mesh_view::known;
+use crate::mesh_view::{self, Workload, known};
 use crate::output::{self, Tone, clean, facts, paint};
 use crate::status::read_mesh;
 use crate::transport::{Session, Whom, ask_agent};
+
+const DNS_DOMAIN: &str = ".mesh.internal";
 
 pub(crate) async fn whois(session: &Session, who: &str) -> Result<Exit> {
     let answer = match session.status_from() {
@@ -34,24 +36,100 @@ fn of_mesh(status: &v1::MeshStatus, who: &str) -> Result<v1::WhoisAnswer, Failur
         return Err(Failure::Usage(format!("{who} is a process's number; {why}")));
     }
     let bare = who.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(who);
-    let address: IpAddr = bare.parse().map_err(|_| {
-        Failure::Usage(format!(
-            "{who:?} is no address; `agentctl host|service|device show` tells of names"
-        ))
-    })?;
+    let Ok(address) = bare.parse::<IpAddr>() else {
+        return named(status, who).ok_or_else(|| {
+            let revision = status.revision;
+            Failure::Refused(format!(
+                "{who:?} is no address, and no host, service or device of revision {revision} of the mesh"
+            ))
+        });
+    };
     let identity = Addresses::of_status(status).find(address).ok_or_else(|| {
         Failure::Refused(format!(
             "{address} is nobody's in revision {} of the mesh",
             status.revision
         ))
     })?;
-    let domain: Option<TrustDomain> = status.trust_domain.parse().ok();
     Ok(v1::WhoisAnswer {
-        spiffe: domain.map_or_else(String::new, |domain| identity.spiffe(&domain)),
-        identity: identity.to_string(),
         kind: "address".to_owned(),
         addresses: vec![address.to_string()],
+        ..of_identity(status, &identity)
+    })
+}
+
+fn of_identity(status: &v1::MeshStatus, identity: &Identity) -> v1::WhoisAnswer {
+    let domain: Option<TrustDomain> = status.trust_domain.parse().ok();
+    v1::WhoisAnswer {
+        spiffe: domain.map_or_else(String::new, |domain| identity.spiffe(&domain)),
+        identity: identity.to_string(),
         ..v1::WhoisAnswer::default()
+    }
+}
+
+/// Whom a name means: `web`, `service:web`, `web.prod`, `web.prod.mesh.internal`, hosts and devices likewise.
+fn named(status: &v1::MeshStatus, who: &str) -> Option<v1::WhoisAnswer> {
+    let dotted = who.trim_end_matches('.');
+    let dotted = dotted.strip_suffix(DNS_DOMAIN).unwrap_or(dotted);
+    let (kind, name) = match (dotted.split_once(':'), dotted.split_once('.')) {
+        (Some((kind, name)), _) => (Some(kind), name),
+        (None, Some((name, kind @ ("host" | "device")))) => (Some(kind), name),
+        (None, _) => (None, dotted),
+    };
+    let of = |wanted: &str| kind.is_none_or(|kind| kind == wanted);
+    let host = || {
+        let is_it = |it: &&v1::HostStatus| it.host.as_ref().is_some_and(|host| host.name == name);
+        let found = status.hosts.iter().filter(|_| of("host")).find(is_it)?;
+        let identity = Identity::Host(name.parse().ok()?);
+        let ipv4 = found.host.as_ref().and_then(mesh_view::ipv4);
+        Some(v1::WhoisAnswer {
+            kind: "host".to_owned(),
+            host: name.to_owned(),
+            addresses: ipv4.into_iter().chain([found.ipv6.clone()]).collect(),
+            ..of_identity(status, &identity)
+        })
+    };
+    let service = || {
+        let is_it =
+            |it: &v1::Service| name == it.name || name == format!("{}.{}", it.name, it.namespace);
+        let mut services = status.services.iter().filter(|_| of("service"));
+        let found = services.find(|it| it.service.as_ref().is_some_and(is_it))?;
+        Some(of_service(status, found, found.service.as_ref()?))
+    };
+    let device = || {
+        let is_it = |it: &&v1::DeviceStatus| it.device.as_ref().is_some_and(|it| it.name == name);
+        let found = status.devices.iter().filter(|_| of("device")).find(is_it)?;
+        let identity = Identity::Device(name.parse().ok()?);
+        let ipv4 = found.device.as_ref().map(|it| it.ipv4.clone());
+        Some(v1::WhoisAnswer {
+            kind: "device".to_owned(),
+            host: found.via.clone(),
+            addresses: ipv4.into_iter().chain([found.ipv6.clone()]).collect(),
+            ..of_identity(status, &identity)
+        })
+    };
+    host().or_else(|| service().flatten()).or_else(device)
+}
+
+/// A service as a whole, with where it is.
+fn of_service(
+    mesh: &v1::MeshStatus,
+    status: &v1::ServiceStatus,
+    service: &v1::Service,
+) -> Option<v1::WhoisAnswer> {
+    let identity = Identity::Service {
+        namespace: service.namespace.parse().ok()?,
+        name: service.name.parse().ok()?,
+    };
+    let workload = |it: Workload| v1::ServiceWorkload {
+        host: it.host,
+        addresses: [it.ipv4, it.ipv6].into_iter().filter(|it| !it.is_empty()).collect(),
+    };
+    Some(v1::WhoisAnswer {
+        kind: "service".to_owned(),
+        dns_name: status.dns_name.clone(),
+        addresses: vec![service.virtual_ipv4.clone(), status.virtual_ipv6.clone()],
+        workloads: mesh_view::workloads(status, &mesh.hosts).into_iter().map(workload).collect(),
+        ..of_identity(mesh, &identity)
     })
 }
 
@@ -66,6 +144,10 @@ fn text(answer: &v1::WhoisAnswer) -> String {
         ("addresses", clean(&answer.addresses.join("\n"))),
     ];
     let mut text = facts(&lines);
+    for workload in &answer.workloads {
+        let v1::ServiceWorkload { host, addresses } = workload;
+        text.push_str(&clean(&format!("  on {host}: {}\n", addresses.join(", "))));
+    }
     let Some(process) = &answer.process else { return text };
     let user = match &*process.user {
         "" => process.uid.to_string(),
@@ -123,6 +205,7 @@ fn json(answer: &v1::WhoisAnswer) -> Value {
             "candidates": process.candidates.iter().map(candidate).collect::<Value>(),
         })
     });
+    let workload = |it: &v1::ServiceWorkload| json!({ "host": it.host, "addresses": it.addresses });
     json!({
         "identity": answer.identity,
         "spiffe": known(&answer.spiffe),
@@ -131,6 +214,7 @@ fn json(answer: &v1::WhoisAnswer) -> Value {
         "dns_name": known(&answer.dns_name),
         "port": known(&answer.port),
         "addresses": answer.addresses,
+        "workloads": answer.workloads.iter().map(workload).collect::<Value>(),
         "process": process,
     })
 }
@@ -185,6 +269,18 @@ mod tests {
         assert_eq!(answer.identity, "service:web");
         assert_eq!(answer.spiffe, "spiffe://corp.example/ns/prod/sa/web");
         assert!(of_mesh(&mesh(), "100.64.0.99").unwrap_err().to_string().contains("nobody's"));
+        for name in ["web", "service:web", "web.prod", "web.prod.mesh.internal"] {
+            let answer = of_mesh(&mesh(), name).unwrap();
+            assert_eq!((&*answer.kind, &*answer.identity), ("service", "service:web"), "{name}");
+            let shown = plain(&text(&answer));
+            assert!(shown.contains("on app-1: 100.64.0.17"), "{shown}");
+            assert_eq!(json(&answer)["workloads"][0]["host"], "app-1");
+        }
+        assert_eq!(of_mesh(&mesh(), "app-2.host").unwrap().identity, "host:app-2");
+        assert_eq!(of_mesh(&mesh(), "press").unwrap().host, "app-1");
+        for name in ["host:web", "web.dev", "nobody"] {
+            assert!(of_mesh(&mesh(), name).unwrap_err().to_string().contains(name));
+        }
         assert!(
             of_mesh(&mesh(), "4711").unwrap_err().to_string().contains("the agent of its host")
         );

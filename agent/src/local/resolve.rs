@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use isthmus_core::State;
-use isthmus_model::{DeviceId, HostId, Place, ServiceId, Snapshot};
+use isthmus_model::{DeviceId, HostId, Place, Service, ServiceId, Snapshot};
 
 const DOMAIN: &str = ".mesh.internal";
 
@@ -18,39 +18,51 @@ pub(super) enum ResolveError {
     NoWorkload(String),
 }
 
+/// Whom a name means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Named {
+    Host(HostId),
+    Service(ServiceId),
+    Device(DeviceId),
+}
+
 /// The address to ask.
 pub(super) fn resolve(state: &State, target: &str) -> Result<IpAddr, ResolveError> {
     let snapshot = &state.snapshot;
     if let Ok(address) = target.parse() {
         return of_address(state, address);
     }
-    let unknown = || ResolveError::Unknown(target.to_owned());
+    match named(snapshot, target)? {
+        Named::Host(id) => Ok(snapshot.workload_ipv6(id, ServiceId(0)).into()),
+        Named::Service(id) => of_service(snapshot, id),
+        Named::Device(id) => {
+            device_address(snapshot, id).ok_or_else(|| ResolveError::Unknown(target.to_owned()))
+        }
+    }
+}
+
+/// `web`, `service:web`, `web.prod`, `web.prod.mesh.internal`, and hosts and devices likewise.
+pub(super) fn named(snapshot: &Snapshot, target: &str) -> Result<Named, ResolveError> {
     let name = target.trim_end_matches('.');
-    if let Some(name) = name.strip_suffix(DOMAIN) {
-        let (name, namespace) = name.split_once('.').ok_or_else(unknown)?;
-        let found = snapshot.services.iter().find(|(_, service)| {
-            service.name.as_str() == name && service.namespace.as_str() == namespace
-        });
-        return match found {
-            Some((id, _)) => of_service(snapshot, *id),
-            None if namespace == "host" => host(snapshot, name).ok_or_else(unknown),
-            None => Err(unknown()),
-        };
-    }
-    if let Some(name) = name.strip_prefix("host:") {
-        return host(snapshot, name).ok_or_else(unknown);
-    }
-    if let Some(name) = name.strip_prefix("device:") {
-        return device(snapshot, name).ok_or_else(unknown);
-    }
-    if let Some(name) = name.strip_prefix("service:") {
-        return service(snapshot, name).ok_or_else(unknown)?;
-    }
-    host(snapshot, name)
-        .map(Ok)
-        .or_else(|| service(snapshot, name))
-        .or_else(|| device(snapshot, name).map(Ok))
-        .ok_or_else(unknown)?
+    let (name, is_whole) = match name.strip_suffix(DOMAIN) {
+        Some(name) => (name, true),
+        None => (name, false),
+    };
+    let found = match (name.split_once(':'), name.split_once('.')) {
+        (Some(("host", name)), _) | (None, Some((name, "host"))) => host(snapshot, name),
+        (Some(("device", name)), _) | (None, Some((name, "device"))) => device(snapshot, name),
+        (Some(("service", name)), _) => match name.split_once('.') {
+            Some((name, namespace)) => service(snapshot, name, Some(namespace)),
+            None => service(snapshot, name, None),
+        },
+        (Some(_), _) => None,
+        (None, Some((name, namespace))) => service(snapshot, name, Some(namespace)),
+        (None, None) if is_whole => None,
+        (None, None) => host(snapshot, name)
+            .or_else(|| service(snapshot, name, None))
+            .or_else(|| device(snapshot, name)),
+    };
+    found.ok_or_else(|| ResolveError::Unknown(target.to_owned()))
 }
 
 fn of_address(state: &State, address: IpAddr) -> Result<IpAddr, ResolveError> {
@@ -63,20 +75,28 @@ fn of_address(state: &State, address: IpAddr) -> Result<IpAddr, ResolveError> {
     }
 }
 
-fn host(snapshot: &Snapshot, name: &str) -> Option<IpAddr> {
+fn host(snapshot: &Snapshot, name: &str) -> Option<Named> {
     let (id, _) = snapshot.hosts.iter().find(|(_, host)| host.name.as_str() == name)?;
-    Some(snapshot.workload_ipv6(*id, ServiceId(0)).into())
+    Some(Named::Host(*id))
 }
 
-fn service(snapshot: &Snapshot, name: &str) -> Option<Result<IpAddr, ResolveError>> {
-    let (id, _) = snapshot.services.iter().find(|(_, service)| service.name.as_str() == name)?;
-    Some(of_service(snapshot, *id))
+/// Also by a name that it had before.
+fn service(snapshot: &Snapshot, name: &str, namespace: Option<&str>) -> Option<Named> {
+    let in_it = |it: &Service| namespace.is_none_or(|wanted| it.namespace.as_str() == wanted);
+    let by_name = snapshot.services.iter().find(|(_, it)| it.name.as_str() == name && in_it(it));
+    let is_alias = |it: &Service| it.aliases.iter().any(|alias| alias.as_str() == name);
+    let by_alias = || snapshot.services.iter().find(|(_, it)| is_alias(it) && in_it(it));
+    by_name.or_else(by_alias).map(|(id, _)| Named::Service(*id))
 }
 
-fn device(snapshot: &Snapshot, name: &str) -> Option<IpAddr> {
-    let found = snapshot.devices.iter().find(|(_, device)| device.name.as_str() == name);
-    let (DeviceId(number), device) = found?;
-    Some(snapshot.workload_ipv6(device.via, ServiceId(*number)).into())
+fn device(snapshot: &Snapshot, name: &str) -> Option<Named> {
+    let (id, _) = snapshot.devices.iter().find(|(_, device)| device.name.as_str() == name)?;
+    Some(Named::Device(*id))
+}
+
+fn device_address(snapshot: &Snapshot, id: DeviceId) -> Option<IpAddr> {
+    let device = snapshot.devices.get(&id)?;
+    Some(snapshot.workload_ipv6(device.via, ServiceId(id.0)).into())
 }
 
 /// A workload on another host rather than here: whoever pings wants to know about the way.
@@ -109,6 +129,10 @@ mod tests {
             ("service:web", web2),
             ("web.prod.mesh.internal", web2),
             ("web.prod.mesh.internal.", web2),
+            ("web.prod", web2),
+            ("service:web.prod", web2),
+            ("web-1.host", host2),
+            ("press.device", press),
             ("100.127.0.5", web2),
             ("press", press),
             ("device:press", press),
@@ -121,7 +145,16 @@ mod tests {
     #[test]
     fn who_is_unknown_is_named() {
         let state = state();
-        for target in ["nobody", "host:web", "web.dev.mesh.internal", "mesh.internal", ""] {
+        for target in [
+            "nobody",
+            "host:web",
+            "web.dev",
+            "web.dev.mesh.internal",
+            "web.mesh.internal",
+            "mesh.internal",
+            "kind:web",
+            "",
+        ] {
             let error = resolve(&state, target).unwrap_err();
             assert_eq!(error, ResolveError::Unknown(target.to_owned()));
         }

@@ -7,7 +7,7 @@ use isthmus_model::{HostId, Identity, Place, Principal, Selector, ServiceId, Sna
 use isthmus_net::process::{self, Holder};
 use isthmus_proto::v1;
 
-use super::resolve::{ResolveError, resolve};
+use super::resolve::{Named, ResolveError, named, resolve};
 use crate::callers::{unit_of, user_name};
 use crate::containers::{Container, Table, speaker};
 use crate::owners::{Judgement, Process, judge, local_services};
@@ -32,12 +32,15 @@ pub(super) fn whois(
         let found = process::as_sockets_show(pid).ok_or(WhoisError::NoProcess(pid))?;
         return Ok(of_process(&state.snapshot, containers, &found));
     }
+    let snapshot = &state.snapshot;
     let bare = target.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(target);
     let address = match bare.parse() {
         Ok(address) => address,
-        Err(_) => resolve(state, target)?,
+        Err(_) => match named(snapshot, target)? {
+            Named::Service(id) => return Ok(of_service(snapshot, id)),
+            Named::Host(_) | Named::Device(_) => resolve(state, target)?,
+        },
     };
-    let snapshot = &state.snapshot;
     let place = state.directory.place(address).ok_or(ResolveError::Foreign(address))?;
     let kind = match place {
         Place::Host(_) => "host",
@@ -54,12 +57,37 @@ pub(super) fn whois(
         Place::Workload(host, service) => addresses(snapshot, host, service),
         Place::Device(..) | Place::Anycast => vec![address.to_string()],
         Place::Virtual(service) => {
-            let ipv4 = snapshot.services.get(&service).map(|it| it.virtual_ipv4.to_string());
-            let ipv6 = snapshot.virtual_ipv6(service).to_string();
-            ipv4.into_iter().chain([ipv6]).collect()
+            answer.workloads = workloads(snapshot, service);
+            virtual_addresses(snapshot, service)
         }
     };
     Ok(answer)
+}
+
+/// A service as a whole: nowhere in particular.
+fn of_service(snapshot: &Snapshot, id: ServiceId) -> v1::WhoisAnswer {
+    v1::WhoisAnswer {
+        kind: "service".to_owned(),
+        addresses: virtual_addresses(snapshot, id),
+        workloads: workloads(snapshot, id),
+        ..of_principal(snapshot, Principal::Service(id))
+    }
+}
+
+fn virtual_addresses(snapshot: &Snapshot, service: ServiceId) -> Vec<String> {
+    let ipv4 = snapshot.services.get(&service).map(|it| it.virtual_ipv4.to_string());
+    ipv4.into_iter().chain([snapshot.virtual_ipv6(service).to_string()]).collect()
+}
+
+fn workloads(snapshot: &Snapshot, service: ServiceId) -> Vec<v1::ServiceWorkload> {
+    let placements = snapshot.services.get(&service).map(|it| &it.placements);
+    let hosts = placements.into_iter().flat_map(|placements| placements.keys());
+    hosts
+        .map(|host| v1::ServiceWorkload {
+            host: host_name(snapshot, *host),
+            addresses: addresses(snapshot, *host, service),
+        })
+        .collect()
 }
 
 fn host_name(snapshot: &Snapshot, id: HostId) -> String {
@@ -239,7 +267,8 @@ mod tests {
             ("100.127.0.5", "virtual address", "service:web", ""),
             ("100.64.0.20", "device", "device:press", "web-1"),
             ("100.127.0.0", "this host", "host:app-1", ""),
-            ("web.prod.mesh.internal", "workload", "service:web", "web-1"),
+            ("web-1", "host", "host:web-1", "web-1"),
+            ("press.device", "device", "device:press", "web-1"),
         ] {
             let answer = whois(&state, &Table::default(), target).unwrap();
             assert_eq!((&*answer.kind, &*answer.identity), (kind, identity), "{target}");
@@ -250,6 +279,22 @@ mod tests {
         assert_eq!((&*web.dns_name, &*web.port), ("web.prod.mesh.internal", "tcp/8080"));
         assert_eq!(web.addresses, ["100.64.0.17", "fd01:203:405::2:0:5"]);
         assert!(whois(&state, &Table::default(), "192.0.2.1").is_err());
+    }
+
+    #[test]
+    fn a_services_name_says_where_it_is() {
+        let state = state();
+        for target in ["web", "service:web", "web.prod", "web.prod.mesh.internal"] {
+            let answer = whois(&state, &Table::default(), target).unwrap();
+            assert_eq!((&*answer.kind, &*answer.identity), ("service", "service:web"), "{target}");
+            assert_eq!((&*answer.host, &*answer.port), ("", "tcp/8080"));
+            assert!(answer.addresses.contains(&"100.127.0.5".to_owned()), "{answer:?}");
+            let [workload] = &*answer.workloads else { panic!("{answer:?}") };
+            assert_eq!(workload.host, "web-1");
+            assert_eq!(workload.addresses, ["100.64.0.17", "fd01:203:405::2:0:5"]);
+        }
+        assert!(whois(&state, &Table::default(), "homeless").unwrap().workloads.is_empty());
+        assert!(whois(&state, &Table::default(), "web.dev").is_err());
     }
 
     #[test]
