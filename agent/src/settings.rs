@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use isthmus_core::{Cipher, Ciphers};
 use isthmus_model::Name;
+use isthmus_model::topology::did_you_mean;
 use serde::Deserialize;
 
 use crate::telemetry::otlp;
@@ -339,7 +340,10 @@ impl Settings {
         let settings: Self = toml::from_str(text).map_err(|error| SettingsError::Parse {
             path: path.to_owned(),
             line: error.span().map_or(1, |span| line_of(text, span.start)),
-            message: error.message().to_owned(),
+            message: match did_you_mean(error.message()) {
+                Some(help) => format!("{}; {help}", error.message()),
+                None => error.message().to_owned(),
+            },
         })?;
         settings.check(path)?;
         Ok(settings)
@@ -463,6 +467,21 @@ mod tests {
                 assert!(table.contains_key(key), "configs/agent.toml lacks {header}{key}");
             }
         }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_told_what_was_meant() {
+        for (text, line, meant) in [
+            ("log = 'info'\nlisten_prot = 1", 2, "`listen_port`"),
+            ("[dns]\nupstrem = []", 2, "`upstream`"),
+            ("log_format = 'jsn'", 1, "`json`"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(&format!("agent.toml:{line}")), "{error}");
+            assert!(error.ends_with(&format!("; did you mean {meant}?")), "{error}");
+        }
+        let error = parse("nobody_knows = 1").unwrap_err().to_string();
+        assert!(!error.contains("did you mean"), "{error}");
     }
 
     #[test]

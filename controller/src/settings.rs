@@ -4,7 +4,8 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
+use isthmus_model::topology::did_you_mean;
 use serde::Deserialize;
 
 use crate::{files, time};
@@ -99,7 +100,11 @@ impl Settings {
 
 fn read_file(path: &Path) -> Result<File> {
     let text = files::read(path)?;
-    toml::from_str(&text).with_context(|| format!("Failed to read the settings {}", path.display()))
+    let read = toml::from_str(&text).map_err(|error| match did_you_mean(error.message()) {
+        Some(help) => anyhow!("{}; {help}", error.to_string().trim_end()),
+        None => error.into(),
+    });
+    read.with_context(|| format!("Failed to read the settings {}", path.display()))
 }
 
 fn lifetime(key: &str, text: &str) -> Result<Duration> {
@@ -134,6 +139,13 @@ mod tests {
         for key in keys {
             assert!(shipped.contains_key(key), "configs/controller.toml lacks {key}");
         }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_told_what_was_meant() {
+        let error = format!("{:#}", read("lisen = '[::]:7443'").unwrap_err());
+        assert!(error.contains("controller.toml") && error.contains("`lisen`"), "{error}");
+        assert!(error.ends_with("; did you mean `listen`?"), "{error}");
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub use diff::{Change, ChangeKind, diff};
 pub use parse::parse;
 pub use question::{TestRequest, TestToken};
 pub use rollout::{LatencyBound, LatencyGoal, OnFailure, RolloutDecl};
+pub use suggest::did_you_mean;
 pub use warn::{Warning, warnings};
 
 /// A file of a topology.

@@ -20,6 +20,18 @@ pub(super) fn nearest<'c>(
         .map(|(_, candidate)| candidate)
 }
 
+/// What somebody meant whose settings have an unknown key or value, by serde's own words: "unknown field
+/// `lisen`, expected one of `listen`, `log`". None where that says something else, or nothing is near.
+#[must_use]
+pub fn did_you_mean(message: &str) -> Option<String> {
+    if !message.starts_with("unknown field ") && !message.starts_with("unknown variant ") {
+        return None;
+    }
+    let mut words = message.split('`').skip(1).step_by(2);
+    let near = nearest(words.next()?, words)?;
+    Some(format!("did you mean `{near}`?"))
+}
+
 /// How far apart two words are; none if too far. An abbreviation is nearer than any misspelling.
 fn rank(word: &str, candidate: &str, tolerance: usize) -> Option<usize> {
     let abbreviates = word.len() >= 3 && candidate.starts_with(word);
@@ -71,6 +83,16 @@ mod tests {
         assert_eq!(nearest("weight", keys), None);
         assert_eq!(nearest("", keys), None);
         assert_eq!(nearest("b", ["a"]), None);
+    }
+
+    #[test]
+    fn serdes_words_are_understood() {
+        let one_of = "expected one of `listen`, `log`, `log_format`";
+        let told = |message: &str| did_you_mean(&format!("{message}, {one_of}"));
+        assert_eq!(told("unknown field `lisen`").unwrap(), "did you mean `listen`?");
+        assert_eq!(told("unknown variant `lgo_format`").unwrap(), "did you mean `log_format`?");
+        assert_eq!(told("unknown field `nobody_knows`"), None);
+        assert_eq!(told("invalid type: string `lisen`"), None);
     }
 
     #[test]
