@@ -14,7 +14,7 @@ use crate::errors::Exit;
 use crate::mesh_view::known;
 use crate::output::{self, Tone, cell, number, table, toned};
 use crate::transport::{Session, ask_agent};
-use crate::words::{bytes, rough};
+use crate::words::{bytes, now, relative, rough, timestamp};
 
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -51,6 +51,16 @@ pub(crate) async fn flows(session: &Session, arguments: Flows) -> Result<Exit> {
 }
 
 fn text(flows: &v1::Flows) -> String {
+    let now = now();
+    if flows.requests.is_empty() {
+        return flows_text(flows);
+    }
+    let header = ["FROM", "TO", "REQUEST", "SOURCE", "STATUS", "RULE", "BY", "REFUSED", "ID"];
+    let rows = flows.requests.iter().map(|it| request_row(it, now)).collect();
+    format!("{}\n\nrefused requests:\n{}", flows_text(flows).trim_end(), table(&header, rows))
+}
+
+fn flows_text(flows: &v1::Flows) -> String {
     if flows.flows.is_empty() {
         return "no flows now".to_owned();
     }
@@ -83,10 +93,6 @@ fn row(flow: &v1::Flow) -> Vec<Cell> {
         _ => Tone::Warn,
     };
     let audited = if flow.audited { " (audited)" } else { "" };
-    let rule = match &*flow.origin {
-        "" => flow.rule.clone(),
-        origin => format!("{} ({origin})", flow.rule),
-    };
     vec![
         cell(&flow.from),
         cell(&flow.to),
@@ -95,20 +101,46 @@ fn row(flow: &v1::Flow) -> Vec<Cell> {
         cell(&flow.destination),
         cell(&flow.direction),
         toned(format!("{}{audited}", flow.verdict), tone),
-        cell(rule),
-        cell(by(flow)),
+        cell(rule(&flow.rule, &flow.origin)),
+        cell(by(&flow.user, &flow.unit, &flow.program)),
         number(flow.packets),
         number(bytes(flow.bytes)),
         number(rough(Duration::from_millis(flow.idle_ms))),
     ]
 }
 
+fn request_row(request: &v1::RefusedRequest, now: i64) -> Vec<Cell> {
+    let status = if request.status == 0 { String::new() } else { request.status.to_string() };
+    let mut rule = rule(&request.rule, &request.origin);
+    if !request.judged_at.is_empty() {
+        rule.push_str(&format!(" on {}", request.judged_at));
+    }
+    let v1::RefusedRequest { user, unit, program, .. } = request;
+    vec![
+        cell(&request.from),
+        cell(&request.to),
+        cell(format!("{} {}", request.method, request.path)),
+        cell(&request.source),
+        toned(status, Tone::Bad),
+        cell(rule),
+        cell(by(user, unit, program)),
+        cell(relative(request.at, now)),
+        cell(&request.request_id),
+    ]
+}
+
+fn rule(name: &str, origin: &str) -> String {
+    match origin {
+        "" => name.to_owned(),
+        origin => format!("{name} ({origin})"),
+    }
+}
+
 /// Who opened it: "www-data in nginx.service, /usr/sbin/nginx".
-fn by(flow: &v1::Flow) -> String {
-    let unit = if flow.unit.is_empty() { String::new() } else { format!(" in {}", flow.unit) };
-    let program =
-        if flow.program.is_empty() { String::new() } else { format!(", {}", flow.program) };
-    format!("{}{unit}{program}", flow.user)
+fn by(user: &str, unit: &str, program: &str) -> String {
+    let unit = if unit.is_empty() { String::new() } else { format!(" in {unit}") };
+    let program = if program.is_empty() { String::new() } else { format!(", {program}") };
+    format!("{user}{unit}{program}")
 }
 
 fn json(flows: &v1::Flows) -> Value {
@@ -136,7 +168,30 @@ fn json(flows: &v1::Flows) -> Value {
             "program": known(&flow.program),
         })
     };
-    json!({ "flows": flows.flows.iter().map(one).collect::<Value>(), "total": flows.total })
+    let request = |it: &v1::RefusedRequest| {
+        json!({
+            "at": timestamp(it.at),
+            "request_id": it.request_id,
+            "side": it.side,
+            "from": it.from,
+            "to": it.to,
+            "source": it.source,
+            "method": it.method,
+            "path": it.path,
+            "status": (it.status != 0).then_some(it.status),
+            "rule": it.rule,
+            "origin": known(&it.origin),
+            "judged_at": known(&it.judged_at),
+            "user": known(&it.user),
+            "unit": known(&it.unit),
+            "program": known(&it.program),
+        })
+    };
+    json!({
+        "flows": flows.flows.iter().map(one).collect::<Value>(),
+        "total": flows.total,
+        "requests": flows.requests.iter().map(request).collect::<Value>(),
+    })
 }
 
 #[cfg(test)]
@@ -164,7 +219,7 @@ mod tests {
             program: "/usr/bin/curl".to_owned(),
             ..v1::Flow::default()
         };
-        let flows = v1::Flows { flows: vec![flow], total: 3 };
+        let flows = v1::Flows { flows: vec![flow], total: 3, requests: Vec::new() };
         let shown = plain(&text(&flows));
         for part in [
             "service:client",
@@ -180,5 +235,43 @@ mod tests {
         let value = json(&flows);
         assert_eq!((&value["total"], &value["flows"][0]["rule"]), (&3.into(), &"no client".into()));
         assert_eq!(value["flows"][0]["peer"], Value::Null);
+    }
+
+    #[test]
+    fn refused_requests_are_shown_below_the_flows() {
+        let request = v1::RefusedRequest {
+            at: now() - 5,
+            request_id: "0123456789abcdef".to_owned(),
+            side: "client".to_owned(),
+            from: "service:client".to_owned(),
+            to: "service:web".to_owned(),
+            source: "100.64.0.17:41000".to_owned(),
+            method: "POST".to_owned(),
+            path: "/admin".to_owned(),
+            status: 403,
+            rule: "no admin".to_owned(),
+            origin: "mesh.toml:12".to_owned(),
+            judged_at: "web-1".to_owned(),
+            user: "app".to_owned(),
+            unit: "app.service".to_owned(),
+            ..v1::RefusedRequest::default()
+        };
+        let flows = v1::Flows { requests: vec![request], ..v1::Flows::default() };
+        let shown = plain(&text(&flows));
+        for part in [
+            "no flows now",
+            "refused requests:",
+            "POST /admin",
+            "403",
+            "no admin (mesh.toml:12) on web-1",
+            "app in app.service",
+            "s ago",
+            "0123456789abcdef",
+        ] {
+            assert!(shown.contains(part), "{part} in:\n{shown}");
+        }
+        let value = json(&flows);
+        assert_eq!(value["requests"][0]["path"], "/admin");
+        assert_eq!(value["requests"][0]["program"], Value::Null);
     }
 }

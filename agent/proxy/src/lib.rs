@@ -46,6 +46,7 @@ pub use crate::serve::{Options, serve};
 pub use crate::telemetry::histogram::Histogram;
 pub use crate::telemetry::metrics::{Metrics, MetricsSnapshot, Ruling};
 pub use crate::telemetry::processes::{Process, Processes};
+pub use crate::telemetry::refused::RefusedRequest;
 pub use crate::telemetry::rollout_traffic::{Measured, Traffic};
 pub use crate::telemetry::series::{SeriesLabels, SeriesSnapshot, StatusClass};
 pub use crate::telemetry::streams::{StreamLabels, StreamTotals};

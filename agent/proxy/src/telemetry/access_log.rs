@@ -15,6 +15,7 @@ use isthmus_policy::{BuiltIn, DecidedBy, Decision, Policy, RuleId};
 
 use super::metrics::Ruling;
 use super::processes::Process;
+use super::refused::RefusedRequest;
 use super::rollout_traffic::SERVED;
 use super::series::{Ending, Ledger, StatusClass, Way};
 use super::tap::{Finished, FinishedTrace};
@@ -310,6 +311,9 @@ impl Drop for Record {
         let (took, parts) = clock.stop(progress);
         let (status, success) = self.count(took);
         let has_span = self.trace.is_some_and(|trace| trace.span.is_some());
+        if self.said().0 == Ruling::Deny {
+            self.ledger.metrics().note_refused(self.as_refused());
+        }
         let watchers = self.ledger.metrics().watchers();
         watchers.tell(has_span, || self.finished(took, parts, success));
         if success && self.is_ordinary() && watchers.skips(self.id.0) {
@@ -405,6 +409,26 @@ impl Facts {
             took,
         });
         (self.status.map(|status| status.as_u16()), !failed)
+    }
+
+    fn as_refused(&self) -> RefusedRequest {
+        let (rule, origin) = self.said().1.words();
+        let judged_at = self.refused_there.as_ref().and(self.host.as_ref());
+        RefusedRequest {
+            at: SystemTime::now(),
+            request_id: self.id.to_string(),
+            side: self.ledger.parties.side,
+            from: self.ledger.parties.from.to_string(),
+            to: self.ledger.parties.to.to_string(),
+            source: self.ends[0],
+            method: self.method.clone(),
+            path: self.path().to_owned(),
+            status: self.status.map(|status| status.as_u16()),
+            rule: rule.to_owned(),
+            origin: origin.cloned(),
+            judged_at: judged_at.map(ToString::to_string).unwrap_or_default(),
+            process: self.process.clone(),
+        }
     }
 
     fn finished(&self, took: Duration, parts: Parts, success: bool) -> Finished {

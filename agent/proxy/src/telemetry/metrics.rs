@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::processes::{Process, Processes};
+use super::refused::{Refused, RefusedRequest};
 use super::rollout_traffic::Measured;
 use super::series::{AllSeries, SeriesSnapshot};
 use super::streams::{Counters, StreamLabels, StreamTotals};
@@ -42,6 +43,7 @@ pub struct Metrics {
     silence: Arc<Silence>,
     pub(crate) keys: Arc<KeyRing>,
     processes: OnceLock<Arc<dyn Processes>>,
+    refused_requests: Refused,
 }
 
 /// What was decided about a request.
@@ -164,6 +166,16 @@ impl Metrics {
     pub fn breakers(&self) -> Vec<BreakerView> {
         let clusters = lock(&self.clusters);
         clusters.upgrade().map(|clusters| clusters.breakers()).unwrap_or_default()
+    }
+
+    /// The last requests that policy refused, the newest first.
+    #[must_use]
+    pub fn refused_requests(&self) -> Vec<RefusedRequest> {
+        self.refused_requests.list()
+    }
+
+    pub(crate) fn note_refused(&self, request: RefusedRequest) {
+        self.refused_requests.note(request);
     }
 
     /// Asks from now on who sends what is refused. The first that is named is asked.

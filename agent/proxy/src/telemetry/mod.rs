@@ -4,6 +4,7 @@ pub(crate) mod access_log;
 pub(crate) mod histogram;
 pub(crate) mod metrics;
 pub(crate) mod processes;
+pub(crate) mod refused;
 pub(crate) mod rollout_traffic;
 pub(crate) mod series;
 pub(crate) mod streams;

@@ -73,6 +73,12 @@ async fn a_refusal_names_its_rule_in_the_log_and_not_in_the_answer() {
     text(client.send_request(request1("GET", "/else")).await.unwrap()).await;
 
     assert!(!refusal.contains("no-admin"), "{refusal}");
+    let kept = proxy.metrics.refused_requests();
+    let [kept] = &*kept else { panic!("only what was refused: {kept:?}") };
+    assert_eq!((kept.method.as_str(), &*kept.path, kept.status), ("GET", "/admin", Some(403)));
+    assert_eq!((&*kept.from, &*kept.to, &*kept.rule), ("service:api", "service:web", "no-admin"));
+    assert_eq!((kept.source.ip(), kept.side), (API, Side::Server));
+    assert_eq!(kept.origin.as_ref().unwrap().line, 7);
     let line = log.line("/admin").await;
     let id = refusal.split(['(', ')']).nth(1).unwrap().strip_prefix("request ").unwrap();
     let parts = [
