@@ -9,7 +9,7 @@
 mod containers;
 mod workloads;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -60,6 +60,23 @@ pub struct OwnerCounters {
     pub failed: AtomicU64,
     /// Flows whose program had to be found among the processes.
     pub program_searches: AtomicU64,
+    /// Services that one process fits equally well, by the revision where that was seen.
+    pub ties: Mutex<BTreeSet<(Revision, ServiceId, ServiceId)>>,
+}
+
+impl OwnerCounters {
+    /// Which of two services a process speaks as that could be of either, and the other.
+    #[must_use]
+    pub fn ties(&self, revision: Revision) -> Vec<(ServiceId, ServiceId)> {
+        let ties = self.ties.lock().unwrap_or_else(PoisonError::into_inner);
+        ties.iter().filter(|tie| tie.0 == revision).map(|(_, one, other)| (*one, *other)).collect()
+    }
+
+    fn note_tie(&self, revision: Revision, winner: ServiceId, other: ServiceId) {
+        let mut ties = self.ties.lock().unwrap_or_else(PoisonError::into_inner);
+        ties.retain(|tie| tie.0 >= revision);
+        ties.insert((revision, winner, other));
+    }
 }
 
 /// What the kernel notes of senders. Set up while the process still has all its privileges; never set
@@ -318,6 +335,9 @@ impl SocketOwners {
                 self.name(winner),
                 self.name(other),
             );
+            if let Some(revision) = self.revision {
+                self.counters.note_tie(revision, winner, other);
+            }
         }
         found
     }
@@ -451,6 +471,18 @@ fn lookup(flow: &FlowKey) -> Option<Lookup> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tie_is_told_while_its_revision_is_the_newest() {
+        let counters = OwnerCounters::default();
+        let (one, other) = (ServiceId(3), ServiceId(4));
+        counters.note_tie(Revision(7), one, other);
+        counters.note_tie(Revision(7), one, other);
+        assert_eq!(counters.ties(Revision(7)), [(one, other)]);
+        assert_eq!(counters.ties(Revision(8)), []);
+        counters.note_tie(Revision(8), other, one);
+        assert_eq!(counters.ties.lock().unwrap().len(), 1, "nobody asks for the former");
+    }
 
     #[test]
     fn a_mark_counts_only_on_a_socket_of_the_agents_cgroup() {

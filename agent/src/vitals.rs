@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_core::{DropReason, PeerName};
-use isthmus_model::{Audited, Code, Problem};
+use isthmus_model::{Audited, Code, Problem, ServiceId, Snapshot};
 use isthmus_proxy::KeyFailure;
 
 use crate::dataplane::Sample;
@@ -64,6 +64,11 @@ impl Vitals {
         let snapshot = status.state.as_ref().map(|state| &state.snapshot);
         let audits = snapshot.map(|it| it.rules.audits()).unwrap_or_default();
         problems.replace(Code::Audit, audits.iter().map(Audited::problem));
+        let ties = snapshot.map_or_else(Vec::new, |snapshot| {
+            let ties = shared.owners.ties(snapshot.revision);
+            ties.into_iter().filter_map(|tie| tied(snapshot, tie)).collect()
+        });
+        problems.replace(Code::SelectorTie, ties);
         look_for_keys(shared, status.state.is_some());
         let turned_away = shared.proxy.snapshot().refused_connections;
         problems.set(
@@ -191,6 +196,21 @@ fn turned_away_problem(connections: u64) -> Problem {
     Problem::new(Code::ProxyPlaces, text, remedy)
 }
 
+/// None where the topology has no such services any more.
+fn tied(snapshot: &Snapshot, (winner, other): (ServiceId, ServiceId)) -> Option<Problem> {
+    let name = |id| snapshot.services.get(&id).map(|service| service.name.as_str());
+    let (winner, other) = (name(winner)?, name(other)?);
+    let text = format!(
+        "a process here fits the workloads of services {winner} and {other} equally well, and speaks as \
+         {winner}"
+    );
+    let remedy = format!(
+        "tell them apart by another selector in `workload` of [service.{winner}] or [service.{other}], such \
+         as `user` or `exe`; `agentctl whois PID` says what fits"
+    );
+    Some(Problem::new(Code::SelectorTie, text, remedy).about(format!("{winner} {other}")))
+}
+
 fn queue_full(packets: u64, device: &str) -> Problem {
     let text = format!(
         "{packets} packets were dropped because the queue of {device} was full: the agent came after too \
@@ -281,6 +301,20 @@ mod tests {
             assert!(problem.remedy.contains(part), "{part}: {problem:?}");
         }
         assert!(!problem.remedy.contains("systemctl start"), "{problem:?}");
+    }
+
+    #[test]
+    fn services_that_one_process_fits_are_named_with_a_remedy() {
+        let state = crate::local::show::tests::state();
+        let service = |name: &str| {
+            let found = state.snapshot.services.iter().find(|(_, it)| it.name.as_str() == name);
+            *found.unwrap().0
+        };
+        let problem = tied(&state.snapshot, (service("web"), service("here"))).unwrap();
+        assert_eq!((problem.code, &*problem.subject), (Code::SelectorTie, "web here"));
+        assert!(problem.text.ends_with("speaks as web"), "{problem:?}");
+        assert!(problem.remedy.contains("[service.here]"), "{problem:?}");
+        assert_eq!(tied(&state.snapshot, (service("web"), ServiceId(999))), None);
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Scrape {
     }
 
     fn owners(&self, out: &mut Out<'_>) -> fmt::Result {
-        let OwnerCounters { found, unknown, failed, program_searches } = &*self.owners;
+        let OwnerCounters { found, unknown, failed, program_searches, ties: _ } = &*self.owners;
         let help = "Look-ups of the socket that opened a flow, by result";
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let results = [("found", found), ("unknown", unknown), ("failed", failed)];

@@ -157,6 +157,8 @@ codes! {
         "A route of this host leads out of the mesh with some of the mesh's addresses. What is sent there is refused. Remove the route, or give the mesh another range."
     Selector "selector"
         "A service's `workload` fits no process that could be on this host, or anybody's. Correct it."
+    SelectorTie "selector-tie"
+        "One process fits the workloads of two services of its host equally well, and speaks as one of them: rules about the other aren't applied to it. Tell them apart by another selector."
     SendersNotNoted "senders-not-noted"
         "The kernel can't note who sends UDP: sockets that are closed at once aren't known. It needs Linux 5.19 and CAP_BPF."
     SettingsInvalid "settings-invalid"
@@ -198,6 +200,7 @@ impl Code {
                 | Self::KeysMissing
                 | Self::NotReached
                 | Self::Selector
+                | Self::SelectorTie
         )
     }
 }

@@ -342,3 +342,25 @@ fn a_program_alone_is_warned_of_and_taken() {
     assert_eq!(warnings[0].origin.line, 2);
     assert!(warnings[0].message.contains("\"bare\" is known by its program alone"));
 }
+
+#[test]
+fn services_that_meet_by_labels_and_have_the_same_processes_are_warned_of() {
+    let service = |name: &str, hosts: &str, workload: &str| {
+        format!("[service.{name}]\nport = 80\nhosts = {hosts}\nworkload = {{ {workload} }}\n")
+    };
+    let text = [
+        "[host.a]\nlabels = { role = \"web\" }\n[host.b]\n",
+        &service("one", "[\"a\"]", "systemd = \"x.service\""),
+        &service("two", "{ role = \"web\" }", "systemd = \"x.service\""),
+        &service("elsewhere", "[\"b\"]", "systemd = \"x.service\""),
+        &service("other", "{ role = \"web\" }", "systemd = \"y.service\""),
+    ];
+    let warnings = warnings(&read(&text.concat()));
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(
+        warnings[0].message,
+        "services \"one\" and \"two\" have the same workload on host \"a\", so a process there is both, \
+         and speaks as one"
+    );
+    assert_eq!(warnings[0].origin.line, 8);
+}
