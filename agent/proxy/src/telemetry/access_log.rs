@@ -30,6 +30,8 @@ use crate::pool::timing::{Clock, Part, Parts, Progress};
 
 /// Between agents: that policy refused the request, and by which mark its decider is known.
 pub(crate) const DENIED_BY: HeaderName = HeaderName::from_static("x-isthmus-denied-by");
+/// Between agents: as what the caller's side logs the request, so that its lines on both hosts are found.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-isthmus-request-id");
 /// Of a path in the log.
 const MAX_PATH_BYTES: usize = 1024;
 
@@ -99,7 +101,7 @@ impl Record {
         let clock = Clock::since(progress.started());
         under_way.follow(&progress);
         Self(Box::new(Facts {
-            id: RequestId::next(),
+            id: RequestId::told(&ledger, head).unwrap_or_else(RequestId::next),
             is_grpc: grpc::is_call(head),
             ledger,
             ends,
@@ -495,6 +497,21 @@ impl Decider {
 }
 
 impl RequestId {
+    /// What the caller's side calls it. Whoever dials a workload itself may say anything: an id proves nothing.
+    fn told(ledger: &Ledger, head: &http::request::Parts) -> Option<Self> {
+        if ledger.parties.side != Side::Server {
+            return None;
+        }
+        let id = head.headers.get(REQUEST_ID)?.to_str().ok()?;
+        let is_one = id.len() == 16 && id.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+        u64::from_str_radix(id, 16).ok().filter(|_| is_one).map(Self)
+    }
+
+    /// For the other side.
+    pub(crate) fn header(self) -> Option<HeaderValue> {
+        HeaderValue::try_from(self.to_string()).ok()
+    }
+
     /// Unlike any before it in this process, and most likely in any other. Not a secret.
     fn next() -> Self {
         static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);

@@ -101,6 +101,47 @@ async fn a_refusal_names_its_rule_in_the_log_and_not_in_the_answer() {
     }
 }
 
+#[tokio::test]
+async fn both_sides_log_a_request_by_one_id() {
+    const ID: &str = "0123456789abcdef";
+    let log = Logged::start();
+    let request = |path: &str, id: &str| {
+        let request = Request::builder().uri(path).header("host", "web");
+        request.header("x-isthmus-request-id", id).body(full("")).unwrap()
+    };
+    let said = |line: &str| {
+        let (_, id) = line.split_once("\"request_id\":\"").unwrap();
+        id.split('"').next().unwrap().to_owned()
+    };
+
+    // The caller's side says how it calls the request, whatever the caller has to say.
+    let mut backends = Backends::new();
+    let api = backends.start(routed::API_2, |_| async { Response::new(full("hello")) }).await;
+    let proxy = backends.proxy("");
+    let mut client = proxy.http1(routed::CALLER).await;
+    text(client.send_request(request("/there", ID)).await.unwrap()).await;
+    let seen = api.seen();
+    let ids: Vec<_> = seen[0].headers.get_all("x-isthmus-request-id").iter().collect();
+    assert_eq!(ids, [&*said(&log.line("/there").await)]);
+    assert_ne!(ids, [ID]);
+
+    // The server's side takes it over, and keeps it from the application.
+    let application = Application::hello().await;
+    let proxy = Proxy::start(application.port, vec![allow("all", "service:api", &[])]);
+    let mut client = proxy.http1(API).await;
+    let wrong = ["0123456789ABCDEF", "123456789abcdef", "+123456789abcdef", ""];
+    for (at, id) in [ID].into_iter().chain(wrong).enumerate() {
+        let path = format!("/here-{at}");
+        client.ready().await.unwrap();
+        text(client.send_request(request(&path, id)).await.unwrap()).await;
+        let logged = said(&log.line(&path).await);
+        assert_eq!(logged == ID, id == ID, "{id:?} {logged}");
+        assert_eq!(logged.len(), 16);
+    }
+    let hidden = |head: &http::request::Parts| !head.headers.contains_key("x-isthmus-request-id");
+    assert!(application.seen().iter().all(hidden));
+}
+
 /// Whoever calls here.
 #[derive(Debug)]
 struct Curl;

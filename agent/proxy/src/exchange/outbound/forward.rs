@@ -31,7 +31,7 @@ use crate::http::upgrade;
 use crate::pool::timing::{Part, Progress, server_time};
 use crate::pool::{BackendError, Failure};
 use crate::serve::connection::Connection;
-use crate::telemetry::access_log::{DENIED_BY, Decider, Record};
+use crate::telemetry::access_log::{DENIED_BY, Decider, REQUEST_ID, Record, RequestId};
 use crate::telemetry::metrics::{Overflow, Ruling};
 
 /// What a breaker's refusal says, with the limit's name: our `x-envoy-overloaded`.
@@ -42,6 +42,8 @@ struct Exchange<'a> {
     connection: &'a Connection,
     view: &'a Arc<View>,
     service: ServiceId,
+    /// As what both sides log it.
+    id: RequestId,
     cluster: Arc<Cluster>,
     template: Template,
     deadline: Option<Instant>,
@@ -131,6 +133,7 @@ pub(super) async fn run(
         connection,
         view,
         service,
+        id: record.id,
         cluster,
         template,
         deadline,
@@ -477,6 +480,9 @@ impl Exchange<'_> {
             Ok(aimed) => aimed,
             Err(refused) => return Tried::Refused(refused),
         };
+        if target.host.is_some() {
+            fields.extend(self.id.header().map(|id| (REQUEST_ID, id)));
+        }
         let mut request = Request::new(body);
         *request.method_mut() = self.template.head.method.clone();
         *request.uri_mut() = uri;
