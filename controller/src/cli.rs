@@ -145,7 +145,9 @@ fn initialize(wanted: Init) -> Result<()> {
         "Made the mesh {:?} in {state}: prefix {}/48, trust domain {}.\n\n{first}\n  \
          make a join token:     agentctl token create\n  \
          on each host:          agentctl join -    (and paste it)\n\n\
-         Back up {state}, and keep ca.key away from everybody: who has it, is the mesh.",
+         Back up {state}: a controller that is lost without it can't be replaced, and every host would have \
+         to join a new mesh.\nIts ca.key is readable by its owner alone (0600). Keep it so, and backups likewise: \
+         who has it, is the mesh.",
         identity.name,
         identity.prefix.network(),
         identity.trust_domain,

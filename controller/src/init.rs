@@ -201,6 +201,8 @@ fn pem(certificate: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn wanted(state_dir: &Path) -> Init {
@@ -222,6 +224,9 @@ mod tests {
             .collect();
         names.sort_unstable();
         assert_eq!(names, ["ca.key", "ca.pem", "mesh.toml", "operator", "store.redb"]);
+        // As `init` says.
+        let key = std::fs::metadata(state_dir.join(authority::KEY)).unwrap();
+        assert_eq!(key.permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(state_dir.join(OPERATOR)).unwrap().count(), 4);
     }
 

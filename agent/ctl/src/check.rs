@@ -1,6 +1,7 @@
 //! `agentctl check`: what is wrong with this host, whether or not it has joined, whether or not its agent
 //! runs. The host is looked at by `isthmus-agent check`; what only a running agent knows it is asked for.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -19,11 +20,15 @@ use crate::cli::{Check, Format};
 use crate::errors::Exit;
 use crate::output::{self, Tone, clean, paint, table};
 use crate::problems;
+use crate::status::read_mesh;
 use crate::transport::{Session, ask_agent};
 use crate::words::{self, count};
 
 const DOWN: &str = "down";
 const PROGRAM: &str = "isthmus-agent";
+const CONTROLLER: &str = "isthmus-controller";
+const CONTROLLER_STATE: &str = "/var/lib/isthmus/controller";
+const NO_HOST: &str = "none: this machine has the controller, and is no host of the mesh";
 /// It looks at rules and processes; some hosts have very many.
 const LOOKING: Duration = Duration::from_secs(30);
 /// A tunnel that isn't up yet takes a handshake, which may be lost once.
@@ -38,9 +43,14 @@ pub(crate) async fn check(session: &Session, arguments: &Check) -> Result<Exit> 
     if arguments.codes {
         return list(session);
     }
-    let mut found = Found { looked: look(session, arguments).await, ..Found::default() };
-    ask(session, &mut found).await;
-    found.without_rights();
+    let found = if program(PROGRAM).is_none() && program(CONTROLLER).is_some() {
+        of_controller(read_mesh(session).await, Path::new(CONTROLLER_STATE))
+    } else {
+        let mut found = Found { looked: look(session, arguments).await, ..Found::default() };
+        ask(session, &mut found).await;
+        found.without_rights();
+        found
+    };
     output::show(session.output, || found.text(), || found.json())?;
     Ok(if found.problems().is_empty() { Exit::Success } else { Exit::Negative })
 }
@@ -94,7 +104,9 @@ impl Found {
         }
         text.push_str(&format!("{} agent      {}\n", state(self.said.is_empty()), self.agent));
         if problems.is_empty() {
-            text.push_str(&format!("{}\n", paint("nothing is wrong with this host", Tone::Good)));
+            let what = if self.agent == NO_HOST { "the controller" } else { "this host" };
+            let well = format!("nothing is wrong with {what}");
+            text.push_str(&format!("{}\n", paint(&well, Tone::Good)));
         }
         text
     }
@@ -112,7 +124,7 @@ impl Found {
 
 /// Has the agent's program look at this host.
 async fn look(session: &Session, arguments: &Check) -> Vec<Looked> {
-    let Some(program) = program() else { return vec![missing()] };
+    let Some(program) = program(PROGRAM) else { return vec![missing()] };
     let mut command = Command::new(&program);
     command.arg("check").arg("--socket").arg(session.socket());
     if let Some(settings) = &arguments.settings {
@@ -134,13 +146,57 @@ async fn look(session: &Session, arguments: &Check) -> Vec<Looked> {
 }
 
 /// Beside this program, or where packages put it.
-fn program() -> Option<PathBuf> {
+fn program(name: &str) -> Option<PathBuf> {
     let here = std::env::current_exe().ok();
-    let beside = here.as_deref().and_then(Path::parent).map(|folder| folder.join(PROGRAM));
+    let beside = here.as_deref().and_then(Path::parent).map(|folder| folder.join(name));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/bin".into(), "/usr/sbin".into()]);
-    let known = folders.map(|folder| folder.join(PROGRAM));
+    let known = folders.map(|folder| folder.join(name));
     beside.into_iter().chain(known).find(|path| path.is_file())
+}
+
+/// What can be said of a machine that has the controller, and no agent: nothing is wrong with that.
+fn of_controller(status: Result<v1::MeshStatus>, state: &Path) -> Found {
+    let (found, problems) = match status {
+        Ok(status) => {
+            let connected = status.hosts.iter().filter(|host| host.connected).count();
+            let (hosts, revision) = (status.hosts.len(), status.revision);
+            let found =
+                format!("answers: revision {revision}, {connected} of {hosts} hosts connected");
+            (found, Vec::new())
+        }
+        Err(error) => ("can't be asked".to_owned(), vec![unanswered(&error)]),
+    };
+    let key = state.join("ca.key");
+    let mode = key.metadata().ok().map(|found| found.permissions().mode() & 0o777);
+    let exposed = mode.filter(|mode| mode & 0o077 != 0).map(|mode| {
+        let shown = key.display();
+        let text = format!(
+            "{shown} has mode {mode:o}: whoever reads it can make himself any host or operator"
+        );
+        problem(Code::KeyReadable, &shown.to_string(), text, format!("`chmod 600 {shown}`"))
+    });
+    let looked = |name: &str, found: String, problems: Vec<v1::Problem>| Looked {
+        name: name.to_owned(),
+        found,
+        problems,
+    };
+    Found {
+        looked: vec![
+            looked("controller", found, problems),
+            looked("state", state.display().to_string(), exposed.into_iter().collect()),
+        ],
+        agent: NO_HOST,
+        said: Vec::new(),
+    }
+}
+
+fn unanswered(error: &anyhow::Error) -> v1::Problem {
+    let remedy = format!(
+        "`systemctl start {CONTROLLER}`; if it doesn't stay up, `journalctl -eu {CONTROLLER}` says why; if it \
+         runs, ask as root, or with an operator's --credentials"
+    );
+    problem(Code::ControllerUnreachable, "", format!("{error:#}"), remedy)
 }
 
 fn missing() -> Looked {
@@ -346,6 +402,30 @@ mod tests {
         found.down("no socket");
         let codes: Vec<&str> = found.problems().iter().map(|it| it.code.as_str()).collect();
         assert_eq!(codes, ["agent-missing"]);
+    }
+
+    #[test]
+    fn the_controllers_machine_needs_no_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("ca.key");
+        std::fs::write(&key, "key").unwrap();
+        let mode = |mode| std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode));
+        mode(0o600).unwrap();
+        let found = of_controller(Ok(crate::tests::mesh()), folder.path());
+        assert!(found.problems().is_empty());
+        let text = plain(&found.text());
+        assert!(text.contains("revision 7, 1 of 2 hosts connected"), "{text}");
+        assert!(text.contains("ok    agent      none: this machine has the controller"), "{text}");
+        assert!(text.ends_with("nothing is wrong with the controller\n"), "{text}");
+        mode(0o644).unwrap();
+        let away = Err(anyhow::anyhow!("connection refused"));
+        let found = of_controller(away, folder.path());
+        let codes: Vec<&str> = found.problems().iter().map(|it| it.code.as_str()).collect();
+        assert_eq!(codes, ["controller-unreachable", "key-readable"]);
+        let text = plain(&found.text());
+        for part in ["connection refused", "systemctl start isthmus-controller", "chmod 600"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
     }
 
     #[test]
