@@ -35,6 +35,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+#[path = "../../packet/src/lib.rs"]
 pub mod packet;
 
 mod admission;
