@@ -9,11 +9,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use isthmus_core::packet::{Address, FlowKey, protocol};
 use isthmus_model::{Place, ServiceId};
 use isthmus_net::process;
 use isthmus_net::senders::Senders;
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag};
+use isthmus_packet::{Address, FlowKey, protocol};
 use isthmus_proxy::{Process, Processes};
 
 use crate::owners::SharedCgroups;

@@ -17,12 +17,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use isthmus_core::packet::{Address, FlowKey, protocol};
 use isthmus_core::{Counters, DropReason, Owner, Owners, State};
 use isthmus_model::{Code, Place, Problem, Revision, ServiceId};
 use isthmus_net::cgroup::Cgroups;
 use isthmus_net::senders::{Budget, Sender, Senders};
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag, SocketOwner};
+use isthmus_packet::{Address, FlowKey, protocol};
 
 use crate::callers::{Caller, Callers};
 use crate::containers::looks_contained;

@@ -10,8 +10,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use isthmus_core::packet::Headers;
 use isthmus_core::sim::bench::{Established, First, Ruled};
+use isthmus_packet::Headers;
 
 /// Packets that are timed together: reading the clock costs as much as looking up one.
 const BATCH: usize = 1000;

@@ -8,11 +8,11 @@
 //! just let through, the kernel would find no socket and reset a healthy connection.
 
 use isthmus_model::Place;
+use isthmus_packet::{Address, FlowKey, Headers};
 
 use crate::decide::{asked_layer4, port_of};
 use crate::flows::{End, NewFlow, Port};
 use crate::node::{Node, Owner, Owners, PeerName};
-use crate::packet::{Address, FlowKey, Headers};
 
 /// What an answer without a flow turns out to be.
 pub(crate) enum Adoption {

@@ -5,8 +5,8 @@
 //! move.
 
 use isthmus_model::{HostId, ServiceId};
+use isthmus_packet::{Address, FlowKey};
 
-use crate::packet::{Address, FlowKey};
 use crate::random::mix;
 use crate::state::State;
 

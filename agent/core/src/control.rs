@@ -19,7 +19,7 @@
 //!       5, 6, 7            bulk sessions: see `bulk/message.rs`
 //! ```
 
-use crate::packet::{Address, FlowKey, Headers, Transport, protocol, udp_datagram};
+use isthmus_packet::{Address, FlowKey, Headers, Transport, protocol, udp_datagram};
 
 /// As the tunnels' own port: nobody else on a host listens there.
 pub(crate) const PORT: u16 = 51820;

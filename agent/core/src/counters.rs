@@ -30,7 +30,7 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    /// Not an IP packet that can be classified: see [`ParseError`](crate::packet::ParseError).
+    /// Not an IP packet that can be classified: see [`ParseError`](isthmus_packet::ParseError).
     Malformed => "malformed",
     /// To or from multicast, broadcast, loopback or the unspecified address.
     NotUnicast => "not-unicast",

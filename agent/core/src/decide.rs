@@ -1,6 +1,7 @@
 //! The fate of a packet that belongs to no flow yet: whose it is, where it goes, what policy says.
 
 use isthmus_model::{HostId, Layer4, Place, ServiceId};
+use isthmus_packet::{FlowKey, Headers, Reason, Transport};
 use isthmus_policy::Outcome;
 
 use crate::adopt::Adoption;
@@ -8,7 +9,6 @@ use crate::balance;
 use crate::counters::DropReason;
 use crate::flows::{End, NewFlow, Port};
 use crate::node::{Node, Owner, Owners, PeerName};
-use crate::packet::{FlowKey, Headers, Reason, Transport};
 use crate::state::State;
 
 /// What to do with a packet that belongs to no flow.
@@ -321,7 +321,7 @@ impl Node {
 
     /// On flows that stay on this host, the receiver must answer by the TUN device: not to an
     /// address that the kernel knows as its own.
-    fn hairpin_source(&self, from: End) -> crate::packet::Address {
+    fn hairpin_source(&self, from: End) -> isthmus_packet::Address {
         let v4 = from.address.is_v4();
         match from.place {
             Place::Workload(_, service) => self.state.virtual_address(service, v4),

@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use isthmus_model::{HostId, Layer4, Principal, Revision};
+use isthmus_packet::FlowKey;
 use isthmus_policy::Verdict;
 
 use crate::node::PeerName;
-use crate::packet::FlowKey;
 
 /// Events that wait for the shell; what comes on top is lost and counted.
 const CAPACITY: usize = 256;

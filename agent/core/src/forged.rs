@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
+use isthmus_packet::Address;
 
 use crate::event::{Event, Events};
 use crate::node::PeerName;
-use crate::packet::Address;
 
 /// At most one event per peer and address in this time.
 const PERIOD: Duration = Duration::from_secs(10);

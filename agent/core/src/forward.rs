@@ -4,6 +4,9 @@
 use std::time::{Duration, Instant};
 
 use isthmus_model::{Layer4, Place};
+use isthmus_packet::{
+    FlowKey, Headers, Reason, Rewrite, Transport, clamp_mss, decrement_hops, protocol,
+};
 
 use crate::control::Control;
 use crate::counters::DropReason;
@@ -11,9 +14,6 @@ use crate::decide::{Decision, Refusal};
 use crate::event::Event;
 use crate::flows::{FlowRef, InsertError, LegKey, NewFlow, Port};
 use crate::node::{Node, Owner, Owners, PeerName};
-use crate::packet::{
-    FlowKey, Headers, Reason, Rewrite, Transport, clamp_mss, decrement_hops, protocol,
-};
 use crate::peers::{Peer, Slot};
 use crate::random::mix;
 use crate::tunnel::Tunnel;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use isthmus_model::{HostId, Place};
+use isthmus_packet::Headers;
 
 use crate::bulk;
 use crate::bulk::message::{Heard, Message as BulkMessage};
@@ -12,7 +13,6 @@ use crate::counters::DropReason;
 use crate::event::Event;
 use crate::flows::Port;
 use crate::node::{Node, PeerName};
-use crate::packet::Headers;
 use crate::peers::Slot;
 use crate::tunnel::{Admission, MIN_BUFFER, Message};
 

@@ -35,9 +35,6 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-#[path = "../../packet/src/lib.rs"]
-pub mod packet;
-
 mod admission;
 mod adopt;
 mod balance;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_model::{DeviceId, HostId, ServiceId};
+use isthmus_packet::{FlowKey, FragmentTable, Offload, protocol};
 
 use crate::admission::Admission;
 use crate::bulk::{LANES, Offering};
@@ -18,7 +19,6 @@ use crate::forged::ForgedLog;
 use crate::forward::FragmentFlow;
 use crate::mtu;
 use crate::outbox::{Outbox, TunQueue};
-use crate::packet::{FlowKey, FragmentTable, Offload, protocol};
 use crate::peers::{Peers, Slot};
 use crate::ping::Pings;
 use crate::random::Random;

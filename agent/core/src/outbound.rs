@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use isthmus_packet::{Headers, Offload, SuperPacket};
+
 use crate::bulk::message::Message;
 use crate::control::{self, Control};
 use crate::counters::DropReason;
@@ -11,7 +13,6 @@ use crate::forward::{Departure, Exit, Load, Passage};
 use crate::mtu;
 use crate::node::{Node, Owners, PeerName};
 use crate::outbox::Way;
-use crate::packet::{Headers, Offload, SuperPacket};
 use crate::peers::{Peer, Slot};
 use crate::sealing::{Cut, Sealing, padded, write_padded};
 use crate::task::{Hairpin, Task};
@@ -96,7 +97,7 @@ impl Node {
         owners: &mut dyn Owners,
         now: Instant,
     ) -> Option<Task> {
-        let is_whole = headers.transport.stream().is_some() && headers.fragment.is_none();
+        let is_whole = headers.transport.is_offloaded() && headers.fragment.is_none();
         let passage = if is_whole { self.passage(Port::Tun, headers, owners, now) } else { None };
         if let Some(passage) = passage
             && passage.egress == Port::Tun

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use isthmus_model::{HostId, Place};
+use isthmus_packet::{Address, FlowKey};
 
 use crate::balance;
 use crate::control::Control;
 use crate::event::Event;
 use crate::node::{Node, PeerName};
-use crate::packet::{Address, FlowKey};
 use crate::peers::Slot;
 
 /// Pings that may be on their way; more push out the oldest.

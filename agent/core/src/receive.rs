@@ -16,12 +16,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use isthmus_packet::{Headers, MAX_SEGMENTS, Run, RunHeader, VNET_HEADER, complete_checksum};
+
 use crate::bulk::{self, Key};
 use crate::counters::DropReason;
 use crate::flows::Port;
 use crate::forward::{Exit, Load};
 use crate::node::{Node, Owners, PeerName, Received, TunWriter, canonical};
-use crate::packet::{Headers, MAX_SEGMENTS, Offload, Run, RunHeader, VNET_HEADER};
 use crate::peers::Slot;
 use crate::tunnel::{MIN_BUFFER, Opened};
 
@@ -379,7 +380,7 @@ impl Node {
         let start = packet.bytes.start;
         let is_partial = packet.partial;
         let Some(packet) = opened.bytes.get_mut(packet.bytes.clone()) else { return };
-        if is_partial && complete(packet).is_none() {
+        if is_partial && complete_checksum(packet).is_none() {
             return self.counters.drop(DropReason::Malformed);
         }
         match self.route(Port::Peer(opened.peer), packet, owners, now) {
@@ -457,13 +458,6 @@ fn run_of(bytes: &[u8], packets: &[Packet]) -> Option<Run> {
         }
     }
     Some(run)
-}
-
-/// Completes a partial checksum of a packet that passes alone.
-pub(crate) fn complete(packet: &mut [u8]) -> Option<()> {
-    let headers = Headers::parse(packet).ok()?;
-    let checksum_start = Some(u16::try_from(headers.l4_offset).ok()?);
-    Offload { checksum_start, segment: None }.complete(packet, &headers).ok()
 }
 
 impl std::fmt::Debug for Inbox {

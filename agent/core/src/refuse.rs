@@ -5,12 +5,13 @@
 
 use std::time::Instant;
 
+use isthmus_packet::{
+    FlowKey, Headers, REPLY_BUFFER, Reason, TcpFlags, Transport, icmp_error, tcp_reset,
+};
+
 use crate::counters::DropReason;
 use crate::flows::{Flow, Leg, Port};
 use crate::node::{Node, PeerName};
-use crate::packet::{
-    FlowKey, Headers, REPLY_BUFFER, Reason, TcpFlags, Transport, icmp_error, tcp_reset,
-};
 
 /// The longest IP and TCP headers that a made-up segment needs.
 const SEGMENT: usize = 60;

@@ -7,9 +7,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use isthmus_packet::{Headers, SuperPacket};
+
 use crate::bulk::{HEADER, Header, Key};
 use crate::outbox::{Outbox, Way};
-use crate::packet::{Headers, SuperPacket};
 use crate::tunnel::OVERHEAD;
 
 /// A packet that goes to a peer by its bulk session, as far as it isn't in the packet.

@@ -8,9 +8,8 @@ use isthmus_model::{
     Application, Directory, HostId, Identity, Layer4, Place, Principal, Protocol, PublicKey,
     Revision, ServiceId, Snapshot,
 };
+use isthmus_packet::Address;
 use isthmus_policy::{DecidedBy, Outcome, Policy, Query, Verdict};
-
-use crate::packet::Address;
 
 /// A revision, made ready for judging.
 pub struct State {

@@ -3,8 +3,9 @@
 
 use std::io::IoSlice;
 
+use isthmus_packet::{Headers, Offload, VNET_HEADER};
+
 use crate::node::TunWriter;
-use crate::packet::{Headers, Offload, VNET_HEADER};
 use crate::sealing::Sealing;
 
 /// What is left to do for a packet of the TUN device.

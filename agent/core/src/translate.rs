@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use isthmus_packet::{FlowKey, Headers, Quoted, Rewrite, quoted, rewrite_icmp_error};
+
 use crate::counters::DropReason;
 use crate::flows::{FlowRef, LegKey, Port};
 use crate::forward::Exit;
 use crate::node::Node;
-use crate::packet::{FlowKey, Headers, Quoted, Rewrite, quoted, rewrite_icmp_error};
 
 impl Node {
     /// An error goes against the flow of its quote: by the leg that answers would come in by. One

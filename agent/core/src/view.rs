@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use isthmus_model::{Layer4, Principal, PublicKey};
+use isthmus_packet::FlowKey;
 use isthmus_policy::{Outcome, Verdict};
 
 use crate::bulk::Cipher;
 use crate::flows::{Flow, Port};
 use crate::node::PeerName;
-use crate::packet::FlowKey;
 use crate::peers::Peer;
 use crate::state::State;
 

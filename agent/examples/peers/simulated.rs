@@ -8,13 +8,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, ensure};
-use isthmus_core::packet::{FlowKey, Offload};
 use isthmus_core::sim::Topology;
 use isthmus_core::sim::packets::{udp, udp_key};
 use isthmus_core::sim::topology::host_key;
 use isthmus_core::{Config, Limits, Node, Owner, Owners, Received, State, TunWriter};
 use isthmus_model::HostId;
 use isthmus_net::poll::{Events, Interest, Poller};
+use isthmus_packet::{FlowKey, Offload};
 use zeroize::Zeroizing;
 
 use crate::{HERE, SERVICE, SERVICE_PORT};

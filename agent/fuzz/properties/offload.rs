@@ -1,7 +1,7 @@
 //! Super-packets: what is split and put together again is what it was, broken checksums and all. Played by
-//! [`isthmus_core::sim::offload`].
+//! [`isthmus_packet::testing`].
 
-use isthmus_core::sim::offload::fuzz_offload;
+use isthmus_packet::testing::fuzz_offload;
 
 /// Says whether `input` was understood.
 pub(crate) fn hold(input: &[u8]) -> bool {

@@ -1,7 +1,7 @@
 //! Packets: what is read lies within the buffer, what is changed can be changed back, what is built
 //! can be read, and no step makes right checksums wrong or wrong ones right.
 
-use isthmus_core::packet::{
+use isthmus_packet::{
     Address, Echo, FlowKey, Headers, REPLY_BUFFER, Reason, Rewrite, RewriteError, SplitError,
     TcpFlags, Transport, checksum, clamp_mss, decrement_hops, echo_reply, fragment_ipv4,
     icmp_error, protocol, quoted, rewrite_icmp_error, tcp_reset,

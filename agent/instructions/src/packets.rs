@@ -2,9 +2,9 @@
 
 use std::hint::black_box;
 
-use isthmus_core::packet::{Headers, Rewrite};
 use isthmus_core::sim::bench::{self as steps, Established};
 use isthmus_core::sim::packets;
+use isthmus_packet::{Headers, Rewrite};
 
 use crate::{Bench, counted};
 

@@ -14,7 +14,7 @@ const PSH: u8 = 0x08;
 const MORE_FRAGMENTS_AND_OFFSET: u8 = 0x3f;
 
 /// Segments in a run: what one UDP message brings at the most.
-pub(crate) const MAX_SEGMENTS: usize = 64;
+pub const MAX_SEGMENTS: usize = 64;
 /// A run is an IP packet as far as its length goes.
 const MAX_LENGTH: usize = 65_535;
 /// IPv6, and TCP with all of its options.
@@ -22,7 +22,7 @@ const MAX_HEADER: usize = 40 + 60;
 
 /// What every packet of a run has in common, and what may follow.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Run {
+pub struct Run {
     headers: Headers,
     stream: Stream,
     segment: usize,
@@ -37,13 +37,15 @@ pub(crate) struct Run {
 }
 
 /// Vnet header and the packet's headers of a run, for the kernel.
-pub(crate) struct RunHeader {
+#[derive(Debug)]
+pub struct RunHeader {
     bytes: [u8; VNET_HEADER + MAX_HEADER],
     length: usize,
 }
 
 impl RunHeader {
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// Both, one behind the other.
+    pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
     }
 }
@@ -52,7 +54,7 @@ impl Run {
     /// Begins a run. None if the packet must stay alone: it isn't plain data, or its checksum is
     /// wrong, which must be the receiver's to see. A partial checksum has nothing to be verified.
     #[inline]
-    pub(crate) fn begin(packet: &[u8], headers: &Headers, partial: bool) -> Option<Self> {
+    pub fn begin(packet: &[u8], headers: &Headers, partial: bool) -> Option<Self> {
         let stream = headers.transport.stream()?;
         let payload = is_plain(packet, headers, stream, partial)?;
         let (sequence, pushed) = match stream {
@@ -76,13 +78,7 @@ impl Run {
 
     /// Adds a packet, if it follows. `first` is the run's first packet, unchanged.
     #[inline]
-    pub(crate) fn join(
-        &mut self,
-        first: &[u8],
-        packet: &[u8],
-        headers: &Headers,
-        partial: bool,
-    ) -> bool {
+    pub fn join(&mut self, first: &[u8], packet: &[u8], headers: &Headers, partial: bool) -> bool {
         let Some(next) = self.follows(first, packet, headers, partial) else { return false };
         self.length += next.payload;
         self.count += 1;
@@ -154,17 +150,18 @@ impl Run {
         old[..2] == new[..2] && old[6..9] == new[6..9] && (follows || dont_fragment)
     }
 
-    pub(crate) const fn count(&self) -> usize {
+    /// How many packets there are.
+    pub const fn count(&self) -> usize {
         self.count
     }
 
     /// The bytes of all its packets.
-    pub(crate) const fn bytes(&self) -> usize {
+    pub const fn bytes(&self) -> usize {
         self.length + (self.count - 1) * self.headers.payload_offset
     }
 
-    /// The payload of each packet.
-    pub(crate) const fn payload(&self, index: usize) -> usize {
+    /// The length of a packet's payload.
+    pub const fn payload(&self, index: usize) -> usize {
         if index + 1 < self.count {
             self.segment
         } else {
@@ -172,14 +169,14 @@ impl Run {
         }
     }
 
-    /// Of its first packet.
-    pub(crate) const fn headers(&self) -> &Headers {
+    /// The headers of its first packet.
+    pub const fn headers(&self) -> &Headers {
         &self.headers
     }
 
     /// The headers of the whole, made of those of its first packet (which may have been rewritten
     /// meanwhile).
-    pub(crate) fn header(&self, first: &[u8], headers: &Headers) -> Option<RunHeader> {
+    pub fn header(&self, first: &[u8], headers: &Headers) -> Option<RunHeader> {
         let vnet = Offload::header_of(headers, Some(u16::try_from(self.segment).ok()?))?;
         let length = VNET_HEADER + headers.payload_offset;
         let mut bytes = [0; VNET_HEADER + MAX_HEADER];

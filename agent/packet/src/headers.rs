@@ -109,6 +109,12 @@ impl Stream {
 }
 
 impl Transport {
+    /// Whether the kernel splits it and puts it together.
+    #[inline]
+    pub const fn is_offloaded(self) -> bool {
+        self.stream().is_some()
+    }
+
     /// None for what is never split.
     #[inline]
     pub(crate) const fn stream(self) -> Option<Stream> {

@@ -2,9 +2,10 @@
 //!
 //! Everything here is a pure function of its arguments. Nothing allocates while packets flow,
 //! nothing reads a clock, and nothing panics, whatever the bytes: a packet that can't be
-//! understood is an error with a reason that the node counts, never a guess.
+//! understood is an error with a reason that its user counts, never a guess. Nothing of ours is
+//! used here: neither the mesh's model nor its policy is known.
 //!
-//! A packet's way through the module:
+//! A packet's way through the crate:
 //!
 //! 1. [`Headers::parse`] reads the 5-tuple ([`FlowKey`]) and where things are. It is strict:
 //!    what it accepts has consistent lengths, no source route, and no way to hide its ports from
@@ -18,7 +19,11 @@
 //! Checksums are updated incrementally (RFC 1624), so that a packet that was corrupt before a
 //! rewrite is still corrupt after it, and so that super-packets with a partial checksum can be
 //! rewritten before the kernel or the splitter completes them.
+//!
+//! Super-packets, which stand for many, are read by [`Offload`], split by [`SuperPacket`], and made
+//! again of what follows each other by [`Run`].
 
+#![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod address;
@@ -37,26 +42,27 @@ mod reset;
 mod rewrite;
 mod segment;
 mod split;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use coalesce::{MAX_SEGMENTS, Run, RunHeader};
-
 pub use address::{Address, FlowKey};
 pub use build::{Echo, echo, echo_reply, udp_datagram};
+pub use coalesce::{MAX_SEGMENTS, Run, RunHeader};
 pub use fragment::{FragmentKey, FragmentLimits, FragmentTable};
 pub use headers::{Fragment, Headers, ParseError, TcpFlags, Transport};
 pub use hops::decrement_hops;
 pub use icmp::{REPLY_BUFFER, Reason, icmp_error};
 pub use mss::{clamp_mss, clamp_mss_partial};
-pub use offload::{BadOffload, Offload, VNET_HEADER};
+pub use offload::{BadOffload, Offload, VNET_HEADER, complete_checksum};
 pub use quote::{Quoted, quoted, rewrite_icmp_error};
 pub use reset::tcp_reset;
 pub use rewrite::{Rewrite, RewriteError};
 pub use segment::SuperPacket;
 pub use split::{SplitError, fragment_ipv4};
 
-/// IP protocol numbers that this module knows (IANA "Protocol Numbers").
+/// IP protocol numbers that this crate knows (IANA "Protocol Numbers").
 pub mod protocol {
     /// ICMP for IPv4 (RFC 792).
     pub const ICMP: u8 = 1;

@@ -84,7 +84,7 @@ impl Offload {
     }
 
     /// The header for a packet whose transport's checksum is partial, and that may stand for many.
-    pub(crate) fn header_of(headers: &Headers, segment: Option<u16>) -> Option<[u8; VNET_HEADER]> {
+    pub fn header_of(headers: &Headers, segment: Option<u16>) -> Option<[u8; VNET_HEADER]> {
         let stream = headers.transport.stream()?;
         let mut header = [0; VNET_HEADER];
         let mut put = |at: usize, value: u16| {
@@ -100,6 +100,14 @@ impl Offload {
         header[1] = segment.map_or(0, |_| kind_of(headers, stream));
         Some(header)
     }
+}
+
+/// Completes a partial checksum of a packet that isn't one of many. None if it isn't a packet, or has
+/// no checksum.
+pub fn complete_checksum(packet: &mut [u8]) -> Option<()> {
+    let headers = Headers::parse(packet).ok()?;
+    let checksum_start = Some(u16::try_from(headers.l4_offset).ok()?);
+    Offload { checksum_start, segment: None }.complete(packet, &headers).ok()
 }
 
 /// What a packet that stands for many is made of. That CWR is in the first only is said beside it.

@@ -7,10 +7,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use isthmus_core::packet::Offload;
 use isthmus_core::{Outbox, Owners, Task};
 use isthmus_net::poll::{Events, Interest, Poller, Waker};
 use isthmus_net::tun::{FRAME_BYTES_MAX, VNET_HEADER};
+use isthmus_packet::Offload;
 
 use super::engine::{Engine, Failed, Shared};
 

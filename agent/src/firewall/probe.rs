@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use isthmus_core::packet::checksum::checksum;
+use isthmus_packet::checksum::checksum;
 
 /// Discard: nobody connects from there.
 pub(super) const PORT: u16 = 9;

@@ -367,7 +367,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_flow_that_the_proxy_judges_is_shown_with_the_services_port() {
-        use isthmus_core::packet::FlowKey;
+        use isthmus_packet::FlowKey;
         use isthmus_policy::{DecidedBy, Outcome, Verdict};
         let key = |source: &str, destination: &str, port| FlowKey {
             source: source.parse::<std::net::IpAddr>().unwrap().into(),

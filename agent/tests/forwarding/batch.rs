@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use isthmus_core::packet::{Headers, VNET_HEADER, checksum, protocol};
+use isthmus_packet::{Headers, VNET_HEADER, checksum, protocol};
 
 use super::flow::{CWR, Flow, Look};
 use super::mesh::{LARGEST, LIMIT};

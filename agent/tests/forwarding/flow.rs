@@ -1,6 +1,6 @@
 //! A flow of the test, and the headers of its packets.
 
-use isthmus_core::packet::{Address, FlowKey, protocol};
+use isthmus_packet::{Address, FlowKey, protocol};
 
 use super::random::Random;
 

@@ -1,6 +1,6 @@
 //! Random packets of random flows: what a host sends, and what it should not.
 
-use isthmus_core::packet::{Address, FlowKey};
+use isthmus_packet::{Address, FlowKey};
 
 use super::batch::{Batch, Frame};
 use super::flow::{ACK, CWR, ECE, FIN, Flow, Look, PSH, RST, SYN, URG};

@@ -9,11 +9,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use isthmus_core::packet::{Address, FlowKey, Headers, Offload, VNET_HEADER, checksum};
 use isthmus_core::sim::packets::{tcp_key, udp, udp_key};
 use isthmus_core::sim::{Builder, World};
 use isthmus_model::Protocol;
 use isthmus_net::testing::in_netns;
+use isthmus_packet::{Address, FlowKey, Headers, Offload, VNET_HEADER, checksum};
 
 use super::batch::{partial_sum, set_checksum};
 use super::generator::Generator;

@@ -23,8 +23,8 @@ use std::ops::Range;
 
 use batch::{Frame, Way};
 use generator::{FLOWS, Generator};
-use isthmus_core::packet::{Headers, Offload, SuperPacket, VNET_HEADER, checksum, protocol};
 use isthmus_net::testing::in_netns;
+use isthmus_packet::{Headers, Offload, SuperPacket, VNET_HEADER, checksum, protocol};
 use kernel::Kernel;
 use mesh::{Mesh, Session};
 use packets::{Row, whole};

@@ -4,11 +4,11 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_core::packet::{Address, FlowKey, Offload};
 use isthmus_core::sim::topology::host_key;
 use isthmus_core::sim::{Builder, Host, World, packets::ping};
 use isthmus_core::{Ciphers, Config, Node, Owner, Owners, Received, State, Transmit, TunWriter};
 use isthmus_model::Action;
+use isthmus_packet::{Address, FlowKey, Offload};
 use zeroize::Zeroizing;
 
 /// Bytes of the largest packet that the tunnel carries in one datagram of 1,500 bytes over IPv4.

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use isthmus_core::TunWriter;
-use isthmus_core::packet::VNET_HEADER;
+use isthmus_packet::VNET_HEADER;
 
 /// More than any batch makes.
 const CAPACITY: usize = 64 << 20;

@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use isthmus_model::{Layer4, Place};
+use isthmus_packet::{Address, FlowKey, Rewrite, TcpFlags, Transport, protocol};
 use isthmus_policy::Verdict;
 
 use crate::config::Limits;
 use crate::forward::Load;
 use crate::node::PeerName;
-use crate::packet::{Address, FlowKey, Rewrite, TcpFlags, Transport, protocol};
 use crate::view::FlowState;
 use list::{Linked, Links, List};
 use wheel::Wheel;

@@ -1,5 +1,6 @@
+use isthmus_packet::Address;
+
 use super::*;
-use crate::packet::Address;
 use isthmus_model::{HostId, ServiceId};
 use isthmus_policy::{DecidedBy, Outcome};
 

@@ -7,12 +7,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use isthmus_model::{HostId, ServiceId};
+use isthmus_packet::{FlowKey, Headers, Offload, Rewrite, Run, SuperPacket};
 
 use super::packets::{ACK, SYN, SYN_ACK, ping, tcp, tcp_key};
 use super::{Builder, Kernel, Topology, World};
 use crate::flows::Port;
 use crate::forward::{Load, Passage};
-use crate::packet::{FlowKey, Headers, Offload, Rewrite, Run, SuperPacket};
 use crate::random::mix;
 use crate::{Limits, Node, Owner, Owners, PeerName, State};
 

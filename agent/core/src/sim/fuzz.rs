@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use isthmus_model::{Place, Principal, Protocol};
+use isthmus_packet::{FragmentLimits, Headers, Transport, checksum};
 
 use super::topology::{Builder, endpoint};
 use super::world::World;
-use crate::packet::{FragmentLimits, Headers, Transport, checksum};
 use crate::{Limits, Node};
 
 /// Bounds that a short input can reach.

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use isthmus_model::{HostId, ServiceId};
+use isthmus_packet::{FlowKey, Headers, Offload, SuperPacket, Transport};
 use zeroize::Zeroizing;
 
 use super::topology::{Topology, host_key};
-use crate::packet::{FlowKey, Headers, Offload, SuperPacket, Transport};
 use crate::{Config, Event, Limits, Node, Owner, Owners, Received, State, TunWriter};
 
 /// The sockets of a host.

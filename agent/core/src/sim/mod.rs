@@ -4,11 +4,11 @@
 //! (see `tunnel.rs`), which no scenario here depends on.
 
 pub mod bench;
+pub mod bulk;
 pub mod device;
 pub mod fuzz;
 pub mod host;
 pub mod network;
-pub mod offload;
 pub mod packets;
 pub mod topology;
 pub mod world;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::packet::{
+use isthmus_packet::{
     Address, Echo, FlowKey, Headers, TcpFlags, Transport, checksum, echo, protocol, udp_datagram,
 };
 
@@ -134,7 +134,7 @@ pub fn fragments(packet: &[u8], mtu: usize) -> Vec<Vec<u8>> {
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     let headers = Headers::parse(&packet).expect("a packet");
     let mut fragments = Vec::new();
-    crate::packet::fragment_ipv4(&mut packet, &headers, mtu, |part| fragments.push(part.to_vec()))
+    isthmus_packet::fragment_ipv4(&mut packet, &headers, mtu, |part| fragments.push(part.to_vec()))
         .expect("an IPv4 packet");
     fragments
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_model::{DeviceId, HostId, ServiceId};
+use isthmus_packet::{FlowKey, Offload};
 
 use super::topology::{Topology, endpoint};
 use super::{Device, Host, Network, packets};
-use crate::packet::{FlowKey, Offload};
 use crate::{DropReason, PeerName, SendError, State};
 
 /// How often devices look at the clock.

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use isthmus_core::packet::{FlowKey, Headers, Offload};
 use isthmus_core::sim::Topology;
 use isthmus_core::sim::packets::{ACK, tcp, tcp_key, udp, udp_key};
+use isthmus_packet::{FlowKey, Headers, Offload};
 
 /// Payload bytes of a packet: its flow's name, its number, and more.
 pub(crate) const SEGMENT: usize = 100;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::oracle::{Recipe, any_udp, any_v4, parse, recipe};
-use crate::packet::{FragmentKey, FragmentLimits, FragmentTable, SplitError, fragment_ipv4};
+use crate::{FragmentKey, FragmentLimits, FragmentTable, SplitError, fragment_ipv4};
 
 /// The key of fragment `identification` from host `source`.
 fn key(source: u8, identification: u16) -> FragmentKey {

@@ -1,4 +1,4 @@
-//! Tests of the packet module against etherparse, an implementation that shares nothing with it.
+//! Tests against etherparse, an implementation that shares nothing with it.
 
 mod fragments;
 mod offload;

@@ -3,9 +3,9 @@
 
 use proptest::prelude::*;
 
-use super::super::checksum::{fill, verify};
-use super::super::{BadOffload, Headers, MAX_SEGMENTS, Offload, Run, SuperPacket, VNET_HEADER};
-use crate::sim::offload::{self, put_together_and_apart, without_identification};
+use crate::checksum::{fill, verify};
+use crate::testing::{self, put_together_and_apart, without_identification};
+use crate::{BadOffload, Headers, MAX_SEGMENTS, Offload, Run, SuperPacket, VNET_HEADER};
 
 /// An IPv4 or IPv6 packet of TCP or UDP, its checksums right.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
 }
 
 fn split(packet: &[u8], size: u16) -> Vec<Vec<u8>> {
-    offload::split(packet, size).unwrap()
+    testing::split(packet, size).unwrap()
 }
 
 proptest! {
@@ -253,12 +253,8 @@ fn what_the_kernel_left_out_is_computed() {
         let field = headers.l4_offset + if tcp { 16 } else { 6 };
         let key = &headers.key;
         let length = packet.len() - headers.l4_offset;
-        let partial = super::super::checksum::pseudo_header(
-            key.source,
-            key.destination,
-            key.protocol,
-            length,
-        );
+        let partial =
+            crate::checksum::pseudo_header(key.source, key.destination, key.protocol, length);
         packet[field..field + 2].copy_from_slice(&partial.to_be_bytes());
         let start = u16::try_from(headers.l4_offset).ok();
         let offload = Offload { checksum_start: start, segment: None };

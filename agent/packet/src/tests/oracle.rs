@@ -9,7 +9,7 @@ use etherparse::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::packet::{Address, FlowKey, Headers, Rewrite};
+use crate::{Address, FlowKey, Headers, Rewrite};
 
 /// What a packet is built from.
 #[derive(Clone, Debug)]

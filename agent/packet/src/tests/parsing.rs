@@ -2,7 +2,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::oracle::{Recipe, any_recipe, checksums_hold, parse};
-use crate::packet::{
+use crate::{
     FlowKey, Fragment, Headers, ParseError, Reason, Rewrite, Transport, checksum, clamp_mss,
     decrement_hops, echo_reply, fragment_ipv4, icmp_error, quoted, rewrite_icmp_error, tcp_reset,
 };

@@ -2,7 +2,7 @@ use etherparse::{Icmpv4Type, Icmpv6Type, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 
 use super::oracle::{Ip, Kind, Recipe, any_recipe, checksums_hold, parse};
-use crate::packet::{
+use crate::{
     Address, Echo, FlowKey, REPLY_BUFFER, Reason, TcpFlags, Transport, echo, echo_reply,
     icmp_error, tcp_reset, udp_datagram,
 };

@@ -4,7 +4,7 @@ use super::oracle::{
     Recipe, any_recipe, any_tcp, any_udp, any_v4, any_v6, between, checksums_hold, other_key,
     parse, recipe,
 };
-use crate::packet::{
+use crate::{
     Address, FlowKey, Rewrite, RewriteError, TcpFlags, Transport, checksum, clamp_mss,
     clamp_mss_partial,
 };

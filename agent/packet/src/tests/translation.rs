@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::oracle::{
     Recipe, any_kind, any_v4, any_v6, between, checksums_hold, other_key, parse, recipe,
 };
-use crate::packet::{
+use crate::{
     FlowKey, Headers, REPLY_BUFFER, Reason, checksum, icmp_error, quoted, rewrite_icmp_error,
 };
 

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
+use isthmus_packet::{Reason, icmp_error, protocol};
 use isthmus_policy::Outcome;
 
-use crate::packet::{Reason, icmp_error, protocol};
 use crate::sim::packets::{
     ACK, RST, SYN, SYN_ACK, flags, payload, ping, read, tcp, tcp_key, udp, udp_key,
 };
@@ -98,7 +98,7 @@ fn other_denied_traffic_is_answered_by_icmp() {
         let got = world.host(1).take_inbox();
         let headers = read(&got[0]);
         assert_eq!(headers.key.destination, from.0.into());
-        let quoted = crate::packet::quoted(&got[0], &headers).unwrap();
+        let quoted = isthmus_packet::quoted(&got[0], &headers).unwrap();
         assert_eq!(quoted.key, udp_key(from, web));
     }
 }
@@ -151,7 +151,7 @@ fn hosts_ping_each_other_and_nobody_else() {
     let (one, two) = (world.topology.host_address(1, true), world.topology.host_address(2, true));
     let got = world.exchange(1, &ping(one, two, 77, 1), 2);
     assert_eq!(got.len(), 1);
-    let reply = crate::sim::packets::answer(&got[0], crate::packet::echo_reply);
+    let reply = crate::sim::packets::answer(&got[0], isthmus_packet::echo_reply);
     assert_eq!(world.exchange(2, &reply, 1).len(), 1);
     let web = world.topology.workload("web", 2, true);
     assert!(world.exchange(1, &ping(one, web, 78, 1), 2).is_empty());
@@ -178,7 +178,7 @@ fn an_icmp_error_reaches_the_socket_it_is_about() {
         let got = world.exchange(2, &error, 1);
         let headers = read(&got[0]);
         assert_eq!((headers.key.source, headers.key.destination), (vip.0.into(), from.0.into()));
-        let quoted = crate::packet::quoted(&got[0], &headers).unwrap();
+        let quoted = isthmus_packet::quoted(&got[0], &headers).unwrap();
         assert_eq!(quoted.key, udp_key(from, vip));
         assert_eq!(quoted.key.protocol, protocol::UDP);
     }

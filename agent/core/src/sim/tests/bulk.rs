@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use isthmus_model::Protocol;
+use isthmus_packet::{Offload, checksum};
 
-use crate::packet::{Offload, checksum};
 use crate::sim::packets::{ACK, flags, ping, read, tcp, tcp_key, udp, udp_key};
 use crate::sim::{Builder, World};
 use crate::{Cipher, Ciphers, DropReason, PeerName};
@@ -34,7 +34,7 @@ fn cipher(world: &mut World, from: u32) -> Option<Cipher> {
 }
 
 /// A super-packet of a TCP connection, as the kernel gives it.
-fn data(world: &mut World, key: &crate::packet::FlowKey, sequence: u32, payload: &[u8]) {
+fn data(world: &mut World, key: &isthmus_packet::FlowKey, sequence: u32, payload: &[u8]) {
     let mut packet = tcp(key, ACK, sequence, 501, payload);
     let headers = read(&packet);
     let offload =

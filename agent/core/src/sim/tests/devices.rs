@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::packet::Headers;
+use isthmus_packet::Headers;
+
 use crate::sim::packets::{ACK, RST, SYN, SYN_ACK, flags, ping, read, tcp, tcp_key, udp, udp_key};
 use crate::sim::{Builder, World};
 use crate::{DropReason, Event, PeerName};
@@ -157,7 +158,10 @@ fn a_packet_without_hops_left_ends_at_the_gateway() {
     assert_eq!(world.dropped(1, DropReason::HopsExceeded), 1);
     let got = world.device("press").take_inbox();
     let headers = Headers::parse(&got[0]).unwrap();
-    assert!(matches!(headers.transport, crate::packet::Transport::IcmpError { kind: 11, code: 0 }));
+    assert!(matches!(
+        headers.transport,
+        isthmus_packet::Transport::IcmpError { kind: 11, code: 0 }
+    ));
 }
 
 #[test]

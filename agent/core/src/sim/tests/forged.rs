@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::packet::{Reason, icmp_error};
+use isthmus_packet::{Reason, icmp_error};
+
 use crate::sim::packets::{ACK, SYN, answer, fragments, tcp, tcp_key, udp, udp_key};
 use crate::sim::{Builder, World};
 use crate::{DropReason, Event, PeerName};

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use isthmus_packet::Offload;
 use proptest::prelude::*;
 
-use crate::packet::Offload;
 use crate::random::Random;
 use crate::sim::fuzz::fuzz_sequence;
 use crate::sim::packets::{ACK, SYN, read, tcp, tcp_key};

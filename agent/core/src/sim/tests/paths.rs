@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::packet::{FlowKey, Headers, Transport};
+use isthmus_packet::{FlowKey, Headers, Transport};
+
 use crate::sim::packets::{
     SYN, flags, fragments, fragments_ipv6, payload, ping, read, tcp, tcp_key, udp, udp_key,
 };

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::packet::FlowKey;
+use isthmus_packet::FlowKey;
+
 use crate::sim::packets::{ACK, SYN, SYN_ACK, payload, read, tcp, tcp_key};
 use crate::sim::{Builder, World};
 use crate::{DropReason, Event};

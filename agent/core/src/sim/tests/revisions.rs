@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use isthmus_model::{HostId, Protocol};
+use isthmus_packet::FlowKey;
 
-use crate::packet::FlowKey;
 use crate::sim::packets::{ACK, RST, SYN, flags, read, tcp, tcp_key, udp, udp_key};
 use crate::sim::{Builder, World};
 use crate::{DropReason, Event};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use isthmus_model::HostId;
+use isthmus_packet::FlowKey;
 
-use crate::packet::FlowKey;
 use crate::public_key;
 use crate::sim::packets::{ACK, SYN, read, tcp, tcp_key};
 use crate::sim::topology::host_key;

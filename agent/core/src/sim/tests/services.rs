@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use isthmus_model::Protocol;
+use isthmus_packet::{Offload, checksum};
 
-use crate::packet::{Offload, checksum};
 use crate::sim::packets::{
     ACK, SYN, SYN_ACK, fragments, fragments_ipv6, payload, ping, read, tcp, tcp_key, udp, udp_key,
 };
@@ -193,8 +193,8 @@ fn the_port_that_a_connection_to_the_proxy_asked_for_is_known() {
     let own = (world.topology.host_address(1, true), 40_000);
     let vip = world.topology.vip("api", true);
     let (host, seen) = world.connect(1, tcp_key(own, (vip, 8080)), Some(client));
-    let ends = |key: &crate::packet::FlowKey| {
-        let end = |address: crate::packet::Address, port| (address.ip(), port).into();
+    let ends = |key: &isthmus_packet::FlowKey| {
+        let end = |address: isthmus_packet::Address, port| (address.ip(), port).into();
         (end(key.destination, key.destination_port), end(key.source, key.source_port))
     };
     let (proxy, caller) = ends(&seen);
@@ -317,7 +317,7 @@ fn a_service_answers_pings_of_those_who_may_use_it() {
     let mut world = World::new(topology, 1);
     let (own, vip) = (world.topology.host_address(1, false), world.topology.vip("web", false));
     let got = world.exchange(1, &ping(own, vip, 7, 1), 2);
-    let reply = crate::sim::packets::answer(&got[0], crate::packet::echo_reply);
+    let reply = crate::sim::packets::answer(&got[0], isthmus_packet::echo_reply);
     let got = world.exchange(2, &reply, 1);
     assert_eq!(read(&got[0]).key.source, vip.into());
 }
@@ -434,7 +434,7 @@ fn a_server_that_answers_from_its_hosts_address_is_understood() {
         assert!(parts.len() > 1);
         for part in &parts {
             let got = world.exchange(2, part, 1);
-            let key = crate::packet::Headers::parse(&got[0]).unwrap().key;
+            let key = isthmus_packet::Headers::parse(&got[0]).unwrap().key;
             assert_eq!((key.source, key.destination), (server.0.into(), client.0.into()));
         }
         let other = world.topology.service("other");

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use isthmus_model::{HostId, Protocol};
+use isthmus_packet::{FlowKey, Transport};
 
-use crate::packet::{FlowKey, Transport};
 use crate::sim::packets::{SYN, read, tcp, tcp_key, udp, udp_key};
 use crate::sim::{Builder, World};
 use crate::{DropReason, Event, PeerName};
