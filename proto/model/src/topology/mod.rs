@@ -12,36 +12,62 @@
 //!                   with spans    one table at a time               between tables
 //! ```
 
+#[path = "check/addresses.rs"]
 mod addresses;
+#[path = "tables/application.rs"]
 mod application;
+#[path = "tables/balance.rs"]
 mod balance;
+#[path = "check/mod.rs"]
 mod check;
+#[path = "tables/service.rs"]
 mod declare;
+#[path = "diff/mod.rs"]
 mod diff;
+#[path = "tables/edge.rs"]
 mod edge;
+#[path = "check/edges.rs"]
 mod edges;
+#[path = "values/fields.rs"]
 mod fields;
+#[path = "tables/guard.rs"]
 mod guard;
+#[path = "tables/jwt.rs"]
 mod jwt;
+#[path = "tables/mesh.rs"]
 mod mesh;
 mod parse;
+#[path = "tables/policy.rs"]
 mod policy;
+#[path = "tables/ports.rs"]
 mod ports;
+#[path = "tables/test.rs"]
 mod question;
+#[path = "tables/ratelimit.rs"]
 mod ratelimit;
+#[path = "read/reader.rs"]
 mod reader;
 pub mod reference;
+#[path = "tables/rollout.rs"]
 mod rollout;
+#[path = "tables/route.rs"]
 mod route;
+#[path = "diff/routes.rs"]
 mod route_words;
+#[path = "check/routes.rs"]
 mod routes;
+#[path = "tables/action.rs"]
 mod routing;
+#[path = "read/suggest.rs"]
 mod suggest;
+#[path = "read/syntax.rs"]
 mod syntax;
 #[cfg(test)]
 mod tests;
+#[path = "values/mod.rs"]
 mod values;
 mod warn;
+#[path = "values/words.rs"]
 mod words;
 
 use std::collections::BTreeMap;
