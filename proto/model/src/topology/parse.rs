@@ -6,16 +6,19 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::declare::{self, DeviceDraft, HostDraft, ServiceDraft};
-use super::edge;
-use super::policy::{self, PolicyDraft, RuleDraft, TestDraft};
-use super::ratelimit::{self, RateLimitDraft};
-use super::reader::{At, Context, Located, Read, Report, Reported, Schema, Table, clip, instead};
-use super::rollout::{self, RolloutDraft};
-use super::route::{self, RouteDraft};
-use super::{
-    Diagnostic, MeshDecl, SourceFile, TestDecl, Topology, check, jwt, mesh, ports, syntax, values,
+use super::check::{self, ports};
+use super::decl::{Diagnostic, MeshDecl, SourceFile, TestDecl, Topology};
+use super::draft::{Declared, Draft};
+use super::read::{
+    self, At, Context, Located, Read, Report, Reported, Schema, Table, clip, instead,
 };
+use super::tables::policy::{PolicyDraft, RuleDraft};
+use super::tables::service::ServiceDraft;
+use super::tables::test::TestDraft;
+use super::tables::{
+    device, edge, host, jwt, mesh, policy, ratelimit, rollout, route, service, test,
+};
+use super::values;
 use crate::jwt::JwtProvider;
 use crate::name::Name;
 use crate::rules::{Action, Rule, Rules};
@@ -43,32 +46,6 @@ pub(super) const TOP: Schema = &[
     ("test", "[[test]]"),
 ];
 
-/// A topology whose tables are right, each by itself.
-#[derive(Debug, Default)]
-pub(super) struct Draft {
-    /// None unless `[mesh]` is there.
-    pub(super) mesh: Option<Declared<MeshDecl>>,
-    pub(super) policy: Option<Declared<PolicyDraft>>,
-    pub(super) hosts: BTreeMap<Name, Declared<HostDraft>>,
-    pub(super) services: BTreeMap<Name, Declared<ServiceDraft>>,
-    pub(super) devices: BTreeMap<Name, Declared<DeviceDraft>>,
-    pub(super) jwt: BTreeMap<Name, Declared<Arc<JwtProvider>>>,
-    pub(super) rules: Vec<RuleDraft>,
-    pub(super) routes: Vec<RouteDraft>,
-    pub(super) rollouts: BTreeMap<Name, Declared<RolloutDraft>>,
-    pub(super) ratelimits: BTreeMap<Name, Declared<RateLimitDraft>>,
-    /// How many each service has.
-    route_counts: BTreeMap<Name, usize>,
-    pub(super) tests: Vec<TestDraft>,
-}
-
-/// Something with a name, even if what is declared of it is wrong.
-#[derive(Debug)]
-pub(super) struct Declared<D> {
-    pub(super) at: At,
-    pub(super) draft: Option<D>,
-}
-
 /// Reads files as one topology.
 ///
 /// # Errors
@@ -82,7 +59,7 @@ pub fn parse(files: &[SourceFile]) -> Result<Topology, Vec<Diagnostic>> {
     let mut draft = Draft::default();
     let mut complete = true;
     for (index, file) in files.iter().enumerate() {
-        match syntax::read(index, &file.text, &mut report) {
+        match read::read(index, &file.text, &mut report) {
             Ok(tree) => draft.read_file(index, &tree, &mut report),
             Err(_) => complete = false,
         }
@@ -216,21 +193,21 @@ impl Draft {
             match kind {
                 "host" => named(
                     "host",
-                    declare::HOST,
+                    host::HOST,
                     name,
                     value,
                     &mut self.hosts,
                     report,
-                    |_, table, report| declare::host(table, report),
+                    |_, table, report| host::host(table, report),
                 ),
                 "service" => named(
                     "service",
-                    declare::SERVICE,
+                    service::SERVICE,
                     name,
                     value,
                     &mut self.services,
                     report,
-                    declare::service,
+                    service::service,
                 ),
                 "gateway" => named(
                     "gateway",
@@ -273,12 +250,12 @@ impl Draft {
                 }
                 _ => named(
                     "device",
-                    declare::DEVICE,
+                    device::DEVICE,
                     name,
                     value,
                     &mut self.devices,
                     report,
-                    declare::device,
+                    device::device,
                 ),
             }
         }
@@ -345,8 +322,8 @@ impl Draft {
                 return too_many("tests", MOST_RULES, element.at, report);
             }
             let table =
-                Table::new(Context::Item("test"), element.at, element.items, policy::TEST, report);
-            self.tests.extend(policy::test(&table, report));
+                Table::new(Context::Item("test"), element.at, element.items, test::TEST, report);
+            self.tests.extend(test::test(&table, report));
         }
     }
 }

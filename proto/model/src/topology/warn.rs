@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Placement, ServiceDecl, Topology};
+use super::decl::{Placement, ServiceDecl, Topology};
 use crate::name::Name;
 use crate::rules::Origin;
 use crate::snapshot::Selector;

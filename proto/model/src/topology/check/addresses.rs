@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::declare::{DeviceDraft, HostDraft};
-use super::parse::{Declared, Draft};
-use super::reader::{At, Report};
-use super::{MeshDecl, Placement};
 use crate::address::Ipv4Net;
 use crate::name::Name;
+use crate::topology::decl::{MeshDecl, Placement};
+use crate::topology::draft::{Declared, Draft};
+use crate::topology::read::{At, Report};
+use crate::topology::tables::device::DeviceDraft;
+use crate::topology::tables::host::HostDraft;
 
 /// Beyond this many comparisons of labels the controller finds out when it hands out addresses.
 const MOST_COMPARISONS: usize = 10_000_000;

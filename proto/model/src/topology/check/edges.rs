@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::Placement;
-use super::check::named;
-use super::declare::ServiceDraft;
-use super::parse::Draft;
-use super::reader::{At, Report};
+use super::names::named;
 use crate::edge::Edge;
 use crate::name::Name;
+use crate::topology::decl::Placement;
+use crate::topology::draft::Draft;
+use crate::topology::read::{At, Report};
+use crate::topology::tables::service::ServiceDraft;
 
 pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
     let mut gateways: Vec<(&Name, At, &ServiceDraft)> =

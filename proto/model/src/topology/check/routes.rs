@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::check::require;
-use super::parse::Draft;
-use super::reader::{At, Report, quote};
-use super::route::RouteDraft;
+use super::names::require;
 use crate::name::Name;
 use crate::route::{HeaderChanges, Rewrite, Route, RouteAction};
 use crate::snapshot::Protocol;
+use crate::topology::draft::Draft;
+use crate::topology::read::{At, Report, quote};
+use crate::topology::tables::route::RouteDraft;
 
 pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
     let mut seen: HashMap<&Arc<str>, At> = HashMap::new();

@@ -1,15 +1,14 @@
 //! What is different between two topologies, in an operator's words.
 
+mod ratelimits;
+mod rollouts;
+mod routes;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::declare::kind_of;
-use super::{
-    DeviceDecl, HostDecl, MeshDecl, Placement, RolloutDecl, ServiceDecl, TestDecl, Topology,
-};
-use super::{ratelimit, route_words};
 use crate::application::Application;
 use crate::balance::Balance;
 use crate::name::Name;
@@ -17,6 +16,9 @@ use crate::ratelimit::RateLimit;
 use crate::route::Route;
 use crate::rules::{Action, Rule};
 use crate::snapshot::{Selector, ServicePort};
+use crate::topology::decl::{
+    DeviceDecl, HostDecl, MeshDecl, Placement, RolloutDecl, ServiceDecl, TestDecl, Topology,
+};
 
 /// One difference. Shown as `+ service web`, `~ service web: port 80 -> 8080`, `- host app-3`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +63,7 @@ pub fn diff(old: Option<&Topology>, new: &Topology) -> Vec<Change> {
     let mut changes = Changes::default();
     changes.changed("mesh", mesh(&old.mesh, &new.mesh));
     changes.tables(|_| "host", &old.hosts, &new.hosts, host);
-    changes.tables(kind_of, &old.services, &new.services, service);
+    changes.tables(ServiceDecl::kind, &old.services, &new.services, service);
     changes.tables(|_| "device", &old.devices, &new.devices, device);
     let mut policy = Details::default();
     policy.note("default", action(old.rules.default), action(new.rules.default));
@@ -73,6 +75,15 @@ pub fn diff(old: Option<&Topology>, new: &Topology) -> Vec<Change> {
     changes.tables(|_| "ratelimit", &old.ratelimits, &new.ratelimits, limit);
     changes.tests(&old.tests, &new.tests);
     changes.list
+}
+
+impl Topology {
+    /// Whether two topologies say the same, wherever in the files they say it. The order of the
+    /// rules counts.
+    #[must_use]
+    pub fn same_meaning(&self, other: &Self) -> bool {
+        diff(Some(self), other).is_empty()
+    }
 }
 
 #[derive(Default)]
@@ -140,7 +151,7 @@ impl Changes {
             let subject = format!("route {}", new.name);
             match before.get(&new.name) {
                 Some(old) => self.changed(subject, route(old, new)),
-                None => self.push(ChangeKind::Added, subject, route_words::summary(new)),
+                None => self.push(ChangeKind::Added, subject, routes::summary(new)),
             }
         }
         for old in old.iter().filter(|route| !after.contains_key(&route.name)) {
@@ -331,7 +342,7 @@ fn rule(old: &Rule, new: &Rule) -> Details {
 
 fn route(old: &Route, new: &Route) -> Details {
     let mut details = Details::default();
-    for ((key, old), (_, new)) in route_words::facts(old).into_iter().zip(route_words::facts(new)) {
+    for ((key, old), (_, new)) in routes::facts(old).into_iter().zip(routes::facts(new)) {
         details.note(key, old, new);
     }
     details
@@ -339,7 +350,7 @@ fn route(old: &Route, new: &Route) -> Details {
 
 fn limit(old: &RateLimit, new: &RateLimit) -> Details {
     let mut details = Details::default();
-    let (old, new) = (ratelimit::facts(old), ratelimit::facts(new));
+    let (old, new) = (ratelimits::facts(old), ratelimits::facts(new));
     for ((key, old), (_, new)) in old.into_iter().zip(new) {
         details.note(key, old, new);
     }
@@ -348,7 +359,7 @@ fn limit(old: &RateLimit, new: &RateLimit) -> Details {
 
 fn rollout(old: &RolloutDecl, new: &RolloutDecl) -> Details {
     let mut details = Details::default();
-    for ((key, old), (_, new)) in old.facts().into_iter().zip(new.facts()) {
+    for ((key, old), (_, new)) in rollouts::facts(old).into_iter().zip(rollouts::facts(new)) {
         details.note(key, old, new);
     }
     details

@@ -2,138 +2,21 @@
 //! reading goes on.
 
 use std::fmt;
-use std::sync::Arc;
 
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
+use super::report::{At, Located, Read, Report, Reported};
 use super::suggest::nearest;
-use super::{Diagnostic, SourceFile};
-use crate::rules::Origin;
-
-/// More would be noise: the rest shows once these are gone.
-const MOST_DIAGNOSTICS: usize = 100;
-
-/// A piece of one of the files. 32 bits do, for a topology is smaller than that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct At {
-    file: u32,
-    start: u32,
-    end: u32,
-}
-
-impl At {
-    pub(super) fn new(file: usize, span: std::ops::Range<usize>) -> Self {
-        let narrow = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        Self { file: narrow(file), start: narrow(span.start), end: narrow(span.end) }
-    }
-
-    fn within(self, span: std::ops::Range<usize>) -> Self {
-        Self::new(self.file as usize, span)
-    }
-}
-
-/// A value and where it stands.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Located<T> {
-    pub(super) value: T,
-    pub(super) at: At,
-}
 
 /// A key that may be anything, and the string that it has.
-pub(super) type Pair<'a> = (Located<&'a str>, Located<&'a str>);
-
-/// Instead of a value: what is wrong has been reported.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Reported;
-
-pub(super) type Read<T> = Result<T, Reported>;
-
-/// Collects what is wrong, and knows lines and columns.
-#[derive(Debug)]
-pub(super) struct Report<'a> {
-    files: &'a [SourceFile],
-    /// For each file, where its lines begin.
-    lines: Vec<Vec<usize>>,
-    found: Vec<(At, Diagnostic)>,
-}
-
-impl<'a> Report<'a> {
-    pub(super) fn new(files: &'a [SourceFile]) -> Self {
-        Self {
-            files,
-            lines: files.iter().map(|file| line_starts(&file.text)).collect(),
-            found: Vec::new(),
-        }
-    }
-
-    /// Whether so much is wrong that there is no sense in looking further.
-    pub(super) fn is_full(&self) -> bool {
-        self.found.len() >= MOST_DIAGNOSTICS
-    }
-
-    pub(super) fn error(
-        &mut self,
-        at: At,
-        message: impl Into<String>,
-        help: impl Into<String>,
-    ) -> Reported {
-        if let Some(file) = self.files.get(at.file as usize).filter(|_| !self.is_full()) {
-            let text = &file.text;
-            let start = text.floor_char_boundary((at.start as usize).min(text.len()));
-            let end = text.ceil_char_boundary((at.end as usize).min(text.len())).max(start);
-            let (line, line_start) = self.line(at.file as usize, start);
-            let column = text[line_start..start].chars().count() + 1;
-            let diagnostic = Diagnostic {
-                file: Arc::clone(&file.name),
-                line,
-                column: u32::try_from(column).unwrap_or(u32::MAX),
-                span: start..end,
-                message: message.into(),
-                help: help.into(),
-            };
-            self.found.push((at, diagnostic));
-        }
-        Reported
-    }
-
-    pub(super) fn origin(&self, at: At) -> Origin {
-        let file = at.file as usize;
-        Origin {
-            file: self.files.get(file).map_or_else(|| "".into(), |file| Arc::clone(&file.name)),
-            line: self.line(file, at.start as usize).0,
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.found.is_empty()
-    }
-
-    /// Everything that is wrong, in the order of the files.
-    pub(super) fn finish(mut self) -> Vec<Diagnostic> {
-        self.found.sort_by_key(|(at, _)| *at);
-        self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
-    }
-
-    /// The number of the line that an offset is in, from 1, and where it begins.
-    fn line(&self, file: usize, offset: usize) -> (u32, usize) {
-        let starts = self.lines.get(file).map_or(&[][..], Vec::as_slice);
-        let number = starts.partition_point(|start| *start <= offset).max(1);
-        let start = starts.get(number - 1).copied().unwrap_or(0);
-        (u32::try_from(number).unwrap_or(u32::MAX), start)
-    }
-}
-
-fn line_starts(text: &str) -> Vec<usize> {
-    let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-    std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect()
-}
+pub(crate) type Pair<'a> = (Located<&'a str>, Located<&'a str>);
 
 /// The keys of a kind of table, each with an example of its use.
-pub(super) type Schema = &'static [(&'static str, &'static str)];
+pub(crate) type Schema = &'static [(&'static str, &'static str)];
 
 /// Which table a message is about.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Context<'a> {
+pub(crate) enum Context<'a> {
     /// `[mesh]`
     Plain(&'static str),
     /// `[host.NAME]`
@@ -166,16 +49,16 @@ impl fmt::Display for Context<'_> {
 
 /// A table whose keys are all known.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Table<'a> {
+pub(crate) struct Table<'a> {
     context: Context<'a>,
-    pub(super) at: At,
+    pub(crate) at: At,
     items: &'a DeTable<'a>,
     schema: Schema,
 }
 
 impl<'a> Table<'a> {
     /// Reports the keys that aren't in the schema.
-    pub(super) fn new(
+    pub(crate) fn new(
         context: Context<'a>,
         at: At,
         items: &'a DeTable<'a>,
@@ -194,7 +77,7 @@ impl<'a> Table<'a> {
         Self { context, at, items, schema }
     }
 
-    pub(super) fn get(&self, key: &'static str) -> Option<Entry<'a>> {
+    pub(crate) fn get(&self, key: &'static str) -> Option<Entry<'a>> {
         let (written, value) = self.items.get_key_value(key)?;
         Some(Entry {
             context: self.context,
@@ -206,7 +89,7 @@ impl<'a> Table<'a> {
         })
     }
 
-    pub(super) fn required(&self, key: &'static str, report: &mut Report<'_>) -> Read<Entry<'a>> {
+    pub(crate) fn required(&self, key: &'static str, report: &mut Report<'_>) -> Read<Entry<'a>> {
         self.get(key).ok_or_else(|| {
             let message = format!("{} has no `{key}`", self.context);
             report.error(self.at, message, format!("add `{}`", self.example(key)))
@@ -214,7 +97,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reads a key that may be absent.
-    pub(super) fn optional<T>(
+    pub(crate) fn optional<T>(
         &self,
         key: &'static str,
         read: impl FnOnce(Entry<'a>) -> Read<T>,
@@ -222,7 +105,7 @@ impl<'a> Table<'a> {
         self.get(key).map(read).transpose()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
@@ -233,40 +116,40 @@ impl<'a> Table<'a> {
 
 /// A key and its value.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry<'a> {
-    pub(super) context: Context<'a>,
-    pub(super) key: &'static str,
+pub(crate) struct Entry<'a> {
+    pub(crate) context: Context<'a>,
+    pub(crate) key: &'static str,
     example: &'static str,
-    pub(super) key_at: At,
-    pub(super) at: At,
+    pub(crate) key_at: At,
+    pub(crate) at: At,
     value: &'a DeValue<'a>,
 }
 
 impl<'a> Entry<'a> {
-    pub(super) fn string(&self, report: &mut Report<'_>) -> Read<Located<&'a str>> {
+    pub(crate) fn string(&self, report: &mut Report<'_>) -> Read<Located<&'a str>> {
         let text = self.value.as_str().ok_or_else(|| self.wrong_type("a string", report))?;
         Ok(Located { value: text, at: self.at })
     }
 
     /// The value, if it is a string.
-    pub(super) fn text(&self) -> Option<Located<&'a str>> {
+    pub(crate) fn text(&self) -> Option<Located<&'a str>> {
         Some(Located { value: self.value.as_str()?, at: self.at })
     }
 
     /// The value, if it is true or false.
-    pub(super) fn flag(&self) -> Option<bool> {
+    pub(crate) fn flag(&self) -> Option<bool> {
         self.value.as_bool()
     }
 
-    pub(super) fn is_list(&self) -> bool {
+    pub(crate) fn is_list(&self) -> bool {
         self.value.as_array().is_some()
     }
 
-    pub(super) fn boolean(&self, report: &mut Report<'_>) -> Read<bool> {
+    pub(crate) fn boolean(&self, report: &mut Report<'_>) -> Read<bool> {
         self.value.as_bool().ok_or_else(|| self.wrong_type("true or false", report))
     }
 
-    pub(super) fn integer(&self, report: &mut Report<'_>) -> Read<i64> {
+    pub(crate) fn integer(&self, report: &mut Report<'_>) -> Read<i64> {
         let number =
             self.value.as_integer().ok_or_else(|| self.wrong_type("a whole number", report))?;
         number_of(number).ok_or_else(|| {
@@ -276,7 +159,7 @@ impl<'a> Entry<'a> {
     }
 
     /// A number, whole or not.
-    pub(super) fn number(&self, report: &mut Report<'_>) -> Read<f64> {
+    pub(crate) fn number(&self, report: &mut Report<'_>) -> Read<f64> {
         let whole = self.value.as_integer().and_then(number_of).map(|number| number as f64);
         let number = whole.or_else(|| self.value.as_float()?.as_str().parse().ok());
         number
@@ -285,13 +168,13 @@ impl<'a> Entry<'a> {
     }
 
     /// A list of strings that isn't empty.
-    pub(super) fn strings(&self, report: &mut Report<'_>) -> Read<Vec<Located<&'a str>>> {
+    pub(crate) fn strings(&self, report: &mut Report<'_>) -> Read<Vec<Located<&'a str>>> {
         let list = self.value.as_array();
         self.elements(list.ok_or_else(|| self.wrong_type("a list", report))?, report)
     }
 
     /// A string, or a list of them that isn't empty.
-    pub(super) fn one_or_more(&self, report: &mut Report<'_>) -> Read<Vec<Located<&'a str>>> {
+    pub(crate) fn one_or_more(&self, report: &mut Report<'_>) -> Read<Vec<Located<&'a str>>> {
         if let Some(text) = self.value.as_str() {
             return Ok(vec![Located { value: text, at: self.at }]);
         }
@@ -300,7 +183,7 @@ impl<'a> Entry<'a> {
     }
 
     /// A list of whole numbers that isn't empty.
-    pub(super) fn integers(&self, report: &mut Report<'_>) -> Read<Vec<Located<i64>>> {
+    pub(crate) fn integers(&self, report: &mut Report<'_>) -> Read<Vec<Located<i64>>> {
         let list = self.value.as_array();
         let list = list.ok_or_else(|| self.wrong_type("a list of whole numbers", report))?;
         if list.is_empty() {
@@ -338,7 +221,7 @@ impl<'a> Entry<'a> {
         read.into_iter().collect()
     }
 
-    pub(super) fn table(
+    pub(crate) fn table(
         &self,
         context: Context<'a>,
         schema: Schema,
@@ -349,7 +232,7 @@ impl<'a> Entry<'a> {
     }
 
     /// A table of tables, each with its name.
-    pub(super) fn named_tables(
+    pub(crate) fn named_tables(
         &self,
         context: Context<'a>,
         schema: Schema,
@@ -377,7 +260,7 @@ impl<'a> Entry<'a> {
     }
 
     /// A table, or a list of tables that isn't empty.
-    pub(super) fn table_or_tables(
+    pub(crate) fn table_or_tables(
         &self,
         context: Context<'a>,
         schema: Schema,
@@ -390,7 +273,7 @@ impl<'a> Entry<'a> {
     }
 
     /// What a table with free keys holds.
-    pub(super) fn entries(&self, report: &mut Report<'_>) -> Read<Vec<(Located<&'a str>, Self)>> {
+    pub(crate) fn entries(&self, report: &mut Report<'_>) -> Read<Vec<(Located<&'a str>, Self)>> {
         let items = self.value.as_table().ok_or_else(|| self.wrong_type("a table", report))?;
         let entry = |(key, value): (&'a toml::Spanned<_>, &'a toml::Spanned<DeValue<'a>>)| {
             let key: &toml::Spanned<std::borrow::Cow<'a, str>> = key;
@@ -401,7 +284,7 @@ impl<'a> Entry<'a> {
     }
 
     /// A list of tables that isn't empty.
-    pub(super) fn tables(
+    pub(crate) fn tables(
         &self,
         context: Context<'a>,
         schema: Schema,
@@ -426,7 +309,7 @@ impl<'a> Entry<'a> {
     }
 
     /// The pairs of a table with free keys and strings as values; none if it is no table.
-    pub(super) fn pairs(&self, report: &mut Report<'_>) -> Option<Read<Vec<Pair<'a>>>> {
+    pub(crate) fn pairs(&self, report: &mut Report<'_>) -> Option<Read<Vec<Pair<'a>>>> {
         let items = self.value.as_table()?;
         let read: Vec<Read<_>> = items
             .iter()
@@ -446,20 +329,20 @@ impl<'a> Entry<'a> {
         Some(read.into_iter().collect())
     }
 
-    pub(super) fn wrong_type(&self, wanted: &str, report: &mut Report<'_>) -> Reported {
+    pub(crate) fn wrong_type(&self, wanted: &str, report: &mut Report<'_>) -> Reported {
         let (key, found) = (self.key, describe(self.value));
         let message = format!("`{key}` in {} must be {wanted}, not {found}", self.context);
         report.error(self.at, message, format!("write `{}`", self.example))
     }
 
-    pub(super) fn empty(&self, report: &mut Report<'_>) -> Reported {
+    pub(crate) fn empty(&self, report: &mut Report<'_>) -> Reported {
         let message = format!("`{}` in {} is empty", self.key, self.context);
         report.error(self.at, message, format!("write `{}`", self.example))
     }
 }
 
 /// What to write instead of an unknown word.
-pub(super) fn instead<'c>(
+pub(crate) fn instead<'c>(
     word: &str,
     known: impl Iterator<Item = &'c str> + Clone,
     intro: &str,
@@ -491,14 +374,14 @@ fn number_of(number: &DeInteger<'_>) -> Option<i64> {
 }
 
 /// A text that a message can hold, in quotes.
-pub(super) fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     let clipped: String = text.chars().take(80).collect();
     let more = if clipped.len() < text.len() { "…" } else { "" };
     format!("{clipped:?}{more}")
 }
 
 /// The beginning of a text, on one line.
-pub(super) fn clip(text: &str) -> String {
+pub(crate) fn clip(text: &str) -> String {
     const LONGEST: usize = 80;
     let mut clipped = String::new();
     for (index, letter) in text.chars().enumerate() {

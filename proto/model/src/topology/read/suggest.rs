@@ -4,7 +4,7 @@
 const LONGEST: usize = 64;
 
 /// The candidate that `word` most resembles, if any does.
-pub(super) fn nearest<'c>(
+pub(crate) fn nearest<'c>(
     word: &str,
     candidates: impl IntoIterator<Item = &'c str>,
 ) -> Option<&'c str> {

@@ -6,7 +6,8 @@ use toml::de::{DeTable, Error};
 use toml_parser::Source;
 use toml_parser::lexer::TokenKind;
 
-use super::reader::{At, Read, Report, Reported, clip, quote};
+use super::reader::{clip, quote};
+use super::report::{At, Read, Report, Reported};
 
 /// In longer files only the first error is looked for: the rest follow from it, and there could be
 /// millions.
@@ -15,7 +16,7 @@ const RECOVERABLE: usize = 64 << 10;
 const MOST_DOTS: usize = 8;
 
 /// Reads a file as TOML, and reports each line that isn't.
-pub(super) fn read<'a>(file: usize, text: &'a str, report: &mut Report<'_>) -> Read<DeTable<'a>> {
+pub(crate) fn read<'a>(file: usize, text: &'a str, report: &mut Report<'_>) -> Read<DeTable<'a>> {
     if let Some(span) = long_key(text) {
         let message = "a key of so many parts nests tables too deeply";
         return Err(report.error(At::new(file, span), message, "a topology needs three levels"));

@@ -6,11 +6,13 @@
 mod notes;
 mod values;
 
-use super::reader::Schema;
-use super::{
-    balance, declare, edge, fields, jwt, mesh, parse, policy, ports, question, ratelimit, rollout,
-    route, routing,
+use super::parse;
+use super::read::Schema;
+use super::tables::{
+    action, balance, device, edge, host, jwt, mesh, policy, ports, ratelimit, rollout, route,
+    service, test,
 };
+use super::values::fields;
 
 /// A kind of table.
 #[derive(Clone, Copy, Debug)]
@@ -124,12 +126,12 @@ pub static SECTIONS: &[Section] = &[
         notes::POLICY,
         &[],
     ),
-    section("host", "[host.NAME]", "A machine with an agent.", declare::HOST, notes::HOST, &[]),
+    section("host", "[host.NAME]", "A machine with an agent.", host::HOST, notes::HOST, &[]),
     section(
         "service",
         "[service.NAME]",
         "What a program is for: where it runs, and how its processes are known.",
-        declare::SERVICE,
+        service::SERVICE,
         notes::SERVICE,
         &[],
     ),
@@ -137,7 +139,7 @@ pub static SECTIONS: &[Section] = &[
         "device",
         "[device.NAME]",
         "A machine without an agent that runs plain WireGuard.",
-        declare::DEVICE,
+        device::DEVICE,
         notes::DEVICE,
         &["wireguard", "via"],
     ),
@@ -209,7 +211,7 @@ pub static SECTIONS: &[Section] = &[
         "test",
         "[[test]]",
         "What the rules must decide; run before each apply.",
-        policy::TEST,
+        test::TEST,
         notes::TEST,
         &["name", "from", "to", "expect"],
     ),
@@ -217,7 +219,7 @@ pub static SECTIONS: &[Section] = &[
         "workload",
         "`workload` of a service",
         "How its processes are known on a host; all that is given must fit.",
-        declare::WORKLOAD,
+        service::WORKLOAD,
         values::WORKLOAD,
         &[],
     ),
@@ -225,7 +227,7 @@ pub static SECTIONS: &[Section] = &[
         "container",
         "`container` of a `workload`",
         "A container by what its engine tells; all that is given must fit.",
-        declare::CONTAINER,
+        service::CONTAINER,
         values::CONTAINER,
         &[],
     ),
@@ -241,7 +243,7 @@ pub static SECTIONS: &[Section] = &[
         "wireguard",
         "`wireguard` of a device",
         "Its tunnel.",
-        declare::WIREGUARD,
+        device::WIREGUARD,
         values::WIREGUARD,
         &["public_key"],
     ),
@@ -329,7 +331,7 @@ pub static SECTIONS: &[Section] = &[
         "test-token",
         "`jwt` of a test",
         "A token as if it had been verified.",
-        question::JWT,
+        test::JWT,
         values::TEST_TOKEN,
         &["provider"],
     ),
@@ -409,7 +411,7 @@ pub static SECTIONS: &[Section] = &[
         "redirect",
         "`redirect` of a route",
         "Where the caller is sent.",
-        routing::REDIRECT,
+        action::REDIRECT,
         values::REDIRECT,
         &[],
     ),
@@ -417,7 +419,7 @@ pub static SECTIONS: &[Section] = &[
         "response",
         "`direct_response` of a route",
         "What the caller gets, and nobody is asked.",
-        routing::RESPONSE,
+        action::RESPONSE,
         values::RESPONSE,
         &["status"],
     ),
@@ -425,7 +427,7 @@ pub static SECTIONS: &[Section] = &[
         "rewrite",
         "`rewrite` of a route",
         "What the backend sees instead.",
-        routing::REWRITE,
+        action::REWRITE,
         values::REWRITE,
         &[],
     ),
@@ -433,7 +435,7 @@ pub static SECTIONS: &[Section] = &[
         "mirror",
         "an entry of `mirror` of a route",
         "Who gets a copy; its answer is dropped.",
-        routing::MIRROR,
+        action::MIRROR,
         values::MIRROR,
         &["service"],
     ),
@@ -441,7 +443,7 @@ pub static SECTIONS: &[Section] = &[
         "fault",
         "`fault` of a route",
         "Faults on purpose, to see what becomes of callers.",
-        routing::FAULT,
+        action::FAULT,
         values::FAULT,
         &[],
     ),

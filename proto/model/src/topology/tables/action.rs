@@ -4,16 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::declare::all;
-use super::reader::{At, Context, Entry, Located, Read, Report, Reported, Schema, Table};
-use super::route::{duration, exit_of, share};
-use super::{fields, values};
 use crate::name::Name;
 use crate::route::{
     Backend, Mirror, PathChange, PathMatch, Redirect, Rewrite, RouteAction, RouteMatch, Share,
 };
+use crate::topology::read::{
+    At, Context, Entry, Located, Read, Report, Reported, Schema, Table, all,
+};
+use crate::topology::values::{self, duration, fields, share};
 
-pub(super) const REDIRECT: Schema = &[
+pub(crate) const REDIRECT: Schema = &[
     ("scheme", "scheme = \"https\""),
     ("host", "host = \"new.example.com\""),
     ("port", "port = 8443"),
@@ -22,18 +22,18 @@ pub(super) const REDIRECT: Schema = &[
     ("status", "status = 301"),
 ];
 
-pub(super) const RESPONSE: Schema = &[("status", "status = 503"), ("body", "body = \"closed\"")];
+pub(crate) const RESPONSE: Schema = &[("status", "status = 503"), ("body", "body = \"closed\"")];
 
-pub(super) const REWRITE: Schema = &[
+pub(crate) const REWRITE: Schema = &[
     ("host", "host = \"api.example\""),
     ("path", "path = \"/index.html\""),
     ("prefix", "prefix = \"/\""),
 ];
 
-pub(super) const MIRROR: Schema =
+pub(crate) const MIRROR: Schema =
     &[("service", "service = \"api-v2\""), ("percent", "percent = 10")];
 
-pub(super) const FAULT: Schema = &[
+pub(crate) const FAULT: Schema = &[
     ("delay", "delay = \"100ms\""),
     ("delay_percent", "delay_percent = 5"),
     ("abort", "abort = 503"),
@@ -43,26 +43,26 @@ pub(super) const FAULT: Schema = &[
 const MOST_BODY: usize = 4096;
 
 /// What a route says besides `to`.
-pub(super) struct Exits {
+pub(crate) struct Exits {
     redirect: Option<Redirect>,
     response: Option<(u16, Arc<str>)>,
     rewrite: Option<Rewrite>,
 }
 
 /// The one thing that a route does.
-pub(super) struct Exit {
-    pub(super) action: RouteAction,
-    pub(super) to: Vec<At>,
+pub(crate) struct Exit {
+    pub(crate) action: RouteAction,
+    pub(crate) to: Vec<At>,
 }
 
 /// Faults that a route injects.
 #[derive(Default)]
-pub(super) struct Fault {
-    pub(super) delay: Option<(Duration, Share)>,
-    pub(super) abort: Option<(u16, Share)>,
+pub(crate) struct Fault {
+    pub(crate) delay: Option<(Duration, Share)>,
+    pub(crate) abort: Option<(u16, Share)>,
 }
 
-pub(super) fn exits(table: &Table<'_>, report: &mut Report<'_>) -> Read<Exits> {
+pub(crate) fn exits(table: &Table<'_>, report: &mut Report<'_>) -> Read<Exits> {
     let redirect = table.optional("redirect", |entry| redirect(entry, report));
     let response = table.optional("direct_response", |entry| response(entry, report));
     let rewrite = table.optional("rewrite", |entry| rewrite(entry, report));
@@ -70,7 +70,7 @@ pub(super) fn exits(table: &Table<'_>, report: &mut Report<'_>) -> Read<Exits> {
 }
 
 /// A route forwards (to its own service unless it says otherwise), redirects or answers.
-pub(super) fn one_exit(
+pub(crate) fn one_exit(
     table: &Table<'_>,
     service: &Name,
     backends: Option<Vec<Located<Backend>>>,
@@ -103,6 +103,11 @@ pub(super) fn one_exit(
     Ok(Exit { action, to: Vec::new() })
 }
 
+fn exit_of(backends: &[Located<Backend>]) -> RouteAction {
+    let to = backends.iter().map(|backend| backend.value.clone()).collect();
+    RouteAction::Forward { to, rewrite: Rewrite::default() }
+}
+
 fn with_rewrite(action: RouteAction, rewrite: Option<Rewrite>) -> RouteAction {
     match action {
         RouteAction::Forward { to, .. } => {
@@ -113,7 +118,7 @@ fn with_rewrite(action: RouteAction, rewrite: Option<Rewrite>) -> RouteAction {
 }
 
 /// `prefix` needs a prefix that was matched.
-pub(super) fn check_sense(
+pub(crate) fn check_sense(
     table: &Table<'_>,
     matches: &[RouteMatch],
     action: &RouteAction,
@@ -217,7 +222,7 @@ fn path_change(table: &Table<'_>, report: &mut Report<'_>) -> Read<Option<PathCh
     }
 }
 
-pub(super) fn mirrors(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Located<Mirror>>> {
+pub(crate) fn mirrors(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Located<Mirror>>> {
     let tables = entry.tables(Context::Element("mirror", "route"), MIRROR, report)?;
     all(&tables, |table| {
         let service = table.required("service", report).and_then(|entry| {
@@ -231,7 +236,7 @@ pub(super) fn mirrors(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Loc
     })
 }
 
-pub(super) fn fault(table: &Table<'_>, report: &mut Report<'_>) -> Read<Fault> {
+pub(crate) fn fault(table: &Table<'_>, report: &mut Report<'_>) -> Read<Fault> {
     let Some(entry) = table.get("fault") else { return Ok(Fault::default()) };
     let table = entry.table(Context::Element("fault", "route"), FAULT, report)?;
     let delay = table.optional("delay", |entry| duration(entry, report));

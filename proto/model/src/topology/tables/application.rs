@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 
-use super::reader::{Entry, Located, Read, Report, Table, instead, quote};
 use crate::application::{Application, HttpVersion, ProxyProtocol, SeenSource};
 use crate::snapshot::Protocol;
+use crate::topology::read::{Entry, Located, Read, Report, Table, instead, quote};
 
 const PROTOCOLS: [&str; 5] = ["tcp", "udp", "http", "tls", "auto"];
 
-pub(super) fn protocol(text: Located<&str>, report: &mut Report<'_>) -> Read<Protocol> {
+pub(crate) fn protocol(text: Located<&str>, report: &mut Report<'_>) -> Read<Protocol> {
     match text.value {
         "tcp" => Ok(Protocol::Tcp),
         "udp" => Ok(Protocol::Udp),
@@ -33,7 +33,7 @@ pub(super) fn protocol(text: Located<&str>, report: &mut Report<'_>) -> Read<Pro
     }
 }
 
-pub(super) fn application(
+pub(crate) fn application(
     table: &Table<'_>,
     protocol: Protocol,
     report: &mut Report<'_>,

@@ -3,16 +3,16 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use super::declare::all;
-use super::reader::{Context, Entry, Located, Read, Report, Schema, Table, instead, quote};
-use super::route::duration;
-use super::{fields, values};
 use crate::balance::{Balance, BalancePolicy, HashKey};
 use crate::name::Name;
 use crate::resilience::{Breaker, HealthCheck, HealthProbe, Outlier};
 use crate::snapshot::Protocol;
+use crate::topology::read::{
+    Context, Entry, Located, Read, Report, Schema, Table, all, instead, quote,
+};
+use crate::topology::values::{self, duration, fields};
 
-pub(super) const BALANCE: Schema = &[
+pub(crate) const BALANCE: Schema = &[
     ("policy", "policy = \"maglev\""),
     ("header", "header = \"x-user\""),
     ("cookie", "cookie = \"session\""),
@@ -23,14 +23,14 @@ pub(super) const BALANCE: Schema = &[
     ("panic_threshold", "panic_threshold = 50"),
 ];
 
-pub(super) const BREAKER: Schema = &[
+pub(crate) const BREAKER: Schema = &[
     ("max_connections", "max_connections = 1024"),
     ("max_pending_requests", "max_pending_requests = 1024"),
     ("max_requests", "max_requests = 1024"),
     ("max_retries", "max_retries = 3"),
 ];
 
-pub(super) const OUTLIER: Schema = &[
+pub(crate) const OUTLIER: Schema = &[
     ("consecutive_5xx", "consecutive_5xx = 5"),
     ("consecutive_local_origin_failure", "consecutive_local_origin_failure = 5"),
     ("interval", "interval = \"10s\""),
@@ -42,7 +42,7 @@ pub(super) const OUTLIER: Schema = &[
     ("success_rate_stdev_factor", "success_rate_stdev_factor = 1900"),
 ];
 
-pub(super) const HEALTH: Schema = &[
+pub(crate) const HEALTH: Schema = &[
     ("http", "http = \"/healthz\""),
     ("tcp", "tcp = true"),
     ("grpc", "grpc = \"\""),
@@ -55,12 +55,12 @@ pub(super) const HEALTH: Schema = &[
 const POLICIES: [&str; 5] = ["peak-ewma", "least-request", "round-robin", "ring-hash", "maglev"];
 
 /// What a service says of its requests, and where it names hosts.
-pub(super) struct Draft {
-    pub(super) balance: Balance,
-    pub(super) weighed: Vec<Located<Name>>,
+pub(crate) struct Draft {
+    pub(crate) balance: Balance,
+    pub(crate) weighed: Vec<Located<Name>>,
 }
 
-pub(super) fn balance(
+pub(crate) fn balance(
     table: &Table<'_>,
     protocol: Protocol,
     report: &mut Report<'_>,

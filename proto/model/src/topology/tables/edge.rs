@@ -7,9 +7,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::declare::{ServiceDraft, all, default_namespace, paths, placement};
-use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
-use super::{Placement, ServiceDecl, balance, fields, route, values};
+use super::service::{ServiceDraft, default_namespace, paths, placement};
+use super::{balance, route};
 use crate::application::Application;
 use crate::edge::{
     Acme, Certificate, CertificateFiles, ClientCertificates, Edge, External, Gateway, Listener,
@@ -19,8 +18,13 @@ use crate::guard::ListenerCheck;
 use crate::name::Name;
 use crate::route::HostMatch;
 use crate::snapshot::Protocol;
+use crate::topology::decl::{Placement, ServiceDecl};
+use crate::topology::read::{
+    At, Context, Entry, Located, Read, Report, Reported, Schema, Table, all, quote,
+};
+use crate::topology::values::{self, fields};
 
-pub(super) const GATEWAY: Schema = &[
+pub(crate) const GATEWAY: Schema = &[
     ("namespace", "namespace = \"prod\""),
     ("hosts", "hosts = [\"edge-1\"]"),
     ("listeners", "listeners = [{ port = 80 }]"),
@@ -28,7 +32,7 @@ pub(super) const GATEWAY: Schema = &[
     ("paths", "paths = \"merge-slashes\""),
 ];
 
-pub(super) const EXTERNAL: Schema = &[
+pub(crate) const EXTERNAL: Schema = &[
     ("namespace", "namespace = \"prod\""),
     ("port", "port = 80"),
     ("host", "host = \"api.payments.example\""),
@@ -42,7 +46,7 @@ pub(super) const EXTERNAL: Schema = &[
     ("paths", "paths = \"merge-slashes\""),
 ];
 
-pub(super) const LISTENER: Schema = &[
+pub(crate) const LISTENER: Schema = &[
     ("port", "port = 443"),
     ("hosts", "hosts = [\"shop.example.com\"]"),
     (
@@ -52,7 +56,7 @@ pub(super) const LISTENER: Schema = &[
     ("https_redirect", "https_redirect = true"),
 ];
 
-pub(super) const LISTENER_TLS: Schema = &[
+pub(crate) const LISTENER_TLS: Schema = &[
     ("certificate", "certificate = \"/etc/isthmus/tls/shop.pem\""),
     ("key", "key = \"/etc/isthmus/tls/shop.key\""),
     ("acme", "acme = true"),
@@ -60,13 +64,13 @@ pub(super) const LISTENER_TLS: Schema = &[
     ("client_certificate", "client_certificate = \"required\""),
 ];
 
-pub(super) const ACME: Schema = &[
+pub(crate) const ACME: Schema = &[
     ("directory", "directory = \"https://acme-v02.api.letsencrypt.org/directory\""),
     ("email", "email = \"ops@example.com\""),
     ("ca", "ca = \"/etc/isthmus/tls/acme-ca.pem\""),
 ];
 
-pub(super) const ORIGINATION: Schema = &[
+pub(crate) const ORIGINATION: Schema = &[
     ("ca", "ca = \"/etc/isthmus/tls/payments-ca.pem\""),
     ("server_name", "server_name = \"api.payments.example\""),
     ("certificate", "certificate = \"/etc/isthmus/tls/us.pem\""),
@@ -76,7 +80,7 @@ pub(super) const ORIGINATION: Schema = &[
 const MOST_LISTENERS: usize = 256;
 const DEFAULT_PORT: u16 = 80;
 
-pub(super) fn gateway<'a>(
+pub(crate) fn gateway<'a>(
     name: &'a str,
     table: &Table<'a>,
     report: &mut Report<'_>,
@@ -112,7 +116,7 @@ pub(super) fn gateway<'a>(
     Ok(placed(decl, hosts, table))
 }
 
-pub(super) fn external<'a>(table: &Table<'a>, report: &mut Report<'_>) -> Read<ServiceDraft> {
+pub(crate) fn external<'a>(table: &Table<'a>, report: &mut Report<'_>) -> Read<ServiceDraft> {
     let namespace = namespace(table, report);
     let port = table.optional("port", |entry| values::port(entry, report));
     let host = table.required("host", report).and_then(|entry| {
@@ -363,7 +367,7 @@ fn incomplete(
     lacks: &'static str,
     table: &Table<'_>,
     report: &mut Report<'_>,
-) -> super::reader::Reported {
+) -> Reported {
     let at = table.get(has).map_or(table.at, |entry| entry.key_at);
     report.error(at, format!("`{has}` without `{lacks}`"), format!("add `{lacks}`"))
 }

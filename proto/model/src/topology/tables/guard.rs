@@ -2,14 +2,14 @@
 
 use std::fmt::Display;
 
-use super::reader::{Entry, Read, Report, Table, instead, quote};
 use crate::guard::{Exposure, ListenerCheck};
+use crate::topology::read::{Entry, Read, Report, Table, instead, quote};
 
-pub(super) fn exposure(table: &Table<'_>, report: &mut Report<'_>) -> Read<Option<Exposure>> {
+pub(crate) fn exposure(table: &Table<'_>, report: &mut Report<'_>) -> Read<Option<Exposure>> {
     table.optional("exposure", |entry| one_of(&Exposure::ALL, entry, report))
 }
 
-pub(super) fn listener(table: &Table<'_>, report: &mut Report<'_>) -> Read<ListenerCheck> {
+pub(crate) fn listener(table: &Table<'_>, report: &mut Report<'_>) -> Read<ListenerCheck> {
     let check = table.optional("listener", |entry| {
         if table.get("workload").is_none() {
             let message = "`listener` without `workload`: nobody knows who may listen";

@@ -4,14 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::declare::all;
-use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
-use super::{fields, route, values};
+use super::route;
 use crate::jwt::{JwtMatch, JwtProvider, KeySource, TokenPlace};
 use crate::name::Name;
 use crate::route::FieldMatch;
+use crate::topology::read::{
+    At, Context, Entry, Located, Read, Report, Reported, Schema, Table, all, quote,
+};
+use crate::topology::values::{self, fields};
 
-pub(super) const JWT: Schema = &[
+pub(crate) const JWT: Schema = &[
     ("issuer", "issuer = \"https://login.example.com\""),
     ("audiences", "audiences = [\"api\"]"),
     ("jwks", "jwks = \"/etc/isthmus/login-keys.json\""),
@@ -20,18 +22,18 @@ pub(super) const JWT: Schema = &[
     ("leeway", "leeway = \"30s\""),
 ];
 
-pub(super) const MATCH: Schema =
+pub(crate) const MATCH: Schema =
     &[("provider", "provider = \"login\""), ("claims", "claims = { role = \"admin\" }")];
 
 const DEFAULT_LEEWAY: Duration = Duration::from_secs(30);
 const MOST_LEEWAY: Duration = Duration::from_secs(600);
 
-pub(super) fn provider(
+pub(crate) fn provider(
     name: &str,
     table: &Table<'_>,
     report: &mut Report<'_>,
 ) -> Read<Arc<JwtProvider>> {
-    let name = name.parse::<Name>().map_err(|_| super::reader::Reported);
+    let name = name.parse::<Name>().map_err(|_| Reported);
     let issuer = table.required("issuer", report).and_then(|entry| text(entry, report));
     let audiences = table.optional("audiences", |entry| {
         all(entry.one_or_more(report)?, |one| plain(entry.key, one, report))
@@ -95,7 +97,7 @@ fn keys(entry: Entry<'_>, report: &mut Report<'_>) -> Read<KeySource> {
 }
 
 fn leeway(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Duration> {
-    let time = route::duration(entry, report)?;
+    let time = values::duration(entry, report)?;
     if time <= MOST_LEEWAY {
         return Ok(time);
     }
@@ -104,7 +106,7 @@ fn leeway(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Duration> {
 }
 
 /// `jwt` in a match. The provider is looked up once all are read; until then it is only a name.
-pub(super) fn matching(
+pub(crate) fn matching(
     entry: Entry<'_>,
     kind: &'static str,
     report: &mut Report<'_>,

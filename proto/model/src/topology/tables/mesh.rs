@@ -2,12 +2,13 @@
 
 use std::net::Ipv4Addr;
 
-use super::reader::{At, Entry, Read, Report, Reported, Schema, Table, quote};
-use super::values;
-use super::{MeshDecl, guard};
+use super::guard;
 use crate::address::Ipv4Net;
+use crate::topology::decl::MeshDecl;
+use crate::topology::read::{At, Entry, Read, Report, Reported, Schema, Table, quote};
+use crate::topology::values;
 
-pub(super) const SCHEMA: Schema = &[
+pub(crate) const SCHEMA: Schema = &[
     ("name", "name = \"corp\""),
     ("trust_domain", "trust_domain = \"corp.example\""),
     ("ipv4", "ipv4 = \"100.64.0.0/10\""),
@@ -17,27 +18,12 @@ pub(super) const SCHEMA: Schema = &[
 ];
 
 /// The lengths that the block of a host may have: from 4,096 addresses to 4.
-pub(super) const HOST_BLOCKS: std::ops::RangeInclusive<u8> = 20..=30;
+pub(crate) const HOST_BLOCKS: std::ops::RangeInclusive<u8> = 20..=30;
 
-const DEFAULT_HOST_BLOCK: u8 = 28;
 const LONGEST_MESH: u8 = 24;
 const LONGEST_VIRTUAL: u8 = 28;
 
-impl Default for MeshDecl {
-    fn default() -> Self {
-        let ipv4 = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
-        Self {
-            name: None,
-            trust_domain: None,
-            ipv4,
-            virtual_ipv4: default_virtual(ipv4),
-            host_block: DEFAULT_HOST_BLOCK,
-            exposure: None,
-        }
-    }
-}
-
-pub(super) fn read(table: &Table<'_>, report: &mut Report<'_>) -> Read<MeshDecl> {
+pub(crate) fn read(table: &Table<'_>, report: &mut Report<'_>) -> Read<MeshDecl> {
     let name = table.optional("name", |entry| values::name(entry.string(report)?, report));
     let trust_domain = table.optional("trust_domain", |entry| {
         let text = entry.string(report)?;
@@ -51,22 +37,15 @@ pub(super) fn read(table: &Table<'_>, report: &mut Report<'_>) -> Read<MeshDecl>
     let exposure = guard::exposure(table, report);
     let ipv4 = ipv4?.unwrap_or_else(|| MeshDecl::default().ipv4);
     let virtual_ipv4 = table.optional("virtual_ipv4", |entry| virtual_range(entry, ipv4, report));
-    let host_block = host_block?.unwrap_or(DEFAULT_HOST_BLOCK);
+    let host_block = host_block?.unwrap_or(MeshDecl::HOST_BLOCK);
     Ok(MeshDecl {
         name: name?,
         trust_domain: trust_domain?,
         ipv4,
-        virtual_ipv4: virtual_ipv4?.unwrap_or_else(|| default_virtual(ipv4)),
+        virtual_ipv4: virtual_ipv4?.unwrap_or_else(|| MeshDecl::last_of(ipv4)),
         host_block,
         exposure: exposure?,
     })
-}
-
-/// The last /16, or the last quarter of a range that is smaller than a /14.
-fn default_virtual(ipv4: Ipv4Net) -> Ipv4Net {
-    let length = if ipv4.prefix_len() > 14 { ipv4.prefix_len() + 2 } else { 16 };
-    let last = Ipv4Net::new_assert(ipv4.broadcast(), length.min(32));
-    last.trunc()
 }
 
 fn mesh_range(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Ipv4Net> {
@@ -95,7 +74,7 @@ fn mesh_range(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Ipv4Net> {
 
 fn virtual_range(entry: Entry<'_>, ipv4: Ipv4Net, report: &mut Report<'_>) -> Read<Ipv4Net> {
     let net = values::ipv4_net(entry.string(report)?, report)?;
-    let leave_out = format!("leave virtual_ipv4 out for {}", default_virtual(ipv4));
+    let leave_out = format!("leave virtual_ipv4 out for {}", MeshDecl::last_of(ipv4));
     if !ipv4.contains(&net) {
         let message = format!("virtual_ipv4 {net} isn't inside the mesh's range {ipv4}");
         return Err(report.error(entry.at, message, leave_out));
@@ -119,7 +98,7 @@ fn host_block(entry: Entry<'_>, report: &mut Report<'_>) -> Read<u8> {
     }
 }
 
-pub(super) fn bad_block_length(
+pub(crate) fn bad_block_length(
     length: impl std::fmt::Display,
     at: At,
     example: &str,

@@ -1,20 +1,20 @@
-//! `[policy]`, `[[allow]]`, `[[deny]]` and `[[test]]`, each by itself.
+//! `[policy]`, `[[allow]]` and `[[deny]]`, each by itself.
 
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::declare::all;
-use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
 use super::route::host;
-use super::{TestDecl, fields, jwt, ports, question, route, values, words};
+use super::{jwt, ports, route};
 use crate::condition::Condition;
 use crate::name::Name;
 use crate::route::{PathMatch, Pattern};
-use crate::rules::{Action, Layer4, PortRule, PortRuleError, RequestMatch, Rule, Subject};
+use crate::rules::{Action, PortRule, PortRuleError, RequestMatch, Rule, Subject};
+use crate::topology::read::{At, Context, Entry, Located, Read, Report, Schema, Table, all, quote};
+use crate::topology::values::{self, fields, words};
 
-pub(super) const POLICY: Schema = &[("default", "default = \"deny\""), ("audit", "audit = true")];
+pub(crate) const POLICY: Schema = &[("default", "default = \"deny\""), ("audit", "audit = true")];
 
-pub(super) const RULE: Schema = &[
+pub(crate) const RULE: Schema = &[
     ("name", "name = \"web reads accounts\""),
     ("from", "from = \"service:web\""),
     ("to", "to = \"service:accounts\""),
@@ -25,21 +25,7 @@ pub(super) const RULE: Schema = &[
     ("audit", "audit = true"),
 ];
 
-pub(super) const TEST: Schema = &[
-    ("name", "name = \"web can't reach the ledger\""),
-    ("from", "from = \"service:web\""),
-    ("to", "to = \"service:ledger\""),
-    ("port", "port = \"tcp/22\""),
-    ("method", "method = \"GET\""),
-    ("path", "path = \"/accounts/1\""),
-    ("host", "host = \"api.example.com\""),
-    ("header", "header = { x-canary = \"1\" }"),
-    ("query", "query = { version = \"2\" }"),
-    ("jwt", "jwt = { provider = \"login\", claims = { role = \"admin\" } }"),
-    ("expect", "expect = \"deny\""),
-];
-
-pub(super) const HTTP: Schema = &[
+pub(crate) const HTTP: Schema = &[
     ("method", "method = \"GET\""),
     ("path", "path = \"/accounts/*\""),
     ("header", "header = { x-canary = \"1\" }"),
@@ -50,44 +36,31 @@ pub(super) const HTTP: Schema = &[
 ];
 
 #[derive(Debug)]
-pub(super) struct PolicyDraft {
-    pub(super) default: Action,
-    pub(super) audit: bool,
+pub(crate) struct PolicyDraft {
+    pub(crate) default: Action,
+    pub(crate) audit: bool,
     /// What goes to these is audited.
-    pub(super) audited: Vec<Located<Subject>>,
+    pub(crate) audited: Vec<Located<Subject>>,
 }
 
 /// A rule, and the places that checks between tables point at.
 #[derive(Debug)]
-pub(super) struct RuleDraft {
-    pub(super) rule: Rule,
-    pub(super) name: At,
-    pub(super) from: Vec<At>,
-    pub(super) to: Vec<At>,
-    pub(super) http: At,
-    pub(super) sni: At,
+pub(crate) struct RuleDraft {
+    pub(crate) rule: Rule,
+    pub(crate) name: At,
+    pub(crate) from: Vec<At>,
+    pub(crate) to: Vec<At>,
+    pub(crate) http: At,
+    pub(crate) sni: At,
     /// Whose tokens it asks for.
-    pub(super) providers: Vec<(Name, At)>,
+    pub(crate) providers: Vec<(Name, At)>,
     /// Its `ports` that are names; the others are in the rule.
-    pub(super) port_names: Vec<Located<Name>>,
+    pub(crate) port_names: Vec<Located<Name>>,
     /// Where its `ports` are, if it looks into what it lets pass, too.
-    pub(super) inspected: Option<At>,
+    pub(crate) inspected: Option<At>,
 }
 
-#[derive(Debug)]
-pub(super) struct TestDraft {
-    pub(super) decl: TestDecl,
-    pub(super) name: At,
-    pub(super) from: At,
-    pub(super) to: At,
-    pub(super) request: At,
-    /// Of the provider of its token.
-    pub(super) provider: Option<At>,
-    /// Its `port`, if that is a name.
-    pub(super) port_name: Option<Located<Name>>,
-}
-
-pub(super) fn policy(table: &Table<'_>, report: &mut Report<'_>) -> Read<PolicyDraft> {
+pub(crate) fn policy(table: &Table<'_>, report: &mut Report<'_>) -> Read<PolicyDraft> {
     let default = table.optional("default", |entry| action(entry, report));
     let audit = table.optional("audit", |entry| audits(entry, report));
     let (audit, audited) = audit?.unwrap_or_default();
@@ -102,7 +75,7 @@ fn audits(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(bool, Vec<Located<
     Ok((entry.boolean(report)?, Vec::new()))
 }
 
-fn action(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Action> {
+pub(crate) fn action(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Action> {
     let text = entry.string(report)?;
     match text.value {
         "deny" => Ok(Action::Deny),
@@ -114,7 +87,7 @@ fn action(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Action> {
     }
 }
 
-pub(super) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -> Read<RuleDraft> {
+pub(crate) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -> Read<RuleDraft> {
     let name = table.required("name", report).and_then(|entry| title("rule", entry, report));
     let from = table.required("from", report).and_then(|entry| subjects(entry, report));
     let to = table.required("to", report).and_then(|entry| subjects(entry, report));
@@ -192,7 +165,11 @@ fn separate(table: &Table<'_>, report: &mut Report<'_>) -> Read<()> {
     Err(report.error(second.key_at, message, help))
 }
 
-fn title(what: &str, entry: Entry<'_>, report: &mut Report<'_>) -> Read<Located<Arc<str>>> {
+pub(crate) fn title(
+    what: &str,
+    entry: Entry<'_>,
+    report: &mut Report<'_>,
+) -> Read<Located<Arc<str>>> {
     let text = entry.string(report)?;
     values::title(what, text, report)?;
     Ok(Located { value: text.value.into(), at: text.at })
@@ -202,7 +179,7 @@ fn subjects(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Located<Subje
     all(entry.one_or_more(report)?, |text| subject(text, report))
 }
 
-fn subject(text: Located<&str>, report: &mut Report<'_>) -> Read<Located<Subject>> {
+pub(crate) fn subject(text: Located<&str>, report: &mut Report<'_>) -> Read<Located<Subject>> {
     match text.value.parse() {
         Ok(value) => Ok(Located { value, at: text.at }),
         Err(error) => {
@@ -212,7 +189,7 @@ fn subject(text: Located<&str>, report: &mut Report<'_>) -> Read<Located<Subject
     }
 }
 
-fn numbers<P: FromStr<Err = PortRuleError>>(
+pub(crate) fn numbers<P: FromStr<Err = PortRuleError>>(
     text: Located<&str>,
     report: &mut Report<'_>,
 ) -> Read<P> {
@@ -286,7 +263,7 @@ fn template(
     })
 }
 
-pub(super) fn kind_of(action: Action) -> &'static str {
+pub(crate) fn kind_of(action: Action) -> &'static str {
     match action {
         Action::Allow => "allow",
         Action::Deny => "deny",
@@ -300,49 +277,6 @@ fn audit(action: Action, entry: Entry<'_>, report: &mut Report<'_>) -> Read<bool
         Action::Allow => {
             let help = "remove it: only a [[deny]] can log instead of refusing; for the whole mesh write `audit = true` in [policy]";
             Err(report.error(entry.key_at, "an [[allow]] has nothing to audit", help))
-        }
-    }
-}
-
-pub(super) fn test(table: &Table<'_>, report: &mut Report<'_>) -> Read<TestDraft> {
-    let name = table.required("name", report).and_then(|entry| title("test", entry, report));
-    let from = table.required("from", report).and_then(|entry| one(entry, report));
-    let to = table.required("to", report).and_then(|entry| one(entry, report));
-    let asked = table.optional("port", |entry| ports::asked(entry, numbers::<Layer4>, report));
-    let request = question::request(table, report);
-    let expect = table.required("expect", report).and_then(|entry| action(entry, report));
-    let (name, from, to) = (name?, from?, to?);
-    let (request, provider) = request?.unzip();
-    let (layer4, port_name) = asked?.unwrap_or_default();
-    let decl = TestDecl {
-        name: name.value,
-        from: from.value,
-        to: to.value,
-        layer4,
-        request,
-        expect: expect?,
-        origin: report.origin(table.at),
-    };
-    let request =
-        table.get("path").or_else(|| table.get("method")).map_or(table.at, |entry| entry.key_at);
-    let provider = provider.flatten();
-    Ok(TestDraft { decl, name: name.at, from: from.at, to: to.at, request, provider, port_name })
-}
-
-/// One service, host or device: a test asks about a single flow.
-fn one(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Located<Subject>> {
-    let subject = subject(entry.string(report)?, report)?;
-    match subject.value {
-        Subject::Service(_) | Subject::Host(_) | Subject::Device(_) => Ok(subject),
-        Subject::Any
-        | Subject::AnyService
-        | Subject::Namespace(_)
-        | Subject::AnyHost
-        | Subject::AnyDevice => {
-            let message =
-                format!("a test can't ask about \"{}\": it is more than one", subject.value);
-            let help = "name one, such as \"service:web\", \"host:app-1\" or \"device:press\"";
-            Err(report.error(subject.at, message, help))
         }
     }
 }

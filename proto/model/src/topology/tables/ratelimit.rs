@@ -1,16 +1,13 @@
 //! `[ratelimit.NAME]`: how many requests a service takes.
 
-use super::check::require;
-use super::parse::Draft;
-use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, instead, quote};
 use super::route::matches;
-use super::routes::require_http;
-use super::{Placement, ServiceDecl, fields, values};
-use crate::edge::Edge;
-use crate::name::Name;
 use crate::ratelimit::{LimitKey, LimitScope, RateLimit};
+use crate::topology::read::{
+    At, Context, Entry, Located, Read, Report, Schema, Table, instead, quote,
+};
+use crate::topology::values::{self, fields};
 
-pub(super) const RATELIMIT: Schema = &[
+pub(crate) const RATELIMIT: Schema = &[
     ("service", "service = \"api\""),
     ("match", "match = { path = { prefix = \"/search\" } }"),
     ("rate", "rate = 50"),
@@ -19,21 +16,21 @@ pub(super) const RATELIMIT: Schema = &[
     ("scope", "scope = \"mesh\""),
 ];
 
-pub(super) const PER: Schema = &[("header", "header = \"x-api-key\"")];
+pub(crate) const PER: Schema = &[("header", "header = \"x-api-key\"")];
 
 const FASTEST: f64 = 1e9;
 const MOST_BURST: i64 = 1_000_000;
 
 /// A limit, and the place that checks between tables point at.
 #[derive(Debug)]
-pub(super) struct RateLimitDraft {
-    pub(super) limit: RateLimit,
-    service: At,
+pub(crate) struct RateLimitDraft {
+    pub(crate) limit: RateLimit,
+    pub(crate) service: At,
     /// Of what asks for a server's name.
-    sni: Option<At>,
+    pub(crate) sni: Option<At>,
 }
 
-pub(super) fn ratelimit(
+pub(crate) fn ratelimit(
     name: &str,
     table: &Table<'_>,
     report: &mut Report<'_>,
@@ -113,52 +110,4 @@ fn scope(entry: Entry<'_>, report: &mut Report<'_>) -> Read<LimitScope> {
             Err(report.error(text.at, format!("there is no scope {}", quote(other)), help))
         }
     }
-}
-
-/// A limit is about a service that speaks HTTP, and that some host has.
-pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
-    for declared in draft.ratelimits.values() {
-        let Some(RateLimitDraft { limit, service, sni }) = &declared.draft else { continue };
-        let name: &Name = &limit.service;
-        if require("service", name, *service, &draft.services, report)
-            && require_http(draft, name, *service, report)
-        {
-            require_host(draft, name, *service, report);
-        }
-        if let Some(at) = sni {
-            let message = "a limit counts requests, `sni` is about TLS that nobody reads";
-            report.error(*at, message, "leave `match` out, or write another one");
-        }
-    }
-}
-
-/// Where a limit counts.
-fn require_host(draft: &Draft, name: &Name, at: At, report: &mut Report<'_>) {
-    let service = draft.services.get(name).and_then(|declared| declared.draft.as_ref());
-    let Some(ServiceDecl { edge: Some(Edge::External(_)), hosts, .. }) =
-        service.map(|service| &service.decl)
-    else {
-        return;
-    };
-    if matches!(hosts, Placement::Names(hosts) if hosts.is_empty()) {
-        let message = format!("each caller's host speaks to external \"{name}\" by itself");
-        let help = format!("add `via` to [external.{name}]: its hosts are where requests count");
-        report.error(at, message, help);
-    }
-}
-
-/// All that a limit says, by key; the same keys for every limit.
-pub(super) fn facts(limit: &RateLimit) -> Vec<(&'static str, String)> {
-    // Taken apart, so that a new field can't be forgotten here.
-    let RateLimit { name: _, service, matches, rate, burst, per, scope, hosts: _, origin: _ } =
-        limit;
-    let matches: Vec<String> = matches.iter().map(ToString::to_string).collect();
-    vec![
-        ("service", service.to_string()),
-        ("match", if matches.is_empty() { "everything".to_owned() } else { matches.join(", ") }),
-        ("rate", format!("{}", *rate as f64 / 1000.0)),
-        ("burst", burst.to_string()),
-        ("per", per.to_string()),
-        ("scope", scope.to_string()),
-    ]
 }

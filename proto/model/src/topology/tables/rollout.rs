@@ -1,22 +1,17 @@
 //! `[rollout.NAME]`: how a new version takes over the requests of an old one, step by step.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::check::require;
-use super::declare::all;
-use super::parse::Draft;
-use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, instead, quote};
-use super::route::{RouteDraft, duration, share};
-use super::routes::{require_http, require_workloads};
-use super::suggest::nearest;
-use super::values;
 use crate::name::Name;
-use crate::route::{RouteAction, Share};
-use crate::rules::Origin;
+use crate::route::Share;
+use crate::topology::decl::{LatencyBound, LatencyGoal, OnFailure, QUANTILES, RolloutDecl};
+use crate::topology::read::{
+    At, Context, Entry, Located, Read, Report, Schema, Table, all, instead, quote,
+};
+use crate::topology::values::{self, duration, share};
 
-pub(super) const ROLLOUT: Schema = &[
+pub(crate) const ROLLOUT: Schema = &[
     ("route", "route = \"api\""),
     ("stable", "stable = \"api-v1\""),
     ("canary", "canary = \"api-v2\""),
@@ -29,15 +24,12 @@ pub(super) const ROLLOUT: Schema = &[
     ("auto_promote", "auto_promote = true"),
 ];
 
-pub(super) const LATENCY: Schema = &[
+pub(crate) const LATENCY: Schema = &[
     ("p50", "p50 = \"20ms\""),
     ("p90", "p90 = \"120%\""),
     ("p95", "p95 = \"120%\""),
     ("p99", "p99 = \"300ms\""),
 ];
-
-const QUANTILES: [(&str, u32); 4] =
-    [("p50", 500_000), ("p90", 900_000), ("p95", 950_000), ("p99", 990_000)];
 
 const MOST_STEPS: usize = 100;
 const MOST_REQUESTS: i64 = 1_000_000_000;
@@ -47,139 +39,16 @@ const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const DEFAULT_SUCCESS_RATE: u32 = 990_000;
 const DEFAULT_MIN_REQUESTS: u32 = 100;
 
-/// `[rollout.NAME]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RolloutDecl {
-    /// `route`: the names of the routes whose weights it moves.
-    pub routes: Vec<Arc<str>>,
-    /// `stable`: the service that has the requests.
-    pub stable: Name,
-    /// `canary`: the one that shall get them.
-    pub canary: Name,
-    /// `steps`: the canary's share in percent, rising.
-    pub steps: Vec<u8>,
-    /// `interval`: how long each step is watched at least.
-    pub interval: Duration,
-    /// `success_rate`: the least share of requests that must succeed.
-    pub success_rate: Share,
-    /// `latency`
-    pub latency: Vec<LatencyGoal>,
-    /// `min_requests`: a step isn't judged good on fewer.
-    pub min_requests: u32,
-    /// `on_failure`
-    pub on_failure: OnFailure,
-    /// `auto_promote`: whether the canary takes over by itself after the last step.
-    pub auto_promote: bool,
-    /// Where it stands.
-    pub origin: Origin,
-}
-
-/// One entry of `latency`: what a share of the canary's requests must not take longer than.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LatencyGoal {
-    /// Which share: 0.99 for `p99`.
-    pub quantile: Share,
-    /// Than what.
-    pub most: LatencyBound,
-}
-
-/// What a latency is compared with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LatencyBound {
-    /// A time.
-    Time(Duration),
-    /// So many percent of what the same share of the stable's requests take.
-    OfStable(u32),
-}
-
-/// What becomes of a canary that does badly.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnFailure {
-    /// All requests go to the stable again.
-    Rollback,
-    /// The weights stay, and an operator decides.
-    Pause,
-}
-
 /// A rollout, and the places that checks between tables point at.
 #[derive(Debug)]
-pub(super) struct RolloutDraft {
-    pub(super) decl: RolloutDecl,
-    routes: Vec<At>,
-    stable: At,
-    canary: At,
+pub(crate) struct RolloutDraft {
+    pub(crate) decl: RolloutDecl,
+    pub(crate) routes: Vec<At>,
+    pub(crate) stable: At,
+    pub(crate) canary: At,
 }
 
-impl LatencyGoal {
-    /// `p99`
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        let known =
-            QUANTILES.iter().find(|(_, millionths)| Share::new(*millionths) == Some(self.quantile));
-        known.map_or("latency", |(name, _)| name)
-    }
-}
-
-impl std::fmt::Display for LatencyGoal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.most {
-            LatencyBound::Time(time) => write!(f, "{} {time:?}", self.name()),
-            LatencyBound::OfStable(percent) => {
-                write!(f, "{} {percent}% of the stable's", self.name())
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for OnFailure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Rollback => "rollback",
-            Self::Pause => "pause",
-        })
-    }
-}
-
-impl RolloutDecl {
-    /// All that it says, by key; the same keys for every rollout.
-    pub(super) fn facts(&self) -> Vec<(&'static str, String)> {
-        // Taken apart, so that a new field can't be forgotten here.
-        let Self {
-            routes,
-            stable,
-            canary,
-            steps,
-            interval,
-            success_rate,
-            latency,
-            min_requests,
-            on_failure,
-            auto_promote,
-            origin: _,
-        } = self;
-        vec![
-            ("route", routes.join(", ")),
-            ("stable", stable.to_string()),
-            ("canary", canary.to_string()),
-            ("steps", list(steps)),
-            ("interval", format!("{interval:?}")),
-            ("success_rate", success_rate.to_string()),
-            ("latency", list(latency)),
-            ("min_requests", min_requests.to_string()),
-            ("on_failure", on_failure.to_string()),
-            ("auto_promote", auto_promote.to_string()),
-        ]
-    }
-}
-
-fn list<T: ToString>(values: &[T]) -> String {
-    if values.is_empty() {
-        return "none".to_owned();
-    }
-    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-pub(super) fn rollout(
+pub(crate) fn rollout(
     named: &str,
     table: &Table<'_>,
     report: &mut Report<'_>,
@@ -312,69 +181,5 @@ fn on_failure(entry: Entry<'_>, report: &mut Report<'_>) -> Read<OnFailure> {
             let help = instead(other, ["rollback", "pause"].into_iter(), "write one of");
             Err(report.error(text.at, format!("{} can't follow a failure", quote(other)), help))
         }
-    }
-}
-
-/// What must hold between a rollout, its routes and its services.
-pub(super) fn check(draft: &Draft, report: &mut Report<'_>) {
-    let routes: HashMap<&str, &RouteDraft> =
-        draft.routes.iter().map(|route| (&*route.route.name, route)).collect();
-    let mut moved: HashMap<&Arc<str>, &Name> = HashMap::new();
-    for (name, declared) in &draft.rollouts {
-        let Some(rollout) = &declared.draft else { continue };
-        for (service, at) in
-            [(&rollout.decl.stable, rollout.stable), (&rollout.decl.canary, rollout.canary)]
-        {
-            if require("service", service, at, &draft.services, report)
-                && require_http(draft, service, at, report)
-            {
-                require_workloads(draft, service, at, report);
-            }
-        }
-        for (route, at) in rollout.decl.routes.iter().zip(&rollout.routes) {
-            check_route(&rollout.decl, route, *at, &routes, report);
-            if let Some(other) = moved.insert(route, name) {
-                let message =
-                    format!("rollout \"{other}\" moves the weights of {} already", quote(route));
-                report.error(*at, message, "give each rollout routes of its own");
-            }
-        }
-    }
-}
-
-fn check_route(
-    rollout: &RolloutDecl,
-    route: &Arc<str>,
-    at: At,
-    routes: &HashMap<&str, &RouteDraft>,
-    report: &mut Report<'_>,
-) {
-    let Some(found) = routes.get(&**route) else {
-        let help = match nearest(route, routes.keys().copied()) {
-            Some(near) => format!("did you mean \"{near}\"?"),
-            None => {
-                format!("write `name = {}` in the [[route]] whose weights shall move", quote(route))
-            }
-        };
-        report.error(at, format!("there is no route {}", quote(route)), help);
-        return;
-    };
-    let RouteAction::Forward { to, .. } = &found.route.action else {
-        let message = format!("route {} forwards nothing", quote(route));
-        report.error(at, message, "name a route with `to`");
-        return;
-    };
-    let strange = to.iter().find(|it| it.service != rollout.stable && it.service != rollout.canary);
-    if let Some(strange) = strange {
-        let message = format!(
-            "route {} also leads to \"{}\", which is neither the rollout's stable nor its canary",
-            quote(route),
-            strange.service
-        );
-        report.error(
-            at,
-            message,
-            format!("write `to = [{{ service = \"{}\" }}]` in the route", rollout.stable),
-        );
     }
 }

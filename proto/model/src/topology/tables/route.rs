@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::declare::all;
-use super::reader::{At, Context, Entry, Located, Read, Report, Schema, Table, quote};
-use super::{fields, routing, values};
+use super::action;
 use crate::name::Name;
 use crate::route::{
-    Backend, FieldMatch, Hedge, HostMatch, PathMatch, Retry, RetryOn, Route, RouteAction,
-    RouteMatch, Share, ValueMatch,
+    Backend, FieldMatch, Hedge, HostMatch, PathMatch, Retry, RetryOn, Route, RouteMatch, Share,
+    ValueMatch,
 };
+use crate::topology::read::{At, Context, Entry, Located, Read, Report, Schema, Table, all, quote};
+use crate::topology::values::{self, duration, fields, share};
 
-pub(super) const ROUTE: Schema = &[
+pub(crate) const ROUTE: Schema = &[
     ("name", "name = \"canary\""),
     ("match", "match = { path = { prefix = \"/v1\" } }"),
     ("to", "to = [{ service = \"api-v1\", weight = 95 }, { service = \"api-v2\", weight = 5 }]"),
@@ -29,7 +29,7 @@ pub(super) const ROUTE: Schema = &[
     ("fault", "fault = { delay = \"100ms\", delay_percent = 5 }"),
 ];
 
-pub(super) const MATCH: Schema = &[
+pub(crate) const MATCH: Schema = &[
     ("path", "path = { prefix = \"/v1\" }"),
     ("method", "method = \"GET\""),
     ("header", "header = { x-canary = \"1\" }"),
@@ -38,15 +38,15 @@ pub(super) const MATCH: Schema = &[
     ("sni", "sni = \"api.example.com\""),
 ];
 
-pub(super) const PATH: Schema = &[
+pub(crate) const PATH: Schema = &[
     ("exact", "exact = \"/v1/users\""),
     ("prefix", "prefix = \"/v1\""),
     ("regex", "regex = \"/users/[0-9]+\""),
 ];
 
-pub(super) const TO: Schema = &[("service", "service = \"api-v1\""), ("weight", "weight = 95")];
+pub(crate) const TO: Schema = &[("service", "service = \"api-v1\""), ("weight", "weight = 95")];
 
-pub(super) const RETRY: Schema = &[
+pub(crate) const RETRY: Schema = &[
     ("attempts", "attempts = 2"),
     ("on", "on = [\"connect-failure\", \"503\"]"),
     ("budget", "budget = 0.2"),
@@ -54,9 +54,9 @@ pub(super) const RETRY: Schema = &[
     ("non_idempotent", "non_idempotent = true"),
 ];
 
-pub(super) const HEDGE: Schema = &[("after", "after = \"50ms\""), ("max", "max = 1")];
+pub(crate) const HEDGE: Schema = &[("after", "after = \"50ms\""), ("max", "max = 1")];
 
-pub(super) const VALUE: Schema = &[("regex", "regex = \"[0-9]+\"")];
+pub(crate) const VALUE: Schema = &[("regex", "regex = \"[0-9]+\"")];
 
 const DEFAULT_BUDGET: u32 = 200_000;
 const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
@@ -65,21 +65,21 @@ const MOST_WEIGHT: i64 = 1_000_000;
 
 /// A route, and the places that checks between tables point at.
 #[derive(Debug)]
-pub(super) struct RouteDraft {
-    pub(super) route: Route,
-    pub(super) at: At,
+pub(crate) struct RouteDraft {
+    pub(crate) route: Route,
+    pub(crate) at: At,
     /// The asked service's name, in the header.
-    pub(super) service: At,
-    pub(super) name: At,
-    pub(super) matches: At,
+    pub(crate) service: At,
+    pub(crate) name: At,
+    pub(crate) matches: At,
     /// One place for each backend.
-    pub(super) to: Vec<At>,
+    pub(crate) to: Vec<At>,
     /// One place for each mirror.
-    pub(super) mirrors: Vec<At>,
+    pub(crate) mirrors: Vec<At>,
 }
 
 /// Reads a route of the service whose table it is; the `index`th of them, counted from 1.
-pub(super) fn route(
+pub(crate) fn route(
     service: &Located<Name>,
     index: usize,
     table: &Table<'_>,
@@ -92,7 +92,7 @@ pub(super) fn route(
     });
     let matches = table.optional("match", |entry| matches(entry, report));
     let backends = table.optional("to", |entry| backends(entry, report));
-    let exits = routing::exits(table, report);
+    let exits = action::exits(table, report);
     let request_headers = table
         .optional("request_headers", |entry| fields::changes(entry, "request_headers", report));
     let response_headers = table
@@ -101,17 +101,17 @@ pub(super) fn route(
     let try_timeout = table.optional("try_timeout", |entry| duration(entry, report));
     let retry = table.optional("retry", |entry| retry(entry, report));
     let hedge = table.optional("hedge", |entry| hedge(entry, report));
-    let mirrors = table.optional("mirror", |entry| routing::mirrors(entry, report));
-    let fault = routing::fault(table, report);
+    let mirrors = table.optional("mirror", |entry| action::mirrors(entry, report));
+    let fault = action::fault(table, report);
     let (matches, backends) = (matches?.unwrap_or_default(), backends?);
     let name = name?.unwrap_or_else(|| Located {
         value: format!("{}-{index}", service.value).into(),
         at: table.at,
     });
-    let exits = routing::one_exit(table, &service.value, backends, exits?, report)?;
+    let exits = action::one_exit(table, &service.value, backends, exits?, report)?;
     let (mirrors, fault) = (mirrors?.unwrap_or_default(), fault?);
     let (timeout, try_timeout, retry) = (timeout?, try_timeout?, retry?);
-    routing::check_sense(table, &matches, &exits.action, report)?;
+    action::check_sense(table, &matches, &exits.action, report)?;
     let route = Route {
         name: name.value,
         service: service.value.clone(),
@@ -140,7 +140,7 @@ pub(super) fn route(
 }
 
 /// `match`: a table, or a list of tables any of which may fit.
-pub(super) fn matches(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<RouteMatch>> {
+pub(crate) fn matches(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<RouteMatch>> {
     let tables = entry.table_or_tables(Context::Element("match", "route"), MATCH, report)?;
     all(&tables, |table| {
         if table.is_empty() {
@@ -180,7 +180,7 @@ fn alone(table: &Table<'_>, report: &mut Report<'_>) -> Read<()> {
 }
 
 /// A string is the whole path; a table says how to compare.
-pub(super) fn path(entry: Entry<'_>, report: &mut Report<'_>) -> Read<PathMatch> {
+pub(crate) fn path(entry: Entry<'_>, report: &mut Report<'_>) -> Read<PathMatch> {
     if let Some(text) = entry.text() {
         if let Some(start) = text.value.strip_suffix("/*") {
             let message = format!("the path {} has a '*'", quote(text.value));
@@ -221,7 +221,7 @@ pub(super) fn path(entry: Entry<'_>, report: &mut Report<'_>) -> Read<PathMatch>
     }
 }
 
-pub(super) fn field_matches(
+pub(crate) fn field_matches(
     entry: Entry<'_>,
     is_header: bool,
     report: &mut Report<'_>,
@@ -241,7 +241,7 @@ pub(super) fn field_matches(
 }
 
 /// A string is the whole value; `true` and `false` say whether it is there at all.
-pub(super) fn value_match(
+pub(crate) fn value_match(
     entry: Entry<'_>,
     is_header: bool,
     report: &mut Report<'_>,
@@ -260,7 +260,7 @@ pub(super) fn value_match(
     fields::pattern(text, report).map(ValueMatch::Regex)
 }
 
-pub(super) fn host(text: Located<&str>, report: &mut Report<'_>) -> Read<HostMatch> {
+pub(crate) fn host(text: Located<&str>, report: &mut Report<'_>) -> Read<HostMatch> {
     match text.value.strip_prefix('*') {
         Some(suffix) if suffix.starts_with('.') => {
             fields::host(Located { value: &suffix[1..], at: text.at }, report)?;
@@ -339,25 +339,4 @@ fn hedge(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Hedge> {
         })
     });
     Ok(Hedge { after: after?, max: max?.unwrap_or(1) })
-}
-
-/// A part of a whole, where `whole` stands for all of it.
-pub(super) fn share(entry: Entry<'_>, whole: f64, report: &mut Report<'_>) -> Read<Share> {
-    let number = entry.number(report)?;
-    let millionths = (number / whole * 1_000_000.0).round();
-    if !(0.0..=1_000_000.0).contains(&millionths) {
-        let message = format!("`{}` can't be {number}", entry.key);
-        return Err(report.error(entry.at, message, format!("write a number from 0 to {whole}")));
-    }
-    // In range: it was just checked.
-    Ok(Share::new(millionths as u32).unwrap_or(Share::ALL))
-}
-
-pub(super) fn duration(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Duration> {
-    values::duration(entry.key, entry.string(report)?, report)
-}
-
-pub(super) fn exit_of(backends: &[Located<Backend>]) -> RouteAction {
-    let to = backends.iter().map(|backend| backend.value.clone()).collect();
-    RouteAction::Forward { to, rewrite: crate::route::Rewrite::default() }
 }

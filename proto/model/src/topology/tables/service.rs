@@ -1,29 +1,19 @@
-//! `[host.NAME]`, `[service.NAME]` and `[device.NAME]`, each by itself.
+//! `[service.NAME]`, each by itself.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
-use super::mesh::{HOST_BLOCKS, bad_block_length};
-use super::reader::{
-    At, Context, Entry, Located, Pair, Read, Report, Schema, Table, instead, quote,
-};
-use super::{
-    DeviceDecl, HostDecl, Placement, ServiceDecl, application, balance, guard, ports, values,
-};
-use crate::address::Ipv4Net;
+use super::host::labels;
+use super::{application, balance, guard, ports};
 use crate::edge::Edge;
-use crate::key::PublicKey;
 use crate::name::Name;
 use crate::snapshot::{ContainerMatch, PathMode, Protocol, Selector};
+use crate::topology::decl::{Placement, ServiceDecl};
+use crate::topology::read::{
+    At, Context, Entry, Located, Read, Report, Schema, Table, all, instead, quote,
+};
+use crate::topology::values;
 
-pub(super) const HOST: Schema = &[
-    ("site", "site = \"dc1\""),
-    ("labels", "labels = { role = \"app\" }"),
-    ("endpoints", "endpoints = [\"192.0.2.1:51820\"]"),
-    ("ipv4_block", "ipv4_block = \"100.64.0.16/28\""),
-];
-
-pub(super) const SERVICE: Schema = &[
+pub(crate) const SERVICE: Schema = &[
     ("namespace", "namespace = \"prod\""),
     ("port", "port = 8080"),
     ("protocol", "protocol = \"tcp\""),
@@ -47,13 +37,7 @@ pub(super) const SERVICE: Schema = &[
 
 const MOST_ALIASES: usize = 8;
 
-pub(super) const DEVICE: Schema = &[
-    ("wireguard", "wireguard = { public_key = \"…\" }"),
-    ("via", "via = \"gw-1\""),
-    ("ipv4", "ipv4 = \"100.64.0.30\""),
-];
-
-pub(super) const WORKLOAD: Schema = &[
+pub(crate) const WORKLOAD: Schema = &[
     ("systemd", "systemd = \"web.service\""),
     ("user", "user = \"www-data\""),
     ("exe", "exe = \"/usr/sbin/nginx\""),
@@ -61,41 +45,33 @@ pub(super) const WORKLOAD: Schema = &[
     ("container", "container = { name = \"web\" }"),
 ];
 
-pub(super) const CONTAINER: Schema = &[
+pub(crate) const CONTAINER: Schema = &[
     ("name", "name = \"web\""),
     ("image", "image = \"registry.example/web\""),
     ("label", "label = { app = \"web\" }"),
 ];
 
-pub(super) const WIREGUARD: Schema = &[("public_key", "public_key = \"…\"")];
-
-/// A host, and the places that checks between tables point at.
+/// A service, and the places that checks between tables point at.
 #[derive(Debug)]
-pub(super) struct HostDraft {
-    pub(super) decl: HostDecl,
-    pub(super) block: Option<At>,
-}
-
-#[derive(Debug)]
-pub(super) struct ServiceDraft {
-    pub(super) decl: ServiceDecl,
-    pub(super) aliases: Vec<Located<Name>>,
+pub(crate) struct ServiceDraft {
+    pub(crate) decl: ServiceDecl,
+    pub(crate) aliases: Vec<Located<Name>>,
     /// One place for each name in `hosts`; none for labels.
-    pub(super) hosts: Vec<At>,
-    pub(super) workload: At,
+    pub(crate) hosts: Vec<At>,
+    pub(crate) workload: At,
     /// The hosts that `balance` names.
-    pub(super) weighed: Vec<Located<Name>>,
-    pub(super) at: At,
+    pub(crate) weighed: Vec<Located<Name>>,
+    pub(crate) at: At,
 }
 
 impl ServiceDraft {
     /// Whether it has workloads of its own.
-    pub(super) fn is_placed(&self) -> bool {
+    pub(crate) fn is_placed(&self) -> bool {
         !matches!(&self.decl.hosts, Placement::Names(names) if names.is_empty())
     }
 
     /// Whether requests can be sent to it.
-    pub(super) fn takes_requests(&self) -> bool {
+    pub(crate) fn takes_requests(&self) -> bool {
         match &self.decl.edge {
             Some(Edge::External(_)) => true,
             Some(Edge::Gateway(_)) => false,
@@ -104,60 +80,12 @@ impl ServiceDraft {
     }
 
     /// The kind of table that declares it.
-    pub(super) const fn kind(&self) -> &'static str {
-        kind_of(&self.decl)
+    pub(crate) const fn kind(&self) -> &'static str {
+        self.decl.kind()
     }
 }
 
-/// The kind of table that declares a service.
-pub(super) const fn kind_of(decl: &ServiceDecl) -> &'static str {
-    match &decl.edge {
-        Some(Edge::Gateway(_)) => "gateway",
-        Some(Edge::External(_)) => "external",
-        None => "service",
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct DeviceDraft {
-    pub(super) decl: DeviceDecl,
-    pub(super) key: At,
-    pub(super) via: At,
-    pub(super) ipv4: Option<At>,
-}
-
-pub(super) fn host(table: &Table<'_>, report: &mut Report<'_>) -> Read<HostDraft> {
-    let site = table.optional("site", |entry| values::name(entry.string(report)?, report));
-    let labels = table.optional("labels", |entry| {
-        entry
-            .pairs(report)
-            .unwrap_or_else(|| Err(entry.wrong_type("a table", report)))
-            .and_then(|pairs| labels(&pairs, report))
-    });
-    let endpoints = table.optional("endpoints", |entry| {
-        all(entry.strings(report)?, |text| values::endpoint(text, report))
-    });
-    let block = table.optional("ipv4_block", |entry| block(entry, report));
-    let decl = HostDecl {
-        site: site?,
-        labels: labels?.unwrap_or_default(),
-        endpoints: endpoints?.unwrap_or_default(),
-        ipv4_block: block?,
-        origin: report.origin(table.at),
-    };
-    Ok(HostDraft { decl, block: table.get("ipv4_block").map(|entry| entry.at) })
-}
-
-fn block(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Ipv4Net> {
-    let net = values::ipv4_net(entry.string(report)?, report)?;
-    if !HOST_BLOCKS.contains(&net.prefix_len()) {
-        let example = format!("ipv4_block = \"{}/28\"", net.network());
-        return Err(bad_block_length(net.prefix_len(), entry.at, &example, report));
-    }
-    Ok(net)
-}
-
-pub(super) fn service<'a>(
+pub(crate) fn service<'a>(
     name: &'a str,
     table: &Table<'a>,
     report: &mut Report<'_>,
@@ -263,7 +191,7 @@ fn aliases(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Located<Name>>
     }
 }
 
-pub(super) fn paths(
+pub(crate) fn paths(
     table: &Table<'_>,
     protocol: Protocol,
     report: &mut Report<'_>,
@@ -284,11 +212,11 @@ pub(super) fn paths(
     })
 }
 
-pub(super) fn default_namespace() -> Name {
+pub(crate) fn default_namespace() -> Name {
     "default".parse().expect("INVARIANT: \"default\" is a name")
 }
 
-pub(super) fn placement(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(Placement, Vec<At>)> {
+pub(crate) fn placement(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(Placement, Vec<At>)> {
     if let Some(pairs) = entry.pairs(report) {
         let pairs = pairs?;
         if pairs.is_empty() {
@@ -308,12 +236,6 @@ pub(super) fn placement(entry: Entry<'_>, report: &mut Report<'_>) -> Read<(Plac
     }
     let places = names.iter().map(|name| name.at).collect();
     Ok((Placement::Names(names.into_iter().map(|name| name.value).collect()), places))
-}
-
-fn labels(pairs: &[Pair<'_>], report: &mut Report<'_>) -> Read<BTreeMap<String, String>> {
-    let checked = all(pairs.iter().copied(), |(key, value)| values::label(key, value, report));
-    checked?;
-    Ok(pairs.iter().map(|(key, value)| (key.value.to_owned(), value.value.to_owned())).collect())
 }
 
 fn selectors(table: &Table<'_>, entry: Entry<'_>, report: &mut Report<'_>) -> Read<Vec<Selector>> {
@@ -369,60 +291,4 @@ fn container(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Selector> {
         return Err(entry.empty(report));
     }
     Ok(Selector::Container(found))
-}
-
-pub(super) fn device<'a>(
-    name: &'a str,
-    table: &Table<'a>,
-    report: &mut Report<'_>,
-) -> Read<DeviceDraft> {
-    let key = table.required("wireguard", report).and_then(|entry| {
-        let table = entry.table(Context::Within("wireguard", "device", name), WIREGUARD, report)?;
-        let text = table.required("public_key", report)?.string(report)?;
-        Ok(Located { value: public_key(text, report)?, at: text.at })
-    });
-    let via = table.required("via", report).and_then(|entry| {
-        let text = entry.string(report)?;
-        Ok(Located { value: values::name(text, report)?, at: text.at })
-    });
-    let ipv4 = table.optional("ipv4", |entry| {
-        let text = entry.string(report)?;
-        let value = text.value.parse::<Ipv4Addr>().map_err(|_| {
-            let message = format!("{} is not an IPv4 address", quote(text.value));
-            report.error(text.at, message, "write an address such as \"100.64.0.30\"")
-        })?;
-        Ok(Located { value, at: text.at })
-    });
-    let (key, via, ipv4) = (key?, via?, ipv4?);
-    let origin = report.origin(table.at);
-    let decl = DeviceDecl {
-        public_key: key.value,
-        via: via.value,
-        ipv4: ipv4.as_ref().map(|ipv4| ipv4.value),
-        origin,
-    };
-    Ok(DeviceDraft { decl, key: key.at, via: via.at, ipv4: ipv4.map(|ipv4| ipv4.at) })
-}
-
-fn public_key(text: Located<&str>, report: &mut Report<'_>) -> Read<PublicKey> {
-    let help = "write the 44 characters that `wg pubkey` prints on the device";
-    match text.value.parse::<PublicKey>() {
-        Ok(key) if key.0 == [0; 32] => {
-            Err(report.error(text.at, "a key of zeros belongs to nobody", help))
-        }
-        Ok(key) => Ok(key),
-        Err(_) => {
-            let message = format!("{} is not a WireGuard public key", quote(text.value));
-            Err(report.error(text.at, message, help))
-        }
-    }
-}
-
-/// Reads every element, so that each bad one is reported.
-pub(super) fn all<T, U>(
-    elements: impl IntoIterator<Item = T>,
-    read: impl FnMut(T) -> Read<U>,
-) -> Read<Vec<U>> {
-    let read: Vec<Read<U>> = elements.into_iter().map(read).collect();
-    read.into_iter().collect()
 }

@@ -1,66 +1,96 @@
-//! What a `[[test]]` says of the request that it asks about.
+//! `[[test]]`, each by itself.
 
-use std::fmt;
 use std::sync::Arc;
 
-use super::declare::all;
-use super::reader::{At, Context, Entry, Located, Read, Report, Reported, Schema, Table};
-use super::{fields, values};
+use super::policy::{action, numbers, subject, title};
+use super::ports;
 use crate::host::canonical;
 use crate::name::Name;
+use crate::rules::{Layer4, Subject};
+use crate::topology::decl::{TestDecl, TestRequest, TestToken};
+use crate::topology::read::{
+    At, Context, Entry, Located, Read, Report, Reported, Schema, Table, all,
+};
+use crate::topology::values::{self, fields};
 
-pub(super) const JWT: Schema =
+pub(crate) const TEST: Schema = &[
+    ("name", "name = \"web can't reach the ledger\""),
+    ("from", "from = \"service:web\""),
+    ("to", "to = \"service:ledger\""),
+    ("port", "port = \"tcp/22\""),
+    ("method", "method = \"GET\""),
+    ("path", "path = \"/accounts/1\""),
+    ("host", "host = \"api.example.com\""),
+    ("header", "header = { x-canary = \"1\" }"),
+    ("query", "query = { version = \"2\" }"),
+    ("jwt", "jwt = { provider = \"login\", claims = { role = \"admin\" } }"),
+    ("expect", "expect = \"deny\""),
+];
+
+pub(crate) const JWT: Schema =
     &[("provider", "provider = \"login\""), ("claims", "claims = { role = \"admin\" }")];
 
 type Pairs = Vec<(Arc<str>, Arc<str>)>;
 
-/// A request that a test asks about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TestRequest {
-    /// `method`
-    pub method: Arc<str>,
-    /// `path`
-    pub path: Arc<str>,
-    /// `host`; empty unless given.
-    pub host: Arc<str>,
-    /// `header`, by lower-case name.
-    pub headers: Vec<(Arc<str>, Arc<str>)>,
-    /// `query`, decoded.
-    pub query: Vec<(Arc<str>, Arc<str>)>,
-    /// `jwt`
-    pub jwt: Option<TestToken>,
+/// A test, and the places that checks between tables point at.
+#[derive(Debug)]
+pub(crate) struct TestDraft {
+    pub(crate) decl: TestDecl,
+    pub(crate) name: At,
+    pub(crate) from: At,
+    pub(crate) to: At,
+    pub(crate) request: At,
+    /// Of the provider of its token.
+    pub(crate) provider: Option<At>,
+    /// Its `port`, if that is a name.
+    pub(crate) port_name: Option<Located<Name>>,
 }
 
-/// A token that was verified.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TestToken {
-    /// `provider`
-    pub provider: Name,
-    /// `claims`
-    pub claims: Vec<(Arc<str>, Arc<str>)>,
+pub(crate) fn test(table: &Table<'_>, report: &mut Report<'_>) -> Read<TestDraft> {
+    let name = table.required("name", report).and_then(|entry| title("test", entry, report));
+    let from = table.required("from", report).and_then(|entry| one(entry, report));
+    let to = table.required("to", report).and_then(|entry| one(entry, report));
+    let asked = table.optional("port", |entry| ports::asked(entry, numbers::<Layer4>, report));
+    let request = request(table, report);
+    let expect = table.required("expect", report).and_then(|entry| action(entry, report));
+    let (name, from, to) = (name?, from?, to?);
+    let (request, provider) = request?.unzip();
+    let (layer4, port_name) = asked?.unwrap_or_default();
+    let decl = TestDecl {
+        name: name.value,
+        from: from.value,
+        to: to.value,
+        layer4,
+        request,
+        expect: expect?,
+        origin: report.origin(table.at),
+    };
+    let request =
+        table.get("path").or_else(|| table.get("method")).map_or(table.at, |entry| entry.key_at);
+    let provider = provider.flatten();
+    Ok(TestDraft { decl, name: name.at, from: from.at, to: to.at, request, provider, port_name })
 }
 
-/// As in `GET /accounts/1 header x-a=1`.
-impl fmt::Display for TestRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { method, path, host, headers, query, jwt } = self;
-        write!(f, "{method} {path}")?;
-        if !host.is_empty() {
-            write!(f, " host {host}")?;
+/// One service, host or device: a test asks about a single flow.
+fn one(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Located<Subject>> {
+    let subject = subject(entry.string(report)?, report)?;
+    match subject.value {
+        Subject::Service(_) | Subject::Host(_) | Subject::Device(_) => Ok(subject),
+        Subject::Any
+        | Subject::AnyService
+        | Subject::Namespace(_)
+        | Subject::AnyHost
+        | Subject::AnyDevice => {
+            let message =
+                format!("a test can't ask about \"{}\": it is more than one", subject.value);
+            let help = "name one, such as \"service:web\", \"host:app-1\" or \"device:press\"";
+            Err(report.error(subject.at, message, help))
         }
-        headers.iter().try_for_each(|(name, value)| write!(f, " header {name}={value}"))?;
-        query.iter().try_for_each(|(name, value)| write!(f, " query {name}={value}"))?;
-        let Some(TestToken { provider, claims }) = jwt else { return Ok(()) };
-        write!(f, " jwt {provider}")?;
-        claims.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
     }
 }
 
 /// The request, and where it names a provider.
-pub(super) fn request(
-    table: &Table<'_>,
-    report: &mut Report<'_>,
-) -> Read<Option<(TestRequest, Option<At>)>> {
+fn request(table: &Table<'_>, report: &mut Report<'_>) -> Read<Option<(TestRequest, Option<At>)>> {
     let method = table.optional("method", |entry| {
         let text = entry.string(report)?;
         values::method(text, report).map(|()| Arc::from(text.value))

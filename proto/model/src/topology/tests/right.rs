@@ -3,9 +3,12 @@
 use super::*;
 use std::time::Duration;
 
+use crate::application::Application;
+use crate::guard::{Exposure, ListenerCheck};
+use crate::name::Name;
 use crate::route::{PathChange, RetryOn, RouteAction, Share};
-use crate::rules::PortRule;
-use crate::snapshot::ContainerMatch;
+use crate::rules::{Action, Layer4, Origin, PortRule, Subject};
+use crate::snapshot::{ContainerMatch, Protocol, Selector};
 
 const CONFIGS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs");
 

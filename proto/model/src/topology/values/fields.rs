@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use super::declare::all;
-use super::reader::{Context, Entry, Located, Read, Report, Schema, instead, quote};
 use crate::condition::{Condition, ConditionError};
 use crate::host::{canonical, split_port};
 use crate::route::{HeaderChanges, Pattern, RETRY_WORDS, RetryOn};
+use crate::topology::read::{Context, Entry, Located, Read, Report, Schema, all, instead, quote};
 
-pub(super) const CHANGES: Schema = &[
+pub(crate) const CHANGES: Schema = &[
     ("set", "set = { x-stage = \"canary\" }"),
     ("add", "add = { x-tag = \"a\" }"),
     ("remove", "remove = [\"server\"]"),
@@ -29,7 +28,7 @@ const NOT_A_ROUTES: [&str; 11] = [
     "x-forwarded-for",
 ];
 
-pub(super) fn changes(
+pub(crate) fn changes(
     entry: Entry<'_>,
     key: &'static str,
     report: &mut Report<'_>,
@@ -72,7 +71,7 @@ fn changeable(name: Located<&str>, report: &mut Report<'_>) -> Read<Arc<str>> {
 }
 
 /// A header field's name, in lower case.
-pub(super) fn header_name(name: Located<&str>, report: &mut Report<'_>) -> Read<Arc<str>> {
+pub(crate) fn header_name(name: Located<&str>, report: &mut Report<'_>) -> Read<Arc<str>> {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if name.value.is_empty() || name.value.len() > 128 || !name.value.bytes().all(token) {
         let message = format!("{} can't be the name of a header", quote(name.value));
@@ -81,7 +80,7 @@ pub(super) fn header_name(name: Located<&str>, report: &mut Report<'_>) -> Read<
     Ok(name.value.to_ascii_lowercase().into())
 }
 
-pub(super) fn header_value(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn header_value(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     let fine = |byte: u8| matches!(byte, b' '..=b'~' | b'\t');
     let trimmed = text.value.trim() == text.value;
     if text.value.len() <= 4096 && text.value.bytes().all(fine) && trimmed {
@@ -92,7 +91,7 @@ pub(super) fn header_value(text: Located<&str>, report: &mut Report<'_>) -> Read
     Err(report.error(text.at, message, help))
 }
 
-pub(super) fn parameter(name: Located<&str>, report: &mut Report<'_>) -> Read<Arc<str>> {
+pub(crate) fn parameter(name: Located<&str>, report: &mut Report<'_>) -> Read<Arc<str>> {
     if name.value.is_empty() || name.value.len() > 128 || name.value.contains(char::is_control) {
         let message = format!("{} can't be the name of a parameter", quote(name.value));
         return Err(report.error(name.at, message, "write a name such as `version`, decoded"));
@@ -101,7 +100,7 @@ pub(super) fn parameter(name: Located<&str>, report: &mut Report<'_>) -> Read<Ar
 }
 
 /// A host in its canonical form, without a port.
-pub(super) fn host(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn host(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     let form = canonical(text.value);
     if form.as_deref() == Ok(text.value) {
         return Ok(());
@@ -118,7 +117,7 @@ pub(super) fn host(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
 }
 
 /// Likewise, but no IPv6 address in brackets: what names a server to DNS and TLS.
-pub(super) fn host_name(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn host_name(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     host(text, report)?;
     if text.value.starts_with('[') {
         let message = format!("{} has brackets", quote(text.value));
@@ -127,7 +126,7 @@ pub(super) fn host_name(text: Located<&str>, report: &mut Report<'_>) -> Read<()
     Ok(())
 }
 
-pub(super) fn pattern(text: Located<&str>, report: &mut Report<'_>) -> Read<Pattern> {
+pub(crate) fn pattern(text: Located<&str>, report: &mut Report<'_>) -> Read<Pattern> {
     text.value.parse().map_err(|error| {
         let message = format!("{} is no regular expression: {error}", quote(text.value));
         let help = "write one without look-around or back-references; it must fit the whole text";
@@ -135,7 +134,7 @@ pub(super) fn pattern(text: Located<&str>, report: &mut Report<'_>) -> Read<Patt
     })
 }
 
-pub(super) fn condition(text: Located<&str>, report: &mut Report<'_>) -> Read<Condition> {
+pub(crate) fn condition(text: Located<&str>, report: &mut Report<'_>) -> Read<Condition> {
     text.value.parse().map_err(|error: ConditionError| {
         let help = match &error {
             ConditionError::UnknownName(_) => {
@@ -150,7 +149,7 @@ pub(super) fn condition(text: Located<&str>, report: &mut Report<'_>) -> Read<Co
     })
 }
 
-pub(super) fn retry_on(text: Located<&str>, report: &mut Report<'_>) -> Read<RetryOn> {
+pub(crate) fn retry_on(text: Located<&str>, report: &mut Report<'_>) -> Read<RetryOn> {
     text.value.parse().map_err(|error| {
         let intro = "write a status from 400 to 599, or one of";
         report.error(

@@ -1,13 +1,17 @@
 //! Single values: names, prefixes, endpoints, paths, units.
 
+pub(crate) mod fields;
+pub(crate) mod words;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::reader::{Entry, Located, Read, Report, Reported, quote};
 use crate::address::Ipv4Net;
 use crate::name::Name;
+use crate::route::Share;
+use crate::topology::read::{Entry, Located, Read, Report, Reported, clip, quote};
 
-pub(super) fn name(text: Located<&str>, report: &mut Report<'_>) -> Read<Name> {
+pub(crate) fn name(text: Located<&str>, report: &mut Report<'_>) -> Read<Name> {
     text.value.parse().map_err(|cause| {
         let message = format!("{} can't be a name: {cause}", quote(text.value));
         report.error(text.at, message, name_help(text.value))
@@ -27,7 +31,7 @@ fn name_help(text: &str) -> String {
 }
 
 /// A text for people, such as a rule's name: on one line, and not endless.
-pub(super) fn title(what: &str, text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn title(what: &str, text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     const LONGEST: usize = 128;
     let shown = quote(text.value);
     let (message, help) = if text.value.trim().is_empty() {
@@ -53,7 +57,7 @@ pub(super) fn title(what: &str, text: Located<&str>, report: &mut Report<'_>) ->
     Err(report.error(text.at, message, help))
 }
 
-pub(super) fn port(entry: Entry<'_>, report: &mut Report<'_>) -> Read<u16> {
+pub(crate) fn port(entry: Entry<'_>, report: &mut Report<'_>) -> Read<u16> {
     let number = entry.integer(report)?;
     u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| {
         let message = format!("there is no port {number}");
@@ -62,8 +66,9 @@ pub(super) fn port(entry: Entry<'_>, report: &mut Report<'_>) -> Read<u16> {
 }
 
 /// A time such as `500ms`, `2s`, `1.5s`, `1m`: more than nothing, and not more than a day.
-pub(super) fn duration(key: &str, text: Located<&str>, report: &mut Report<'_>) -> Read<Duration> {
+pub(crate) fn duration(entry: Entry<'_>, report: &mut Report<'_>) -> Read<Duration> {
     const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    let (key, text) = (entry.key, entry.string(report)?);
     let digits = text.value.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let second = match &text.value[digits.len()..] {
         "ms" => Some(0.001),
@@ -91,7 +96,19 @@ pub(super) fn duration(key: &str, text: Located<&str>, report: &mut Report<'_>) 
     Ok(time)
 }
 
-pub(super) fn label(key: Located<&str>, value: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+/// A part of a whole, where `whole` stands for all of it.
+pub(crate) fn share(entry: Entry<'_>, whole: f64, report: &mut Report<'_>) -> Read<Share> {
+    let number = entry.number(report)?;
+    let millionths = (number / whole * 1_000_000.0).round();
+    if !(0.0..=1_000_000.0).contains(&millionths) {
+        let message = format!("`{}` can't be {number}", entry.key);
+        return Err(report.error(entry.at, message, format!("write a number from 0 to {whole}")));
+    }
+    // In range: it was just checked.
+    Ok(Share::new(millionths as u32).unwrap_or(Share::ALL))
+}
+
+pub(crate) fn label(key: Located<&str>, value: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     let fine = |letter: char| letter.is_ascii_alphanumeric() || "._/-".contains(letter);
     if key.value.is_empty() || key.value.len() > 63 || !key.value.chars().all(fine) {
         let message = format!("{} can't be the key of a label", quote(key.value));
@@ -105,7 +122,7 @@ pub(super) fn label(key: Located<&str>, value: Located<&str>, report: &mut Repor
     Ok(())
 }
 
-pub(super) fn ipv4_net(text: Located<&str>, report: &mut Report<'_>) -> Read<Ipv4Net> {
+pub(crate) fn ipv4_net(text: Located<&str>, report: &mut Report<'_>) -> Read<Ipv4Net> {
     let Ok(net) = text.value.parse::<Ipv4Net>() else {
         let message = format!("{} is not an IPv4 prefix", quote(text.value));
         let help = "write an address and a length, such as \"100.64.0.0/10\"";
@@ -118,7 +135,7 @@ pub(super) fn ipv4_net(text: Located<&str>, report: &mut Report<'_>) -> Read<Ipv
     Ok(net)
 }
 
-pub(super) fn endpoint(text: Located<&str>, report: &mut Report<'_>) -> Read<SocketAddr> {
+pub(crate) fn endpoint(text: Located<&str>, report: &mut Report<'_>) -> Read<SocketAddr> {
     let shown = quote(text.value);
     let Ok(endpoint) = text.value.parse::<SocketAddr>() else {
         let help = match text.value.parse::<IpAddr>() {
@@ -141,7 +158,7 @@ pub(super) fn endpoint(text: Located<&str>, report: &mut Report<'_>) -> Read<Soc
 }
 
 /// `exe` and `cgroup`: an absolute path that says which one it is.
-pub(super) fn file_path(
+pub(crate) fn file_path(
     key: &str,
     example: &str,
     text: Located<&str>,
@@ -164,7 +181,7 @@ pub(super) fn file_path(
     ))
 }
 
-pub(super) fn systemd_unit(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn systemd_unit(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     let shown = quote(text.value);
     let stem =
         [".service", ".slice", ".scope"].iter().find_map(|suffix| text.value.strip_suffix(suffix));
@@ -191,7 +208,7 @@ pub(super) fn systemd_unit(text: Located<&str>, report: &mut Report<'_>) -> Read
     Ok(())
 }
 
-pub(super) fn user(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn user(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     let bad = |letter: char| letter.is_whitespace() || letter.is_control() || ":/".contains(letter);
     if text.value.is_empty() || text.value.len() > 256 || text.value.contains(bad) {
         let message = format!("{} can't be a user", quote(text.value));
@@ -204,7 +221,7 @@ pub(super) fn user(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     Ok(())
 }
 
-pub(super) fn container_name(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn container_name(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     let fine = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
     if text.value.is_empty() || text.value.len() > 253 || !text.value.chars().all(fine) {
         let message = format!("{} can't be the name of a container", quote(text.value));
@@ -214,7 +231,7 @@ pub(super) fn container_name(text: Located<&str>, report: &mut Report<'_>) -> Re
     Ok(())
 }
 
-pub(super) fn image(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn image(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     let fine = |letter: char| letter.is_ascii_alphanumeric() || "_.-/:@".contains(letter);
     if text.value.is_empty() || text.value.len() > 512 || !text.value.chars().all(fine) {
         let message = format!("{} can't be the name of an image", quote(text.value));
@@ -226,7 +243,7 @@ pub(super) fn image(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
 }
 
 /// Engines take nearly anything.
-pub(super) fn container_label(
+pub(crate) fn container_label(
     key: Located<&str>,
     value: Located<&str>,
     report: &mut Report<'_>,
@@ -243,7 +260,7 @@ pub(super) fn container_label(
     Ok(())
 }
 
-pub(super) fn method(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn method(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     let shown = quote(text.value);
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&byte);
     if text.value == "*" {
@@ -263,9 +280,9 @@ pub(super) fn method(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
 
 /// A path as the proxy compares it: decoded and without ambiguity, so that no other way of writing
 /// the same path slips past a rule.
-pub(super) fn path(text: Located<&str>, wildcards: bool, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn path(text: Located<&str>, wildcards: bool, report: &mut Report<'_>) -> Read<()> {
     let Some(rest) = text.value.strip_prefix('/') else {
-        let help = format!("write \"/{}\"", super::reader::clip(text.value));
+        let help = format!("write \"/{}\"", clip(text.value));
         return Err(path_error(text, "doesn't begin with '/'", help, report));
     };
     let strange = |letter: char| !letter.is_ascii_graphic() || "%;\\?#".contains(letter);
@@ -307,7 +324,7 @@ pub(super) fn path(text: Located<&str>, wildcards: bool, report: &mut Report<'_>
 
 /// A rule's path: `*` is a segment, or at the end all further ones; `**` at the end none as well;
 /// `{id}` is a segment.
-pub(super) fn template(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
+pub(crate) fn template(text: Located<&str>, report: &mut Report<'_>) -> Read<()> {
     let open = text.value.strip_suffix("/**");
     let plain = match open {
         Some("") => "/",

@@ -1,12 +1,12 @@
 //! Subjects and ports that can't be read: what to write instead.
 
-use super::reader::quote;
-use super::suggest::nearest;
 use crate::name::Name;
 use crate::rules::{PortRuleError, SubjectError};
+use crate::topology::read::nearest;
+use crate::topology::read::quote;
 
 /// Why a text names no subject, and what to write.
-pub(super) fn subject_error(text: &str, error: &SubjectError) -> (String, String) {
+pub(crate) fn subject_error(text: &str, error: &SubjectError) -> (String, String) {
     let shown = quote(text);
     match error {
         SubjectError::NoKind(_) => {
@@ -40,7 +40,7 @@ pub(super) fn subject_error(text: &str, error: &SubjectError) -> (String, String
 const FORMS: &str = "write \"any\", \"service:NAME\", \"namespace:NAME\", \"host:NAME\" or \"device:NAME\"; \"service:*\" is every service";
 
 /// Why a text names no ports, and what to write.
-pub(super) fn port_error(text: &str, error: &PortRuleError) -> (String, String) {
+pub(crate) fn port_error(text: &str, error: &PortRuleError) -> (String, String) {
     let shown = quote(text);
     match error {
         PortRuleError::UnknownProtocol(_) => {
