@@ -35,37 +35,65 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+#[path = "tunnels/admission.rs"]
 mod admission;
+#[path = "judge/adopt.rs"]
 mod adopt;
+#[path = "snapshot/balance.rs"]
 mod balance;
 mod bulk;
+#[path = "types/config.rs"]
 mod config;
+#[path = "tunnels/control.rs"]
 mod control;
+#[path = "types/counters.rs"]
 mod counters;
+#[path = "judge/decide.rs"]
 mod decide;
+#[path = "types/event.rs"]
 mod event;
 mod flows;
+#[path = "forward/forged.rs"]
 mod forged;
+#[path = "forward/mod.rs"]
 mod forward;
+#[path = "tunnels/inbound.rs"]
 mod inbound;
+#[path = "tunnels/mtu.rs"]
 mod mtu;
+#[path = "node/mod.rs"]
 mod node;
+#[path = "tunnels/outbound.rs"]
 mod outbound;
+#[path = "tunnels/outbox.rs"]
 mod outbox;
+#[path = "tunnels/peers.rs"]
 mod peers;
+#[path = "tunnels/ping.rs"]
 mod ping;
+#[path = "types/random.rs"]
 mod random;
+#[path = "node/receive.rs"]
 mod receive;
+#[path = "forward/refuse.rs"]
 mod refuse;
+#[path = "forward/rejudge.rs"]
 mod rejudge;
+#[path = "tunnels/sealing.rs"]
 mod sealing;
+#[path = "tunnels/silence.rs"]
 mod silence;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+#[path = "snapshot/state.rs"]
 mod state;
+#[path = "node/task.rs"]
 mod task;
+#[path = "forward/translate.rs"]
 mod translate;
+#[path = "tunnels/tunnel.rs"]
 mod tunnel;
+#[path = "node/view.rs"]
 mod view;
 
 pub use bulk::{Cipher, Ciphers, LANES, TYPE as BULK_TYPE};
