@@ -57,13 +57,13 @@ mod flows;
 mod forged;
 #[path = "forward/mod.rs"]
 mod forward;
-#[path = "tunnels/inbound.rs"]
+#[path = "tunnels/open.rs"]
 mod inbound;
 #[path = "tunnels/mtu.rs"]
 mod mtu;
 #[path = "node/mod.rs"]
 mod node;
-#[path = "tunnels/outbound.rs"]
+#[path = "tunnels/send.rs"]
 mod outbound;
 #[path = "tunnels/outbox.rs"]
 mod outbox;
@@ -73,7 +73,7 @@ mod peers;
 mod ping;
 #[path = "types/random.rs"]
 mod random;
-#[path = "node/receive.rs"]
+#[path = "node/inbox.rs"]
 mod receive;
 #[path = "forward/refuse.rs"]
 mod refuse;
