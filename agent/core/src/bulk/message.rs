@@ -1,4 +1,4 @@
-//! What agents say to set up bulk sessions, as messages of [`control`](crate::control).
+//! What agents say to set up bulk sessions, as messages between agents.
 //!
 //! ```text
 //!   0                   1                   2                   3
@@ -19,8 +19,9 @@
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::codec::{Cipher, Ciphers, Proof, SECRET};
+use super::codec::{Proof, SECRET};
 use super::{LANES, Offering};
+use crate::types::{Cipher, Ciphers};
 
 const VERSION: u8 = 1;
 const OFFER: u8 = 5;

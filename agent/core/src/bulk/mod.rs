@@ -33,14 +33,13 @@ use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768}
 use isthmus_model::HostId;
 use zeroize::Zeroizing;
 
+use crate::types::{Cipher, Ciphers};
 use codec::Purpose;
-pub use codec::{Cipher, Ciphers, TYPE};
+pub use codec::TYPE;
 pub(crate) use codec::{HEADER, Header, Key, SECRET, TAG};
 use message::{Answer, Message, Offer, Ready};
 use window::Window;
 
-// As much as WireGuard adds: a path's limit is the same for both.
-const _: () = assert!(HEADER + TAG == crate::tunnel::OVERHEAD);
 /// How often, and how many times, an unanswered message is repeated.
 const REPEAT: Duration = Duration::from_millis(500);
 const TRIES: u32 = 12;

@@ -1,8 +1,11 @@
-use isthmus_packet::Address;
+use std::time::Duration;
+
+use isthmus_model::{HostId, Layer4, Place, ServiceId};
+use isthmus_packet::{Address, FlowKey, TcpFlags, Transport, protocol};
+use isthmus_policy::{DecidedBy, Outcome, Verdict};
 
 use super::*;
-use isthmus_model::{HostId, ServiceId};
-use isthmus_policy::{DecidedBy, Outcome};
+use crate::types::{PeerName, Port};
 
 const SYN: Transport = Transport::Tcp { flags: TcpFlags(TcpFlags::SYN) };
 const ACK: Transport = Transport::Tcp { flags: TcpFlags(TcpFlags::ACK) };
@@ -91,7 +94,7 @@ fn a_flow_whose_legs_look_the_same_is_found_and_forgotten_as_one() {
 #[test]
 fn the_index_agrees_with_a_plain_map_whatever_happens() {
     let (mut table, now) = table(3000, 3000);
-    let mut random = crate::random::Random::new(3);
+    let mut random = crate::types::random::Random::new(3);
     let mut model = std::collections::HashMap::new();
     for _ in 0..20_000 {
         let port = (random.next() % 2000) as u16;

@@ -129,7 +129,7 @@ impl Occupied {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::types::random::Random;
 
     /// What `poll_timeout` is to find, by looking at every bucket.
     fn walk(wheel: &Wheel) -> Option<Instant> {

@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use isthmus_packet::Address;
 
-use crate::event::{Event, Events};
-use crate::node::PeerName;
+use crate::types::{Event, PeerName, Telemetry};
 
 /// At most one event per peer and address in this time.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -21,47 +20,44 @@ pub(crate) struct ForgedLog {
 }
 
 impl ForgedLog {
-    /// Notes a packet; returns whether an event was lost.
+    /// Notes a packet.
     pub(crate) fn note(
         &mut self,
         peer: PeerName,
         source: Address,
-        events: &mut Events,
+        telemetry: &mut Telemetry,
         now: Instant,
-    ) -> bool {
+    ) {
         if let Some(packets) = self.unreported.get_mut(&(peer, source)) {
             *packets += 1;
-            return false;
+            return;
         }
         if self.unreported.len() >= CAPACITY {
-            return false;
+            return;
         }
         self.unreported.insert((peer, source), 0);
         self.next_report.get_or_insert(now + PERIOD);
-        !events.push(Event::Forged { from: peer, source: source.ip(), packets: 1 })
+        telemetry.tell(Event::Forged { from: peer, source: source.ip(), packets: 1 });
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.next_report
     }
 
-    /// Reports what has come since, and forgets who has stopped. Returns how many events were lost.
-    pub(crate) fn handle_timeout(&mut self, events: &mut Events, now: Instant) -> u64 {
+    /// Reports what has come since, and forgets who has stopped.
+    pub(crate) fn handle_timeout(&mut self, telemetry: &mut Telemetry, now: Instant) {
         if self.next_report.is_none_or(|due| now < due) {
-            return 0;
+            return;
         }
-        let mut lost = 0;
         self.unreported.retain(|(peer, source), packets| {
             let goes_on = *packets > 0;
             if goes_on {
                 let source = source.ip();
-                let event = Event::Forged { from: *peer, source, packets: *packets };
-                lost += u64::from(!events.push(event));
+                telemetry.tell(Event::Forged { from: *peer, source, packets: *packets });
                 *packets = 0;
             }
             goes_on
         });
         self.next_report = (!self.unreported.is_empty()).then_some(now + PERIOD);
-        lost
     }
 }

@@ -9,17 +9,17 @@ use isthmus_packet::{
     FlowKey, Headers, REPLY_BUFFER, Reason, TcpFlags, Transport, icmp_error, tcp_reset,
 };
 
-use crate::counters::DropReason;
-use crate::flows::{Flow, Leg, Port};
-use crate::node::{Node, PeerName};
+use super::Forwarder;
+use crate::flows::{Flow, Leg};
+use crate::types::{DropReason, PeerName, Port};
 
 /// The longest IP and TCP headers that a made-up segment needs.
 const SEGMENT: usize = 60;
 
-impl Node {
+impl Forwarder {
     /// The policy denies the flow that this packet belongs to.
     pub(crate) fn deny(&mut self, ingress: Port, packet: &[u8], headers: &Headers, now: Instant) {
-        self.counters.drop(DropReason::Denied);
+        self.telemetry.drop(DropReason::Denied);
         if !is_near(ingress) {
             return;
         }
@@ -50,8 +50,8 @@ impl Node {
     ) {
         let v4 = headers.key.source.is_v4();
         let from = match ingress {
-            Port::Tun => self.state.anycast_address(v4),
-            Port::Peer(_) => self.state.own_address(v4),
+            Port::Tun => self.judge.state.anycast_address(v4),
+            Port::Peer(_) => self.judge.state.own_address(v4),
         };
         let mut reply = [0; REPLY_BUFFER];
         if let Some(length) = icmp_error(packet, headers, reason, from, &mut reply) {
@@ -109,12 +109,12 @@ impl Node {
 
     /// Sends a packet of the node's own.
     fn emit(&mut self, to: Port, packet: &[u8], now: Instant) {
-        self.counters.refusals += 1;
+        self.telemetry.counters.refusals += 1;
         match to {
             Port::Tun => self.push_tun(packet),
             Port::Peer(name) => {
-                if let Some(slot) = self.peers.by_name(name) {
-                    self.send(slot, packet, true, now);
+                if let Some(slot) = self.tunnels.peers.by_name(name) {
+                    self.tunnels.send(slot, packet, true, &mut self.telemetry, now);
                 }
             }
         }

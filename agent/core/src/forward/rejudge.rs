@@ -7,12 +7,10 @@ use std::time::{Duration, Instant};
 use isthmus_model::Place;
 use isthmus_policy::Outcome;
 
-use crate::counters::DropReason;
-use crate::decide::port_of;
-use crate::event::{Denial, Event};
-use crate::flows::{Flow, FlowRef, Port};
-use crate::node::{Node, PeerName};
-use crate::view::FlowState;
+use super::{Exit, Forwarder};
+use crate::flows::{Flow, FlowRef, FlowState};
+use crate::judge::port_of;
+use crate::types::{Denial, DropReason, Event, PeerName, Port};
 
 /// Flows looked at in one step of the sweep, a millisecond's work at most.
 const STEP: u32 = 4096;
@@ -32,12 +30,12 @@ impl Sweep {
     }
 }
 
-impl Node {
+impl Forwarder {
     /// Whether a flow stands under the current revision; judges it if it hasn't been yet.
     #[inline(always)]
     pub(crate) fn is_judged(&mut self, flow: FlowRef, now: Instant) -> bool {
         match self.flows.get(flow) {
-            Some(entry) if entry.epoch == self.epoch => true,
+            Some(entry) if entry.epoch == self.judge.epoch => true,
             Some(_) => self.rejudge(flow, now),
             None => false,
         }
@@ -57,24 +55,24 @@ impl Node {
 
     fn rejudge(&mut self, flow: FlowRef, now: Instant) -> bool {
         let Some(entry) = self.flows.get(flow) else { return false };
-        self.counters.flows_rejudged += 1;
+        self.telemetry.counters.flows_rejudged += 1;
         if entry.is_denied() {
             self.flows.remove(flow);
-            self.counters.flows_removed += 1;
+            self.telemetry.counters.flows_removed += 1;
             return false;
         }
-        let local = self.state.local();
+        let local = self.judge.state.local();
         let (from, to) = (entry.from.place.principal(local), entry.to.place.principal(local));
-        let verdict = self.state.judge(from, to, entry.layer4);
+        let verdict = self.judge.state.judge(from, to, entry.layer4);
         let delivers_here = entry.legs[1].key.port == Port::Tun;
         let was_inspected = entry.verdict.outcome == Outcome::Inspect;
         let changes_hands = delivers_here && was_inspected != (verdict.outcome == Outcome::Inspect);
-        let around = self.state.leads_around_proxy(entry.to.place, entry.layer4);
+        let around = self.judge.state.leads_around_proxy(entry.to.place, entry.layer4);
         if verdict.denies() || changes_hands || around || !self.still_stands(entry) {
             self.cut(flow, now);
             return false;
         }
-        let epoch = self.epoch;
+        let epoch = self.judge.epoch;
         let audited = verdict.audited() && !entry.verdict.audited();
         if let Some(entry) = self.flows.get_mut(flow) {
             entry.verdict = verdict;
@@ -82,17 +80,17 @@ impl Node {
         }
         if audited && let Some(entry) = self.flows.get(flow) {
             let denial = Denial { verdict, ..self.denial(entry) };
-            self.tell(Event::Audited(denial));
+            self.telemetry.tell(Event::Audited(denial));
         }
         true
     }
 
     /// Whether both ends are still where they were, and the ways to them.
     fn still_stands(&self, flow: &Flow) -> bool {
-        let state = &self.state;
+        let state = &self.judge.state;
         let has_port = |port| match port {
             Port::Tun => true,
-            Port::Peer(name) => self.peers.by_name(name).is_some(),
+            Port::Peer(name) => state.has_peer(name),
         };
         let addressed = match state.place(flow.legs[0].key.flow.destination) {
             Some(Place::Virtual(service)) => match flow.to.place {
@@ -112,8 +110,8 @@ impl Node {
 
     fn cut(&mut self, flow: FlowRef, now: Instant) {
         let Some(flow) = self.flows.remove(flow) else { return };
-        self.counters.flows_removed += 1;
-        self.counters.flows_cut += 1;
+        self.telemetry.counters.flows_removed += 1;
+        self.telemetry.counters.flows_cut += 1;
         if flow.is_tcp() && flow.state != FlowState::Closing {
             self.reset_near_ends(&flow, now);
         }
@@ -121,7 +119,7 @@ impl Node {
 
     /// A flow as events show it.
     pub(crate) fn denial(&self, flow: &Flow) -> Denial {
-        let local = self.state.local();
+        let local = self.judge.state.local();
         let outbound = match flow.legs[0].key.port {
             Port::Tun | Port::Peer(PeerName::Device(_)) => true,
             Port::Peer(PeerName::Host(_)) => false,
@@ -133,13 +131,13 @@ impl Node {
             source: flow.from.address.ip(),
             layer4: flow.layer4,
             verdict: flow.verdict,
-            revision: self.state.revision(),
+            revision: self.judge.state.revision(),
             outbound,
         }
     }
 
-    pub(crate) fn dropped(&mut self, reason: DropReason) -> crate::forward::Exit {
-        self.counters.drop(reason);
-        crate::forward::Exit::Done
+    pub(crate) fn dropped(&mut self, reason: DropReason) -> Exit {
+        self.telemetry.drop(reason);
+        Exit::Done
     }
 }

@@ -4,12 +4,11 @@ use std::time::Instant;
 
 use isthmus_packet::{FlowKey, Headers, Quoted, Rewrite, quoted, rewrite_icmp_error};
 
-use crate::counters::DropReason;
-use crate::flows::{FlowRef, LegKey, Port};
-use crate::forward::Exit;
-use crate::node::Node;
+use super::{Exit, Forwarder};
+use crate::flows::{FlowRef, LegKey};
+use crate::types::{DropReason, Port};
 
-impl Node {
+impl Forwarder {
     /// An error goes against the flow of its quote: by the leg that answers would come in by. One
     /// about a flow that nobody knows is nobody's.
     pub(crate) fn pass_icmp_error(
@@ -19,7 +18,7 @@ impl Node {
         headers: &Headers,
         now: Instant,
     ) -> Exit {
-        if let Err(reason) = self.check_source(ingress, headers) {
+        if let Err(reason) = self.judge.check_source(ingress, headers) {
             return self.refuse_source(ingress, headers, reason, now);
         }
         let Some(quoted) = quoted(packet, headers) else {
@@ -39,8 +38,9 @@ impl Node {
         match egress {
             Port::Tun => Exit::ToTun(headers.total_length),
             Port::Peer(name) => {
-                if let Some(slot) = self.peers.by_name(name) {
-                    self.send(slot, packet, headers.dont_fragment, now);
+                if let Some(slot) = self.tunnels.peers.by_name(name) {
+                    let telemetry = &mut self.telemetry;
+                    self.tunnels.send(slot, packet, headers.dont_fragment, telemetry, now);
                 }
                 Exit::Done
             }

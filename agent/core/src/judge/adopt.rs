@@ -10,9 +10,11 @@
 use isthmus_model::Place;
 use isthmus_packet::{Address, FlowKey, Headers};
 
-use crate::decide::{asked_layer4, port_of};
-use crate::flows::{End, NewFlow, Port};
-use crate::node::{Node, Owner, Owners, PeerName};
+use super::Judge;
+use super::decide::{asked_layer4, port_of};
+use crate::flows::{End, NewFlow};
+use crate::snapshot::{Owner, Owners};
+use crate::types::{PeerName, Port};
 
 /// What an answer without a flow turns out to be.
 pub(crate) enum Adoption {
@@ -24,7 +26,7 @@ pub(crate) enum Adoption {
     Denied,
 }
 
-impl Node {
+impl Judge {
     pub(crate) fn adopt(
         &self,
         ingress: Port,

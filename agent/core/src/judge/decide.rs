@@ -4,12 +4,11 @@ use isthmus_model::{HostId, Layer4, Place, ServiceId};
 use isthmus_packet::{FlowKey, Headers, Reason, Transport};
 use isthmus_policy::Outcome;
 
-use crate::adopt::Adoption;
-use crate::balance;
-use crate::counters::DropReason;
-use crate::flows::{End, NewFlow, Port};
-use crate::node::{Node, Owner, Owners, PeerName};
-use crate::state::State;
+use super::Judge;
+use super::adopt::Adoption;
+use crate::flows::{End, NewFlow};
+use crate::snapshot::{Owner, Owners, State, balance};
+use crate::types::{DropReason, PeerName, Port};
 
 /// What to do with a packet that belongs to no flow.
 pub(crate) enum Decision {
@@ -48,7 +47,7 @@ enum Standing {
     Answer,
 }
 
-impl Node {
+impl Judge {
     pub(crate) fn decide(
         &self,
         ingress: Port,
@@ -91,7 +90,7 @@ impl Node {
     }
 
     /// Whether somebody behind this host, who has no address of the mesh, may have sent this: a
-    /// container. INVARIANT: it gets no further than [`Node::origin`], which asks who that is.
+    /// container. INVARIANT: it gets no further than [`Judge::origin`], which asks who that is.
     fn may_be_behind(&self, ingress: Port, headers: &Headers) -> bool {
         ingress == Port::Tun && self.state.place(headers.key.source).is_none()
     }
@@ -362,7 +361,7 @@ impl Node {
             (Port::Peer(one), Port::Peer(other)) if one == other => {
                 Err(Refusal::silent(DropReason::Local))
             }
-            (_, Port::Peer(name)) if self.peers.by_name(name).is_none() => {
+            (_, Port::Peer(name)) if !self.state.has_peer(name) => {
                 Err(Refusal::unreachable(DropReason::NoRoute))
             }
             (Port::Tun | Port::Peer(_), egress) => Ok(egress),

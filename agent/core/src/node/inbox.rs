@@ -11,20 +11,19 @@
 //! each.
 
 use std::io::IoSlice;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use isthmus_packet::{Headers, MAX_SEGMENTS, Run, RunHeader, VNET_HEADER, complete_checksum};
 
+use super::Node;
 use crate::bulk::{self, Key};
-use crate::counters::DropReason;
-use crate::flows::Port;
-use crate::forward::{Exit, Load};
-use crate::node::{Node, Owners, PeerName, Received, TunWriter, canonical};
-use crate::peers::Slot;
-use crate::tunnel::{MIN_BUFFER, Opened};
+use crate::flows::Load;
+use crate::forward::{Exit, Forwarder};
+use crate::snapshot::Owners;
+use crate::tunnels::Slot;
+use crate::types::{DropReason, PeerName, Port, Received, TunWriter, canonical};
 
 /// One thread's work on a batch of messages, in the order in which they came.
 #[derive(Default)]
@@ -164,7 +163,7 @@ impl Node {
                 let header = received.contents.get(bytes.clone()).and_then(bulk::Header::read);
                 let seal = match header {
                     None => Seal::WireGuard,
-                    Some(header) => match self.peers.receiving(header.session) {
+                    Some(header) => match self.forward.tunnels.peers.receiving(header.session) {
                         None => Seal::Unknown,
                         Some(session) if !session.may_be_new(header) => Seal::Refused,
                         Some(session) => {
@@ -192,7 +191,7 @@ impl Node {
         }
         let datagrams = std::mem::take(&mut inbox.datagrams);
         for datagram in &datagrams {
-            self.counters.received.add(datagram.bytes.len());
+            self.forward.telemetry.counters.received.add(datagram.bytes.len());
             let Some(slot) = self.slot_of(datagram, received, now) else { continue };
             if (slot, datagram.message) != (inbox.batch.slot, inbox.batch.message) {
                 self.deliver(inbox, received, owners, now);
@@ -213,23 +212,20 @@ impl Node {
         now: Instant,
     ) -> Option<Slot> {
         let message = received.get(datagram.message)?;
+        let Forwarder { tunnels, telemetry, .. } = &mut self.forward;
         let session = match datagram.seal {
             Seal::WireGuard => {
                 let bytes = message.contents.get(datagram.bytes.clone())?;
-                return self.addressee(message.from, bytes, now);
+                return tunnels.addressee(message.from, bytes, telemetry, now);
             }
             Seal::Refused | Seal::Closed(..) => {
-                self.counters.drop(DropReason::Unauthentic);
+                telemetry.drop(DropReason::Unauthentic);
                 return None;
             }
             Seal::Unknown => None,
-            Seal::Open(header, ..) => self.peers.by_bulk_session(header.session),
+            Seal::Open(header, ..) => Some(header.session),
         };
-        if session.is_none() {
-            self.counters.drop(DropReason::UnknownSession);
-            self.provoked(message.from, now);
-        }
-        session
+        tunnels.addressee_of_bulk(session, message.from, telemetry, now)
     }
 
     fn packet_of(
@@ -242,26 +238,22 @@ impl Node {
     ) -> Option<Packet> {
         let message = received.get_mut(datagram.message)?;
         let (from, start) = (message.from, datagram.bytes.start);
+        let Forwarder { tunnels, telemetry, .. } = &mut self.forward;
         match datagram.seal {
             Seal::WireGuard => {
                 let sealed = message.contents.get_mut(datagram.bytes.clone())?;
-                let length = self.open_wireguard(slot, from, sealed, now)?;
+                let length = tunnels.open_wireguard(slot, from, sealed, telemetry, now)?;
                 Some(Packet { bytes: start..start + length, partial: false })
             }
             Seal::Open(header, place, length) => {
                 let (_, key) = inbox.keys.get(place)?;
-                let peer = self.peers.get_mut(slot)?;
-                if !peer.bulk.accept(header, key, now) {
-                    self.counters.drop(DropReason::Unauthentic);
+                let bytes = datagram.bytes.len();
+                if !tunnels.accept_bulk(slot, (header, key), bytes, telemetry, now) {
                     return None;
                 }
-                peer.received_bytes += datagram.bytes.len() as u64;
                 // One place sent the whole message: it's enough to hear it once.
                 if inbox.batch.packets.is_empty() {
-                    if length > 0 {
-                        peer.bulk.last_received = Some(now);
-                    }
-                    self.heard(slot, from, false, now);
+                    tunnels.heard_in_bulk(slot, from, length > 0, telemetry, now);
                 }
                 let start = start + bulk::HEADER;
                 let packet = Packet { bytes: start..start + length, partial: header.partial };
@@ -269,71 +261,6 @@ impl Node {
             }
             Seal::Closed(..) | Seal::Unknown | Seal::Refused => None,
         }
-    }
-
-    /// Opens a datagram of a WireGuard session, and leaves the packet in its place.
-    fn open_wireguard(
-        &mut self,
-        slot: Slot,
-        from: SocketAddr,
-        datagram: &mut [u8],
-        now: Instant,
-    ) -> Option<usize> {
-        let room = datagram.len().max(MIN_BUFFER);
-        if self.scratch.len() < room {
-            self.scratch.resize(room, 0);
-        }
-        let mut opened = std::mem::take(&mut self.scratch);
-        let length = self.opened(slot, from, datagram, opened.get_mut(..room)?, now);
-        if let Some((packet, place)) =
-            length.and_then(|length| opened.get(..length).zip(datagram.get_mut(..length)))
-        {
-            place.copy_from_slice(packet);
-        }
-        self.scratch = opened;
-        self.flush(slot, now);
-        length
-    }
-
-    /// Opens a datagram of a WireGuard session into `out`, and does what it asks for. Returns the
-    /// packet's length, if it held one.
-    fn opened(
-        &mut self,
-        slot: Slot,
-        from: SocketAddr,
-        datagram: &[u8],
-        out: &mut [u8],
-        now: Instant,
-    ) -> Option<usize> {
-        let peer = self.peers.wake(slot, &self.keys, now)?;
-        let tunnel = peer.tunnel.as_mut()?;
-        let opened = tunnel.open(from.ip(), datagram, out, now);
-        let is_new_session = tunnel.take_confirmed(&opened);
-        peer.received_bytes += datagram.len() as u64;
-        match opened {
-            Opened::Packet(length) => {
-                self.heard(slot, from, is_new_session, now);
-                return Some(length);
-            }
-            Opened::Keepalive => self.heard(slot, from, is_new_session, now),
-            Opened::Completed(length) => {
-                self.counters.handshakes_completed += 1;
-                self.heard(slot, from, is_new_session, now);
-                self.push_datagram(slot, from, out.get(..length).unwrap_or_default());
-            }
-            Opened::Answer(length) => {
-                self.counters.handshakes_answered += 1;
-                self.answered(slot, from, now);
-                self.push_datagram(slot, from, out.get(..length).unwrap_or_default());
-            }
-            Opened::Cookie => {}
-            Opened::Outdated => {
-                self.counters.drop(DropReason::OutdatedHandshake);
-                self.outdated(slot, now);
-            }
-            Opened::Refused => self.counters.drop(DropReason::Unauthentic),
-        }
-        None
     }
 
     /// Passes on what was opened, and empties the batch: packets of a flow that follow each other
@@ -346,7 +273,7 @@ impl Node {
         now: Instant,
     ) {
         let Batch { slot, message, packets } = std::mem::take(&mut inbox.batch);
-        let peer = self.peers.get(slot).map(|peer| peer.name);
+        let peer = self.forward.tunnels.peers.get(slot).map(|peer| peer.name);
         if let (Some(peer), Some(received)) = (peer, received.get_mut(message)) {
             let mut opened = Opening { message, bytes: received.contents, peer };
             let mut rest = &packets[..];
@@ -381,19 +308,15 @@ impl Node {
         let is_partial = packet.partial;
         let Some(packet) = opened.bytes.get_mut(packet.bytes.clone()) else { return };
         if is_partial && complete_checksum(packet).is_none() {
-            return self.counters.drop(DropReason::Malformed);
+            return self.forward.telemetry.drop(DropReason::Malformed);
         }
-        match self.route(Port::Peer(opened.peer), packet, owners, now) {
+        match self.forward.route(Port::Peer(opened.peer), packet, owners, now) {
             Exit::Done | Exit::Denied => {}
             Exit::ToTun(length) => {
-                self.counters.to_tun.add(length);
+                self.forward.telemetry.counters.to_tun.add(length);
                 inbox.push_packet(opened.message, start..start + length);
             }
-            Exit::ToPeer(departure) => {
-                if let Some(sealing) = self.depart(0, departure, now) {
-                    self.seal_now(&sealing, packet);
-                }
-            }
+            Exit::ToPeer(departure) => self.forward.seal(0, departure, packet, now),
         }
     }
 
@@ -411,21 +334,22 @@ impl Node {
         let first = packets.first().and_then(|first| opened.bytes.get_mut(first.bytes.clone()));
         let Some(first) = first else { return false };
         let headers = run.headers();
-        let Some(passage) = self.passage(Port::Peer(opened.peer), headers, owners, now) else {
+        let Some(passage) = self.forward.passage(Port::Peer(opened.peer), headers, owners, now)
+        else {
             return false;
         };
         if passage.egress != Port::Tun {
             return false;
         }
         let load = Load { packets: run.count(), bytes: run.bytes() };
-        self.note(passage.flow, passage.leg, first, headers, load, now);
+        self.forward.note(passage.flow, passage.leg, first, headers, load, now);
         let key = passage.rewrite.key_after(headers);
         passage.rewrite.apply(first, headers);
         let Some(header) = run.header(first, &Headers { key, ..*headers }) else {
-            self.counters.drop(DropReason::Malformed);
+            self.forward.telemetry.drop(DropReason::Malformed);
             return true;
         };
-        self.counters.to_tun.add_many(load.packets, load.bytes);
+        self.forward.telemetry.counters.to_tun.add_many(load.packets, load.bytes);
         let payloads = packets.iter().enumerate().map(|(at, packet)| {
             let start = packet.bytes.start + headers.payload_offset;
             start..start + run.payload(at)

@@ -5,8 +5,8 @@ use std::io::IoSlice;
 
 use isthmus_packet::{Headers, Offload, VNET_HEADER};
 
-use crate::node::TunWriter;
-use crate::sealing::Sealing;
+use crate::tunnels::Sealing;
+use crate::types::TunWriter;
 
 /// What is left to do for a packet of the TUN device.
 #[derive(Clone, Debug)]

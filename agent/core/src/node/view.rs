@@ -7,11 +7,10 @@ use isthmus_model::{Layer4, Principal, PublicKey};
 use isthmus_packet::FlowKey;
 use isthmus_policy::{Outcome, Verdict};
 
-use crate::bulk::Cipher;
-use crate::flows::{Flow, Port};
-use crate::node::PeerName;
-use crate::peers::Peer;
-use crate::state::State;
+use crate::flows::{Flow, FlowState};
+use crate::snapshot::State;
+use crate::tunnels::Peer;
+use crate::types::{Cipher, PeerName, Port};
 
 /// A flow.
 #[derive(Clone, Debug)]
@@ -46,21 +45,6 @@ pub struct FlowView {
     pub age: Duration,
     /// Since its last packet.
     pub idle: Duration,
-}
-
-/// How far a flow is, as far as its timeout is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FlowState {
-    /// Refused; remembered so that the policy needn't be asked for each retry.
-    Denied,
-    /// One side has spoken.
-    Opening,
-    /// Both sides have.
-    Established,
-    /// One side has said that it is done.
-    HalfClosed,
-    /// Both have, or the connection was reset.
-    Closing,
 }
 
 /// A tunnel.

@@ -11,9 +11,10 @@ use isthmus_packet::{FlowKey, Headers, Offload, Rewrite, Run, SuperPacket};
 
 use super::packets::{ACK, SYN, SYN_ACK, ping, tcp, tcp_key};
 use super::{Builder, Kernel, Topology, World};
-use crate::flows::Port;
-use crate::forward::{Load, Passage};
-use crate::random::mix;
+use crate::flows::Load;
+use crate::forward::Passage;
+use crate::types::Port;
+use crate::types::random::mix;
 use crate::{Limits, Node, Owner, Owners, PeerName, State};
 
 /// The host that the flows lead to.
@@ -95,13 +96,13 @@ impl Established {
     fn note_by(&mut self, port: Port, packet: &[u8], headers: &Headers) -> Option<Rewrite> {
         let passage = self.passage(port, headers)?;
         let load = Load { packets: 1, bytes: headers.total_length };
-        self.node.note(passage.flow, passage.leg, packet, headers, load, self.now);
+        self.node.forward.note(passage.flow, passage.leg, packet, headers, load, self.now);
         Some(passage.rewrite)
     }
 
     #[inline]
     fn passage(&mut self, port: Port, headers: &Headers) -> Option<Passage> {
-        self.node.passage(port, headers, &mut Told(Owner::Host), self.now)
+        self.node.forward.passage(port, headers, &mut Told(Owner::Host), self.now)
     }
 }
 

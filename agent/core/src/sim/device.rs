@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::topology::{device_key, host_key};
 use crate::public_key;
-use crate::tunnel::{Keys, MIN_BUFFER, OVERHEAD, Opened, Tick, Tunnel};
+use crate::tunnels::tunnel::{Keys, MIN_BUFFER, OVERHEAD, Opened, Tick, Tunnel};
 
 /// A stock WireGuard peer.
 pub struct Device {

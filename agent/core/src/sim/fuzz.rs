@@ -37,7 +37,7 @@ pub fn fuzz_sequence(bytes: &[u8]) {
 fn stays_within_limits(node: &Node) {
     assert!(node.flow_count() <= LIMITS.flows, "flows outgrew their limit");
     let fragments = FragmentLimits::default().datagrams as usize;
-    assert!(node.fragments.len() <= fragments, "fragments outgrew their limit");
+    assert!(node.forward.fragments.len() <= fragments, "fragments outgrew their limit");
 }
 
 /// Whatever a kernel is given can be read, is for an address of this host or for its proxy, and comes from one that
@@ -46,13 +46,17 @@ fn is_the_kernels_business(node: &Node, packet: &[u8]) {
     let headers = Headers::parse(packet).expect("a kernel is given what can be read");
     assert_eq!(headers.total_length, packet.len());
     let (source, destination) = (headers.key.source.ip(), headers.key.destination.ip());
-    let snapshot = &node.state.snapshot;
+    let snapshot = &node.forward.judge.state.snapshot;
     let is_local = snapshot.local_addresses().any(|address| address == destination);
-    let is_proxys = matches!(node.state.directory.place(destination), Some(Place::Virtual(_)))
-        && (headers.key.destination_port == node.proxy_port
-            || matches!(headers.transport, Transport::IcmpError { .. }));
+    let is_proxys =
+        matches!(node.forward.judge.state.directory.place(destination), Some(Place::Virtual(_)))
+            && (headers.key.destination_port == node.forward.judge.proxy_port
+                || matches!(headers.transport, Transport::IcmpError { .. }));
     assert!(is_local || is_proxys, "host {:?} was given {:?}", snapshot.local, headers.key);
-    assert!(node.state.directory.place(source).is_some(), "{source} is nobody of the mesh");
+    assert!(
+        node.forward.judge.state.directory.place(source).is_some(),
+        "{source} is nobody of the mesh"
+    );
 }
 
 fn world() -> World {
@@ -134,7 +138,7 @@ fn step(world: &mut World, action: u8, input: &mut Input<'_>) {
 fn open_socket(world: &mut World, host: u32, packet: &[u8]) {
     let Ok(headers) = Headers::parse(packet) else { return };
     let host = world.host(host);
-    let source = host.node.state.directory.place(headers.key.source.ip());
+    let source = host.node.forward.judge.state.directory.place(headers.key.source.ip());
     match source.map(|place| place.principal(host.id)) {
         Some(Principal::Service(service)) => host.sockets.open(headers.key, service),
         Some(Principal::Host(_) | Principal::Device(_)) | None => {

@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::random::Random;
+use crate::types::random::Random;
 
 /// How the network treats datagrams.
 #[derive(Clone, Copy, Debug)]

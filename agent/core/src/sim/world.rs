@@ -9,6 +9,7 @@ use isthmus_packet::{FlowKey, Offload};
 
 use super::topology::{Topology, endpoint};
 use super::{Device, Host, Network, packets};
+use crate::forward::Forwarder;
 use crate::{DropReason, PeerName, SendError, State};
 
 /// How often devices look at the clock.
@@ -117,8 +118,9 @@ impl World {
     pub fn forge(&mut self, from: u32, to: u32, packet: &[u8]) {
         let now = self.now;
         let node = &mut self.host(from).node;
-        if let Some(slot) = node.peers.by_name(PeerName::Host(HostId(to))) {
-            node.send(slot, packet, true, now);
+        if let Some(slot) = node.forward.tunnels.peers.by_name(PeerName::Host(HostId(to))) {
+            let Forwarder { tunnels, telemetry, .. } = &mut node.forward;
+            tunnels.send(slot, packet, true, telemetry, now);
         }
         self.drain();
     }

@@ -7,8 +7,8 @@
 use isthmus_model::{HostId, ServiceId};
 use isthmus_packet::{Address, FlowKey};
 
-use crate::random::mix;
-use crate::state::State;
+use crate::snapshot::State;
+use crate::types::random::mix;
 
 /// Picks the workload that takes a flow of this key; `flow.source` must be the address that the mesh
 /// sees, so that a restarted agent picks the same.

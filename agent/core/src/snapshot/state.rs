@@ -11,6 +11,8 @@ use isthmus_model::{
 use isthmus_packet::Address;
 use isthmus_policy::{DecidedBy, Outcome, Policy, Query, Verdict};
 
+use crate::types::PeerName;
+
 /// A revision, made ready for judging.
 pub struct State {
     /// What the controller sent.
@@ -93,6 +95,16 @@ impl State {
     /// The host that this state is for.
     pub(crate) fn local(&self) -> HostId {
         self.snapshot.local
+    }
+
+    /// Whether this host has a tunnel to a peer: another host, or a device whose gateway it is.
+    pub(crate) fn has_peer(&self, name: PeerName) -> bool {
+        match name {
+            PeerName::Host(host) => host != self.local() && self.snapshot.hosts.contains_key(&host),
+            PeerName::Device(device) => {
+                self.snapshot.devices.get(&device).is_some_and(|it| it.via == self.local())
+            }
+        }
     }
 
     /// The tunnel key by which others know this host.

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::random::mix;
+use crate::types::random::mix;
 
 const SLOTS: usize = 4096;
 /// Handshakes at once: hosts behind one NAT that come back together.

@@ -16,7 +16,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::tunnel::OVERHEAD;
+use super::tunnel::OVERHEAD;
 
 /// Sizes of the outer IP packet: IPv6's minimum, common tunnels, PPPoE, Ethernet; then jumbo frames,
 /// as clouds and switches have them, with and without a tunnel. The top is what the overlay needs.

@@ -1,12 +1,12 @@
-//! What waits to be sent: datagrams, in runs that the kernel can take as one (UDP_SEGMENT), and
-//! packets for the TUN device. Buffers are used again, so that nothing is allocated per packet.
+//! What waits to be sent: datagrams, in runs that the kernel can take as one (UDP_SEGMENT). Buffers are used again, so
+//! that nothing is allocated per packet.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use crate::node::Transmit;
-use crate::outbound::PADDING;
-use crate::tunnel::OVERHEAD;
+use super::sealing::PADDING;
+use super::tunnel::OVERHEAD;
+use crate::types::Transmit;
 
 /// The kernel's limit (UDP_MAX_SEGMENTS is 128 now; it was 64).
 const MAX_SEGMENTS: usize = 64;
@@ -26,17 +26,18 @@ const KEEP_CAPACITY: usize = 1 << 17;
 
 /// Buffers to use again.
 #[derive(Default)]
-struct Buffers {
+pub(crate) struct Buffers {
     free: Vec<Vec<u8>>,
 }
 
 impl Buffers {
     /// A buffer of any length, with anything in it.
-    fn take(&mut self) -> Vec<u8> {
+    pub(crate) fn take(&mut self) -> Vec<u8> {
         self.free.pop().unwrap_or_default()
     }
 
-    fn give(&mut self, buffer: Vec<u8>) {
+    /// A buffer that isn't needed any more.
+    pub(crate) fn give(&mut self, buffer: Vec<u8>) {
         if self.free.len() < POOL && buffer.capacity() <= KEEP_CAPACITY {
             self.free.push(buffer);
         }
@@ -181,44 +182,6 @@ impl Outbox {
 impl std::fmt::Debug for Outbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outbox").field("bytes", &self.waiting).finish_non_exhaustive()
-    }
-}
-
-/// Packets that wait for the TUN device.
-pub(crate) struct TunQueue {
-    packets: VecDeque<Vec<u8>>,
-    given: Option<Vec<u8>>,
-    limit: usize,
-    buffers: Buffers,
-    /// Whether some aren't the node's own, but of flows that it has passed on: their order counts.
-    pub(crate) holds_passed: bool,
-}
-
-impl TunQueue {
-    pub(crate) fn new(limit: usize) -> Self {
-        let buffers = Buffers::default();
-        Self { packets: VecDeque::new(), given: None, limit, buffers, holds_passed: false }
-    }
-
-    /// False if too many wait.
-    pub(crate) fn push(&mut self, packet: &[u8]) -> bool {
-        let has_room = self.packets.len() < self.limit;
-        if has_room {
-            let mut copy = self.buffers.take();
-            copy.clear();
-            copy.extend_from_slice(packet);
-            self.packets.push_back(copy);
-        }
-        has_room
-    }
-
-    pub(crate) fn poll(&mut self) -> Option<&[u8]> {
-        if let Some(given) = self.given.take() {
-            self.buffers.give(given);
-        }
-        let packet = self.packets.pop_front();
-        self.holds_passed &= packet.is_some();
-        Some(self.given.insert(packet?))
     }
 }
 

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use isthmus_model::PublicKey;
 
+use super::mtu::{self, Path};
+use super::silence::Silence;
+use super::tunnel::{INDEX_BITS, Keys, Tunnel};
 use crate::bulk::{Bulk, Offering, Receiving};
-use crate::mtu::{self, Path};
-use crate::node::PeerName;
-use crate::random::Random;
-use crate::silence::Silence;
-use crate::state::State;
-use crate::tunnel::{INDEX_BITS, Keys, Tunnel};
+use crate::snapshot::State;
+use crate::types::PeerName;
+use crate::types::random::Random;
 
 /// boringtun wants to be ticked at least this often.
 const TICK: Duration = Duration::from_millis(250);
@@ -150,9 +150,19 @@ impl Peer {
         usize::from(self.path.mtu()) - mtu::overhead(self.endpoint())
     }
 
+    /// Whether there is a session to send by.
+    pub(crate) fn has_session(&self) -> bool {
+        self.tunnel.as_ref().is_some_and(Tunnel::has_session)
+    }
+
+    /// Whether a handshake is on its way.
+    pub(crate) fn is_shaking_hands(&self) -> bool {
+        self.tunnel.as_ref().is_some_and(Tunnel::is_shaking_hands)
+    }
+
     /// Whether traffic to the peer goes by a bulk session, rather than by WireGuard's.
     pub(crate) fn seals_in_bulk(&self) -> bool {
-        self.bulk.cipher().is_some() && self.tunnel.as_ref().is_some_and(Tunnel::has_session)
+        self.bulk.cipher().is_some() && self.has_session()
     }
 
     /// Whether to tell the peer now that this host is elsewhere.
@@ -231,8 +241,7 @@ impl Peers {
             self.line_up(slot, ours);
         }
         // What was agreed in sessions that went with their keys goes, too.
-        let has_session = |peer: &Peer| peer.tunnel.as_ref().is_some_and(Tunnel::has_session);
-        if !self.get(slot).is_some_and(has_session) {
+        if !self.get(slot).is_some_and(Peer::has_session) {
             self.end_bulk(slot);
         }
     }
@@ -387,7 +396,7 @@ impl Peers {
     /// an earlier life of ours. Returns whether to begin a handshake, which heals the tunnel at once.
     pub(crate) fn may_be_provoked(&mut self, slot: Slot, now: Instant) -> bool {
         let Some(peer) = self.get_mut(slot) else { return false };
-        let is_busy = peer.tunnel.as_ref().is_some_and(|t| t.has_session() || t.is_shaking_hands());
+        let is_busy = peer.has_session() || peer.is_shaking_hands();
         let is_early = peer.last_provoked.is_some_and(|last| now < last + PROVOKED);
         if is_busy || is_early {
             return false;
@@ -417,8 +426,7 @@ impl Peers {
     /// This host is elsewhere now: peers with a session are told at the next ticks.
     pub(crate) fn announce(&mut self) {
         for peer in self.slots.iter_mut().flatten() {
-            let has_session = peer.tunnel.as_ref().is_some_and(Tunnel::has_session);
-            peer.announcements = if has_session { ANNOUNCEMENTS } else { 0 };
+            peer.announcements = if peer.has_session() { ANNOUNCEMENTS } else { 0 };
         }
     }
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use isthmus_model::{HostId, Place};
 use isthmus_packet::{Address, FlowKey};
 
-use crate::balance;
-use crate::control::Control;
-use crate::event::Event;
-use crate::node::{Node, PeerName};
-use crate::peers::Slot;
+use super::Tunnels;
+use super::control::Control;
+use super::peers::Slot;
+use crate::snapshot::balance;
+use crate::types::{Event, PeerName, Telemetry};
 
 /// Pings that may be on their way; more push out the oldest.
 const CAPACITY: usize = 256;
@@ -29,18 +29,20 @@ pub(crate) struct Ping {
 /// Pings on their way, oldest first.
 pub(crate) type Pings = VecDeque<Ping>;
 
-impl Node {
-    pub(crate) fn send_ping(
+impl Tunnels {
+    /// Asks the agent that has `target` for an answer. Returns the host that is asked; none if the
+    /// address is nobody's.
+    pub(crate) fn ping(
         &mut self,
         target: IpAddr,
-        identifier: u16,
-        sequence: u16,
+        (identifier, sequence): (u16, u16),
+        telemetry: &mut Telemetry,
         now: Instant,
     ) -> Option<HostId> {
         let host = self.host_of(target.into())?;
         if host == self.state.local() {
             let round_trip = Duration::ZERO;
-            self.tell(Event::Pong { from: host, target, identifier, sequence, round_trip });
+            telemetry.tell(Event::Pong { from: host, target, identifier, sequence, round_trip });
             return Some(host);
         }
         let slot = self.peers.by_name(PeerName::Host(host))?;
@@ -48,7 +50,8 @@ impl Node {
             self.pings.pop_front();
         }
         self.pings.push_back(Ping { host, target, identifier, sequence, sent: now });
-        self.send_control(slot, Control::EchoRequest { identifier, sequence }, now);
+        let echo = Control::EchoRequest { identifier, sequence };
+        self.send_control(slot, echo, telemetry, now);
         Some(host)
     }
 
@@ -70,12 +73,12 @@ impl Node {
         }
     }
 
-    pub(crate) fn take_pong(
+    pub(super) fn take_pong(
         &mut self,
         slot: Slot,
         from: HostId,
-        identifier: u16,
-        sequence: u16,
+        (identifier, sequence): (u16, u16),
+        telemetry: &mut Telemetry,
         now: Instant,
     ) {
         let is_it = |ping: &Ping| {
@@ -90,6 +93,6 @@ impl Node {
             peer.round_trip = Some(round_trip);
         }
         let target = ping.target;
-        self.tell(Event::Pong { from, target, identifier, sequence, round_trip });
+        telemetry.tell(Event::Pong { from, target, identifier, sequence, round_trip });
     }
 }

@@ -9,9 +9,15 @@ use std::sync::Arc;
 
 use isthmus_packet::{Headers, SuperPacket};
 
-use crate::bulk::{HEADER, Header, Key};
-use crate::outbox::{Outbox, Way};
-use crate::tunnel::OVERHEAD;
+use super::outbox::{Outbox, Way};
+use super::tunnel::OVERHEAD;
+use crate::bulk::{HEADER, Header, Key, TAG};
+
+/// WireGuard pads packets to a multiple of this, to tell less of their length.
+pub(crate) const PADDING: usize = 16;
+
+// A path's limit is the same for bulk sessions as for WireGuard's.
+const _: () = assert!(HEADER + TAG == OVERHEAD);
 
 /// A packet that goes to a peer by its bulk session, as far as it isn't in the packet.
 #[derive(Clone)]

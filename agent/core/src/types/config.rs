@@ -4,7 +4,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use crate::bulk::{Cipher, Ciphers};
+use crate::types::{Cipher, Ciphers};
 
 /// What a node is told once.
 pub struct Config {

@@ -8,7 +8,7 @@ use isthmus_model::{HostId, Layer4, Principal, Revision};
 use isthmus_packet::FlowKey;
 use isthmus_policy::Verdict;
 
-use crate::node::PeerName;
+use crate::types::PeerName;
 
 /// Events that wait for the shell; what comes on top is lost and counted.
 const CAPACITY: usize = 256;

@@ -3,11 +3,11 @@ use std::time::Duration;
 use isthmus_packet::{Reason, icmp_error, protocol};
 use isthmus_policy::Outcome;
 
+use crate::flows::FlowState;
 use crate::sim::packets::{
     ACK, RST, SYN, SYN_ACK, flags, payload, ping, read, tcp, tcp_key, udp, udp_key,
 };
 use crate::sim::{Builder, World};
-use crate::view::FlowState;
 use crate::{DropReason, Event};
 
 fn mesh() -> World {

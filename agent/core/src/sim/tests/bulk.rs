@@ -198,8 +198,9 @@ fn what_comes_as_one_message_is_written_as_one_frame() {
     for (v4, bulk) in [(true, true), (false, true), (true, false)] {
         let mut world = mesh();
         for host in [1, 2] {
-            let ciphers = world.host(host).node.offering.ciphers;
-            world.host(host).node.offering.ciphers = if bulk { ciphers } else { Ciphers::NONE };
+            let ciphers = world.host(host).node.forward.tunnels.offering.ciphers;
+            world.host(host).node.forward.tunnels.offering.ciphers =
+                if bulk { ciphers } else { Ciphers::NONE };
         }
         settle(&mut world);
         assert_eq!(cipher(&mut world, 1).is_some(), bulk);

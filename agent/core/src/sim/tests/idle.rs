@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use isthmus_model::{HostId, Protocol};
 
-use crate::peers::{Peers, Slot};
 use crate::sim::packets::{udp, udp_key};
 use crate::sim::topology::host_key;
 use crate::sim::{Builder, Topology, World};
-use crate::state::State;
-use crate::tunnel::Keys;
+use crate::snapshot::State;
+use crate::tunnels::peers::{Peers, Slot};
+use crate::tunnels::tunnel::Keys;
 use crate::{DropReason, PeerName};
 
 /// Longer than a handshake is tried for, and than a tunnel is kept after that.
@@ -25,12 +25,12 @@ fn mesh() -> World {
 }
 
 fn slot(world: &mut World, at: u32, peer: u32) -> Slot {
-    world.host(at).node.peers.by_name(PeerName::Host(HostId(peer))).unwrap()
+    world.host(at).node.forward.tunnels.peers.by_name(PeerName::Host(HostId(peer))).unwrap()
 }
 
 fn has_tunnel(world: &mut World, at: u32, peer: u32) -> bool {
     let slot = slot(world, at, peer);
-    world.host(at).node.peers.get(slot).unwrap().tunnel.is_some()
+    world.host(at).node.forward.tunnels.peers.get(slot).unwrap().tunnel.is_some()
 }
 
 fn log(world: &World, from: u32, to: u32) -> Vec<u8> {
@@ -50,7 +50,7 @@ fn a_tunnel_is_made_on_first_use_and_freed_when_it_has_nothing_to_time() {
 
     world.run(LONG);
     assert!(!has_tunnel(&mut world, 1, 2));
-    assert_eq!(world.host(1).node.peers.poll_timeout(), None, "nobody is ticked");
+    assert_eq!(world.host(1).node.forward.tunnels.peers.poll_timeout(), None, "nobody is ticked");
     assert_eq!(world.dropped(1, DropReason::TunnelQueue), 1);
 
     world.host(2).endpoint = there;
@@ -106,7 +106,7 @@ fn an_old_initiation_that_is_replayed_after_a_tunnel_was_freed_gains_nothing() {
     world.inject(attacker, 1, initiation);
     let slot = slot(&mut world, 1, 2);
     let there = world.host(2).endpoint;
-    let peer = world.host(1).node.peers.get(slot).unwrap();
+    let peer = world.host(1).node.forward.tunnels.peers.get(slot).unwrap();
     assert!(!peer.tunnel.as_ref().unwrap().has_session());
     assert_eq!(peer.endpoint(), Some(there), "nor is the peer moved");
 
@@ -145,6 +145,6 @@ fn handshakes(world: &mut World) -> [u64; 2] {
 fn free(world: &mut World, at: u32, peer: u32) {
     world.run(LONG);
     let slot = slot(world, at, peer);
-    world.host(at).node.peers.rest(slot);
+    world.host(at).node.forward.tunnels.peers.rest(slot);
     assert!(!has_tunnel(world, at, peer));
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use isthmus_packet::Offload;
 use proptest::prelude::*;
 
-use crate::random::Random;
 use crate::sim::fuzz::fuzz_sequence;
 use crate::sim::packets::{ACK, SYN, read, tcp, tcp_key};
 use crate::sim::{Builder, World};
+use crate::types::random::Random;
 use crate::{DropReason, Limits};
 
 fn mesh() -> World {

@@ -5,11 +5,10 @@ use std::time::Duration;
 use isthmus_model::HostId;
 use isthmus_packet::FlowKey;
 
-use crate::public_key;
 use crate::sim::packets::{ACK, SYN, read, tcp, tcp_key};
 use crate::sim::topology::host_key;
 use crate::sim::{Builder, World};
-use crate::{DropReason, PeerName};
+use crate::{DropReason, PeerName, public_key};
 
 const MOMENT: Duration = Duration::from_millis(100);
 const NEW: [u8; 32] = [42; 32];
@@ -60,7 +59,7 @@ fn handshakes(world: &mut World, host: u32) -> u64 {
 
 /// Whether packets between the two go by the first of their pairs of keys.
 fn goes_by_newest(world: &mut World, at: u32, peer: u32) -> bool {
-    let peers = &world.host(at).node.peers;
+    let peers = &world.host(at).node.forward.tunnels.peers;
     let slot = peers.by_name(PeerName::Host(HostId(peer))).unwrap();
     peers.get(slot).unwrap().tunnel.as_ref().unwrap().goes_by_newest()
 }

@@ -1,0 +1,19 @@
+//! What is remembered of fragmented packets: later fragments have no ports to find their flow by.
+
+use isthmus_packet::{FlowKey, Rewrite};
+
+use super::FlowRef;
+use crate::types::Port;
+
+/// What was decided for a first fragment.
+#[derive(Clone, Copy)]
+pub(crate) struct FragmentFlow {
+    /// [`FlowRef::NONE`] if it was refused without one.
+    pub(crate) flow: FlowRef,
+    /// The first fragment's, as it came.
+    pub(crate) key: FlowKey,
+    pub(crate) leg: u8,
+    pub(crate) ingress: Port,
+    /// What makes the datagram the flow's, where its source isn't what the flow knows.
+    pub(crate) adapt: Option<Rewrite>,
+}

@@ -1,0 +1,19 @@
+//! What becomes of a packet that belongs to no flow: a revision says, and whose socket it is.
+
+mod adopt;
+mod decide;
+
+use std::sync::Arc;
+
+use crate::snapshot::{Deaf, State};
+pub(crate) use decide::{Decision, Refusal, port_of};
+
+/// Judges packets by a revision.
+pub(crate) struct Judge {
+    pub(crate) state: Arc<State>,
+    /// Counts revisions: what was judged under an earlier one is judged again.
+    pub(crate) epoch: u32,
+    /// Where the proxy listens.
+    pub(crate) proxy_port: u16,
+    pub(crate) deaf: Deaf,
+}

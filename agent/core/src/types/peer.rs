@@ -1,0 +1,19 @@
+//! Who is at the other end of a tunnel, and what packets come in and go out by.
+
+use isthmus_model::{DeviceId, HostId};
+
+/// Who has a tunnel to this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PeerName {
+    /// Another host's agent.
+    Host(HostId),
+    /// A device whose gateway this host is.
+    Device(DeviceId),
+}
+
+/// What packets come in and go out by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Port {
+    Tun,
+    Peer(PeerName),
+}

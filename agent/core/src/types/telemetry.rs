@@ -1,0 +1,29 @@
+//! What is counted, and what is told.
+
+use super::event::Events;
+use super::{Counters, DropReason, Event};
+
+/// What was counted, and what waits to be told.
+#[derive(Debug, Default)]
+pub(crate) struct Telemetry {
+    pub(crate) counters: Counters,
+    events: Events,
+}
+
+impl Telemetry {
+    /// Something that the shell should tell somebody about.
+    pub(crate) fn tell(&mut self, event: Event) {
+        if !self.events.push(event) {
+            self.counters.events_lost += 1;
+        }
+    }
+
+    /// A packet went no further.
+    pub(crate) fn drop(&mut self, reason: DropReason) {
+        self.counters.drop(reason);
+    }
+
+    pub(crate) fn poll(&mut self) -> Option<Event> {
+        self.events.pop()
+    }
+}
