@@ -29,19 +29,20 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 
+pub use crate::cluster::dial::{Bind, Speaker};
 pub use crate::cluster::endpoint::{BreakerView, EndpointView};
 pub use crate::cluster::health::HealthView;
 pub use crate::cluster::silence::Silence;
+pub use crate::config::host_services::Outside;
 pub use crate::config::jwt::KeyFailure;
+pub use crate::config::parties::Side;
 pub use crate::config::ratelimit::{Demand, LimitView, RateLimits};
-pub use crate::config::view::{Side, View};
+pub use crate::config::view::View;
 pub use crate::http::detect;
 #[cfg(feature = "probe")]
 pub use crate::http::h1::probe;
 pub use crate::http::trace::{SpanId, TraceId, TraceParent};
-pub use crate::pool::timing::Parts;
-pub use crate::pool::{Bind, Speaker};
-pub use crate::serve::gateway::{Edge, Outside, Visitor};
+pub use crate::serve::gateway::{Edge, Visitor};
 pub use crate::serve::{Options, serve};
 pub use crate::telemetry::histogram::Histogram;
 pub use crate::telemetry::metrics::{Metrics, MetricsSnapshot, Ruling};
@@ -51,3 +52,4 @@ pub use crate::telemetry::rollout_traffic::{Measured, Traffic};
 pub use crate::telemetry::series::{SeriesLabels, SeriesSnapshot, StatusClass};
 pub use crate::telemetry::streams::{StreamLabels, StreamTotals};
 pub use crate::telemetry::tap::{Finished, FinishedTrace, Tap, TapFilter};
+pub use crate::telemetry::timing::Parts;

@@ -1,46 +1,25 @@
 //! What policy is asked about a request.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::HOST;
+use http::Uri;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Uri};
 use isthmus_model::{Name, ServiceId};
-use isthmus_policy::fields::Headers;
 use isthmus_policy::path::forwarded;
 use isthmus_policy::{Outcome, Request, Token};
 
+use super::connection::Connection;
+use crate::config::fields::Lines;
 use crate::config::jwt::{self, TokenError};
 use crate::config::life::Kept;
-use crate::config::view::{Parties, View};
-use crate::serve::connection::Connection;
+use crate::config::parties::Parties;
+use crate::config::view::View;
+use crate::http::headers::host_of;
 use crate::telemetry::access_log::{Decider, Record};
 use crate::telemetry::metrics::Ruling;
-
-/// Header fields, as policy looks at them.
-#[derive(Clone, Copy)]
-pub(crate) struct Lines<'a>(pub(crate) &'a HeaderMap);
-
-/// Not the values: they may be secrets.
-impl fmt::Debug for Lines<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
-impl Headers for Lines<'_> {
-    fn lines(&self, name: &str, tell: &mut dyn FnMut(&[u8])) {
-        self.0.get_all(name).iter().for_each(|line| tell(line.as_bytes()));
-    }
-
-    fn all(&self, tell: &mut dyn FnMut(&str, &[u8])) {
-        self.0.iter().for_each(|(name, line)| tell(name.as_str(), line.as_bytes()));
-    }
-}
 
 /// Puts a request into policy's words.
 pub(crate) fn ask<R>(
@@ -136,10 +115,4 @@ pub(crate) fn is_allowed(
     }
     record.life().keep(Kept::of(view, parties.service, head, tokens));
     true
-}
-
-/// The host that a request is for, perhaps with a port, in its canonical form: where
-/// [`crate::exchange`] has put it.
-pub(crate) fn host_of(head: &Parts) -> &str {
-    head.headers.get(HOST).and_then(|line| line.to_str().ok()).unwrap_or_default()
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::HeaderValue;
 use isthmus_model::Name;
 
+use super::connection::Connection;
 use crate::config::view::View;
-use crate::serve::connection::Connection;
 
 /// How a connection stands, by one view.
 #[derive(Debug)]

@@ -1,5 +1,8 @@
 //! Who calls, and what they may.
 
 pub(crate) mod authorize;
+pub(crate) mod connection;
+pub(crate) mod context;
+pub(crate) mod entry;
 pub(crate) mod first_speaker;
 pub(crate) mod info;

@@ -89,6 +89,40 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// Which limit of a breaker refused something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overflow {
+    Connections,
+    Pending,
+    Requests,
+    Retries,
+}
+
+impl Overflow {
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Connections, Self::Pending, Self::Requests, Self::Retries];
+
+    /// What a refused request is told.
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::Connections => "too many connections to the service are open",
+            Self::Pending => "too many requests to the service wait for a connection",
+            Self::Requests => "too many requests to the service are under way",
+            Self::Retries => "too many requests to the service are tried again",
+        }
+    }
+
+    /// The key in `breaker`.
+    pub(crate) const fn setting(self) -> &'static str {
+        match self {
+            Self::Connections => "max_connections",
+            Self::Pending => "max_pending_requests",
+            Self::Requests => "max_requests",
+            Self::Retries => "max_retries",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 
 pub(crate) mod balance;
 pub(crate) mod breaker;
+pub(crate) mod dial;
 pub(crate) mod endpoint;
 pub(crate) mod health;
 pub(crate) mod permits;
@@ -19,12 +20,11 @@ use isthmus_model::{
 };
 
 use self::balance::{Admission, Budget, Candidate, HashTable, Level, Ready, Sharpness, outliers};
-use self::breaker::{Gate, Room};
+use self::breaker::{Gate, Overflow, Room};
 use self::endpoint::{BreakerView, Choice, Endpoint, EndpointView, InFlight, Turn};
 use self::silence::Silence;
+use crate::config::host_services::Outside;
 use crate::config::view::{Map, View};
-use crate::serve::gateway::Outside;
-use crate::telemetry::metrics::Overflow;
 
 /// A server outside of the mesh, and its addresses.
 type Far<'a> = (&'a External, Arc<[IpAddr]>);

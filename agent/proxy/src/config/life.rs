@@ -17,10 +17,10 @@ use isthmus_model::{Name, Revision, ServiceId};
 use isthmus_policy::fields::Headers;
 use isthmus_policy::{Request, Token};
 
+use super::fields::Lines;
 use super::view::View;
-use crate::caller::authorize::Lines;
-use crate::pool::timing::Progress;
-use crate::serve::connection::Connection;
+use crate::caller::connection::Connection;
+use crate::pool::progress::Progress;
 
 /// What a request was judged by, and whether it is still allowed.
 #[derive(Debug, Default)]

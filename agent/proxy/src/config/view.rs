@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use isthmus_model::{
-    Application, Directory, External, HostId, Identity, JwtProvider, KeySource, Layer4, Name,
-    Place, Principal, Protocol, Service, ServiceId, Snapshot,
+    Application, Directory, External, HostId, JwtProvider, KeySource, Layer4, Name, Place,
+    Principal, Protocol, Service, ServiceId, Snapshot,
 };
 use isthmus_policy::{Policy, Query, Request, Stream, Verdict};
 
+use super::listens::{Listens, Shown};
+use super::parties::{Parties, Side};
 use super::ratelimit::{Limits, RateLimits};
 use super::routes::Routes;
-use crate::pool::reach::{Listens, Shown};
 
 /// A map for look-ups by each request. Its keys are few and not for callers to choose, so its hash may be a fast one.
 pub(crate) type Map<K, V> = HashMap<K, V, RandomState>;
@@ -36,48 +37,6 @@ pub struct View {
     pub(crate) routes: Arc<Routes>,
     /// How much its services here take; nothing is limited before [`View::limited_by`].
     pub(crate) limits: Limits,
-}
-
-/// Which end of a request this proxy stands at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Side {
-    /// Before a workload here: requests are judged.
-    Server,
-    /// Behind a caller here: requests are routed.
-    Client,
-}
-
-/// Who calls whom on a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Parties {
-    pub(crate) side: Side,
-    pub(crate) caller: Principal,
-    pub(crate) from: Identity,
-    pub(crate) to: Identity,
-    pub(crate) service: ServiceId,
-    pub(crate) protocol: Protocol,
-    /// The service's port, where the application listens.
-    pub(crate) port: u16,
-    /// Whether it has no name: routes are about this one.
-    pub(crate) is_own_port: bool,
-}
-
-impl Parties {
-    /// The port that is meant where they go on to a service: their own, if it is the one that was asked.
-    pub(crate) fn port_of(&self, service: ServiceId) -> Option<u16> {
-        (service == self.service).then_some(self.port)
-    }
-}
-
-impl Side {
-    /// As in `client`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Server => "server",
-            Self::Client => "client",
-        }
-    }
 }
 
 impl View {

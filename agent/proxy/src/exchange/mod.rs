@@ -22,25 +22,27 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use isthmus_model::Principal;
 use isthmus_model::host::canonical_authority;
 
-use self::body::{Answer, Upload};
+use self::body::Answer;
 use self::outbound::Call;
 use crate::caller::authorize;
-use crate::cluster::health::{LEAVING, PANIC, UNHEALTHY};
+use crate::caller::connection::{Connection, Tunnel};
 use crate::config::life::Cut;
-use crate::config::ratelimit::{RATE_LIMITED, TooMany};
-use crate::config::view::{Side, View};
+use crate::config::parties::Side;
+use crate::config::ratelimit::TooMany;
+use crate::config::view::View;
 use crate::http::body::Incoming;
 use crate::http::grpc;
 use crate::http::headers::{self, list};
 use crate::http::limits::Author;
+use crate::http::marks::{DENIED_BY, LEAVING, PANIC, RATE_LIMITED, UNHEALTHY, tell_server_time};
 use crate::http::trace::Trace;
 use crate::http::upgrade;
-use crate::pool::timing::{Part, Progress, tell_server_time};
+use crate::pool::progress::Progress;
+use crate::pool::request_body::Upload;
 use crate::pool::{BackendError, Target, Wire};
-use crate::serve::connection::Connection;
-use crate::serve::tunnel::Tunnel;
-use crate::telemetry::access_log::{DENIED_BY, Decider, Record};
+use crate::telemetry::access_log::{Decider, Record};
 use crate::telemetry::metrics::Ruling;
+use crate::telemetry::timing::Part;
 
 /// Serves one request. There is always an answer.
 pub(crate) async fn handle(

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use crate::pool::timing::Progress;
+use crate::pool::progress::Progress;
 
 /// Watches one connection. There are two ways to be too quiet, and requests under way are neither:
 /// not to finish a head that was begun, and not to begin another. Not to take what was asked for is

@@ -4,17 +4,13 @@ use http::header::{
     self, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
 };
 
-use crate::cluster::health::{LEAVING, UNHEALTHY};
-use crate::config::ratelimit::RATE_LIMITED;
-use crate::pool::timing::SERVER_TIME;
-use crate::telemetry::access_log::DENIED_BY;
+use http::request::Parts;
 
-/// Who calls, as a SPIFFE ID: set by the proxy, so the application can believe it.
-pub(crate) const IDENTITY: HeaderName = HeaderName::from_static("x-isthmus-identity");
+use super::marks::{DENIED_BY, IDENTITY, LEAVING, OURS, RATE_LIMITED, SERVER_TIME, UNHEALTHY};
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// What only the proxy may say: all that begins so, and what Envoy says who calls in.
-pub(crate) const OURS: &str = "x-isthmus-";
+/// What Envoy says who calls in.
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
 
 /// Meant for the next hop even where `Connection` doesn't list them (RFC 9110, section 7.6.1).
@@ -103,6 +99,12 @@ pub(crate) fn to_caller(headers: &mut HeaderMap) {
     headers.remove(DENIED_BY);
     headers.remove(UNHEALTHY);
     headers.remove(LEAVING);
+}
+
+/// The host that a request is for, perhaps with a port, in its canonical form: where
+/// validation has put it.
+pub(crate) fn host_of(head: &Parts) -> &str {
+    head.headers.get(HOST).and_then(|line| line.to_str().ok()).unwrap_or_default()
 }
 
 /// Whether a request's body is held back until it is asked for.

@@ -10,6 +10,7 @@ pub(crate) mod h2;
 pub(crate) mod headers;
 pub(crate) mod io;
 pub(crate) mod limits;
+pub(crate) mod marks;
 pub(crate) mod peek;
 pub(crate) mod proxy_protocol;
 pub(crate) mod random;

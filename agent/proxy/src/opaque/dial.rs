@@ -12,15 +12,15 @@ use isthmus_model::{HostId, ProxyProtocol, ServiceId};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::caller::connection::Connection;
 use crate::cluster::Draw;
 use crate::cluster::balance::Attempt;
-use crate::cluster::breaker::Pass;
+use crate::cluster::breaker::{Overflow, Pass};
+use crate::cluster::dial::{Speaker, connect_as};
 use crate::cluster::endpoint::InFlight;
-use crate::config::view::{Side, View};
+use crate::config::parties::Side;
+use crate::config::view::View;
 use crate::http::proxy_protocol;
-use crate::pool::{Speaker, connect_as};
-use crate::serve::connection::Connection;
-use crate::telemetry::metrics::Overflow;
 
 /// Workloads that are tried for one connection.
 const TRIES: usize = 3;

@@ -32,8 +32,10 @@ use tokio::time::{sleep, timeout};
 
 use self::dial::{Upstream, dial};
 use self::record::Record;
+use crate::caller::connection::Connection;
 use crate::caller::first_speaker::First;
-use crate::config::view::{Side, View};
+use crate::config::parties::Side;
+use crate::config::view::View;
 use crate::http::activity::Activity;
 use crate::http::copy;
 use crate::http::detect::{
@@ -41,7 +43,6 @@ use crate::http::detect::{
     detect_whole, is_http_server,
 };
 use crate::http::peek::{Looked, Peek};
-use crate::serve::connection::Connection;
 
 /// Where clients spoke first before, dialling waits for them so long: most connections then turn out
 /// to be requests, which have connections of their own.

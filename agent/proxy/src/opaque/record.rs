@@ -9,9 +9,9 @@ use isthmus_policy::{Outcome, Verdict};
 
 use super::Seen;
 use super::dial::Upstream;
+use crate::caller::connection::Connection;
 use crate::config::view::View;
 use crate::http::copy::Carried;
-use crate::serve::connection::Connection;
 use crate::telemetry::metrics::Ruling;
 use crate::telemetry::streams::StreamLabels;
 
@@ -48,7 +48,7 @@ impl<'a> Record<'a> {
         let decision = view.policy.describe_decider(by);
         let labels = StreamLabels {
             service: connection.parties.to.name().to_string(),
-            side: connection.parties.side.word(),
+            side: connection.parties.side.as_str(),
             carries: seen.word(),
             ruling,
         };

@@ -6,12 +6,13 @@
 //! and must reach the application unchanged. So the pool is ours, on hyper's connections.
 
 pub(crate) mod idle;
+pub(crate) mod progress;
 pub(crate) mod reach;
 pub(crate) mod replay;
-pub(crate) mod timing;
+pub(crate) mod request_body;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -22,18 +23,21 @@ use http::{Request, Response, Version};
 use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use isthmus_model::{HostId, HttpVersion, Principal, ProxyProtocol, ServiceId};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use self::idle::{Idle, PoolId};
-use self::reach::{Listens, Reach, Shown};
-use crate::cluster::breaker::{Pass, Room};
+use self::reach::Reach;
+use self::request_body::Upload;
+use crate::cluster::breaker::{Overflow, Pass, Room};
+use crate::cluster::dial::{Bind, Speaker, connect_as};
 use crate::cluster::silence::Silence;
 use crate::cluster::windows::{ANSWER_BYTES, ANSWER_STREAM_BYTES, UNSENT_BYTES};
+use crate::config::host_services::Outside;
+use crate::config::listens::{Listens, Shown};
 use crate::config::view::Map;
-use crate::exchange::body::Upload;
 use crate::http::body::{BodyError, Incoming};
 use crate::http::copy;
 use crate::http::h1::client::{self, Failed, Server};
@@ -41,30 +45,6 @@ use crate::http::h1::{Keep, Link};
 use crate::http::h2::{Gather, Gathered};
 use crate::http::io::Stream;
 use crate::http::proxy_protocol;
-use crate::serve::gateway::Outside;
-use crate::telemetry::metrics::Overflow;
-
-/// Makes a socket that isn't connected yet. To applications the proxy is known by such sockets.
-pub type Bind = fn(Speaker) -> io::Result<std::net::TcpStream>;
-
-/// Whose address a socket has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Speaker {
-    /// This host's; whichever the kernel chooses, where it is unspecified.
-    Host(IpAddr),
-    /// A caller's, wherever it is. What is sent to it is to come back to the socket.
-    Caller(IpAddr),
-}
-
-impl Speaker {
-    /// Its address.
-    #[must_use]
-    pub const fn address(self) -> IpAddr {
-        match self {
-            Self::Host(address) | Self::Caller(address) => address,
-        }
-    }
-}
 
 /// All that the proxy has connections to.
 #[derive(Debug)]
@@ -517,24 +497,6 @@ impl Application {
         }
         Ok(stream)
     }
-}
-
-/// Connects to a workload or to an application here.
-pub(crate) async fn connect_as(
-    bind: Bind,
-    speaker: Speaker,
-    address: SocketAddr,
-) -> io::Result<TcpStream> {
-    TcpSocket::from_std_stream(bind(speaker)?).connect(address).await
-}
-
-/// Connects to an application here as the proxy.
-pub(crate) async fn connect_as_proxy(bind: Bind, address: SocketAddr) -> io::Result<TcpStream> {
-    let any = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    connect_as(bind, Speaker::Host(any), address).await
 }
 
 impl Keep<Stream> for Application {

@@ -5,31 +5,14 @@
 //! that its caller used is tried at the workload's other one, and what worked is remembered.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::net::TcpStream;
 
-use super::{Bind, Speaker, connect_as, connect_as_proxy};
+use crate::cluster::dial::{Bind, Speaker, connect_as, connect_as_proxy};
+use crate::config::listens::{Listens, Shown};
 use crate::config::view::Map;
-
-/// Where to look for who listens, beside the address that is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Listens {
-    /// Nowhere else.
-    There,
-    /// At the workload's other address, by the same port.
-    OrAt(IpAddr),
-    /// Here and only here: another service, or anybody, may have the other addresses.
-    At(SocketAddr),
-}
-
-/// As whom the proxy speaks to an application that is to see its callers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Shown {
-    pub(crate) v4: Ipv4Addr,
-    pub(crate) v6: Ipv6Addr,
-}
 
 /// What earlier connections taught: the addresses at which nobody listened, while somebody did at the
 /// workload's other one. There are no more of them than addresses of workloads here.
@@ -83,6 +66,8 @@ async fn dial(bind: Bind, address: SocketAddr, shown: Option<Shown>) -> io::Resu
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
     use tokio::net::TcpListener;
 
     use super::*;

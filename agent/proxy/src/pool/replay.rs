@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body as _, Frame, SizeHint};
 
-use crate::exchange::body::MAX_WHOLE_BYTES;
+use super::request_body::MAX_WHOLE_BYTES;
 use crate::http::body::{BodyError, Incoming};
 use crate::http::headers;
 

@@ -2,13 +2,11 @@
 
 use std::error::Error as _;
 use std::future::{Future, poll_fn};
-use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
-use http::{HeaderValue, Request};
+use http::Request;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -19,13 +17,11 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::Shared;
-use super::gateway::{self, Entry};
-use super::tunnel::Tunnel;
-use crate::caller::info::{Newest, Standing};
-use crate::cluster::permits::{Caller, Share};
+use super::{gateway, tunnel};
+use crate::caller::connection::Connection;
+use crate::caller::context::Shared;
+use crate::caller::entry::Entry;
 use crate::cluster::windows::{UNSENT_BYTES, Window};
-use crate::config::view::{Parties, Side, View};
 use crate::exchange;
 use crate::http::activity::Activity;
 use crate::http::body::Incoming;
@@ -35,38 +31,11 @@ use crate::http::h2::{Gather, Gathered};
 use crate::http::io::{CallerIo, Stream};
 use crate::http::limits::{Author, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
 use crate::opaque;
-use crate::pool::timing::Progress;
+use crate::pool::progress::Progress;
 use crate::telemetry::access_log;
-use crate::telemetry::series::Ledger;
 
 /// Between asking a quiet connection to end and ending it.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// What the requests of one connection share.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    pub(crate) shared: Arc<Shared>,
-    /// The workload's address.
-    pub(crate) local: IpAddr,
-    /// The caller's address.
-    pub(crate) peer: IpAddr,
-    pub(crate) peer_port: u16,
-    /// As header fields have it.
-    pub(crate) peer_text: HeaderValue,
-    /// Who the two were when the connection came. If a later revision sees somebody else in one of
-    /// the addresses, the connection is cut.
-    pub(crate) parties: Parties,
-    /// Where its requests are counted.
-    pub(crate) ledger: Arc<Ledger>,
-    /// How it came in, if its client is outside of the mesh.
-    pub(crate) entry: Option<Entry>,
-    pub(crate) activity: Arc<Activity>,
-    /// How many requests its caller may have under way.
-    pub(crate) share: Share,
-    /// Left here by the request that turned the connection into a tunnel.
-    tunnel: Mutex<Option<Box<Tunnel>>>,
-    newest: Newest,
-}
 
 /// Who is connected, if they may be.
 pub(crate) fn identify(
@@ -79,25 +48,8 @@ pub(crate) fn identify(
     let remote = stream.peer_addr().ok()?;
     let peer = remote.ip().to_canonical();
     let view = Arc::clone(&shared.view.borrow());
-    let connection = |parties: Parties, entry| Connection {
-        shared: Arc::clone(shared),
-        local,
-        peer,
-        peer_port: remote.port(),
-        // Digits, dots and colons are always a value.
-        peer_text: HeaderValue::try_from(peer.to_string())
-            .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
-        ledger: Arc::new(Ledger::new(Arc::clone(&shared.metrics), parties.clone())),
-        parties,
-        entry,
-        activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
-        share: match gateway {
-            Some(_) => shared.visitors.share(Caller::visitor(peer)),
-            None => shared.requests.share(Caller::member(peer)),
-        },
-        tunnel: Mutex::new(None),
-        newest: Newest::default(),
-    };
+    let peers = (local, remote);
+    let connection = |parties, entry| Connection::new(Arc::clone(shared), peers, parties, entry);
     if let Some((gateway, port)) = gateway {
         let entry = Entry::new(&view, gateway, port)?;
         return Some(connection(view.visitors(gateway)?, Some(entry)));
@@ -137,11 +89,10 @@ pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
         // Boxed, so that HTTP/1's connections don't hold the room for it.
         return Box::pin(serve_http2(&connection, link)).await;
     }
-    if server::serve(&connection, &link).await == End::Switched {
-        let tunnel = connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(tunnel) = tunnel {
-            Box::pin(tunnel.run(Raw(link))).await;
-        }
+    if server::serve(&connection, &link).await == End::Switched
+        && let Some(tunnel) = connection.take_tunnel()
+    {
+        Box::pin(tunnel::run(*tunnel, Raw(link))).await;
     }
 }
 
@@ -227,93 +178,6 @@ fn builder(tasks: StreamTasks, author: Author, window: &Window) -> http2::Builde
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(MAX_LOCAL_RESETS);
     builder
-}
-
-impl Connection {
-    /// Whose places it takes.
-    fn caller(&self) -> Caller {
-        match self.entry {
-            Some(_) => Caller::visitor(self.peer),
-            None => Caller::member(self.peer),
-        }
-    }
-
-    /// Who wrote the heads that come by it.
-    pub(crate) const fn author(&self) -> Author {
-        match self.parties.side {
-            Side::Client => Author::Anybody,
-            Side::Server => Author::Proxy,
-        }
-    }
-
-    /// The port that the caller believes to speak to.
-    pub(crate) fn asked_port(&self) -> u16 {
-        self.entry.as_ref().map_or(self.parties.port, |entry| entry.port)
-    }
-
-    /// The newest view.
-    pub(crate) fn view(&self) -> Arc<View> {
-        Arc::clone(&self.shared.view.borrow())
-    }
-
-    /// How it stands by a view.
-    pub(crate) fn standing(&self, view: &Arc<View>) -> Arc<Standing> {
-        self.newest.of(self, view)
-    }
-
-    /// Who the two ends are in a view; none if they are no longer who they were.
-    pub(crate) fn parties_in(&self, view: &View) -> Option<Parties> {
-        if self.entry.is_some() {
-            // Its ports are no part of who a gateway is.
-            let now = view.visitors(self.parties.service);
-            return now.filter(|now| now.from == self.parties.from);
-        }
-        let port = Some(self.parties.port);
-        view.parties(self.local, self.peer, port).filter(|now| *now == self.parties)
-    }
-
-    /// Whether the newest view no longer lets the caller in at all.
-    pub(crate) fn is_denied(&self) -> bool {
-        self.newest.forget();
-        let Some(parties) = self.parties_in(&self.view()) else { return true };
-        // What a gateway's clients may do is judged by request.
-        self.entry.is_none() && self.view().judge(&parties, None).outcome == Outcome::Deny
-    }
-
-    /// Cuts requests that the newest view denies. Says whether there were any.
-    pub(crate) fn cut_denied(&self) -> bool {
-        let view = self.view();
-        self.activity.cut_any(|progress| progress.life.judge(self, &view))
-    }
-
-    /// Cuts requests whose time is over. Says whether there were any.
-    pub(crate) fn cut_late(&self, now: SystemTime) -> bool {
-        let view = self.view();
-        self.activity.cut_any(|progress| progress.life.check(self, &view, progress, now))
-    }
-
-    /// Marks the caller's socket for a reset, since its one request was cut.
-    pub(crate) fn on_cut(&self) {
-        if self.activity.cut() {
-            self.shared.metrics.cut.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Marks the caller's socket for a reset, and says so.
-    pub(crate) fn on_revoked(&self) {
-        if self.activity.cut() {
-            self.shared.metrics.cut.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(
-                from = %self.parties.from,
-                to = %self.parties.to,
-                "Cut a connection that policy no longer allows"
-            );
-        }
-    }
-
-    pub(crate) fn leave_tunnel(&self, tunnel: Tunnel) {
-        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tunnel));
-    }
 }
 
 /// Ends the tasks of streams that are still there when the connection ends.

@@ -4,29 +4,20 @@ use std::sync::atomic::Ordering;
 
 use tokio::io::copy_bidirectional;
 
+use crate::caller::connection::Tunnel;
 use crate::http::h1::Raw;
-use crate::http::io::{CallerIo, Stream};
-use crate::telemetry::access_log::Record;
+use crate::http::io::CallerIo;
 
-/// A tunnel that both sides have agreed to. Its request stays under way until its end.
-#[derive(Debug)]
-pub(crate) struct Tunnel {
-    pub(crate) application: Raw<Stream>,
-    pub(crate) record: Record,
-}
-
-impl Tunnel {
-    /// Carries bytes until both sides have ended. If policy denies the request that made the tunnel the
-    /// worker ends both, as it does for every request.
-    pub(crate) async fn run(self, mut caller: Raw<CallerIo>) {
-        let Self { mut application, mut record } = self;
-        match copy_bidirectional(&mut caller, &mut application).await {
-            Ok((up, down)) => {
-                record.progress().bytes.fetch_add(up, Ordering::Relaxed);
-                record.add_answer_bytes(down);
-                record.complete();
-            }
-            Err(error) => tracing::debug!(%error, request_id = %record.id, "A tunnel broke"),
+/// Carries bytes until both sides have ended. If policy denies the request that made the tunnel the
+/// worker ends both, as it does for every request.
+pub(crate) async fn run(tunnel: Tunnel, mut caller: Raw<CallerIo>) {
+    let Tunnel { mut application, mut record } = tunnel;
+    match copy_bidirectional(&mut caller, &mut application).await {
+        Ok((up, down)) => {
+            record.progress().bytes.fetch_add(up, Ordering::Relaxed);
+            record.add_answer_bytes(down);
+            record.complete();
         }
+        Err(error) => tracing::debug!(%error, request_id = %record.id, "A tunnel broke"),
     }
 }

@@ -13,12 +13,13 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 
-use super::Shared;
-use super::connection::{self, Connection};
+use super::connection;
+use crate::caller::connection::Connection;
+use crate::caller::context::Shared;
 use crate::cluster::permits::Place;
-use crate::config::view::Side;
+use crate::config::limits::Limits;
+use crate::config::parties::Side;
 use crate::http::activity::Patience;
-use crate::http::limits::Limits;
 
 /// Between two looks at all connections, if the limits' times are long.
 const LONGEST_TICK: Duration = Duration::from_secs(1);

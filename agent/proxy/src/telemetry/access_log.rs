@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use isthmus_model::{Action, HostId, Identity, Name, Origin, ServiceId};
 use isthmus_policy::{BuiltIn, DecidedBy, Decision, Policy, RuleId};
 
@@ -19,19 +19,18 @@ use super::refused::RefusedRequest;
 use super::rollout_traffic::SERVED;
 use super::series::{Ending, Ledger, StatusClass, Way};
 use super::tap::{Finished, FinishedTrace};
+use super::timing::{Clock, Part, Parts};
 use crate::cluster::permits::RequestPlace;
 use crate::config::life::{Cut, Life};
+use crate::config::parties::Side;
 use crate::config::routes::Compiled;
-use crate::config::view::{Side, View};
+use crate::config::view::View;
 use crate::http::activity::UnderWay;
 use crate::http::grpc;
+use crate::http::marks::REQUEST_ID;
 use crate::http::trace::Trace;
-use crate::pool::timing::{Clock, Part, Parts, Progress};
+use crate::pool::progress::Progress;
 
-/// Between agents: that policy refused the request, and by which mark its decider is known.
-pub(crate) const DENIED_BY: HeaderName = HeaderName::from_static("x-isthmus-denied-by");
-/// Between agents: as what the caller's side logs the request, so that its lines on both hosts are found.
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-isthmus-request-id");
 /// Of a path in the log.
 const MAX_PATH_BYTES: usize = 1024;
 

@@ -13,6 +13,7 @@ use super::series::{AllSeries, SeriesSnapshot};
 use super::streams::{Counters, StreamLabels, StreamTotals};
 use super::tap::Watchers;
 use crate::cluster::Clusters;
+use crate::cluster::breaker::Overflow;
 use crate::cluster::endpoint::{BreakerView, EndpointView};
 use crate::cluster::health::{Health, HealthView};
 use crate::cluster::silence::Silence;
@@ -88,15 +89,6 @@ pub struct MetricsSnapshot {
     pub overflows: Vec<(&'static str, u64)>,
     /// Connections without requests that were judged, since the start.
     pub streams: Vec<(StreamLabels, StreamTotals)>,
-}
-
-/// Which limit of a breaker refused something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Overflow {
-    Connections,
-    Pending,
-    Requests,
-    Retries,
 }
 
 impl Metrics {
@@ -222,31 +214,6 @@ impl Metrics {
 
     pub(crate) const fn series(&self) -> &AllSeries {
         &self.series
-    }
-}
-
-impl Overflow {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::Connections, Self::Pending, Self::Requests, Self::Retries];
-
-    /// What a refused request is told.
-    pub(crate) const fn reason(self) -> &'static str {
-        match self {
-            Self::Connections => "too many connections to the service are open",
-            Self::Pending => "too many requests to the service wait for a connection",
-            Self::Requests => "too many requests to the service are under way",
-            Self::Retries => "too many requests to the service are tried again",
-        }
-    }
-
-    /// The key in `breaker`.
-    pub(crate) const fn setting(self) -> &'static str {
-        match self {
-            Self::Connections => "max_connections",
-            Self::Pending => "max_pending_requests",
-            Self::Requests => "max_requests",
-            Self::Retries => "max_retries",
-        }
     }
 }
 

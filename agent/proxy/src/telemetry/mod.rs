@@ -9,3 +9,4 @@ pub(crate) mod rollout_traffic;
 pub(crate) mod series;
 pub(crate) mod streams;
 pub(crate) mod tap;
+pub(crate) mod timing;

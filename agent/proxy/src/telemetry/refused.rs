@@ -9,7 +9,7 @@ use http::Method;
 use isthmus_model::Origin;
 
 use super::processes::Process;
-use crate::config::view::Side;
+use crate::config::parties::Side;
 
 /// More are in the access log.
 const KEPT: usize = 256;

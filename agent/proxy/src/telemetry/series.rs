@@ -14,8 +14,9 @@ use isthmus_model::{Name, Revision, ServiceId};
 
 use super::histogram::{Histogram, Latencies};
 use super::metrics::{Metrics, Ruling};
+use crate::config::parties::{Parties, Side};
 use crate::config::routes::Compiled;
-use crate::config::view::{Parties, Side, View};
+use crate::config::view::View;
 
 /// Services and routes come and go; their series stay. Beyond this many all share one.
 pub(crate) const MAX_SERIES: usize = 2048;

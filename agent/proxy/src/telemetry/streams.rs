@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::metrics::Ruling;
-use crate::config::view::Side;
 
 /// Services come and go; their series stay. Beyond this many they share one.
 const MAX_SERIES: usize = 4096;
@@ -70,15 +69,6 @@ impl Totals {
             active: self.active.load(Ordering::Relaxed),
             bytes_up: self.up.load(Ordering::Relaxed),
             bytes_down: self.down.load(Ordering::Relaxed),
-        }
-    }
-}
-
-impl Side {
-    pub(crate) const fn word(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Server => "server",
         }
     }
 }

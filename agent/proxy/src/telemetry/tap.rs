@@ -11,9 +11,9 @@ use http::{Method, Version};
 use tokio::sync::mpsc;
 
 use super::metrics::{Metrics, Ruling};
-use crate::config::view::Side;
+use super::timing::Parts;
+use crate::config::parties::Side;
 use crate::http::trace::{SpanId, TraceId, Tracing};
-use crate::pool::timing::Parts;
 
 /// Taps at once.
 const MAX_TAPS: usize = 8;

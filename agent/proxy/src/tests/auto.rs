@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::support::*;
 use crate::View;
-use crate::http::limits::Limits;
+use crate::config::limits::Limits;
 
 /// An HTTP/2 server's first frame, and a greeting of another protocol.
 const SETTINGS: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::routed::{API, API_2, API_3, Backends, CALLER, NEAR, V2};
 use super::support::{Proxy, full, read_to_end, request1, text};
-use crate::http::limits::Limits;
+use crate::config::limits::Limits;
 use crate::{Edge, Outside, View, Visitor};
 
 /// `near` is a gateway here.

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::routed::{self, CALLER};
 use super::support::*;
 use crate::RateLimits;
-use crate::http::limits::Limits;
+use crate::config::limits::Limits;
 
 const ALLOW: &str = "[[allow]]\nname = \"all\"\nfrom = \"service:client\"\nto = \"service:*\"\n";
 

@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 
 use super::routed::{API as API_VIRTUAL, API_2, Backends, CALLER};
 use super::support::*;
-use crate::http::limits::Limits;
+use crate::config::limits::Limits;
 
 const ALL: &str = "[[allow]]\nname = \"all\"\nfrom = \"service:client\"\nto = \"service:*\"\n";
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::support::*;
-use crate::http::limits::Limits;
+use crate::config::limits::Limits;
 
 const HEAD: &str = "GET /a HTTP/1.1\r\nHost: web\r\n\r\n";
 

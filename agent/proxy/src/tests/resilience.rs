@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::routed::*;
 use super::support::{Application, Body, Proxy, SOON, full, read_to_end, request1, text};
-use crate::http::limits::Limits;
+use crate::config::limits::Limits;
 
 /// Answers so, with this header field.
 async fn marked(

@@ -15,7 +15,7 @@ use isthmus_policy::Policy;
 
 use super::support::{Application, Body, Proxy, host};
 use crate::View;
-use crate::http::limits::Limits;
+use crate::config::limits::Limits;
 
 /// What `client` shows on flows that stay on its host.
 pub(crate) const CALLER: IpAddr = ip(0, 1);

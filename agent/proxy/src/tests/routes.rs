@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::routed::*;
 use super::support::{Application, Body, Proxy, SOON, full, read_until, request, request1, text};
-use crate::http::limits::Limits;
+use crate::config::limits::Limits;
 
 /// Sends a request on a connection of its own.
 async fn ask(proxy: &Proxy, request: Request<Body>) -> (StatusCode, String) {

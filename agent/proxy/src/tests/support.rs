@@ -28,11 +28,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::http::limits::Limits;
-use crate::pool::Speaker;
+use crate::caller::context::Shared;
+use crate::cluster::dial::Speaker;
+use crate::config::limits::Limits;
+use crate::serve::accept_until;
 use crate::serve::gateway::Edge;
 use crate::serve::worker::{self, Door};
-use crate::serve::{Shared, accept_until};
 use crate::{Metrics, MetricsSnapshot, View};
 
 /// The workload of `web` on this host.

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::routed::{self, API_2, Backends, CALLER, NEAR};
 use super::support::*;
-use crate::http::limits::Limits;
+use crate::config::limits::Limits;
 use crate::{Side, TapFilter, TraceParent};
 
 const NAP: Duration = Duration::from_millis(60);

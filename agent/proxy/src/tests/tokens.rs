@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::support::*;
 use crate::View;
 use crate::config::jwt::tests::Signer;
-use crate::http::limits::Limits;
+use crate::config::limits::Limits;
 
 /// Admins may do everything, and everybody what is public.
 fn rules(keys: &Path) -> Vec<Rule> {

@@ -4,8 +4,8 @@ use http::{HeaderMap, Method, StatusCode};
 use isthmus_model::route::{Retry, RetryOn};
 
 use super::ejection::Failure;
-use crate::cluster::health::UNHEALTHY;
 use crate::http::grpc;
+use crate::http::marks::UNHEALTHY;
 
 /// How a try ended, if not well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

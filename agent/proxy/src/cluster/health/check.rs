@@ -12,7 +12,7 @@ use isthmus_model::{HealthCheck, HealthProbe};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::pool::{Bind, connect_as_proxy};
+use crate::cluster::dial::{Bind, connect_as_proxy};
 
 /// Of an answer by gRPC: a message of two bytes, and its prefix.
 const MAX_ANSWER_BYTES: usize = 1024;

@@ -23,23 +23,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use http::HeaderName;
 use isthmus_model::{HealthCheck, ServiceId};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
+use crate::cluster::dial::Bind;
 use crate::config::view::View;
 use crate::http::random::Chance;
-use crate::pool::Bind;
 use state::State;
-
-/// What a proxy answers for a workload that fails its check.
-pub(crate) const UNHEALTHY: HeaderName = HeaderName::from_static("x-isthmus-unhealthy");
-/// What a proxy adds to an answer if it is about to stop.
-pub(crate) const LEAVING: HeaderName = HeaderName::from_static("x-isthmus-leaving");
-/// What a caller's proxy says when a request is to pass nevertheless.
-pub(crate) const PANIC: HeaderName = HeaderName::from_static("x-isthmus-panic");
 
 /// What is known of the workloads here.
 #[derive(Debug, Default)]

@@ -7,7 +7,8 @@ use isthmus_model::route::{HostMatch, PathMatch, RouteMatch};
 use isthmus_policy::fields::{Readings, header_fits, parameter_fits};
 use isthmus_policy::path::canonical;
 
-use crate::caller::authorize::{Lines, host_of};
+use crate::config::fields::Lines;
+use crate::http::headers::host_of;
 
 pub(super) fn fits(wanted: &RouteMatch, head: &Parts) -> bool {
     let RouteMatch { hosts, sni: _, path, method, headers, query } = wanted;

@@ -23,16 +23,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::HeaderName;
 use http::request::Parts;
 use isthmus_model::ratelimit::{LimitScope, RateLimit};
 use isthmus_model::{Name, Origin, ServiceId, Snapshot};
 
 use self::state::State;
-use crate::config::view::Parties;
-
-/// Tells a caller's proxy that it was the mesh that refused, by the limit's name.
-pub(crate) const RATE_LIMITED: HeaderName = HeaderName::from_static("x-isthmus-ratelimited");
+use crate::config::parties::Parties;
 
 /// All limits of a proxy.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use isthmus_model::ratelimit::{LimitKey, LimitScope, RateLimit, WHOLE, least_sha
 use super::bucket::{Bucket, Pace};
 use super::keyed::Keyed;
 use super::{Limiter, lock};
-use crate::config::view::Parties;
+use crate::config::parties::Parties;
 
 /// Callers whose refusals are counted by name, for each limit.
 const MAX_REFUSED: usize = 32;

@@ -7,7 +7,7 @@ use isthmus_model::route::{FieldMatch, ValueMatch};
 use isthmus_policy::fields::{Readings, decoded, header_fits, value_fits};
 
 use super::entries::Wanted;
-use crate::caller::authorize::Lines;
+use crate::config::fields::Lines;
 
 /// A request, as far as routes look at it.
 #[derive(Clone, Copy, Debug)]

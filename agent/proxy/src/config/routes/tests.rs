@@ -389,7 +389,7 @@ fn searched(routes: &str, asked: &Asked<'_>) -> Option<String> {
         let counts = (usize::MAX - wanted.headers.len(), usize::MAX - wanted.query.len());
         let fits = wanted.method.as_deref().is_none_or(|it| it == asked.method)
             && wanted.headers.iter().all(|field| {
-                header_fits(field, &crate::caller::authorize::Lines(asked.headers), Readings::All)
+                header_fits(field, &crate::config::fields::Lines(asked.headers), Readings::All)
             })
             && wanted.query.iter().all(|_| asked.query == Some("p=1"));
         if let (Some(host), Some(path), true) = (host, path, fits) {

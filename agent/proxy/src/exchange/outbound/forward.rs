@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::COOKIE;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use isthmus_model::route::{Hedge, Retry, RetryOn, Share};
 use isthmus_model::{HashKey, HostId, ServiceId};
 use tokio::time::error::Elapsed;
@@ -17,25 +17,26 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use super::local::{self, Refused};
 use super::template::Template;
 use super::{Call, mirror};
+use crate::caller::connection::Connection;
 use crate::cluster::balance::{Attempt, hash, may_repeat, wants_retry};
+use crate::cluster::breaker::Overflow;
 use crate::cluster::endpoint::{Endpoint, InFlight, Turn};
-use crate::cluster::health::{LEAVING, PANIC};
 use crate::cluster::{Cluster, Draw, NoPlace, Retrying};
-use crate::config::ratelimit::RATE_LIMITED;
 use crate::config::routes::Compiled;
 use crate::config::view::View;
-use crate::exchange::body::{Answer, Payload, Upload};
+use crate::exchange::body::Answer;
 use crate::exchange::{failure, pass, refusal, switch, too_many};
 use crate::http::body::Incoming;
+use crate::http::marks::{
+    DENIED_BY, LEAVING, OVERLOADED, PANIC, RATE_LIMITED, REQUEST_ID, server_time,
+};
 use crate::http::upgrade;
-use crate::pool::timing::{Part, Progress, server_time};
+use crate::pool::progress::Progress;
+use crate::pool::request_body::{Payload, Upload};
 use crate::pool::{BackendError, Failure};
-use crate::serve::connection::Connection;
-use crate::telemetry::access_log::{DENIED_BY, Decider, REQUEST_ID, Record, RequestId};
-use crate::telemetry::metrics::{Overflow, Ruling};
-
-/// What a breaker's refusal says, with the limit's name: our `x-envoy-overloaded`.
-const OVERLOADED: HeaderName = HeaderName::from_static("x-isthmus-overloaded");
+use crate::telemetry::access_log::{Decider, Record, RequestId};
+use crate::telemetry::metrics::Ruling;
+use crate::telemetry::timing::Part;
 
 /// What all tries of a request share.
 struct Exchange<'a> {

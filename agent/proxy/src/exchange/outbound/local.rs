@@ -8,14 +8,15 @@ use isthmus_model::ServiceId;
 use isthmus_policy::Outcome;
 
 use crate::caller::authorize::{ask, tokens};
+use crate::caller::connection::Connection;
 use crate::cluster::Cluster;
 use crate::cluster::endpoint::Endpoint;
 use crate::config::life::{Kept, Life};
+use crate::config::parties::Parties;
 use crate::config::ratelimit::TooMany;
-use crate::config::view::{Parties, View};
+use crate::config::view::View;
 use crate::http::headers;
 use crate::pool::Target;
-use crate::serve::connection::Connection;
 
 /// Why a request isn't sent.
 pub(super) enum Refused {

@@ -9,11 +9,11 @@ use isthmus_model::ServiceId;
 use tokio::time::timeout;
 
 use super::template::Template;
+use crate::caller::connection::Connection;
 use crate::cluster::Draw;
 use crate::config::routes::Compiled;
 use crate::config::view::View;
-use crate::exchange::body::Payload;
-use crate::serve::connection::Connection;
+use crate::pool::request_body::{Payload, Upload};
 
 /// For a copy, however long the request itself may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -41,7 +41,7 @@ fn send_one(
     view: &Arc<View>,
     service: ServiceId,
     template: &Template,
-    body: crate::exchange::body::Upload,
+    body: Upload,
 ) {
     let shared = Arc::clone(&connection.shared);
     // Copies are the first to go where there is too much to do.

@@ -26,13 +26,14 @@ use isthmus_model::{Service, ServiceId};
 use isthmus_policy::path::canonical;
 
 use crate::caller::authorize::{is_allowed, may_pass, settle_path, tokens};
+use crate::caller::connection::Connection;
+use crate::caller::entry::Misdirected;
+use crate::config::host_services;
 use crate::config::routes::{Act, Asked, Chosen, Compiled, location, target};
 use crate::config::view::View;
 use crate::exchange::body::Answer;
 use crate::exchange::{refusal, rejection};
 use crate::http::body::Incoming;
-use crate::serve::connection::Connection;
-use crate::serve::gateway::{self, Misdirected};
 use crate::telemetry::access_log::Record;
 
 /// A request that is to be routed.
@@ -124,7 +125,7 @@ pub(crate) async fn send_out(
     record: Record,
 ) -> Response<Answer> {
     let service = connection.parties.service;
-    if let Some(host) = view.external(service).and_then(gateway::host_of) {
+    if let Some(host) = view.external(service).and_then(host_services::host_of) {
         call.host = host;
     }
     forward::run(connection, view, call, service, None, record).await
@@ -169,7 +170,7 @@ fn reaches_outside(
     if connection.entry.is_none() && external.is_none() {
         return true;
     }
-    if let Some(host) = external.and_then(gateway::host_of) {
+    if let Some(host) = external.and_then(host_services::host_of) {
         call.host = host;
     }
     let Some(parties) = view.parties_here(&connection.parties, backend) else { return false };

@@ -10,17 +10,17 @@ use isthmus_model::ServiceId;
 
 use super::local::{self, Refused};
 use super::set_host;
+use crate::caller::connection::Connection;
 use crate::cluster::Cluster;
 use crate::cluster::endpoint::Endpoint;
 use crate::config::life::Life;
+use crate::config::listens::Listens;
 use crate::config::routes::Compiled;
 use crate::config::view::View;
 use crate::exchange::{target, wire};
 use crate::http::headers;
 use crate::http::upgrade;
-use crate::pool::reach::Listens;
 use crate::pool::{Target, Wire};
-use crate::serve::connection::Connection;
 
 /// A request as every try of it begins.
 pub(super) struct Template {

@@ -15,12 +15,12 @@ use super::head::{self, Framing, ResponseHead};
 use super::reader::{NoHead, Reader};
 use super::send::{SendError, Sending};
 use super::{Body, Error, Keep, Link, Raw};
-use crate::exchange::body::Upload;
 use crate::http::body::{BodyError, Incoming};
 use crate::http::headers;
 use crate::http::io::Stream;
 use crate::http::limits::Author;
-use crate::pool::timing::Progress;
+use crate::pool::progress::Progress;
+use crate::pool::request_body::Upload;
 
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

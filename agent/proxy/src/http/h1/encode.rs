@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version}
 use super::Error;
 use super::date;
 use super::head::Framing;
-use crate::http::headers::OURS;
+use crate::http::marks::OURS;
 
 /// How a body is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

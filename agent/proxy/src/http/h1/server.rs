@@ -19,12 +19,12 @@ use super::head::{self, Framing, Refused, RequestHead};
 use super::reader::{NoHead, Reader};
 use super::send::Sending;
 use super::{Body, Link};
+use crate::caller::connection::Connection;
 use crate::exchange;
 use crate::exchange::body::Answer;
 use crate::http::body::Incoming;
 use crate::http::io::CallerIo;
-use crate::pool::timing::Progress;
-use crate::serve::connection::Connection;
+use crate::pool::progress::Progress;
 use crate::telemetry::access_log::tell_invalid;
 
 /// What a connection of HTTP/2 begins with, if it is known beforehand.

@@ -1,0 +1,175 @@
+//! One accepted connection: between whom it is, and what its requests share.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use http::HeaderValue;
+use isthmus_policy::Outcome;
+
+use super::context::Shared;
+use super::entry::Entry;
+use super::info::{Newest, Standing};
+use crate::cluster::permits::{Caller, Share};
+use crate::config::parties::{Parties, Side};
+use crate::config::view::View;
+use crate::http::activity::Activity;
+use crate::http::h1::Raw;
+use crate::http::io::Stream;
+use crate::http::limits::Author;
+use crate::telemetry::access_log::Record;
+use crate::telemetry::series::Ledger;
+
+/// What the requests of one connection share.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) shared: Arc<Shared>,
+    /// The workload's address.
+    pub(crate) local: IpAddr,
+    /// The caller's address.
+    pub(crate) peer: IpAddr,
+    pub(crate) peer_port: u16,
+    /// As header fields have it.
+    pub(crate) peer_text: HeaderValue,
+    /// Who the two were when the connection came. If a later revision sees somebody else in one of
+    /// the addresses, the connection is cut.
+    pub(crate) parties: Parties,
+    /// Where its requests are counted.
+    pub(crate) ledger: Arc<Ledger>,
+    /// How it came in, if its client is outside of the mesh.
+    pub(crate) entry: Option<Entry>,
+    pub(crate) activity: Arc<Activity>,
+    /// How many requests its caller may have under way.
+    pub(crate) share: Share,
+    /// Left here by the request that turned the connection into a tunnel.
+    tunnel: Mutex<Option<Box<Tunnel>>>,
+    newest: Newest,
+}
+
+/// A tunnel that both sides have agreed to. Its request stays under way until its end.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) application: Raw<Stream>,
+    pub(crate) record: Record,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        (local, remote): (IpAddr, SocketAddr),
+        parties: Parties,
+        entry: Option<Entry>,
+    ) -> Self {
+        let peer = remote.ip().to_canonical();
+        let share = match entry {
+            Some(_) => shared.visitors.share(Caller::visitor(peer)),
+            None => shared.requests.share(Caller::member(peer)),
+        };
+        Self {
+            local,
+            peer,
+            peer_port: remote.port(),
+            // Digits, dots and colons are always a value.
+            peer_text: HeaderValue::try_from(peer.to_string())
+                .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
+            ledger: Arc::new(Ledger::new(Arc::clone(&shared.metrics), parties.clone())),
+            parties,
+            entry,
+            activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
+            share,
+            tunnel: Mutex::new(None),
+            newest: Newest::default(),
+            shared,
+        }
+    }
+
+    /// Whose places it takes.
+    pub(crate) fn caller(&self) -> Caller {
+        match self.entry {
+            Some(_) => Caller::visitor(self.peer),
+            None => Caller::member(self.peer),
+        }
+    }
+
+    /// Who wrote the heads that come by it.
+    pub(crate) const fn author(&self) -> Author {
+        match self.parties.side {
+            Side::Client => Author::Anybody,
+            Side::Server => Author::Proxy,
+        }
+    }
+
+    /// The port that the caller believes to speak to.
+    pub(crate) fn asked_port(&self) -> u16 {
+        self.entry.as_ref().map_or(self.parties.port, |entry| entry.port)
+    }
+
+    /// The newest view.
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.shared.view.borrow())
+    }
+
+    /// How it stands by a view.
+    pub(crate) fn standing(&self, view: &Arc<View>) -> Arc<Standing> {
+        self.newest.of(self, view)
+    }
+
+    /// Who the two ends are in a view; none if they are no longer who they were.
+    pub(crate) fn parties_in(&self, view: &View) -> Option<Parties> {
+        if self.entry.is_some() {
+            // Its ports are no part of who a gateway is.
+            let now = view.visitors(self.parties.service);
+            return now.filter(|now| now.from == self.parties.from);
+        }
+        let port = Some(self.parties.port);
+        view.parties(self.local, self.peer, port).filter(|now| *now == self.parties)
+    }
+
+    /// Whether the newest view no longer lets the caller in at all.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.newest.forget();
+        let Some(parties) = self.parties_in(&self.view()) else { return true };
+        // What a gateway's clients may do is judged by request.
+        self.entry.is_none() && self.view().judge(&parties, None).outcome == Outcome::Deny
+    }
+
+    /// Cuts requests that the newest view denies. Says whether there were any.
+    pub(crate) fn cut_denied(&self) -> bool {
+        let view = self.view();
+        self.activity.cut_any(|progress| progress.life.judge(self, &view))
+    }
+
+    /// Cuts requests whose time is over. Says whether there were any.
+    pub(crate) fn cut_late(&self, now: SystemTime) -> bool {
+        let view = self.view();
+        self.activity.cut_any(|progress| progress.life.check(self, &view, progress, now))
+    }
+
+    /// Marks the caller's socket for a reset, since its one request was cut.
+    pub(crate) fn on_cut(&self) {
+        if self.activity.cut() {
+            self.shared.metrics.cut.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Marks the caller's socket for a reset, and says so.
+    pub(crate) fn on_revoked(&self) {
+        if self.activity.cut() {
+            self.shared.metrics.cut.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(
+                from = %self.parties.from,
+                to = %self.parties.to,
+                "Cut a connection that policy no longer allows"
+            );
+        }
+    }
+
+    pub(crate) fn leave_tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tunnel));
+    }
+
+    pub(crate) fn take_tunnel(&self) -> Option<Box<Tunnel>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

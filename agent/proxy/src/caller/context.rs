@@ -1,0 +1,104 @@
+//! What connections share.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::first_speaker::Lessons;
+use crate::cluster::Clusters;
+use crate::cluster::dial::Bind;
+use crate::cluster::health::Health;
+use crate::cluster::permits::{Places, Requests};
+use crate::cluster::windows::Windows;
+use crate::config::host_services::Outside;
+use crate::config::jwt::KeyRing;
+use crate::config::limits::Limits;
+use crate::config::view::View;
+use crate::http::activity::Clock;
+use crate::http::random::Chance;
+use crate::pool::Backends;
+use crate::telemetry::metrics::Metrics;
+
+/// What all connections of a thread share. What all threads share is behind an `Arc`.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Of this thread alone: its connections to applications.
+    pub(crate) backends: Backends,
+    pub(crate) clusters: Arc<Clusters>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) leaving: Arc<AtomicBool>,
+    pub(crate) chance: Chance,
+    pub(crate) lessons: Arc<Lessons>,
+    pub(crate) limits: Limits,
+    pub(crate) requests: Arc<Requests>,
+    /// Of gateways' clients: strangers take no places of the mesh's callers.
+    pub(crate) visitors: Arc<Requests>,
+    pub(crate) windows: Windows,
+    pub(crate) outside: Arc<dyn Outside>,
+    /// TLS handshakes under way, of all threads.
+    pub(crate) handshakes: Arc<Places>,
+    pub(crate) keys: Arc<KeyRing>,
+    /// Of this thread.
+    pub(crate) clock: Arc<Clock>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        limits: Limits,
+        view: watch::Receiver<Arc<View>>,
+        metrics: Arc<Metrics>,
+        bind: Bind,
+        outside: Arc<dyn Outside>,
+    ) -> Self {
+        let silence = Arc::clone(metrics.silence());
+        let clusters = Clusters::new(Instant::now(), Arc::clone(&outside), Arc::clone(&silence));
+        let clusters = Arc::new(clusters);
+        metrics.watch(&clusters);
+        let health = Arc::new(Health::default());
+        metrics.watch_health(&health);
+        let keys = Arc::clone(&metrics.keys);
+        Self {
+            view,
+            metrics,
+            backends: Backends::new(limits.connect, bind, Arc::clone(&outside), silence),
+            clusters,
+            health,
+            leaving: Arc::default(),
+            chance: Chance::new(),
+            lessons: Arc::default(),
+            limits,
+            requests: Requests::new(limits.requests),
+            visitors: Requests::new(limits.requests),
+            windows: Windows::new(limits.wide_windows),
+            outside,
+            handshakes: Places::new(limits.handshakes),
+            keys,
+            clock: Arc::default(),
+        }
+    }
+
+    pub(crate) fn for_another_thread(&self) -> Self {
+        Self {
+            view: self.view.clone(),
+            metrics: Arc::clone(&self.metrics),
+            backends: self.backends.without_connections(),
+            clusters: Arc::clone(&self.clusters),
+            health: Arc::clone(&self.health),
+            leaving: Arc::clone(&self.leaving),
+            chance: Chance::new(),
+            lessons: Arc::clone(&self.lessons),
+            limits: self.limits,
+            requests: Arc::clone(&self.requests),
+            visitors: Arc::clone(&self.visitors),
+            windows: self.windows.clone(),
+            outside: Arc::clone(&self.outside),
+            handshakes: Arc::clone(&self.handshakes),
+            keys: Arc::clone(&self.keys),
+            clock: Arc::default(),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What a request waits for, as those see it who carry its body.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::life::Life;
+
+/// Interim answers that wait for the caller, of one request.
+const MAX_INTERIM_BYTES: usize = 64 * 1024;
+
+/// What happens to a request where its record isn't at hand.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    started: Instant,
+    /// Of the request's body, so far.
+    pub(crate) bytes: AtomicU64,
+    /// Nanoseconds; since the last try.
+    waited: AtomicU64,
+    connecting: AtomicU64,
+    /// Nanoseconds from the start; 0 while nobody waits for the caller.
+    waiting_since: AtomicU64,
+    /// The caller's bytes ended before their end.
+    broken: AtomicBool,
+    /// Interim answers that the caller hasn't been told.
+    interim: Mutex<Vec<u8>>,
+    has_interim: AtomicBool,
+    pub(crate) life: Life,
+}
+
+impl Progress {
+    pub(crate) fn new(started: Instant) -> Self {
+        Self {
+            started,
+            bytes: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
+            connecting: AtomicU64::new(0),
+            waiting_since: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+            interim: Mutex::default(),
+            has_interim: AtomicBool::new(false),
+            life: Life::default(),
+        }
+    }
+
+    pub(crate) const fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The caller's next bytes aren't here.
+    pub(crate) fn wait(&self) {
+        if self.waiting_since.load(Ordering::Relaxed) == 0 {
+            self.waiting_since.store(nanos(self.started.elapsed()).max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// They are here.
+    pub(crate) fn receive(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.end_waiting(|| self.started.elapsed());
+    }
+
+    /// No more of them will come.
+    pub(crate) fn break_off(&self) {
+        self.broken.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// How long the caller's next bytes have been waited for.
+    pub(crate) fn waits(&self) -> Duration {
+        match self.waiting_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.started.elapsed().saturating_sub(Duration::from_nanos(since)),
+        }
+    }
+
+    /// The application has something to say before its answer.
+    pub(crate) fn say(&self, interim: &[u8]) {
+        let mut waiting = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() + interim.len() <= MAX_INTERIM_BYTES {
+            waiting.extend_from_slice(interim);
+            self.has_interim.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes what it had to say.
+    pub(crate) fn hear(&self, told: &mut Vec<u8>) {
+        if self.has_interim.swap(false, Ordering::Relaxed) {
+            let mut waiting = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
+            told.append(&mut waiting);
+        }
+    }
+
+    /// Whether the caller's next bytes are waited for.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting_since.load(Ordering::Relaxed) != 0
+    }
+
+    pub(crate) fn connected(&self, took: Duration) {
+        self.connecting.fetch_add(nanos(took), Ordering::Relaxed);
+    }
+
+    fn end_waiting(&self, now: impl FnOnce() -> Duration) {
+        if self.waiting_since.load(Ordering::Relaxed) != 0 {
+            let since = self.waiting_since.swap(0, Ordering::Relaxed);
+            self.waited.fetch_add(nanos(now()).saturating_sub(since), Ordering::Relaxed);
+        }
+    }
+
+    /// How long the caller and connections were waited for since it was asked last.
+    pub(crate) fn take(&self, now: Instant) -> (Duration, Duration) {
+        self.end_waiting(|| now - self.started);
+        let take = |nanos: &AtomicU64| Duration::from_nanos(nanos.swap(0, Ordering::Relaxed));
+        (take(&self.waited), take(&self.connecting))
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
