@@ -3,21 +3,24 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::HeaderValue;
+use isthmus_model::Name;
 use isthmus_policy::Outcome;
 
 use super::context::Shared;
 use super::entry::Entry;
 use super::info::{Newest, Standing};
 use crate::cluster::permits::{Caller, Share};
+use crate::config::life::{Cut, Kept};
 use crate::config::parties::{Parties, Side};
 use crate::config::view::View;
 use crate::http::activity::Activity;
 use crate::http::h1::Raw;
 use crate::http::io::Stream;
 use crate::http::limits::Author;
+use crate::pool::progress::Progress;
 use crate::telemetry::access_log::Record;
 use crate::telemetry::series::Ledger;
 
@@ -137,13 +140,32 @@ impl Connection {
     /// Cuts requests that the newest view denies. Says whether there were any.
     pub(crate) fn cut_denied(&self) -> bool {
         let view = self.view();
-        self.activity.cut_any(|progress| progress.life.judge(self, &view))
+        self.ledger.live.cut_any(|it| it.life.judge(&view, |kept| self.is_denied_now(&view, kept)))
     }
 
     /// Cuts requests whose time is over. Says whether there were any.
     pub(crate) fn cut_late(&self, now: SystemTime) -> bool {
         let view = self.view();
-        self.activity.cut_any(|progress| progress.life.check(self, &view, progress, now))
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let is_denied = |kept: &Kept| self.is_denied_now(&view, kept);
+        self.ledger.live.cut_any(|it| it.life.check(&view, now, self.lateness(it), is_denied))
+    }
+
+    /// Whether a request lasts too long, or its body doesn't come.
+    fn lateness(&self, progress: &Progress) -> Option<Cut> {
+        let limits = &self.shared.limits;
+        if progress.started().elapsed() > limits.request {
+            return Some(Cut::Long);
+        }
+        let is_slow = !progress.life.is_answered() && progress.waits() > limits.body_idle;
+        is_slow.then_some(Cut::Slow)
+    }
+
+    /// Whether a view denies a request under way.
+    fn is_denied_now(&self, view: &Arc<View>, kept: &Kept) -> bool {
+        let Some(parties) = self.parties_in(view) else { return true };
+        let standing = self.standing(view);
+        kept.is_denied(view, parties, standing.source_host.as_ref().map_or("", Name::as_str))
     }
 
     /// Marks the caller's socket for a reset, since its one request was cut.

@@ -3,7 +3,10 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use isthmus_model::ProxyProtocol;
 use tokio::net::{TcpSocket, TcpStream};
+
+use crate::http::{copy, proxy_protocol};
 
 /// Makes a socket that isn't connected yet. To applications the proxy is known by such sockets.
 pub type Bind = fn(Speaker) -> io::Result<std::net::TcpStream>;
@@ -43,4 +46,20 @@ pub(crate) async fn connect_as_proxy(bind: Bind, address: SocketAddr) -> io::Res
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     connect_as(bind, Speaker::Host(any), address).await
+}
+
+/// Tells an application what it wants to be told of a connection before the first byte: who calls.
+pub(crate) async fn announce(
+    stream: &TcpStream,
+    version: ProxyProtocol,
+    caller: SocketAddr,
+    application: SocketAddr,
+    identity: Option<&str>,
+) -> io::Result<()> {
+    let version = match version {
+        ProxyProtocol::V1 => proxy_protocol::Version::V1,
+        ProxyProtocol::V2 => proxy_protocol::Version::V2,
+    };
+    let header = proxy_protocol::header(version, caller, application, identity);
+    copy::write_all(stream, &header).await
 }

@@ -17,8 +17,6 @@ const NARROW_STREAM_BYTES: u32 = 16 * 1024;
 /// For what an application answers. A caller has few connections to applications.
 pub(crate) const ANSWER_BYTES: u32 = 2 * 1024 * 1024;
 pub(crate) const ANSWER_STREAM_BYTES: u32 = 1024 * 1024;
-/// Of a message that its receiver doesn't take, for each stream; a piece of a body may come on top.
-pub(crate) const UNSENT_BYTES: usize = 64 * 1024;
 
 /// The windows of all connections of callers.
 #[derive(Clone, Debug)]

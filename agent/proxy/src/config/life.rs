@@ -6,21 +6,19 @@
 //! by its own task ([`crate::http::activity::Activity::look_again`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use isthmus_model::{Name, Revision, ServiceId};
+use isthmus_model::{Revision, ServiceId};
 use isthmus_policy::fields::Headers;
 use isthmus_policy::{Request, Token};
 
 use super::fields::Lines;
+use super::parties::Parties;
 use super::view::View;
-use crate::caller::connection::Connection;
-use crate::pool::progress::Progress;
 
 /// What a request was judged by, and whether it is still allowed.
 #[derive(Debug, Default)]
@@ -128,34 +126,33 @@ impl Life {
         Cut::ALL.get(at).copied()
     }
 
-    /// Cuts it if a view denies it. Says whether that is news.
-    pub(crate) fn judge(&self, connection: &Connection, view: &Arc<View>) -> bool {
-        self.lock().is_denied(connection, view, |_| true) && self.cut(Cut::Denied)
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
-    /// Cuts it if its time is over, or if it was judged by an older view while this one came. Says
-    /// whether that is news.
+    /// Cuts it if a view denies it. Says whether that is news.
+    pub(crate) fn judge(&self, view: &View, denies: impl Fn(&Kept) -> bool) -> bool {
+        self.lock().is_denied(view, |_| true, denies) && self.cut(Cut::Denied)
+    }
+
+    /// Cuts it if its time is over (`late`, or by its token), or if it was judged by an older view while this
+    /// one came. `now` are seconds since 1970. Says whether that is news.
     pub(crate) fn check(
         &self,
-        connection: &Connection,
-        view: &Arc<View>,
-        progress: &Progress,
-        now: SystemTime,
+        view: &View,
+        now: f64,
+        late: Option<Cut>,
+        denies: impl Fn(&Kept) -> bool,
     ) -> bool {
-        let limits = &connection.shared.limits;
-        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let has_expired = |kept: &Kept| kept.expires.is_some_and(|at| at <= seconds);
+        let has_expired = |kept: &Kept| kept.expires.is_some_and(|at| at <= now);
         let is_old = |kept: &Kept| kept.revision < view.snapshot.revision;
-        let is_slow = !self.answered.load(Ordering::Relaxed) && progress.waits() > limits.body_idle;
         let mut judged = self.lock();
-        let cut = if judged.is_denied(connection, view, is_old) {
+        let cut = if judged.is_denied(view, is_old, denies) {
             Cut::Denied
         } else if judged.all().any(has_expired) {
             Cut::Expired
-        } else if progress.started().elapsed() > limits.request {
-            Cut::Long
-        } else if is_slow {
-            Cut::Slow
+        } else if let Some(late) = late {
+            late
         } else {
             return false;
         };
@@ -180,14 +177,14 @@ impl Judged {
     /// Whether a view denies one of those that are meant.
     fn is_denied(
         &mut self,
-        connection: &Connection,
-        view: &Arc<View>,
+        view: &View,
         is_meant: impl Fn(&Kept) -> bool,
+        denies: impl Fn(&Kept) -> bool,
     ) -> bool {
         let mut all = self.first.iter_mut().chain(&mut self.more).filter(|kept| is_meant(kept));
         all.any(|kept| {
             kept.revision = view.snapshot.revision;
-            kept.is_denied(connection, view)
+            denies(kept)
         })
     }
 }
@@ -214,15 +211,14 @@ impl Kept {
         }
     }
 
-    fn is_denied(&self, connection: &Connection, view: &Arc<View>) -> bool {
-        let Some(parties) = connection.parties_in(view) else { return true };
+    /// Whether a view denies it to these parties; the caller is on the host of this name, if on any.
+    pub(crate) fn is_denied(&self, view: &View, parties: Parties, source_host: &str) -> bool {
         let parties = if self.service == parties.service {
             Some(parties)
         } else {
             view.parties_here(&parties, self.service)
         };
         let Some(parties) = parties else { return true };
-        let standing = connection.standing(view);
         let known = self.fields.as_ref().map(Lines);
         let headers: &dyn Headers = match &known {
             Some(known) => known,
@@ -236,7 +232,7 @@ impl Kept {
             query: target.and_then(PathAndQuery::query).unwrap_or_default(),
             headers,
             tokens: &self.tokens,
-            source_host: standing.source_host.as_ref().map_or("", Name::as_str),
+            source_host,
         };
         view.judge(&parties, Some(asked)).denies()
     }

@@ -10,6 +10,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::cluster::endpoint::InFlight;
 use crate::http::body::{BodyError, Incoming};
+use crate::http::h1::Spelled;
 use crate::telemetry::access_log::Record;
 
 /// An answer's body on its way to the caller. The request's record ends with it.
@@ -48,14 +49,6 @@ impl Answer {
         Self::new(Kind::Own(bytes), Some(record))
     }
 
-    /// The head whose spelling of names is kept.
-    pub(crate) const fn spelled(&self) -> Option<&Bytes> {
-        match &self.kind {
-            Kind::Own(_) => None,
-            Kind::Application(inner) => inner.spelled(),
-        }
-    }
-
     pub(crate) const fn application(inner: Incoming, record: Record) -> Self {
         Self::new(Kind::Application(inner), Some(record))
     }
@@ -73,6 +66,15 @@ impl Answer {
     pub(crate) fn hold(&mut self, flight: InFlight, deadline: Option<Instant>) {
         self.flight = Some(flight);
         self.deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+    }
+}
+
+impl Spelled for Answer {
+    fn spelled(&self) -> Option<&Bytes> {
+        match &self.kind {
+            Kind::Own(_) => None,
+            Kind::Application(inner) => inner.spelled(),
+        }
     }
 }
 

@@ -1,11 +1,9 @@
 //! When a connection has been quiet for too long.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{Notify, watch};
-
-use crate::pool::progress::Progress;
 
 /// Watches one connection. There are two ways to be too quiet, and requests under way are neither:
 /// not to finish a head that was begun, and not to begin another. Not to take what was asked for is
@@ -32,8 +30,6 @@ pub(crate) struct Activity {
     farewell: Notify,
     /// Policy no longer lets the caller in: its socket is reset, not closed.
     cut: AtomicBool,
-    /// Requests under way.
-    live: Mutex<Vec<Arc<Progress>>>,
     /// Wakes the tasks of HTTP/2's streams; true once the connection is over.
     streams: OnceLock<watch::Sender<bool>>,
 }
@@ -62,7 +58,6 @@ pub(crate) struct UnderWay {
     activity: Arc<Activity>,
     /// Part of its answer is given to the caller, and not taken yet.
     given: bool,
-    progress: Option<Arc<Progress>>,
 }
 
 impl Clock {
@@ -90,7 +85,6 @@ impl Activity {
             leaving: AtomicBool::new(false),
             farewell: Notify::new(),
             cut: AtomicBool::new(false),
-            live: Mutex::default(),
             streams: OnceLock::new(),
         }
     }
@@ -110,7 +104,7 @@ impl Activity {
     pub(crate) fn on_request(self: &Arc<Self>) -> UnderWay {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         self.phase.store(IDLE, Ordering::Relaxed);
-        UnderWay { activity: Arc::clone(self), given: false, progress: None }
+        UnderWay { activity: Arc::clone(self), given: false }
     }
 
     /// The connection speaks HTTP/2.
@@ -185,16 +179,6 @@ impl Activity {
         self.streams().send_replace(false);
     }
 
-    /// Shows requests under way to `cut`; whether it has cut any.
-    pub(crate) fn cut_any(&self, mut cut: impl FnMut(&Progress) -> bool) -> bool {
-        // All are shown, also once one was cut.
-        self.live().iter().filter(|progress| cut(progress)).count() > 0
-    }
-
-    fn live(&self) -> MutexGuard<'_, Vec<Arc<Progress>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Says whether this is news.
     pub(crate) fn cut(&self) -> bool {
         !self.cut.swap(true, Ordering::Relaxed)
@@ -206,12 +190,6 @@ impl Activity {
 }
 
 impl UnderWay {
-    /// The request can be cut from now on.
-    pub(crate) fn follow(&mut self, progress: &Arc<Progress>) {
-        self.activity.live().push(Arc::clone(progress));
-        self.progress = Some(Arc::clone(progress));
-    }
-
     /// The caller is given a part of the answer.
     pub(crate) fn give(&mut self) {
         if !std::mem::replace(&mut self.given, true) {
@@ -232,12 +210,6 @@ impl UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.on_taken();
-        if let Some(progress) = self.progress.take() {
-            let mut live = self.activity.live();
-            if let Some(at) = live.iter().position(|it| Arc::ptr_eq(it, &progress)) {
-                live.swap_remove(at);
-            }
-        }
         self.activity.under_way.fetch_sub(1, Ordering::Relaxed);
         self.activity.since.store(self.activity.clock.now(), Ordering::Relaxed);
     }

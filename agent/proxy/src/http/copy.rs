@@ -1,8 +1,10 @@
 //! Carries bytes between two sockets, each direction by itself, until both have ended.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::net::Shutdown;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,56 +12,40 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::detect::FirstLine;
-use crate::telemetry::streams::Totals;
 
 /// Read at once. Held only while there is something to carry: idle connections need no memory.
 const BUFFER: usize = 64 * 1024;
 
-/// How many bytes went which way, on this stream and on all of its kind.
-#[derive(Debug)]
-pub(crate) struct Carried {
+/// How many bytes went which way.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
     pub(crate) up: AtomicU64,
     pub(crate) down: AtomicU64,
-    totals: Arc<Totals>,
-}
-
-impl Carried {
-    /// Counts the stream in; dropping it counts it out.
-    pub(crate) fn new(totals: Arc<Totals>) -> Self {
-        totals.connections.fetch_add(1, Ordering::Relaxed);
-        totals.active.fetch_add(1, Ordering::Relaxed);
-        Self { up: AtomicU64::new(0), down: AtomicU64::new(0), totals }
-    }
-}
-
-impl Drop for Carried {
-    fn drop(&mut self) {
-        self.totals.active.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Carries both ways. Whoever ends its direction can still receive. A connection that carries nothing
-/// for `idle` ends; an error of one side is the end of both. Where the caller's first line is watched, what
+/// for `idle` ends, by the first of `counts`, all of which count; an error of one side is the end of both. Where the caller's first line is watched, what
 /// makes it a request isn't passed on, and ends both.
 pub(crate) async fn both(
     caller: &TcpStream,
     application: &TcpStream,
-    carried: &Carried,
+    counts: &[&Counts],
     idle: Duration,
     watched: Option<FirstLine>,
 ) -> io::Result<()> {
-    let up = one_way(caller, application, [&carried.up, &carried.totals.up], watched);
-    let down = one_way(application, caller, [&carried.down, &carried.totals.down], None);
+    let up = one_way(caller, application, counts, |it| &it.up, watched);
+    let down = one_way(application, caller, counts, |it| &it.down, None);
     tokio::select! {
         ended = async { tokio::try_join!(up, down) } => ended.map(|_| ()),
-        () = quiet(carried, idle) => Err(io::ErrorKind::TimedOut.into()),
+        () = quiet(counts.first().copied(), idle) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
 async fn one_way(
     from: &TcpStream,
     to: &TcpStream,
-    counts: [&AtomicU64; 2],
+    counts: &[&Counts],
+    of: fn(&Counts) -> &AtomicU64,
     mut watched: Option<FirstLine>,
 ) -> io::Result<()> {
     loop {
@@ -73,10 +59,14 @@ async fn one_way(
                     let _ = shutdown(to);
                     return Ok(());
                 }
-                Ok(length) => counts.map(|it| it.fetch_add(length as u64, Ordering::Relaxed)),
+                Ok(length) => {
+                    for it in counts {
+                        of(it).fetch_add(length as u64, Ordering::Relaxed);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
-            };
+            }
             if watched.as_mut().is_some_and(|line| line.becomes_request(&buffer)) {
                 return Err(io::Error::other("what began as another protocol became HTTP"));
             }
@@ -102,8 +92,9 @@ fn shutdown(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Completes when nothing was carried for at least `idle`, and less than twice that.
-async fn quiet(carried: &Carried, idle: Duration) {
-    let sum = || carried.up.load(Ordering::Relaxed) + carried.down.load(Ordering::Relaxed);
+async fn quiet(counts: Option<&Counts>, idle: Duration) {
+    let load = |it: &Counts| it.up.load(Ordering::Relaxed) + it.down.load(Ordering::Relaxed);
+    let sum = || counts.map_or(0, load);
     let mut before = sum();
     loop {
         sleep(idle).await;

@@ -44,3 +44,5 @@ pub(crate) const MAX_STREAMS: u32 = 256;
 pub(crate) const MAX_PENDING_RESETS: usize = 20;
 /// HTTP/2 streams that we had to reset because the peer broke the rules ("made you reset").
 pub(crate) const MAX_LOCAL_RESETS: usize = 256;
+/// Of a message that its receiver doesn't take, for each stream; a piece of a body may come on top.
+pub(crate) const UNSENT_BYTES: usize = 64 * 1024;

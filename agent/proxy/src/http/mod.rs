@@ -8,6 +8,7 @@ pub(crate) mod grpc;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod headers;
+pub(crate) mod interim;
 pub(crate) mod io;
 pub(crate) mod limits;
 pub(crate) mod marks;

@@ -4,7 +4,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use isthmus_model::ProxyProtocol;
+/// As text, or as bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    V1,
+    V2,
+}
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const VERSION_2_PROXY: u8 = 0x21;
@@ -15,19 +20,19 @@ const IDENTITY: u8 = 0xe0;
 
 /// The header of a connection from a caller to a workload.
 pub(crate) fn header(
-    version: ProxyProtocol,
+    version: Version,
     caller: SocketAddr,
     workload: SocketAddr,
     identity: Option<&str>,
 ) -> Vec<u8> {
     match version {
-        ProxyProtocol::V1 => {
+        Version::V1 => {
             let family = if caller.is_ipv4() { "TCP4" } else { "TCP6" };
             let (from, to) = (caller.ip(), workload.ip());
             let ports = format!("{} {}", caller.port(), workload.port());
             format!("PROXY {family} {from} {to} {ports}\r\n").into_bytes()
         }
-        ProxyProtocol::V2 => {
+        Version::V2 => {
             let family = if caller.is_ipv4() { TCP_OVER_IPV4 } else { TCP_OVER_IPV6 };
             let mut body = [octets(caller.ip()), octets(workload.ip())].concat();
             body.extend(caller.port().to_be_bytes());
@@ -64,19 +69,19 @@ mod tests {
         let caller = "100.64.0.2:40000".parse().unwrap();
         let workload = "100.64.0.18:25".parse().unwrap();
         assert_eq!(
-            header(ProxyProtocol::V1, caller, workload, Some("spiffe://t/a")),
+            header(Version::V1, caller, workload, Some("spiffe://t/a")),
             b"PROXY TCP4 100.64.0.2 100.64.0.18 40000 25\r\n"
         );
         assert_eq!(
-            header(ProxyProtocol::V2, caller, workload, Some("spiffe://t/a")),
+            header(Version::V2, caller, workload, Some("spiffe://t/a")),
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x1b\x64\x40\0\x02\x64\x40\0\x12\x9c\x40\0\x19\xe0\0\x0cspiffe://t/a"
         );
         let (caller, workload) = ("[fd00::2]:1".parse().unwrap(), "[fd00::3]:2".parse().unwrap());
         assert_eq!(
-            header(ProxyProtocol::V1, caller, workload, None),
+            header(Version::V1, caller, workload, None),
             b"PROXY TCP6 fd00::2 fd00::3 1 2\r\n"
         );
-        let v2 = header(ProxyProtocol::V2, caller, workload, None);
+        let v2 = header(Version::V2, caller, workload, None);
         assert_eq!((v2[13], v2.len()), (TCP_OVER_IPV6, 16 + 36));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use http::StatusCode;
-use isthmus_model::{HostId, ProxyProtocol, ServiceId};
+use isthmus_model::{HostId, ServiceId};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -16,11 +16,10 @@ use crate::caller::connection::Connection;
 use crate::cluster::Draw;
 use crate::cluster::balance::Attempt;
 use crate::cluster::breaker::{Overflow, Pass};
-use crate::cluster::dial::{Speaker, connect_as};
+use crate::cluster::dial::{Speaker, announce, connect_as};
 use crate::cluster::endpoint::InFlight;
 use crate::config::parties::Side;
 use crate::config::view::View;
-use crate::http::proxy_protocol;
 
 /// Workloads that are tried for one connection.
 const TRIES: usize = 3;
@@ -122,22 +121,10 @@ async fn to_application(
     // If it fails bytes are merely slower.
     let _ = stream.set_nodelay(true);
     if let Some(version) = application.proxy_protocol {
-        tell(&stream, version, caller, address, connection, view).await?;
+        let identity = connection.parties.from.spiffe(&view.snapshot.mesh.trust_domain);
+        announce(&stream, version, caller, address, Some(&identity)).await?;
     }
     Ok(stream)
-}
-
-async fn tell(
-    stream: &TcpStream,
-    version: ProxyProtocol,
-    caller: SocketAddr,
-    address: SocketAddr,
-    connection: &Connection,
-    view: &View,
-) -> io::Result<()> {
-    let identity = connection.parties.from.spiffe(&view.snapshot.mesh.trust_domain);
-    let header = proxy_protocol::header(version, caller, address, Some(&identity));
-    crate::http::copy::write_all(stream, &header).await
 }
 
 /// Connects to a workload of another host.

@@ -15,8 +15,6 @@
 
 mod dial;
 mod record;
-#[cfg(test)]
-mod tests;
 
 use std::future::pending;
 use std::io;
@@ -291,13 +289,14 @@ async fn carry_while_allowed(
     let idle = connection.shared.limits.stream_idle;
     // Nobody has seen all of it.
     let watched = (connection.parties.protocol == Protocol::Auto).then(FirstLine::default);
+    let counts = record.carried.counts();
     let ended = tokio::select! {
         biased;
         () = revoked(connection, upstream.service, seen) => {
             connection.on_revoked();
             Err(io::Error::other("policy no longer allows it"))
         }
-        ended = copy::both(caller, &upstream.stream, &record.carried, idle, watched) => ended,
+        ended = copy::both(caller, &upstream.stream, &counts, idle, watched) => ended,
     };
     if let Err(error) = ended {
         record.problem = Some(error.to_string());

@@ -11,9 +11,8 @@ use super::Seen;
 use super::dial::Upstream;
 use crate::caller::connection::Connection;
 use crate::config::view::View;
-use crate::http::copy::Carried;
 use crate::telemetry::metrics::Ruling;
-use crate::telemetry::streams::StreamLabels;
+use crate::telemetry::streams::{Carried, StreamLabels};
 
 /// Dropping it writes a line into the access log: so no end is forgotten.
 pub(super) struct Record<'a> {
@@ -98,8 +97,8 @@ impl Drop for Record<'_> {
             carries = self.seen.word(),
             sni = self.seen.server_name(),
             duration_ms = self.began.elapsed().as_secs_f64() * 1000.0,
-            bytes = self.carried.down.load(Ordering::Relaxed),
-            request_bytes = self.carried.up.load(Ordering::Relaxed),
+            bytes = self.carried.bytes.down.load(Ordering::Relaxed),
+            request_bytes = self.carried.bytes.up.load(Ordering::Relaxed),
             problem = self.problem,
             "connection"
         );

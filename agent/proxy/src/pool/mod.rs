@@ -32,19 +32,18 @@ use self::idle::{Idle, PoolId};
 use self::reach::Reach;
 use self::request_body::Upload;
 use crate::cluster::breaker::{Overflow, Pass, Room};
-use crate::cluster::dial::{Bind, Speaker, connect_as};
+use crate::cluster::dial::{Bind, Speaker, announce, connect_as};
 use crate::cluster::silence::Silence;
-use crate::cluster::windows::{ANSWER_BYTES, ANSWER_STREAM_BYTES, UNSENT_BYTES};
+use crate::cluster::windows::{ANSWER_BYTES, ANSWER_STREAM_BYTES};
 use crate::config::host_services::Outside;
 use crate::config::listens::{Listens, Shown};
 use crate::config::view::Map;
 use crate::http::body::{BodyError, Incoming};
-use crate::http::copy;
 use crate::http::h1::client::{self, Failed, Server};
 use crate::http::h1::{Keep, Link};
 use crate::http::h2::{Gather, Gathered};
 use crate::http::io::Stream;
-use crate::http::proxy_protocol;
+use crate::http::limits::UNSENT_BYTES;
 
 /// All that the proxy has connections to.
 #[derive(Debug)]
@@ -343,7 +342,7 @@ impl Application {
                 Err(_) => return Err(BackendError::Overloaded(Overflow::Connections)),
             },
         };
-        Ok((Arc::new(Link::counted(self.connect(false).await?, Some(pass))), false))
+        Ok((Arc::new(Link::holding(self.connect(false).await?, Some(Box::new(pass)))), false))
     }
 
     /// Waits until a connection comes back, or another one may be made.
@@ -492,8 +491,7 @@ impl Application {
         };
         if let Some((version, caller)) = introduce {
             // Requests of several connections of the caller's come by this one: no port is theirs.
-            let header = proxy_protocol::header(version, (caller, 0).into(), address, None);
-            copy::write_all(&stream, &header).await?;
+            announce(&stream, version, (caller, 0).into(), address, None).await?;
         }
         Ok(stream)
     }

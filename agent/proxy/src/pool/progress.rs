@@ -1,13 +1,11 @@
 //! What a request waits for, as those see it who carry its body.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::life::Life;
-
-/// Interim answers that wait for the caller, of one request.
-const MAX_INTERIM_BYTES: usize = 64 * 1024;
+use crate::http::interim::Interim;
 
 /// What happens to a request where its record isn't at hand.
 #[derive(Debug)]
@@ -22,10 +20,39 @@ pub(crate) struct Progress {
     waiting_since: AtomicU64,
     /// The caller's bytes ended before their end.
     broken: AtomicBool,
-    /// Interim answers that the caller hasn't been told.
-    interim: Mutex<Vec<u8>>,
-    has_interim: AtomicBool,
+    interim: Interim,
     pub(crate) life: Life,
+}
+
+/// The requests of a connection that are under way, and can be cut.
+#[derive(Debug)]
+pub(crate) struct Live(Mutex<Vec<Arc<Progress>>>);
+
+impl Live {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    pub(crate) fn add(&self, progress: &Arc<Progress>) {
+        self.lock().push(Arc::clone(progress));
+    }
+
+    pub(crate) fn remove(&self, progress: &Arc<Progress>) {
+        let mut live = self.lock();
+        if let Some(at) = live.iter().position(|it| Arc::ptr_eq(it, progress)) {
+            live.swap_remove(at);
+        }
+    }
+
+    /// Shows requests under way to `cut`; whether it has cut any.
+    pub(crate) fn cut_any(&self, mut cut: impl FnMut(&Progress) -> bool) -> bool {
+        // All are shown, also once one was cut.
+        self.lock().iter().filter(|progress| cut(progress)).count() > 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Progress>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Progress {
@@ -37,8 +64,7 @@ impl Progress {
             connecting: AtomicU64::new(0),
             waiting_since: AtomicU64::new(0),
             broken: AtomicBool::new(false),
-            interim: Mutex::default(),
-            has_interim: AtomicBool::new(false),
+            interim: Interim::default(),
             life: Life::default(),
         }
     }
@@ -77,23 +103,6 @@ impl Progress {
         }
     }
 
-    /// The application has something to say before its answer.
-    pub(crate) fn say(&self, interim: &[u8]) {
-        let mut waiting = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() + interim.len() <= MAX_INTERIM_BYTES {
-            waiting.extend_from_slice(interim);
-            self.has_interim.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Takes what it had to say.
-    pub(crate) fn hear(&self, told: &mut Vec<u8>) {
-        if self.has_interim.swap(false, Ordering::Relaxed) {
-            let mut waiting = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
-            told.append(&mut waiting);
-        }
-    }
-
     /// Whether the caller's next bytes are waited for.
     pub(crate) fn is_waiting(&self) -> bool {
         self.waiting_since.load(Ordering::Relaxed) != 0
@@ -115,6 +124,12 @@ impl Progress {
         self.end_waiting(|| now - self.started);
         let take = |nanos: &AtomicU64| Duration::from_nanos(nanos.swap(0, Ordering::Relaxed));
         (take(&self.waited), take(&self.connecting))
+    }
+}
+
+impl AsRef<Interim> for Progress {
+    fn as_ref(&self) -> &Interim {
+        &self.interim
     }
 }
 

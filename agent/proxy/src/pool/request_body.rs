@@ -12,6 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use super::progress::Progress;
 use super::replay::{Reading, Replay};
 use crate::http::body::{BodyError, Incoming};
+use crate::http::h1::{Spelled, client};
 use crate::http::headers;
 
 /// Of a request that can be sent again.
@@ -72,21 +73,6 @@ impl Upload {
         match &self.source {
             Source::Stream(_) | Source::Shared(_) => Some(Arc::clone(&self.progress)),
             Source::Whole { .. } => None,
-        }
-    }
-
-    /// Puts back what had been taken before it could be sent.
-    pub(crate) fn with_first(mut self, first: Option<Bytes>) -> Self {
-        self.first = first;
-        self
-    }
-
-    /// The head whose spelling of names is kept.
-    pub(crate) const fn spelled(&self) -> Option<&Bytes> {
-        match &self.source {
-            Source::Stream(inner) => inner.spelled(),
-            Source::Shared(reading) => reading.spelled.as_ref(),
-            Source::Whole { spelled, .. } => spelled.as_ref(),
         }
     }
 }
@@ -177,6 +163,29 @@ impl Whole {
         let source =
             Source::Whole { bytes: Some(bytes).filter(|it| !it.is_empty()), trailers, spelled };
         Upload { source, progress, first: None }
+    }
+}
+
+impl Spelled for Upload {
+    fn spelled(&self) -> Option<&Bytes> {
+        match &self.source {
+            Source::Stream(inner) => inner.spelled(),
+            Source::Shared(reading) => reading.spelled.as_ref(),
+            Source::Whole { spelled, .. } => spelled.as_ref(),
+        }
+    }
+}
+
+impl client::Upload for Upload {
+    type Told = Progress;
+
+    fn told(&self) -> Arc<Progress> {
+        self.progress()
+    }
+
+    fn with_first(mut self, first: Option<Bytes>) -> Self {
+        self.first = first;
+        self
     }
 }
 

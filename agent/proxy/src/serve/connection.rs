@@ -1,41 +1,31 @@
 //! One accepted connection, from its two addresses to its end.
 
+use std::convert::Infallible;
 use std::error::Error as _;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::Request;
-use hyper::rt::Executor;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{Request, Response, StatusCode};
 use isthmus_model::{Protocol, ServiceId};
 use isthmus_policy::Outcome;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
 
 use super::{gateway, tunnel};
 use crate::caller::connection::Connection;
 use crate::caller::context::Shared;
 use crate::caller::entry::Entry;
-use crate::cluster::windows::{UNSENT_BYTES, Window};
 use crate::exchange;
+use crate::exchange::body::Answer;
 use crate::http::activity::Activity;
 use crate::http::body::Incoming;
-use crate::http::h1::server::{self, End};
+use crate::http::h1::server::{self, End, Service};
 use crate::http::h1::{Link, Raw};
-use crate::http::h2::{Gather, Gathered};
+use crate::http::h2::{self, WindowBytes};
 use crate::http::io::{CallerIo, Stream};
-use crate::http::limits::{Author, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS};
+use crate::http::limits::Author;
 use crate::opaque;
 use crate::pool::progress::Progress;
 use crate::telemetry::access_log;
-
-/// Between asking a quiet connection to end and ending it.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Who is connected, if they may be.
 pub(crate) fn identify(
@@ -110,46 +100,11 @@ async fn begin(connection: &Arc<Connection>, stream: TcpStream) -> Option<Arc<Li
 }
 
 async fn serve_http2(connection: &Arc<Connection>, link: Arc<Link<CallerIo>>) {
-    connection.activity.on_http2();
-    let _over = EndsStreams(&connection.activity);
     let window = connection.shared.windows.open(connection.caller());
-    let tasks = StreamTasks(connection.activity.streams().subscribe());
-    let builder = builder(tasks, connection.author(), &window);
-    // Boxed, since hyper moves it about.
-    let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        let progress = Arc::new(Progress::new(std::time::Instant::now()));
-        Box::pin(exchange::handle(Arc::clone(connection), request.map(Incoming::from), progress))
-    });
-    let gather = Gather::new(link);
-    let io = TokioIo::new(Gathered(Arc::clone(&gather)));
-    let mut http = pin!(builder.serve_connection(io, service));
-    let mut farewell: Option<Instant> = None;
-    loop {
-        tokio::select! {
-            biased;
-            ended = poll_fn(|cx| {
-                let ended = http.as_mut().poll(cx);
-                // If it fails the next write does, too.
-                let _ = gather.poll_send(cx);
-                ended
-            }) => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, from = %connection.parties.from, "A connection failed");
-                    tell_broken_rules(connection, &error);
-                }
-                return;
-            }
-            () = connection.activity.asked_to_leave(), if farewell.is_none() => {
-                http.as_mut().graceful_shutdown();
-                farewell = Some(Instant::now() + FAREWELL);
-            }
-            () = sleep_until(farewell.unwrap_or_else(Instant::now)), if farewell.is_some() => {
-                if connection.activity.is_quiet() {
-                    return;
-                }
-                farewell = Some(Instant::now() + FAREWELL);
-            }
-        }
+    let windows = WindowBytes { connection: window.bytes(), stream: window.stream_bytes() };
+    if let Err(error) = h2::serve(connection, link, windows).await {
+        tracing::debug!(%error, from = %connection.parties.from, "A connection failed");
+        tell_broken_rules(connection, &error);
     }
 }
 
@@ -166,53 +121,32 @@ fn tell_broken_rules(connection: &Connection, error: &hyper::Error) {
     access_log::tell_invalid(&connection.ledger, None, &format!("no proper HTTP/2: {why}"));
 }
 
-fn builder(tasks: StreamTasks, author: Author, window: &Window) -> http2::Builder<StreamTasks> {
-    let mut builder = http2::Builder::new(tasks);
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(author.most_list_bytes())
-        .initial_connection_window_size(window.bytes())
-        .initial_stream_window_size(window.stream_bytes())
-        .max_send_buf_size(UNSENT_BYTES)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(MAX_LOCAL_RESETS);
-    builder
-}
+impl Service for Connection {
+    type Body = Answer;
+    type Progress = Progress;
 
-/// Ends the tasks of streams that are still there when the connection ends.
-struct EndsStreams<'a>(&'a Activity);
-
-impl Drop for EndsStreams<'_> {
-    fn drop(&mut self) {
-        self.0.streams().send_replace(true);
+    fn author(&self) -> Author {
+        Self::author(self)
     }
-}
 
-/// Runs the tasks of a connection's HTTP/2 streams no longer than the connection, and wakes them to
-/// find out whether their requests were cut.
-#[derive(Clone, Debug)]
-struct StreamTasks(watch::Receiver<bool>);
+    fn activity(&self) -> &Activity {
+        &self.activity
+    }
 
-impl<F> Executor<F> for StreamTasks
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        let mut streams = self.0.clone();
-        tokio::spawn(async move {
-            let mut task = pin!(task);
-            loop {
-                tokio::select! {
-                    changed = streams.changed() => {
-                        if changed.is_err() || *streams.borrow_and_update() {
-                            return;
-                        }
-                    }
-                    () = &mut task => return,
-                }
-            }
-        });
+    fn begin(&self) -> Arc<Progress> {
+        Arc::new(Progress::new(std::time::Instant::now()))
+    }
+
+    fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        progress: Arc<Progress>,
+    ) -> impl Future<Output = Result<Response<Answer>, Infallible>> + Send {
+        exchange::handle(self, request, progress)
+    }
+
+    fn on_refusal(&self, status: StatusCode, reason: &str) {
+        access_log::tell_invalid(&self.ledger, Some(status), reason);
     }
 }
 

@@ -94,11 +94,11 @@ impl Record {
         ends: [SocketAddr; 2],
         head: &http::request::Parts,
         trace: Option<Trace>,
-        mut under_way: UnderWay,
+        under_way: UnderWay,
         progress: Arc<Progress>,
     ) -> Self {
         let clock = Clock::since(progress.started());
-        under_way.follow(&progress);
+        ledger.live.add(&progress);
         Self(Box::new(Facts {
             id: RequestId::told(&ledger, head).unwrap_or_else(RequestId::next),
             is_grpc: grpc::is_call(head),
@@ -362,6 +362,12 @@ impl Drop for Record {
             problem = self.problem,
             "request"
         );
+    }
+}
+
+impl Drop for Facts {
+    fn drop(&mut self) {
+        self.ledger.live.remove(&self.progress);
     }
 }
 

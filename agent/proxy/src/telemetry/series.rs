@@ -17,6 +17,7 @@ use super::metrics::{Metrics, Ruling};
 use crate::config::parties::{Parties, Side};
 use crate::config::routes::Compiled;
 use crate::config::view::View;
+use crate::pool::progress::Live;
 
 /// Services and routes come and go; their series stay. Beyond this many all share one.
 pub(crate) const MAX_SERIES: usize = 2048;
@@ -113,6 +114,8 @@ pub(crate) struct Ending {
 pub(crate) struct Ledger {
     metrics: Arc<Metrics>,
     pub(crate) parties: Parties,
+    /// Those under way.
+    pub(crate) live: Live,
     known: Mutex<Vec<Known>>,
 }
 
@@ -133,7 +136,7 @@ struct Known {
 
 impl Ledger {
     pub(crate) const fn new(metrics: Arc<Metrics>, parties: Parties) -> Self {
-        Self { metrics, parties, known: Mutex::new(Vec::new()) }
+        Self { metrics, parties, live: Live::new(), known: Mutex::new(Vec::new()) }
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

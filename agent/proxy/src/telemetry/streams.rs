@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::metrics::Ruling;
+use crate::http::copy::Counts;
 
 /// Services come and go; their series stay. Beyond this many they share one.
 const MAX_SERIES: usize = 4096;
@@ -41,10 +42,35 @@ pub(crate) struct Counters(Mutex<BTreeMap<StreamLabels, Arc<Totals>>>);
 /// Of the streams with the same labels.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
-    pub(crate) connections: AtomicU64,
-    pub(crate) active: AtomicU64,
-    pub(crate) up: AtomicU64,
-    pub(crate) down: AtomicU64,
+    connections: AtomicU64,
+    active: AtomicU64,
+    bytes: Counts,
+}
+
+/// How many bytes went which way, on one stream and on all of its kind.
+#[derive(Debug)]
+pub(crate) struct Carried {
+    pub(crate) bytes: Counts,
+    totals: Arc<Totals>,
+}
+
+impl Carried {
+    /// Counts the stream in; dropping it counts it out.
+    pub(crate) fn new(totals: Arc<Totals>) -> Self {
+        totals.connections.fetch_add(1, Ordering::Relaxed);
+        totals.active.fetch_add(1, Ordering::Relaxed);
+        Self { bytes: Counts::default(), totals }
+    }
+
+    pub(crate) fn counts(&self) -> [&Counts; 2] {
+        [&self.bytes, &self.totals.bytes]
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.totals.active.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Counters {
@@ -67,8 +93,8 @@ impl Totals {
         StreamTotals {
             connections: self.connections.load(Ordering::Relaxed),
             active: self.active.load(Ordering::Relaxed),
-            bytes_up: self.up.load(Ordering::Relaxed),
-            bytes_down: self.down.load(Ordering::Relaxed),
+            bytes_up: self.bytes.up.load(Ordering::Relaxed),
+            bytes_down: self.bytes.down.load(Ordering::Relaxed),
         }
     }
 }

@@ -7,20 +7,18 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::header::EXPECT;
 use http::{Method, Request, Response, StatusCode};
-use hyper::body::Body as _;
 use tokio::task::AbortHandle;
 
 use super::encode::{self, Encoder};
 use super::head::{self, Framing, ResponseHead};
 use super::reader::{NoHead, Reader};
 use super::send::{SendError, Sending};
-use super::{Body, Error, Keep, Link, Raw};
+use super::{Body, Error, Keep, Link, Raw, Spelled};
 use crate::http::body::{BodyError, Incoming};
 use crate::http::headers;
+use crate::http::interim::Interim;
 use crate::http::io::Stream;
 use crate::http::limits::Author;
-use crate::pool::progress::Progress;
-use crate::pool::request_body::Upload;
 
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,30 +46,43 @@ impl Server {
     }
 }
 
+/// A request's body, as it is sent.
+pub(crate) trait Upload:
+    hyper::body::Body<Data = Bytes, Error = BodyError> + Spelled + Send + Unpin + 'static
+{
+    /// What has its interim answers.
+    type Told: AsRef<Interim>;
+
+    fn told(&self) -> Arc<Self::Told>;
+
+    /// Puts back what had been taken before it could be sent.
+    fn with_first(self, first: Option<Bytes>) -> Self;
+}
+
 /// Why there is no answer, and the request if no byte of it has left.
 #[derive(Debug)]
-pub(crate) struct Failed {
+pub(crate) struct Failed<B> {
     pub(crate) error: BodyError,
-    pub(crate) unsent: Option<Box<Request<Upload>>>,
+    pub(crate) unsent: Option<Box<Request<B>>>,
     /// The request, if it left and may be repeated (RFC 9112, section 9.3.1): its method does no
     /// harm, and no byte of an answer has come.
-    pub(crate) repeatable: Option<Box<Request<Upload>>>,
+    pub(crate) repeatable: Option<Box<Request<B>>>,
 }
 
 /// Sends a request, and gives its answer once its head is here. The connection goes back to its
 /// keeper when the answer has been read to its end; dropped before, it is closed.
-pub(crate) async fn exchange(
+pub(crate) async fn exchange<B: Upload>(
     link: Arc<Link<Stream>>,
     keeper: Arc<dyn Keep<Stream>>,
-    request: Box<Request<Upload>>,
+    request: Box<Request<B>>,
     server: Server,
-) -> Result<Response<Incoming>, Failed> {
+) -> Result<Response<Incoming>, Failed<B>> {
     let (parts, body) = (*request).into_parts();
     let framing = framing_of(&body);
     let target = (&parts.method, &parts.uri);
     let encoder = Encoder::new(framing, server.takes_trailers());
     let head = encode::request(target, &parts.headers, body.spelled(), framing, encoder);
-    let progress = body.progress();
+    let told = body.told();
     let mut sending = Sending::new(head, body, encoder);
     if framing != Framing::Empty && parts.headers.contains_key(EXPECT) {
         sending.hold();
@@ -84,7 +95,7 @@ pub(crate) async fn exchange(
         is_answered: false,
         author: server.author(),
         reader: Reader::new(server.author()),
-        progress,
+        told,
     };
     match poll_fn(|cx| exchange.poll(cx, &parts.method)).await {
         Ok((answer, bytes)) => Ok(exchange.finish(answer, bytes, keeper)),
@@ -100,7 +111,7 @@ pub(crate) async fn exchange(
     }
 }
 
-fn framing_of(body: &Upload) -> Framing {
+fn framing_of(body: &impl Upload) -> Framing {
     match body.size_hint().exact() {
         _ if body.is_end_stream() => Framing::Empty,
         Some(length) => Framing::Length(length),
@@ -108,12 +119,12 @@ fn framing_of(body: &Upload) -> Framing {
     }
 }
 
-struct Exchange {
+struct Exchange<B: Upload> {
     link: Arc<Link<Stream>>,
     /// None once everything has left, or can't any more.
-    sending: Option<Sending<Upload>>,
+    sending: Option<Sending<B>>,
     /// What is left of the body then.
-    sent: Option<Upload>,
+    sent: Option<B>,
     /// The request is cut off somewhere.
     is_cut_off: bool,
     /// Something has come, if only an interim answer.
@@ -121,10 +132,10 @@ struct Exchange {
     author: Author,
     reader: Reader,
     /// Where interim answers go.
-    progress: Arc<Progress>,
+    told: Arc<B::Told>,
 }
 
-impl Exchange {
+impl<B: Upload> Exchange<B> {
     /// Sends while it waits for the answer's head: some applications answer before they have read
     /// everything, some before they read on.
     fn poll(
@@ -153,7 +164,7 @@ impl Exchange {
             if status != StatusCode::CONTINUE {
                 let mut fields = answer.parts.headers;
                 headers::to_caller(&mut fields);
-                self.progress.say(&encode::interim(status, &fields, &head));
+                (*self.told).as_ref().say(&encode::interim(status, &fields, &head));
             } else if let Some(sending) = &mut self.sending {
                 sending.release();
                 self.send(cx)?;
@@ -185,7 +196,7 @@ impl Exchange {
     }
 
     /// The body, if nothing of the request has left; and if all of it has, without an answer.
-    fn take_back(self) -> (Option<Upload>, Option<Upload>) {
+    fn take_back(self) -> (Option<B>, Option<B>) {
         // Where the body itself broke there is nothing left to send.
         let sending = self.sending.filter(|_| !self.is_cut_off);
         let unsent = sending.and_then(Sending::unsent);
@@ -215,7 +226,7 @@ impl Exchange {
 }
 
 /// Sends the rest of a request whose answer has begun.
-fn send_on(mut sending: Sending<Upload>, link: &Arc<Link<Stream>>) -> AbortHandle {
+fn send_on<B: Upload>(mut sending: Sending<B>, link: &Arc<Link<Stream>>) -> AbortHandle {
     let link = Arc::clone(link);
     let task = tokio::spawn(async move {
         // Who reads the answer sees what goes wrong.

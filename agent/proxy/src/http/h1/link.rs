@@ -1,6 +1,7 @@
 //! A connection, as those who read and those who write it share it.
 
 use std::cell::RefCell;
+use std::fmt::Debug;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +10,6 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use crate::cluster::breaker::Pass;
 
 /// What is read at a time, at the most.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -34,23 +33,29 @@ pub(crate) struct Link<S> {
     body_left: AtomicBool,
     /// Where answers go: one has begun, so that `100 Continue` may no longer be said.
     answering: AtomicBool,
-    /// Its place among a service's connections, if they are counted.
-    _pass: Option<Pass>,
+    /// What lasts as long as the connection.
+    _held: Option<Box<dyn Guard>>,
 }
+
+/// What is to be dropped when a connection ends, whatever it is.
+pub(crate) trait Guard: Debug + Send + Sync {}
+
+impl<T: Debug + Send + Sync> Guard for T {}
 
 impl<S> Link<S> {
     pub(crate) fn new(io: S) -> Self {
-        Self::counted(io, None)
+        Self::holding(io, None)
     }
 
-    pub(crate) fn counted(io: S, pass: Option<Pass>) -> Self {
+    /// Holds something for as long as the connection lasts, as its place among others.
+    pub(crate) fn holding(io: S, held: Option<Box<dyn Guard>>) -> Self {
         Self {
             io: Mutex::new(io),
             rest: Mutex::default(),
             in_body: AtomicBool::new(false),
             body_left: AtomicBool::new(false),
             answering: AtomicBool::new(false),
-            _pass: pass,
+            _held: held,
         }
     }
 

@@ -27,6 +27,8 @@ pub(crate) mod server;
 
 use std::io;
 
+use bytes::Bytes;
+
 pub(crate) use body::{Body, Keep};
 pub(crate) use link::{Link, Raw};
 
@@ -41,4 +43,9 @@ pub(crate) enum Error {
     Malformed(&'static str),
     #[error("a body of another length than was announced")]
     WrongLength,
+}
+
+/// A body that may know the head that it came with, whose spelling of names is kept.
+pub(crate) trait Spelled {
+    fn spelled(&self) -> Option<&Bytes>;
 }

@@ -6,26 +6,23 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Body as _;
 use tokio::time::timeout;
 
 use super::encode::{self, Asked, Encoder};
 use super::head::{self, Framing, Refused, RequestHead};
 use super::reader::{NoHead, Reader};
 use super::send::Sending;
-use super::{Body, Link};
-use crate::caller::connection::Connection;
-use crate::exchange;
-use crate::exchange::body::Answer;
+use super::{Body, Link, Spelled};
+use crate::http::activity::Activity;
 use crate::http::body::Incoming;
+use crate::http::interim::Interim;
 use crate::http::io::CallerIo;
-use crate::pool::progress::Progress;
-use crate::telemetry::access_log::tell_invalid;
+use crate::http::limits::Author;
 
 /// What a connection of HTTP/2 begins with, if it is known beforehand.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -35,6 +32,36 @@ const MAX_EARLY_BYTES: usize = 64 * 1024;
 const MAX_UNREAD_BYTES: usize = 1024 * 1024;
 /// For a caller to have read the last answer.
 const LAST_READ: Duration = Duration::from_secs(1);
+
+/// Who answers the requests of a connection.
+pub(crate) trait Service: Send + Sync + 'static {
+    /// An answer's body.
+    type Body: hyper::body::Body<Data = Bytes, Error: std::error::Error + Send + Sync>
+        + Spelled
+        + Send
+        + Unpin
+        + 'static;
+    /// What is known of a request under way.
+    type Progress: AsRef<Interim> + Send + Sync;
+
+    /// Who writes the heads that come by the connection.
+    fn author(&self) -> Author;
+
+    fn activity(&self) -> &Activity;
+
+    /// A request's head is here.
+    fn begin(&self) -> Arc<Self::Progress>;
+
+    /// Serves one request. There is always an answer.
+    fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        progress: Arc<Self::Progress>,
+    ) -> impl Future<Output = Result<Response<Self::Body>, Infallible>> + Send;
+
+    /// What came was no proper request, and is answered so.
+    fn on_refusal(&self, status: StatusCode, reason: &str);
+}
 
 /// How serving HTTP/1 ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,24 +91,24 @@ pub(crate) async fn is_http2(link: &Link<CallerIo>) -> bool {
 
 /// Serves requests until one side ends the connection, or one request makes it a tunnel. Requests
 /// that come before an answer has left wait for their turn.
-pub(crate) async fn serve(connection: &Arc<Connection>, link: &Arc<Link<CallerIo>>) -> End {
-    let author = connection.author();
+pub(crate) async fn serve<S: Service>(service: &Arc<S>, link: &Arc<Link<CallerIo>>) -> End {
+    let author = service.author();
     let mut reader = Reader::new(author);
     loop {
         if link.rest_len() > 0 {
-            connection.activity.on_bytes();
+            service.activity().on_bytes();
         }
         let begun = match poll_fn(|cx| reader.poll(cx, link)).await {
             // Boxed at once, so that a connection without a request doesn't hold the room for one.
             Ok(Some(head)) => head::request(&head, author)
-                .map(|request| Box::pin(exchange(connection, link, request, head))),
+                .map(|request| Box::pin(exchange(service, link, request, head))),
             Err(NoHead::Refused(refused)) => Err(refused),
             Ok(None) | Err(NoHead::Broken(_)) => return End::Closed,
         };
         let exchange = match begun {
             Ok(exchange) => exchange,
             Err(refused) => {
-                tell_invalid(&connection.ledger, Some(refused.status()), refused.reason());
+                service.on_refusal(refused.status(), refused.reason());
                 Box::pin(refuse(refused, link)).await;
                 return End::Closed;
             }
@@ -106,8 +133,8 @@ enum Next {
 }
 
 /// Serves one request. None if the connection broke.
-async fn exchange(
-    connection: &Arc<Connection>,
+async fn exchange<S: Service>(
+    service: &Arc<S>,
     link: &Arc<Link<CallerIo>>,
     request: RequestHead,
     head: Bytes,
@@ -119,10 +146,10 @@ async fn exchange(
     let body = Body::of_request(link, framing, expects_continue);
     let request = Request::from_parts(parts, Incoming::of_request(body, head));
     let answer = {
-        let progress = Arc::new(Progress::new(Instant::now()));
+        let progress = service.begin();
         let told = (asked.version == Version::HTTP_11).then(|| Arc::clone(&progress));
-        let handling = pin!(exchange::handle(Arc::clone(connection), request, progress));
-        answered(handling, link, told.as_deref()).await?
+        let handling = pin!(S::handle(Arc::clone(service), request, progress));
+        answered(handling, link, told.as_deref().map(AsRef::as_ref)).await?
     };
     link.set_answering(true);
 
@@ -133,26 +160,26 @@ async fn exchange(
     asked.keep_alive &= !closes
         && framing != Framing::UntilClose
         && !link.is_body_left()
-        && !connection.activity.is_leaving();
+        && !service.activity().is_leaving();
     let bytes = encode::response(head.status, &head.headers, body.spelled(), framing, asked);
     let mut sending = Sending::new(bytes, body, encoder);
     poll_fn(|cx| sending.poll(cx, link)).await.ok()?;
     if is_switch(head.status) {
         return Some(Next::Tunnel);
     }
-    let goes_on = asked.keep_alive && !link.is_in_body() && !connection.activity.is_leaving();
+    let goes_on = asked.keep_alive && !link.is_in_body() && !service.activity().is_leaving();
     Some(if goes_on { Next::Request } else { Next::End })
 }
 
 /// Waits for an answer. None if the caller goes away before.
 /// `told` has interim answers, for a caller that knows them.
-async fn answered<F>(
+async fn answered<F, B>(
     mut handling: Pin<&mut F>,
     link: &Link<CallerIo>,
-    told: Option<&Progress>,
-) -> Option<Response<Answer>>
+    told: Option<&Interim>,
+) -> Option<Response<B>>
 where
-    F: Future<Output = Result<Response<Answer>, Infallible>>,
+    F: Future<Output = Result<Response<B>, Infallible>>,
 {
     let (mut answer, mut interim) = (None, Vec::new());
     poll_fn(|cx| {
@@ -161,8 +188,8 @@ where
         {
             answer = Some(it);
         }
-        if let Some(progress) = told {
-            progress.hear(&mut interim);
+        if let Some(told) = told {
+            told.hear(&mut interim);
         }
         if !interim.is_empty() && ready!(poll_say(&mut interim, link, cx)).is_err() {
             return Poll::Ready(None);
@@ -199,7 +226,7 @@ fn poll_say(
 
 fn framing_of(
     status: StatusCode,
-    body: &Answer,
+    body: &impl hyper::body::Body,
     asked: Asked,
     wants_trailers: bool,
 ) -> (Framing, Encoder) {

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::h1::{Link, Raw};
+use crate::http::h1::{Link, Raw};
 
 /// What waits to be sent, about.
 const MOST_BYTES: usize = 64 * 1024;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::http::copy::{Carried, both};
+use super::{Counts, both};
 use crate::http::peek::{Looked, Peek};
 
 const LONG: Duration = Duration::from_secs(600);
@@ -21,10 +21,10 @@ async fn pair() -> (TcpStream, TcpStream) {
 #[tokio::test]
 async fn bytes_and_half_closed_directions_are_carried() {
     let ((mut client, caller), (application, mut server)) = (pair().await, pair().await);
-    let carried = Arc::new(Carried::new(Arc::default()));
+    let carried = Arc::new(Counts::default());
     let counts = Arc::clone(&carried);
     let carrying =
-        tokio::spawn(async move { both(&caller, &application, &carried, LONG, None).await });
+        tokio::spawn(async move { both(&caller, &application, &[&carried], LONG, None).await });
     let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
     let expected = sent.clone();
     let sending = tokio::spawn(async move {
@@ -51,8 +51,8 @@ async fn a_stream_that_carries_nothing_ends_and_one_that_does_lives() {
     let ((mut client, caller), (application, mut server)) = (pair().await, pair().await);
     let began = Instant::now();
     let carrying = tokio::spawn(async move {
-        let carried = Carried::new(Arc::default());
-        both(&caller, &application, &carried, Duration::from_millis(200), None).await
+        let carried = Counts::default();
+        both(&caller, &application, &[&carried], Duration::from_millis(200), None).await
     });
     for _ in 0..10 {
         client.write_all(b"x").await.unwrap();
