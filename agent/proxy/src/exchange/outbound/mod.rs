@@ -8,9 +8,12 @@
 //! proxy dials from the caller's own workload address, so that the other side sees who calls, not
 //! through whom. A workload of this host is not dialled but served here, judged by the same policy.
 
+mod attempt;
 mod forward;
+mod hedge;
 mod local;
 mod mirror;
+mod retry;
 mod template;
 
 use std::borrow::Cow;
@@ -31,8 +34,8 @@ use crate::caller::entry::Misdirected;
 use crate::config::host_services;
 use crate::config::routes::{Act, Asked, Chosen, Compiled, location, target};
 use crate::config::view::View;
+use crate::exchange::answer::{Stop, refusal, rejection};
 use crate::exchange::body::Answer;
-use crate::exchange::{refusal, rejection};
 use crate::http::body::Incoming;
 use crate::telemetry::access_log::Record;
 
@@ -43,6 +46,32 @@ pub(crate) struct Call {
     pub(crate) host: HeaderValue,
     /// Before any route changed it.
     pub(crate) asked_host: HeaderValue,
+}
+
+impl Call {
+    pub(crate) fn new(head: Parts, body: Incoming, host: HeaderValue) -> Self {
+        Self { head, body, asked_host: host.clone(), host }
+    }
+}
+
+/// Whether a request may be routed: authorisation, its place, rate limits.
+pub(super) fn check(
+    connection: &Connection,
+    view: &Arc<View>,
+    head: &mut Parts,
+    record: &mut Record,
+) -> Result<(), Stop> {
+    if !connection.standing(view).holds {
+        return Err(Stop::Stranger);
+    }
+    super::settle(connection, view, head)?;
+    // First a place: what finds none takes nothing of a limit.
+    record.occupy(connection.share.take().ok_or(Stop::NoPlace)?);
+    // A gateway's clients come from nobody who could have been asked.
+    if connection.entry.is_some() {
+        view.limits.admit(&connection.parties, head).map_err(Stop::TooMany)?;
+    }
+    Ok(())
 }
 
 /// Serves one request of a caller on this host.

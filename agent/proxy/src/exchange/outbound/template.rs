@@ -17,7 +17,7 @@ use crate::config::life::Life;
 use crate::config::listens::Listens;
 use crate::config::routes::Compiled;
 use crate::config::view::View;
-use crate::exchange::{target, wire};
+use crate::exchange::target::{target, wire};
 use crate::http::headers;
 use crate::http::upgrade;
 use crate::pool::{Target, Wire};
