@@ -5,6 +5,9 @@
 //! What programs could take for several hosts has none, and is refused: encodings, letters beyond ASCII
 //! and empty labels; numbers that some read as addresses; `xn--` labels that hide nothing but ASCII.
 
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
 use std::borrow::Cow;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
