@@ -1,7 +1,7 @@
 //! Detection: a decision stands, comes in time, and nothing that might be a request passes for
 //! something else.
 
-use isthmus_proxy::detect::{FirstLine, Kind, MAX_FIRST_LINE, detect};
+use isthmus_http::detect::{FirstLine, Kind, MAX_FIRST_LINE, detect};
 
 /// `input` is what a client sends first. Says whether that was decided.
 pub(crate) fn hold(input: &[u8]) -> bool {

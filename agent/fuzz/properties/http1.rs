@@ -1,7 +1,7 @@
 //! HTTP/1: whatever is read as a request is read in one way, however its bytes are dealt, by a
 //! second reader, and from what is passed on.
 
-use isthmus_proxy::probe::{ReadRequest, Reading, read_again, read_requests};
+use isthmus_http::h1::probe::{ReadRequest, Reading, read_again, read_requests};
 
 /// `input` is what a client sends. Says whether there is a request in it, and nothing else.
 pub(crate) fn hold(input: &[u8]) -> bool {

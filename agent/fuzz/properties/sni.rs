@@ -1,6 +1,6 @@
 //! ClientHellos: what is said once is never said otherwise, and names are names.
 
-use isthmus_proxy::detect::{Hello, Kind, MAX_HELLO, client_hello, detect};
+use isthmus_http::detect::{Hello, Kind, MAX_HELLO, client_hello, detect};
 
 /// `input` is what a client sends first. Says whether it is a ClientHello.
 pub(crate) fn hold(input: &[u8]) -> bool {

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use http::Uri;
 use http::request::Parts;
 use http::uri::PathAndQuery;
+use isthmus_http::headers::host_of;
 use isthmus_model::{Name, ServiceId};
 use isthmus_policy::path::forwarded;
 use isthmus_policy::{Outcome, Request, Token};
@@ -17,7 +18,6 @@ use crate::config::jwt::{self, TokenError};
 use crate::config::life::Kept;
 use crate::config::parties::Parties;
 use crate::config::view::View;
-use crate::http::headers::host_of;
 use crate::telemetry::access_log::{Decider, Record};
 use crate::telemetry::metrics::Ruling;
 

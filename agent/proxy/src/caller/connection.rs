@@ -6,6 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::HeaderValue;
+use isthmus_http::activity::Activity;
+use isthmus_http::h1::Raw;
+use isthmus_http::io::Stream;
+use isthmus_http::limits::Author;
 use isthmus_model::Name;
 use isthmus_policy::Outcome;
 
@@ -16,10 +20,6 @@ use crate::cluster::permits::{Caller, Share};
 use crate::config::life::{Cut, Kept};
 use crate::config::parties::{Parties, Side};
 use crate::config::view::View;
-use crate::http::activity::Activity;
-use crate::http::h1::Raw;
-use crate::http::io::Stream;
-use crate::http::limits::Author;
 use crate::pool::progress::Progress;
 use crate::telemetry::access_log::Record;
 use crate::telemetry::series::Ledger;

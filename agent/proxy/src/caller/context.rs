@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use isthmus_http::activity::Clock;
+use isthmus_http::random::Chance;
 use tokio::sync::watch;
 
 use super::first_speaker::Lessons;
@@ -16,8 +18,6 @@ use crate::config::host_services::Outside;
 use crate::config::jwt::KeyRing;
 use crate::config::limits::Limits;
 use crate::config::view::View;
-use crate::http::activity::Clock;
-use crate::http::random::Chance;
 use crate::pool::Backends;
 use crate::telemetry::metrics::Metrics;
 

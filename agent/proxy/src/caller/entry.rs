@@ -3,13 +3,13 @@
 use std::sync::OnceLock;
 
 use http::{HeaderMap, HeaderValue, StatusCode};
+use isthmus_http::headers;
 use isthmus_model::edge::Listener;
 use isthmus_model::host::split_port;
 use isthmus_model::{Gateway, Service, ServiceId};
 
 use super::connection::Connection;
 use crate::config::view::View;
-use crate::http::headers;
 
 /// How a gateway's client came in.
 #[derive(Debug)]

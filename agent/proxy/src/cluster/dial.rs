@@ -3,10 +3,9 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use isthmus_http::{copy, proxy_protocol};
 use isthmus_model::ProxyProtocol;
 use tokio::net::{TcpSocket, TcpStream};
-
-use crate::http::{copy, proxy_protocol};
 
 /// Makes a socket that isn't connected yet. To applications the proxy is known by such sockets.
 pub type Bind = fn(Speaker) -> io::Result<std::net::TcpStream>;

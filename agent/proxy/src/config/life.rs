@@ -3,7 +3,7 @@
 //!
 //! A connection's worker looks at them ([`Life::judge`], [`Life::check`]) with each view and each tick.
 //! HTTP/1 has one request at a time, which ends with its connection; of HTTP/2 only the stream is reset,
-//! by its own task ([`crate::http::activity::Activity::look_again`]).
+//! by its own task ([`isthmus_http::activity::Activity::look_again`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -2,6 +2,10 @@
 
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode, Version};
+use isthmus_http::body::Incoming;
+use isthmus_http::grpc;
+use isthmus_http::headers;
+use isthmus_http::marks::{DENIED_BY, LEAVING, RATE_LIMITED, UNHEALTHY};
 
 use super::body::Answer;
 use crate::caller::connection::{Connection, Tunnel};
@@ -9,10 +13,6 @@ use crate::config::jwt::TokenError;
 use crate::config::life::Cut;
 use crate::config::parties::Side;
 use crate::config::ratelimit::TooMany;
-use crate::http::body::Incoming;
-use crate::http::grpc;
-use crate::http::headers;
-use crate::http::marks::{DENIED_BY, LEAVING, RATE_LIMITED, UNHEALTHY};
 use crate::pool::BackendError;
 use crate::telemetry::access_log::{Decider, Record};
 use crate::telemetry::metrics::Ruling;

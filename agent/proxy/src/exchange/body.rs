@@ -6,11 +6,11 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use isthmus_http::body::{BodyError, Incoming};
+use isthmus_http::h1::Spelled;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::cluster::endpoint::InFlight;
-use crate::http::body::{BodyError, Incoming};
-use crate::http::h1::Spelled;
 use crate::telemetry::access_log::Record;
 
 /// An answer's body on its way to the caller. The request's record ends with it.

@@ -41,6 +41,8 @@ use std::task::Poll;
 
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
+use isthmus_http::body::Incoming;
+use isthmus_http::trace::Trace;
 use isthmus_policy::Token;
 
 use self::answer::Stop;
@@ -51,8 +53,6 @@ use crate::caller::authorize;
 use crate::caller::connection::Connection;
 use crate::config::parties::Side;
 use crate::config::view::View;
-use crate::http::body::Incoming;
-use crate::http::trace::Trace;
 use crate::pool::progress::Progress;
 use crate::telemetry::access_log::{Decider, Record};
 use crate::telemetry::metrics::Ruling;

@@ -6,10 +6,9 @@ use http::header::{COOKIE, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Version};
+use isthmus_http::headers::{self, list};
+use isthmus_http::limits::Author;
 use isthmus_model::host::canonical_authority;
-
-use crate::http::headers::{self, list};
-use crate::http::limits::Author;
 
 /// What is wrong with a request, in words for its sender.
 pub(super) struct Improper(pub(super) &'static str);

@@ -23,6 +23,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use isthmus_http::activity::Activity;
+use isthmus_http::copy;
+use isthmus_http::detect::{
+    FirstLine, Hello, Kind, MAX_FIRST_LINE, MAX_HELLO, ServerName, client_hello, detect,
+    detect_whole, is_http_server,
+};
+use isthmus_http::peek::{Looked, Peek};
 use isthmus_model::{Protocol, ServiceId};
 use isthmus_policy::{Stream, Verdict};
 use tokio::net::TcpStream;
@@ -34,13 +41,6 @@ use crate::caller::connection::Connection;
 use crate::caller::first_speaker::First;
 use crate::config::parties::Side;
 use crate::config::view::View;
-use crate::http::activity::Activity;
-use crate::http::copy;
-use crate::http::detect::{
-    FirstLine, Hello, Kind, MAX_FIRST_LINE, MAX_HELLO, ServerName, client_hello, detect,
-    detect_whole, is_http_server,
-};
-use crate::http::peek::{Looked, Peek};
 
 /// Where clients spoke first before, dialling waits for them so long: most connections then turn out
 /// to be requests, which have connections of their own.

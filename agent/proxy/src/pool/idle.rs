@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::http::h1::Link;
-use crate::http::io::Stream;
+use isthmus_http::h1::Link;
+use isthmus_http::io::Stream;
 
 /// Kept for each application, by each thread.
 const MAX_IDLE: usize = 256;

@@ -22,6 +22,12 @@ use http::header::HOST;
 use http::{Request, Response, Version};
 use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use isthmus_http::body::{BodyError, Incoming};
+use isthmus_http::h1::client::{self, Failed, Server};
+use isthmus_http::h1::{Keep, Link};
+use isthmus_http::h2::{Gather, Gathered};
+use isthmus_http::io::Stream;
+use isthmus_http::limits::UNSENT_BYTES;
 use isthmus_model::{HostId, HttpVersion, Principal, ProxyProtocol, ServiceId};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -38,12 +44,6 @@ use crate::cluster::windows::{ANSWER_BYTES, ANSWER_STREAM_BYTES};
 use crate::config::host_services::Outside;
 use crate::config::listens::{Listens, Shown};
 use crate::config::view::Map;
-use crate::http::body::{BodyError, Incoming};
-use crate::http::h1::client::{self, Failed, Server};
-use crate::http::h1::{Keep, Link};
-use crate::http::h2::{Gather, Gathered};
-use crate::http::io::Stream;
-use crate::http::limits::UNSENT_BYTES;
 
 /// All that the proxy has connections to.
 #[derive(Debug)]

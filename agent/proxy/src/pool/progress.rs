@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use isthmus_http::interim::Interim;
+
 use crate::config::life::Life;
-use crate::http::interim::Interim;
 
 /// What happens to a request where its record isn't at hand.
 #[derive(Debug)]

@@ -10,10 +10,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body as _, Frame, SizeHint};
+use isthmus_http::body::{BodyError, Incoming};
+use isthmus_http::headers;
 
 use super::request_body::MAX_WHOLE_BYTES;
-use crate::http::body::{BodyError, Incoming};
-use crate::http::headers;
 
 /// Of what is kept, each of which has a price of its own.
 const MAX_PIECES: usize = 64;

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, SizeHint};
+use isthmus_http::body::{BodyError, Incoming};
+use isthmus_http::h1::{Spelled, client};
+use isthmus_http::headers;
 
 use super::progress::Progress;
 use super::replay::{Reading, Replay};
-use crate::http::body::{BodyError, Incoming};
-use crate::http::h1::{Spelled, client};
-use crate::http::headers;
 
 /// Of a request that can be sent again.
 pub(crate) const MAX_WHOLE_BYTES: u64 = 64 * 1024;

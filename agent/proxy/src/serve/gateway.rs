@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::HeaderValue;
+use isthmus_http::io::Stream;
 use isthmus_model::ServiceId;
 use isthmus_model::host::canonical;
 use rustls::server::{Acceptor, ClientHello};
@@ -31,7 +32,6 @@ use crate::caller::context::Shared;
 use crate::caller::entry::{Entry, Greeting};
 use crate::cluster::permits::Caller;
 use crate::config::host_services::Outside;
-use crate::http::io::Stream;
 
 /// A client that has come to a gateway.
 #[derive(Debug)]

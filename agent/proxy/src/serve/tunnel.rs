@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
+use isthmus_http::h1::Raw;
+use isthmus_http::io::CallerIo;
 use tokio::io::copy_bidirectional;
 
 use crate::caller::connection::Tunnel;
-use crate::http::h1::Raw;
-use crate::http::io::CallerIo;
 
 /// Carries bytes until both sides have ended. If policy denies the request that made the tunnel the
 /// worker ends both, as it does for every request.

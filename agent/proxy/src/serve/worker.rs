@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
+use isthmus_http::activity::Patience;
 use isthmus_model::ServiceId;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -19,7 +20,6 @@ use crate::caller::context::Shared;
 use crate::cluster::permits::Place;
 use crate::config::limits::Limits;
 use crate::config::parties::Side;
-use crate::http::activity::Patience;
 
 /// Between two looks at all connections, if the limits' times are long.
 const LONGEST_TICK: Duration = Duration::from_secs(1);

@@ -10,6 +10,10 @@ use std::time::{Duration, SystemTime};
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use isthmus_http::activity::UnderWay;
+use isthmus_http::grpc;
+use isthmus_http::marks::REQUEST_ID;
+use isthmus_http::trace::Trace;
 use isthmus_model::{Action, HostId, Identity, Name, Origin, ServiceId};
 use isthmus_policy::{BuiltIn, DecidedBy, Decision, Policy, RuleId};
 
@@ -25,10 +29,6 @@ use crate::config::life::{Cut, Life};
 use crate::config::parties::Side;
 use crate::config::routes::Compiled;
 use crate::config::view::View;
-use crate::http::activity::UnderWay;
-use crate::http::grpc;
-use crate::http::marks::REQUEST_ID;
-use crate::http::trace::Trace;
 use crate::pool::progress::Progress;
 
 /// Of a path in the log.

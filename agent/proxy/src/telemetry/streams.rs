@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use isthmus_http::copy::Counts;
+
 use super::metrics::Ruling;
-use crate::http::copy::Counts;
 
 /// Services come and go; their series stay. Beyond this many they share one.
 const MAX_SERIES: usize = 4096;

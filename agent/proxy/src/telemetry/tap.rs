@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::{Method, Version};
+use isthmus_http::trace::{SpanId, TraceId, Tracing};
 use tokio::sync::mpsc;
 
 use super::metrics::{Metrics, Ruling};
 use super::timing::Parts;
 use crate::config::parties::Side;
-use crate::http::trace::{SpanId, TraceId, Tracing};
 
 /// Taps at once.
 const MAX_TAPS: usize = 8;

@@ -12,7 +12,7 @@
 //! | server | the application: its answer's head, and then what is missing of the body |
 //!
 //! Only the other side knows what the application took until its answer's head: it says so in a header
-//! field of the answer ([`crate::http::marks::SERVER_TIME`], microseconds), which the client's side removes.
+//! field of the answer ([`isthmus_http::marks::SERVER_TIME`], microseconds), which the client's side removes.
 
 use std::time::{Duration, Instant};
 

@@ -1,11 +1,11 @@
 //! Whether a try that failed is made again.
 
 use http::{HeaderMap, Method, StatusCode};
+use isthmus_http::grpc;
+use isthmus_http::marks::UNHEALTHY;
 use isthmus_model::route::{Retry, RetryOn};
 
 use super::ejection::Failure;
-use crate::http::grpc;
-use crate::http::marks::UNHEALTHY;
 
 /// How a try ended, if not well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

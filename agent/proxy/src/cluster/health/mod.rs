@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use isthmus_http::random::Chance;
 use isthmus_model::{HealthCheck, ServiceId};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -30,7 +31,6 @@ use tokio::time::sleep;
 
 use crate::cluster::dial::Bind;
 use crate::config::view::View;
-use crate::http::random::Chance;
 use state::State;
 
 /// What is known of the workloads here.

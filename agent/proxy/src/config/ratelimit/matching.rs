@@ -2,13 +2,13 @@
 //! gets around a limit by writing a request oddly.
 
 use http::request::Parts;
+use isthmus_http::headers::host_of;
 use isthmus_model::host::split_port;
 use isthmus_model::route::{HostMatch, PathMatch, RouteMatch};
 use isthmus_policy::fields::{Readings, header_fits, parameter_fits};
 use isthmus_policy::path::canonical;
 
 use crate::config::fields::Lines;
-use crate::http::headers::host_of;
 
 pub(super) fn fits(wanted: &RouteMatch, head: &Parts) -> bool {
     let RouteMatch { hosts, sni: _, path, method, headers, query } = wanted;

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use isthmus_http::headers;
 use isthmus_model::route::{
     HeaderChanges, Hedge, Redirect, Retry, Rewrite, Route, RouteAction, Share,
 };
 use isthmus_model::{Name, ServiceId};
-
-use crate::http::headers;
 
 /// A route, compiled.
 #[derive(Debug)]

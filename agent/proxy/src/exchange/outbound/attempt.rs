@@ -4,6 +4,8 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response};
+use isthmus_http::body::Incoming;
+use isthmus_http::marks::{LEAVING, PANIC, REQUEST_ID};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
@@ -11,8 +13,6 @@ use super::local::{self, Refused};
 use super::retry::Exchange;
 use crate::cluster::balance::Attempt;
 use crate::cluster::endpoint::{Endpoint, InFlight, Turn};
-use crate::http::body::Incoming;
-use crate::http::marks::{LEAVING, PANIC, REQUEST_ID};
 use crate::pool::progress::Progress;
 use crate::pool::request_body::Upload;
 use crate::pool::{BackendError, Failure};

@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use isthmus_http::body::Incoming;
+use isthmus_http::marks::OVERLOADED;
+use isthmus_http::upgrade;
 use isthmus_model::{HashKey, ServiceId};
 use tokio::time::{Instant, timeout_at};
 
@@ -22,9 +25,6 @@ use crate::config::routes::Compiled;
 use crate::config::view::View;
 use crate::exchange::answer::{failure, pass, refusal, switch, too_many};
 use crate::exchange::body::Answer;
-use crate::http::body::Incoming;
-use crate::http::marks::OVERLOADED;
-use crate::http::upgrade;
 use crate::pool::BackendError;
 use crate::pool::progress::Progress;
 use crate::pool::request_body::Payload;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use http::request::Parts;
+use isthmus_http::headers;
 use isthmus_model::ServiceId;
 use isthmus_policy::Outcome;
 
@@ -15,7 +16,6 @@ use crate::config::life::{Kept, Life};
 use crate::config::parties::Parties;
 use crate::config::ratelimit::TooMany;
 use crate::config::view::View;
-use crate::http::headers;
 use crate::pool::Target;
 
 /// Why a request isn't sent.

@@ -23,6 +23,7 @@ use http::header::{CONTENT_TYPE, HOST, LOCATION};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Response, StatusCode};
+use isthmus_http::body::Incoming;
 use isthmus_model::edge::Listener;
 use isthmus_model::host::split_port;
 use isthmus_model::{Service, ServiceId};
@@ -36,7 +37,6 @@ use crate::config::routes::{Act, Asked, Chosen, Compiled, location, target};
 use crate::config::view::View;
 use crate::exchange::answer::{Stop, refusal, rejection};
 use crate::exchange::body::Answer;
-use crate::http::body::Incoming;
 use crate::telemetry::access_log::Record;
 
 /// A request that is to be routed.

@@ -4,6 +4,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http::Response;
+use isthmus_http::body::Incoming;
+use isthmus_http::marks::{DENIED_BY, RATE_LIMITED, server_time};
 use isthmus_model::route::{Hedge, Retry, RetryOn, Share};
 use isthmus_model::{HostId, ServiceId};
 use tokio::time::{Instant, sleep};
@@ -17,8 +19,6 @@ use crate::cluster::breaker::Overflow;
 use crate::cluster::endpoint::{Endpoint, InFlight};
 use crate::cluster::{Cluster, Draw, NoPlace, Retrying};
 use crate::config::view::View;
-use crate::http::body::Incoming;
-use crate::http::marks::{DENIED_BY, RATE_LIMITED, server_time};
 use crate::pool::BackendError;
 use crate::pool::request_body::Payload;
 use crate::telemetry::access_log::{Decider, Record, RequestId};

@@ -6,6 +6,8 @@ use http::header::{CONNECTION, EXPECT, UPGRADE};
 use http::request::Parts;
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Uri, Version};
+use isthmus_http::headers;
+use isthmus_http::upgrade;
 use isthmus_model::ServiceId;
 
 use super::local::{self, Refused};
@@ -18,8 +20,6 @@ use crate::config::listens::Listens;
 use crate::config::routes::Compiled;
 use crate::config::view::View;
 use crate::exchange::target::{target, wire};
-use crate::http::headers;
-use crate::http::upgrade;
 use crate::pool::{Target, Wire};
 
 /// A request as every try of it begins.
