@@ -10,6 +10,17 @@
 //!  caller ── tunnel ── flow table ──▶ WORKLOAD:15001 (proxy) ──▶ WORKLOAD:8080 (application)
 //! ```
 //!
+//! | room | has | uses |
+//! | --- | --- | --- |
+//! | [`config`] | one revision of the mesh: routes, limits, keys, ready for look-ups | `isthmus_http`, model, policy |
+//! | [`cluster`] | the workloads of services: which takes a request, breakers, health | what stands above |
+//! | [`pool`] | connections to applications and other proxies, and the bodies that go out | what stands above |
+//! | [`telemetry`] | access log, series, taps, counters | what stands above |
+//! | [`caller`] | who calls on a connection, and what they may | what stands above |
+//! | [`exchange`] | one request: its checks in order, and who answers it | what stands above |
+//! | [`opaque`] | one connection without requests | what stands above, but [`exchange`] |
+//! | [`serve`] | threads, sockets, start and stop | all |
+//!
 //! Every request is judged by the newest [`View`]. When the view changes, each open connection is
 //! judged again: one whose caller may no longer reach the service at all is cut at once, idle or
 //! not; the others don't notice. What a refusal was decided by is in the access log (target
