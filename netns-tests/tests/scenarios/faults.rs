@@ -374,6 +374,31 @@ fn a_host_without_an_agent_or_a_mesh_says_what_is_in_the_way() {
 
 /// Faults whose remedy is a line of the topology, or an operator's command.
 #[test]
+fn another_meshs_controller_is_named_and_left_as_its_remedy_says() {
+    let mut mesh = Mesh::new(&["app-1"]);
+    let state = mesh.controller_state();
+    let _ = mesh.controller().terminate(SOON);
+    std::fs::rename(&state, state.with_extension("former")).expect("the lab's folder is ours");
+    let mut init = mesh.controller_node.command(binary("isthmus-controller"));
+    init.args(["init", "--name", "corp", "--trust-domain", "corp.example"]);
+    init.args(["--address", "10.9.0.1:7443", "--state-dir"]).arg(&state);
+    let _ = Output::of(init).expect_success();
+    mesh.start_controller();
+    let app = Shell::on(&mesh, "app-1");
+    let remedy = wait_for_value("another CA", Duration::from_secs(60), || {
+        app.remedy(By::Status, "controller-foreign")
+    });
+    assert_eq!(pasted(&remedy), "agentctl leave");
+    let host = mesh.host("app-1");
+    let left = host.agentctl(&["leave", "--yes"]);
+    assert_eq!(left.code(), Some(4), "its own controller can't be told: {left}");
+    assert!(host.join(&mesh.token(&[]), "app-1").success());
+    wait_for("it is a member of the new one", SOON, || {
+        app.problems(By::Status).is_empty() && mesh.status()["hosts"][0]["connected"] == true
+    });
+}
+
+#[test]
 fn what_a_topology_asks_in_vain_is_mended_by_the_line_that_its_remedy_names() {
     let mesh = Mesh::new(&["app-1", "web-1"]);
     let web = |more: &str| {

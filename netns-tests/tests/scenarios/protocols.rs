@@ -194,7 +194,7 @@ fn detection_never_stalls_a_server_that_speaks_first() {
     let services = |protocol: &str| {
         format!(
             "{HOSTS}{}{}{}",
-            service("mail", 25, &of("40001", protocol)),
+            service("mail", 25, &of("Debian-exim", protocol)),
             service("shell", 22, &of("0", protocol)),
             service("base", 3306, &of("40003", protocol)),
         )

@@ -1,5 +1,6 @@
 //! What travels between hosts: encrypted, tagged, allowed or not.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -99,11 +100,12 @@ fn two_users_of_one_host_are_two_services() {
             .replace("from = \"service:client\"", "from = [\"service:client\", \"service:other\"]"),
     );
     assert_eq!(app.curl(OTHER, &["-4", url]).expect_success(), "ok");
-    let log = web.nginx_log(8080);
-    let mut sources: Vec<&str> = log.lines().filter_map(|line| line.split(' ').next()).collect();
-    sources.sort_unstable();
-    sources.dedup();
-    assert_eq!(sources.len(), 2, "{log}");
+    // nginx answers first, and logs then.
+    wait_for("both addresses are in the log", Duration::from_secs(5), || {
+        let log = web.nginx_log(8080);
+        let sources: BTreeSet<_> = log.lines().filter_map(|it| it.split(' ').next()).collect();
+        sources.len() == 2
+    });
 
     // A process that is no service speaks as its host, which nothing allows.
     assert!(!app.curl(40_099, &["-4", url]).success());

@@ -76,6 +76,19 @@ fn who_is_refused_is_named_with_the_rule_that_would_allow_it() {
         assert!(line.contains(part), "{part} in {line}");
     }
 
+    // One request, one id; `flows` shows it as well.
+    let id = |line: &str| {
+        let (_, rest) = line.split_once("request_id=").expect("each request has one");
+        rest.split([' ', '"']).find(|it| !it.is_empty()).map(str::to_owned)
+    };
+    let there = web.log();
+    let there = there.lines().find(|line| line.contains("/admin")).expect("it was just there");
+    assert_eq!(id(line), id(there), "{line}\n{there}");
+    let refused = app.agentctl(&["flows", "--denied", "-o", "json"]).json();
+    let request = &refused["requests"][0];
+    assert_eq!((&request["path"], &request["method"]), (&"/admin".into(), &"GET".into()));
+    assert_eq!(request["request_id"].as_str().map(str::to_owned), id(line), "{request}");
+
     // By the caller's side, at once: the log and `flows` say which program of which user it was.
     assert!(!app.curl(STRANGER, &["-4", URL]).success());
     let asked = ["flows", "--denied", "--user", "40003", "--to", "web", "-o", "json"];
