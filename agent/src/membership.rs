@@ -151,7 +151,11 @@ impl Membership {
             Ok(()) => {
                 tracing::info!(revision, "working by the last snapshot");
                 self.resources = resources;
-                self.shared.update(|status| status.confirmed = Some(kept.confirmed));
+                self.shared.update(|status| {
+                    status.confirmed = Some(kept.confirmed);
+                    // Of an attempt before this one.
+                    status.refusal.clear();
+                });
             }
             Err(error) => {
                 let reason = format!("{error:#}");

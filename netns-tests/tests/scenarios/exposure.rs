@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use isthmus_netns_tests::{Link, Mesh, Node, Output, Process, binary, wait_for};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const CLIENT: u32 = 40_002;
 const WEB: u32 = 40_001;
@@ -276,6 +276,13 @@ fn a_host_without_nft_has_no_overlay_unless_it_may_go_without() {
         said.contains("install the package nftables") && said.contains("to go without, set guard =")
     });
     assert!(!srv.try_sh("ip link show isth0").success());
+    // What the remedy promises: once it is mended, the revision is taken by itself.
+    let _ = srv.sh(&format!("nsenter -t {} -m umount /usr/sbin/nft", agent.id()));
+    wait_for("it works, and nothing is wrong", Duration::from_secs(60), || {
+        srv.try_sh("ip link show isth0").success()
+            && mesh.host("srv-1").status()["problems"] == json!([])
+            && mesh.status()["problems"] == json!([])
+    });
     drop(agent);
 
     let text = std::fs::read_to_string(&settings).expect("the settings are there");

@@ -60,6 +60,8 @@ pub(crate) struct Facts {
     refused_there: Option<Decider>,
     way: Way,
     host: Option<Name>,
+    /// Whether that is this host.
+    is_here: bool,
     tries: u32,
     status: Option<StatusCode>,
     /// By its end: the service failed, whatever the status.
@@ -114,6 +116,7 @@ impl Record {
             refused_there: None,
             way: Way::default(),
             host: None,
+            is_here: false,
             tries: 0,
             status: None,
             failed: false,
@@ -177,6 +180,7 @@ impl Record {
     /// Counts a try, too.
     pub(crate) fn take_endpoint(&mut self, view: &View, host: HostId) {
         self.host = view.snapshot.hosts.get(&host).map(|it| it.name.clone());
+        self.is_here = host == view.snapshot.local;
         self.tries += 1;
     }
 
@@ -399,13 +403,9 @@ impl Facts {
         }
         let class = self.status.map_or(StatusClass::None, StatusClass::from);
         let failed = self.failed || matches!(class, StatusClass::ServerError | StatusClass::None);
-        if let (Some(route), Some(backend)) = (self.way.route(), self.way.backend()) {
-            self.ledger.metrics().measured().count(route, backend, failed, took);
-        }
-        if let (Side::Server, Identity::Service { name, .. }) =
-            (self.ledger.parties.side, &self.ledger.parties.to)
-        {
-            self.ledger.metrics().measured().count(SERVED, name.as_str(), failed, took);
+        // What policy refuses says nothing of how well a backend does: it never got there.
+        if self.said().0 != Ruling::Deny {
+            self.measure(failed, took);
         }
         self.ledger.series(&self.way, self.ruling).count(&Ending {
             status: class,
@@ -416,6 +416,26 @@ impl Facts {
             took,
         });
         (self.status.map(|status| status.as_u16()), !failed)
+    }
+
+    /// For rollouts: as a caller's, and as one that a service here was asked.
+    fn measure(&self, failed: bool, took: Duration) {
+        let measured = self.ledger.metrics().measured();
+        if let (Some(route), Some(backend)) = (self.way.route(), self.way.backend()) {
+            measured.count(route, backend, failed, took);
+        }
+        match (self.ledger.parties.side, &self.ledger.parties.to) {
+            (Side::Server, Identity::Service { name, .. }) => {
+                measured.count(SERVED, name.as_str(), failed, took);
+            }
+            // It doesn't leave the host: there is no server's side.
+            (Side::Client, _) if self.is_here => {
+                if let Some(backend) = self.way.backend() {
+                    measured.count(SERVED, backend, failed, took);
+                }
+            }
+            (Side::Server | Side::Client, _) => {}
+        }
     }
 
     fn as_refused(&self) -> RefusedRequest {

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 
 use super::routed::{self, Backends};
 use super::support::*;
-use crate::{Process, Processes, Ruling, SeriesLabels, Side, StatusClass};
+use crate::{Process, Processes, Ruling, SeriesLabels, Side, StatusClass, Traffic};
 
 const READ_PUBLIC: &[(Option<&str>, Option<&str>)] =
     &[(Some("GET"), Some("/public")), (Some("GET"), Some("/public/*"))];
@@ -209,6 +209,47 @@ async fn an_application_on_this_host_refuses_in_its_own_name() {
     text(answer).await;
     let line = log.line("/own").await;
     assert!(line.contains("\"verdict\":\"allow\"") && !line.contains("judged_at"), "{line}");
+}
+
+#[tokio::test]
+async fn what_is_refused_within_a_host_is_logged_and_kept_as_refused() {
+    const RULES: &str = "[[route.api]]\nto = [{ service = \"near\" }]\n\
+                         [[deny]]\nname = \"closed\"\nfrom = \"any\"\nto = \"service:near\"\n\
+                         http = [{ path = \"/closed\" }]\n";
+    let log = Logged::start();
+    let mut backends = Backends::new();
+    let near = backends.start(routed::NEAR, |_| async { Response::new(full("hello")) }).await;
+    let proxy = backends.proxy(RULES);
+    proxy.metrics.ask_for_processes(Arc::new(Curl));
+    proxy.metrics.measured().watch(["".to_owned(), "api-1".to_owned()]);
+    let mut client = proxy.http1(routed::CALLER).await;
+    for (path, status) in [("/closed", 403), ("/open", 200)] {
+        client.ready().await.unwrap();
+        let answer = client.send_request(request1("GET", path)).await.unwrap();
+        assert_eq!(answer.status(), status);
+        text(answer).await;
+    }
+    let line = log.line("/closed").await;
+    for part in
+        ["\"verdict\":\"deny\"", "\"rule\":\"closed\"", "\"user\":\"app\"", "\"status\":403"]
+    {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    let line = log.line("/open").await;
+    assert!(line.contains("\"verdict\":\"allow\""), "{line}");
+
+    let kept = proxy.metrics.refused_requests();
+    let [kept] = &*kept else { panic!("only what was refused: {kept:?}") };
+    assert_eq!((&*kept.path, &*kept.rule, kept.side), ("/closed", "closed", Side::Client));
+    assert_eq!(near.seen().len(), 1);
+    // A rollout counts what got there, as the caller's and as the service's.
+    let measured = proxy.metrics.measured().take();
+    let counts = |(route, backend, traffic): &(String, String, Traffic)| {
+        (route.clone(), backend.clone(), traffic.latencies.count(), traffic.failures)
+    };
+    let counted: Vec<_> = measured.iter().map(counts).collect();
+    let near = || "near".to_owned();
+    assert_eq!(counted, [(String::new(), near(), 1, 0), ("api-1".to_owned(), near(), 1, 0)]);
 }
 
 #[tokio::test]

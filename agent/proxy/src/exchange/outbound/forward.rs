@@ -29,6 +29,7 @@ use crate::pool::BackendError;
 use crate::pool::progress::Progress;
 use crate::pool::request_body::Payload;
 use crate::telemetry::access_log::Record;
+use crate::telemetry::metrics::Ruling;
 use crate::telemetry::timing::Part;
 
 /// Sends a request to a backend, and gives the answer to the caller.
@@ -146,7 +147,8 @@ fn conclude(
         Ended::Failed(BackendError::Overloaded(what)) => overloaded(what, connection, record),
         Ended::Failed(error) => failure(&error, record),
         Ended::Refused(Refused::TooMany(refused)) => too_many(refused, record),
-        Ended::Refused(Refused::Denied) => {
+        Ended::Refused(Refused::Denied(decider)) => {
+            record.decide(Ruling::Deny, decider);
             refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record)
         }
         Ended::NoPlace(reason) => no_place(reason, service, connection, record),

@@ -17,31 +17,45 @@ use crate::config::parties::Parties;
 use crate::config::ratelimit::TooMany;
 use crate::config::view::View;
 use crate::pool::Target;
+use crate::telemetry::access_log::Decider;
+
+/// The caller isn't of the mesh any more, or the service isn't.
+pub(super) const NOBODY: &str = "no longer who they were";
 
 /// Why a request isn't sent.
 pub(super) enum Refused {
-    Denied,
+    /// By this.
+    Denied(Decider),
     TooMany(TooMany),
 }
 
-/// Who asks whom, if they may.
+impl Refused {
+    /// Not by a rule.
+    pub(super) fn because(words: &str) -> Self {
+        Self::Denied(Decider::Words(words.to_owned()))
+    }
+}
+
+/// Who asks whom, if they may; else what forbids it.
 pub(super) fn passes(
     connection: &Connection,
     view: &Arc<View>,
     service: ServiceId,
     head: &Parts,
     life: Option<&Life>,
-) -> Option<Parties> {
-    let parties = view.parties_here(&connection.parties, service)?;
-    let tokens = tokens(connection, view, service, head).ok()?;
+) -> Result<Parties, Refused> {
+    let parties = view.parties_here(&connection.parties, service);
+    let parties = parties.ok_or_else(|| Refused::because(NOBODY))?;
+    let tokens = tokens(connection, view, service, head)
+        .map_err(|error| Refused::because(&format!("token: {error}")))?;
     let verdict = ask(connection, view, head, &tokens, |asked| view.judge(&parties, Some(asked)));
     if verdict.outcome != Outcome::Allow {
-        return None;
+        return Err(Refused::Denied(Decider::Rule(Arc::clone(&view.policy), verdict.decided_by)));
     }
     if let Some(life) = life {
         life.keep(Kept::of(view, service, head, &tokens));
     }
-    Some(parties)
+    Ok(parties)
 }
 
 /// Gives back what [`admit`] took of the service's limits, for a request that found no connection.
@@ -66,7 +80,7 @@ pub(super) fn admit(
     fields: &mut HeaderMap,
     life: Option<&Life>,
 ) -> Result<Target, Refused> {
-    let parties = passes(connection, view, service, head, life).ok_or(Refused::Denied)?;
+    let parties = passes(connection, view, service, head, life)?;
     view.limits.admit(&parties, head).map_err(Refused::TooMany)?;
     let from = &connection.standing(view).identity;
     match &connection.entry {
@@ -76,7 +90,7 @@ pub(super) fn admit(
     let port = connection.parties.port_of(service).unwrap_or(cluster.port);
     let address = (endpoint.address, port).into();
     let caller = view.speaks_from(&connection.parties, endpoint.address.is_ipv4());
-    let caller = caller.ok_or(Refused::Denied)?;
+    let caller = caller.ok_or_else(|| Refused::because(NOBODY))?;
     let application = view.application(service, Some(port));
     Ok(Target {
         address,

@@ -10,7 +10,7 @@ use isthmus_http::headers;
 use isthmus_http::upgrade;
 use isthmus_model::ServiceId;
 
-use super::local::{self, Refused};
+use super::local::{self, NOBODY, Refused};
 use super::set_host;
 use crate::caller::connection::Connection;
 use crate::cluster::Cluster;
@@ -81,12 +81,12 @@ impl Template {
     ) -> Result<(Target, Uri), Refused> {
         let (service, cluster, endpoint) = place;
         let wire = self.wire_to(connection, view, service, endpoint);
-        let uri = target(&self.head.uri, &self.host, wire).ok_or(Refused::Denied)?;
+        let no_path = || Refused::because("a target that isn't a path");
+        let uri = target(&self.head.uri, &self.host, wire).ok_or_else(no_path)?;
         if let Some(external) = view.external(service) {
             // Copies come here without having been judged.
-            let passes = local::passes(connection, view, service, &self.head, life);
-            let uri = passes.and_then(|_| whole(uri, external.tls.is_some()));
-            let uri = uri.ok_or(Refused::Denied)?;
+            let _ = local::passes(connection, view, service, &self.head, life)?;
+            let uri = whole(uri, external.tls.is_some()).ok_or_else(no_path)?;
             let address = (endpoint.address, cluster.port).into();
             let external = Some((service, connection.shared.outside.epoch(service)));
             let target = Target {
@@ -106,7 +106,7 @@ impl Template {
             return Ok((local::admit(connection, view, place, &self.head, fields, life)?, uri));
         }
         let source = view.speaks_from(&connection.parties, connection.peer.is_ipv4());
-        let source = source.ok_or(Refused::Denied)?;
+        let source = source.ok_or_else(|| Refused::because(NOBODY))?;
         if self.expects && wire == Wire::Http1 {
             fields.insert(EXPECT, HeaderValue::from_static("100-continue"));
         }
