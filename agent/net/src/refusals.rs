@@ -212,7 +212,14 @@ mod tests {
                     let found = netlink.clashes_with(prefix, Some(overlay.index())).await.unwrap();
                     assert_eq!(found, []);
                 }
+                let index = overlay.index();
                 drop(overlay);
+                // A process that another test forks has the device open, too, until it is another program.
+                let began = std::time::Instant::now();
+                while netlink.links().await.unwrap().contains_key(&index) {
+                    assert!(began.elapsed() < std::time::Duration::from_secs(5), "it stays");
+                    tokio::task::yield_now().await;
+                }
                 assert!(own.into_iter().all(sends));
                 netlink.replace_refusals(&prefixes, &[]).await.unwrap();
                 assert!(!own.into_iter().any(sends));
