@@ -18,6 +18,7 @@ use crate::callers::LocalProcesses;
 use crate::credential;
 use crate::guard::{self, Guard, Standing};
 use crate::identity::Identity;
+use crate::kept_device;
 use crate::local::{self, Api};
 use crate::membership::{self, Outcome, Turn};
 use crate::memory;
@@ -109,6 +110,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     if identity.is_none() {
         // Of a mesh that was left while no agent ran.
         guard::lower_or_say(&shared.settings.device).await;
+        kept_device::forget();
     }
     let recovering = tokio::spawn(names::recover(Arc::clone(&shared), identity.is_some()));
     let listener = local::bind(&shared.settings.socket)?;
@@ -156,6 +158,8 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     watching.abort();
     recovering.abort();
     if ended.is_err() {
+        // It may be the reason.
+        kept_device::forget();
         names::put_back(&shared.settings);
     }
     say_goodbye(local).await;

@@ -29,6 +29,7 @@ pub mod guard;
 pub mod identity;
 pub mod join;
 pub mod keeper;
+mod kept_device;
 pub mod leave;
 pub mod local;
 pub mod logging;

@@ -18,9 +18,10 @@ use crate::clock::{self, Clock};
 use crate::guard::{self, Guard, Standing};
 use crate::identity::{Identity, Member, TlsIdentity, TunnelKey};
 use crate::keeper::Keeper;
+use crate::kept_device;
 use crate::leave::{self, Farewell};
 use crate::network;
-use crate::plane::Plane;
+use crate::plane::{Ending, Plane};
 use crate::state_dir::{Ailments, StateDir};
 use crate::status::Shared;
 use crate::sync::backoff::{Backoff, random};
@@ -299,7 +300,7 @@ impl Membership {
                       join with a token of its own; if it is the original, stop the other's agent";
         let text = reason.trim_end_matches('.');
         self.shared.problems.raise(Problem::new(TWIN, text, remedy));
-        self.plane.stop().await;
+        self.plane.stop(Ending::ForGood).await;
         self.resources = Resources::default();
         self.shared.update(|status| {
             status.confirmed = None;
@@ -346,8 +347,12 @@ impl Membership {
         if self.shared.status().connected {
             self.confirm(SystemTime::now());
         }
+        let ending = match reason {
+            Reason::Stop if kept_device::is_restart().await => Ending::Restart,
+            _ => Ending::ForGood,
+        };
         // Who leaves ends what is under way before others drop it.
-        self.plane.stop().await;
+        self.plane.stop(ending).await;
         match reason {
             Reason::Stop => {
                 self.is_over(String::new());

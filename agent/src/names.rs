@@ -39,7 +39,8 @@ const NO_UPSTREAM: Code = Code::DnsNoUpstream;
 /// Mesh DNS, running.
 #[derive(Debug)]
 pub struct Names {
-    stop: watch::Sender<bool>,
+    /// Once it is to stop: whether for a restart.
+    stop: watch::Sender<Option<bool>>,
     task: JoinHandle<()>,
 }
 
@@ -58,13 +59,14 @@ impl Names {
         let resolver = resolver(&shared.settings);
         let mut keeper = Keeper::new(Arc::clone(shared), PORT, resolver, own, views);
         keeper.look().await;
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(None);
         Some(Self { stop, task: tokio::spawn(keeper.keep(stopped)) })
     }
 
-    /// Ends, and lets the host's resolver be as it was.
-    pub async fn stop(self) {
-        self.stop.send_replace(true);
+    /// Ends, and lets the host's resolver be as it was. For a restart it stays told, if it asks here for
+    /// the mesh's names alone: it tries again until it is answered.
+    pub async fn stop(self, is_restart: bool) {
+        self.stop.send_replace(Some(is_restart));
         if let Err(error) = self.task.await {
             tracing::warn!(%error, "mesh DNS ended badly");
         }
@@ -127,19 +129,24 @@ impl Keeper {
         Self { shared, port, resolver, patience, refusal: None, own, views, addresses, servers }
     }
 
-    async fn keep(mut self, mut stopped: watch::Receiver<bool>) {
-        let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
+    async fn keep(mut self, mut stopped: watch::Receiver<Option<bool>>) {
+        let stop = async move {
+            stopped.wait_for(Option::is_some).await.ok().and_then(|stop| *stop).unwrap_or_default()
+        };
         tokio::pin!(stop);
-        loop {
+        let is_restart = loop {
             tokio::select! {
                 told = timeout(LOOK_EVERY, self.own.changed()) => {
                     if matches!(told, Ok(Err(_))) {
-                        break;
+                        break false;
                     }
                 }
-                () = &mut stop => break,
+                is_restart = &mut stop => break is_restart,
             }
             self.look().await;
+        };
+        if is_restart && !self.resolver.takes_all_names() {
+            return;
         }
         if let Err(error) = self.resolver.restore().await {
             let error = anyhow::Error::new(error);

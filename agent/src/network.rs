@@ -85,13 +85,17 @@ pub async fn clear(device: &str) {
 }
 
 impl Network {
-    /// Prepares the device and brings it up, without addresses.
+    /// Prepares the device and brings it up. A new one has no addresses; what an earlier life of the agent
+    /// left goes as soon as it isn't wanted ([`Self::apply`]).
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn set_up(tun: &Tun, mtu: u16) -> anyhow::Result<Self> {
         let netlink = Netlink::connect()?;
         netlink.set_tx_queue_len(tun.index(), QUEUE_PACKETS).await?;
+        // One that was kept has the MTU that it was made with.
+        netlink.set_mtu(tun.index(), mtu.into()).await?;
+        let left = Wanted { routes: netlink.left_routes().await?, ..Wanted::default() };
         let segments = segments_per_run(mtu);
         if let Err(error) = netlink.set_gso_max_segments(tun.index(), segments).await {
             tracing::debug!(%error, "large packets will be sent in two parts");
@@ -103,7 +107,7 @@ impl Network {
             mtu: mtu.into(),
             no_ipv6: why_no_ipv6(tun.name()),
             settings: Vec::new(),
-            wanted: Wanted::default(),
+            wanted: left,
             own: watch::Sender::new(Vec::new()),
             mesh: watch::Sender::new(Vec::new()),
         };

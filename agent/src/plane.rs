@@ -31,6 +31,7 @@ use crate::edge::{self, Edge};
 use crate::firewall;
 use crate::guard::{self, Guard, Standing};
 use crate::identity::TunnelKey;
+use crate::kept_device;
 use crate::local::show;
 use crate::names::Names;
 use crate::network::{self, Clashes, Network};
@@ -68,6 +69,17 @@ pub struct Plane {
     shared: Arc<Shared>,
     keys: Keys,
     running: Option<Running>,
+    /// An earlier agent's device, until it is put to use.
+    kept: Option<Tun>,
+}
+
+/// Why an overlay is taken down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// This host leaves its mesh, or its agent is stopped.
+    ForGood,
+    /// Another agent is about to go on: addresses, routes and names stay for it.
+    Restart,
 }
 
 /// The tunnel key, and while it changes the other one.
@@ -98,14 +110,16 @@ struct Running {
 
 impl Plane {
     #[must_use]
-    pub const fn new(shared: Arc<Shared>, keys: Keys) -> Self {
-        Self { shared, keys, running: None }
+    pub fn new(shared: Arc<Shared>, keys: Keys) -> Self {
+        let kept = kept_device::adopt(&shared.settings);
+        Self { shared, keys, running: None, kept }
     }
 
     /// The overlay device's index, once there is one.
     #[must_use]
     pub fn device(&self) -> Option<u32> {
-        self.running.as_ref().map(|running| running.device)
+        let running = self.running.as_ref().map(|running| running.device);
+        running.or(self.kept.as_ref().map(Tun::index))
     }
 
     /// Works with these keys from now on.
@@ -133,7 +147,10 @@ impl Plane {
         match &mut self.running {
             Some(running) => running.switch(&self.shared, &state).await?,
             None => {
-                let running = Running::start(&self.shared, &self.keys, &state).await?;
+                let kept = self.kept.take();
+                let started = Running::start(&self.shared, &self.keys, &state, kept).await;
+                // Whatever it was, the next attempt has a new device.
+                let running = started.inspect_err(|_| kept_device::forget())?;
                 self.shared.set_packets(Some(running.packets.clone()));
                 self.running = Some(running);
             }
@@ -143,16 +160,20 @@ impl Plane {
     }
 
     /// Takes everything down but the guard: requests under way get a moment to end, then the device
-    /// goes.
-    pub async fn stop(&mut self) {
+    /// goes, unless it is kept for the next agent.
+    pub async fn stop(&mut self, ending: Ending) {
         self.shared.set_packets(None);
         self.shared.update(|status| {
             status.state = None;
             status.proxy.clear();
             status.dns.clear();
         });
+        if ending == Ending::ForGood {
+            kept_device::forget();
+            self.kept = None;
+        }
         if let Some(running) = self.running.take() {
-            running.stop(&self.shared).await;
+            running.stop(&self.shared, ending).await;
             self.shared.proxy.silence().replace([]);
             self.shared.problems.set(Code::HostSilent, None);
         }
@@ -160,7 +181,12 @@ impl Plane {
 }
 
 impl Running {
-    async fn start(shared: &Arc<Shared>, keys: &Keys, state: &Arc<State>) -> anyhow::Result<Self> {
+    async fn start(
+        shared: &Arc<Shared>,
+        keys: &Keys,
+        state: &Arc<State>,
+        kept: Option<Tun>,
+    ) -> anyhow::Result<Self> {
         let settings = &shared.settings;
         // INVARIANT: nothing of the overlay is there before its guard.
         let (guard, monitor) = raise(shared, guard_of(shared, state)).await?;
@@ -182,7 +208,10 @@ impl Running {
         shared.ports.set(tunnel_port, proxy_port);
         go_on_without_guard(shared, guard.replace(guard_of(shared, state)).await)?;
         let mtu = settings.mtu(network::underlay_mtu(&settings.device).await);
-        let tun = create_device(&settings.device, mtu, lanes).await?;
+        let tun = match kept {
+            Some(kept) => kept,
+            None => create_device(&settings.device, mtu, lanes).await?,
+        };
         let mut network = Network::set_up(&tun, mtu).await?;
         network.apply(&state.snapshot).await?;
 
@@ -288,7 +317,7 @@ impl Running {
         }
     }
 
-    async fn stop(mut self, shared: &Shared) {
+    async fn stop(mut self, shared: &Shared, ending: Ending) {
         // It mustn't meddle with the listeners any more.
         self.firewall.shutdown().await;
         let has_callers = shared.proxy.snapshot().active_connections > 0;
@@ -320,7 +349,7 @@ impl Running {
         }
         // Names are answered for as long as anything works.
         if let Some(names) = self.names.take() {
-            names.stop().await;
+            names.stop(ending == Ending::Restart).await;
         }
         self.packets.stop();
         if let Some(thread) = self.thread.take() {
@@ -330,7 +359,9 @@ impl Running {
             }
         }
         self.tasks.shutdown().await;
-        self.network.lock().await.tear_down().await;
+        if ending == Ending::ForGood {
+            self.network.lock().await.tear_down().await;
+        }
     }
 }
 
@@ -423,9 +454,9 @@ fn senders_before(shared: &Shared, device: u32) -> Option<Arc<Senders>> {
     }
 }
 
-/// A killed agent's device is gone a moment after its process.
+/// A killed agent's device is gone a moment after its process, if nobody keeps it.
 async fn create_device(name: &str, mtu: u16, lanes: u8) -> anyhow::Result<Tun> {
-    let create = || Tun::with_queues(name, mtu.into(), lanes.into());
+    let create = || Tun::with_queues(name, mtu.into(), lanes.into()).inspect(kept_device::keep);
     for _ in 0..20 {
         match create() {
             Err(TunError::Exists(_)) => tokio::time::sleep(Duration::from_millis(50)).await,

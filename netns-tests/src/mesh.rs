@@ -14,6 +14,8 @@ use crate::process::{Output, Process, binary};
 use crate::wait::{wait_for, wait_for_value};
 
 const START: Duration = Duration::from_secs(10);
+/// For the agent's unit: it keeps what systemd would keep.
+const SERVICE_MANAGER: &str = include_str!("service_manager.py");
 
 /// How a [`Mesh`] differs from the usual.
 #[derive(Clone, Debug)]
@@ -94,6 +96,8 @@ pub struct Host {
     settings: PathBuf,
     socket: PathBuf,
     processor: Option<usize>,
+    /// Whether from its next start on something does for the agent what systemd does ([`Host::hold`]).
+    pub is_managed: bool,
     /// Of the agent from its next start on.
     pub environment: Vec<(String, String)>,
     _disk: Option<Disk>,
@@ -258,6 +262,7 @@ impl Mesh {
             settings: path,
             socket,
             processor: self.options.processor,
+            is_managed: false,
             environment: Vec::new(),
             _disk: small.then(|| Disk::mount(folder.join("state"), "1m")),
             node,
@@ -399,6 +404,12 @@ impl Host {
                 command.arg(hosts).arg(binary("isthmus-agent"));
                 command
             }
+            None if self.is_managed => {
+                let mut command = self.node.command("python3");
+                command.args(["-c", SERVICE_MANAGER]).arg(self.hold());
+                command.arg(binary("isthmus-agent"));
+                command
+            }
             None => self.node.command(binary("isthmus-agent")),
             Some(processor) => {
                 let mut command = self.node.command("taskset");
@@ -415,6 +426,12 @@ impl Host {
     pub fn start_agent(&mut self) {
         self.spawn_agent();
         wait_for("the agent answers", START, || self.agentctl(&["status"]).success());
+    }
+
+    /// While this file exists, what manages the agent doesn't start it again.
+    #[must_use]
+    pub fn hold(&self) -> PathBuf {
+        self.node.folder().join("hold")
     }
 
     /// What the host's `/etc/hosts` says. The agent sees the first one from its next start on, and

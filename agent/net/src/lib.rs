@@ -19,6 +19,7 @@
 
 mod bpf;
 pub mod cgroup;
+pub mod handed_over;
 pub mod holders;
 pub mod listen;
 pub mod memory;

@@ -199,12 +199,19 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub async fn delete_own_routes(&self) -> Result<usize, NetlinkError> {
-        let own: Vec<Route> =
-            self.routes().await?.iter().filter(|route| route.ours).filter_map(as_own).collect();
+        let own = self.left_routes().await?;
         for route in &own {
             self.delete_route(route).await?;
         }
         Ok(own.len())
+    }
+
+    /// The routes of an agent, as far as it takes to delete them.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub async fn left_routes(&self) -> Result<Vec<Route>, NetlinkError> {
+        Ok(self.own_routes().await?.iter().filter_map(as_own).collect())
     }
 
     /// The host's routes of both families and all tables.

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
@@ -12,7 +12,8 @@ pub const VNET_HEADER: usize = 10;
 /// A TUN device gives no frame longer than this, whatever its MTU.
 pub const FRAME_BYTES_MAX: usize = VNET_HEADER + 65_535;
 
-/// A layer 3 device of our own, gone when this value is dropped or the process dies.
+/// A layer 3 device of our own, gone when this value is dropped or the process dies, unless somebody
+/// else has its queues, too ([`Tun::queues`]).
 ///
 /// One read or write is one frame: a virtio-net header, and an IP packet that may stand for many.
 /// Where the kernel can't do that, frames have an empty header all the same, and writes must.
@@ -21,16 +22,10 @@ pub const FRAME_BYTES_MAX: usize = VNET_HEADER + 65_535;
 /// A device has one queue or several. The kernel hands a flow's frames to the queue that frames of
 /// the flow were written to last, or else spreads flows over the queues.
 pub struct Tun {
-    queues: Vec<Queue>,
+    queues: Vec<File>,
     name: String,
     index: u32,
     offloads: Offloads,
-}
-
-/// A queue of the device.
-struct Queue {
-    device: SyncDevice,
-    frames: File,
 }
 
 /// What the kernel leaves to the device's owner, and takes from it.
@@ -89,8 +84,29 @@ impl Tun {
             let next = first.try_clone().map_err(|error| TunError::os("add a queue to", error))?;
             devices.push(next);
         }
-        let queues = devices.into_iter().map(Queue::new).collect::<Result<_, _>>()?;
+        let queues = devices.iter().map(frames_of).collect::<Result<_, _>>()?;
         Ok(Self { queues, name: name.to_owned(), index, offloads })
+    }
+
+    /// Goes on with the device `name`, all of whose queues somebody has kept from an earlier life of this
+    /// process; it has the addresses that it had.
+    ///
+    /// # Errors
+    /// Where one of these isn't a queue of that device, or the device is gone.
+    pub fn adopt(name: &str, queues: Vec<OwnedFd>, offloads: Offloads) -> Result<Self, TunError> {
+        let index = interface_index(name).filter(|_| !queues.is_empty());
+        let queues: Vec<File> = queues.into_iter().map(File::from).collect();
+        match index {
+            Some(index) if queues.iter().all(|queue| is_queue_of(queue, name)) => {
+                Ok(Self { queues, name: name.to_owned(), index, offloads })
+            }
+            _ => Err(TunError::NotKept(name.to_owned())),
+        }
+    }
+
+    /// All queues. The device is there for as long as anybody has one of them.
+    pub fn queues(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.queues.iter().map(AsFd::as_fd)
     }
 
     /// What the kernel can do.
@@ -100,7 +116,7 @@ impl Tun {
 
     /// To wait for frames of a queue.
     pub fn queue(&self, queue: usize) -> Option<BorrowedFd<'_>> {
-        Some(self.queues.get(queue)?.device.as_fd())
+        Some(self.queues.get(queue)?.as_fd())
     }
 
     /// Reads one frame from a queue; a longer one than `buffer` is cut, so give it
@@ -137,7 +153,7 @@ impl Tun {
     }
 
     fn frames(&self, queue: usize) -> io::Result<&File> {
-        Ok(&self.queues.get(queue).ok_or(io::ErrorKind::NotFound)?.frames)
+        Ok(self.queues.get(queue).ok_or(io::ErrorKind::NotFound)?)
     }
 
     pub fn name(&self) -> &str {
@@ -149,13 +165,17 @@ impl Tun {
     }
 }
 
-impl Queue {
-    fn new(device: SyncDevice) -> Result<Self, TunError> {
-        device.set_nonblocking(true).map_err(|source| TunError::os("make non-blocking", source))?;
-        let frames = device.as_fd().try_clone_to_owned();
-        let frames = frames.map_err(|source| TunError::os("duplicate", source))?.into();
-        Ok(Self { device, frames })
-    }
+fn frames_of(device: &SyncDevice) -> Result<File, TunError> {
+    device.set_nonblocking(true).map_err(|source| TunError::os("make non-blocking", source))?;
+    let frames = device.as_fd().try_clone_to_owned();
+    Ok(frames.map_err(|source| TunError::os("duplicate", source))?.into())
+}
+
+/// The kernel names the device of a queue; of one that is gone it names none.
+fn is_queue_of(queue: &File, device: &str) -> bool {
+    let path = format!("/proc/thread-self/fdinfo/{}", queue.as_raw_fd());
+    let Ok(told) = std::fs::read_to_string(path) else { return false };
+    told.lines().any(|line| line.strip_prefix("iff:").map(str::trim) == Some(device))
 }
 
 impl std::fmt::Debug for Tun {
@@ -176,6 +196,8 @@ pub enum TunError {
          'ip link delete {0}', or choose another name"
     )]
     Exists(String),
+    #[error("the device {0} that was kept is gone, or isn't as the settings want it")]
+    NotKept(String),
     #[error(
         "/dev/net/tun is missing: load the kernel's 'tun' module, or give the container \
          '--device /dev/net/tun'"
@@ -324,6 +346,46 @@ mod tests {
         in_netns(|| {
             drop(Tun::create("isth-t2", 1400).unwrap());
             assert_eq!(interface_index("isth-t2"), None);
+        });
+    }
+
+    #[test]
+    fn a_device_whose_queues_are_kept_outlives_its_owner_with_all_that_waits_in_it() {
+        in_netns(|| {
+            let tun = up_with_address("isth-t6");
+            let (index, offloads) = (tun.index(), tun.offloads());
+            let kept: Vec<OwnedFd> =
+                tun.queues().map(|queue| queue.try_clone_to_owned().unwrap()).collect();
+            drop(tun);
+            let socket = std::net::UdpSocket::bind((OURS, 0)).unwrap();
+            socket.send_to(b"while nobody reads", (PEER, 9)).unwrap();
+
+            let tun = Tun::adopt("isth-t6", kept, offloads).unwrap();
+            assert_eq!(tun.index(), index);
+            let packet = next_ipv4(&tun);
+            assert!(packet.ends_with(b"while nobody reads"), "{packet:?}");
+        });
+    }
+
+    #[test]
+    fn what_is_not_a_queue_of_the_device_is_not_taken_for_one() {
+        in_netns(|| {
+            let tun = Tun::with_queues("isth-t7", 1400, 2).unwrap();
+            let _other = Tun::create("isth-t8", 1400).unwrap();
+            let offloads = tun.offloads();
+            let queues = || tun.queues().map(|it| it.try_clone_to_owned().unwrap());
+            let refused = |name, queues: Vec<OwnedFd>| {
+                matches!(Tun::adopt(name, queues, offloads), Err(TunError::NotKept(_)))
+            };
+            assert!(refused("isth-t7", Vec::new()));
+            assert!(refused("isth-t8", queues().collect()), "another device's");
+            let file = File::open("/proc/self/status").unwrap();
+            assert!(refused("isth-t7", queues().chain([file.into()]).collect()));
+            assert!(Tun::adopt("isth-t7", queues().collect(), offloads).is_ok());
+            let deleted =
+                std::process::Command::new("ip").args(["link", "delete", "isth-t7"]).status();
+            assert!(deleted.unwrap().success());
+            assert!(refused("isth-t7", queues().collect()), "the device is gone");
         });
     }
 

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use isthmus_netns_tests::chaos::{Chance, Chaos, Fault};
-use isthmus_netns_tests::{Mesh, MeshOptions, wait_for};
+use isthmus_netns_tests::{Mesh, MeshOptions, Output, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -61,6 +61,84 @@ fn a_copied_machine_is_turned_away_and_the_original_stays() {
         mesh.host("copy").status()["connected"] == true
     });
     assert!(mesh.host("copy").node.sh("ip link show isth0").contains("isth0"));
+}
+
+const WEB: u32 = 40_001;
+const CLIENT: u32 = 40_002;
+
+const TOPOLOGY: &str = r#"
+[host.app-1]
+[host.web-1]
+
+[service.web]
+namespace = "prod"
+port = 8080
+protocol = "http"
+hosts = ["web-1"]
+workload = { user = "40001" }
+
+[service.client]
+namespace = "prod"
+port = 9000
+hosts = ["app-1"]
+workload = { user = "40002" }
+
+[[allow]]
+name = "client reads web"
+from = "service:client"
+to = "service:web"
+http = [{ method = "GET" }]
+"#;
+
+/// systemd keeps the device (`FileDescriptorStoreMax=`): only that the next agent takes it is shown here.
+#[test]
+fn a_killed_agents_device_is_the_next_ones_and_what_is_sent_meanwhile_arrives() {
+    let mut mesh = Mesh::new(&["app-1", "web-1"]);
+    mesh.apply(TOPOLOGY);
+    let web = mesh.host("web-1");
+    let _nginx = web.nginx(WEB, 8080, "");
+    std::fs::write(web.web_root(8080).join("index.html"), "welcome").expect("the folder is ours");
+    let app = mesh.host_mut("app-1");
+    app.agent().terminate(SOON);
+    app.is_managed = true;
+    app.start_agent();
+    let device = |mesh: &Mesh| mesh.host("app-1").node.sh("ip -o link show isth0 && ip rule");
+    let routes = |mesh: &Mesh| mesh.host("app-1").node.sh("ip -6 route show dev isth0");
+    // It knows whom to ask before the agent is gone.
+    let page = |mesh: &Mesh| {
+        let mut curl = mesh.host("app-1").command_as(CLIENT, "curl");
+        curl.args(["-sS", "--max-time", "30", "http://web.prod.mesh.internal:8080/"]);
+        curl
+    };
+    wait_for("names are answered", SOON, || {
+        let dns = mesh.host("app-1").status()["dns"].to_string();
+        dns.contains("answering")
+    });
+    assert_eq!(Output::of(page(&mesh)).expect_success(), "welcome");
+    let (before, meanwhile) = ((device(&mesh), routes(&mesh)), page(&mesh));
+
+    let app = mesh.host("app-1");
+    std::fs::write(app.hold(), "").expect("the folder is ours");
+    let started =
+        app.log().lines().filter_map(|it| it.strip_prefix("started ")).last().map(str::to_owned);
+    app.node.sh(&format!("kill -9 {}", started.expect("the agent's id is in the log")));
+    wait_for("the agent is dead", SOON, || !app.agentctl(&["status"]).success());
+    assert_eq!((device(&mesh), routes(&mesh)), before, "the device is as it was");
+    // A name is asked for, and a connection begun, while nobody is there to answer.
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| Output::of(meanwhile));
+        let waits = || app.node.sh("ss -Huna").contains(":53") || asked.is_finished();
+        wait_for("a name is asked for", SOON, waits);
+        assert!(!asked.is_finished(), "nobody could have answered");
+        std::fs::remove_file(app.hold()).expect("the file is ours");
+        assert_eq!(asked.join().expect("curl ends").expect_success(), "welcome");
+    });
+    assert_eq!((device(&mesh), routes(&mesh)), before);
+    assert_eq!(Output::of(page(&mesh)).expect_success(), "welcome");
+
+    // A host that leaves takes the device with it.
+    let _ = app.agentctl(&["leave", "--yes"]).expect_success();
+    wait_for("the device is gone", SOON, || !app.node.try_sh("ip link show isth0").success());
 }
 
 /// Moves the clock of one program.

@@ -11,6 +11,8 @@ const ROOT_OF_CLSACT: u32 = 0xffff_fff1;
 const CLSACT: u32 = 0xffff_0000;
 const EGRESS_OF_CLSACT: u32 = 0xffff_fff3;
 const FIRST_PRIORITY: u32 = 1 << 16;
+/// The filter's handle.
+const FIRST: u32 = 1;
 
 const KIND: u16 = 1;
 const OPTIONS: u16 = 2;
@@ -20,20 +22,25 @@ const BPF_FLAGS: u16 = 8;
 /// The program's result says what becomes of the packet.
 const DIRECT_ACTION: u32 = 1;
 
-/// Has a program decide about all packets on their way to a device.
+/// Has a program decide about all packets on their way to a device, in the place of one that an earlier
+/// life of this process left there.
 pub(super) fn to_egress(device: u32, program: &OwnedFd) -> io::Result<()> {
     let mut socket = Socket::new(
         Domain::from(libc::AF_NETLINK),
         Type::RAW,
         Some(socket2::Protocol::from(libc::NETLINK_ROUTE)),
     )?;
-    let mut discipline = Request::new(libc::RTM_NEWQDISC, device, CLSACT, ROOT_OF_CLSACT, 0);
+    let mut discipline =
+        Request::new(libc::RTM_NEWQDISC, device, CLSACT, ROOT_OF_CLSACT, 0, libc::NLM_F_EXCL);
     discipline.attribute(KIND, b"clsact\0");
-    discipline.exchange(&mut socket)?;
+    match discipline.exchange(&mut socket) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
 
     let every_protocol = u32::from((libc::ETH_P_ALL as u16).to_be());
     let info = FIRST_PRIORITY | every_protocol;
-    let mut filter = Request::new(libc::RTM_NEWTFILTER, device, 0, EGRESS_OF_CLSACT, info);
+    let mut filter = Request::new(libc::RTM_NEWTFILTER, device, FIRST, EGRESS_OF_CLSACT, info, 0);
     filter.attribute(KIND, b"bpf\0");
     let options = filter.begin(OPTIONS);
     filter.attribute(BPF_DESCRIPTOR, &program.as_raw_fd().to_ne_bytes());
@@ -47,8 +54,8 @@ pub(super) fn to_egress(device: u32, program: &OwnedFd) -> io::Result<()> {
 struct Request(Vec<u8>);
 
 impl Request {
-    fn new(kind: u16, device: u32, handle: u32, parent: u32, info: u32) -> Self {
-        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    fn new(kind: u16, device: u32, handle: u32, parent: u32, info: u32, flags: i32) -> Self {
+        let flags = flags | libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE;
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&(flags as u16).to_ne_bytes());
