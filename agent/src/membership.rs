@@ -405,7 +405,11 @@ impl Membership {
             status.confirmed = None;
             status.refusal.clear();
             status.last_error = last_error;
+            status.is_foreign = false;
         });
+        for code in [Code::ControllerForeign, Code::ControllerUnreachable] {
+            self.shared.problems.set(code, None);
+        }
         crate::app::tell_status(&self.shared);
     }
 

@@ -101,17 +101,23 @@ impl Api {
         })
     }
 
-    /// A member joins again only where it can't get on as the member that it is.
-    fn may_join(&self) -> Result<(), Status> {
+    /// A member joins its own mesh again only where it can't get on as the member that it is, and another
+    /// mesh never: that its controller is away is no reason to leave it.
+    async fn may_join(&self, token: &Token) -> Result<(), Status> {
         let status = self.shared.status();
         let Some(member) = status.member else { return Ok(()) };
-        if !status.connected {
+        let disk = Arc::clone(&self.disk);
+        let read = tokio::task::spawn_blocking(move || disk.identity()).await;
+        let own = read.ok().and_then(Result::ok).flatten();
+        let is_own = own.is_some_and(|own| *blake3::hash(&own.tls.ca).as_bytes() == token.ca_hash);
+        if is_own && !status.connected {
             return Ok(());
         }
         Err(Status::failed_precondition(format!(
-            "This host is a member of the mesh {} already, as {}; to join anew, first remove it \
-             with `agentctl host remove {}`",
-            member.mesh, member.host, member.host
+            "This host is a member of the mesh {} already, as {}; to join {}, first `agentctl leave`",
+            member.mesh,
+            member.host,
+            if is_own { "anew" } else { "another" }
         )))
     }
 
@@ -181,7 +187,7 @@ impl Local for Api {
         let Ok(_alone) = self.joining.try_lock() else {
             return Err(busy());
         };
-        self.may_join()?;
+        self.may_join(&token).await?;
         tracing::info!(%host, token = %token.id, "joining a mesh");
         let failed = |error: &anyhow::Error| Status::internal(sentence(&format!("{error:#}")));
         let keys = self.join_keys(&token, &host).await.map_err(|error| failed(&error))?;

@@ -390,8 +390,11 @@ fn another_meshs_controller_is_named_and_left_as_its_remedy_says() {
     });
     assert_eq!(pasted(&remedy), "agentctl leave");
     let host = mesh.host("app-1");
+    let unasked = host.join(&mesh.token(&[]), "app-1").expect_failure();
+    assert!(unasked.contains("to join another, first `agentctl leave`"), "{unasked}");
     let left = host.agentctl(&["leave", "--yes"]);
     assert_eq!(left.code(), Some(4), "its own controller can't be told: {left}");
+    assert_eq!(app.problems(By::Status), [""; 0], "what was its controller concerns it no more");
     assert!(host.join(&mesh.token(&[]), "app-1").success());
     wait_for("it is a member of the new one", SOON, || {
         app.problems(By::Status).is_empty() && mesh.status()["hosts"][0]["connected"] == true

@@ -84,7 +84,7 @@ pub(crate) fn may_pass(
     record: &mut Record,
 ) -> bool {
     if !connection.standing(view).holds {
-        let words = "no longer who they were".to_owned();
+        let words = "the address now belongs to another identity".to_owned();
         record.decide(Ruling::Deny, Decider::Words(words));
         return false;
     }

@@ -3,9 +3,40 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::decl::{Placement, ServiceDecl, Topology};
+use super::read::nearest;
 use crate::name::Name;
 use crate::rules::Origin;
 use crate::snapshot::Selector;
+
+/// RFC 9110, section 9, RFC 5789, and what WebDAV (RFC 4918, RFC 3253) and caches add.
+const METHODS: [&str; 26] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "CONNECT",
+    "OPTIONS",
+    "TRACE",
+    "PATCH",
+    "QUERY",
+    "PROPFIND",
+    "PROPPATCH",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "LOCK",
+    "UNLOCK",
+    "SEARCH",
+    "REPORT",
+    "CHECKOUT",
+    "CHECKIN",
+    "MERGE",
+    "MKCALENDAR",
+    "ACL",
+    "PURGE",
+    "BAN",
+];
 
 /// Something that isn't wrong, but hardly meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +64,30 @@ pub fn warnings(topology: &Topology) -> Vec<Warning> {
         ),
         help: "add `user`, `systemd` or `cgroup` to its `workload`".to_owned(),
     });
-    by_program.chain(same_processes(topology)).collect()
+    by_program.chain(same_processes(topology)).chain(misspelt_methods(topology)).collect()
+}
+
+/// Any word may be a method. One that is nearly a usual one is hardly meant: no request would fit.
+fn misspelt_methods(topology: &Topology) -> impl Iterator<Item = Warning> {
+    let of_rules = topology.rules.rules.iter().flat_map(|rule| {
+        rule.http.iter().filter_map(move |request| Some((request.method.as_deref()?, &rule.origin)))
+    });
+    let of_routes = topology.routes.iter().flat_map(|route| {
+        let methods = route.matches.iter().filter_map(|it| it.method.as_deref());
+        methods.map(move |method| (method, &route.origin))
+    });
+    of_rules.chain(of_routes).filter(|(method, _)| !METHODS.contains(method)).filter_map(
+        |(method, origin)| {
+            let near = nearest(method, METHODS)?;
+            Some(Warning {
+                origin: origin.clone(),
+                message: format!(
+                    "no request has the method \"{method}\", unless an application has made it up"
+                ),
+                help: format!("did you mean \"{near}\"?"),
+            })
+        },
+    )
 }
 
 /// Services that share processes. Where the same words say so of the same hosts, that is refused before;

@@ -20,7 +20,7 @@ use crate::pool::Target;
 use crate::telemetry::access_log::Decider;
 
 /// The caller isn't of the mesh any more, or the service isn't.
-pub(super) const NOBODY: &str = "no longer who they were";
+pub(super) const NOBODY: &str = "the address now belongs to another identity";
 
 /// Why a request isn't sent.
 pub(super) enum Refused {

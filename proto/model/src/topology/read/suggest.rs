@@ -32,17 +32,18 @@ pub fn did_you_mean(message: &str) -> Option<String> {
     Some(format!("did you mean `{near}`?"))
 }
 
-/// How far apart two words are; none if too far. An abbreviation is nearer than any misspelling.
+/// How far apart two words are; none if too far. An abbreviation is nearer than any misspelling, and a
+/// word that only goes on is farther than any.
 fn rank(word: &str, candidate: &str, tolerance: usize) -> Option<usize> {
     let abbreviates = word.len() >= 3 && candidate.starts_with(word);
     let extends = candidate.len() >= 3 && word.starts_with(candidate);
-    if abbreviates || extends {
+    if abbreviates {
         return Some(0);
     }
-    if word.chars().count().abs_diff(candidate.chars().count()) > tolerance {
-        return None;
-    }
-    Some(distance(word, candidate)).filter(|distance| *distance <= tolerance)
+    let is_near = word.chars().count().abs_diff(candidate.chars().count()) <= tolerance;
+    let distance = is_near.then(|| distance(word, candidate));
+    let near = distance.filter(|distance| *distance <= tolerance);
+    near.or(extends.then_some(tolerance + 1))
 }
 
 /// The edits from one word to the other, where two swapped neighbours are one edit. On the stack: a
@@ -91,6 +92,8 @@ mod tests {
         let told = |message: &str| did_you_mean(&format!("{message}, {one_of}"));
         assert_eq!(told("unknown field `lisen`").unwrap(), "did you mean `listen`?");
         assert_eq!(told("unknown variant `lgo_format`").unwrap(), "did you mean `log_format`?");
+        assert_eq!(told("unknown field `log_fromat`").unwrap(), "did you mean `log_format`?");
+        assert_eq!(told("unknown field `log_shape`").unwrap(), "did you mean `log`?");
         assert_eq!(told("unknown field `nobody_knows`"), None);
         assert_eq!(told("invalid type: string `lisen`"), None);
     }

@@ -347,6 +347,32 @@ fn a_program_alone_is_warned_of_and_taken() {
 }
 
 #[test]
+fn a_method_that_is_nearly_one_is_warned_of() {
+    let text = r#"
+[host.a]
+[service.web]
+port = 80
+protocol = "http"
+hosts = ["a"]
+workload = { user = "web" }
+
+[[allow]]
+name = "reads"
+from = "any"
+to = "service:web"
+http = [{ method = "GTE" }, { method = "PATCH" }, { method = "FROBNICATE" }]
+
+[[route.web]]
+name = "writes"
+match = [{ method = "PSOT" }]
+"#;
+    let warnings = warnings(&read(text));
+    let helps: Vec<&str> = warnings.iter().map(|it| it.help.as_str()).collect();
+    assert_eq!(helps, ["did you mean \"GET\"?", "did you mean \"POST\"?"]);
+    assert!(warnings[0].message.contains("\"GTE\""), "{warnings:?}");
+}
+
+#[test]
 fn services_that_meet_by_labels_and_have_the_same_processes_are_warned_of() {
     let service = |name: &str, hosts: &str, workload: &str| {
         format!("[service.{name}]\nport = 80\nhosts = {hosts}\nworkload = {{ {workload} }}\n")
