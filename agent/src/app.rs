@@ -1,7 +1,7 @@
 //! The composition root: everything that the agent consists of, wired in one place.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -9,6 +9,7 @@ use isthmus_model::{Code, Problem, Snapshot};
 use isthmus_net::cgroup::Cgroups;
 use isthmus_net::privileges::{self, Capability};
 use isthmus_net::senders::Senders;
+use parking_lot::Mutex;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -16,13 +17,13 @@ use tokio::task::JoinHandle;
 
 use crate::callers::LocalProcesses;
 use crate::credential;
+use crate::dns;
 use crate::guard::{self, Guard, Standing};
 use crate::identity::Identity;
 use crate::kept_device;
 use crate::local::{self, Api};
 use crate::membership::{self, Outcome, Turn};
 use crate::memory;
-use crate::names;
 use crate::network;
 use crate::own_ports::OwnPorts;
 use crate::owners::{SharedCgroups, not_noted};
@@ -112,7 +113,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
         guard::lower_or_say(&shared.settings.device).await;
         kept_device::forget();
     }
-    let recovering = tokio::spawn(names::recover(Arc::clone(&shared), identity.is_some()));
+    let recovering = tokio::spawn(dns::keeper::recover(Arc::clone(&shared), identity.is_some()));
     let listener = local::bind(&shared.settings.socket)?;
     let api = Api::new(Arc::clone(&shared), Arc::clone(&disk), turn);
     let joining = identity
@@ -160,7 +161,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     if ended.is_err() {
         // It may be the reason.
         kept_device::forget();
-        names::put_back(&shared.settings);
+        dns::keeper::put_back(&shared.settings);
     }
     say_goodbye(local).await;
     ended

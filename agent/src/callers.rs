@@ -1,4 +1,4 @@
-//! Which user, unit and program opened a flow from this host, for logs and `agentctl flows`.
+//! Local callers: the user, unit and program that opened a flow from this host, for logs and `agentctl flows`.
 //!
 //! The socket of a refused flow is gone a moment later. So whoever opens one is looked up while its packet
 //! is at hand, for as many flows in a second as the log has room for, and remembered for a while.
@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use isthmus_model::{Place, ServiceId};
@@ -15,6 +15,7 @@ use isthmus_net::senders::Senders;
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag};
 use isthmus_packet::{Address, FlowKey, protocol};
 use isthmus_proxy::{Process, Processes};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::owners::SharedCgroups;
 use crate::status::Shared;
@@ -91,7 +92,7 @@ struct Recent {
 
 impl Callers {
     fn recent(&self) -> MutexGuard<'_, Recent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Whether somebody should look who opened a flow that is refused just now.
@@ -147,7 +148,7 @@ impl LiveCallers {
     fn with_program(&mut self, flow: &FlowKey) -> Option<Caller> {
         let (mut caller, inode) = self.find(flow)?;
         let directory = || {
-            let cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+            let cgroups = self.cgroups.lock();
             Some(cgroups.as_ref()?.directory(caller.cgroup.as_deref()?))
         };
         let program = process::exe_of(inode, caller.uid, directory().as_deref(), SHORT);
@@ -172,7 +173,7 @@ impl LiveCallers {
             }
             _ => return None,
         };
-        let mut cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cgroups = self.cgroups.lock();
         let cgroup = cgroup_id.and_then(|id| cgroups.as_mut()?.path_of(id).ok().flatten());
         Some((Caller { uid, cgroup, program: None }, inode))
     }
@@ -225,7 +226,7 @@ impl Processes for LocalProcesses {
             return shared.callers.of(&own).map(|it| it.in_words());
         }
         // Another request is being looked up: this one's line does without.
-        let mut live = self.live.try_lock().ok()?;
+        let mut live = self.live.try_lock()?;
         let flows = [Some(own), workload.map(flow)].into_iter().flatten();
         let found = flows.into_iter().find_map(|flow| live.with_program(&flow))?;
         shared.callers.note(own, found.clone());

@@ -1,4 +1,4 @@
-//! Who this host is: its keys, its certificate, and the mesh that it belongs to.
+//! Host identity: its keys, its certificate, and the mesh that it belongs to.
 //!
 //! Private keys are made here and leave the host never. The types that hold them erase them when
 //! dropped and can't be printed.

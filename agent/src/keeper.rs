@@ -4,10 +4,11 @@
 //! memory, says that it isn't kept, and tries again until it is. (Snapshots: `StateDir::tend`.)
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_model::{Code, Problem};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::identity::{Member, TlsIdentity};
 use crate::state_dir::StateDir;
@@ -76,7 +77,7 @@ impl Keeper {
 
     /// One at a time: an older value must not overtake a newer one.
     fn write(&self) {
-        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.writing.lock();
         let problems = &self.shared.problems;
         let problem = |code, what: &str, error: anyhow::Error| {
             Problem::new(code, format!("{what} couldn't be kept on disk: {error:#}"), REMEDY)
@@ -103,7 +104,7 @@ impl Keeper {
     }
 
     fn owed(&self) -> MutexGuard<'_, Owed> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.owed.lock()
     }
 }
 

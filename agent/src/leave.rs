@@ -11,9 +11,9 @@ use isthmus_proto::v1;
 use isthmus_proto::v1::sync_client::SyncClient;
 use tonic::Code;
 
+use crate::dns;
 use crate::guard;
 use crate::identity::{Identity, Member};
-use crate::names;
 use crate::network;
 use crate::settings::Settings;
 use crate::state_dir::StateDir;
@@ -79,7 +79,7 @@ async fn tell_one(address: &str, identity: &Identity, instance: &[u8]) -> anyhow
 pub async fn without_agent(settings: &Settings) -> anyhow::Result<Option<Farewell>> {
     let farewell = tell_and_forget(&settings.state_dir).await?;
     if farewell.is_some() {
-        names::put_back(settings);
+        dns::keeper::put_back(settings);
         network::clear(&settings.device).await;
         guard::lower_or_say(&settings.device).await;
     }
@@ -119,11 +119,12 @@ impl Farewell {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use hyper_util::service::TowerToHyperService;
     use isthmus_proto::v1::sync_server::{self, SyncServer};
+    use parking_lot::Mutex;
     use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;
     use tokio_stream::wrappers::ReceiverStream;
@@ -162,7 +163,7 @@ mod tests {
             &self,
             request: Request<v1::LeaveRequest>,
         ) -> Result<Response<v1::LeaveResponse>, Status> {
-            self.left.lock().unwrap().push(request.into_inner().instance);
+            self.left.lock().push(request.into_inner().instance);
             let revision = self.answer.clone()?;
             Ok(Response::new(v1::LeaveResponse { revision }))
         }
@@ -211,7 +212,7 @@ mod tests {
         assert!(tell_and_forget(&state_dir).await.unwrap().is_none(), "it is no member any more");
         let kept = std::fs::read_dir(state_dir).unwrap();
         let kept = kept.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-        let times = left.lock().unwrap().len();
+        let times = left.lock().len();
         (farewell, kept, times)
     }
 

@@ -7,7 +7,7 @@
 //! The agent's life has two states. *Unjoined*, it only serves its Unix socket and waits for a
 //! token. As a *member* it works by a snapshot of the mesh: the one on disk at first, then
 //! whatever the controller sends. [`app`] is the composition root and reads top-down;
-//! [`membership`] is what a member does; [`plane`] is everything that exists only while there is a
+//! [`membership`] is what a member does; [`overlay`] is everything that exists only while there is a
 //! snapshot (device, packet thread, proxy, DNS).
 //!
 //! Two worlds of threads: the control plane runs on tokio, the data plane on threads of its own
@@ -23,8 +23,8 @@ pub mod credential;
 pub mod dataplane;
 pub mod dns;
 pub mod doctor;
-pub mod edge;
 pub mod firewall;
+pub mod gateway;
 pub mod guard;
 pub mod identity;
 pub mod join;
@@ -35,13 +35,12 @@ pub mod local;
 pub mod logging;
 pub mod membership;
 pub mod memory;
-pub mod names;
 pub mod network;
+pub mod overlay;
 pub mod own_ports;
 pub mod owners;
 pub mod patience;
 pub mod places;
-pub mod plane;
 pub mod ports;
 mod programs;
 mod refusals;

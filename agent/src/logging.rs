@@ -1,4 +1,4 @@
-//! Where log lines go, and what they look like.
+//! Log output: destination and format.
 
 use std::fs;
 use std::io::{self, IsTerminal as _};

@@ -1,4 +1,4 @@
-//! What a member does from start to end: works by its last snapshot at once, then keeps in step
+//! Membership of a mesh from start to end: the agent starts from its last snapshot, then keeps in step
 //! with a controller for as long as it may.
 
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use crate::keeper::Keeper;
 use crate::kept_device;
 use crate::leave::{self, Farewell};
 use crate::network;
-use crate::plane::{Ending, Plane};
+use crate::overlay::{Ending, Overlay};
 use crate::state_dir::{Ailments, StateDir};
 use crate::status::Shared;
 use crate::sync::backoff::{Backoff, random};
@@ -108,7 +108,7 @@ struct Membership {
     keeper: Arc<Keeper>,
     identity: Identity,
     resources: Resources,
-    plane: Plane,
+    overlay: Overlay,
 }
 
 impl Membership {
@@ -124,7 +124,7 @@ impl Membership {
             shared: Arc::clone(shared),
             disk: Arc::clone(disk),
             keeper: Keeper::new(Arc::clone(disk), Arc::clone(shared)),
-            plane: Plane::new(Arc::clone(shared), tunnel_keys(&identity)),
+            overlay: Overlay::new(Arc::clone(shared), tunnel_keys(&identity)),
             identity,
             resources: Resources::default(),
         })
@@ -177,7 +177,7 @@ impl Membership {
         self.shared.problems.set(FOREIGN_KEY, self.foreign_key(&snapshot));
         let prefixes = network::prefixes(&snapshot).to_vec();
         let own = snapshot.local_host().clone();
-        self.plane.switch(snapshot).await?;
+        self.overlay.switch(snapshot).await?;
         self.settle_keys(&own).await;
         let member = Member { prefixes, ..self.identity.member.clone() };
         self.know(member).await;
@@ -197,7 +197,7 @@ impl Membership {
             // With both the next start works as well, and tries again.
             tracing::warn!("the former tunnel key is still on disk: {error:#}");
         }
-        if let Err(error) = self.plane.use_keys(tunnel_keys(&self.identity)).await {
+        if let Err(error) = self.overlay.use_keys(tunnel_keys(&self.identity)).await {
             tracing::warn!("the former tunnel key is good until the next restart: {error:#}");
         }
         tracing::info!("this host's former tunnel key is gone");
@@ -217,7 +217,7 @@ impl Membership {
     async fn guard_without_snapshot(&self) {
         let Shared { settings, ports, problems, .. } = &*self.shared;
         let prefixes = &self.identity.member.prefixes;
-        if self.plane.device().is_none() && !prefixes.is_empty() {
+        if self.overlay.device().is_none() && !prefixes.is_empty() {
             let (_, raised) = Standing::raise(Guard::of(settings, ports, prefixes)).await;
             problems.set(guard::MISSING, raised.err().map(|error| guard::missing(&error)));
         }
@@ -240,7 +240,7 @@ impl Membership {
     /// What was in the way of the last snapshot may be gone, while no controller is there to send
     /// another: somebody else had our port, say.
     async fn try_again_from_disk(&mut self) {
-        if self.plane.device().is_none()
+        if self.overlay.device().is_none()
             && let Err(error) = self.start_from_disk().await
         {
             tracing::debug!("can't work by the last snapshot: {error:#}");
@@ -300,7 +300,7 @@ impl Membership {
                       join with a token of its own; if it is the original, stop the other's agent";
         let text = reason.trim_end_matches('.');
         self.shared.problems.raise(Problem::new(TWIN, text, remedy));
-        self.plane.stop(Ending::ForGood).await;
+        self.overlay.stop(Ending::ForGood).await;
         self.resources = Resources::default();
         self.shared.update(|status| {
             status.confirmed = None;
@@ -349,10 +349,10 @@ impl Membership {
         }
         let ending = match reason {
             Reason::Stop if kept_device::is_restart().await => Ending::Restart,
-            _ => Ending::ForGood,
+            Reason::Stop | Reason::Removed(_) | Reason::Turn(_) => Ending::ForGood,
         };
         // Who leaves ends what is under way before others drop it.
-        self.plane.stop(ending).await;
+        self.overlay.stop(ending).await;
         match reason {
             Reason::Stop => {
                 self.is_over(String::new());
@@ -467,7 +467,7 @@ impl sync::Member for Membership {
     }
 
     async fn clash(&self, prefixes: &[IpNet]) -> String {
-        match network::clashes(prefixes, self.plane.device()).await {
+        match network::clashes(prefixes, self.overlay.device()).await {
             Ok(clashes) => clashes.iter().map(|it| &*it.route).collect::<Vec<_>>().join("; "),
             Err(error) => {
                 tracing::warn!("couldn't look at this host's routes: {error:#}");
@@ -537,7 +537,7 @@ impl sync::Member for Membership {
         let public = next.public()?;
         self.identity.next = Some(next);
         // INVARIANT: it is good here before anybody knows it.
-        self.plane.use_keys(tunnel_keys(&self.identity)).await?;
+        self.overlay.use_keys(tunnel_keys(&self.identity)).await?;
         Ok(public)
     }
 
@@ -549,7 +549,7 @@ impl sync::Member for Membership {
     }
 
     fn device(&self) -> Option<u32> {
-        self.plane.device()
+        self.overlay.device()
     }
 }
 

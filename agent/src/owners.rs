@@ -1,4 +1,4 @@
-//! Which service opened a flow: what the kernel noted when its packet was sent, or else its answer
+//! Flow owners, the services that open flows: what the kernel noted when its packet was sent, or else its answer
 //! about the socket, matched against the selectors of the services that are placed on this host.
 //!
 //! A process that matches no service speaks as its host. Where it matches several, the one that says
@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use isthmus_core::{Counters, DropReason, Owner, Owners, State};
@@ -23,6 +23,7 @@ use isthmus_net::cgroup::Cgroups;
 use isthmus_net::senders::{Budget, Sender, Senders};
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag, SocketOwner};
 use isthmus_packet::{Address, FlowKey, protocol};
+use parking_lot::Mutex;
 
 use crate::callers::{Caller, Callers};
 use crate::containers::looks_contained;
@@ -68,12 +69,12 @@ impl OwnerCounters {
     /// Which of two services a process speaks as that could be of either, and the other.
     #[must_use]
     pub fn ties(&self, revision: Revision) -> Vec<(ServiceId, ServiceId)> {
-        let ties = self.ties.lock().unwrap_or_else(PoisonError::into_inner);
+        let ties = self.ties.lock();
         ties.iter().filter(|tie| tie.0 == revision).map(|(_, one, other)| (*one, *other)).collect()
     }
 
     fn note_tie(&self, revision: Revision, winner: ServiceId, other: ServiceId) {
-        let mut ties = self.ties.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ties = self.ties.lock();
         ties.retain(|tie| tie.0 >= revision);
         ties.insert((revision, winner, other));
     }
@@ -257,7 +258,7 @@ impl SocketOwners {
     fn program_of(&mut self, socket: &SocketOwner, cgroup: Option<&str>) -> Option<Arc<Path>> {
         self.counters.program_searches.fetch_add(1, Ordering::Relaxed);
         let directory = || {
-            let cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+            let cgroups = self.cgroups.lock();
             Some(cgroups.as_ref()?.directory(cgroup?))
         };
         let held = Held { uid: socket.uid, cgroup_id: socket.cgroup_id, inode: socket.inode };
@@ -316,7 +317,7 @@ impl SocketOwners {
     }
 
     fn cgroup_of(&self, socket: &SocketOwner) -> Option<Arc<str>> {
-        let mut cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cgroups = self.cgroups.lock();
         let found = cgroups.as_mut()?.path_of(socket.cgroup_id?);
         found
             .inspect_err(|error| tracing::debug!(%error, "couldn't name a socket's cgroup"))
@@ -429,7 +430,7 @@ fn known(sender: Sender) -> Option<SocketOwner> {
 fn own_cgroup(cgroups: &SharedCgroups) -> Option<u64> {
     let table = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = table.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let cgroups = cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+    let cgroups = cgroups.lock();
     let directory = cgroups.as_ref()?.directory(path);
     Some(std::fs::metadata(directory).ok()?.ino())
 }
@@ -481,7 +482,7 @@ mod tests {
         assert_eq!(counters.ties(Revision(7)), [(one, other)]);
         assert_eq!(counters.ties(Revision(8)), []);
         counters.note_tie(Revision(8), other, one);
-        assert_eq!(counters.ties.lock().unwrap().len(), 1, "nobody asks for the former");
+        assert_eq!(counters.ties.lock().len(), 1, "nobody asks for the former");
     }
 
     #[test]

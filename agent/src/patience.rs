@@ -1,4 +1,4 @@
-//! How often to put back what somebody else keeps taking away.
+//! Back-off for repairs of things that somebody else keeps taking away.
 //!
 //! Once, or now and then, it is put back at once. Whoever takes it again and again wants it gone, or
 //! is a program that would fight for ever: then the pauses grow, and an operator has to decide.

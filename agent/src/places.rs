@@ -5,10 +5,11 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use isthmus_model::HostId;
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag};
+use parking_lot::Mutex;
 
 /// Who asks for a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +87,7 @@ impl Users {
     /// The user of this host whose socket is `peer`, speaking to `own`; none if it isn't of this host.
     #[must_use]
     pub fn find(&self, protocol: Protocol, peer: SocketAddr, own: SocketAddr) -> Option<Source> {
-        let mut sockets = self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sockets = self.0.as_ref()?.lock();
         let found = sockets.lookup(&Lookup { protocol, local: peer, remote: own });
         found.ok().flatten().filter(|it| !it.listening).map(|it| Source::User(it.uid))
     }
@@ -102,7 +103,7 @@ impl Places {
     pub fn take(self: &Arc<Self>, source: Source) -> Option<Place> {
         let Bounds { all, each, root } = self.bounds;
         let (all, each) = if source == ROOT { (all, all) } else { (all - root.min(all), each) };
-        let mut taken = self.lock();
+        let mut taken = self.taken.lock();
         let of_source = taken.sources.get(&source).copied().unwrap_or(0);
         // What root has is of its own part first.
         let of_root = taken.sources.get(&ROOT).copied().unwrap_or(0);
@@ -114,15 +115,11 @@ impl Places {
         taken.sources.insert(source, of_source + 1);
         Some(Place { places: Arc::clone(self), source })
     }
-
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.places.lock();
+        let mut taken = self.places.taken.lock();
         taken.all -= 1;
         let remaining = taken.sources.get(&self.source).map_or(0, |count| count - 1);
         if remaining == 0 {
@@ -150,7 +147,7 @@ mod tests {
         assert!(places.take(two).is_none());
         drop(first);
         assert!(places.take(two).is_some());
-        assert!(places.lock().sources.len() <= 2);
+        assert!(places.taken.lock().sources.len() <= 2);
     }
 
     #[test]

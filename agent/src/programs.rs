@@ -1,4 +1,4 @@
-//! Which program holds a socket, within bounds.
+//! Socket to program look-up, within bounds.
 //!
 //! The answer is found by reading what processes have open, and packets wait meanwhile, other users'
 //! too: whoever opens many flows that are searched for mustn't cost others more than a part of the

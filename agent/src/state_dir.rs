@@ -1,4 +1,4 @@
-//! What the agent keeps on disk: who it is, and the last good snapshot.
+//! State directory: the identity of this host, and the last good snapshot.
 //!
 //! ```text
 //!  DIR/            0700
@@ -23,13 +23,13 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use isthmus_proto::v1;
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message as _;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -163,7 +163,7 @@ impl StateDir {
     }
 
     fn unkept(&self) -> MutexGuard<'_, Option<v1::SnapshotResources>> {
-        self.unkept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unkept.lock()
     }
 
     /// Who this host is; `None` before it has joined.
@@ -407,7 +407,7 @@ impl StateDir {
     }
 
     fn changing(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.changing.lock()
     }
 
     fn remove(&self, name: &str) -> anyhow::Result<()> {

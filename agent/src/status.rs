@@ -1,16 +1,17 @@
-//! What the parts of the agent know of each other: how it stands, and who to ask.
+//! Shared agent state: status, and handles of the parts.
 //!
 //! One value, shared by all, that nobody holds for long: every method takes or copies and returns.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use isthmus_core::State;
 use isthmus_model::{HostId, Problems, ServiceId};
 use isthmus_proto::v1;
+use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use crate::callers::Callers;
@@ -168,22 +169,22 @@ impl Shared {
     /// The data plane, if there is one.
     #[must_use]
     pub fn packets(&self) -> Option<dataplane::Handle> {
-        lock(&self.packets).clone()
+        self.packets.lock().clone()
     }
 
     pub fn set_packets(&self, handle: Option<dataplane::Handle>) {
-        *lock(&self.packets) = handle;
+        *self.packets.lock() = handle;
     }
 
     pub fn note_forgery(&self, from: HostId, source: IpAddr, packets: u64) {
-        let mut forgeries = lock(&self.forgeries);
+        let mut forgeries = self.forgeries.lock();
         if forgeries.len() < FORGERIES || forgeries.contains_key(&(from, source)) {
             *forgeries.entry((from, source)).or_default() += packets;
         }
     }
 
     pub fn take_forgeries(&self) -> Vec<v1::Forgery> {
-        let taken = std::mem::take(&mut *lock(&self.forgeries));
+        let taken = std::mem::take(&mut *self.forgeries.lock());
         let message = |((from, source), packets): ((HostId, IpAddr), u64)| v1::Forgery {
             from_host: from.0,
             claimed_source: source.to_string(),
@@ -232,7 +233,7 @@ impl Pings {
     /// To wait for one echo; `None` when too many do so already.
     #[must_use]
     pub fn expect(&self, identifier: u16, sequence: u16) -> Option<oneshot::Receiver<Pong>> {
-        let mut waiting = lock(&self.waiting);
+        let mut waiting = self.waiting.lock();
         waiting.retain(|_, sender| !sender.is_closed());
         if waiting.len() >= PINGS {
             return None;
@@ -243,16 +244,11 @@ impl Pings {
     }
 
     pub fn answer(&self, identifier: u16, sequence: u16, pong: Pong) {
-        if let Some(sender) = lock(&self.waiting).remove(&(identifier, sequence)) {
+        if let Some(sender) = self.waiting.lock().remove(&(identifier, sequence)) {
             // Gone: it came too late.
             let _ = sender.send(pong);
         }
     }
-}
-
-/// Nothing that is done under these locks leaves them half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

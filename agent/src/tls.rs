@@ -9,12 +9,13 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hyper_util::rt::TokioIo;
 use isthmus_model::TrustDomain;
+use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -147,7 +148,7 @@ pub async fn connect(
 pub async fn channel(stream: TlsStream<TcpStream>) -> anyhow::Result<Channel> {
     let stream = Mutex::new(Some(TokioIo::new(stream)));
     let connector = tower::service_fn(move |_| {
-        let stream = stream.lock().ok().and_then(|mut stream| stream.take());
+        let stream = stream.lock().take();
         std::future::ready(stream.ok_or_else(|| io::Error::other("the connection is lost")))
     });
     // The address is for the `:authority` header only.
@@ -212,7 +213,7 @@ impl PinnedCa {
     /// The trust domain of the controller that was accepted last.
     #[must_use]
     pub fn trust_domain(&self) -> Option<TrustDomain> {
-        self.found.lock().ok().and_then(|found| found.clone())
+        self.found.lock().clone()
     }
 }
 
@@ -348,9 +349,7 @@ impl ServerCertVerifier for PinnedCa {
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?
             .verify_server_cert(end_entity, intermediates, &name, ocsp_response, now)?;
-        if let Ok(mut found) = self.found.lock() {
-            *found = Some(domain);
-        }
+        *self.found.lock() = Some(domain);
         Ok(verified)
     }
 

@@ -1,4 +1,4 @@
-//! What is wrong with this host as far as its own figures show it: looked at every few seconds.
+//! Problems that this host's own figures show: looked at every few seconds.
 //!
 //! Whoever can say at once that something failed raises the problem where that happens. Here is what only
 //! shows over time, or in what several parts say.
@@ -13,7 +13,7 @@ use isthmus_model::{Audited, Code, Problem, ServiceId, Snapshot};
 use isthmus_proxy::KeyFailure;
 
 use crate::dataplane::Sample;
-use crate::plane::peer_name;
+use crate::overlay::peer_name;
 use crate::state_dir::StateDir;
 use crate::status::{Shared, Status};
 

@@ -1,4 +1,4 @@
-//! What operators may ask.
+//! Admin API: the requests of operators.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -25,7 +25,7 @@ use crate::operators::{Acting, Deed, OperatorError, permit};
 use crate::revisions::TrialError;
 use crate::store::StoreError;
 use crate::tokens::{self, NewToken};
-use crate::{delivery, export, rollout, rotation, status};
+use crate::{convergence, export, rollout, rotation, status};
 
 const ACTS_SHOWN: usize = 100;
 
@@ -331,16 +331,16 @@ impl admin_server::Admin for Admin {
         request: Request<v1::ListDeliveriesRequest>,
     ) -> Result<Response<v1::Deliveries>, Status> {
         permit(&request, Role::View)?;
-        Ok(Response::new(v1::Deliveries { deliveries: delivery::all(&self.mesh) }))
+        Ok(Response::new(v1::Deliveries { deliveries: rollout::all(&self.mesh) }))
     }
 
     async fn steer_delivery(
         &self,
         request: Request<v1::SteerDeliveryRequest>,
     ) -> Result<Response<v1::Delivery>, Status> {
-        let deed = self.permit(&request, Role::Apply, delivery::what(request.get_ref())).await?;
+        let deed = self.permit(&request, Role::Apply, rollout::what(request.get_ref())).await?;
         let (request, by) = (request.into_inner(), deed.clone());
-        let done = self.mesh.work(move |mesh| delivery::steer(mesh, &request, &by)).await?;
+        let done = self.mesh.work(move |mesh| rollout::steer(mesh, &request, &by)).await?;
         Ok(Response::new(self.told(&deed, done).await?))
     }
 }
@@ -431,7 +431,7 @@ impl Admin {
     }
 }
 
-/// The state of a watched rollout, each time it differs from the last one shown.
+/// The convergence of a watched revision, each time it differs from the last one shown.
 struct Watch {
     mesh: Arc<Mesh>,
     revision: Revision,
@@ -452,10 +452,10 @@ impl Watch {
         loop {
             self.progress.mark_unchanged();
             self.members.mark_unchanged();
-            let rollout = rollout::rollout(&self.mesh, self.revision, &self.affected);
-            if self.last.as_ref() != Some(&rollout) {
-                self.last = Some(rollout.clone());
-                return Some(rollout);
+            let convergence = convergence::of(&self.mesh, self.revision, &self.affected);
+            if self.last.as_ref() != Some(&convergence) {
+                self.last = Some(convergence.clone());
+                return Some(convergence);
             }
             tokio::select! {
                 changed = self.progress.changed() => changed.ok()?,

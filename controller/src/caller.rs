@@ -1,4 +1,4 @@
-//! Who calls: what a client's certificate says, or that there is none.
+//! Callers: the identity in a client's certificate, if there is one.
 //!
 //! A host's certificate proves who it is for as long as the host is a member: one that was away for
 //! longer than the certificate lives must get back by itself. Out of its time it is good for a new

@@ -1,4 +1,4 @@
-//! How operators keep their certificates fresh.
+//! Renewal of operators' certificates.
 
 use std::sync::Arc;
 use std::time::Duration;

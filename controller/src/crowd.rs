@@ -1,10 +1,10 @@
 //! Callers that found no place at the controller's port: told to operators for a while, with who came last.
 
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use isthmus_model::{Code, Problem, Problems};
+use parking_lot::Mutex;
 
 /// It is told for so long after the last one.
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -18,7 +18,7 @@ pub(crate) struct Crowd {
 impl Crowd {
     /// Somebody found none, or had to give one up.
     pub(crate) fn note(&self, problems: &Problems, from: IpAddr, now: Instant) {
-        let mut spell = self.spell.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spell = self.spell.lock();
         let callers = spell.map_or(0, |(callers, _)| callers) + 1;
         *spell = Some((callers, now));
         let text = format!(
@@ -35,7 +35,7 @@ impl Crowd {
     }
 
     pub(crate) fn forget_old(&self, problems: &Problems, now: Instant) {
-        let mut spell = self.spell.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spell = self.spell.lock();
         if spell.is_some_and(|(_, at)| now.duration_since(at) >= REMEMBERED) {
             *spell = None;
             problems.set(Code::JoinPlaces, None);

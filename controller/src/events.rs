@@ -1,9 +1,9 @@
-//! What agents saw that nobody should have done.
+//! Security events that agents have reported.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
 use isthmus_proto::v1;
+use parking_lot::Mutex;
 
 const KEPT: usize = 256;
 /// Of one reporter: nobody's word pushes all others' out.
@@ -17,7 +17,7 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) fn push(&self, event: v1::SecurityEvent) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = self.recent.lock();
         // The same again only counts up.
         let same = recent.iter_mut().rev().find(|old| {
             old.reported_by == event.reported_by
@@ -42,7 +42,7 @@ impl Events {
     }
 
     pub(crate) fn all(&self) -> Vec<v1::SecurityEvent> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.recent.lock().iter().cloned().collect()
     }
 }
 

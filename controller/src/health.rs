@@ -1,4 +1,4 @@
-//! How the store is: what operators and the service manager are told of it, and how it gets well.
+//! Store health: reports to operators and the service manager, and recovery.
 
 use std::sync::Arc;
 use std::time::Duration;

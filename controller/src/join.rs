@@ -1,7 +1,7 @@
-//! How hosts become members.
+//! Join of hosts.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_controller_core::{JoinError, Newcomer, RequestHash, TokenRecord, TokenRefusal};
@@ -9,6 +9,7 @@ use isthmus_model::token::TokenId;
 use isthmus_model::{Name, PublicKey};
 use isthmus_proto::v1;
 use isthmus_proto::v1::join_server;
+use parking_lot::Mutex;
 use subtle::ConstantTimeEq as _;
 use tonic::{Request, Response, Status};
 use tracing::warn;
@@ -111,8 +112,8 @@ impl Join {
         })
     }
 
-    fn failures(&self) -> std::sync::MutexGuard<'_, Failures> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failures(&self) -> parking_lot::MutexGuard<'_, Failures> {
+        self.failures.lock()
     }
 }
 

@@ -2,17 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_controller_core::delivery::Phase;
+use isthmus_controller_core::rollout::Phase;
 use isthmus_controller_core::{
-    Admission, AllocationError, Epochs, JoinError, MeshIdentity, Newcomer, Revisions, Rollouts,
-    State, TokenRecord, TokenRefusal, World,
+    Admission, AllocationError, Epochs, JoinError, MeshIdentity, MeshSnapshot, Newcomer,
+    RevisionHosts, Revisions, State, TokenRecord, TokenRefusal,
 };
 use isthmus_model::token::TokenId;
 use isthmus_model::topology::{self, Topology};
 use isthmus_model::{Audited, Code, Name, Problem, Problems, Revision};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tonic::Status;
 use tracing::{debug, error, info, warn};
@@ -21,14 +22,14 @@ use crate::absence;
 use crate::agents::Agents;
 use crate::authority::Membership;
 use crate::crowd::Crowd;
-use crate::delivery::Trials;
 use crate::events::Events;
 use crate::health::Health;
 use crate::history;
 use crate::operators::{Deed, Staff};
 use crate::relocations::{Due, Relocations};
 use crate::revisions::{self, Trial};
-use crate::shares::Dealt;
+use crate::rollout::Trials;
+use crate::shares::GlobalLimits;
 use crate::store::{Change, Saved, Store, StoreError, changes_between};
 use crate::time;
 use crate::twins::Twins;
@@ -52,7 +53,7 @@ pub struct Mesh {
     pub(crate) health: watch::Sender<Health>,
     published: watch::Sender<Arc<Published>>,
     tokens: Mutex<BTreeMap<TokenId, TokenRecord>>,
-    rollouts: Mutex<Rollouts>,
+    revision_hosts: Mutex<RevisionHosts>,
     pub(crate) relocations: Relocations,
     pub(crate) epochs: Epochs,
     /// Who said that it works by a revision of another history.
@@ -62,7 +63,7 @@ pub struct Mesh {
     /// What is wrong with the controller.
     pub(crate) problems: Problems,
     pub(crate) trials: Trials,
-    pub(crate) dealt: Dealt,
+    pub(crate) dealt: GlobalLimits,
     pub(crate) twins: Twins,
     pub(crate) crowd: Crowd,
     /// When this life of the controller began, in seconds since the epoch.
@@ -80,7 +81,7 @@ pub struct Published {
     /// The state.
     pub state: State,
     /// All of it put together.
-    pub world: Arc<World>,
+    pub world: Arc<MeshSnapshot>,
 }
 
 pub(crate) type Tokens<'a> = MutexGuard<'a, BTreeMap<TokenId, TokenRecord>>;
@@ -114,13 +115,13 @@ impl Mesh {
             health: watch::Sender::default(),
             published: watch::Sender::new(published),
             tokens: Mutex::new(tokens),
-            rollouts: Mutex::default(),
+            revision_hosts: Mutex::default(),
             relocations: Relocations::default(),
             agents: Arc::default(),
             events: Events::default(),
             problems: Problems::default(),
             trials: Trials::default(),
-            dealt: Dealt::default(),
+            dealt: GlobalLimits::default(),
             twins: Twins::default(),
             crowd: Crowd::default(),
             began: time::now(),
@@ -251,7 +252,7 @@ impl Mesh {
     }
 
     /// A rollout reaches another phase; false if it isn't in the one that this was decided in.
-    pub(crate) fn deliver(
+    pub(crate) fn advance_rollout(
         &self,
         name: &Name,
         decided_in: &Phase,
@@ -260,7 +261,7 @@ impl Mesh {
     ) -> Result<bool, StoreError> {
         let tokens = self.tokens();
         let phase = then.name();
-        let next = self.now().state.deliver(name, decided_in, then, time::now());
+        let next = self.now().state.advance_rollout(name, decided_in, then, time::now());
         let Some(next) = next else { return Ok(false) };
         let result = format!("{phase}, revision {}", next.revision);
         let also = by.map_or_else(Vec::new, |deed| self.done(&tokens, deed, &result));
@@ -270,7 +271,7 @@ impl Mesh {
 
     /// Whom a revision concerns: all, where that isn't remembered.
     pub(crate) fn affected(&self, revision: Revision) -> BTreeSet<Name> {
-        let remembered = self.rollouts().affected(revision).cloned();
+        let remembered = self.revision_hosts().affected(revision).cloned();
         remembered.unwrap_or_else(|| {
             let now = self.now();
             now.state.inventory.members().map(|member| member.name.clone()).collect()
@@ -408,15 +409,15 @@ impl Mesh {
     }
 
     pub(crate) fn tokens(&self) -> Tokens<'_> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tokens.lock()
     }
 
     pub(crate) fn diverged(&self) -> MutexGuard<'_, BTreeSet<Name>> {
-        self.diverged.lock().unwrap_or_else(PoisonError::into_inner)
+        self.diverged.lock()
     }
 
-    pub(crate) fn rollouts(&self) -> MutexGuard<'_, Rollouts> {
-        self.rollouts.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn revision_hosts(&self) -> MutexGuard<'_, RevisionHosts> {
+        self.revision_hosts.lock()
     }
 }
 
@@ -452,7 +453,7 @@ pub(crate) enum RemoveError {
 
 impl Published {
     fn new(state: State) -> Self {
-        let world = Arc::new(World::new(&state));
+        let world = Arc::new(MeshSnapshot::new(&state));
         Self { state, world }
     }
 
@@ -479,7 +480,7 @@ impl Published {
 }
 
 fn restore(identity: MeshIdentity, saved: Saved) -> anyhow::Result<State> {
-    let Saved { revision, files, allocation, members, deliveries, leaving, .. } = saved;
+    let Saved { revision, files, allocation, members, rollouts, leaving, .. } = saved;
     let topology = if files.is_empty() {
         Topology::default()
     } else {
@@ -497,7 +498,7 @@ fn restore(identity: MeshIdentity, saved: Saved) -> anyhow::Result<State> {
         topology: Arc::new(topology),
         inventory: members.into_iter().collect(),
         allocation,
-        deliveries,
+        rollouts,
         leaving,
     })
 }

@@ -1,15 +1,16 @@
-//! Who operates the mesh, how far they may, and what they did.
+//! Operators: roles, certificates and the audit log.
 //!
-//! What an operator does is written down in the transaction that does it, so neither is there without the
+//! An operator's act is written to the audit log in the transaction that does it, so neither is there without the
 //! other; what was tried in vain is written down after.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use isthmus_controller_core::{Act, Audit, Operator, Operators, Role, TooMany};
 use isthmus_model::Name;
 use isthmus_proto::v1;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
@@ -136,11 +137,11 @@ impl Staff {
     }
 
     fn audit(&self) -> MutexGuard<'_, Audit> {
-        self.audit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.audit.lock()
     }
 
     fn seen(&self) -> MutexGuard<'_, BTreeMap<Name, (i64, IpAddr)>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock()
     }
 }
 

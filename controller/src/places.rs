@@ -6,9 +6,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 /// Places for guests of `K`.
@@ -93,7 +94,7 @@ impl<K: Clone + Eq + Hash> Places<K> {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner<K>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 
@@ -120,7 +121,7 @@ impl<K: Clone + Eq + Hash> Inner<K> {
 
 impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
-        let mut inner = self.places.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.places.inner.lock();
         let Some(guests) = inner.guests.get_mut(&self.who) else { return };
         let before = guests.len();
         guests.retain(|guest| guest.number != self.number);

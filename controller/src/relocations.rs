@@ -1,4 +1,4 @@
-//! Where agents say that they are, until a revision says so too.
+//! Reported endpoints of agents, until a revision has them.
 //!
 //! Each such revision concerns many hosts, so changes are gathered; and a host that moves again and again
 //! (two links that take turns, or a member that wants to keep all others busy) is taken up a few times at
@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use isthmus_model::Name;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// Moves that a host may make at once.
@@ -80,7 +80,7 @@ impl Relocations {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

@@ -10,12 +10,15 @@
 //! next one knows of both or of neither.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_controller_core::{AppliedRevision, Consequences, Pending, Revisions, State, World};
+use isthmus_controller_core::{
+    AppliedRevision, Consequences, MeshSnapshot, Pending, Revisions, State,
+};
 use isthmus_model::topology::{self, Diagnostic, SourceFile, Topology};
 use isthmus_model::{Code, Name, Problem, Revision};
+use parking_lot::MutexGuard;
 use tracing::{debug, error, info};
 
 use crate::mesh::{Mesh, Published, Tokens, until};
@@ -162,7 +165,7 @@ impl Mesh {
         let next = before
             .apply(Arc::clone(&files), topology, time::now())
             .map_err(ApplyError::Contradicts)?;
-        let world = World::new(&next);
+        let world = MeshSnapshot::new(&next);
         let affected = now.world.affected(&world);
         let consequences = Consequences::of(before, &next);
         let held = !consequences.asks.is_empty() && !terms.yes;
@@ -175,13 +178,13 @@ impl Mesh {
             deadline: time::now().saturating_add_unsigned(within),
             within,
             files: Arc::clone(&before.files),
-            deliveries: before.deliveries.clone(),
+            rollouts: before.rollouts.clone(),
         });
         let revision = next.revision;
         let next = Published { state: next, world: Arc::new(world) };
         self.begin(&tokens, next, terms.note.clone(), trial.clone(), deed)?;
         self.is_told_anew();
-        self.rollouts().insert(revision, affected.clone());
+        self.revision_hosts().insert(revision, affected.clone());
         debug!(%revision, affected = affected.len(), "a topology was applied");
         let undone_at = trial.map_or(0, |trial| trial.deadline);
         Ok(Applied { revision, affected, consequences, undone_at, replaces, ..applied })
@@ -311,13 +314,13 @@ impl Mesh {
             ),
             who => format!("revision {revision} of {by} was undone by {who}"),
         };
-        let world = World::new(&next);
+        let world = MeshSnapshot::new(&next);
         let affected = now.world.affected(&world);
         let (undone, next) = (next.revision, Published { state: next, world: Arc::new(world) });
         info!(%revision, operator = deed.who, "{note}");
         self.begin(&tokens, next, note, None, &deed)?;
         self.problems.set(Code::NotUndone, None);
-        self.rollouts().insert(undone, affected);
+        self.revision_hosts().insert(undone, affected);
         Ok(undone)
     }
 
@@ -365,7 +368,7 @@ impl Mesh {
     }
 
     pub(crate) fn revisions(&self) -> MutexGuard<'_, Revisions> {
-        self.revisions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.revisions.lock()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Everything put together.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -9,6 +9,7 @@ use isthmus_proto::v1::admin_server::AdminServer;
 use isthmus_proto::v1::credentials_server::CredentialsServer;
 use isthmus_proto::v1::join_server::JoinServer;
 use isthmus_proto::v1::sync_server::SyncServer;
+use parking_lot::Mutex;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -24,7 +25,6 @@ use crate::admin::Admin;
 use crate::authority::Authority;
 use crate::caller::hosts_only;
 use crate::credentials::{Credentials, LateOperators};
-use crate::delivery;
 use crate::health::notify;
 use crate::join::Join;
 use crate::limits::Failures;
@@ -32,6 +32,7 @@ use crate::listener;
 use crate::mesh::Mesh;
 use crate::mesh_file::MeshFile;
 use crate::operators::OperatorsOnly;
+use crate::rollout;
 use crate::settings::Settings;
 use crate::shares;
 use crate::store::Redb;
@@ -86,7 +87,7 @@ pub async fn serve(
         tokio::spawn(Arc::clone(&mesh).follow_leaving()),
         tokio::spawn(Arc::clone(&mesh).follow_rotations()),
         tokio::spawn(Arc::clone(&mesh).follow_trials()),
-        tokio::spawn(delivery::follow(Arc::clone(&mesh))),
+        tokio::spawn(rollout::follow(Arc::clone(&mesh))),
         tokio::spawn(shares::follow(Arc::clone(&mesh))),
         tokio::spawn(twins::follow(Arc::clone(&mesh))),
         tokio::spawn(renew(certificate, Arc::clone(&authority), mesh_file.addresses.clone())),

@@ -2,14 +2,15 @@
 //! asked of them, and are told what they may let pass.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_controller_core::World;
+use isthmus_controller_core::MeshSnapshot;
 use isthmus_controller_core::shares::{Report, Shares};
 use isthmus_model::ratelimit::WHOLE;
 use isthmus_model::{HostId, LimitScope, Name, Revision, Service};
 use isthmus_proto::v1;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::mesh::Mesh;
@@ -19,13 +20,13 @@ const PERIOD: Duration = Duration::from_millis(500);
 const MOST_DEMANDS: usize = 4_096;
 
 /// What each host is told.
-pub(crate) type Told = BTreeMap<HostId, v1::Shares>;
+pub(crate) type Assignments = BTreeMap<HostId, v1::Shares>;
 
 /// The shares of all limits, by the limit's name.
 #[derive(Debug, Default)]
-pub(crate) struct Dealt {
+pub(crate) struct GlobalLimits {
     limits: Mutex<Limits>,
-    told: watch::Sender<Arc<Told>>,
+    told: watch::Sender<Arc<Assignments>>,
 }
 
 #[derive(Debug, Default)]
@@ -42,7 +43,7 @@ struct Limit {
     shares: Shares,
 }
 
-impl Dealt {
+impl GlobalLimits {
     /// An agent says what is asked of it.
     pub(crate) fn handle_demand(&self, host: HostId, demands: Vec<v1::LimitDemand>) {
         if demands.is_empty() {
@@ -63,11 +64,11 @@ impl Dealt {
     }
 
     /// To wait for new shares.
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Told>> {
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Assignments>> {
         self.told.subscribe()
     }
 
-    fn deal(&self, world: &World) {
+    fn deal(&self, world: &MeshSnapshot) {
         let now = Instant::now();
         let mut limits = self.limits();
         limits.follow_topology(world, now);
@@ -79,12 +80,12 @@ impl Dealt {
     }
 
     fn limits(&self) -> MutexGuard<'_, Limits> {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.limits.lock()
     }
 }
 
 impl Limits {
-    fn follow_topology(&mut self, world: &World, now: Instant) {
+    fn follow_topology(&mut self, world: &MeshSnapshot, now: Instant) {
         let all = world.everything();
         if self.revision.replace(all.revision) == Some(all.revision) {
             return;
@@ -109,9 +110,9 @@ impl Limits {
         }
     }
 
-    fn deal(&mut self, now: Instant) -> Told {
+    fn deal(&mut self, now: Instant) -> Assignments {
         self.round += 1;
-        let mut told = Told::new();
+        let mut told = Assignments::new();
         for (name, limit) in &mut self.by_name {
             for (host, share) in limit.shares.handle_timeout(now, self.round) {
                 let all = told.entry(host).or_default();

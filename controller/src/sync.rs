@@ -32,13 +32,13 @@ use crate::admin::not_stored;
 use crate::agents::{Held, Question, Resources, Run, Session};
 use crate::authority::{Authority, Membership, RequestedKey};
 use crate::caller::{Caller, Peer, in_time, peer};
-use crate::delivery;
 use crate::history;
 use crate::join::certificate_message;
 use crate::limits::Pace;
 use crate::mesh::{Mesh, Published};
 use crate::operators::Deed;
-use crate::shares::Told;
+use crate::rollout;
+use crate::shares::Assignments;
 use crate::time;
 
 const HELLO: Duration = Duration::from_secs(10);
@@ -82,7 +82,7 @@ impl sync_server::Sync for Sync {
                 info!(host = %name, address = %peer.address, "an agent must renew first: {}", status.message());
             })?;
         }
-        let line = Line {
+        let line = AgentStream {
             published: self.mesh.watch(),
             told: self.mesh.dealt.watch(),
             mesh: Arc::clone(&self.mesh),
@@ -196,10 +196,10 @@ fn gone(now: &Published, name: &Name, membership: Membership) -> String {
 }
 
 /// One agent's connection.
-struct Line {
+struct AgentStream {
     mesh: Arc<Mesh>,
     published: watch::Receiver<Arc<Published>>,
-    told: watch::Receiver<Arc<Told>>,
+    told: watch::Receiver<Arc<Assignments>>,
     stopping: watch::Receiver<bool>,
     peer: Peer,
     name: Name,
@@ -235,9 +235,9 @@ struct Sent {
 }
 
 /// The line is done with.
-struct End;
+struct Closed;
 
-impl Line {
+impl AgentStream {
     async fn serve(mut self, mut incoming: Streaming<AgentMessage>) {
         if self.ends_unknown().await {
             return;
@@ -267,12 +267,12 @@ impl Line {
         }
         let welcome =
             v1::Welcome { clock: time::milliseconds(), addresses: self.addresses.clone() };
-        if self.say(Saying::Welcome(welcome)).await.is_err() {
+        if self.send(Saying::Welcome(welcome)).await.is_err() {
             return;
         }
         let mut standing = self.greet(hello, instance);
         info!(host = %self.name, address = %self.peer.address, "an agent connected");
-        while let Ok(()) = self.turn(&mut standing, &mut incoming).await {}
+        while let Ok(()) = self.step(&mut standing, &mut incoming).await {}
         info!(host = %self.name, "an agent is gone");
     }
 
@@ -320,50 +320,50 @@ impl Line {
     }
 
     /// Waits for whatever comes next, and deals with it.
-    async fn turn(
+    async fn step(
         &mut self,
         standing: &mut Standing,
         incoming: &mut Streaming<AgentMessage>,
-    ) -> Result<(), End> {
+    ) -> Result<(), Closed> {
         tokio::select! {
             // A removal also ends the session: the host must hear of it, not of a replacement.
             biased;
             changed = self.published.changed() => {
-                changed.map_err(|_| End)?;
+                changed.map_err(|_| Closed)?;
                 self.send_news(standing).await
             }
             Some(question) = standing.session.questions.recv() => {
                 let check = standing.ask(question);
-                self.say(Saying::Check(check)).await
+                self.send(Saying::Check(check)).await
             }
             changed = self.told.changed() => {
-                changed.map_err(|_| End)?;
+                changed.map_err(|_| Closed)?;
                 let shares = self.told.borrow_and_update().get(&self.membership.id).cloned();
                 match shares {
-                    Some(shares) => self.say(Saying::Shares(shares)).await,
+                    Some(shares) => self.send(Saying::Shares(shares)).await,
                     None => Ok(()),
                 }
             }
             message = incoming.message() => match message {
-                Ok(Some(AgentMessage { body: Some(body) })) => self.hear(standing, body).await,
+                Ok(Some(AgentMessage { body: Some(body) })) => self.handle(standing, body).await,
                 // A newer agent's message, perhaps.
                 Ok(Some(AgentMessage { body: None })) => Ok(()),
-                Ok(None) | Err(_) => Err(End),
+                Ok(None) | Err(_) => Err(Closed),
             },
             _ = standing.session.replaced.changed() => {
                 let error = Status::aborted("A newer connection of the same host took this one's place.");
                 let _ = self.outgoing.try_send(Err(error));
-                Err(End)
+                Err(Closed)
             }
             () = stopped(&mut self.stopping) => {
                 let _ = self.outgoing.try_send(Err(Status::unavailable("The controller stops.")));
-                Err(End)
+                Err(Closed)
             }
-            () = self.outgoing.closed() => Err(End),
+            () = self.outgoing.closed() => Err(Closed),
         }
     }
 
-    async fn hear(&mut self, standing: &mut Standing, said: Said) -> Result<(), End> {
+    async fn handle(&mut self, standing: &mut Standing, said: Said) -> Result<(), Closed> {
         match said {
             Said::Accepted(v1::Accepted { revision, warnings }) => {
                 let Some(sent) = standing.answered(revision) else { return Ok(()) };
@@ -418,9 +418,9 @@ impl Line {
 
     /// Sends what differs between what the agent holds and what it should, unless it has yet to
     /// answer; then its answer leads here again.
-    async fn send_news(&mut self, standing: &mut Standing) -> Result<(), End> {
+    async fn send_news(&mut self, standing: &mut Standing) -> Result<(), Closed> {
         if self.ends_removed().await {
-            return Err(End);
+            return Err(Closed);
         }
         self.send_watch(standing).await?;
         self.ask_for_key(standing).await?;
@@ -428,7 +428,7 @@ impl Line {
             return Ok(());
         }
         let now = Arc::clone(&self.published.borrow_and_update());
-        let Some(slice) = now.world.slice(self.membership.id) else { return Err(End) };
+        let Some(slice) = now.world.slice(self.membership.id) else { return Err(Closed) };
         let (slice, lacks) = capability::fit(slice, standing.capabilities);
         let warnings = standing.session.lacks(standing.explain(&lacks));
         let revision = slice.revision;
@@ -453,28 +453,28 @@ impl Line {
         };
         standing.greeted = true;
         standing.unanswered = Some(Sent { held: Held { revision, resources: new }, warnings });
-        self.say(Saying::Delta(delta)).await
+        self.send(Saying::Delta(delta)).await
     }
 
     /// Names the routes whose traffic decides about a rollout, where these are others than before.
-    async fn send_watch(&self, standing: &mut Standing) -> Result<(), End> {
-        let routes = delivery::watched(&self.published.borrow().state);
+    async fn send_watch(&self, standing: &mut Standing) -> Result<(), Closed> {
+        let routes = rollout::watched(&self.published.borrow().state);
         if routes == standing.watched {
             return Ok(());
         }
         standing.watched.clone_from(&routes);
-        self.say(Saying::Watch(v1::Watch { routes })).await
+        self.send(Saying::Watch(v1::Watch { routes })).await
     }
 
     /// Has the agent make a new tunnel key, once for each wish and stream.
-    async fn ask_for_key(&self, standing: &mut Standing) -> Result<(), End> {
+    async fn ask_for_key(&self, standing: &mut Standing) -> Result<(), Closed> {
         let is_wanted =
             standing.capabilities.has(Capability::KeyRotation) && self.mesh.wants_key(&self.name);
         let was_asked = std::mem::replace(&mut standing.asked_for_key, is_wanted);
         if !is_wanted || was_asked {
             return Ok(());
         }
-        self.say(Saying::RotateKey(v1::RotateKey {})).await
+        self.send(Saying::RotateKey(v1::RotateKey {})).await
     }
 
     async fn take_key(&self, key: &[u8]) {
@@ -486,9 +486,9 @@ impl Line {
         }
     }
 
-    async fn say(&self, body: Saying) -> Result<(), End> {
+    async fn send(&self, body: Saying) -> Result<(), Closed> {
         let message = ControllerMessage { body: Some(body) };
-        self.outgoing.send(Ok(message)).await.map_err(|_| End)
+        self.outgoing.send(Ok(message)).await.map_err(|_| Closed)
     }
 
     /// Whether this agent's revision is one of this controller's.
@@ -524,7 +524,7 @@ impl Line {
             gone(&now, &self.name, self.membership)
         };
         info!(host = %self.name, reason, "a host that is no member any more was told so");
-        let _ = self.say(Saying::Removed(v1::Removed { reason })).await;
+        let _ = self.send(Saying::Removed(v1::Removed { reason })).await;
         true
     }
 

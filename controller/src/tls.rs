@@ -2,11 +2,12 @@
 //!
 //! A host's certificate may be out of its time, and an operator's may have expired: see [`caller`](crate::caller).
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use isthmus_model::TrustDomain;
+use parking_lot::RwLock;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -34,7 +35,7 @@ impl ServerCertificate {
 
     pub(crate) fn renew(&self, authority: &Authority, addresses: &[String]) -> Result<()> {
         let new = Arc::new(issue(authority, addresses)?);
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        *self.current.write() = new;
         Ok(())
     }
 }
@@ -47,7 +48,7 @@ impl std::fmt::Debug for ServerCertificate {
 
 impl ResolvesServerCert for ServerCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(Arc::clone(&self.current.read()))
     }
 }
 

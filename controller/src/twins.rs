@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_model::{Code, Name, Problem};
 use isthmus_proto::v1;
+use parking_lot::Mutex;
 
 use crate::mesh::Mesh;
 use crate::time;
@@ -57,8 +58,8 @@ impl Twins {
         });
     }
 
-    fn seen(&self) -> std::sync::MutexGuard<'_, BTreeMap<Name, Instant>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn seen(&self) -> parking_lot::MutexGuard<'_, BTreeMap<Name, Instant>> {
+        self.seen.lock()
     }
 }
 

@@ -1,4 +1,4 @@
-//! What really went over a wire.
+//! Packet capture of a wire.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

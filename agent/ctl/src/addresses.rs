@@ -1,4 +1,4 @@
-//! Whose overlay address is which.
+//! Owners of overlay addresses.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

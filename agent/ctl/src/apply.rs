@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use tonic::{Response, Status};
 
 use crate::cli::{Apply, Format, How};
+use crate::convergence::{self, Progress};
 use crate::diagnostics;
 use crate::errors::{Exit, Failure};
 use crate::output::{self, Tone, clean, paint};
 use crate::problems;
-use crate::rollout::{self, Progress};
 use crate::sources;
 use crate::status::read_mesh;
 use crate::topology;
@@ -74,7 +74,7 @@ pub(crate) async fn submit(session: &Session, files: &[SourceFile], how: &How) -
         None
     } else {
         let revision = response.revision;
-        Some(rollout::wait(&mut admin, revision, started, how.timeout).await?)
+        Some(convergence::wait(&mut admin, revision, started, how.timeout).await?)
     };
     let status = if how.dry_run { None } else { Some(read_mesh(session).await?) };
     // What is wrong with the mesh whatever this revision says.

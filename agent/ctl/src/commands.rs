@@ -12,7 +12,7 @@ use crate::errors::{self, Exit, is_broken_pipe};
 use crate::output::{self, Tone, clean, paint};
 use crate::transport::{Session, Whom};
 use crate::{
-    apply, check, delivery, explain, flows, inventory, join, leave, operator, ping, reference,
+    apply, check, explain, flows, inventory, join, leave, operator, ping, reference, rollout,
     routes, schema, stat, status, tap, token, topology, validate, wait, whois,
 };
 
@@ -62,7 +62,7 @@ async fn run(session: &Session, command: Command) -> Result<Exit> {
         Command::Service(command) => inventory::service(session, &command).await,
         Command::Device(command) => inventory::device(session, &command).await,
         Command::Token(command) => token::token(session, &command).await,
-        Command::Rollout(command) => delivery::rollout(session, &command).await,
+        Command::Rollout(command) => rollout::rollout(session, &command).await,
         Command::Join(arguments) => join::join(session, arguments).await,
         Command::Leave { yes } => leave::leave(session, yes).await,
         Command::Check(arguments) => check::check(session, &arguments).await,

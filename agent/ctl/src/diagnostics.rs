@@ -1,4 +1,4 @@
-//! What is wrong with a topology, shown where it stands.
+//! Diagnostics of a topology, shown at their place in the file.
 
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use isthmus_model::Origin as Place;

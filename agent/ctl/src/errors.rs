@@ -1,4 +1,4 @@
-//! How things end: exit codes, and failures that people can act on.
+//! Exit codes, and errors that people can act on.
 
 use std::error::Error;
 use std::io;

@@ -1,4 +1,4 @@
-//! What people and programs see: text with colours where a terminal wants them, tables, JSON.
+//! Output for people and programs: text with colours where a terminal wants them, tables, JSON.
 //!
 //! Commands build a text with colours always in it; `anstream` strips them where standard output is
 //! no terminal or `NO_COLOR` is set.

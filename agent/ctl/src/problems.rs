@@ -1,4 +1,4 @@
-//! What is wrong with the mesh or a host, and what to do about it.
+//! Problems of the mesh or a host, and their remedies.
 
 use isthmus_proto::v1;
 use serde_json::{Value, json};

@@ -1,250 +1,260 @@
-//! After `apply`: waiting for the agents, and telling who has accepted.
+//! `agentctl rollout`: how far new versions have got, and the operator's hand on them.
+//!
+//! (How far a revision has got is [`rollout`](crate::rollout)'s.)
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
-use isthmus_model::Code;
+use comfy_table::Cell;
 use isthmus_proto::v1;
 use isthmus_proto::v1::admin_client::AdminClient;
+use isthmus_proto::v1::steer_delivery_request::Order;
 use serde_json::{Value, json};
-use tokio::time::timeout_at;
 use tonic::transport::Channel;
 
-use crate::errors::{Exit, refused};
-use crate::output::{Tone, clean, paint};
-use crate::problems;
-use crate::transport::ask_controller;
-use crate::words::{count, rough};
+use crate::cli::{Format, Rollout};
+use crate::errors::{Exit, Failure};
+use crate::output::{self, Tone, cell, clean, facts, number, paint, table, toned};
+use crate::transport::{Session, ask_controller};
+use crate::words::{milliseconds, now, relative, timestamp};
 
-/// How far a revision has got.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Progress {
-    last: v1::Rollout,
-    took: Duration,
-    /// How long we were willing to wait.
-    patience: Duration,
-    /// Whether somebody pressed Ctrl-C.
-    interrupted: bool,
+const AGAIN: Duration = Duration::from_secs(1);
+
+pub(crate) async fn rollout(session: &Session, command: &Rollout) -> Result<Exit> {
+    match command {
+        Rollout::List { watch } => list(session, *watch).await,
+        Rollout::Status { name, watch } => status(session, name.as_str(), *watch).await,
+        Rollout::Pause { name } => steer(session, name.as_str(), Order::Pause).await,
+        Rollout::Resume { name } => steer(session, name.as_str(), Order::Resume).await,
+        Rollout::Promote { name } => steer(session, name.as_str(), Order::Promote).await,
+        Rollout::Abort { name } => steer(session, name.as_str(), Order::Abort).await,
+        Rollout::Retry { name } => steer(session, name.as_str(), Order::Retry).await,
+    }
 }
 
-/// Waits until every connected agent has answered, at most until `patience` is over; the time is
-/// counted from `started`.
-pub(crate) async fn wait(
-    admin: &mut AdminClient<Channel>,
-    revision: u64,
-    started: Instant,
-    patience: Duration,
-) -> Result<Progress> {
-    let deadline = tokio::time::Instant::now() + patience;
-    let request = v1::WatchRolloutRequest { revision };
-    let mut stream = ask_controller(admin.watch_rollout(request)).await?;
-    let mut progress = Progress { patience, ..Progress::default() };
+async fn list(session: &Session, watch: bool) -> Result<Exit> {
+    let mut admin = session.controller().await?;
+    let mut last = None;
     loop {
-        let message = tokio::select! {
-            message = timeout_at(deadline, stream.message()) => message,
-            _ = tokio::signal::ctrl_c() => {
-                progress.interrupted = true;
-                break;
-            }
-        };
-        let Ok(message) = message else { break };
-        match message {
-            Ok(Some(rollout)) => {
-                let done = rollout.complete || rollout.waiting.is_empty();
-                progress.last = rollout;
-                if done {
-                    break;
-                }
-            }
-            Ok(None) => break,
-            Err(status) => return Err(refused(&status, "the controller").into()),
+        let deliveries = ask(&mut admin).await?;
+        if last.as_ref() != Some(&deliveries) {
+            show(
+                session,
+                watch,
+                || list_text(&deliveries),
+                || deliveries.iter().map(one_json).collect(),
+            )?;
+            last = Some(deliveries);
         }
+        if !watch {
+            return Ok(Exit::Success);
+        }
+        tokio::time::sleep(AGAIN).await;
     }
-    progress.last.revision = revision;
-    progress.took = started.elapsed();
-    Ok(progress)
 }
 
-impl Progress {
-    /// Whether a connected agent refused, is silent, or works by the revision with warnings.
-    pub(crate) fn exit(&self) -> Exit {
-        let v1::Rollout { refused, waiting, warned, .. } = &self.last;
-        let all = refused.is_empty() && waiting.is_empty() && warned.is_empty();
-        if all && !self.interrupted { Exit::Success } else { Exit::Incomplete }
-    }
-
-    /// Whether a problem there is told here already: this revision brought it, or was refused.
-    pub(crate) fn tells_of(&self, host: &str, problem: &v1::Problem) -> bool {
-        let same = |it: &v1::Problem| (&it.code, &it.subject) == (&problem.code, &problem.subject);
-        let v1::Rollout { warned, refused, .. } = &self.last;
-        let warns =
-            warned.iter().any(|it| it.host == host && it.problem.as_ref().is_some_and(same));
-        let is_refusal = problem.code == Code::RevisionRefused.name();
-        warns || is_refusal && refused.iter().any(|it| it.host == host)
-    }
-
-    pub(crate) fn text(&self) -> String {
-        let v1::Rollout { revision, accepted, waiting, disconnected, refused, warned, .. } =
-            &self.last;
-        let connected = accepted.len() + waiting.len() + refused.len();
-        let took = rough(self.took);
-        let tone = if self.exit() == Exit::Success { Tone::Good } else { Tone::Warn };
-        let mut text = if connected == 0 && self.interrupted {
-            format!("revision {revision}: no agent has answered yet\n")
-        } else if connected == 0 {
-            format!("revision {revision}: no connected agent is concerned\n")
-        } else {
-            let agents = format!("{} of {} accepted", accepted.len(), count(connected, "agent"));
-            format!("revision {revision}: {} in {took}\n", paint(&agents, tone))
+/// With `watch` until it is over: 0 if it was promoted, 1 if it was rolled back.
+async fn status(session: &Session, name: &str, watch: bool) -> Result<Exit> {
+    let mut admin = session.controller().await?;
+    let mut last = None;
+    loop {
+        let deliveries = ask(&mut admin).await?;
+        let Some(found) = deliveries.into_iter().find(|it| it.name == name) else {
+            let problem =
+                format!("There is no rollout {name:?}; `agentctl rollout list` shows all");
+            return Err(Failure::Usage(problem).into());
         };
-        if self.interrupted {
-            let applied = paint("interrupted, but applied:", Tone::Warn);
-            text.push_str(&format!("  {applied} agents get it without this command, too\n"));
-            if !accepted.is_empty() {
-                text.push_str(&format!("  works at {}\n", clean(&accepted.join(", "))));
-            }
+        let over = match &*found.phase {
+            "promoted" => Some(Exit::Success),
+            "rolled back" => Some(Exit::Negative),
+            _ => None,
+        };
+        if last.as_ref() != Some(&found) {
+            show(session, watch, || text(&found), || one_json(&found))?;
+            last = Some(found);
         }
-        for refusal in refused {
-            let host = paint(&clean(&refusal.host), Tone::Strong);
-            let reason = clean(&refusal.reason);
-            text.push_str(&format!("  {} {host}: {reason}\n", paint("refused by", Tone::Bad)));
+        match over {
+            _ if !watch => return Ok(Exit::Success),
+            Some(exit) => return Ok(exit),
+            None => tokio::time::sleep(AGAIN).await,
         }
-        for warning in warned {
-            let host = paint(&clean(&warning.host), Tone::Strong);
-            let problem = warning.problem.clone().unwrap_or_default();
-            let warned = paint("accepted with a warning by", Tone::Warn);
-            text.push_str(&format!("  {warned} {host}: {}\n", problems::sentence(&problem)));
-        }
-        if !waiting.is_empty() {
-            let names = clean(&waiting.join(", "));
-            let silent = paint("no answer", Tone::Bad);
-            let when = match self.interrupted {
-                true => "before the interruption".to_owned(),
-                false => format!("within {}", rough(self.patience)),
-            };
-            text.push_str(&format!("  {silent} {when} from {names}\n"));
-        }
-        if !disconnected.is_empty() {
-            let (verb, pronoun) =
-                if disconnected.len() == 1 { ("is", "it returns") } else { ("are", "they return") };
-            let hosts = count(disconnected.len(), "host");
-            let names = clean(&disconnected.join(", "));
-            text.push_str(&format!(
-                "  {hosts} {verb} away and will get it when {pronoun}: {names}\n"
-            ));
-        }
-        text
     }
+}
 
-    pub(crate) fn json(&self) -> Value {
-        let refused: Value = self
-            .last
-            .refused
-            .iter()
-            .map(|one| json!({ "host": one.host, "reason": one.reason }))
-            .collect();
-        let warned: Value = self
-            .last
-            .warned
-            .iter()
-            .map(|one| {
-                let problem = one.problem.clone().unwrap_or_default();
-                json!({ "host": one.host, "problem": problems::json(&[problem])[0] })
-            })
-            .collect();
-        json!({
-            "accepted": self.last.accepted,
-            "waiting": self.last.waiting,
-            "disconnected": self.last.disconnected,
-            "refused": refused,
-            "warned": warned,
-            "interrupted": self.interrupted,
-            "milliseconds": u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX),
-        })
+async fn ask(admin: &mut AdminClient<Channel>) -> Result<Vec<v1::Delivery>> {
+    Ok(ask_controller(admin.list_deliveries(v1::ListDeliveriesRequest {})).await?.deliveries)
+}
+
+async fn steer(session: &Session, name: &str, order: Order) -> Result<Exit> {
+    let mut admin = session.controller().await?;
+    let request = v1::SteerDeliveryRequest { name: name.to_owned(), order: order.into() };
+    let after = ask_controller(admin.steer_delivery(request)).await?;
+    output::show(session.output, || text(&after), || one_json(&after))?;
+    Ok(Exit::Success)
+}
+
+/// One after another where they are watched: each JSON value has a line of its own then.
+fn show(
+    session: &Session,
+    watch: bool,
+    text: impl FnOnce() -> String,
+    value: impl FnOnce() -> Value,
+) -> Result<()> {
+    match session.output {
+        Format::Json if watch => output::json_line(&value()),
+        Format::Text if watch => output::say(&format!("{}\n\n", text().trim_end())),
+        Format::Json | Format::Text => output::show(session.output, text, value),
     }
+}
+
+fn tone(phase: &str) -> Tone {
+    match phase {
+        "promoted" => Tone::Good,
+        "rolled back" => Tone::Bad,
+        "paused" => Tone::Warn,
+        _ => Tone::Plain,
+    }
+}
+
+fn list_text(deliveries: &[v1::Delivery]) -> String {
+    if deliveries.is_empty() {
+        return "no rollouts; a topology declares them with [rollout.NAME]".to_owned();
+    }
+    let header =
+        ["ROLLOUT", "PHASE", "SINCE", "STABLE", "CANARY", "WEIGHT", "SUCCESS", "P99", "WHY"];
+    table(&header, deliveries.iter().map(row).collect())
+}
+
+fn row(delivery: &v1::Delivery) -> Vec<Cell> {
+    let stable = delivery.stable.clone().unwrap_or_default();
+    let canary = delivery.canary.clone().unwrap_or_default();
+    vec![
+        cell(&delivery.name),
+        toned(&delivery.phase, tone(&delivery.phase)),
+        cell(relative(delivery.since, now())),
+        cell(&stable.service),
+        cell(&canary.service),
+        number(format!("{} %", delivery.weight)),
+        number(success(&canary)),
+        number(latency(&canary, canary.p99_microseconds)),
+        cell(&delivery.why),
+    ]
+}
+
+fn text(delivery: &v1::Delivery) -> String {
+    let steps: Vec<String> = delivery
+        .steps
+        .iter()
+        .map(|step| {
+            let text = step.to_string();
+            if *step == delivery.weight { paint(&text, Tone::Strong) } else { text }
+        })
+        .collect();
+    let version = |traffic: &Option<v1::VersionTraffic>, weight: u32| {
+        let traffic = traffic.clone().unwrap_or_default();
+        let measured = match traffic.requests {
+            0 => String::new(),
+            requests => format!(
+                ": {requests} requests, {} succeeded, p50 {}, p99 {}",
+                success(&traffic),
+                latency(&traffic, traffic.p50_microseconds),
+                latency(&traffic, traffic.p99_microseconds)
+            ),
+        };
+        format!("{} {weight} %{measured}", clean(&traffic.service))
+    };
+    let phase = paint(&clean(&delivery.phase), tone(&delivery.phase));
+    let since = relative(delivery.since, now());
+    let lines = [
+        ("phase", format!("{phase}, since {since}")),
+        ("why", clean(&delivery.why)),
+        ("route", clean(&delivery.routes.join(", "))),
+        ("steps", steps.join(", ")),
+        ("stable", version(&delivery.stable, 100_u32.saturating_sub(delivery.weight))),
+        ("canary", version(&delivery.canary, delivery.weight)),
+        ("origin", clean(&delivery.origin)),
+    ];
+    format!("rollout {}\n{}", paint(&clean(&delivery.name), Tone::Strong), facts(&lines))
+}
+
+fn success(traffic: &v1::VersionTraffic) -> String {
+    if traffic.requests == 0 {
+        return String::new();
+    }
+    let good = traffic.requests.saturating_sub(traffic.failures);
+    format!("{:.2} %", good as f64 / traffic.requests as f64 * 100.0)
+}
+
+fn latency(traffic: &v1::VersionTraffic, microseconds: u64) -> String {
+    if traffic.requests == 0 { String::new() } else { milliseconds(microseconds) }
+}
+
+fn one_json(delivery: &v1::Delivery) -> Value {
+    let version = |traffic: &Option<v1::VersionTraffic>| {
+        let traffic = traffic.clone().unwrap_or_default();
+        json!({
+            "service": traffic.service,
+            "requests": traffic.requests,
+            "failures": traffic.failures,
+            "p50_microseconds": traffic.p50_microseconds,
+            "p99_microseconds": traffic.p99_microseconds,
+        })
+    };
+    json!({
+        "name": delivery.name,
+        "routes": delivery.routes,
+        "phase": delivery.phase,
+        "weight": delivery.weight,
+        "steps": delivery.steps,
+        "since": timestamp(delivery.since),
+        "why": delivery.why,
+        "stable": version(&delivery.stable),
+        "canary": version(&delivery.canary),
+        "origin": delivery.origin,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::plain;
 
-    fn progress(accepted: &[&str], waiting: &[&str], away: &[&str], refused: &[&str]) -> Progress {
-        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-        let refusal = |host: &&str| v1::RefusedBy {
-            host: (*host).to_owned(),
-            reason: "100.64.0.0/12 is routed elsewhere".to_owned(),
+    fn delivery() -> v1::Delivery {
+        let traffic = |service: &str, requests, failures| v1::VersionTraffic {
+            service: service.to_owned(),
+            requests,
+            failures,
+            p50_microseconds: 1_500,
+            p99_microseconds: 20_000,
         };
-        Progress {
-            last: v1::Rollout {
-                revision: 7,
-                accepted: names(accepted),
-                waiting: names(waiting),
-                disconnected: names(away),
-                refused: refused.iter().map(refusal).collect(),
-                warned: Vec::new(),
-                complete: waiting.is_empty(),
-            },
-            took: Duration::from_millis(41),
-            patience: Duration::from_secs(10),
-            interrupted: false,
+        v1::Delivery {
+            name: "api".to_owned(),
+            routes: vec!["api".to_owned()],
+            phase: "progressing".to_owned(),
+            weight: 25,
+            steps: vec![5, 25, 100],
+            why: "12 s of the interval left".to_owned(),
+            stable: Some(traffic("api-v1", 300, 0)),
+            canary: Some(traffic("api-v2", 100, 1)),
+            ..v1::Delivery::default()
         }
     }
 
-    fn plain(progress: &Progress) -> String {
-        anstream::adapter::strip_str(&progress.text()).to_string()
+    #[test]
+    fn a_rollout_shows_both_versions_and_what_it_waits_for() {
+        let text = plain(&text(&delivery()));
+        assert!(text.contains("12 s of the interval left"), "{text}");
+        assert!(text.contains("api-v1 75 %: 300 requests, 100.00 % succeeded"), "{text}");
+        assert!(text.contains("api-v2 25 %: 100 requests, 99.00 % succeeded"), "{text}");
+        let list = plain(&list_text(&[delivery()]));
+        assert!(list.contains("25 %") && list.contains("99.00 %"), "{list}");
+        assert!(list_text(&[]).contains("[rollout.NAME]"));
     }
 
     #[test]
-    fn a_full_rollout_is_one_line() {
-        let all = progress(&["a", "b", "c"], &[], &[], &[]);
-        assert_eq!(plain(&all), "revision 7: 3 of 3 agents accepted in 41 ms\n");
-        assert_eq!(all.exit(), Exit::Success);
-    }
-
-    #[test]
-    fn hosts_that_are_away_are_named_and_dont_fail() {
-        let away = progress(&["a"], &[], &["app-3"], &[]);
-        assert!(plain(&away).contains("1 host is away and will get it when it returns: app-3"));
-        assert_eq!(away.exit(), Exit::Success);
-        assert_eq!(away.json()["disconnected"][0], "app-3");
-    }
-
-    #[test]
-    fn who_presses_ctrl_c_hears_what_was_made() {
-        let interrupted =
-            Progress { interrupted: true, ..progress(&["a", "b"], &["c"], &["d"], &[]) };
-        assert_eq!(
-            plain(&interrupted),
-            "revision 7: 2 of 3 agents accepted in 41 ms\n  \
-             interrupted, but applied: agents get it without this command, too\n  works at a, b\n  \
-             no answer before the interruption from c\n  \
-             1 host is away and will get it when it returns: d\n"
-        );
-        let early = Progress { interrupted: true, ..progress(&[], &[], &[], &[]) };
-        assert!(plain(&early).starts_with("revision 7: no agent has answered yet\n"));
-        assert_eq!((early.exit(), &early.json()["interrupted"]), (Exit::Incomplete, &true.into()));
-    }
-
-    #[test]
-    fn agents_that_refuse_or_are_silent_are_named_and_fail() {
-        let refused = progress(&["a"], &[], &[], &["app-1"]);
-        assert!(plain(&refused).contains("refused by app-1: 100.64.0.0/12"), "{}", plain(&refused));
-        assert!(plain(&refused).contains("1 of 2 agents"));
-        assert_eq!(refused.exit(), Exit::Incomplete);
-        assert_eq!(refused.json()["refused"][0]["host"], "app-1");
-        let mut warned = progress(&["a"], &[], &[], &[]);
-        let problem = v1::Problem {
-            text: "the disk is full".into(),
-            remedy: "make room".into(),
-            ..v1::Problem::default()
-        };
-        warned.last.warned = vec![v1::WarnedBy { host: "a".into(), problem: Some(problem) }];
-        let text = plain(&warned);
-        assert!(text.contains("warning by a: the disk is full; make room"), "{text}");
-        assert_eq!(warned.exit(), Exit::Incomplete);
-        assert_eq!(warned.json()["warned"][0]["problem"]["remedy"], "make room");
-        let silent = progress(&[], &["app-2"], &[], &[]);
-        assert!(plain(&silent).contains("no answer within 10 s from app-2"));
-        assert_eq!(silent.exit(), Exit::Incomplete);
+    fn programs_get_numbers() {
+        let value = one_json(&delivery());
+        assert_eq!((&value["weight"], &value["canary"]["failures"]), (&25.into(), &1.into()));
+        assert_eq!(value["phase"], "progressing");
     }
 }

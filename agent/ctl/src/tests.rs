@@ -1,4 +1,4 @@
-//! What people and programs see of sample messages.
+//! Output of sample messages, for people and for programs.
 
 use isthmus_proto::v1;
 use serde_json::{Value, json};

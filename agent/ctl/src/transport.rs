@@ -1,4 +1,4 @@
-//! Whom to ask, and how to reach them.
+//! Connections to the controller and to the local agent.
 
 use std::future::Future;
 use std::io;

@@ -1,4 +1,4 @@
-//! Who exists, and the policy between them: from files, or from what runs.
+//! Services, hosts and the policy between them, from files or from the running mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

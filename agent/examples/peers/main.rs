@@ -1,4 +1,4 @@
-//! What peers cost an agent: as root, `cargo run --release -p isthmus-agent --example peers`.
+//! The cost of peers to an agent: as root, `cargo run --release -p isthmus-agent --example peers`.
 //!
 //! Starts a real `isthmus-agent` in a network namespace of its own, by a snapshot with many hosts,
 //! and looks at its memory and CPU time: while no host speaks, while some of them exchange packets

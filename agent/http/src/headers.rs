@@ -1,4 +1,4 @@
-//! Which header fields pass, which are for this connection only, and which nobody may claim.
+//! Header fields: end-to-end, hop-by-hop, and reserved ones.
 
 use http::header::{
     self, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,

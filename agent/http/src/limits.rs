@@ -1,4 +1,4 @@
-//! How long heads may be, and how much HTTP/2 may have under way.
+//! Limits of message heads, and of HTTP/2 connections.
 
 /// HTTP/1 heads: number of fields, whoever wrote them.
 pub const MAX_FIELDS: usize = Author::Proxy.most_fields();

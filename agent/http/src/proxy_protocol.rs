@@ -1,4 +1,4 @@
-//! What the PROXY protocol says to an application before the first byte: who calls.
+//! PROXY protocol header, which names the caller to an application before the first byte.
 //!
 //! <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>
 

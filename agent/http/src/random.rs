@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A sequence of random numbers (SplitMix64), shared without locks.
 #[derive(Debug)]
-pub struct Chance(AtomicU64);
+pub struct Random(AtomicU64);
 
-impl Default for Chance {
+impl Default for Random {
     fn default() -> Self {
         Self::new()
     }
@@ -15,7 +15,7 @@ impl Default for Chance {
 
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-impl Chance {
+impl Random {
     /// A sequence unlike any other's.
     pub fn new() -> Self {
         Self(AtomicU64::new(RandomState::new().hash_one(STEP)))

@@ -7,7 +7,7 @@ use std::fmt;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::random::Chance;
+use super::random::Random;
 
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -56,7 +56,7 @@ pub struct Trace {
 
 impl Trace {
     /// Reads a request's context, or begins one, and writes down what goes on.
-    pub fn of(headers: &mut HeaderMap, tracing: &Tracing, chance: &Chance) -> Option<Self> {
+    pub fn of(headers: &mut HeaderMap, tracing: &Tracing, chance: &Random) -> Option<Self> {
         let Some(parent) = read(headers) else { return Self::begin(headers, tracing, chance) };
         let mut trace = Self { id: parent.trace, parent: Some(parent.span), span: None };
         if tracing.enabled && parent.sampled {
@@ -67,7 +67,7 @@ impl Trace {
         Some(trace)
     }
 
-    fn begin(headers: &mut HeaderMap, tracing: &Tracing, chance: &Chance) -> Option<Self> {
+    fn begin(headers: &mut HeaderMap, tracing: &Tracing, chance: &Random) -> Option<Self> {
         if !tracing.enabled {
             return None;
         }
@@ -143,7 +143,7 @@ fn write(headers: &mut HeaderMap, parent: TraceParent) {
     }
 }
 
-fn trace_id(chance: &Chance) -> TraceId {
+fn trace_id(chance: &Random) -> TraceId {
     let mut id = [0; 16];
     let (high, low) = id.split_at_mut(8);
     high.copy_from_slice(&chance.next().to_be_bytes());
@@ -151,7 +151,7 @@ fn trace_id(chance: &Chance) -> TraceId {
     TraceId(id)
 }
 
-fn span_id(chance: &Chance) -> SpanId {
+fn span_id(chance: &Random) -> SpanId {
     SpanId((chance.next() | 1).to_be_bytes())
 }
 
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_sampled_trace_goes_on_with_a_span_of_ours() {
-        let chance = Chance::new();
+        let chance = Random::new();
         let mut headers = headers(&[(TRACEPARENT, PARENT), (TRACESTATE, "a=1,b=2")]);
         let trace = Trace::of(&mut headers, &ON, &chance).unwrap();
         let sent = TraceParent::parse(headers[TRACEPARENT].as_bytes()).unwrap();
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_trace_that_isnt_sampled_or_exported_passes_unchanged() {
-        let chance = Chance::new();
+        let chance = Random::new();
         let unsampled = PARENT.replace("-01", "-00");
         for (line, tracing) in [(unsampled.as_str(), ON), (PARENT, OFF)] {
             let mut headers = headers(&[(TRACEPARENT, line), (TRACESTATE, "a=1")]);
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn what_is_improper_is_removed_and_begun_anew() {
-        let chance = Chance::new();
+        let chance = Random::new();
         for lines in [
             &[(TRACEPARENT, "00-nonsense"), (TRACESTATE, "a=1")][..],
             &[(TRACEPARENT, PARENT), (TRACEPARENT, PARENT), (TRACESTATE, "a=1")],
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn as_many_are_sampled_as_is_said() {
-        let chance = Chance::new();
+        let chance = Random::new();
         let of = |sample: f64| {
             let tracing = Tracing { enabled: true, sample };
             let begin = |_: &u32| {

@@ -1,4 +1,4 @@
-//! Which requests may turn their connection into a tunnel.
+//! Upgrades: the requests that may turn their connection into a tunnel.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Version};

@@ -1,4 +1,4 @@
-//! Who holds a port that the agent needs: for messages to people, so it may take its time.
+//! Port holders: the processes that have a port which the agent needs, for messages to people, so it may take its time.
 
 use std::fmt;
 use std::io::Read as _;

@@ -1,4 +1,4 @@
-//! What the process holds of the machine's memory, and what it can do without: the allocator's free
+//! Memory of this process, and the part that it can give back: the allocator's free
 //! memory, which glibc keeps for later unless it is asked, and the program's own pages.
 
 use std::ffi::{c_int, c_void};

@@ -1,4 +1,4 @@
-//! Whose socket is it? The kernel's answer, by one exact look-up per flow.
+//! Socket owners by sock_diag: one exact look-up in the kernel per flow.
 //!
 //! A look-up costs 5 to 15 µs; a dump of all sockets costs a thousand times that on a busy host,
 //! and is never made. The kernel's habits that this file knows:

@@ -1,4 +1,4 @@
-//! Which socket of a SO_REUSEPORT group a datagram is handed to.
+//! Receive steering: the choice of a socket in a SO_REUSEPORT group.
 
 use std::io;
 use std::os::fd::AsRawFd;

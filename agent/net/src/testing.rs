@@ -1,4 +1,4 @@
-//! What tests share: private network namespaces (also those of other crates, by the feature
+//! Test support: private network namespaces (also those of other crates, by the feature
 //! `testing`), and children.
 
 use crate::netlink::Netlink;

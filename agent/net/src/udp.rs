@@ -11,7 +11,8 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use parking_lot::{RwLock, RwLockReadGuard};
 
 pub use quinn_udp::EcnCodepoint as Ecn;
 use quinn_udp::{RecvMeta, UdpSocketState};
@@ -146,7 +147,7 @@ impl UdpSocket {
             return self.send_by(&mode.state, transmit);
         }
         drop(mode);
-        let mut mode = self.mode.write().unwrap_or_else(PoisonError::into_inner);
+        let mut mode = self.mode.write();
         if mode.fragments != wished {
             self.allow_fragments(wished)?;
             mode.fragments = wished;
@@ -212,7 +213,7 @@ impl UdpSocket {
         if self.gso_enabled() {
             return;
         }
-        let mut mode = self.mode.write().unwrap_or_else(PoisonError::into_inner);
+        let mut mode = self.mode.write();
         if let Ok(state) = configure(&self.socket) {
             // A fresh state forbids fragments.
             *mode = Mode { state, fragments: false };
@@ -220,7 +221,7 @@ impl UdpSocket {
     }
 
     fn mode(&self) -> RwLockReadGuard<'_, Mode> {
-        self.mode.read().unwrap_or_else(PoisonError::into_inner)
+        self.mode.read()
     }
 
     fn allow_fragments(&self, allow: bool) -> io::Result<()> {

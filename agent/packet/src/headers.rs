@@ -1,4 +1,4 @@
-//! What parsing a packet gives: its headers, or why it can't be classified.
+//! Parsed packet headers, or the reason why a packet can't be classified.
 
 use super::FlowKey;
 

@@ -1,4 +1,4 @@
-//! What forwarding costs a packet: one hop.
+//! Hop limit: forwarding costs a packet one hop.
 
 use super::checksum::{delta, update};
 

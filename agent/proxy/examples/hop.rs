@@ -21,7 +21,7 @@ use isthmus_model::{
     Revision, Service, ServiceId, Snapshot,
 };
 use isthmus_policy::Policy;
-use isthmus_proxy::{Edge, Metrics, Options, Speaker, View};
+use isthmus_proxy::{GatewayIo, Metrics, Options, Speaker, View};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 use tracing_subscriber::filter::Targets;
@@ -75,8 +75,16 @@ fn main() -> Result<()> {
             leaving: Arc::default(),
         };
         let never = std::future::pending();
-        isthmus_proxy::serve(options, vec![listener], Edge::nowhere(), view, metrics, bind, never)
-            .await?;
+        isthmus_proxy::serve(
+            options,
+            vec![listener],
+            GatewayIo::nowhere(),
+            view,
+            metrics,
+            bind,
+            never,
+        )
+        .await?;
         Ok(())
     })
 }

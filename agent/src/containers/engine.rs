@@ -1,4 +1,4 @@
-//! What an engine tells: Docker's API over a Unix socket, as far as Podman speaks it, too. Nothing is
+//! Container engine client: Docker's API over a Unix socket, as far as Podman speaks it, too. Nothing is
 //! asked of it but questions, and whatever it answers is bounded.
 
 use std::collections::BTreeMap;
@@ -162,8 +162,8 @@ fn published(ports: &Value) -> Vec<Published> {
             let inside = inside.parse::<u16>().ok();
             let bindings = bindings.as_array().into_iter().flatten().take(MOST_OF_EACH);
             bindings.filter_map(move |binding| {
-                let outside = binding["HostPort"].as_str()?.parse().ok()?;
-                Some(Published { udp: protocol == "udp", inside: inside?, outside })
+                let host_services = binding["HostPort"].as_str()?.parse().ok()?;
+                Some(Published { udp: protocol == "udp", inside: inside?, host_services })
             })
         })
         .collect();
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(found.labels["app"], "web");
         assert_eq!(found.addresses, [IpAddr::from([172, 17, 0, 2])]);
         assert_eq!(found.macs, [[2, 0x42, 0xac, 0x11, 0, 2]]);
-        assert_eq!(found.published, [Published { udp: false, inside: 80, outside: 8080 }]);
+        assert_eq!(found.published, [Published { udp: false, inside: 80, host_services: 8080 }]);
     }
 
     #[test]

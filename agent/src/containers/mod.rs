@@ -1,9 +1,9 @@
-//! Whose a container's packets are.
+//! Container identities: the service behind a container's packets.
 //!
 //! A container on the host's network is known by the cgroup of its sockets, as any process is. One
 //! with a network of its own is known by where its packets come from: the kernel says which link of this
 //! host leads into its network namespace, and a packet filter lets an address in by that link alone.
-//! Which container that is, its name, image and labels, its engine says (Docker's API over a Unix
+//! The engine names the container, its image and its labels (Docker's API over a Unix
 //! socket, which Podman speaks, too).
 //!
 //! ```text

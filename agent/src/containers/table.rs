@@ -48,7 +48,7 @@ impl fmt::Display for Container {
 pub(crate) struct Published {
     pub(crate) udp: bool,
     pub(crate) inside: u16,
-    pub(crate) outside: u16,
+    pub(crate) host_services: u16,
 }
 
 /// A network namespace of one or more containers.

@@ -1,15 +1,15 @@
-//! What the threads share.
+//! Engine: the state that the data plane's threads share.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use isthmus_core::{Config, Event, Node, Owners, SendError, TunWriter};
 use isthmus_net::poll::Waker;
 use isthmus_net::tun::{Tun, VNET_HEADER};
 use isthmus_net::udp::{SendOutcome, Transmit, UdpSocket};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 
 use super::Setup;
@@ -109,7 +109,7 @@ impl<O> Shared<O> {
 
     /// A panic of another thread ends the data plane: until then its node does as well as it can.
     pub(super) fn engine(&self) -> MutexGuard<'_, Engine<O>> {
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+        self.engine.lock()
     }
 
     /// Sends a run of datagrams by a lane's socket. Returns what is to be told to the node.
@@ -160,12 +160,12 @@ impl<O> Shared<O> {
     }
 
     pub(super) fn fail(&self, error: anyhow::Error) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.failure.lock().get_or_insert(error);
         self.stop();
     }
 
     pub(super) fn take_failure(&self) -> Option<anyhow::Error> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.failure.lock().take()
     }
 }
 

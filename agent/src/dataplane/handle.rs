@@ -1,4 +1,4 @@
-//! How the control plane speaks to the data plane: a bounded queue of commands, which it never
+//! Handle of the data plane for the control plane: a bounded queue of commands, which it never
 //! waits for.
 
 use std::fmt;

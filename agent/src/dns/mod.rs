@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+pub mod keeper;
 pub mod resolver;
 mod server;
 #[cfg(test)]

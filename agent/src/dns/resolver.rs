@@ -1,4 +1,4 @@
-//! How the host comes to ask here: the configuration of its own resolver.
+//! Configuration of the host's resolver, so that it asks the mesh's DNS.
 //!
 //! With systemd-resolved, only names in `mesh.internal` and reverse look-ups of mesh addresses come
 //! here, by settings of the TUN device that go with it. Without it, and only if asked to, the agent

@@ -1,4 +1,4 @@
-//! What the agent needs of the kernel, and of whoever runs it.
+//! Checks of the kernel and of the agent's privileges.
 
 use std::fs::{self, OpenOptions};
 use std::io;

@@ -1,4 +1,4 @@
-//! What the agent keeps, and whether its controllers are reached.
+//! Checks of the agent's state directory, and of the way to its controllers.
 
 use std::fs;
 use std::io;

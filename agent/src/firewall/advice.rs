@@ -1,4 +1,4 @@
-//! What a firewall that is in the way is, and what would let the overlay pass.
+//! Advice about a firewall that is in the way: its name, and the rules that let the overlay pass.
 
 use std::net::IpAddr;
 

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
@@ -48,11 +48,11 @@ impl Nft {
     /// Whether a process was one of ours.
     #[must_use]
     pub(crate) fn ran_as(&self, process: u32) -> bool {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner).contains(&process)
+        self.runs.lock().contains(&process)
     }
 
     fn remember(&self, process: Option<u32>) {
-        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = self.runs.lock();
         if runs.len() >= REMEMBERED {
             runs.pop_front();
         }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
 
 use crate::dataplane::{self, Ping};
-use crate::plane::peer_name;
+use crate::overlay::peer_name;
 use crate::status::Shared;
 
 const COUNT_DEFAULT: u32 = 4;

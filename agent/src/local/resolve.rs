@@ -1,4 +1,4 @@
-//! Whom a person means: a host, service or device by name, DNS name or address.
+//! Name resolution for people: a host, service or device by name, DNS name or address.
 
 use std::net::IpAddr;
 

@@ -11,7 +11,7 @@ use isthmus_proto::v1;
 
 use crate::callers::Caller;
 use crate::dataplane::Sample;
-use crate::plane::peer_name;
+use crate::overlay::peer_name;
 use crate::settings::Settings;
 use crate::status::Status;
 

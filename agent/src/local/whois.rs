@@ -1,4 +1,4 @@
-//! Whose an address or a name is, and which service a process would be, and why.
+//! `agentctl whois`: the owner of an address or name, and the service that a process would be, with the reason.
 
 use std::sync::Arc;
 

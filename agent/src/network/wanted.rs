@@ -1,4 +1,4 @@
-//! What the kernel should have of the overlay, what it has, and what is missing.
+//! Wanted and found network configuration of the overlay, and the difference.
 
 use std::collections::BTreeSet;
 use std::fmt;

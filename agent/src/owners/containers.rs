@@ -1,4 +1,4 @@
-//! Who containers speak as.
+//! Container owners: the identities that containers speak as.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

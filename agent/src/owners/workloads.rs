@@ -1,4 +1,4 @@
-//! Which service a process is of: selectors, and what is known of the process.
+//! Workload selection: from facts about a process to its service.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Where the applications of the services here listen: what `status` shows of it, and what is wrong.
+//! Application addresses: where local services listen, for `status`, and problems with that.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -227,7 +227,7 @@ const FAMILIES: [(&str, &str); 2] = [("4", "ip"), ("6", "ip6")];
 /// same.
 fn inside(network: &Network, port: Port) -> u16 {
     let published = network.containers.iter().flat_map(|it| &it.published);
-    let mut own = published.filter(|it| it.udp == port.udp && it.outside == port.number);
+    let mut own = published.filter(|it| it.udp == port.udp && it.host_services == port.number);
     own.next().map_or(port.number, |it| it.inside)
 }
 
@@ -284,8 +284,8 @@ mod tests {
         assert_eq!(plain.servers[&place], "10.88.0.2:8080".parse().unwrap());
         let (_, published) = behind(|web| {
             web.published = vec![
-                Published { udp: true, inside: 1, outside: 8080 },
-                Published { udp: false, inside: 80, outside: 8080 },
+                Published { udp: true, inside: 1, host_services: 8080 },
+                Published { udp: false, inside: 80, host_services: 8080 },
             ];
         });
         assert_eq!(published.servers[&place], "10.88.0.2:80".parse().unwrap());

@@ -1,4 +1,4 @@
-//! Who came around the mesh, and who has no identity: what the filter has counted.
+//! Counts of the port filter: callers around the mesh, and callers without an identity.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

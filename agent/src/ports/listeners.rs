@@ -1,4 +1,4 @@
-//! Whose the sockets are that listen on services' ports.
+//! Listeners: the owners of sockets on services' ports.
 //!
 //! A service's own is a socket that one of its processes made or holds: nginx's master is root, and
 //! its workers inherit. Systemd opens sockets for units that begin later, and a proxy of the
@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_model::{Exposure, ListenerCheck, Revision, Service, ServiceId, Snapshot};
@@ -230,7 +230,7 @@ impl Listeners {
     }
 
     fn cgroup_of(&self, socket: &SocketOwner) -> (Option<Arc<str>>, Option<PathBuf>) {
-        let mut cgroups = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cgroups = self.cgroups.lock();
         let Some(cgroups) = cgroups.as_mut() else { return (None, None) };
         let path = socket.cgroup_id.and_then(|id| cgroups.path_of(id).ok().flatten());
         let directory = path.as_deref().map(|path| cgroups.directory(path));

@@ -1,4 +1,4 @@
-//! What `nft` is told about ports. A table of its own, which isn't replaced but brought up to date: it
+//! nft script for ports. A table of its own, which isn't replaced but brought up to date: it
 //! remembers who came, and whom this host asked.
 
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! How long to wait before trying a controller again.
+//! Back-off between attempts to reach a controller.
 
 use std::time::Duration;
 

@@ -1,12 +1,13 @@
 //! Sessions with a controller that plays a script, over real TLS.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use isthmus_proto::v1::sync_server::{self, SyncServer};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status};
@@ -57,7 +58,7 @@ impl sync_server::Sync for Controller {
             let mut next = async || {
                 loop {
                     let body = incoming.message().await.ok().flatten().and_then(|it| it.body);
-                    heard.lock().unwrap().extend(body.clone());
+                    heard.lock().extend(body.clone());
                     if !matches!(body, Some(FromAgent::Problems(_))) {
                         break;
                     }
@@ -224,7 +225,7 @@ async fn play_with(
     });
     let ended = session(&address, &identity.credentials(), host, from_scratch).await;
     server.abort();
-    let mut heard = std::mem::take(&mut *heard.lock().unwrap());
+    let mut heard = std::mem::take(&mut *heard.lock());
     let before_answer = heard.get(1).cloned();
     heard.retain(|body| !matches!(body, FromAgent::Problems(_)));
     Played { ended, heard, before_answer }

@@ -1,10 +1,10 @@
-//! What happened lately: the proxy's counters, looked at now and a while ago.
+//! Recent rates: the proxy's counters, looked at now and a while ago.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use isthmus_proxy::{Metrics, MetricsSnapshot, SeriesLabels, SeriesSnapshot, StatusClass};
+use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 /// Between two looks.
@@ -50,7 +50,7 @@ impl Windows {
     }
 
     fn look(&self, counted: MetricsSnapshot) {
-        let mut looks = self.lock();
+        let mut looks = self.looks.lock();
         looks.push_back(Look { at: Instant::now(), counted });
         if looks.len() > LOOKS {
             looks.pop_front();
@@ -61,7 +61,7 @@ impl Windows {
     /// that is asked for.
     pub(crate) fn within(&self, asked: Option<Duration>, counted: &MetricsSnapshot) -> Window {
         let now = Instant::now();
-        let looks = self.lock();
+        let looks = self.looks.lock();
         // The youngest look that is old enough, else the oldest one.
         let old_enough = |look: &&Look| asked.is_some_and(|asked| now - look.at >= asked);
         let is_young = asked.is_none_or(|asked| now - self.started < asked);
@@ -78,10 +78,6 @@ impl Windows {
                 ejections: counted.ejections.clone(),
             },
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Look>> {
-        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What comes out of the mesh is what the kernel's own forwarding makes of the same frames, packet
+//! Forwarding test: the mesh delivers what the kernel's own forwarding makes of the same frames, packet
 //! by packet and byte by byte.
 //!
 //! ```text

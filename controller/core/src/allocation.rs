@@ -1,4 +1,4 @@
-//! Which number and which addresses everything has.
+//! Allocation of numbers and addresses.
 //!
 //! Allocation is stable: what has a number or an address keeps it until it is removed, and has it again
 //! where it comes back (a rollback, a mistake that is mended). Numbers are counted up and never given to

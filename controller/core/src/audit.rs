@@ -1,4 +1,4 @@
-//! What operators did, or tried to.
+//! Audit log of operators' acts and attempts.
 
 use std::collections::VecDeque;
 

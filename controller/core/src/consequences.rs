@@ -1,4 +1,4 @@
-//! What an operator should know before a topology takes another one's place: what hardly anybody means, which
+//! Consequences of a new topology that an operator should know before it is applied: what hardly anybody means, which
 //! has to be asked, and what comes of it without being said.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use isthmus_model::route::{Route, RouteAction};
 use isthmus_model::topology::{ServiceDecl, Topology};
 use isthmus_model::{Edge, HostId, Name};
 
-use crate::delivery::Delivery;
+use crate::rollout::Rollout;
 use crate::state::State;
 use crate::world::{placements, routes};
 
@@ -104,23 +104,23 @@ fn lost_workloads(before: &State, after: &State) -> Vec<String> {
 }
 
 fn rollouts(before: &State, after: &State) -> Vec<String> {
-    let sentence = |(name, delivery): (&Name, &Delivery)| {
-        let at = format!("{} at {} %", delivery.phase.name(), delivery.weight());
-        match after.deliveries.get(name) {
+    let sentence = |(name, rollout): (&Name, &Rollout)| {
+        let at = format!("{} at {} %", rollout.phase.name(), rollout.weight());
+        match after.rollouts.get(name) {
             None => {
-                Some(format!("rollout {name} ends ({at}); {}", weights(before, after, delivery)))
+                Some(format!("rollout {name} ends ({at}); {}", weights(before, after, rollout)))
             }
-            Some(next) if next.concerns(delivery) => None,
+            Some(next) if next.concerns(rollout) => None,
             Some(next) => {
                 Some(format!("rollout {name} ({at}) begins anew, at {} %", next.weight()))
             }
         }
     };
-    before.deliveries.iter().filter_map(sentence).collect()
+    before.rollouts.iter().filter_map(sentence).collect()
 }
 
 /// What a rollout's routes give to whom, before and after it.
-fn weights(before: &State, after: &State, delivery: &Delivery) -> String {
+fn weights(before: &State, after: &State, rollout: &Rollout) -> String {
     let by_name = |state: &State| -> BTreeMap<String, String> {
         let forward = |route: Route| Some((route.name.to_string(), backends(&route)?));
         routes(state).into_iter().filter_map(forward).collect()
@@ -131,7 +131,7 @@ fn weights(before: &State, after: &State, delivery: &Delivery) -> String {
         (Some(was), Some(is)) => format!("route {route} goes from {was} to {is}"),
         (_, _) => format!("route {route} is gone, too"),
     };
-    delivery.routes().iter().map(step).collect::<Vec<_>>().join("; ")
+    rollout.routes().iter().map(step).collect::<Vec<_>>().join("; ")
 }
 
 /// "api-v1 75 %, api-v2 25 %"

@@ -1,4 +1,4 @@
-//! What lies between two slices.
+//! Delta between two slices.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Where a host's tunnels can be reached.
+//! Tunnel endpoints of a host.
 
 use std::net::{IpAddr, SocketAddr};
 

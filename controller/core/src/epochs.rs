@@ -1,4 +1,4 @@
-//! Which revisions a controller made, told from those of a future that it lost.
+//! Epochs: they tell a controller's revisions from those of a future that it lost.
 //!
 //! A store that was restored from a backup has gone back: revisions that it makes from then on have the
 //! numbers of others that agents know. So each run of a controller on a store is an *epoch* with a number of

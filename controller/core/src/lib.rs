@@ -5,8 +5,8 @@
 //! operator applies a topology, …) is a pure function that returns the next state, one revision on,
 //! or says why not; the caller makes it durable and only then shows it to anybody.
 //!
-//! [`World`] is a state looked at as a whole: every host, service and device with its addresses, and
-//! who may exchange traffic with whom. A host is sent a *slice* of it ([`World::slice`]): what it may
+//! [`MeshSnapshot`] is a state looked at as a whole: every host, service and device with its addresses, and
+//! who may exchange traffic with whom. A host is sent a *slice* of it ([`MeshSnapshot::slice`]): what it may
 //! exchange traffic with, and no more. Between two slices of one host lies a [`Delta`].
 
 #![forbid(unsafe_code)]
@@ -15,7 +15,6 @@
 mod allocation;
 mod audit;
 mod consequences;
-pub mod delivery;
 mod delta;
 mod diagnostic;
 mod endpoints;
@@ -25,8 +24,9 @@ mod leaving;
 mod operators;
 mod pending;
 mod pool;
+mod revision_hosts;
 mod revisions;
-mod rollouts;
+pub mod rollout;
 mod rotation;
 pub mod shares;
 mod state;
@@ -44,9 +44,9 @@ pub use inventory::{Inventory, Member, RequestHash};
 pub use leaving::Leaving;
 pub use operators::{Operator, Operators, Role, TooMany, UnknownRole};
 pub use pending::Pending;
+pub use revision_hosts::RevisionHosts;
 pub use revisions::{AppliedRevision, Revisions};
-pub use rollouts::Rollouts;
 pub use rotation::{Rotation, RotationError, pinned_by};
 pub use state::{Admission, JoinError, MeshIdentity, Newcomer, State};
 pub use tokens::{TokenRecord, TokenRefusal};
-pub use world::World;
+pub use world::MeshSnapshot;

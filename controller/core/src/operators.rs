@@ -1,4 +1,4 @@
-//! Who may operate the mesh, and how far.
+//! Operators and their roles.
 //!
 //! The CA's word makes somebody an operator; what is written here limits it. Who isn't written down has a
 //! certificate that was made on the controller's machine, by whoever holds the CA's key, or that is from before

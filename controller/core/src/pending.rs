@@ -7,7 +7,7 @@ use isthmus_model::topology::Diagnostic;
 use isthmus_model::topology::{SourceFile, Topology};
 use isthmus_model::{Name, Revision};
 
-use crate::delivery::Delivery;
+use crate::rollout::Rollout;
 use crate::state::State;
 
 /// A revision that waits to be confirmed, and what is to come back otherwise.
@@ -24,7 +24,7 @@ pub struct Pending {
     /// The files before.
     pub files: Arc<[SourceFile]>,
     /// How far rollouts had got before.
-    pub deliveries: BTreeMap<Name, Delivery>,
+    pub rollouts: BTreeMap<Name, Rollout>,
 }
 
 impl Pending {
@@ -49,12 +49,12 @@ impl State {
         now: i64,
     ) -> Result<Self, Vec<Diagnostic>> {
         let mut next = self.apply(Arc::clone(&pending.files), topology, now)?;
-        for (name, delivery) in &mut next.deliveries {
-            let before = pending.deliveries.get(name).filter(|before| before.concerns(delivery));
+        for (name, rollout) in &mut next.rollouts {
+            let before = pending.rollouts.get(name).filter(|before| before.concerns(rollout));
             if let Some(before) = before
-                && !self.deliveries.get(name).is_some_and(|during| during.concerns(before))
+                && !self.rollouts.get(name).is_some_and(|during| during.concerns(before))
             {
-                *delivery = before.clone();
+                *rollout = before.clone();
             }
         }
         Ok(next)
@@ -73,7 +73,7 @@ mod tests {
             deadline: 1_000,
             within: 300,
             files: Arc::new([]),
-            deliveries: BTreeMap::new(),
+            rollouts: BTreeMap::new(),
         };
         assert_eq!([800, 700, 0, 1_000, 5_000].map(|now| pending.left(now)), [200, 300, 300, 0, 0]);
     }

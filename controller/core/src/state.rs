@@ -8,10 +8,10 @@ use isthmus_model::topology::{Diagnostic, SourceFile, Topology};
 use isthmus_model::{Exposure, HostId, MeshPrefix, Name, PublicKey, Revision, TrustDomain};
 
 use crate::allocation::{Allocation, AllocationError};
-use crate::delivery::{Delivery, Phase};
 use crate::diagnostic;
 use crate::inventory::{Inventory, Member, RequestHash, brought_by};
 use crate::leaving::Leaving;
+use crate::rollout::{Phase, Rollout};
 
 /// Numbers that a lost history may have given, at most: nobody says how many.
 const LOST_NUMBERS: u32 = 1_000;
@@ -45,7 +45,7 @@ pub struct State {
     /// Who has which numbers and addresses.
     pub allocation: Allocation,
     /// How far each rollout of the topology has got.
-    pub deliveries: BTreeMap<Name, Delivery>,
+    pub rollouts: BTreeMap<Name, Rollout>,
     /// Which workloads are about to go.
     pub leaving: Leaving,
 }
@@ -121,7 +121,7 @@ impl State {
             topology: Arc::new(Topology::default()),
             inventory: Inventory::default(),
             allocation: Allocation::default(),
-            deliveries: BTreeMap::new(),
+            rollouts: BTreeMap::new(),
             leaving: Leaving::default(),
         }
     }
@@ -216,7 +216,7 @@ impl State {
         }
         let leaving = self.leaving.after((&self.topology, &topology), &self.inventory, now);
         let mut next = Self {
-            deliveries: self.deliveries_of(&topology, now),
+            rollouts: self.rollouts_of(&topology, now),
             files,
             topology: Arc::new(topology),
             ..self.next()
@@ -303,21 +303,27 @@ impl State {
 
     /// A rollout reaches another phase; none if it isn't in the one that this was decided in.
     #[must_use]
-    pub fn deliver(&self, name: &Name, decided_in: &Phase, then: Phase, now: i64) -> Option<Self> {
+    pub fn advance_rollout(
+        &self,
+        name: &Name,
+        decided_in: &Phase,
+        then: Phase,
+        now: i64,
+    ) -> Option<Self> {
         let mut next = self.next();
-        let delivery = next.deliveries.get_mut(name).filter(|it| it.phase == *decided_in)?;
-        delivery.phase = then;
-        delivery.since = now;
+        let rollout = next.rollouts.get_mut(name).filter(|it| it.phase == *decided_in)?;
+        rollout.phase = then;
+        rollout.since = now;
         Some(next)
     }
 
-    fn deliveries_of(&self, topology: &Topology, now: i64) -> BTreeMap<Name, Delivery> {
+    fn rollouts_of(&self, topology: &Topology, now: i64) -> BTreeMap<Name, Rollout> {
         let declared = topology.rollouts.iter();
-        let delivery = |(name, declared): (&Name, _)| {
-            let before = self.deliveries.get(name).filter(|it| it.is_of(declared)).cloned();
-            (name.clone(), before.unwrap_or_else(|| Delivery::new(declared, now)))
+        let rollout = |(name, declared): (&Name, _)| {
+            let before = self.rollouts.get(name).filter(|it| it.is_of(declared)).cloned();
+            (name.clone(), before.unwrap_or_else(|| Rollout::new(declared, now)))
         };
-        declared.map(delivery).collect()
+        declared.map(rollout).collect()
     }
 
     fn reconcile(&mut self) -> Result<(), AllocationError> {

@@ -15,14 +15,14 @@ use crate::state::State;
 
 /// The whole mesh at one revision.
 #[derive(Clone, Debug)]
-pub struct World {
+pub struct MeshSnapshot {
     everything: Snapshot,
     inventory: Inventory,
     residents: Residents,
     relations: Relations,
 }
 
-impl World {
+impl MeshSnapshot {
     /// Puts a state together.
     #[must_use]
     pub fn new(state: &State) -> Self {
@@ -348,8 +348,8 @@ fn limits(state: &State) -> Vec<RateLimit> {
 /// As the topology says them, with the weights that rollouts have reached.
 pub(crate) fn routes(state: &State) -> Vec<Route> {
     let mut routes = state.topology.routes.clone();
-    for delivery in state.deliveries.values() {
-        routes.iter_mut().for_each(|route| delivery.weigh(route));
+    for rollout in state.rollouts.values() {
+        routes.iter_mut().for_each(|route| rollout.weigh(route));
     }
     routes
 }

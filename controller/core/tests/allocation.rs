@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use common::{Drawn, HOSTS, apply, drawn, empty, join, newcomer, try_apply};
-use isthmus_controller_core::{Admission, Allocation, JoinError, Newcomer, State, World};
+use isthmus_controller_core::{Admission, Allocation, JoinError, MeshSnapshot, Newcomer, State};
 use isthmus_model::Ipv4Net;
 use proptest::prelude::*;
 
@@ -52,7 +52,7 @@ fn take(state: State, step: Step) -> State {
 
 /// Who has which IPv4 address, and which number, as text.
 fn holders(state: &State) -> (HashMap<String, Ipv4Addr>, BTreeMap<String, u32>) {
-    let world = World::new(state);
+    let world = MeshSnapshot::new(state);
     let all = world.everything();
     let (mut addresses, mut numbers) = (HashMap::new(), BTreeMap::new());
     addresses.insert("anycast".to_owned(), all.mesh.anycast_ipv4());
@@ -108,9 +108,9 @@ proptest! {
 #[test]
 fn a_number_or_address_given_back_is_not_the_next_to_be_given() {
     let state = apply(&empty(), "[service.a]\nport = 1\nhosts = [\"h\"]\n[host.h]\n");
-    let before = World::new(&state).everything().clone();
+    let before = MeshSnapshot::new(&state).everything().clone();
     let state = apply(&state, "[service.b]\nport = 1\nhosts = [\"h\"]\n[host.h]\n");
-    let after = World::new(&state).everything().clone();
+    let after = MeshSnapshot::new(&state).everything().clone();
     assert_ne!(before.services.keys().next(), after.services.keys().next());
     let address =
         |all: &isthmus_model::Snapshot| all.services.values().next().unwrap().virtual_ipv4;
@@ -170,7 +170,7 @@ fn a_host_that_comes_back_gets_another_number() {
 #[test]
 fn an_expected_host_joins_anew_under_its_number_and_addresses() {
     let (state, first) = join(&empty(), "h", &[("role", "app")]).unwrap();
-    let before = World::new(&state).everything().hosts[&first].clone();
+    let before = MeshSnapshot::new(&state).everything().hosts[&first].clone();
     let again = |state: &State, is_expected| {
         let labels = [("zone", "b")];
         state.join(Newcomer { is_expected, ..newcomer(state, "h", &labels) })
@@ -178,7 +178,7 @@ fn an_expected_host_joins_anew_under_its_number_and_addresses() {
     assert!(matches!(again(&state, false), Err(JoinError::NameTaken(_))));
     let Admission { next, id, generation } = again(&state, true).unwrap();
     assert_eq!((id, generation), (first, 1));
-    let after = World::new(&next).everything().hosts[&first].clone();
+    let after = MeshSnapshot::new(&next).everything().hosts[&first].clone();
     assert_ne!(after.public_key, before.public_key);
     assert_eq!((after.labels.len(), after.ipv4()), (2, before.ipv4()));
     assert_eq!(next.revision.0, state.revision.0 + 1);
@@ -201,7 +201,7 @@ fn a_service_under_another_name_keeps_its_number_and_address() {
     let old = "[host.a]\n[service.old]\nport = 80\nhosts = [\"a\"]\n";
     let (state, _) = join(&apply(&empty(), old), "a", &[]).unwrap();
     let service = |state: &State, name: &str| {
-        let world = World::new(state);
+        let world = MeshSnapshot::new(state);
         let mut services = world.everything().services.iter();
         let found = services.find(|(_, service)| service.name.as_str() == name);
         found.map(|(id, service)| (*id, service.virtual_ipv4, service.placements.clone()))
@@ -226,7 +226,7 @@ const DEVICES: &str = "[host.gw]\nipv4_block = \"100.64.0.16/29\"\n\
      [device.d]\nvia = \"gw\"\nwireguard = { public_key = \"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\" }\n";
 
 fn devices(state: &State) -> Vec<String> {
-    let world = World::new(state);
+    let world = MeshSnapshot::new(state);
     world.everything().devices.values().map(|device| device.ipv4.to_string()).collect()
 }
 
@@ -239,7 +239,7 @@ fn a_devices_fixed_address_is_its_own_whoever_had_it() {
     );
     // Each wants what another one has: the other device, then the service.
     let web = {
-        let world = World::new(&state);
+        let world = MeshSnapshot::new(&state);
         let mut services = world.everything().services.values();
         services.next().unwrap().placements[&gateway].to_string()
     };

@@ -1,11 +1,11 @@
-//! What an operator is asked and told before a topology takes another one's place.
+//! Questions and warnings before a topology is replaced.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
 use common::{apply, empty, join};
-use isthmus_controller_core::delivery::Phase;
+use isthmus_controller_core::rollout::Phase;
 use isthmus_controller_core::{Consequences, State};
 
 fn hosts(count: usize) -> String {
@@ -107,8 +107,8 @@ fn a_rollout_that_is_removed_says_what_the_weights_become() {
     );
     assert_eq!(notes(api), ["rollout api ends (progressing at 25 %); route api is gone, too"]);
     let name = "api".parse().unwrap();
-    let phase = &before.deliveries[&name].phase;
-    let promoted = before.deliver(&name, phase, Phase::Promoted, 1).unwrap();
+    let phase = &before.rollouts[&name].phase;
+    let promoted = before.advance_rollout(&name, phase, Phase::Promoted, 1).unwrap();
     let other = all.replace("[host.a]", "[host.a]\n[host.b]");
     assert!(Consequences::of(&promoted, &apply(&promoted, &other)).notes.is_empty());
     let swapped =

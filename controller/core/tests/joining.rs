@@ -1,4 +1,4 @@
-//! What a token that isn't bound to a host lets its bearer be.
+//! Join with a token that isn't bound to a host.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -7,7 +7,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{empty, join};
-use isthmus_controller_core::{State, World};
+use isthmus_controller_core::{MeshSnapshot, State};
 use isthmus_model::topology::{SourceFile, parse};
 use isthmus_model::{HostId, Service};
 
@@ -40,7 +40,7 @@ fn on_a() -> State {
 }
 
 fn in_world(state: &State, name: &str) -> Service {
-    let world = World::new(state);
+    let world = MeshSnapshot::new(state);
     let mut services = world.everything().services.values();
     services.find(|service| service.name.as_str() == name).unwrap().clone()
 }
@@ -62,7 +62,7 @@ fn who_moves_leaves_with_what_it_needs_and_goes_after_a_while() {
         in_world(&moved, "api").placements[&HostId(1)],
         in_world(&before, "api").placements[&HostId(1)],
     );
-    let slice = World::new(&moved).slice(HostId(1)).unwrap();
+    let slice = MeshSnapshot::new(&moved).slice(HostId(1)).unwrap();
     let own = slice.services.values().find(|it| it.name.as_str() == "api").unwrap();
     assert!(own.leaving.contains(&HostId(1)) && !own.selectors.is_empty());
     assert_eq!(slice.rules.rules.len(), 1);
@@ -71,7 +71,7 @@ fn who_moves_leaves_with_what_it_needs_and_goes_after_a_while() {
     let gone = moved.let_go(1_030).unwrap().unwrap();
     assert!(gone.revision > moved.revision);
     assert_eq!((placed(&gone), leaving(&gone)), (vec![2], vec![]));
-    assert!(World::new(&gone).slice(HostId(1)).unwrap().rules.rules.is_empty());
+    assert!(MeshSnapshot::new(&gone).slice(HostId(1)).unwrap().rules.rules.is_empty());
     assert!(gone.let_go(9_999).unwrap().is_none());
 }
 
@@ -91,7 +91,7 @@ fn a_host_or_service_that_is_removed_goes_at_once() {
     let removed = moved.remove("a").unwrap().unwrap();
     assert_eq!((placed(&removed), leaving(&removed)), (vec![2], vec![]));
     let gone = apply(&moved, &(CLIENT.replace("service:api", "host:b")), 0);
-    assert!(World::new(&gone).everything().services.is_empty() && gone.leaving.is_empty());
+    assert!(MeshSnapshot::new(&gone).everything().services.is_empty() && gone.leaving.is_empty());
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{empty, join};
-use isthmus_controller_core::{Member, RotationError, State, World};
+use isthmus_controller_core::{Member, MeshSnapshot, RotationError, State};
 use isthmus_model::{HostId, Name, PublicKey, Revision};
 
 const KEY: PublicKey = PublicKey([9; 32]);
@@ -21,7 +21,7 @@ fn two() -> State {
 }
 
 fn key(state: &State) -> (PublicKey, Option<PublicKey>) {
-    let world = World::new(state);
+    let world = MeshSnapshot::new(state);
     let host = &world.everything().hosts[&HostId(1)];
     (host.public_key, host.former_key)
 }

@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{HOSTS, apply, drawn, empty, join};
-use isthmus_controller_core::{State, World};
+use isthmus_controller_core::{MeshSnapshot, State};
 use isthmus_model::{Directory, HostId, Identity, Layer4, Place, Principal, Snapshot};
 use isthmus_policy::{Outcome, Policy, Query, Request};
 use proptest::prelude::*;
@@ -77,7 +77,7 @@ proptest! {
 
     #[test]
     fn both_ends_of_whatever_is_allowed_know_each_other(drawn in drawn(), absent in 0..HOSTS) {
-        let world = World::new(&populated(&drawn.text(), absent));
+        let world = MeshSnapshot::new(&populated(&drawn.text(), absent));
         let all = world.everything();
         let policy = Policy::for_snapshot(all);
         let slices: BTreeMap<HostId, Snapshot> =
@@ -100,7 +100,7 @@ proptest! {
 
     #[test]
     fn a_slice_decides_as_the_whole_does(drawn in drawn(), absent in 0..HOSTS) {
-        let world = World::new(&populated(&drawn.text(), absent));
+        let world = MeshSnapshot::new(&populated(&drawn.text(), absent));
         let all = world.everything();
         let whole = Policy::for_snapshot(all);
         let places = places(all);
@@ -161,7 +161,7 @@ fn three() -> (State, [HostId; 3]) {
 #[test]
 fn a_host_learns_only_of_those_it_may_meet() {
     let (state, [web, db, other]) = three();
-    let world = World::new(&state);
+    let world = MeshSnapshot::new(&state);
     let slice = world.slice(web).unwrap();
     assert_eq!(slice.hosts.keys().copied().collect::<Vec<_>>(), [web, db]);
     assert_eq!(slice.services.len(), 3, "denials have names");
@@ -185,7 +185,7 @@ fn routes_are_for_those_who_may_call_the_service() {
         TOPOLOGY.replace("port = 5432", "port = 5432\nprotocol = \"http\"")
     );
     let (state, _) = three();
-    let world = World::new(&apply(&state, &text));
+    let world = MeshSnapshot::new(&apply(&state, &text));
     let routes = |host: &str| {
         let id = world.inventory().member(host).unwrap().id;
         world.slice(id).unwrap().routes
@@ -193,7 +193,7 @@ fn routes_are_for_those_who_may_call_the_service() {
     assert_eq!(routes("web-1").len(), 1);
     assert_eq!(routes("other-1"), [], "it may not call the service");
     assert_eq!(routes("db-1"), [], "it is called, and calls nobody");
-    let later = World::new(&apply(&state, &text.replace("2s", "3s")));
+    let later = MeshSnapshot::new(&apply(&state, &text.replace("2s", "3s")));
     let affected: Vec<String> = world.affected(&later).iter().map(ToString::to_string).collect();
     assert_eq!(affected, ["web-1"]);
 }
@@ -225,7 +225,7 @@ to = "service:payments"
 "#;
     let text = TOPOLOGY.replace("port = 5432", "port = 5432\nprotocol = \"http\"");
     let (state, _) = three();
-    let world = World::new(&apply(&state, &format!("{text}{edge}")));
+    let world = MeshSnapshot::new(&apply(&state, &format!("{text}{edge}")));
     let slice = |host: &str| world.slice(world.inventory().member(host).unwrap().id).unwrap();
     let knows = |host: &str| {
         let slice = slice(host);
@@ -244,9 +244,9 @@ to = "service:payments"
 #[test]
 fn only_those_are_affected_whose_slices_differ() {
     let (state, _) = three();
-    let before = World::new(&state);
+    let before = MeshSnapshot::new(&state);
     let names = |text: &str| -> Vec<String> {
-        let after = World::new(&apply(&state, text));
+        let after = MeshSnapshot::new(&apply(&state, text));
         before.affected(&after).iter().map(ToString::to_string).collect()
     };
     let port = TOPOLOGY.replace("user = \"web\"", "user = \"www\"");
@@ -259,7 +259,7 @@ fn only_those_are_affected_whose_slices_differ() {
 #[test]
 fn a_removed_host_is_in_no_slice() {
     let (state, [web, db, _]) = three();
-    let world = World::new(&state.remove("db-1").unwrap().unwrap());
+    let world = MeshSnapshot::new(&state.remove("db-1").unwrap().unwrap());
     let slice = world.slice(web).unwrap();
     assert_eq!(slice.hosts.keys().copied().collect::<Vec<_>>(), [web]);
     assert!(slice.services.values().all(|service| !service.placements.contains_key(&db)));
@@ -273,7 +273,8 @@ fn endpoints_that_the_topology_gives_win() {
     let moved = [("web-1".parse().unwrap(), vec!["192.0.2.1:51820".parse().unwrap()])].into();
     let state = state.relocate(&moved).unwrap();
     assert!(state.relocate(&moved).is_none(), "no news");
-    let endpoints = |state: &State| World::new(state).everything().hosts[&web].endpoints.clone();
+    let endpoints =
+        |state: &State| MeshSnapshot::new(state).everything().hosts[&web].endpoints.clone();
     assert_eq!(endpoints(&state), ["192.0.2.1:51820".parse().unwrap()]);
     let text = TOPOLOGY.replace("[host.web-1]", "[host.web-1]\nendpoints = [\"198.51.100.1:7\"]");
     assert_eq!(endpoints(&apply(&state, &text)), ["198.51.100.1:7".parse().unwrap()]);

@@ -1,4 +1,4 @@
-//! What survives a restart, and where it is kept.
+//! Store: the state that survives a restart.
 
 mod copy;
 mod redb;
@@ -6,7 +6,7 @@ mod tables;
 
 use std::collections::BTreeMap;
 
-use isthmus_controller_core::delivery::Delivery;
+use isthmus_controller_core::rollout::Rollout;
 use isthmus_controller_core::{
     Act, Allocation, AppliedRevision, Epochs, Leaving, Member, Operator, Pending, State,
     TokenRecord,
@@ -49,7 +49,7 @@ pub struct Saved {
     /// Join tokens.
     pub tokens: Vec<TokenRecord>,
     /// How far rollouts have got.
-    pub deliveries: BTreeMap<Name, Delivery>,
+    pub rollouts: BTreeMap<Name, Rollout>,
     /// Workloads that are about to go.
     pub leaving: Leaving,
     /// Runs of controllers on this store.
@@ -91,7 +91,7 @@ pub enum Change {
     /// A member was removed.
     MemberGone(Name),
     /// Rollouts moved, began or ended.
-    Deliveries(BTreeMap<Name, Delivery>),
+    Rollouts(BTreeMap<Name, Rollout>),
     /// Workloads are about to go, or went.
     Leaving(Leaving),
     /// A token is new or different.
@@ -158,8 +158,8 @@ pub fn changes_between(old: Option<&State>, new: &State) -> Vec<Change> {
     if old.is_none_or(|old| old.allocation != new.allocation) {
         changes.push(Change::Allocation(new.allocation.clone()));
     }
-    if old.is_none_or(|old| old.deliveries != new.deliveries) {
-        changes.push(Change::Deliveries(new.deliveries.clone()));
+    if old.is_none_or(|old| old.rollouts != new.rollouts) {
+        changes.push(Change::Rollouts(new.rollouts.clone()));
     }
     if old.is_none_or(|old| old.leaving != new.leaving) {
         changes.push(Change::Leaving(new.leaving.clone()));

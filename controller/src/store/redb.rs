@@ -12,8 +12,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError};
 
@@ -145,7 +145,7 @@ impl Redb {
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.disk.lock()
     }
 
     fn heal(&self) -> Result<(), StoreError> {

@@ -1,4 +1,4 @@
-//! What is where in the database.
+//! Tables of the database.
 //!
 //! ```text
 //!  meta     "format", "revision", "files", "allocation", "deliveries", "leaving"  JSON
@@ -11,7 +11,7 @@
 //!
 //! Versions from before a table was there leave it alone.
 
-use isthmus_controller_core::delivery::Delivery;
+use isthmus_controller_core::rollout::Rollout;
 use isthmus_controller_core::{AppliedRevision, Pending};
 use isthmus_model::topology::SourceFile;
 use isthmus_model::{HostId, Name, Revision};
@@ -98,38 +98,38 @@ struct SavedPending {
     deadline: i64,
     within: u64,
     files: Vec<SavedFile>,
-    deliveries: Vec<(String, Delivery)>,
+    rollouts: Vec<(String, Rollout)>,
 }
 
 impl SavedPending {
     fn of(pending: &Pending) -> Self {
-        let Pending { revision, by, deadline, within, files, deliveries } = pending;
-        let named = |(name, delivery): (&Name, &Delivery)| (name.to_string(), delivery.clone());
+        let Pending { revision, by, deadline, within, files, rollouts } = pending;
+        let named = |(name, rollout): (&Name, &Rollout)| (name.to_string(), rollout.clone());
         Self {
             revision: revision.0,
             by: by.clone(),
             deadline: *deadline,
             within: *within,
             files: SavedFile::all(files),
-            deliveries: deliveries.iter().map(named).collect(),
+            rollouts: rollouts.iter().map(named).collect(),
         }
     }
 
     fn pending(self) -> Pending {
-        let Self { revision, by, deadline, within, files, deliveries } = self;
+        let Self { revision, by, deadline, within, files, rollouts } = self;
         Pending {
             revision: Revision(revision),
             by,
             deadline,
             within,
             files: files.into_iter().map(SavedFile::source).collect(),
-            deliveries: deliveries.into_iter().filter_map(named).collect(),
+            rollouts: rollouts.into_iter().filter_map(named).collect(),
         }
     }
 }
 
-fn named((name, delivery): (String, Delivery)) -> Option<(Name, Delivery)> {
-    Some((name.parse().ok()?, delivery))
+fn named((name, rollout): (String, Rollout)) -> Option<(Name, Rollout)> {
+    Some((name.parse().ok()?, rollout))
 }
 
 /// Numbers in the order of their texts.
@@ -147,7 +147,7 @@ pub(super) fn mark(database: &Database) -> Result<Mark, redb::Error> {
 
 pub(super) fn load(database: &Database) -> Result<Saved, redb::Error> {
     let files: Vec<SavedFile> = meta(database, "files")?.unwrap_or_default();
-    let deliveries: Vec<(String, Delivery)> = meta(database, "deliveries")?.unwrap_or_default();
+    let rollouts: Vec<(String, Rollout)> = meta(database, "deliveries")?.unwrap_or_default();
     let leaving: Vec<(String, u32, i64)> = meta(database, "leaving")?.unwrap_or_default();
     let workload = |(service, host, since): (String, u32, i64)| {
         Some((service.parse().ok()?, HostId(host), since))
@@ -160,7 +160,7 @@ pub(super) fn load(database: &Database) -> Result<Saved, redb::Error> {
         allocation: meta(database, "allocation")?.unwrap_or_default(),
         members: all(database, MEMBERS)?,
         tokens: all(database, TOKENS)?,
-        deliveries: deliveries.into_iter().filter_map(named).collect(),
+        rollouts: rollouts.into_iter().filter_map(named).collect(),
         leaving: leaving.into_iter().filter_map(workload).collect(),
         epochs: meta(database, "epochs")?.unwrap_or_default(),
         applied: applied.into_iter().map(SavedRevision::applied).collect(),
@@ -233,9 +233,9 @@ fn apply(transaction: &WriteTransaction, change: &Change) -> Result<(), redb::Er
         Change::Epochs(epochs) => put(transaction, META, "epochs", epochs),
         Change::Belongs(belongs) => put(transaction, META, "belongs", belongs),
         Change::Allocation(allocation) => put(transaction, META, "allocation", allocation),
-        Change::Deliveries(deliveries) => {
-            let named: Vec<(&str, &Delivery)> =
-                deliveries.iter().map(|(name, delivery)| (name.as_str(), delivery)).collect();
+        Change::Rollouts(rollouts) => {
+            let named: Vec<(&str, &Rollout)> =
+                rollouts.iter().map(|(name, rollout)| (name.as_str(), rollout)).collect();
             put(transaction, META, "deliveries", &named)
         }
         Change::Leaving(leaving) => {

@@ -1,4 +1,4 @@
-//! Who may do what, who may no longer, and what is written down of it.
+//! Roles, revocation and the audit log.
 
 use std::time::{Duration, Instant, SystemTime};
 

@@ -1,4 +1,4 @@
-//! What a host that was away, or whose answers were lost, needs to be back: its key, or a token of its own.
+//! Return of a host that was away, or whose answers were lost: it needs its key, or a token of its own.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

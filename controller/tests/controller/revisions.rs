@@ -1,4 +1,4 @@
-//! What was applied, by whom, and the way back.
+//! History of revisions, and rollback.
 
 use std::time::Duration;
 

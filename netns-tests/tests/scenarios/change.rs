@@ -1,4 +1,4 @@
-//! What happens when the mesh's configuration or its parts change under traffic.
+//! Changes of the mesh's configuration and parts under traffic.
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;

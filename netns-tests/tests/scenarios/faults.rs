@@ -1,4 +1,4 @@
-//! What can go wrong with hosts: each fault is made, named by `agentctl check` or `status` with its code,
+//! Faults of hosts: each fault is made, named by `agentctl check` or `status` with its code,
 //! and mended by pasting the first command of its remedy.
 
 use std::process::Command;

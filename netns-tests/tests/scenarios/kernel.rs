@@ -1,4 +1,4 @@
-//! What others do to a host's kernel: the overlay's network comes back, a family that is switched off
+//! Interference with a host's kernel: the overlay's network comes back, a family that is switched off
 //! costs that family only, and a firewall that is in the way is named.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What nobody should send: broken topologies and garbage.
+//! Broken topologies and garbage.
 
 use std::io::Write as _;
 use std::net::SocketAddr;

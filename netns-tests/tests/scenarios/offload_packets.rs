@@ -1,4 +1,4 @@
-//! What packets say beside their data, on real kernels: a receiver sees it as if there were no
+//! Packet headers under offload, on real kernels: a receiver sees it as if there were no
 //! large packets on the way.
 
 use std::net::Ipv4Addr;

@@ -1,4 +1,4 @@
-//! What operators do: by mistake, beside each other, and with credentials that age.
+//! Operators: their mistakes, their conflicts, and their ageing credentials.
 
 use std::time::{Duration, Instant};
 

@@ -119,8 +119,12 @@ fn a_killed_agents_device_is_the_next_ones_and_what_is_sent_meanwhile_arrives() 
 
     let app = mesh.host("app-1");
     std::fs::write(app.hold(), "").expect("the folder is ours");
-    let started =
-        app.log().lines().filter_map(|it| it.strip_prefix("started ")).last().map(str::to_owned);
+    let started = app
+        .log()
+        .lines()
+        .filter_map(|it| it.strip_prefix("started "))
+        .next_back()
+        .map(str::to_owned);
     app.node.sh(&format!("kill -9 {}", started.expect("the agent's id is in the log")));
     wait_for("the agent is dead", SOON, || !app.agentctl(&["status"]).success());
     assert_eq!((device(&mesh), routes(&mesh)), before, "the device is as it was");

@@ -1,4 +1,4 @@
-//! What paths carry: found out, used, and noticed when it changes.
+//! Path MTU: discovered, used, and noticed when it changes.
 
 use std::time::Duration;
 

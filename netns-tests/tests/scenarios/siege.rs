@@ -1,4 +1,4 @@
-//! Who is beside the mesh, not in it: a neighbour on the underlay and a user without privileges. The
+//! Attackers beside the mesh, not in it: a neighbour on the underlay and a user without privileges. The
 //! attacks are in `siege/neighbour.py` and `siege/local_user.py`, thirty each, with what each tries.
 
 use std::collections::BTreeSet;

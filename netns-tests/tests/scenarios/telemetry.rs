@@ -1,4 +1,4 @@
-//! What agents tell of requests: numbers, live requests, traces, and where the time went.
+//! Request telemetry of agents: numbers, live requests, traces, and where the time went.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What travels between hosts: encrypted, tagged, allowed or not.
+//! Traffic between hosts: encrypted, tagged, allowed or not.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

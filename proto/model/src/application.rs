@@ -1,4 +1,4 @@
-//! How the proxy at the server's side speaks to an application.
+//! Application settings: how the proxy on the server's side speaks to an application.
 
 use std::fmt;
 use std::net::SocketAddr;

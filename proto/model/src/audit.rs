@@ -1,4 +1,4 @@
-//! What policy only logs.
+//! Audit mode: rules that only log.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! How requests are shared out over a service's workloads, and how many there may be at a time.
+//! Load balancing over a service's workloads, and limits of concurrent requests.
 
 use std::collections::BTreeMap;
 use std::fmt;

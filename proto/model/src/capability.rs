@@ -1,4 +1,4 @@
-//! What an agent understands, and what a snapshot becomes for one that understands less.
+//! Capabilities of agents, and the snapshot that an older agent gets.
 //!
 //! An agent drops fields that it doesn't know. Of a rule that allows, that would make a wider one: so
 //! such a rule isn't sent to it, nor such an entry of its `http`. Of a rule that denies it makes one

@@ -1,4 +1,4 @@
-//! Whose address is it: the way back from an overlay address to who it stands for.
+//! Address directory: from an overlay address to its owner.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,4 +1,4 @@
-//! Who may reach a service's port on its own host, and who may listen there.
+//! Port exposure: the callers that may reach a service's port on its own host, and the users that may listen there.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Who speaks: identities as people and certificates write them, and the small numbers that stand
+//! Identities, as people and certificates write them, and the small numbers that stand
 //! for them in addresses.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! How callers are kept from workloads that fail, and workloads from too many callers. The words,
+//! Resilience settings: outlier detection, circuit breakers, health checks. The words,
 //! and the defaults where nothing else is said, are Envoy's.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What judging a request costs, by the number of rules, and by what they ask for: rules between many
+//! The cost of a policy decision about a request, by the number of rules, and by what they ask for: rules between many
 //! services, of which few relate the two, and rules that all do.
 
 #![expect(clippy::print_stdout, reason = "it is a program that tells what it measured")]

@@ -1,4 +1,4 @@
-//! What a new topology changes for those who use the mesh.
+//! Policy changes that a new topology brings for users of the mesh.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Who may speak to whom: the one engine that decides it.
+//! Policy engine: the one place that decides whether one identity may speak to another.
 //!
 //! The agent enforces with it, the controller slices with it, `agentctl` explains and simulates with
 //! it. It is pure: no clock, no input or output, no state that changes.

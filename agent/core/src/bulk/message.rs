@@ -1,4 +1,4 @@
-//! What agents say to set up bulk sessions, as messages between agents.
+//! Messages that set up bulk sessions.
 //!
 //! ```text
 //!   0                   1                   2                   3

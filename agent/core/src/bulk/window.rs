@@ -1,4 +1,4 @@
-//! Which packet counters were seen (RFC 6479).
+//! Replay window of packet counters (RFC 6479).
 
 const WORDS: usize = 128;
 const WORD: u64 = u64::BITS as u64;

@@ -7,13 +7,13 @@ use isthmus_packet::{Address, FlowKey, Rewrite, TcpFlags, Transport, protocol};
 use isthmus_policy::Verdict;
 
 use super::InsertError;
-use crate::types::Port;
+use crate::types::Interface;
 
 /// How a leg is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LegKey {
     pub(crate) flow: FlowKey,
-    pub(crate) port: Port,
+    pub(crate) port: Interface,
 }
 
 /// One direction of a flow.
@@ -44,8 +44,8 @@ pub(crate) struct NewFlow {
     pub(crate) to: End,
     pub(crate) layer4: Layer4,
     pub(crate) verdict: Verdict,
-    pub(crate) ingress: Port,
-    pub(crate) egress: Port,
+    pub(crate) ingress: Interface,
+    pub(crate) egress: Interface,
     /// As the originator's packets come in.
     pub(crate) original: FlowKey,
     /// As they leave.

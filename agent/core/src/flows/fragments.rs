@@ -1,9 +1,9 @@
-//! What is remembered of fragmented packets: later fragments have no ports to find their flow by.
+//! Fragment table: later fragments have no ports to find their flow by.
 
 use isthmus_packet::{FlowKey, Rewrite};
 
 use super::FlowRef;
-use crate::types::Port;
+use crate::types::Interface;
 
 /// What was decided for a first fragment.
 #[derive(Clone, Copy)]
@@ -13,7 +13,7 @@ pub(crate) struct FragmentFlow {
     /// The first fragment's, as it came.
     pub(crate) key: FlowKey,
     pub(crate) leg: u8,
-    pub(crate) ingress: Port,
+    pub(crate) ingress: Interface,
     /// What makes the datagram the flow's, where its source isn't what the flow knows.
     pub(crate) adapt: Option<Rewrite>,
 }

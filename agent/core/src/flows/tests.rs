@@ -5,7 +5,7 @@ use isthmus_packet::{Address, FlowKey, TcpFlags, Transport, protocol};
 use isthmus_policy::{DecidedBy, Outcome, Verdict};
 
 use super::*;
-use crate::types::{PeerName, Port};
+use crate::types::{Interface, PeerName};
 
 const SYN: Transport = Transport::Tcp { flags: TcpFlags(TcpFlags::SYN) };
 const ACK: Transport = Transport::Tcp { flags: TcpFlags(TcpFlags::ACK) };
@@ -34,8 +34,8 @@ fn new_flow(port: u16, protocol: u8, outcome: Outcome) -> NewFlow {
         to: End { place: Place::Workload(HostId(2), ServiceId(1)), address: to },
         layer4: Layer4::Tcp(80),
         verdict: Verdict { outcome, decided_by: DecidedBy::Default, would_deny: None },
-        ingress: Port::Tun,
-        egress: Port::Peer(PeerName::Host(HostId(2))),
+        ingress: Interface::Tun,
+        egress: Interface::Peer(PeerName::Host(HostId(2))),
         original: key,
         translated: key,
     }
@@ -66,12 +66,12 @@ fn a_flow_is_found_by_both_legs_and_only_by_its_ports() {
     let (mut table, now) = table(10, 10);
     let flow = insert(&mut table, 1, now).unwrap();
     let new = new_flow(1, protocol::TCP, Outcome::Allow);
-    let forward = LegKey { flow: new.original, port: Port::Tun };
+    let forward = LegKey { flow: new.original, port: Interface::Tun };
     let backward = LegKey { flow: new.original.reversed(), port: new.egress };
     assert_eq!(table.find(&forward), Some((flow, 0)));
     assert_eq!(table.find(&backward), Some((flow, 1)));
-    assert_eq!(table.find(&LegKey { port: Port::Tun, ..backward }), None);
-    let other = Port::Peer(PeerName::Host(HostId(3)));
+    assert_eq!(table.find(&LegKey { port: Interface::Tun, ..backward }), None);
+    let other = Interface::Peer(PeerName::Host(HostId(3)));
     assert_eq!(table.find(&LegKey { port: other, ..backward }), None);
     table.remove(flow);
     assert_eq!((table.find(&forward), table.find(&backward)), (None, None));
@@ -82,9 +82,9 @@ fn a_flow_is_found_by_both_legs_and_only_by_its_ports() {
 fn a_flow_whose_legs_look_the_same_is_found_and_forgotten_as_one() {
     let (mut table, now) = table(10, 10);
     let mut new = new_flow(80, protocol::TCP, Outcome::Allow);
-    new.egress = Port::Tun;
+    new.egress = Interface::Tun;
     new.translated = new.original.reversed();
-    let key = LegKey { flow: new.original, port: Port::Tun };
+    let key = LegKey { flow: new.original, port: Interface::Tun };
     let (flow, _) = table.insert(&new, 1, now).unwrap();
     assert_eq!(table.find(&key), Some((flow, 1)));
     table.remove(flow);
@@ -174,7 +174,7 @@ fn half_open_flows_make_room_for_each_other_and_not_at_the_cost_of_others() {
         table
             .find(&LegKey {
                 flow: new_flow(9_999, protocol::TCP, Outcome::Allow).original,
-                port: Port::Tun
+                port: Interface::Tun
             })
             .is_some()
     );
@@ -256,8 +256,9 @@ fn a_million_established_flows_outlive_a_flood_and_expire_in_steps() {
         table.insert(&flow(number), 1, now).unwrap();
     }
     assert_eq!(table.len(), limits.flows);
-    let is_there =
-        |number| table.find(&LegKey { flow: flow(number).original, port: Port::Tun }).is_some();
+    let is_there = |number| {
+        table.find(&LegKey { flow: flow(number).original, port: Interface::Tun }).is_some()
+    };
     assert!((0..lasting).step_by(1_009).all(is_there));
     let end = now + Duration::from_secs(241);
     let mut expired = 0;

@@ -10,7 +10,7 @@ use crate::flows::{FlowRef, InsertError, LegKey, NewFlow};
 use crate::judge::{Decision, Refusal};
 use crate::snapshot::{Owner, Owners};
 use crate::types::random::mix;
-use crate::types::{DropReason, Event, Port};
+use crate::types::{DropReason, Event, Interface};
 
 /// Source ports tried where the sender's own is taken.
 const PORT_TRIES: u64 = 32;
@@ -60,7 +60,7 @@ impl Forwarder {
     /// Decides about a packet that belongs to no flow.
     pub(super) fn admit(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         packet: &[u8],
         headers: &Headers,
         owners: &mut dyn Owners,
@@ -114,12 +114,12 @@ impl Forwarder {
     /// A source that may not come in by this port.
     pub(super) fn refuse_source(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         headers: &Headers,
         reason: DropReason,
         now: Instant,
     ) -> Exit {
-        if let Port::Peer(peer) = ingress {
+        if let Interface::Peer(peer) = ingress {
             self.forged.note(peer, headers.key.source, &mut self.telemetry, now);
         }
         self.dropped(reason)

@@ -7,7 +7,7 @@ use isthmus_packet::{Headers, Reason, Rewrite, Transport, clamp_mss, decrement_h
 use super::{Exit, Forwarder};
 use crate::flows::{FlowRef, Load};
 use crate::tunnels::{Departure, Peer, Slot};
-use crate::types::{DropReason, PeerName, Port};
+use crate::types::{DropReason, Interface, PeerName};
 
 /// No link carries less IPv6 (RFC 8200 section 5): its senders needn't make smaller packets.
 const IPV6_MINIMUM: usize = 1280;
@@ -35,13 +35,13 @@ impl Forwarder {
             return Exit::Denied;
         }
         match egress {
-            Port::Tun => {
+            Interface::Tun => {
                 self.note(flow, leg, packet, headers, one(headers), now);
                 self.clamp(ingress, packet, headers);
                 rewrite.apply(packet, headers);
                 Exit::ToTun(headers.total_length)
             }
-            Port::Peer(name) => {
+            Interface::Peer(name) => {
                 let Some(ready) = self.prepare(ingress, name, packet, headers, now) else {
                     return Exit::Done;
                 };
@@ -85,7 +85,7 @@ impl Forwarder {
     /// Checks that a packet can go to a peer at all, and answers it if not.
     fn prepare(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         name: PeerName,
         packet: &[u8],
         headers: &Headers,
@@ -110,7 +110,7 @@ impl Forwarder {
             self.answer(ingress, packet, headers, Reason::HostUnreachable, now);
             return None;
         }
-        if matches!(ingress, Port::Peer(_)) && headers.ttl <= 1 {
+        if matches!(ingress, Interface::Peer(_)) && headers.ttl <= 1 {
             self.telemetry.drop(DropReason::HopsExceeded);
             self.answer(ingress, packet, headers, Reason::HopsExceeded, now);
             return None;
@@ -133,7 +133,7 @@ impl Forwarder {
     /// Makes a packet what the peer is to get.
     fn finish(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         ready: Ready,
         rewrite: Rewrite,
         packet: &mut [u8],
@@ -147,18 +147,18 @@ impl Forwarder {
             clamp_to(limit.min(self.mtu), packet, headers);
         }
         rewrite.apply(packet, headers);
-        if matches!(ingress, Port::Peer(_)) {
+        if matches!(ingress, Interface::Peer(_)) {
             decrement_hops(packet);
         }
     }
 
     /// Keeps what the receiver will send within the path that this came by.
-    fn clamp(&self, ingress: Port, packet: &mut [u8], headers: &Headers) {
+    fn clamp(&self, ingress: Interface, packet: &mut [u8], headers: &Headers) {
         let is_syn = matches!(headers.transport, Transport::Tcp { flags } if flags.syn());
         if !is_syn {
             return;
         }
-        let Port::Peer(name) = ingress else { return };
+        let Interface::Peer(name) = ingress else { return };
         if let Some(peer) =
             self.tunnels.peers.by_name(name).and_then(|slot| self.tunnels.peers.get(slot))
         {

@@ -1,4 +1,4 @@
-//! What every packet goes through, whichever way it came: classify, find or make its flow, rewrite,
+//! Forwarding path of every packet, in either direction: classify, find or make its flow, rewrite,
 //! send on.
 
 mod admit;
@@ -20,7 +20,7 @@ use crate::judge::Judge;
 use crate::snapshot::{Deaf, Owner, Owners, State};
 use crate::tunnels::{Control, Departure, Forged, Tunnels};
 use crate::types::random::Random;
-use crate::types::{Config, DropReason, Port, Telemetry};
+use crate::types::{Config, DropReason, Interface, Telemetry};
 use forged::ForgedLog;
 use rejudge::Sweep;
 pub(crate) use tun_queue::TunQueue;
@@ -46,7 +46,7 @@ pub(crate) enum Exit {
 pub(crate) struct Passage {
     pub(crate) flow: FlowRef,
     pub(crate) leg: u8,
-    pub(crate) egress: Port,
+    pub(crate) egress: Interface,
     pub(crate) rewrite: Rewrite,
 }
 
@@ -115,7 +115,7 @@ impl Forwarder {
     #[inline(always)]
     pub(crate) fn passage(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         headers: &Headers,
         owners: &mut dyn Owners,
         now: Instant,
@@ -133,7 +133,7 @@ impl Forwarder {
     /// A packet that came in by a port.
     pub(crate) fn route(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         packet: &mut [u8],
         owners: &mut dyn Owners,
         now: Instant,
@@ -175,7 +175,7 @@ impl Forwarder {
 
     fn pass_packet(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         packet: &mut [u8],
         headers: &Headers,
         owners: &mut dyn Owners,
@@ -200,13 +200,13 @@ impl Forwarder {
             self.fragments.remember(fragments, known, now);
         }
         let Some((flow, leg)) = known else {
-            if ingress == Port::Tun {
+            if ingress == Interface::Tun {
                 owners.refused(&headers.key);
             }
             return Exit::Done;
         };
         let exit = self.pass(flow, leg, packet, headers, now);
-        if exit == Exit::Denied && ingress == Port::Tun {
+        if exit == Exit::Denied && ingress == Interface::Tun {
             owners.refused(&headers.key);
         }
         exit
@@ -216,21 +216,21 @@ impl Forwarder {
     /// it was asked at. What it answers tells which workload's address is meant.
     fn answer_of_workload(
         &self,
-        ingress: Port,
+        ingress: Interface,
         headers: &Headers,
         owners: &mut dyn Owners,
     ) -> Option<FlowKey> {
         let key = headers.key;
         let v4 = key.source.is_v4();
         let is_udp = headers.transport == Transport::Udp;
-        if ingress != Port::Tun || !is_udp || key.source != self.judge.state.own_address(v4) {
+        if ingress != Interface::Tun || !is_udp || key.source != self.judge.state.own_address(v4) {
             return None;
         }
         let local = self.judge.state.local();
         let (service, answer) = self.judge.state.local_services().iter().find_map(|service| {
             let source = self.judge.state.workload_address(local, *service, v4)?;
             let answer = FlowKey { source, ..key };
-            let (_, leg) = self.flows.find(&LegKey { flow: answer, port: Port::Tun })?;
+            let (_, leg) = self.flows.find(&LegKey { flow: answer, port: Interface::Tun })?;
             (leg == 1).then_some((*service, answer))
         })?;
         (owners.owner(&key, &self.judge.state) == Owner::Service(service)).then_some(answer)
@@ -247,7 +247,7 @@ impl Forwarder {
         let Ok(rewrite) = Rewrite::between(&headers.key, &key) else {
             return self.dropped(DropReason::UnknownFlow);
         };
-        let ingress = Port::Tun;
+        let ingress = Interface::Tun;
         let known = self.flows.find(&LegKey { flow: key, port: ingress });
         if let (Some(fragments), Some((flow, leg))) = (headers.fragment_key(), known) {
             // The rest of the datagram has the same source as this, and no ports to find a flow by.
@@ -265,7 +265,7 @@ impl Forwarder {
 
     fn pass_later_fragment(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         packet: &mut [u8],
         headers: &Headers,
         owners: &mut dyn Owners,
@@ -286,7 +286,7 @@ impl Forwarder {
             self.pass(known.flow, known.leg, packet, headers, now)
         };
         let is_refused = exit == Exit::Denied || known.flow == FlowRef::NONE;
-        if is_refused && ingress == Port::Tun {
+        if is_refused && ingress == Interface::Tun {
             owners.refused(&known.key);
         }
         exit
@@ -309,10 +309,10 @@ impl Forwarder {
         let ingress = entry.legs[usize::from(leg & 1)].key.port;
         // Ports are used again: whoever opens a connection is looked at afresh.
         let opens = matches!(headers.transport, Transport::Tcp { flags } if flags.opens());
-        if opens && !(entry.is_denied() && ingress != Port::Tun) {
+        if opens && !(entry.is_denied() && ingress != Interface::Tun) {
             return false;
         }
-        if leg != 0 || ingress != Port::Tun {
+        if leg != 0 || ingress != Interface::Tun {
             return true;
         }
         let is_udp = matches!(entry.legs[0].key.flow.protocol, protocol::UDP | protocol::UDP_LITE);

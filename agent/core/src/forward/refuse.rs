@@ -11,14 +11,20 @@ use isthmus_packet::{
 
 use super::Forwarder;
 use crate::flows::{Flow, Leg};
-use crate::types::{DropReason, PeerName, Port};
+use crate::types::{DropReason, Interface, PeerName};
 
 /// The longest IP and TCP headers that a made-up segment needs.
 const SEGMENT: usize = 60;
 
 impl Forwarder {
     /// The policy denies the flow that this packet belongs to.
-    pub(crate) fn deny(&mut self, ingress: Port, packet: &[u8], headers: &Headers, now: Instant) {
+    pub(crate) fn deny(
+        &mut self,
+        ingress: Interface,
+        packet: &[u8],
+        headers: &Headers,
+        now: Instant,
+    ) {
         self.telemetry.drop(DropReason::Denied);
         if !is_near(ingress) {
             return;
@@ -42,7 +48,7 @@ impl Forwarder {
     /// Tells the sender of a packet by ICMP why it goes no further.
     pub(crate) fn answer(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         packet: &[u8],
         headers: &Headers,
         reason: Reason,
@@ -50,8 +56,8 @@ impl Forwarder {
     ) {
         let v4 = headers.key.source.is_v4();
         let from = match ingress {
-            Port::Tun => self.judge.state.anycast_address(v4),
-            Port::Peer(_) => self.judge.state.own_address(v4),
+            Interface::Tun => self.judge.state.anycast_address(v4),
+            Interface::Peer(_) => self.judge.state.own_address(v4),
         };
         let mut reply = [0; REPLY_BUFFER];
         if let Some(length) = icmp_error(packet, headers, reason, from, &mut reply) {
@@ -63,7 +69,7 @@ impl Forwarder {
     /// with a revision, and must end: ICMP would be a soft error to it (RFC 5461).
     pub(crate) fn turn_away(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         packet: &[u8],
         headers: &Headers,
         reason: Reason,
@@ -88,7 +94,7 @@ impl Forwarder {
         }
     }
 
-    fn reset(&mut self, ingress: Port, packet: &[u8], headers: &Headers, now: Instant) {
+    fn reset(&mut self, ingress: Interface, packet: &[u8], headers: &Headers, now: Instant) {
         let mut reply = [0; SEGMENT];
         if let Some(length) = tcp_reset(packet, headers, &mut reply) {
             self.emit(ingress, reply.get(..length).unwrap_or_default(), now);
@@ -108,11 +114,11 @@ impl Forwarder {
     }
 
     /// Sends a packet of the node's own.
-    fn emit(&mut self, to: Port, packet: &[u8], now: Instant) {
+    fn emit(&mut self, to: Interface, packet: &[u8], now: Instant) {
         self.telemetry.counters.refusals += 1;
         match to {
-            Port::Tun => self.push_tun(packet),
-            Port::Peer(name) => {
+            Interface::Tun => self.push_tun(packet),
+            Interface::Peer(name) => {
                 if let Some(slot) = self.tunnels.peers.by_name(name) {
                     self.tunnels.send(slot, packet, true, &mut self.telemetry, now);
                 }
@@ -121,10 +127,10 @@ impl Forwarder {
     }
 }
 
-fn is_near(port: Port) -> bool {
+fn is_near(port: Interface) -> bool {
     match port {
-        Port::Tun | Port::Peer(PeerName::Device(_)) => true,
-        Port::Peer(PeerName::Host(_)) => false,
+        Interface::Tun | Interface::Peer(PeerName::Device(_)) => true,
+        Interface::Peer(PeerName::Host(_)) => false,
     }
 }
 

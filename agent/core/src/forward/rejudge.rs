@@ -10,7 +10,7 @@ use isthmus_policy::Outcome;
 use super::{Exit, Forwarder};
 use crate::flows::{Flow, FlowRef, FlowState};
 use crate::judge::port_of;
-use crate::types::{Denial, DropReason, Event, PeerName, Port};
+use crate::types::{Denial, DropReason, Event, Interface, PeerName};
 
 /// Flows looked at in one step of the sweep, a millisecond's work at most.
 const STEP: u32 = 4096;
@@ -64,7 +64,7 @@ impl Forwarder {
         let local = self.judge.state.local();
         let (from, to) = (entry.from.place.principal(local), entry.to.place.principal(local));
         let verdict = self.judge.state.judge(from, to, entry.layer4);
-        let delivers_here = entry.legs[1].key.port == Port::Tun;
+        let delivers_here = entry.legs[1].key.port == Interface::Tun;
         let was_inspected = entry.verdict.outcome == Outcome::Inspect;
         let changes_hands = delivers_here && was_inspected != (verdict.outcome == Outcome::Inspect);
         let around = self.judge.state.leads_around_proxy(entry.to.place, entry.layer4);
@@ -89,8 +89,8 @@ impl Forwarder {
     fn still_stands(&self, flow: &Flow) -> bool {
         let state = &self.judge.state;
         let has_port = |port| match port {
-            Port::Tun => true,
-            Port::Peer(name) => state.has_peer(name),
+            Interface::Tun => true,
+            Interface::Peer(name) => state.has_peer(name),
         };
         let addressed = match state.place(flow.legs[0].key.flow.destination) {
             Some(Place::Virtual(service)) => match flow.to.place {
@@ -121,8 +121,8 @@ impl Forwarder {
     pub(crate) fn denial(&self, flow: &Flow) -> Denial {
         let local = self.judge.state.local();
         let outbound = match flow.legs[0].key.port {
-            Port::Tun | Port::Peer(PeerName::Device(_)) => true,
-            Port::Peer(PeerName::Host(_)) => false,
+            Interface::Tun | Interface::Peer(PeerName::Device(_)) => true,
+            Interface::Peer(PeerName::Host(_)) => false,
         };
         Denial {
             from: flow.from.place.principal(local),

@@ -6,14 +6,14 @@ use isthmus_packet::{FlowKey, Headers, Quoted, Rewrite, quoted, rewrite_icmp_err
 
 use super::{Exit, Forwarder};
 use crate::flows::{FlowRef, LegKey};
-use crate::types::{DropReason, Port};
+use crate::types::{DropReason, Interface};
 
 impl Forwarder {
     /// An error goes against the flow of its quote: by the leg that answers would come in by. One
     /// about a flow that nobody knows is nobody's.
     pub(crate) fn pass_icmp_error(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         packet: &mut [u8],
         headers: &Headers,
         now: Instant,
@@ -36,8 +36,8 @@ impl Forwarder {
         };
         rewrite_icmp_error(packet, headers, &quoted, &outer, &inner);
         match egress {
-            Port::Tun => Exit::ToTun(headers.total_length),
-            Port::Peer(name) => {
+            Interface::Tun => Exit::ToTun(headers.total_length),
+            Interface::Peer(name) => {
                 if let Some(slot) = self.tunnels.peers.by_name(name) {
                     let telemetry = &mut self.telemetry;
                     self.tunnels.send(slot, packet, headers.dont_fragment, telemetry, now);
@@ -53,7 +53,7 @@ impl Forwarder {
         leg: u8,
         headers: &Headers,
         quoted: &Quoted,
-    ) -> Option<(Port, Rewrite, Rewrite)> {
+    ) -> Option<(Interface, Rewrite, Rewrite)> {
         let flow = self.flows.get(flow).filter(|flow| !flow.is_denied())?;
         let [first, second] = &flow.legs;
         let (here, there) = if leg == 0 { (first, second) } else { (second, first) };

@@ -1,4 +1,4 @@
-//! What waits for the TUN device.
+//! Queue of frames for the TUN device.
 
 use std::collections::VecDeque;
 

@@ -14,7 +14,7 @@ use super::Judge;
 use super::decide::{asked_layer4, port_of};
 use crate::flows::{End, NewFlow};
 use crate::snapshot::{Owner, Owners};
-use crate::types::{PeerName, Port};
+use crate::types::{Interface, PeerName};
 
 /// What an answer without a flow turns out to be.
 pub(crate) enum Adoption {
@@ -29,7 +29,7 @@ pub(crate) enum Adoption {
 impl Judge {
     pub(crate) fn adopt(
         &self,
-        ingress: Port,
+        ingress: Interface,
         headers: &Headers,
         owners: &mut dyn Owners,
     ) -> Adoption {
@@ -50,11 +50,11 @@ impl Judge {
         }
         let from = End { place: destination, address: answer.destination };
         let candidates = match port_of(&self.state, destination) {
-            Port::Tun if ingress == Port::Tun => return Adoption::Unresolved,
-            Port::Tun => self.asked_by_socket(from, source, &answer, owners),
+            Interface::Tun if ingress == Interface::Tun => return Adoption::Unresolved,
+            Interface::Tun => self.asked_by_socket(from, source, &answer, owners),
             // A device may have used the virtual address: only it knows.
-            Port::Peer(PeerName::Device(_)) if matches!(source, Place::Workload(..)) => None,
-            Port::Peer(_) => Some(answer.reversed()),
+            Interface::Peer(PeerName::Device(_)) if matches!(source, Place::Workload(..)) => None,
+            Interface::Peer(_) => Some(answer.reversed()),
         };
         let port = port_of(&self.state, destination);
         candidates
@@ -65,7 +65,7 @@ impl Judge {
 
     /// Whether an answer to a virtual address can be the other side of a flow that stays on this
     /// host: from a workload here, to one here.
-    fn can_be_hairpin(&self, ingress: Port, source: Place, destination: Place) -> bool {
+    fn can_be_hairpin(&self, ingress: Interface, source: Place, destination: Place) -> bool {
         let local = self.state.local();
         let has_workload = |service| self.workload(local, service, true).is_some();
         let asked_here = match destination {
@@ -73,7 +73,7 @@ impl Judge {
             Place::Anycast => true,
             Place::Host(_) | Place::Workload(..) | Place::Device(..) => false,
         };
-        ingress == Port::Tun && asked_here && matches!(source, Place::Workload(..))
+        ingress == Interface::Tun && asked_here && matches!(source, Place::Workload(..))
     }
 
     /// What a local socket must have asked to get this answer.

@@ -8,7 +8,7 @@ use super::Judge;
 use super::adopt::Adoption;
 use crate::flows::{End, NewFlow};
 use crate::snapshot::{Owner, Owners, State, balance};
-use crate::types::{DropReason, PeerName, Port};
+use crate::types::{DropReason, Interface, PeerName};
 
 /// What to do with a packet that belongs to no flow.
 pub(crate) enum Decision {
@@ -50,7 +50,7 @@ enum Standing {
 impl Judge {
     pub(crate) fn decide(
         &self,
-        ingress: Port,
+        ingress: Interface,
         headers: &Headers,
         owners: &mut dyn Owners,
     ) -> Decision {
@@ -64,8 +64,10 @@ impl Judge {
         }
         match (standing, ingress) {
             (Standing::First, _) => self.decide_first(ingress, headers, layer4, owners),
-            (Standing::Middle, Port::Tun) => self.decide_middle(ingress, headers, layer4, owners),
-            (Standing::Middle, Port::Peer(_)) => {
+            (Standing::Middle, Interface::Tun) => {
+                self.decide_middle(ingress, headers, layer4, owners)
+            }
+            (Standing::Middle, Interface::Peer(_)) => {
                 self.decide_middle_from_peer(ingress, headers, layer4, owners)
             }
             (Standing::Answer, _) => match self.adopt(ingress, headers, owners) {
@@ -79,20 +81,24 @@ impl Judge {
 
     /// Whether the source may come in by this port at all. INVARIANT: nothing else lets a packet in;
     /// flows are found by their port, and made only after this.
-    pub(crate) fn check_source(&self, ingress: Port, headers: &Headers) -> Result<(), DropReason> {
+    pub(crate) fn check_source(
+        &self,
+        ingress: Interface,
+        headers: &Headers,
+    ) -> Result<(), DropReason> {
         let place = self.state.place(headers.key.source);
         match ingress {
-            Port::Tun if self.is_local(place) => Ok(()),
-            Port::Tun => Err(DropReason::ForeignSource),
-            Port::Peer(peer) if owns(&self.state, peer, place) => Ok(()),
-            Port::Peer(_) => Err(DropReason::Forged),
+            Interface::Tun if self.is_local(place) => Ok(()),
+            Interface::Tun => Err(DropReason::ForeignSource),
+            Interface::Peer(peer) if owns(&self.state, peer, place) => Ok(()),
+            Interface::Peer(_) => Err(DropReason::Forged),
         }
     }
 
     /// Whether somebody behind this host, who has no address of the mesh, may have sent this: a
     /// container. INVARIANT: it gets no further than [`Judge::origin`], which asks who that is.
-    fn may_be_behind(&self, ingress: Port, headers: &Headers) -> bool {
-        ingress == Port::Tun && self.state.place(headers.key.source).is_none()
+    fn may_be_behind(&self, ingress: Interface, headers: &Headers) -> bool {
+        ingress == Interface::Tun && self.state.place(headers.key.source).is_none()
     }
 
     fn is_local(&self, place: Option<Place>) -> bool {
@@ -104,7 +110,7 @@ impl Judge {
 
     fn decide_first(
         &self,
-        ingress: Port,
+        ingress: Interface,
         headers: &Headers,
         layer4: Layer4,
         owners: &mut dyn Owners,
@@ -121,7 +127,7 @@ impl Judge {
     /// From the TUN device: the sender is the originator, or answers one far away.
     fn decide_middle(
         &self,
-        ingress: Port,
+        ingress: Interface,
         headers: &Headers,
         layer4: Layer4,
         owners: &mut dyn Owners,
@@ -146,7 +152,7 @@ impl Judge {
     /// translated here.
     fn decide_middle_from_peer(
         &self,
-        ingress: Port,
+        ingress: Interface,
         headers: &Headers,
         layer4: Layer4,
         owners: &mut dyn Owners,
@@ -170,7 +176,7 @@ impl Judge {
     /// Who sends this, as the mesh is to see it.
     fn origin(
         &self,
-        ingress: Port,
+        ingress: Interface,
         headers: &Headers,
         owners: &mut dyn Owners,
         unknown: Unknown,
@@ -179,7 +185,7 @@ impl Judge {
         let Some(place) = self.state.place(address) else {
             return self.origin_behind(ingress, headers, owners);
         };
-        if matches!(ingress, Port::Peer(_)) {
+        if matches!(ingress, Interface::Peer(_)) {
             return Ok(End { place, address });
         }
         let owner = owners.owner(&headers.key, &self.state);
@@ -216,12 +222,12 @@ impl Judge {
     /// container. It gets the address that its service has here, or the host's.
     fn origin_behind(
         &self,
-        ingress: Port,
+        ingress: Interface,
         headers: &Headers,
         owners: &mut dyn Owners,
     ) -> Result<End, Refusal> {
         let (local, v4) = (self.state.local(), headers.key.source.is_v4());
-        if ingress != Port::Tun {
+        if ingress != Interface::Tun {
             return Err(Refusal::silent(DropReason::Forged));
         }
         match owners.behind(headers.key.source.ip(), &self.state) {
@@ -243,7 +249,7 @@ impl Judge {
     /// What becomes of a flow that `from` opens with packets like `original`.
     pub(crate) fn plan(
         &self,
-        ingress: Port,
+        ingress: Interface,
         from: End,
         original: FlowKey,
         layer4: Layer4,
@@ -260,12 +266,12 @@ impl Judge {
         if matches!(to.place, Place::Virtual(_)) && !verdict.denies() {
             return Err(Refusal::unreachable(DropReason::NoBackend));
         }
-        if egress == Port::Tun && self.state.leads_around_proxy(to.place, layer4) {
+        if egress == Interface::Tun && self.state.leads_around_proxy(to.place, layer4) {
             return Err(Refusal::prohibited(DropReason::AroundProxy));
         }
         let mut translated = FlowKey { destination: to.address, ..seen };
-        if egress == Port::Tun {
-            if ingress == Port::Tun {
+        if egress == Interface::Tun {
+            if ingress == Interface::Tun {
                 translated.source = self.hairpin_source(from);
             }
             if verdict.outcome == Outcome::Inspect || self.is_deaf(to, layer4) {
@@ -287,13 +293,13 @@ impl Judge {
     /// knows whom it is for, and shows who opened it as flows that stay on this host do.
     fn plan_to_proxy(
         &self,
-        ingress: Port,
+        ingress: Interface,
         from: End,
         original: FlowKey,
         layer4: Layer4,
     ) -> Option<NewFlow> {
         let Place::Virtual(service) = self.state.place(original.destination)? else { return None };
-        if ingress != Port::Tun {
+        if ingress != Interface::Tun {
             return None;
         }
         let to = End { place: Place::Virtual(service), address: original.destination };
@@ -305,7 +311,7 @@ impl Judge {
             destination_port: self.proxy_port,
             ..original
         };
-        let egress = Port::Tun;
+        let egress = Interface::Tun;
         (verdict.outcome == Outcome::Inspect).then_some(NewFlow {
             from,
             to,
@@ -331,8 +337,8 @@ impl Judge {
 
     /// Who a flow is for: a virtual address stands for one of its backends, or for itself where there
     /// is none, so that policy can say no before anything else does.
-    fn destination(&self, ingress: Port, seen: &FlowKey) -> Result<End, Refusal> {
-        let transit = matches!(ingress, Port::Peer(PeerName::Host(_)));
+    fn destination(&self, ingress: Interface, seen: &FlowKey) -> Result<End, Refusal> {
+        let transit = matches!(ingress, Interface::Peer(PeerName::Host(_)));
         match self.state.place(seen.destination) {
             Some(Place::Virtual(_)) if transit => Err(Refusal::silent(DropReason::Transit)),
             Some(place @ Place::Virtual(service)) => {
@@ -350,21 +356,23 @@ impl Judge {
     }
 
     /// Which way it is to a place, and whether who comes in here may go there.
-    fn egress(&self, ingress: Port, to: Place, seen: &FlowKey) -> Result<Port, Refusal> {
+    fn egress(&self, ingress: Interface, to: Place, seen: &FlowKey) -> Result<Interface, Refusal> {
         let egress = port_of(&self.state, to);
         let is_virtual = matches!(self.state.place(seen.destination), Some(Place::Virtual(_)));
         match (ingress, egress) {
-            (Port::Tun, Port::Tun) if !is_virtual => Err(Refusal::silent(DropReason::Local)),
-            (Port::Peer(PeerName::Host(_)), Port::Peer(PeerName::Host(_))) => {
-                Err(Refusal::silent(DropReason::Transit))
-            }
-            (Port::Peer(one), Port::Peer(other)) if one == other => {
+            (Interface::Tun, Interface::Tun) if !is_virtual => {
                 Err(Refusal::silent(DropReason::Local))
             }
-            (_, Port::Peer(name)) if !self.state.has_peer(name) => {
+            (Interface::Peer(PeerName::Host(_)), Interface::Peer(PeerName::Host(_))) => {
+                Err(Refusal::silent(DropReason::Transit))
+            }
+            (Interface::Peer(one), Interface::Peer(other)) if one == other => {
+                Err(Refusal::silent(DropReason::Local))
+            }
+            (_, Interface::Peer(name)) if !self.state.has_peer(name) => {
                 Err(Refusal::unreachable(DropReason::NoRoute))
             }
-            (Port::Tun | Port::Peer(_), egress) => Ok(egress),
+            (Interface::Tun | Interface::Peer(_), egress) => Ok(egress),
         }
     }
 }
@@ -391,15 +399,19 @@ fn has_socket(headers: &Headers) -> bool {
 
 /// Where packets to a place leave by, and packets from it come in by. Virtual places have none of
 /// their own; they are this host's.
-pub(crate) fn port_of(state: &State, place: Place) -> Port {
+pub(crate) fn port_of(state: &State, place: Place) -> Interface {
     match place {
         Place::Device(host, device) if host == state.local() => {
-            Port::Peer(PeerName::Device(device))
+            Interface::Peer(PeerName::Device(device))
         }
         Place::Host(host) | Place::Workload(host, _) | Place::Device(host, _) => {
-            if host == state.local() { Port::Tun } else { Port::Peer(PeerName::Host(host)) }
+            if host == state.local() {
+                Interface::Tun
+            } else {
+                Interface::Peer(PeerName::Host(host))
+            }
         }
-        Place::Virtual(_) | Place::Anycast => Port::Tun,
+        Place::Virtual(_) | Place::Anycast => Interface::Tun,
     }
 }
 
@@ -407,7 +419,7 @@ pub(crate) fn port_of(state: &State, place: Place) -> Port {
 pub(crate) fn owns(state: &State, peer: PeerName, place: Option<Place>) -> bool {
     let Some(place) = place else { return false };
     let is_real = place.host().is_some();
-    is_real && port_of(state, place) == Port::Peer(peer)
+    is_real && port_of(state, place) == Interface::Peer(peer)
 }
 
 fn standing(headers: &Headers) -> Option<(Standing, Layer4)> {

@@ -1,4 +1,4 @@
-//! What becomes of a packet that belongs to no flow: a revision says, and whose socket it is.
+//! Policy decision for a packet that belongs to no flow, by a revision and the socket's owner.
 
 mod adopt;
 mod decide;

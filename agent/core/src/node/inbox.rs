@@ -1,4 +1,4 @@
-//! What comes from the tunnels, from datagrams to frames for the TUN device.
+//! Inbox: the way from tunnel datagrams to frames for the TUN device.
 //!
 //! Several threads share a node, behind a lock that they hold to decide and not to work. Opening
 //! datagrams and writing frames is work, and needs an [`Inbox`] only:
@@ -23,7 +23,7 @@ use crate::flows::Load;
 use crate::forward::{Exit, Forwarder};
 use crate::snapshot::Owners;
 use crate::tunnels::Slot;
-use crate::types::{DropReason, PeerName, Port, Received, TunWriter, canonical};
+use crate::types::{DropReason, Interface, PeerName, Received, TunWriter, canonical};
 
 /// One thread's work on a batch of messages, in the order in which they came.
 #[derive(Default)]
@@ -310,7 +310,7 @@ impl Node {
         if is_partial && complete_checksum(packet).is_none() {
             return self.forward.telemetry.drop(DropReason::Malformed);
         }
-        match self.forward.route(Port::Peer(opened.peer), packet, owners, now) {
+        match self.forward.route(Interface::Peer(opened.peer), packet, owners, now) {
             Exit::Done | Exit::Denied => {}
             Exit::ToTun(length) => {
                 self.forward.telemetry.counters.to_tun.add(length);
@@ -334,11 +334,12 @@ impl Node {
         let first = packets.first().and_then(|first| opened.bytes.get_mut(first.bytes.clone()));
         let Some(first) = first else { return false };
         let headers = run.headers();
-        let Some(passage) = self.forward.passage(Port::Peer(opened.peer), headers, owners, now)
+        let Some(passage) =
+            self.forward.passage(Interface::Peer(opened.peer), headers, owners, now)
         else {
             return false;
         };
-        if passage.egress != Port::Tun {
+        if passage.egress != Interface::Tun {
             return false;
         }
         let load = Load { packets: run.count(), bytes: run.bytes() };

@@ -10,7 +10,7 @@ use crate::flows::Load;
 use crate::forward::{Exit, Forwarder, Passage};
 use crate::snapshot::Owners;
 use crate::tunnels::{Cut, Departure, Peer};
-use crate::types::{DropReason, Port};
+use crate::types::{DropReason, Interface};
 
 /// The largest packet that a super-packet is cut into.
 const MAX_SEGMENT: usize = 65_535;
@@ -55,7 +55,7 @@ impl Node {
     /// A packet that lacks nothing.
     fn route_one(&mut self, packet: &mut [u8], owners: &mut dyn Owners, now: Instant) -> Exit {
         self.forward.telemetry.counters.from_tun.add(packet.len());
-        self.forward.route(Port::Tun, packet, owners, now)
+        self.forward.route(Interface::Tun, packet, owners, now)
     }
 
     /// What is left to do for a packet that goes there.
@@ -84,10 +84,13 @@ impl Node {
         now: Instant,
     ) -> Option<Task> {
         let is_whole = headers.transport.is_offloaded() && headers.fragment.is_none();
-        let passage =
-            if is_whole { self.forward.passage(Port::Tun, headers, owners, now) } else { None };
+        let passage = if is_whole {
+            self.forward.passage(Interface::Tun, headers, owners, now)
+        } else {
+            None
+        };
         if let Some(passage) = passage
-            && passage.egress == Port::Tun
+            && passage.egress == Interface::Tun
             && let Some(hairpin) = self.turn_round(offload, packet, headers, passage, now)
         {
             return Some(Task::Write(hairpin));
@@ -183,10 +186,10 @@ impl Node {
         owners: &mut dyn Owners,
         now: Instant,
     ) -> Super {
-        let Some(passage) = self.forward.passage(Port::Tun, headers, owners, now) else {
+        let Some(passage) = self.forward.passage(Interface::Tun, headers, owners, now) else {
             return Super::Refused;
         };
-        let Port::Peer(name) = passage.egress else {
+        let Interface::Peer(name) = passage.egress else {
             let hairpin = self.turn_round(offload, packet, headers, passage, now);
             return hairpin.map_or(Super::Refused, |it| Super::Passed(Some(Task::Write(it))));
         };

@@ -15,7 +15,7 @@ use isthmus_packet::{FlowKey, Offload, protocol};
 use crate::flows::LegKey;
 use crate::forward::Forwarder;
 use crate::snapshot::{Deaf, Owners, State};
-use crate::types::{Config, Counters, Event, Port, Received, SendError, Transmit, TunWriter};
+use crate::types::{Config, Counters, Event, Interface, Received, SendError, Transmit, TunWriter};
 pub use inbox::Inbox;
 pub use task::{Hairpin, Task};
 pub use view::{FlowView, PeerView};
@@ -76,7 +76,7 @@ impl Node {
             destination_port: caller.port(),
         };
         let flows = &self.forward.flows;
-        let (flow, leg) = flows.find(&LegKey { flow: answer, port: Port::Tun })?;
+        let (flow, leg) = flows.find(&LegKey { flow: answer, port: Interface::Tun })?;
         let [first, _] = &flows.get(flow).filter(|_| leg == 1)?.legs;
         Some(first.key.flow.destination_port)
     }

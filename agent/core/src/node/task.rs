@@ -1,4 +1,4 @@
-//! What is left to do for a packet of the TUN device once it was decided about: work that needs no
+//! Seal task: the rest of the work for a packet of the TUN device once it was decided about, that needs no
 //! node, see `sealing.rs`.
 
 use std::io::IoSlice;

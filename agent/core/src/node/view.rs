@@ -10,7 +10,7 @@ use isthmus_policy::{Outcome, Verdict};
 use crate::flows::{Flow, FlowState};
 use crate::snapshot::State;
 use crate::tunnels::Peer;
-use crate::types::{Cipher, PeerName, Port};
+use crate::types::{Cipher, Interface, PeerName};
 
 /// A flow.
 #[derive(Clone, Debug)]
@@ -81,8 +81,8 @@ pub(crate) fn flow(state: &State, epoch: u32, flow: &Flow, now: Instant) -> Flow
     let verdict =
         if flow.epoch == epoch { flow.verdict } else { state.judge(from, to, flow.layer4) };
     let peer = |port| match port {
-        Port::Tun => None,
-        Port::Peer(name) => Some(name),
+        Interface::Tun => None,
+        Interface::Peer(name) => Some(name),
     };
     let [forward, backward] = &flow.legs;
     FlowView {

@@ -13,7 +13,7 @@ use super::packets::{ACK, SYN, SYN_ACK, ping, tcp, tcp_key};
 use super::{Builder, Kernel, Topology, World};
 use crate::flows::Load;
 use crate::forward::Passage;
-use crate::types::Port;
+use crate::types::Interface;
 use crate::types::random::mix;
 use crate::{Limits, Node, Owner, Owners, PeerName, State};
 
@@ -73,8 +73,8 @@ impl Established {
         let seen = self.look_up(&headers(&self.packet(connection))).expect("a flow");
         let answer = seen.key_after(&headers(&self.packet(connection))).reversed();
         for (port, packet) in [
-            (Port::Peer(THERE), tcp(&answer, SYN_ACK, 500, 101, b"")),
-            (Port::Tun, self.packet(connection)),
+            (Interface::Peer(THERE), tcp(&answer, SYN_ACK, 500, 101, b"")),
+            (Interface::Tun, self.packet(connection)),
         ] {
             self.note_by(port, &packet, &headers(&packet)).expect("a flow");
         }
@@ -83,17 +83,17 @@ impl Established {
     /// Finds a packet's flow and its verdict.
     #[inline(never)]
     pub fn look_up(&mut self, headers: &Headers) -> Option<Rewrite> {
-        self.passage(Port::Tun, headers).map(|passage| passage.rewrite)
+        self.passage(Interface::Tun, headers).map(|passage| passage.rewrite)
     }
 
     /// Finds a packet's flow and its verdict, and counts the packet.
     #[inline(never)]
     pub fn note(&mut self, packet: &[u8], headers: &Headers) -> Option<Rewrite> {
-        self.note_by(Port::Tun, packet, headers)
+        self.note_by(Interface::Tun, packet, headers)
     }
 
     #[inline]
-    fn note_by(&mut self, port: Port, packet: &[u8], headers: &Headers) -> Option<Rewrite> {
+    fn note_by(&mut self, port: Interface, packet: &[u8], headers: &Headers) -> Option<Rewrite> {
         let passage = self.passage(port, headers)?;
         let load = Load { packets: 1, bytes: headers.total_length };
         self.node.forward.note(passage.flow, passage.leg, packet, headers, load, self.now);
@@ -101,7 +101,7 @@ impl Established {
     }
 
     #[inline]
-    fn passage(&mut self, port: Port, headers: &Headers) -> Option<Passage> {
+    fn passage(&mut self, port: Interface, headers: &Headers) -> Option<Passage> {
         self.node.forward.passage(port, headers, &mut Told(Owner::Host), self.now)
     }
 }

@@ -1,4 +1,4 @@
-//! Which backend takes a flow to a virtual address: rendezvous hashing (Thaler, Ravishankar 1998).
+//! Backend choice for a flow to a virtual address: rendezvous hashing (Thaler, Ravishankar 1998).
 //!
 //! Every backend gets a score from the flow and its own number; the highest wins. No table, no state:
 //! the answer is the same after a restart of the agent, and when a backend goes only its own flows

@@ -1,4 +1,4 @@
-//! Whose sockets flows belong to, as a revision names them: the one thing that is asked of the shell.
+//! Flow owners, as a revision names them: the one question that is asked of the shell.
 
 use std::collections::HashSet;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! What agents say to each other through the tunnel: bulk sessions, the path's MTU, signs of life, pings.
+//! Conversations between agents through the tunnel: bulk sessions, the path's MTU, signs of life, pings.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use super::peers::Slot;
 use super::{Tunnels, mtu};
 use crate::bulk;
 use crate::bulk::message::{Heard, Message};
-use crate::types::{DropReason, Event, PeerName, Port, Telemetry};
+use crate::types::{DropReason, Event, Interface, PeerName, Telemetry};
 
 /// WireGuard's Keepalive-Timeout, and that with its Rekey-Timeout.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ impl Tunnels {
     /// A packet to the port that agents speak on, at a host's own address.
     pub(crate) fn take_control(
         &mut self,
-        ingress: Port,
+        ingress: Interface,
         packet: &[u8],
         headers: &Headers,
         telemetry: &mut Telemetry,
@@ -36,7 +36,8 @@ impl Tunnels {
         let local = self.state.local();
         let source = self.state.place(headers.key.source);
         let destination = self.state.place(headers.key.destination);
-        let (Port::Peer(PeerName::Host(sender)), Some(Place::Host(speaker))) = (ingress, source)
+        let (Interface::Peer(PeerName::Host(sender)), Some(Place::Host(speaker))) =
+            (ingress, source)
         else {
             telemetry.drop(DropReason::Control);
             return Ok(());

@@ -1,4 +1,4 @@
-//! What agents say to each other: UDP inside the tunnel, between the hosts' own IPv6 addresses,
+//! Control messages between agents: UDP inside the tunnel, between the hosts' own IPv6 addresses,
 //! port 51820 to port 51820. It never reaches the kernel, and the kernel can't send it.
 //!
 //! ```text

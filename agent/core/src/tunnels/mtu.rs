@@ -1,4 +1,4 @@
-//! How large a datagram the path to a host carries.
+//! Path MTU discovery (RFC 8899): the largest datagram that the path to a host carries.
 //!
 //! ```text
 //!              session                  1 s, or the largest is acked

@@ -1,4 +1,4 @@
-//! What waits to be sent: datagrams, in runs that the kernel can take as one (UDP_SEGMENT). Buffers are used again, so
+//! Send queue: datagrams, in runs that the kernel can take as one (UDP_SEGMENT). Buffers are used again, so
 //! that nothing is allocated per packet.
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-//! Who has a tunnel to this host, and where they are.
+//! Peer table: the peers that have a tunnel to this host, and their endpoints.
 //!
 //! A peer exists as long as the snapshot has it; its tunnel is made at the first packet in either
 //! direction, and freed when there is nothing left to time. When the snapshot drops a peer, or gives it another

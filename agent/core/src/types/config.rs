@@ -1,4 +1,4 @@
-//! What a node is told once.
+//! Start-up configuration of a node.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What the node counts.
+//! Counters of a node.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! What the shell should tell somebody about.
+//! Events that the shell logs or reports.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};

@@ -1,4 +1,4 @@
-//! What the shell gives to a node and takes from it.
+//! Input and output of a node: datagrams from and to its shell.
 
 use std::io::IoSlice;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! What everything else speaks of: peers, what the shell gives and takes, settings, counters, events.
+//! Types that all rooms use: peers, input and output, settings, counters, events.
 
 mod cipher;
 mod config;
@@ -15,6 +15,6 @@ pub use counters::{Counters, DropReason, Traffic};
 pub use event::{Denial, Event};
 pub(crate) use io::canonical;
 pub use io::{Received, SendError, Transmit, TunWriter};
+pub(crate) use peer::Interface;
 pub use peer::PeerName;
-pub(crate) use peer::Port;
 pub(crate) use telemetry::Telemetry;

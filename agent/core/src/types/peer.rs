@@ -1,4 +1,4 @@
-//! Who is at the other end of a tunnel, and what packets come in and go out by.
+//! Peer names, and the interfaces that packets come in and go out by.
 
 use isthmus_model::{DeviceId, HostId};
 
@@ -13,7 +13,7 @@ pub enum PeerName {
 
 /// What packets come in and go out by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Port {
+pub(crate) enum Interface {
     Tun,
     Peer(PeerName),
 }

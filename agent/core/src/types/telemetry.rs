@@ -1,4 +1,4 @@
-//! What is counted, and what is told.
+//! Telemetry: counters, and pending events.
 
 use super::event::Events;
 use super::{Counters, DropReason, Event};

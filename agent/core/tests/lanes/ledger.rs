@@ -1,4 +1,4 @@
-//! What must hold of all that was sent and all that arrived.
+//! Ledger of everything that was sent and that arrived, with its invariants.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

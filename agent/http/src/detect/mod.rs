@@ -1,4 +1,4 @@
-//! What a connection carries, seen from its first bytes: HTTP, TLS, or something that nobody looks
+//! Protocol detection from a connection's first bytes: HTTP, TLS, or something that nobody looks
 //! into. No clock, no IO. Everything here reads what strangers send.
 
 mod hello;

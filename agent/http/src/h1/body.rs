@@ -11,14 +11,14 @@ use tokio::task::AbortHandle;
 
 use super::decode::{Decoder, Piece};
 use super::head::Framing;
-use super::{Error, Link};
+use super::{Conn, Error};
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A body. Whoever polls it reads the connection.
 #[derive(Debug)]
 pub struct Body<S> {
-    link: Arc<Link<S>>,
+    link: Arc<Conn<S>>,
     decoder: Decoder,
     /// What is left to say of `100 Continue`, which is said once somebody wants the body.
     promise: &'static [u8],
@@ -39,12 +39,12 @@ enum After<S> {
 
 /// Keeps connections that can be used again.
 pub trait Keep<S>: std::fmt::Debug + Send + Sync {
-    fn keep(&self, link: Arc<Link<S>>);
+    fn keep(&self, link: Arc<Conn<S>>);
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
     /// The body of a request.
-    pub(super) fn of_request(link: &Arc<Link<S>>, framing: Framing, expects: bool) -> Self {
+    pub(super) fn of_request(link: &Arc<Conn<S>>, framing: Framing, expects: bool) -> Self {
         link.set_in_body(framing != Framing::Empty);
         let promise = if expects { CONTINUE } else { b"" };
         let decoder = Decoder::new(framing);
@@ -53,7 +53,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body<S> {
 
     /// The body of an answer, behind which its connection may be kept.
     pub(super) fn of_answer(
-        link: Arc<Link<S>>,
+        link: Arc<Conn<S>>,
         framing: Framing,
         keeper: Option<Arc<dyn Keep<S>>>,
         sending: Option<AbortHandle>,

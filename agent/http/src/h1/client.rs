@@ -13,7 +13,7 @@ use super::encode::{self, Encoder};
 use super::head::{self, Framing, ResponseHead};
 use super::reader::{NoHead, Reader};
 use super::send::{SendError, Sending};
-use super::{Body, Error, Keep, Link, Raw, Spelled};
+use super::{Body, Conn, Error, Keep, Raw, Spelled};
 use crate::body::{BodyError, Incoming};
 use crate::headers;
 use crate::interim::Interim;
@@ -72,7 +72,7 @@ pub struct Failed<B> {
 /// Sends a request, and gives its answer once its head is here. The connection goes back to its
 /// keeper when the answer has been read to its end; dropped before, it is closed.
 pub async fn exchange<B: Upload>(
-    link: Arc<Link<Stream>>,
+    link: Arc<Conn<Stream>>,
     keeper: Arc<dyn Keep<Stream>>,
     request: Box<Request<B>>,
     server: Server,
@@ -120,7 +120,7 @@ fn framing_of(body: &impl Upload) -> Framing {
 }
 
 struct Exchange<B: Upload> {
-    link: Arc<Link<Stream>>,
+    link: Arc<Conn<Stream>>,
     /// None once everything has left, or can't any more.
     sending: Option<Sending<B>>,
     /// What is left of the body then.
@@ -226,7 +226,7 @@ impl<B: Upload> Exchange<B> {
 }
 
 /// Sends the rest of a request whose answer has begun.
-fn send_on<B: Upload>(mut sending: Sending<B>, link: &Arc<Link<Stream>>) -> AbortHandle {
+fn send_on<B: Upload>(mut sending: Sending<B>, link: &Arc<Conn<Stream>>) -> AbortHandle {
     let link = Arc::clone(link);
     let task = tokio::spawn(async move {
         // Who reads the answer sees what goes wrong.

@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What is read at a time, at the most.
@@ -23,7 +24,7 @@ const MAX_SPARE: usize = 16;
 /// A connection. Bodies read it while whoever has the exchange writes: all happens on one thread,
 /// so that the locks are never waited for.
 #[derive(Debug)]
-pub struct Link<S> {
+pub struct Conn<S> {
     io: Mutex<S>,
     /// What has been read and not yet been used.
     rest: Mutex<Bytes>,
@@ -42,7 +43,7 @@ pub trait Guard: Debug + Send + Sync {}
 
 impl<T: Debug + Send + Sync> Guard for T {}
 
-impl<S> Link<S> {
+impl<S> Conn<S> {
     pub fn new(io: S) -> Self {
         Self::holding(io, None)
     }
@@ -60,15 +61,15 @@ impl<S> Link<S> {
     }
 
     pub(super) fn take_rest(&self) -> Bytes {
-        std::mem::take(&mut *lock(&self.rest))
+        std::mem::take(&mut *self.rest.lock())
     }
 
     pub(super) fn put_back(&self, rest: Bytes) {
-        *lock(&self.rest) = rest;
+        *self.rest.lock() = rest;
     }
 
     pub(super) fn rest_len(&self) -> usize {
-        lock(&self.rest).len()
+        self.rest.lock().len()
     }
 
     pub(super) fn set_in_body(&self, in_body: bool) {
@@ -90,7 +91,7 @@ impl<S> Link<S> {
 
     /// A copy of what has been read and not yet been used.
     pub(super) fn rest(&self) -> Bytes {
-        lock(&self.rest).clone()
+        self.rest.lock().clone()
     }
 
     pub(super) fn set_answering(&self, answering: bool) {
@@ -102,14 +103,14 @@ impl<S> Link<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     /// Reads what there is behind what is here already. None at the connection's end.
     pub(super) fn poll_fill(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<()>>> {
-        let more = ready!(poll_read(&mut *lock(&self.io), cx))?;
+        let more = ready!(poll_read(&mut *self.io.lock(), cx))?;
         if more.is_empty() {
             return Poll::Ready(Ok(None));
         }
-        let mut rest = lock(&self.rest);
+        let mut rest = self.rest.lock();
         *rest = if rest.is_empty() { more } else { [&rest[..], &more[..]].concat().into() };
         Poll::Ready(Ok(Some(())))
     }
@@ -119,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut io = lock(&self.io);
+        let mut io = self.io.lock();
         let io = Pin::new(&mut *io);
         if let [part] = parts {
             return io.poll_write(cx, part);
@@ -136,23 +137,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Link<S> {
 
     /// Pushes on what TLS still holds.
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *lock(&self.io)).poll_flush(cx)
+        Pin::new(&mut *self.io.lock()).poll_flush(cx)
     }
 
     pub fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *lock(&self.io)).poll_shutdown(cx)
+        Pin::new(&mut *self.io.lock()).poll_shutdown(cx)
     }
 
     /// Whether nothing has come since the last message, not even the connection's end.
     pub fn is_silent(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        self.rest_len() == 0 && poll_read(&mut *lock(&self.io), &mut cx).is_pending()
+        self.rest_len() == 0 && poll_read(&mut *self.io.lock(), &mut cx).is_pending()
     }
 }
 
 /// The bytes of a connection that isn't, or is no longer, HTTP/1.
 #[derive(Debug)]
-pub struct Raw<S>(pub Arc<Link<S>>);
+pub struct Raw<S>(pub Arc<Conn<S>>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Raw<S> {
     fn poll_read(
@@ -160,9 +161,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Raw<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut rest = lock(&self.0.rest);
+        let mut rest = self.0.rest.lock();
         if rest.is_empty() {
-            return Pin::new(&mut *lock(&self.0.io)).poll_read(cx, buf);
+            return Pin::new(&mut *self.0.io.lock()).poll_read(cx, buf);
         }
         let most = buf.remaining().min(rest.len());
         buf.put_slice(&rest.split_to(most));
@@ -176,7 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Raw<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *lock(&self.0.io)).poll_write(cx, bytes)
+        Pin::new(&mut *self.0.io.lock()).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -192,7 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Raw<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *lock(&self.0.io)).poll_flush(cx)
+        Pin::new(&mut *self.0.io.lock()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -247,8 +248,4 @@ fn poll_read<S: AsyncRead + Unpin>(io: &mut S, cx: &mut Context<'_>) -> Poll<io:
     } else {
         Bytes::from_owner(buffer)
     }))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -30,7 +30,7 @@ use std::io;
 use bytes::Bytes;
 
 pub use body::{Body, Keep};
-pub use link::{Guard, Link, Raw};
+pub use link::{Conn, Guard, Raw};
 
 /// Why a message can't be read to its end.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::head::{Refused, Scan};
-use super::{Error, Link};
+use super::{Conn, Error};
 use crate::limits::Author;
 
 /// Collects one head after the other.
@@ -35,7 +35,7 @@ impl Reader {
     pub(super) fn poll<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
-        link: &Link<S>,
+        link: &Conn<S>,
     ) -> Poll<Result<Option<Bytes>, NoHead>> {
         loop {
             if link.rest_len() > 0 {

@@ -9,7 +9,7 @@ use hyper::body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::encode::Encoder;
-use super::{Error, Link};
+use super::{Conn, Error};
 
 /// What is collected before it is written.
 const ENOUGH_BYTES: usize = 64 * 1024;
@@ -68,7 +68,7 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
     pub(crate) fn poll<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
-        link: &Link<S>,
+        link: &Conn<S>,
     ) -> Poll<Result<(), SendError<B::Error>>> {
         loop {
             let waits = self.collect(cx)?;
@@ -141,7 +141,7 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
     fn poll_write<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
-        link: &Link<S>,
+        link: &Conn<S>,
     ) -> Poll<io::Result<()>> {
         let mut parts = [IoSlice::new(&[]); PARTS];
         let count = self.out.len().min(PARTS);

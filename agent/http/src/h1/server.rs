@@ -17,7 +17,7 @@ use super::encode::{self, Asked, Encoder};
 use super::head::{self, Framing, Refused, RequestHead};
 use super::reader::{NoHead, Reader};
 use super::send::Sending;
-use super::{Body, Link, Spelled};
+use super::{Body, Conn, Spelled};
 use crate::activity::Activity;
 use crate::body::Incoming;
 use crate::interim::Interim;
@@ -72,7 +72,7 @@ pub enum End {
 }
 
 /// Whether a connection begins as HTTP/2's do.
-pub async fn is_http2(link: &Link<CallerIo>) -> bool {
+pub async fn is_http2(link: &Conn<CallerIo>) -> bool {
     poll_fn(|cx| {
         loop {
             let begin = link.rest();
@@ -91,7 +91,7 @@ pub async fn is_http2(link: &Link<CallerIo>) -> bool {
 
 /// Serves requests until one side ends the connection, or one request makes it a tunnel. Requests
 /// that come before an answer has left wait for their turn.
-pub async fn serve<S: Service>(service: &Arc<S>, link: &Arc<Link<CallerIo>>) -> End {
+pub async fn serve<S: Service>(service: &Arc<S>, link: &Arc<Conn<CallerIo>>) -> End {
     let author = service.author();
     let mut reader = Reader::new(author);
     loop {
@@ -135,7 +135,7 @@ enum Next {
 /// Serves one request. None if the connection broke.
 async fn exchange<S: Service>(
     service: &Arc<S>,
-    link: &Arc<Link<CallerIo>>,
+    link: &Arc<Conn<CallerIo>>,
     request: RequestHead,
     head: Bytes,
 ) -> Option<Next> {
@@ -175,7 +175,7 @@ async fn exchange<S: Service>(
 /// `told` has interim answers, for a caller that knows them.
 async fn answered<F, B>(
     mut handling: Pin<&mut F>,
-    link: &Link<CallerIo>,
+    link: &Conn<CallerIo>,
     told: Option<&Interim>,
 ) -> Option<Response<B>>
 where
@@ -212,7 +212,7 @@ where
 /// Says something before an answer, all of it.
 fn poll_say(
     interim: &mut Vec<u8>,
-    link: &Link<CallerIo>,
+    link: &Conn<CallerIo>,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<()>> {
     while !interim.is_empty() {
@@ -248,7 +248,7 @@ fn is_switch(status: StatusCode) -> bool {
 }
 
 /// Answers what is no proper HTTP. What comes behind it isn't trusted either.
-async fn refuse(refused: Refused, link: &Link<CallerIo>) {
+async fn refuse(refused: Refused, link: &Conn<CallerIo>) {
     let text = Bytes::from(format!("{}\n", refused.reason()));
     let mut fields = HeaderMap::new();
     fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -264,7 +264,7 @@ async fn refuse(refused: Refused, link: &Link<CallerIo>) {
 
 /// Ends the connection in a way that lets the caller read what was said last: to close a socket on
 /// which more has come resets it, and a reset takes the answer with it.
-async fn say_farewell(link: &Link<CallerIo>) {
+async fn say_farewell(link: &Conn<CallerIo>) {
     let farewell = async {
         let _ = poll_fn(|cx| link.poll_shutdown(cx)).await;
         let mut unread = link.take_rest().len();

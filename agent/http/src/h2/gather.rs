@@ -7,12 +7,13 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::h1::{Link, Raw};
+use crate::h1::{Conn, Raw};
 
 /// What waits to be sent, about.
 const MOST_BYTES: usize = 64 * 1024;
@@ -22,7 +23,7 @@ const KEPT_BYTES: usize = 4096;
 /// What a connection is to send.
 #[derive(Debug)]
 pub struct Gather<S> {
-    link: Arc<Link<S>>,
+    link: Arc<Conn<S>>,
     out: Mutex<Out>,
 }
 
@@ -46,19 +47,19 @@ struct Out {
 pub struct Gathered<S>(pub Arc<Gather<S>>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Gather<S> {
-    pub fn new(link: Arc<Link<S>>) -> Arc<Self> {
+    pub fn new(link: Arc<Conn<S>>) -> Arc<Self> {
         Arc::new(Self { link, out: Mutex::default() })
     }
 
     /// Sends all that there is.
     pub fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_send_out(cx, &mut self.lock())
+        self.poll_send_out(cx, &mut self.out.lock())
     }
 
     /// Sends whenever there is something, until the connection is over.
     pub async fn send(self: Arc<Self>) {
         poll_fn(|cx| {
-            let mut out = self.lock();
+            let mut out = self.out.lock();
             out.sender = Some(cx.waker().clone());
             // Who writes next is told what went wrong.
             let _ = self.poll_send_out(cx, &mut out);
@@ -84,11 +85,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gather<S> {
     }
 }
 
-impl<S> Gather<S> {
-    fn lock(&self) -> MutexGuard<'_, Out> {
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+impl<S> Gather<S> {}
 
 impl Out {
     fn clear(&mut self) {
@@ -111,7 +108,7 @@ impl Out {
 
 impl<S> Drop for Gathered<S> {
     fn drop(&mut self) {
-        let mut out = self.0.lock();
+        let mut out = self.0.out.lock();
         out.is_over = true;
         if let Some(sender) = out.sender.take() {
             sender.wake();
@@ -143,7 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut out = self.0.lock();
+        let mut out = self.0.out.lock();
         if out.bytes.len() >= MOST_BYTES {
             match self.0.poll_send_out(cx, &mut out) {
                 Poll::Ready(sent) => sent?,

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::gather::{Gather, Gathered};
 use crate::activity::Activity;
 use crate::body::Incoming;
-use crate::h1::Link;
+use crate::h1::Conn;
 use crate::h1::server::Service;
 use crate::io::CallerIo;
 use crate::limits::{Author, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, UNSENT_BYTES};
@@ -40,7 +40,7 @@ pub struct WindowBytes {
 /// If it broke, or its client broke the rules.
 pub async fn serve<S: Service>(
     service: &Arc<S>,
-    link: Arc<Link<CallerIo>>,
+    link: Arc<Conn<CallerIo>>,
     windows: WindowBytes,
 ) -> hyper::Result<()> {
     let activity = service.activity();

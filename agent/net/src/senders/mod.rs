@@ -1,4 +1,4 @@
-//! Whose packet is it? Noted by the kernel when the packet is sent.
+//! Packet senders, noted by the kernel when a packet is sent.
 //!
 //! A look-up by [`crate::sock_diag`] asks for a socket some time after its packet was sent. Of a
 //! program that makes a socket, sends a datagram and closes it, nothing is found any more; and of a

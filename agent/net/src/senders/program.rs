@@ -1,4 +1,4 @@
-//! What the kernel does with each packet on its way to the TUN device, while its socket is at hand.
+//! The BPF program that runs for each packet on its way to the TUN device, while its socket is at hand.
 //!
 //! ```text
 //!   IPv6 with a routing header ─▶ dropped        later fragment, TCP but SYN ─▶ passed

@@ -1,4 +1,4 @@
-//! What policy is asked about a request.
+//! Authorization of requests.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub(crate) fn ask<R>(
     tokens: &[Token],
     about: impl FnOnce(Request<'_>) -> R,
 ) -> R {
-    let standing = connection.standing(view);
+    let caller_info = connection.caller_info(view);
     about(Request {
         method: head.method.as_str(),
         path: head.uri.path(),
@@ -37,7 +37,7 @@ pub(crate) fn ask<R>(
         query: head.uri.query().unwrap_or_default(),
         headers: &Lines(&head.headers),
         tokens,
-        source_host: standing.source_host.as_ref().map_or("", Name::as_str),
+        source_host: caller_info.source_host.as_ref().map_or("", Name::as_str),
     })
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn tokens(
 
 /// Brings a request's path into the form in which a service has it judged and passed on. None if it
 /// refuses it.
-pub(crate) fn settle_path(view: &View, service: ServiceId, head: &mut Parts) -> Option<()> {
+pub(crate) fn normalize_path(view: &View, service: ServiceId, head: &mut Parts) -> Option<()> {
     let path = head.uri.path();
     if path == "*" {
         return Some(());
@@ -76,14 +76,14 @@ pub(crate) fn settle_path(view: &View, service: ServiceId, head: &mut Parts) -> 
 }
 
 /// Whether a request may pass. The record says by what.
-pub(crate) fn may_pass(
+pub(crate) fn is_authorized(
     connection: &Connection,
     view: &Arc<View>,
     head: &Parts,
     tokens: &[Token],
     record: &mut Record,
 ) -> bool {
-    if !connection.standing(view).holds {
+    if !connection.caller_info(view).holds {
         let words = "the address now belongs to another identity".to_owned();
         record.decide(Ruling::Deny, Decider::Words(words));
         return false;

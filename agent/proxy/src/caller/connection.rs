@@ -1,8 +1,8 @@
 //! One accepted connection: between whom it is, and what its requests share.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::HeaderValue;
@@ -12,17 +12,18 @@ use isthmus_http::io::Stream;
 use isthmus_http::limits::Author;
 use isthmus_model::Name;
 use isthmus_policy::Outcome;
+use parking_lot::Mutex;
 
 use super::context::Shared;
 use super::entry::Entry;
-use super::info::{Newest, Standing};
-use crate::cluster::permits::{Caller, Share};
+use super::info::{CallerInfo, CallerInfoCache};
+use crate::cluster::permits::{Caller, RequestQuota};
 use crate::config::life::{Cut, Kept};
 use crate::config::parties::{Parties, Side};
 use crate::config::view::View;
 use crate::pool::progress::Progress;
 use crate::telemetry::access_log::Record;
-use crate::telemetry::series::Ledger;
+use crate::telemetry::series::SeriesCache;
 
 /// What the requests of one connection share.
 #[derive(Debug)]
@@ -39,15 +40,15 @@ pub(crate) struct Connection {
     /// the addresses, the connection is cut.
     pub(crate) parties: Parties,
     /// Where its requests are counted.
-    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) ledger: Arc<SeriesCache>,
     /// How it came in, if its client is outside of the mesh.
     pub(crate) entry: Option<Entry>,
     pub(crate) activity: Arc<Activity>,
     /// How many requests its caller may have under way.
-    pub(crate) share: Share,
+    pub(crate) quota: RequestQuota,
     /// Left here by the request that turned the connection into a tunnel.
     tunnel: Mutex<Option<Box<Tunnel>>>,
-    newest: Newest,
+    newest: CallerInfoCache,
 }
 
 /// A tunnel that both sides have agreed to. Its request stays under way until its end.
@@ -65,9 +66,9 @@ impl Connection {
         entry: Option<Entry>,
     ) -> Self {
         let peer = remote.ip().to_canonical();
-        let share = match entry {
-            Some(_) => shared.visitors.share(Caller::visitor(peer)),
-            None => shared.requests.share(Caller::member(peer)),
+        let quota = match entry {
+            Some(_) => shared.visitors.quota(Caller::visitor(peer)),
+            None => shared.requests.quota(Caller::member(peer)),
         };
         Self {
             local,
@@ -76,13 +77,13 @@ impl Connection {
             // Digits, dots and colons are always a value.
             peer_text: HeaderValue::try_from(peer.to_string())
                 .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
-            ledger: Arc::new(Ledger::new(Arc::clone(&shared.metrics), parties.clone())),
+            ledger: Arc::new(SeriesCache::new(Arc::clone(&shared.metrics), parties.clone())),
             parties,
             entry,
             activity: Arc::new(Activity::new(Arc::clone(&shared.clock))),
-            share,
+            quota,
             tunnel: Mutex::new(None),
-            newest: Newest::default(),
+            newest: CallerInfoCache::default(),
             shared,
         }
     }
@@ -114,7 +115,7 @@ impl Connection {
     }
 
     /// How it stands by a view.
-    pub(crate) fn standing(&self, view: &Arc<View>) -> Arc<Standing> {
+    pub(crate) fn caller_info(&self, view: &Arc<View>) -> Arc<CallerInfo> {
         self.newest.of(self, view)
     }
 
@@ -164,8 +165,8 @@ impl Connection {
     /// Whether a view denies a request under way.
     fn is_denied_now(&self, view: &Arc<View>, kept: &Kept) -> bool {
         let Some(parties) = self.parties_in(view) else { return true };
-        let standing = self.standing(view);
-        kept.is_denied(view, parties, standing.source_host.as_ref().map_or("", Name::as_str))
+        let caller_info = self.caller_info(view);
+        kept.is_denied(view, parties, caller_info.source_host.as_ref().map_or("", Name::as_str))
     }
 
     /// Marks the caller's socket for a reset, since its one request was cut.
@@ -188,10 +189,10 @@ impl Connection {
     }
 
     pub(crate) fn leave_tunnel(&self, tunnel: Tunnel) {
-        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tunnel));
+        *self.tunnel.lock() = Some(Box::new(tunnel));
     }
 
     pub(crate) fn take_tunnel(&self) -> Option<Box<Tunnel>> {
-        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.tunnel.lock().take()
     }
 }

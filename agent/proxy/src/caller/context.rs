@@ -1,20 +1,20 @@
-//! What connections share.
+//! Context that all connections share.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use isthmus_http::activity::Clock;
-use isthmus_http::random::Chance;
+use isthmus_http::random::Random;
 use tokio::sync::watch;
 
-use super::first_speaker::Lessons;
+use super::first_speaker::FirstSpeakerHints;
 use crate::cluster::Clusters;
 use crate::cluster::dial::Bind;
 use crate::cluster::health::Health;
-use crate::cluster::permits::{Places, Requests};
+use crate::cluster::permits::{FairLimit, Requests};
 use crate::cluster::windows::Windows;
-use crate::config::host_services::Outside;
+use crate::config::host_services::HostServices;
 use crate::config::jwt::KeyRing;
 use crate::config::limits::Limits;
 use crate::config::view::View;
@@ -31,16 +31,16 @@ pub(crate) struct Shared {
     pub(crate) clusters: Arc<Clusters>,
     pub(crate) health: Arc<Health>,
     pub(crate) leaving: Arc<AtomicBool>,
-    pub(crate) chance: Chance,
-    pub(crate) lessons: Arc<Lessons>,
+    pub(crate) chance: Random,
+    pub(crate) lessons: Arc<FirstSpeakerHints>,
     pub(crate) limits: Limits,
     pub(crate) requests: Arc<Requests>,
     /// Of gateways' clients: strangers take no places of the mesh's callers.
     pub(crate) visitors: Arc<Requests>,
     pub(crate) windows: Windows,
-    pub(crate) outside: Arc<dyn Outside>,
+    pub(crate) host_services: Arc<dyn HostServices>,
     /// TLS handshakes under way, of all threads.
-    pub(crate) handshakes: Arc<Places>,
+    pub(crate) handshakes: Arc<FairLimit>,
     pub(crate) keys: Arc<KeyRing>,
     /// Of this thread.
     pub(crate) clock: Arc<Clock>,
@@ -52,10 +52,11 @@ impl Shared {
         view: watch::Receiver<Arc<View>>,
         metrics: Arc<Metrics>,
         bind: Bind,
-        outside: Arc<dyn Outside>,
+        host_services: Arc<dyn HostServices>,
     ) -> Self {
         let silence = Arc::clone(metrics.silence());
-        let clusters = Clusters::new(Instant::now(), Arc::clone(&outside), Arc::clone(&silence));
+        let clusters =
+            Clusters::new(Instant::now(), Arc::clone(&host_services), Arc::clone(&silence));
         let clusters = Arc::new(clusters);
         metrics.watch(&clusters);
         let health = Arc::new(Health::default());
@@ -64,18 +65,18 @@ impl Shared {
         Self {
             view,
             metrics,
-            backends: Backends::new(limits.connect, bind, Arc::clone(&outside), silence),
+            backends: Backends::new(limits.connect, bind, Arc::clone(&host_services), silence),
             clusters,
             health,
             leaving: Arc::default(),
-            chance: Chance::new(),
+            chance: Random::new(),
             lessons: Arc::default(),
             limits,
             requests: Requests::new(limits.requests),
             visitors: Requests::new(limits.requests),
             windows: Windows::new(limits.wide_windows),
-            outside,
-            handshakes: Places::new(limits.handshakes),
+            host_services,
+            handshakes: FairLimit::new(limits.handshakes),
             keys,
             clock: Arc::default(),
         }
@@ -89,13 +90,13 @@ impl Shared {
             clusters: Arc::clone(&self.clusters),
             health: Arc::clone(&self.health),
             leaving: Arc::clone(&self.leaving),
-            chance: Chance::new(),
+            chance: Random::new(),
             lessons: Arc::clone(&self.lessons),
             limits: self.limits,
             requests: Arc::clone(&self.requests),
             visitors: Arc::clone(&self.visitors),
             windows: self.windows.clone(),
-            outside: Arc::clone(&self.outside),
+            host_services: Arc::clone(&self.host_services),
             handshakes: Arc::clone(&self.handshakes),
             keys: Arc::clone(&self.keys),
             clock: Arc::default(),

@@ -1,4 +1,4 @@
-//! How a gateway's client came in, and which listener its requests are for.
+//! Gateway entry: how a client came in, and the listener that its requests are for.
 
 use std::sync::OnceLock;
 

@@ -1,9 +1,9 @@
-//! What earlier connections taught about a service that is `auto`: who speaks first.
+//! First-speaker hints for services that are `auto`, learnt from earlier connections.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use isthmus_model::ServiceId;
+use parking_lot::Mutex;
 
 /// Who spoke first on a service's last connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,18 +14,14 @@ pub(crate) enum First {
 
 /// By service. It is a hint: what is wrong costs a moment.
 #[derive(Debug, Default)]
-pub(crate) struct Lessons(Mutex<HashMap<ServiceId, First>>);
+pub(crate) struct FirstSpeakerHints(Mutex<HashMap<ServiceId, First>>);
 
-impl Lessons {
+impl FirstSpeakerHints {
     pub(crate) fn of(&self, service: ServiceId) -> Option<First> {
-        self.lock().get(&service).copied()
+        self.0.lock().get(&service).copied()
     }
 
     pub(crate) fn learn(&self, service: ServiceId, first: First) {
-        self.lock().insert(service, first);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<ServiceId, First>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().insert(service, first);
     }
 }

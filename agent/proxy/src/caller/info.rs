@@ -1,16 +1,17 @@
-//! What a view says of a connection: found once for each of both, and not for each request.
+//! Caller information, computed once per connection and view instead of per request.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use http::HeaderValue;
 use isthmus_model::Name;
+use parking_lot::Mutex;
 
 use super::connection::Connection;
 use crate::config::view::View;
 
 /// How a connection stands, by one view.
 #[derive(Debug)]
-pub(crate) struct Standing {
+pub(crate) struct CallerInfo {
     view: Arc<View>,
     /// Whether the two ends are who they were when the connection came.
     pub(crate) holds: bool,
@@ -22,9 +23,9 @@ pub(crate) struct Standing {
 
 /// The newest standing that was asked for.
 #[derive(Debug, Default)]
-pub(crate) struct Newest(Mutex<Option<Arc<Standing>>>);
+pub(crate) struct CallerInfoCache(Mutex<Option<Arc<CallerInfo>>>);
 
-impl Standing {
+impl CallerInfo {
     fn new(connection: &Connection, view: &Arc<View>) -> Self {
         let spiffe = connection.parties.from.spiffe(&view.snapshot.mesh.trust_domain);
         Self {
@@ -38,17 +39,17 @@ impl Standing {
     }
 }
 
-impl Newest {
-    pub(crate) fn of(&self, connection: &Connection, view: &Arc<View>) -> Arc<Standing> {
-        let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+impl CallerInfoCache {
+    pub(crate) fn of(&self, connection: &Connection, view: &Arc<View>) -> Arc<CallerInfo> {
+        let mut newest = self.0.lock();
         if let Some(known) = newest.as_ref().filter(|known| Arc::ptr_eq(&known.view, view)) {
             return Arc::clone(known);
         }
-        Arc::clone(newest.insert(Arc::new(Standing::new(connection, view))))
+        Arc::clone(newest.insert(Arc::new(CallerInfo::new(connection, view))))
     }
 
     /// Lets go of a view that may be old.
     pub(crate) fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.lock() = None;
     }
 }

@@ -1,4 +1,4 @@
-//! Who calls, and what they may.
+//! Callers and their authorization.
 
 pub(crate) mod authorize;
 pub(crate) mod connection;

@@ -14,7 +14,7 @@ use tokio::sync::futures::Notified;
 
 /// Counts for one service.
 #[derive(Debug, Default)]
-pub(crate) struct Gate {
+pub(crate) struct ConnectionCounts {
     open: AtomicUsize,
     waiting: AtomicUsize,
     /// A connection was closed.
@@ -23,25 +23,25 @@ pub(crate) struct Gate {
 
 /// What a request may have of a service.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Room<'a> {
-    pub(crate) gate: &'a Arc<Gate>,
+pub(crate) struct Allowance<'a> {
+    pub(crate) counts: &'a Arc<ConnectionCounts>,
     pub(crate) connections: usize,
     pub(crate) waiting: usize,
 }
 
 /// A connection that is open.
 #[derive(Debug)]
-pub(crate) struct Pass {
-    gate: Arc<Gate>,
+pub(crate) struct ConnectionPermit {
+    counts: Arc<ConnectionCounts>,
     /// Of the pool that it belongs to.
     own: Arc<AtomicUsize>,
 }
 
 /// A request that waits for a connection.
 #[derive(Debug)]
-pub(crate) struct Waiting<'a>(&'a Gate);
+pub(crate) struct Waiting<'a>(&'a ConnectionCounts);
 
-impl Gate {
+impl ConnectionCounts {
     /// Connections that are open, and requests that wait for one.
     pub(crate) fn count(&self) -> (usize, usize) {
         (self.open.load(Ordering::Relaxed), self.waiting.load(Ordering::Relaxed))
@@ -53,32 +53,32 @@ impl Gate {
     }
 }
 
-impl<'a> Room<'a> {
+impl<'a> Allowance<'a> {
     /// Lets a connection be made, if there may be another one. `own` counts its pool's.
-    pub(crate) fn open(self, own: &Arc<AtomicUsize>) -> Option<Pass> {
+    pub(crate) fn open(self, own: &Arc<AtomicUsize>) -> Option<ConnectionPermit> {
         let may = |open: usize| {
             (open < self.connections || own.load(Ordering::Relaxed) == 0).then_some(open + 1)
         };
-        self.gate.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, may).ok()?;
+        self.counts.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, may).ok()?;
         own.fetch_add(1, Ordering::Relaxed);
-        Some(Pass { gate: Arc::clone(self.gate), own: Arc::clone(own) })
+        Some(ConnectionPermit { counts: Arc::clone(self.counts), own: Arc::clone(own) })
     }
 
     /// Lets a request wait, unless too many do.
     pub(crate) fn wait(self) -> Option<Waiting<'a>> {
-        let before = self.gate.waiting.fetch_add(1, Ordering::Relaxed);
+        let before = self.counts.waiting.fetch_add(1, Ordering::Relaxed);
         // Dropped at once if it is one too many.
-        let waiting = Waiting(self.gate);
+        let waiting = Waiting(self.counts);
         (before < self.waiting).then_some(waiting)
     }
 }
 
-impl Drop for Pass {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.own.fetch_sub(1, Ordering::Relaxed);
-        self.gate.open.fetch_sub(1, Ordering::Relaxed);
-        if self.gate.waiting.load(Ordering::Relaxed) > 0 {
-            self.gate.freed.notify_one();
+        self.counts.open.fetch_sub(1, Ordering::Relaxed);
+        if self.counts.waiting.load(Ordering::Relaxed) > 0 {
+            self.counts.freed.notify_one();
         }
     }
 }
@@ -129,38 +129,38 @@ mod tests {
 
     #[test]
     fn connections_are_counted_over_all_pools_and_each_pool_gets_one() {
-        let gate = Arc::new(Gate::default());
-        let room = Room { gate: &gate, connections: 2, waiting: 1 };
+        let counts = Arc::new(ConnectionCounts::default());
+        let allowance = Allowance { counts: &counts, connections: 2, waiting: 1 };
         let (one, other) = (Arc::default(), Arc::default());
-        let first = room.open(&one).unwrap();
-        let _second = room.open(&one).unwrap();
-        assert!(room.open(&one).is_none());
-        let beyond = room.open(&other).expect("it has none");
+        let first = allowance.open(&one).unwrap();
+        let _second = allowance.open(&one).unwrap();
+        assert!(allowance.open(&one).is_none());
+        let beyond = allowance.open(&other).expect("it has none");
         drop(beyond);
-        assert!(room.open(&one).is_none());
+        assert!(allowance.open(&one).is_none());
         drop(first);
-        assert!(room.open(&one).is_some());
+        assert!(allowance.open(&one).is_some());
     }
 
     #[test]
     fn so_many_wait_and_no_more() {
-        let gate = Arc::new(Gate::default());
-        let room = Room { gate: &gate, connections: 1, waiting: 1 };
-        let first = room.wait().unwrap();
-        assert!(room.wait().is_none());
+        let counts = Arc::new(ConnectionCounts::default());
+        let allowance = Allowance { counts: &counts, connections: 1, waiting: 1 };
+        let first = allowance.wait().unwrap();
+        assert!(allowance.wait().is_none());
         drop(first);
-        assert!(room.wait().is_some());
-        assert!(Room { waiting: 0, ..room }.wait().is_none());
+        assert!(allowance.wait().is_some());
+        assert!(Allowance { waiting: 0, ..allowance }.wait().is_none());
     }
 
     #[tokio::test]
     async fn who_waits_hears_of_what_is_closed() {
-        let gate = Arc::new(Gate::default());
-        let room = Room { gate: &gate, connections: 1, waiting: 1 };
+        let counts = Arc::new(ConnectionCounts::default());
+        let allowance = Allowance { counts: &counts, connections: 1, waiting: 1 };
         let own = Arc::default();
-        let open = room.open(&own).unwrap();
-        let _waiting = room.wait().unwrap();
-        let hears = gate.freed();
+        let open = allowance.open(&own).unwrap();
+        let _waiting = allowance.wait().unwrap();
+        let hears = counts.freed();
         drop(open);
         hears.await;
     }

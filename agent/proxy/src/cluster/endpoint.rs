@@ -1,14 +1,15 @@
 //! One workload, and the requests that it has.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use isthmus_model::{HostId, Outlier, ServiceId};
+use parking_lot::Mutex;
 
+use super::Kept;
 use super::balance::{Admission, Attempt, Ejection, Failure, PeakEwma, Tally};
-use super::{Kept, lock};
 
 /// One workload.
 #[derive(Debug)]
@@ -116,11 +117,11 @@ impl Endpoint {
     }
 
     pub(crate) fn admission(&self) -> Admission {
-        lock(&self.ejection).admission()
+        self.ejection.lock().admission()
     }
 
     pub(crate) fn is_out(&self) -> bool {
-        lock(&self.ejection).is_out()
+        self.ejection.lock().is_out()
     }
 
     /// What a further request is expected to cost.
@@ -138,16 +139,16 @@ impl Endpoint {
     }
 
     pub(crate) fn begin_probe(&self, now: Duration) -> bool {
-        lock(&self.ejection).begin_probe(now)
+        self.ejection.lock().begin_probe(now)
     }
 
     pub(crate) fn on_low_success(&self, settings: &Outlier, at: (Duration, u64)) -> bool {
         self.blemished.store(true, Ordering::Relaxed);
-        lock(&self.ejection).on_low_success(settings, at)
+        self.ejection.lock().on_low_success(settings, at)
     }
 
     pub(crate) fn view(&self, service: ServiceId, now: Duration) -> EndpointView {
-        let ejection = *lock(&self.ejection);
+        let ejection = *self.ejection.lock();
         EndpointView {
             service,
             host: self.host,
@@ -165,7 +166,7 @@ impl Endpoint {
     fn on_success(&self, took: Duration, now: Duration) -> Turn {
         self.tally.count(true);
         if self.blemished.load(Ordering::Relaxed) {
-            let mut ejection = lock(&self.ejection);
+            let mut ejection = self.ejection.lock();
             if ejection.on_success(now) {
                 // What it was like when it failed is of the past.
                 self.latency.reset(took, now);
@@ -196,7 +197,7 @@ impl InFlight {
         self.told = true;
         let now = self.origin.elapsed();
         self.endpoint.latency.observe(now.saturating_sub(self.began), now);
-        let mut ejection = lock(&self.endpoint.ejection);
+        let mut ejection = self.endpoint.ejection.lock();
         self.endpoint.blemished.store(true, Ordering::Relaxed);
         let was_out = ejection.is_out();
         if ejection.on_failure(Failure::Unhealthy, settings, true, (now, random)) {
@@ -223,7 +224,7 @@ impl InFlight {
         self.told = true;
         let endpoint = &self.endpoint;
         if endpoint.blemished.load(Ordering::Relaxed)
-            && lock(&endpoint.ejection).on_cancel(self.origin.elapsed())
+            && endpoint.ejection.lock().on_cancel(self.origin.elapsed())
         {
             self.cluster.changed();
         }
@@ -236,7 +237,7 @@ impl InFlight {
         if waited > endpoint.latency.latency(now) {
             endpoint.latency.observe(waited, now);
         }
-        if endpoint.blemished.load(Ordering::Relaxed) && lock(&endpoint.ejection).on_cancel(now) {
+        if endpoint.blemished.load(Ordering::Relaxed) && endpoint.ejection.lock().on_cancel(now) {
             self.cluster.changed();
         }
     }
@@ -252,7 +253,7 @@ impl InFlight {
         endpoint.tally.count(false);
         endpoint.latency.observe_failure(took, at.0);
         let may_eject = self.cluster.may_eject(settings.max_ejection_percent);
-        let mut ejection = lock(&endpoint.ejection);
+        let mut ejection = endpoint.ejection.lock();
         endpoint.blemished.store(true, Ordering::Relaxed);
         let was_out = ejection.is_out();
         match ejection.on_failure(failure, settings, may_eject, at) {

@@ -10,20 +10,21 @@ pub(crate) mod silence;
 pub(crate) mod windows;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use isthmus_model::{
     Balance, BalancePolicy, Breaker, External, HashKey, HostId, Name, Outlier, Revision, Service,
     ServiceId, Snapshot,
 };
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use self::balance::{Admission, Budget, Candidate, HashTable, Level, Ready, Sharpness, outliers};
-use self::breaker::{Gate, Overflow, Room};
+use self::breaker::{Allowance, ConnectionCounts, Overflow};
 use self::endpoint::{BreakerView, Choice, Endpoint, EndpointView, InFlight, Turn};
 use self::silence::Silence;
-use crate::config::host_services::Outside;
+use crate::config::host_services::HostServices;
 use crate::config::view::{Map, View};
 
 /// A server outside of the mesh, and its addresses.
@@ -33,7 +34,7 @@ type Far<'a> = (&'a External, Arc<[IpAddr]>);
 #[derive(Debug)]
 pub(crate) struct Clusters {
     origin: Instant,
-    outside: Arc<dyn Outside>,
+    host_services: Arc<dyn HostServices>,
     silence: Arc<Silence>,
     clusters: Mutex<Map<(ServiceId, bool), Arc<Cluster>>>,
 }
@@ -78,7 +79,7 @@ struct Found {
 pub(crate) struct Kept {
     silence: Arc<Silence>,
     budget: Mutex<Budget>,
-    gate: Arc<Gate>,
+    counts: Arc<ConnectionCounts>,
     pub(crate) under_way: AtomicUsize,
     retries: AtomicUsize,
     turn: AtomicUsize,
@@ -102,7 +103,7 @@ enum Method {
 
 /// Why a request has no workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoPlace {
+pub(crate) enum NoEndpoint {
     /// There is none.
     Nobody,
     /// The breaker is open: too many requests are under way.
@@ -122,8 +123,12 @@ pub(crate) struct Draw {
 }
 
 impl Clusters {
-    pub(crate) fn new(origin: Instant, outside: Arc<dyn Outside>, silence: Arc<Silence>) -> Self {
-        Self { origin, outside, silence, clusters: Mutex::default() }
+    pub(crate) fn new(
+        origin: Instant,
+        host_services: Arc<dyn HostServices>,
+        silence: Arc<Silence>,
+    ) -> Self {
+        Self { origin, host_services, silence, clusters: Mutex::default() }
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -132,10 +137,10 @@ impl Clusters {
 
     /// The workloads of a service as a view has them. What is known of those that stay is kept.
     pub(crate) fn of(&self, view: &View, service: ServiceId, v4: bool) -> Option<Arc<Cluster>> {
-        let mut clusters = self.lock();
+        let mut clusters = self.clusters.lock();
         let known = clusters.get(&(service, v4));
         let external = view.external(service);
-        let addresses = external.map(|_| self.outside.addresses(service));
+        let addresses = external.map(|_| self.host_services.addresses(service));
         // A request that began under an older view takes what is newer.
         let is_fresh =
             |it: &&Arc<Cluster>| it.revision >= view.snapshot.revision && it.addresses == addresses;
@@ -155,13 +160,13 @@ impl Clusters {
         cluster: &Cluster,
         tried: &[HostId],
         draw: Draw,
-    ) -> Result<(Arc<Endpoint>, InFlight), NoPlace> {
+    ) -> Result<(Arc<Endpoint>, InFlight), NoEndpoint> {
         let now = self.now();
         let most = usize::try_from(cluster.balance.breaker.max_requests).unwrap_or(usize::MAX);
         if cluster.kept.under_way.load(Ordering::Relaxed) >= most {
-            return Err(NoPlace::Overloaded);
+            return Err(NoEndpoint::Overloaded);
         }
-        let (endpoint, choice) = cluster.pick(tried, draw, now).ok_or(NoPlace::Nobody)?;
+        let (endpoint, choice) = cluster.pick(tried, draw, now).ok_or(NoEndpoint::Nobody)?;
         let began = (now, choice);
         let flight = InFlight::begin(&endpoint, &cluster.kept, self.origin, began);
         Ok((endpoint, flight))
@@ -169,7 +174,7 @@ impl Clusters {
 
     pub(crate) fn views(&self) -> Vec<EndpointView> {
         let now = self.now();
-        let clusters = self.lock();
+        let clusters = self.clusters.lock();
         let mut views: Vec<EndpointView> = clusters
             .iter()
             .flat_map(|((service, _), cluster)| {
@@ -183,17 +188,13 @@ impl Clusters {
     /// How much of their breakers the services have taken. Those of one service, by the two
     /// families, are told as one: the fuller of the two.
     pub(crate) fn breakers(&self) -> Vec<BreakerView> {
-        let clusters = self.lock();
+        let clusters = self.clusters.lock();
         let mut views: Vec<BreakerView> =
             clusters.iter().flat_map(|((service, _), cluster)| cluster.breaker(*service)).collect();
         let key = |view: &BreakerView| (view.service, view.limit);
         views.sort_by_key(|view| (key(view), std::cmp::Reverse(view.taken)));
         views.dedup_by_key(|view| key(view));
         views
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Map<(ServiceId, bool), Arc<Cluster>>> {
-        lock(&self.clusters)
     }
 }
 
@@ -255,15 +256,15 @@ impl Cluster {
     }
 
     pub(crate) fn budget(&self) -> MutexGuard<'_, Budget> {
-        lock(&self.kept.budget)
+        self.kept.budget.lock()
     }
 
     /// What there may be of connections to it.
-    pub(crate) fn room(&self) -> Room<'_> {
+    pub(crate) fn allowance(&self) -> Allowance<'_> {
         let Breaker { max_connections, max_pending_requests, .. } = self.balance.breaker;
         let most = |number| usize::try_from(number).unwrap_or(usize::MAX);
-        Room {
-            gate: &self.kept.gate,
+        Allowance {
+            counts: &self.kept.counts,
             connections: most(max_connections),
             waiting: most(max_pending_requests),
         }
@@ -271,7 +272,7 @@ impl Cluster {
 
     fn breaker(&self, service: ServiceId) -> [BreakerView; 4] {
         let limits = &self.balance.breaker;
-        let (open, waiting) = self.kept.gate.count();
+        let (open, waiting) = self.kept.counts.count();
         let under_way = self.kept.under_way.load(Ordering::Relaxed);
         let retries = self.kept.retries.load(Ordering::Relaxed);
         [
@@ -324,7 +325,7 @@ impl Cluster {
     /// who wasn't; else anybody. Says why, too.
     fn pick(&self, tried: &[HostId], draw: Draw, now: Duration) -> Option<(Arc<Endpoint>, Choice)> {
         self.find_ready(now);
-        let found = self.ready.read().unwrap_or_else(PoisonError::into_inner);
+        let found = self.ready.read();
         let ready = &found.ready;
         let fresh = |at: usize| !tried.contains(&self.places[at].endpoint.host);
         let probes = |at: &&usize| fresh(**at) && self.places[**at].endpoint.begin_probe(now);
@@ -385,10 +386,10 @@ impl Cluster {
     fn find_ready(&self, now: Duration) {
         let changes = self.kept.changes();
         let holds = |found: &Found| found.at == Some(changes) && now < found.until;
-        if holds(&self.ready.read().unwrap_or_else(PoisonError::into_inner)) {
+        if holds(&self.ready.read()) {
             return;
         }
-        let mut found = self.ready.write().unwrap_or_else(PoisonError::into_inner);
+        let mut found = self.ready.write();
         if holds(&found) {
             return;
         }
@@ -490,7 +491,7 @@ impl Kept {
         Self {
             silence,
             budget: Mutex::new(Budget::new(now)),
-            gate: Arc::default(),
+            counts: Arc::default(),
             under_way: AtomicUsize::new(0),
             retries: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
@@ -542,8 +543,4 @@ impl Drop for Retrying {
     fn drop(&mut self) {
         self.0.retries.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

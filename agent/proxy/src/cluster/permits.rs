@@ -9,8 +9,9 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// Of a network, for each place that is free.
@@ -46,7 +47,7 @@ impl Caller {
 
 /// All places of a proxy, and who has them.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct FairLimit {
     limit: usize,
     taken: Mutex<Taken>,
     /// One was given back.
@@ -63,19 +64,19 @@ struct Taken {
 
 /// A place that is given back when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
-    places: Arc<Places>,
+pub(crate) struct Permit {
+    limit: Arc<FairLimit>,
     caller: Caller,
 }
 
-impl Places {
+impl FairLimit {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit, taken: Mutex::default(), freed: Notify::new() })
     }
 
     /// A place for this caller; none if it has its share already, or all are taken.
-    pub(crate) fn take(self: &Arc<Self>, caller: Caller) -> Option<Place> {
-        let mut taken = self.lock();
+    pub(crate) fn take(self: &Arc<Self>, caller: Caller) -> Option<Permit> {
+        let mut taken = self.taken.lock();
         let free = self.limit.saturating_sub(taken.all);
         let has = |of: &HashMap<IpAddr, usize>, key| of.get(&key).copied().unwrap_or(0);
         let of_network = caller.network.map_or(0, |network| has(&taken.by_network, network));
@@ -87,37 +88,33 @@ impl Places {
         if let Some(network) = caller.network {
             *taken.by_network.entry(network).or_default() += 1;
         }
-        Some(Place { places: Arc::clone(self), caller })
+        Some(Permit { limit: Arc::clone(self), caller })
     }
 
     /// Waits for a place.
-    pub(crate) async fn wait_for(self: &Arc<Self>, caller: Caller) -> Place {
+    pub(crate) async fn wait_for(self: &Arc<Self>, caller: Caller) -> Permit {
         loop {
             // Listens before it looks, so that nothing happens in between.
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
-            if let Some(place) = self.take(caller) {
-                return place;
+            if let Some(permit) = self.take(caller) {
+                return permit;
             }
             freed.await;
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut taken = self.places.lock();
+        let mut taken = self.limit.taken.lock();
         taken.all = taken.all.saturating_sub(1);
         less_one(&mut taken.by_caller, self.caller.address);
         if let Some(network) = self.caller.network {
             less_one(&mut taken.by_network, network);
         }
         drop(taken);
-        self.places.freed.notify_waiters();
+        self.limit.freed.notify_waiters();
     }
 }
 
@@ -157,11 +154,11 @@ struct Asker {
 
 /// What a connection knows of its caller's requests.
 #[derive(Debug)]
-pub(crate) struct Share(Arc<Asker>);
+pub(crate) struct RequestQuota(Arc<Asker>);
 
 /// A request's place.
 #[derive(Debug)]
-pub(crate) struct RequestPlace(Arc<Asker>);
+pub(crate) struct RequestPermit(Arc<Asker>);
 
 impl Requests {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
@@ -169,10 +166,10 @@ impl Requests {
     }
 
     /// For a connection of this caller.
-    pub(crate) fn share(self: &Arc<Self>, caller: Caller) -> Share {
-        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn quota(self: &Arc<Self>, caller: Caller) -> RequestQuota {
+        let mut callers = self.callers.lock();
         if let Some(known) = callers.known.get(&caller.address).and_then(Weak::upgrade) {
-            return Share(known);
+            return RequestQuota(known);
         }
         if callers.known.len() >= callers.sweep_at {
             callers.known.retain(|_, caller| caller.strong_count() > 0);
@@ -190,26 +187,26 @@ impl Requests {
         let (requests, count) = (Arc::clone(self), AtomicUsize::new(0));
         let new = Arc::new(Asker { requests, count, network });
         callers.known.insert(caller.address, Arc::downgrade(&new));
-        Share(new)
+        RequestQuota(new)
     }
 }
 
-impl Share {
+impl RequestQuota {
     /// A place for a request; none if the caller has its share already, or all are taken.
-    pub(crate) fn take(&self) -> Option<RequestPlace> {
+    pub(crate) fn take(&self) -> Option<RequestPermit> {
         let requests = &self.0.requests;
         let all = requests.all.fetch_add(1, Ordering::Relaxed);
         let own = self.0.count.fetch_add(1, Ordering::Relaxed);
         let network = self.0.network.as_ref();
         let of_network = network.map_or(0, |count| count.fetch_add(1, Ordering::Relaxed));
         // Dropped at once if there is none.
-        let place = RequestPlace(Arc::clone(&self.0));
+        let permit = RequestPermit(Arc::clone(&self.0));
         let free = requests.limit.saturating_sub(all);
-        (own < free && of_network < NETWORK_SHARE * free).then_some(place)
+        (own < free && of_network < NETWORK_SHARE * free).then_some(permit)
     }
 }
 
-impl Drop for RequestPlace {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.0.count.fetch_sub(1, Ordering::Relaxed);
         if let Some(network) = &self.0.network {
@@ -238,57 +235,56 @@ mod tests {
         Caller::visitor(IpAddr::V6(address))
     }
 
-    fn take_all(places: &Arc<Places>, caller: Caller) -> Vec<Place> {
-        std::iter::from_fn(|| places.take(caller)).collect()
+    fn take_all(limit: &Arc<FairLimit>, caller: Caller) -> Vec<Permit> {
+        std::iter::from_fn(|| limit.take(caller)).collect()
     }
 
     #[test]
     fn one_64_is_one_caller_and_one_48_does_not_take_all() {
-        let places = Places::new(10_240);
-        let mut taken: Vec<Place> = Vec::new();
+        let limit = FairLimit::new(10_240);
+        let mut taken: Vec<Permit> = Vec::new();
         for host in 0..6_000 {
-            taken.extend(places.take(visitor(1, 1, host)));
+            taken.extend(limit.take(visitor(1, 1, host)));
         }
         assert_eq!(taken.len(), 5_120);
         for subnet in 0..6_000 {
-            taken.extend(places.take(visitor(1, subnet, 1)));
+            taken.extend(limit.take(visitor(1, subnet, 1)));
         }
         assert_eq!(taken.len(), 7_680);
-        let other = take_all(&places, visitor(2, 1, 1));
+        let other = take_all(&limit, visitor(2, 1, 1));
         assert_eq!(other.len(), 1_280);
         // By IPv4 each is one, also where the socket speaks both.
         let mapped = |last| Ipv4Addr::new(192, 0, 2, last).to_ipv6_mapped().into();
-        assert!(places.take(Caller::visitor(mapped(1))).is_some());
+        assert!(limit.take(Caller::visitor(mapped(1))).is_some());
         assert_ne!(Caller::visitor(mapped(1)), Caller::visitor(mapped(2)));
         drop((taken, other));
-        let left = places.lock();
+        let left = limit.taken.lock();
         assert!(left.by_caller.is_empty() && left.by_network.is_empty());
     }
 
     #[test]
     fn requests_of_one_64_or_48_do_not_take_all() {
         let requests = Requests::new(100);
-        let hosts: Vec<Share> = (0..200).map(|host| requests.share(visitor(1, 1, host))).collect();
-        let mut taken: Vec<RequestPlace> = hosts.iter().filter_map(Share::take).collect();
+        let hosts: Vec<RequestQuota> =
+            (0..200).map(|host| requests.quota(visitor(1, 1, host))).collect();
+        let mut taken: Vec<RequestPermit> = hosts.iter().filter_map(RequestQuota::take).collect();
         assert_eq!(taken.len(), 50);
-        let shares: Vec<Share> =
-            (2..200).map(|subnet| requests.share(visitor(1, subnet, 1))).collect();
-        taken.extend(shares.iter().filter_map(Share::take));
+        let quotas: Vec<RequestQuota> =
+            (2..200).map(|subnet| requests.quota(visitor(1, subnet, 1))).collect();
+        taken.extend(quotas.iter().filter_map(RequestQuota::take));
         assert_eq!(taken.len(), 75);
-        assert!(requests.share(visitor(2, 1, 1)).take().is_some());
-        drop((taken, hosts, shares));
-        assert!(
-            requests.callers.lock().unwrap().networks.values().all(|it| it.upgrade().is_none())
-        );
+        assert!(requests.quota(visitor(2, 1, 1)).take().is_some());
+        drop((taken, hosts, quotas));
+        assert!(requests.callers.lock().networks.values().all(|it| it.upgrade().is_none()));
     }
 
     #[tokio::test]
     async fn who_waits_for_a_place_gets_the_one_that_it_may_have() {
-        let places = Places::new(2);
-        let held = places.take(GREEDY).unwrap();
-        let mut waits = Box::pin(places.wait_for(GREEDY));
+        let limit = FairLimit::new(2);
+        let held = limit.take(GREEDY).unwrap();
+        let mut waits = Box::pin(limit.wait_for(GREEDY));
         assert!(futures_now(&mut waits).is_none(), "it has its share");
-        let other = places.wait_for(MODEST).await;
+        let other = limit.wait_for(MODEST).await;
         drop(held);
         drop(waits.await);
         drop(other);
@@ -304,33 +300,33 @@ mod tests {
 
     #[test]
     fn one_caller_gets_half_and_leaves_some_to_everybody_else() {
-        let places = Places::new(4096);
-        let greedy = take_all(&places, GREEDY);
+        let limit = FairLimit::new(4096);
+        let greedy = take_all(&limit, GREEDY);
         assert_eq!(greedy.len(), 2048);
-        let modest = take_all(&places, MODEST);
+        let modest = take_all(&limit, MODEST);
         assert_eq!(modest.len(), 1024);
         for last in 3..=10 {
-            assert!(places.take(member(Ipv4Addr::new(100, 64, 0, last))).is_some());
+            assert!(limit.take(member(Ipv4Addr::new(100, 64, 0, last))).is_some());
         }
     }
 
     #[test]
     fn what_is_given_back_can_be_taken_again_and_callers_are_forgotten() {
-        let places = Places::new(8);
-        let mut greedy = take_all(&places, GREEDY);
-        assert!(places.take(GREEDY).is_none());
+        let limit = FairLimit::new(8);
+        let mut greedy = take_all(&limit, GREEDY);
+        assert!(limit.take(GREEDY).is_none());
         greedy.pop();
-        assert!(places.take(GREEDY).is_some());
+        assert!(limit.take(GREEDY).is_some());
         drop(greedy);
-        assert!(places.lock().by_caller.is_empty());
-        assert_eq!(places.lock().all, 0);
+        assert!(limit.taken.lock().by_caller.is_empty());
+        assert_eq!(limit.taken.lock().all, 0);
     }
 
     #[test]
     fn requests_are_shared_out_likewise_over_all_connections_of_a_caller() {
         let requests = Requests::new(100);
         let (one, same, other) =
-            (requests.share(GREEDY), requests.share(GREEDY), requests.share(MODEST));
+            (requests.quota(GREEDY), requests.quota(GREEDY), requests.quota(MODEST));
         let greedy: Vec<_> = std::iter::from_fn(|| one.take()).collect();
         assert_eq!(greedy.len(), 50);
         assert!(same.take().is_none());
@@ -345,16 +341,16 @@ mod tests {
     fn callers_without_connections_are_forgotten() {
         let requests = Requests::new(100);
         for number in 0..1000_u32 {
-            drop(requests.share(member(Ipv4Addr::from(number))));
+            drop(requests.quota(member(Ipv4Addr::from(number))));
         }
-        assert!(requests.callers.lock().unwrap().known.len() <= 16);
+        assert!(requests.callers.lock().known.len() <= 16);
     }
 
     #[test]
     fn all_callers_together_never_get_more_than_there_are() {
-        let places = Places::new(100);
+        let limit = FairLimit::new(100);
         let callers = (1..=255).map(|last| member(Ipv4Addr::new(100, 64, 1, last)));
-        let taken: Vec<Place> = callers.flat_map(|caller| take_all(&places, caller)).collect();
+        let taken: Vec<Permit> = callers.flat_map(|caller| take_all(&limit, caller)).collect();
         assert_eq!(taken.len(), 100);
     }
 }

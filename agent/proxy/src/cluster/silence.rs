@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::future::pending;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use isthmus_model::HostId;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
@@ -99,11 +99,11 @@ impl Silence {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, HashMap<HostId, Instant>> {
-        self.since.read().unwrap_or_else(PoisonError::into_inner)
+        self.since.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, HashMap<HostId, Instant>> {
-        self.since.write().unwrap_or_else(PoisonError::into_inner)
+        self.since.write()
     }
 }
 

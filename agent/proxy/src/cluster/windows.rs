@@ -1,4 +1,4 @@
-//! How much connections of HTTP/2 may hold that was received and that no application has read yet.
+//! HTTP/2 windows: the bound on bytes that were received and that no application has read yet.
 //!
 //! What a caller sends before anybody reads it lies in the proxy's memory, as much as the connection's
 //! window lets it send. A wide window is what a long way needs, and one caller needs few of them: they are
@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::permits::{Caller, Place, Places};
+use super::permits::{Caller, FairLimit, Permit};
 
 /// 20 MB/s over a way of 50 ms.
 const WIDE_BYTES: u32 = 1024 * 1024;
@@ -20,16 +20,16 @@ pub(crate) const ANSWER_STREAM_BYTES: u32 = 1024 * 1024;
 
 /// The windows of all connections of callers.
 #[derive(Clone, Debug)]
-pub(crate) struct Windows(Arc<Places>);
+pub(crate) struct Windows(Arc<FairLimit>);
 
 /// The window of one connection.
 #[derive(Debug)]
-pub(crate) struct Window(Option<Place>);
+pub(crate) struct Window(Option<Permit>);
 
 impl Windows {
     /// So many may be wide at a time.
     pub(crate) fn new(wide: usize) -> Self {
-        Self(Places::new(wide))
+        Self(FairLimit::new(wide))
     }
 
     pub(crate) fn open(&self, caller: Caller) -> Window {

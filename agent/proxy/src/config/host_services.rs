@@ -1,4 +1,4 @@
-//! What the proxy needs its host for: TLS files, addresses of external servers, who was asked.
+//! Services that the proxy needs from its host: TLS files, addresses of external servers, who was asked.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,7 @@ use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 
 /// What the proxy needs its host for. Asked often, so answers are at hand.
-pub trait Outside: fmt::Debug + Send + Sync {
+pub trait HostServices: fmt::Debug + Send + Sync {
     /// How TLS is spoken on a gateway's port with a client that asks for a name, or for none.
     fn server_tls(
         &self,
@@ -36,7 +36,7 @@ pub trait Outside: fmt::Debug + Send + Sync {
         http2: bool,
     ) -> io::Result<Option<(Arc<ClientConfig>, ServerName<'static>)>>;
 
-    /// Changes with what [`Outside::client_tls`] gives: a connection that was made under another
+    /// Changes with what [`HostServices::client_tls`] gives: a connection that was made under another
     /// one isn't used again.
     fn epoch(&self, external: ServiceId) -> u64;
 

@@ -6,7 +6,6 @@
 //! by its own task ([`isthmus_http::activity::Activity::look_again`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http::header::HOST;
 use http::request::Parts;
@@ -15,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use isthmus_model::{Revision, ServiceId};
 use isthmus_policy::fields::Headers;
 use isthmus_policy::{Request, Token};
+use parking_lot::Mutex;
 
 use super::fields::Lines;
 use super::parties::Parties;
@@ -100,7 +100,7 @@ impl Cut {
 impl Life {
     /// Keeps a request that may pass.
     pub(crate) fn keep(&self, kept: Kept) {
-        let mut judged = self.lock();
+        let mut judged = self.judged.lock();
         let Judged { first, more } = &mut *judged;
         let same = first.iter_mut().chain(more.iter_mut()).find(|it| it.service == kept.service);
         if let Some(same) = same {
@@ -132,7 +132,7 @@ impl Life {
 
     /// Cuts it if a view denies it. Says whether that is news.
     pub(crate) fn judge(&self, view: &View, denies: impl Fn(&Kept) -> bool) -> bool {
-        self.lock().is_denied(view, |_| true, denies) && self.cut(Cut::Denied)
+        self.judged.lock().is_denied(view, |_| true, denies) && self.cut(Cut::Denied)
     }
 
     /// Cuts it if its time is over (`late`, or by its token), or if it was judged by an older view while this
@@ -146,7 +146,7 @@ impl Life {
     ) -> bool {
         let has_expired = |kept: &Kept| kept.expires.is_some_and(|at| at <= now);
         let is_old = |kept: &Kept| kept.revision < view.snapshot.revision;
-        let mut judged = self.lock();
+        let mut judged = self.judged.lock();
         let cut = if judged.is_denied(view, is_old, denies) {
             Cut::Denied
         } else if judged.all().any(has_expired) {
@@ -162,10 +162,6 @@ impl Life {
     fn cut(&self, why: Cut) -> bool {
         let number = Cut::ALL.iter().position(|it| *it == why).unwrap_or_default() as u8 + 1;
         self.cut.swap(number, Ordering::Relaxed) == 0
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Judged> {
-        self.judged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

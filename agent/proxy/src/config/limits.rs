@@ -1,4 +1,4 @@
-//! How long the proxy waits, and how much it takes on.
+//! Timeouts and capacity limits of the proxy.
 
 use std::time::Duration;
 

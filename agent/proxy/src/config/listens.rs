@@ -1,4 +1,4 @@
-//! Where applications of this host listen, and as whom they see the proxy.
+//! Application listeners of this host, and the address that they see as the client.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! What the proxy works by: one revision of the mesh, its routes, limits and keys, ready for look-ups.
+//! Proxy configuration: one revision of the mesh, its routes, limits and keys, ready for look-ups.
 
 pub(crate) mod fields;
 pub(crate) mod host_services;

@@ -1,4 +1,4 @@
-//! What the proxy judges by, and who the two ends of a connection are.
+//! Configuration view: the policy that the proxy applies, and the two ends of a connection.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;

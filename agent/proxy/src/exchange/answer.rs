@@ -7,7 +7,7 @@ use isthmus_http::grpc;
 use isthmus_http::headers;
 use isthmus_http::marks::{DENIED_BY, LEAVING, RATE_LIMITED, UNHEALTHY};
 
-use super::body::Answer;
+use super::body::ResponseBody;
 use crate::caller::connection::{Connection, Tunnel};
 use crate::config::jwt::TokenError;
 use crate::config::life::Cut;
@@ -31,13 +31,13 @@ pub(super) enum Stop {
     /// Its workload fails the health check.
     Unhealthy,
     /// Its caller, or everybody, has too many requests under way.
-    NoPlace,
+    NoPermit,
     TooMany(TooMany),
 }
 
 impl Stop {
     /// What its caller is told.
-    pub(super) fn answer(self, version: Version, mut record: Record) -> Response<Answer> {
+    pub(super) fn answer(self, version: Version, mut record: Record) -> Response<ResponseBody> {
         match self {
             Self::Improper(reason) => rejection(reason, version, record),
             Self::TooManyFields => {
@@ -60,7 +60,7 @@ impl Stop {
                 answer.headers_mut().insert(UNHEALTHY, HeaderValue::from_static("true"));
                 answer
             }
-            Self::NoPlace => {
+            Self::NoPermit => {
                 let reason = "the mesh proxy has too many requests under way";
                 refusal(StatusCode::SERVICE_UNAVAILABLE, reason, record)
             }
@@ -70,11 +70,11 @@ impl Stop {
 }
 
 /// Gives the application's answer to the caller.
-pub(crate) fn pass(response: Response<Incoming>, mut record: Record) -> Response<Answer> {
+pub(crate) fn pass(response: Response<Incoming>, mut record: Record) -> Response<ResponseBody> {
     let (head, body) = response.into_parts();
     record.answer(head.status);
     record.note_grpc(&head.headers);
-    let mut answer = Response::new(Answer::application(body, record));
+    let mut answer = Response::new(ResponseBody::application(body, record));
     *answer.status_mut() = head.status;
     *answer.headers_mut() = head.headers;
     headers::to_caller(answer.headers_mut());
@@ -87,7 +87,7 @@ pub(crate) fn switch(
     mut response: Response<Incoming>,
     protocol: &HeaderValue,
     mut record: Record,
-) -> Response<Answer> {
+) -> Response<ResponseBody> {
     let Some(application) = response.body_mut().take_switched() else {
         return refusal(
             StatusCode::BAD_GATEWAY,
@@ -103,13 +103,13 @@ pub(crate) fn switch(
     headers.insert(UPGRADE, protocol.clone());
     connection.leave_tunnel(Tunnel { application, record });
 
-    let mut answer = Response::new(Answer::nothing());
+    let mut answer = Response::new(ResponseBody::nothing());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *answer.headers_mut() = headers;
     answer
 }
 
-pub(crate) fn failure(error: &BackendError, mut record: Record) -> Response<Answer> {
+pub(crate) fn failure(error: &BackendError, mut record: Record) -> Response<ResponseBody> {
     tracing::debug!(%error, request_id = %record.id, "No answer from an application");
     record.explain(error.to_string());
     if let BackendError::Broken(broken) = error {
@@ -142,7 +142,11 @@ pub(crate) fn failure(error: &BackendError, mut record: Record) -> Response<Answ
 }
 
 /// The answer to what is no proper request. What comes behind it isn't trusted either.
-pub(crate) fn rejection(reason: &str, version: Version, mut record: Record) -> Response<Answer> {
+pub(crate) fn rejection(
+    reason: &str,
+    version: Version,
+    mut record: Record,
+) -> Response<ResponseBody> {
     record.explain(reason.to_owned());
     let mut answer = refusal(StatusCode::BAD_REQUEST, reason, record);
     if version != Version::HTTP_2 {
@@ -152,7 +156,7 @@ pub(crate) fn rejection(reason: &str, version: Version, mut record: Record) -> R
 }
 
 /// The answer to a token that isn't believed (RFC 6750, section 3). Why is in the access log only.
-fn challenge(record: Record) -> Response<Answer> {
+fn challenge(record: Record) -> Response<ResponseBody> {
     let mut answer = refusal(StatusCode::UNAUTHORIZED, "the token isn't valid", record);
     let words = HeaderValue::from_static("Bearer error=\"invalid_token\"");
     answer.headers_mut().insert(WWW_AUTHENTICATE, words);
@@ -161,7 +165,7 @@ fn challenge(record: Record) -> Response<Answer> {
 
 /// The answer to what comes too soon. It names the limit, so that the caller's side can tell it from
 /// an application's refusal.
-pub(crate) fn too_many(refused: TooMany, mut record: Record) -> Response<Answer> {
+pub(crate) fn too_many(refused: TooMany, mut record: Record) -> Response<ResponseBody> {
     let (seconds, millis) = (refused.seconds(), refused.millis());
     let name = HeaderValue::from_str(&refused.limit);
     record.decide(Ruling::Limit, Decider::Limit(refused.limit, refused.origin));
@@ -179,16 +183,20 @@ pub(crate) fn too_many(refused: TooMany, mut record: Record) -> Response<Answer>
 
 /// An answer in the proxy's own words. They never name a rule: whom the mesh lets in is not the
 /// caller's to learn. The number leads to the line in the access log.
-pub(crate) fn refusal(status: StatusCode, reason: &str, mut record: Record) -> Response<Answer> {
+pub(crate) fn refusal(
+    status: StatusCode,
+    reason: &str,
+    mut record: Record,
+) -> Response<ResponseBody> {
     record.answer(status);
     if record.is_grpc {
         let text = format!("{reason} (request {})", record.id);
-        let mut answer = Response::new(Answer::own(String::new(), record));
+        let mut answer = Response::new(ResponseBody::own(String::new(), record));
         grpc::refuse(answer.headers_mut(), status, &text);
         return answer;
     }
     let text = format!("{reason} (request {})\n", record.id);
-    let mut answer = Response::new(Answer::own(text, record));
+    let mut answer = Response::new(ResponseBody::own(text, record));
     *answer.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     answer.headers_mut().insert(CONTENT_TYPE, plain);
@@ -196,15 +204,15 @@ pub(crate) fn refusal(status: StatusCode, reason: &str, mut record: Record) -> R
 }
 
 /// The answer to a request that was cut before it had one.
-pub(super) fn cut_off(cut: Cut) -> Response<Answer> {
-    let mut answer = Response::new(Answer::nothing());
+pub(super) fn cut_off(cut: Cut) -> Response<ResponseBody> {
+    let mut answer = Response::new(ResponseBody::nothing());
     *answer.status_mut() = cut.status();
     answer
 }
 
 /// Tells a caller to go elsewhere with its next request. So no connection is closed under the hands
 /// of somebody who is sending one.
-pub(super) fn take_leave(answer: &mut Response<Answer>, version: Version, side: Side) {
+pub(super) fn take_leave(answer: &mut Response<ResponseBody>, version: Version, side: Side) {
     if version != Version::HTTP_2 {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

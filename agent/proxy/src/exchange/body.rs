@@ -15,7 +15,7 @@ use crate::telemetry::access_log::Record;
 
 /// An answer's body on its way to the caller. The request's record ends with it.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct ResponseBody {
     kind: Kind,
     /// None on `101`: there the tunnel has it.
     record: Option<Record>,
@@ -41,7 +41,7 @@ enum Kind {
     Application(Incoming),
 }
 
-impl Answer {
+impl ResponseBody {
     /// The proxy's own words.
     pub(crate) fn own(text: String, record: Record) -> Self {
         // Nothing at all ends with the head: gRPC's "Trailers-Only" must.
@@ -69,7 +69,7 @@ impl Answer {
     }
 }
 
-impl Spelled for Answer {
+impl Spelled for ResponseBody {
     fn spelled(&self) -> Option<&Bytes> {
         match &self.kind {
             Kind::Own(_) => None,
@@ -78,7 +78,7 @@ impl Spelled for Answer {
     }
 }
 
-impl Body for Answer {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = AnswerError;
 
@@ -143,7 +143,7 @@ impl Body for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         if self.is_end_stream()
             && let Some(record) = &mut self.record

@@ -13,12 +13,12 @@ use isthmus_http::upgrade;
 use isthmus_model::Principal;
 
 use super::answer::{Stop, failure, pass, refusal, switch};
-use super::body::Answer;
+use super::body::ResponseBody;
 use super::target::{target, wire};
 use crate::caller::authorize;
 use crate::caller::connection::Connection;
 use crate::config::view::View;
-use crate::pool::request_body::Upload;
+use crate::pool::request_body::RequestBody;
 use crate::pool::{BackendError, Target};
 use crate::telemetry::access_log::Record;
 
@@ -30,7 +30,7 @@ pub(super) fn check(
     record: &mut Record,
 ) -> Result<(), Stop> {
     let tokens = super::settle(connection, view, head)?;
-    if !authorize::may_pass(connection, view, head, &tokens, record) {
+    if !authorize::is_authorized(connection, view, head, &tokens, record) {
         return Err(Stop::Denied);
     }
     if connection.shared.health.is_unhealthy(connection.parties.service)
@@ -39,7 +39,7 @@ pub(super) fn check(
         return Err(Stop::Unhealthy);
     }
     // First a place: what finds none takes nothing of a limit.
-    record.occupy(connection.share.take().ok_or(Stop::NoPlace)?);
+    record.occupy(connection.quota.take().ok_or(Stop::NoPermit)?);
     view.limits.admit(&connection.parties, head).map_err(Stop::TooMany)
 }
 
@@ -49,7 +49,7 @@ pub(super) async fn forward(
     view: &Arc<View>,
     (mut head, body, host): (Parts, Incoming, HeaderValue),
     mut record: Record,
-) -> Response<Answer> {
+) -> Response<ResponseBody> {
     let wanted_by = view.application(connection.parties.service, Some(connection.parties.port));
     let wanted = upgrade::wanted(head.version, &head.headers);
     let wire = wire(&head).wanted_by(wanted_by.http, wanted.is_some());
@@ -59,8 +59,8 @@ pub(super) async fn forward(
     };
     let certificate =
         view.speaks_for_others(&connection.parties).then(|| headers::certificate(&head.headers));
-    let standing = connection.standing(view);
-    headers::to_application(&mut head.headers, host, &standing.identity, &connection.peer_text);
+    let caller_info = connection.caller_info(view);
+    headers::to_application(&mut head.headers, host, &caller_info.identity, &connection.peer_text);
     if let Some(certificate) = certificate.flatten() {
         headers::show_certificate(&mut head.headers, certificate);
     }
@@ -68,7 +68,7 @@ pub(super) async fn forward(
         head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers.insert(UPGRADE, protocol.clone());
     }
-    let mut request = Request::new(Upload::new(body, record.progress()));
+    let mut request = Request::new(RequestBody::new(body, record.progress()));
     *request.method_mut() = head.method;
     *request.uri_mut() = uri;
     *request.headers_mut() = head.headers;

@@ -6,7 +6,7 @@
 //! | --- | --- | --- |
 //! | trace: which it belongs to | [`Trace::of`] | `http/trace.rs` |
 //! | log: a line of it, written when the record is dropped | [`Record`] | `telemetry/access_log.rs` |
-//! | validation: do all programs read it alike? | [`validate::settle`], [`authorize::settle_path`] | `validate.rs`, `caller/authorize.rs` |
+//! | validation: do all programs read it alike? | [`validate::settle`], [`authorize::normalize_path`] | `validate.rs`, `caller/authorize.rs` |
 //! | authorisation: is the caller who it was, are its tokens good? | [`outbound::check`] | `outbound/mod.rs` |
 //! | rate limit: of gateways' clients, after their place | [`outbound::check`] | `outbound/mod.rs`, `config/ratelimit/` |
 //! | route: which takes it, and what it makes of it | [`outbound::handle`] | `outbound/mod.rs`, `config/routes/` |
@@ -46,7 +46,7 @@ use isthmus_http::trace::Trace;
 use isthmus_policy::Token;
 
 use self::answer::Stop;
-use self::body::Answer;
+use self::body::ResponseBody;
 use self::outbound::Call;
 use self::validate::Improper;
 use crate::caller::authorize;
@@ -62,7 +62,7 @@ pub(crate) async fn handle(
     connection: Arc<Connection>,
     request: Request<Incoming>,
     progress: Arc<Progress>,
-) -> Result<Response<Answer>, Infallible> {
+) -> Result<Response<ResponseBody>, Infallible> {
     let version = request.version();
     let (shared, side) = (Arc::clone(&connection.shared), connection.parties.side);
     let mut answer = {
@@ -84,7 +84,7 @@ async fn serve(
     connection: Arc<Connection>,
     request: Request<Incoming>,
     progress: Arc<Progress>,
-) -> Response<Answer> {
+) -> Response<ResponseBody> {
     let (mut head, body) = request.into_parts();
     let mut record = begin(&connection, &mut head, progress);
     let view = connection.view();
@@ -142,6 +142,6 @@ fn check(
 fn settle(connection: &Connection, view: &View, head: &mut Parts) -> Result<Vec<Token>, Stop> {
     let service = connection.parties.service;
     let ambiguous = Stop::Improper("a path that can be read in two ways");
-    authorize::settle_path(view, service, head).ok_or(ambiguous)?;
+    authorize::normalize_path(view, service, head).ok_or(ambiguous)?;
     authorize::tokens(connection, view, service, head).map_err(Stop::BadToken)
 }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::caller::connection::Connection;
 use crate::cluster::Draw;
 use crate::cluster::balance::Attempt;
-use crate::cluster::breaker::{Overflow, Pass};
+use crate::cluster::breaker::{ConnectionPermit, Overflow};
 use crate::cluster::dial::{Speaker, announce, connect_as};
 use crate::cluster::endpoint::InFlight;
 use crate::config::parties::Side;
@@ -31,7 +31,7 @@ pub(super) struct Upstream {
     pub(super) service: ServiceId,
     /// Of the workload, at the client's side.
     pub(super) host: Option<HostId>,
-    _held: Option<(InFlight, Pass)>,
+    _held: Option<(InFlight, ConnectionPermit)>,
 }
 
 /// Dials who takes a stream to `service`.
@@ -70,7 +70,7 @@ async fn to_workload(
         let picked = shared.clusters.pick(&cluster, &tried, draw);
         let (endpoint, mut flight) = picked.map_err(|_| nobody())?;
         tried.push(endpoint.host);
-        let Some(pass) = cluster.room().open(&open) else {
+        let Some(pass) = cluster.allowance().open(&open) else {
             flight.forget();
             shared.metrics.count_overflow(Overflow::Connections);
             return Err(io::Error::other(Overflow::Connections.reason()));

@@ -1,4 +1,4 @@
-//! What is said of a stream when it ends.
+//! Stream record, which is logged when the stream ends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

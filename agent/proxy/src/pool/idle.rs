@@ -1,10 +1,11 @@
 //! Connections that wait for their next request.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_http::h1::Link;
+use isthmus_http::h1::Conn;
 use isthmus_http::io::Stream;
+use parking_lot::Mutex;
 
 /// Kept for each application, by each thread.
 const MAX_IDLE: usize = 256;
@@ -30,13 +31,13 @@ pub(crate) struct Idle {
 #[derive(Debug)]
 struct Waiting {
     pool: PoolId,
-    link: Arc<Link<Stream>>,
+    link: Arc<Conn<Stream>>,
     since: Instant,
 }
 
 impl Idle {
-    pub(crate) fn put(&self, pool: PoolId, link: Arc<Link<Stream>>) {
-        let mut waiting = self.lock();
+    pub(crate) fn put(&self, pool: PoolId, link: Arc<Conn<Stream>>) {
+        let mut waiting = self.waiting.lock();
         if waiting.len() >= MAX_IDLE {
             waiting.remove(0);
         }
@@ -44,8 +45,8 @@ impl Idle {
     }
 
     /// The connection of this pool that was used last.
-    pub(crate) fn take(&self, pool: PoolId) -> Option<Arc<Link<Stream>>> {
-        let mut waiting = self.lock();
+    pub(crate) fn take(&self, pool: PoolId) -> Option<Arc<Conn<Stream>>> {
+        let mut waiting = self.waiting.lock();
         while let Some(at) = waiting.iter().rposition(|it| it.pool == pool) {
             let candidate = waiting.remove(at);
             if candidate.is_usable() {
@@ -58,7 +59,7 @@ impl Idle {
     /// Closes what another pool can do without, for a pool that is about to open one: so there are
     /// hardly more of them than if all had shared theirs. Says whether it did.
     pub(crate) fn make_room(&self, pool: PoolId) -> bool {
-        let mut waiting = self.lock();
+        let mut waiting = self.waiting.lock();
         let now = Instant::now();
         let is_spare = |at: usize, it: &Waiting| {
             it.pool != pool
@@ -74,20 +75,16 @@ impl Idle {
 
     /// Closes the oldest of another pool's, wanted or not. Says whether there was any.
     pub(crate) fn take_over(&self, pool: PoolId) -> bool {
-        let mut waiting = self.lock();
+        let mut waiting = self.waiting.lock();
         let other = waiting.iter().position(|it| it.pool != pool);
         other.map(|at| waiting.remove(at)).is_some()
     }
 
     /// Closes what a pool didn't use for a while. Says whether it has any left.
     pub(crate) fn sweep(&self, pool: PoolId) -> bool {
-        let mut waiting = self.lock();
+        let mut waiting = self.waiting.lock();
         waiting.retain(|it| it.pool != pool || it.is_usable());
         waiting.iter().any(|it| it.pool == pool)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Waiting>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,8 +105,8 @@ mod tests {
     const ONE: PoolId = PoolId(1);
     const OTHER: PoolId = PoolId(2);
 
-    async fn link(server: SocketAddr) -> Arc<Link<Stream>> {
-        Arc::new(Link::new(Stream::Plain(TcpStream::connect(server).await.unwrap())))
+    async fn link(server: SocketAddr) -> Arc<Conn<Stream>> {
+        Arc::new(Conn::new(Stream::Plain(TcpStream::connect(server).await.unwrap())))
     }
 
     async fn listen() -> (TcpListener, SocketAddr) {
@@ -119,7 +116,7 @@ mod tests {
     }
 
     fn age(idle: &Idle, by: Duration) {
-        idle.lock().iter_mut().for_each(|it| it.since -= by);
+        idle.waiting.lock().iter_mut().for_each(|it| it.since -= by);
     }
 
     #[tokio::test]
@@ -143,7 +140,7 @@ mod tests {
         for pool in 0..2 * MAX_IDLE as u64 {
             idle.put(PoolId(pool), Arc::clone(&shared));
         }
-        assert_eq!(idle.lock().len(), MAX_IDLE);
+        assert_eq!(idle.waiting.lock().len(), MAX_IDLE);
         assert!(idle.take(PoolId(0)).is_none(), "the oldest have gone");
     }
 

@@ -15,7 +15,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use http::header::HOST;
@@ -24,11 +24,12 @@ use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use isthmus_http::body::{BodyError, Incoming};
 use isthmus_http::h1::client::{self, Failed, Server};
-use isthmus_http::h1::{Keep, Link};
+use isthmus_http::h1::{Conn, Keep};
 use isthmus_http::h2::{Gather, Gathered};
 use isthmus_http::io::Stream;
 use isthmus_http::limits::UNSENT_BYTES;
 use isthmus_model::{HostId, HttpVersion, Principal, ProxyProtocol, ServiceId};
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -36,12 +37,12 @@ use tokio_rustls::TlsConnector;
 
 use self::idle::{Idle, PoolId};
 use self::reach::Reach;
-use self::request_body::Upload;
-use crate::cluster::breaker::{Overflow, Pass, Room};
+use self::request_body::RequestBody;
+use crate::cluster::breaker::{Allowance, ConnectionPermit, Overflow};
 use crate::cluster::dial::{Bind, Speaker, announce, connect_as};
 use crate::cluster::silence::Silence;
 use crate::cluster::windows::{ANSWER_BYTES, ANSWER_STREAM_BYTES};
-use crate::config::host_services::Outside;
+use crate::config::host_services::HostServices;
 use crate::config::listens::{Listens, Shown};
 use crate::config::view::Map;
 
@@ -50,7 +51,7 @@ use crate::config::view::Map;
 pub(crate) struct Backends {
     connect_timeout: Duration,
     bind: Bind,
-    outside: Arc<dyn Outside>,
+    host_services: Arc<dyn HostServices>,
     silence: Arc<Silence>,
     reach: Arc<Reach>,
     /// Apart from each other: those whose connections are counted, and those whose aren't.
@@ -70,7 +71,7 @@ pub(crate) struct Target {
     /// aren't shared with other callers.
     pub(crate) introduce: Option<(ProxyProtocol, IpAddr)>,
     /// The external service that stands for it, if it is outside of the mesh, and the
-    /// [`Outside::epoch`] that its connections are of.
+    /// [`HostServices::epoch`] that its connections are of.
     pub(crate) external: Option<(ServiceId, u64)>,
     /// The host whose proxy this is, if it is another's.
     pub(crate) host: Option<HostId>,
@@ -119,7 +120,7 @@ pub(crate) enum BackendError {
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) error: BackendError,
-    pub(crate) unsent: Option<Box<Request<Upload>>>,
+    pub(crate) unsent: Option<Box<Request<RequestBody>>>,
 }
 
 impl Wire {
@@ -141,11 +142,11 @@ impl Wire {
 }
 
 impl Failure {
-    const fn unsent(error: BackendError, request: Box<Request<Upload>>) -> Self {
+    const fn unsent(error: BackendError, request: Box<Request<RequestBody>>) -> Self {
         Self { error, unsent: Some(request) }
     }
 
-    fn of_sending(mut error: TrySendError<Request<Upload>>) -> Self {
+    fn of_sending(mut error: TrySendError<Request<RequestBody>>) -> Self {
         let unsent = error.take_message().map(Box::new);
         Self { error: BackendError::Broken(error.into_error().into()), unsent }
     }
@@ -168,12 +169,12 @@ struct Application {
     target: Target,
     connect_timeout: Duration,
     bind: Bind,
-    outside: Arc<dyn Outside>,
+    host_services: Arc<dyn HostServices>,
     silence: Arc<Silence>,
     reach: Arc<Reach>,
     idle: Arc<Idle>,
     /// One connection carries all; the lock is held while it is being made.
-    multiplexed: tokio::sync::Mutex<Option<http2::SendRequest<Upload>>>,
+    multiplexed: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
     /// Connections, where they are counted.
     open: Arc<AtomicUsize>,
     /// Requests that wait for one of them to be free, and what tells them.
@@ -185,13 +186,13 @@ impl Backends {
     pub(crate) fn new(
         connect_timeout: Duration,
         bind: Bind,
-        outside: Arc<dyn Outside>,
+        host_services: Arc<dyn HostServices>,
         silence: Arc<Silence>,
     ) -> Self {
         Self {
             connect_timeout,
             bind,
-            outside,
+            host_services,
             silence,
             reach: Arc::default(),
             applications: Mutex::default(),
@@ -203,7 +204,8 @@ impl Backends {
     /// Another one like it, with nothing open yet.
     pub(crate) fn without_connections(&self) -> Self {
         let silence = Arc::clone(&self.silence);
-        let new = Self::new(self.connect_timeout, self.bind, Arc::clone(&self.outside), silence);
+        let new =
+            Self::new(self.connect_timeout, self.bind, Arc::clone(&self.host_services), silence);
         Self { reach: Arc::clone(&self.reach), ..new }
     }
 
@@ -217,30 +219,30 @@ impl Backends {
         self.bind
     }
 
-    /// Sends a request, and gives its answer's head. `room` says what there may be of connections,
+    /// Sends a request, and gives its answer's head. `allowance` says what there may be of connections,
     /// if they are counted. All that is large or rare is boxed here, or each request would take that room
     /// on every level that waits for it.
     pub(crate) async fn send(
         &self,
         target: Target,
         wire: Wire,
-        request: Box<Request<Upload>>,
-        room: Option<Room<'_>>,
+        request: Box<Request<RequestBody>>,
+        allowance: Option<Allowance<'_>>,
     ) -> Result<Response<Incoming>, Failure> {
-        let application = self.application(target, room.is_some());
+        let application = self.application(target, allowance.is_some());
         match wire {
-            Wire::Http1 => application.send_http1(request, room).await,
-            Wire::Http2 => application.send_http2(request, room).await,
+            Wire::Http1 => application.send_http1(request, allowance).await,
+            Wire::Http2 => application.send_http2(request, allowance).await,
         }
     }
 
     /// Closes what nobody used for a while.
     pub(crate) fn sweep(&self) {
-        self.lock().retain(|_, application| {
+        self.applications.lock().retain(|_, application| {
             // Whoever is sending holds another reference.
             application.idle.sweep(application.id) || Arc::strong_count(application) > 1
         });
-        lock(&self.idle).retain(|_, idle| idle.strong_count() > 0);
+        self.idle.lock().retain(|_, idle| idle.strong_count() > 0);
     }
 
     fn application(&self, target: Target, is_counted: bool) -> Arc<Application> {
@@ -250,7 +252,7 @@ impl Backends {
                 target,
                 connect_timeout: self.connect_timeout,
                 bind: self.bind,
-                outside: Arc::clone(&self.outside),
+                host_services: Arc::clone(&self.host_services),
                 silence: Arc::clone(&self.silence),
                 reach: Arc::clone(&self.reach),
                 idle: self.idle_of(&target),
@@ -260,7 +262,7 @@ impl Backends {
                 returned: Notify::new(),
             })
         };
-        Arc::clone(self.lock().entry((target, is_counted)).or_insert_with(make))
+        Arc::clone(self.applications.lock().entry((target, is_counted)).or_insert_with(make))
     }
 
     /// Where the unused connections of a pool wait: an application's together.
@@ -268,7 +270,7 @@ impl Backends {
         if target.source.is_some() {
             return Arc::default();
         }
-        let mut known = lock(&self.idle);
+        let mut known = self.idle.lock();
         if let Some(idle) = known.get(&target.address).and_then(Weak::upgrade) {
             return idle;
         }
@@ -276,24 +278,20 @@ impl Backends {
         known.insert(target.address, Arc::downgrade(&idle));
         idle
     }
-
-    fn lock(&self) -> MutexGuard<'_, Map<(Target, bool), Arc<Application>>> {
-        lock(&self.applications)
-    }
 }
 
 impl Application {
     async fn send_http1(
         self: &Arc<Self>,
-        mut request: Box<Request<Upload>>,
-        room: Option<Room<'_>>,
+        mut request: Box<Request<RequestBody>>,
+        allowance: Option<Allowance<'_>>,
     ) -> Result<Response<Incoming>, Failure> {
         loop {
             let (link, reused) = match self.idle.take(self.id) {
                 Some(link) => (link, true),
                 None => {
                     let began = Instant::now();
-                    let opened = Box::pin(self.open(room)).await;
+                    let opened = Box::pin(self.open(allowance)).await;
                     request.body().progress().connected(began.elapsed());
                     match opened {
                         Ok(opened) => opened,
@@ -327,37 +325,37 @@ impl Application {
     /// Says, too, whether it was used before.
     async fn open(
         &self,
-        room: Option<Room<'_>>,
-    ) -> Result<(Arc<Link<Stream>>, bool), BackendError> {
+        allowance: Option<Allowance<'_>>,
+    ) -> Result<(Arc<Conn<Stream>>, bool), BackendError> {
         self.idle.make_room(self.id);
-        let Some(room) = room else {
-            return Ok((Arc::new(Link::new(self.connect(false).await?)), false));
+        let Some(allowance) = allowance else {
+            return Ok((Arc::new(Conn::new(self.connect(false).await?)), false));
         };
-        let _waiting = room.wait().ok_or(BackendError::Overloaded(Overflow::Pending))?;
-        let pass = match room.open(&self.open) {
+        let _waiting = allowance.wait().ok_or(BackendError::Overloaded(Overflow::Pending))?;
+        let pass = match allowance.open(&self.open) {
             Some(pass) => pass,
-            None => match timeout(self.connect_timeout, self.turn(room)).await {
+            None => match timeout(self.connect_timeout, self.turn(allowance)).await {
                 Ok(Turn::Returned(link)) => return Ok((link, true)),
                 Ok(Turn::Opens(pass)) => pass,
                 Err(_) => return Err(BackendError::Overloaded(Overflow::Connections)),
             },
         };
-        Ok((Arc::new(Link::holding(self.connect(false).await?, Some(Box::new(pass)))), false))
+        Ok((Arc::new(Conn::holding(self.connect(false).await?, Some(Box::new(pass)))), false))
     }
 
     /// Waits until a connection comes back, or another one may be made.
-    async fn turn(&self, room: Room<'_>) -> Turn {
+    async fn turn(&self, allowance: Allowance<'_>) -> Turn {
         let _waits = Waits::begin(&self.waiting);
         loop {
             // Listens before it looks, so that nothing happens in between.
             let (mut returned, mut freed) =
-                (pin!(self.returned.notified()), pin!(room.gate.freed()));
+                (pin!(self.returned.notified()), pin!(allowance.counts.freed()));
             returned.as_mut().enable();
             freed.as_mut().enable();
             if let Some(link) = self.idle.take(self.id) {
                 return Turn::Returned(link);
             }
-            if let Some(pass) = room.open(&self.open) {
+            if let Some(pass) = allowance.open(&self.open) {
                 return Turn::Opens(pass);
             }
             // Others that need theirs no longer shall not keep this one waiting.
@@ -373,14 +371,14 @@ impl Application {
 
     async fn send_http2(
         &self,
-        mut request: Box<Request<Upload>>,
-        room: Option<Room<'_>>,
+        mut request: Box<Request<RequestBody>>,
+        allowance: Option<Allowance<'_>>,
     ) -> Result<Response<Incoming>, Failure> {
         // The URI's authority says it; nginx refuses a request that has both.
         request.headers_mut().remove(HOST);
         // Waiting for another request's connection to be made is waiting for it, too.
         let began = Instant::now();
-        let connected = self.multiplexed(room).await;
+        let connected = self.multiplexed(allowance).await;
         request.body().progress().connected(began.elapsed());
         let mut sender = match connected {
             Ok(sender) => sender,
@@ -398,30 +396,33 @@ impl Application {
 
     async fn multiplexed(
         &self,
-        room: Option<Room<'_>>,
-    ) -> Result<http2::SendRequest<Upload>, BackendError> {
-        let usable = |sender: &&http2::SendRequest<Upload>| sender.is_ready();
+        allowance: Option<Allowance<'_>>,
+    ) -> Result<http2::SendRequest<RequestBody>, BackendError> {
+        let usable = |sender: &&http2::SendRequest<RequestBody>| sender.is_ready();
         if let Ok(multiplexed) = self.multiplexed.try_lock()
             && let Some(sender) = multiplexed.as_ref().filter(usable)
         {
             return Ok(sender.clone());
         }
-        let waiting = room.map(|room| room.wait().ok_or(Overflow::Pending)).transpose();
+        let waiting =
+            allowance.map(|allowance| allowance.wait().ok_or(Overflow::Pending)).transpose();
         let _waiting = waiting.map_err(BackendError::Overloaded)?;
         let mut multiplexed = self.multiplexed.lock().await;
         if let Some(sender) = multiplexed.as_ref().filter(usable) {
             return Ok(sender.clone());
         }
         // There is only this one: it counts, and isn't refused.
-        let pass = room.and_then(|room| Room { connections: usize::MAX, ..room }.open(&self.open));
+        let pass = allowance.and_then(|allowance| {
+            Allowance { connections: usize::MAX, ..allowance }.open(&self.open)
+        });
         Ok(multiplexed.insert(Box::pin(self.connect_http2(pass)).await?).clone())
     }
 
     async fn connect_http2(
         &self,
-        pass: Option<Pass>,
-    ) -> Result<http2::SendRequest<Upload>, BackendError> {
-        let gather = Gather::new(Arc::new(Link::new(self.connect(true).await?)));
+        pass: Option<ConnectionPermit>,
+    ) -> Result<http2::SendRequest<RequestBody>, BackendError> {
+        let gather = Gather::new(Arc::new(Conn::new(self.connect(true).await?)));
         let io = TokioIo::new(Gathered(Arc::clone(&gather)));
         tokio::spawn(gather.send());
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -472,7 +473,7 @@ impl Application {
     /// Begins TLS, where an external server wants it.
     async fn secure(&self, stream: TcpStream, http2: bool) -> io::Result<Stream> {
         let Some((external, _)) = self.target.external else { return Ok(Stream::Plain(stream)) };
-        let Some((config, name)) = self.outside.client_tls(external, http2)? else {
+        let Some((config, name)) = self.host_services.client_tls(external, http2)? else {
             return Ok(Stream::Plain(stream));
         };
         let stream = TlsConnector::from(config).connect(name, stream).await?;
@@ -498,7 +499,7 @@ impl Application {
 }
 
 impl Keep<Stream> for Application {
-    fn keep(&self, link: Arc<Link<Stream>>) {
+    fn keep(&self, link: Arc<Conn<Stream>>) {
         self.idle.put(self.id, link);
         if self.waiting.load(Ordering::Relaxed) > 0 {
             self.returned.notify_one();
@@ -509,9 +510,9 @@ impl Keep<Stream> for Application {
 /// What a request has waited for.
 enum Turn {
     /// A connection that was used before.
-    Returned(Arc<Link<Stream>>),
+    Returned(Arc<Conn<Stream>>),
     /// It may make one.
-    Opens(Pass),
+    Opens(ConnectionPermit),
 }
 
 /// Counts who waits.
@@ -532,8 +533,4 @@ impl Drop for Waits<'_> {
 
 fn silent(since: Instant) -> Failure {
     Failure { error: BackendError::Silent(since), unsent: None }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

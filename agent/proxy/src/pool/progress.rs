@@ -1,10 +1,11 @@
-//! What a request waits for, as those see it who carry its body.
+//! Upload progress, as the carriers of a request's body see it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use isthmus_http::interim::Interim;
+use parking_lot::Mutex;
 
 use crate::config::life::Life;
 
@@ -35,11 +36,11 @@ impl Live {
     }
 
     pub(crate) fn add(&self, progress: &Arc<Progress>) {
-        self.lock().push(Arc::clone(progress));
+        self.0.lock().push(Arc::clone(progress));
     }
 
     pub(crate) fn remove(&self, progress: &Arc<Progress>) {
-        let mut live = self.lock();
+        let mut live = self.0.lock();
         if let Some(at) = live.iter().position(|it| Arc::ptr_eq(it, progress)) {
             live.swap_remove(at);
         }
@@ -48,11 +49,7 @@ impl Live {
     /// Shows requests under way to `cut`; whether it has cut any.
     pub(crate) fn cut_any(&self, mut cut: impl FnMut(&Progress) -> bool) -> bool {
         // All are shown, also once one was cut.
-        self.lock().iter().filter(|progress| cut(progress)).count() > 0
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Progress>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().iter().filter(|progress| cut(progress)).count() > 0
     }
 }
 

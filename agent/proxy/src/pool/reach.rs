@@ -1,4 +1,4 @@
-//! Where the applications of this host are reached.
+//! Reachable addresses of this host's applications.
 //!
 //! An application may listen on all addresses, on those of one family, or where the topology says
 //! (`listen`). Callers come by either family: so an application that doesn't take a connection at the address
@@ -6,8 +6,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use crate::cluster::dial::{Bind, Speaker, connect_as, connect_as_proxy};
@@ -34,11 +34,10 @@ impl Reach {
             Listens::At(address) => return dial(address).await,
             Listens::OrAt(other) => SocketAddr::new(other, asked.port()),
         };
-        let (first, second) =
-            match self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&asked) {
-                Some(known) if *known == other => (other, asked),
-                Some(_) | None => (asked, other),
-            };
+        let (first, second) = match self.0.lock().get(&asked) {
+            Some(known) if *known == other => (other, asked),
+            Some(_) | None => (asked, other),
+        };
         let failed = match dial(first).await {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
@@ -49,7 +48,7 @@ impl Reach {
     }
 
     fn learn(&self, asked: SocketAddr, works: SocketAddr) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         if works == asked {
             known.remove(&asked);
         } else if known.insert(asked, works) != Some(works) {
@@ -89,13 +88,13 @@ mod tests {
         let refused = reached(&reach, asked, Listens::There).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         assert_eq!(reached(&reach, asked, Listens::OrAt(V4)).await.unwrap(), at);
-        assert_eq!(reach.0.lock().unwrap().get(&asked), Some(&at));
+        assert_eq!(reach.0.lock().get(&asked), Some(&at));
 
         // It listens elsewhere after a restart: what was remembered is a hint.
         drop(application);
         let again = TcpListener::bind(asked).await.unwrap();
         assert_eq!(reached(&reach, asked, Listens::OrAt(V4)).await.unwrap(), asked);
-        assert_eq!(reach.0.lock().unwrap().len(), 0);
+        assert_eq!(reach.0.lock().len(), 0);
         drop(again);
         let refused = reached(&reach, asked, Listens::OrAt(V4)).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);

@@ -4,7 +4,7 @@
 //! has come is kept until it is too much, and whoever sends it again begins with that.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use http::HeaderMap;
 use hyper::body::{Body as _, Frame, SizeHint};
 use isthmus_http::body::{BodyError, Incoming};
 use isthmus_http::headers;
+use parking_lot::Mutex;
 
 use super::request_body::MAX_WHOLE_BYTES;
 
@@ -56,7 +57,7 @@ impl Replay {
 
     /// From its beginning. None if that is no longer here.
     pub(crate) fn read(&self) -> Option<Reading> {
-        let mut body = self.lock();
+        let mut body = self.0.lock();
         if body.spent {
             return None;
         }
@@ -67,11 +68,7 @@ impl Replay {
 
     /// Whether it can be sent, or sent again.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.lock().spent
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Body> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        !self.0.lock().spent
     }
 }
 
@@ -93,7 +90,7 @@ impl Reading {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut body = self.replay.lock();
+        let mut body = self.replay.0.lock();
         if body.tries != self.number {
             return Poll::Ready(None);
         }
@@ -135,18 +132,18 @@ impl Reading {
 
     /// Whether it gets what others have got before.
     pub(crate) fn is_behind(&self) -> bool {
-        self.at < self.replay.lock().data.len()
+        self.at < self.replay.0.lock().data.len()
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        let body = self.replay.lock();
+        let body = self.replay.0.lock();
         let is_read = self.at >= body.data.len();
         is_read && (body.incoming.is_end_stream() && body.trailers.is_none())
             || self.at == usize::MAX
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        let body = self.replay.lock();
+        let body = self.replay.0.lock();
         let kept = body.data.iter().skip(self.at).map(|data| data.len() as u64).sum::<u64>();
         let left = body.incoming.size_hint().exact().filter(|_| body.trailers.is_none());
         left.map_or_else(SizeHint::default, |left| SizeHint::with_exact(kept + left))

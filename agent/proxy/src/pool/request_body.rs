@@ -20,7 +20,7 @@ pub(crate) const MAX_WHOLE_BYTES: u64 = 64 * 1024;
 
 /// A request's body on its way to the application.
 #[derive(Debug)]
-pub(crate) struct Upload {
+pub(crate) struct RequestBody {
     source: Source,
     progress: Arc<Progress>,
     /// What had been taken and was given back.
@@ -43,7 +43,7 @@ enum Source {
 #[derive(Debug)]
 pub(crate) enum Payload {
     /// It can be sent once. None while it is being sent.
-    Stream(Option<Upload>),
+    Stream(Option<RequestBody>),
     /// It is passed on as it comes, and can be sent again while it is small.
     Shared(Replay, Arc<Progress>),
     /// It is here, and can be sent again and again; with its trailers.
@@ -59,7 +59,7 @@ pub(crate) struct Whole {
     progress: Arc<Progress>,
 }
 
-impl Upload {
+impl RequestBody {
     pub(crate) const fn new(inner: Incoming, progress: Arc<Progress>) -> Self {
         Self { source: Source::Stream(inner), progress, first: None }
     }
@@ -98,7 +98,7 @@ impl Payload {
         if wants_again {
             return Ok(Self::Shared(Replay::new(body), progress));
         }
-        Ok(Self::Stream(Some(Upload::new(body, progress))))
+        Ok(Self::Stream(Some(RequestBody::new(body, progress))))
     }
 
     /// The whole of a small body.
@@ -126,47 +126,47 @@ impl Payload {
         }
     }
 
-    pub(crate) fn take(&mut self) -> Option<Upload> {
+    pub(crate) fn take(&mut self) -> Option<RequestBody> {
         match self {
             Self::Stream(upload) => upload.take(),
             Self::Shared(replay, progress) => {
                 let (source, progress) = (Source::Shared(replay.read()?), Arc::clone(progress));
-                Some(Upload { source, progress, first: None })
+                Some(RequestBody { source, progress, first: None })
             }
             Self::Whole(whole) => Some(whole.upload()),
         }
     }
 
     /// Nobody has read of it.
-    pub(crate) fn give_back(&mut self, upload: Upload) {
+    pub(crate) fn give_back(&mut self, upload: RequestBody) {
         if let Self::Stream(empty) = self {
             *empty = Some(upload);
         }
     }
 
     /// Another one like it, where it is whole.
-    pub(crate) fn copy(&self) -> Option<Upload> {
+    pub(crate) fn copy(&self) -> Option<RequestBody> {
         match self {
             Self::Stream(_) | Self::Shared(..) => None,
             Self::Whole(whole) => {
                 // Nobody's time: the caller doesn't wait for a copy.
                 let progress = Arc::new(Progress::new(whole.progress.started()));
-                Some(Upload { progress, ..whole.upload() })
+                Some(RequestBody { progress, ..whole.upload() })
             }
         }
     }
 }
 
 impl Whole {
-    fn upload(&self) -> Upload {
+    fn upload(&self) -> RequestBody {
         let Self { bytes, trailers, spelled, progress } = self.clone();
         let source =
             Source::Whole { bytes: Some(bytes).filter(|it| !it.is_empty()), trailers, spelled };
-        Upload { source, progress, first: None }
+        RequestBody { source, progress, first: None }
     }
 }
 
-impl Spelled for Upload {
+impl Spelled for RequestBody {
     fn spelled(&self) -> Option<&Bytes> {
         match &self.source {
             Source::Stream(inner) => inner.spelled(),
@@ -176,7 +176,7 @@ impl Spelled for Upload {
     }
 }
 
-impl client::Upload for Upload {
+impl client::Upload for RequestBody {
     type Told = Progress;
 
     fn told(&self) -> Arc<Progress> {
@@ -189,7 +189,7 @@ impl client::Upload for Upload {
     }
 }
 
-impl Body for Upload {
+impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 

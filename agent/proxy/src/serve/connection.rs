@@ -9,7 +9,7 @@ use http::{Request, Response, StatusCode};
 use isthmus_http::activity::Activity;
 use isthmus_http::body::Incoming;
 use isthmus_http::h1::server::{self, End, Service};
-use isthmus_http::h1::{Link, Raw};
+use isthmus_http::h1::{Conn, Raw};
 use isthmus_http::h2::{self, WindowBytes};
 use isthmus_http::io::{CallerIo, Stream};
 use isthmus_http::limits::Author;
@@ -22,7 +22,7 @@ use crate::caller::connection::Connection;
 use crate::caller::context::Shared;
 use crate::caller::entry::Entry;
 use crate::exchange;
-use crate::exchange::body::Answer;
+use crate::exchange::body::ResponseBody;
 use crate::opaque;
 use crate::pool::progress::Progress;
 use crate::telemetry::access_log;
@@ -46,7 +46,7 @@ pub(crate) fn identify(
     }
     let asked = if view.has_several_ports(local) {
         // Without its flow nobody knows what was meant.
-        Some(shared.outside.asked_port(own, remote)?)
+        Some(shared.host_services.asked_port(own, remote)?)
     } else {
         None
     };
@@ -88,7 +88,7 @@ pub(crate) async fn run(connection: Arc<Connection>, stream: TcpStream) {
 
 /// Gives the connection if it carries requests. What isn't needed for most is boxed: a connection
 /// holds the room of all that it may wait for as long as it lives.
-async fn begin(connection: &Arc<Connection>, stream: TcpStream) -> Option<Arc<Link<CallerIo>>> {
+async fn begin(connection: &Arc<Connection>, stream: TcpStream) -> Option<Arc<Conn<CallerIo>>> {
     let stream = if connection.entry.is_some() {
         Box::pin(gateway::greet(connection, stream)).await?
     } else if connection.parties.protocol == Protocol::Http {
@@ -96,10 +96,10 @@ async fn begin(connection: &Arc<Connection>, stream: TcpStream) -> Option<Arc<Li
     } else {
         Stream::Plain(Box::pin(opaque::run(connection, stream)).await?)
     };
-    Some(Arc::new(Link::new(CallerIo::new(stream, Arc::clone(&connection.activity)))))
+    Some(Arc::new(Conn::new(CallerIo::new(stream, Arc::clone(&connection.activity)))))
 }
 
-async fn serve_http2(connection: &Arc<Connection>, link: Arc<Link<CallerIo>>) {
+async fn serve_http2(connection: &Arc<Connection>, link: Arc<Conn<CallerIo>>) {
     let window = connection.shared.windows.open(connection.caller());
     let windows = WindowBytes { connection: window.bytes(), stream: window.stream_bytes() };
     if let Err(error) = h2::serve(connection, link, windows).await {
@@ -122,7 +122,7 @@ fn tell_broken_rules(connection: &Connection, error: &hyper::Error) {
 }
 
 impl Service for Connection {
-    type Body = Answer;
+    type Body = ResponseBody;
     type Progress = Progress;
 
     fn author(&self) -> Author {
@@ -141,7 +141,7 @@ impl Service for Connection {
         self: Arc<Self>,
         request: Request<Incoming>,
         progress: Arc<Progress>,
-    ) -> impl Future<Output = Result<Response<Answer>, Infallible>> + Send {
+    ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send {
         exchange::handle(self, request, progress)
     }
 
@@ -156,10 +156,10 @@ mod tests {
 
     #[test]
     fn a_connection_without_a_request_is_small() {
-        fn room<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
+        fn allowance<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
             size_of::<F>()
         }
-        assert!(room(run) <= 384, "{} bytes while nothing happens", room(run));
+        assert!(allowance(run) <= 384, "{} bytes while nothing happens", allowance(run));
         assert!(size_of::<Connection>() <= 512, "{} bytes", size_of::<Connection>());
     }
 }

@@ -31,7 +31,7 @@ use crate::caller::connection::Connection;
 use crate::caller::context::Shared;
 use crate::caller::entry::{Entry, Greeting};
 use crate::cluster::permits::Caller;
-use crate::config::host_services::Outside;
+use crate::config::host_services::HostServices;
 
 /// A client that has come to a gateway.
 #[derive(Debug)]
@@ -46,18 +46,18 @@ pub struct Visitor {
 
 /// What the proxy is given to work at the mesh's edge.
 #[derive(Debug)]
-pub struct Edge {
+pub struct GatewayIo {
     /// The host.
-    pub outside: Arc<dyn Outside>,
+    pub host_services: Arc<dyn HostServices>,
     /// Those who come to its gateways.
     pub visitors: mpsc::Receiver<Visitor>,
 }
 
-impl Edge {
+impl GatewayIo {
     /// Nobody comes, and nothing is outside.
     #[must_use]
     pub fn nowhere() -> Self {
-        Self { outside: Arc::new(Nothing), visitors: mpsc::channel(1).1 }
+        Self { host_services: Arc::new(Nothing), visitors: mpsc::channel(1).1 }
     }
 }
 
@@ -83,23 +83,23 @@ async fn shake_hands(
     entry: &Entry,
     stream: TcpStream,
 ) -> io::Result<Stream> {
-    let Shared { outside, handshakes, .. } = &*connection.shared;
+    let Shared { host_services, handshakes, .. } = &*connection.shared;
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
     let name = hello.client_hello().server_name().map(|name| canonical(name).map(Cow::into_owned));
     let name = name.transpose().map_err(io::Error::other)?;
     if is_challenge(&hello.client_hello()) {
-        let config = name.and_then(|name| outside.challenge_tls(&name));
+        let config = name.and_then(|name| host_services.challenge_tls(&name));
         let config = config.ok_or_else(|| io::Error::other("nobody is asked about this name"))?;
         hello.into_stream(config).await?.shutdown().await?;
         return Err(io::Error::other("an authority asked who answers for this name, and was told"));
     }
-    let config = outside.server_tls(connection.parties.service, entry.port, name.as_deref());
+    let config = host_services.server_tls(connection.parties.service, entry.port, name.as_deref());
     let config = config.ok_or_else(|| io::Error::other("no certificate for this name"))?;
     // From here on it costs much. Whoever is slow loses its turn with its patience.
     let _turn = handshakes.wait_for(Caller::visitor(connection.peer)).await;
     let stream = hello.into_stream(config).await?;
     let chain = stream.get_ref().1.peer_certificates();
-    let facts = chain.and_then(|chain| chain.first()).map(|it| outside.facts(it));
+    let facts = chain.and_then(|chain| chain.first()).map(|it| host_services.facts(it));
     let certificate = facts.and_then(|facts| HeaderValue::from_str(&facts).ok());
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     entry.on_greeting(Greeting { name, certificate, http2 });
@@ -116,7 +116,7 @@ fn is_challenge(hello: &ClientHello<'_>) -> bool {
 #[derive(Debug)]
 struct Nothing;
 
-impl Outside for Nothing {
+impl HostServices for Nothing {
     fn server_tls(&self, _: ServiceId, _: u16, _: Option<&str>) -> Option<Arc<ServerConfig>> {
         None
     }

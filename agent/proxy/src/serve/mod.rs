@@ -17,11 +17,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use self::gateway::{Edge, Visitor};
-use self::worker::Door;
+use self::gateway::{GatewayIo, Visitor};
+use self::worker::WorkerHandle;
 use crate::caller::context::Shared;
 use crate::cluster::dial::Bind;
-use crate::cluster::permits::{Caller, Place, Places};
+use crate::cluster::permits::{Caller, FairLimit, Permit};
 use crate::config::limits::Limits;
 use crate::config::view::View;
 use crate::telemetry::metrics::Metrics;
@@ -53,7 +53,7 @@ pub struct Options {
 pub async fn serve(
     options: Options,
     listeners: Vec<std::net::TcpListener>,
-    edge: Edge,
+    edge: GatewayIo,
     view: watch::Receiver<Arc<View>>,
     metrics: Arc<Metrics>,
     bind: Bind,
@@ -61,11 +61,12 @@ pub async fn serve(
 ) -> io::Result<()> {
     let Options { drain, request, body_idle, .. } = options;
     let limits = Limits { drain, request, body_idle, ..Limits::default() };
-    let mut shared = Shared::new(limits, view, metrics, bind, edge.outside);
+    let mut shared = Shared::new(limits, view, metrics, bind, edge.host_services);
     shared.leaving = options.leaving;
     let (running, mut ended) = mpsc::channel::<()>(1);
     let start = |number| start_thread(number, shared.for_another_thread(), running.clone());
-    let doors = (0..options.threads.max(1)).map(start).collect::<io::Result<Vec<Door>>>()?;
+    let doors =
+        (0..options.threads.max(1)).map(start).collect::<io::Result<Vec<WorkerHandle>>>()?;
     drop(running);
     accept_until(stop, listeners, edge.visitors, &shared, doors).await?;
     // Nobody sends: this is the end of the last thread.
@@ -74,8 +75,12 @@ pub async fn serve(
 }
 
 /// One thread, one runtime, one worker.
-fn start_thread(number: usize, shared: Shared, running: mpsc::Sender<()>) -> io::Result<Door> {
-    let (door, arrivals) = Door::new();
+fn start_thread(
+    number: usize,
+    shared: Shared,
+    running: mpsc::Sender<()>,
+) -> io::Result<WorkerHandle> {
+    let (door, arrivals) = WorkerHandle::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::Builder::new().name(format!("proxy-{number}")).spawn(move || {
         let _running = running;
@@ -91,10 +96,10 @@ pub(crate) async fn accept_until(
     listeners: Vec<std::net::TcpListener>,
     visitors: mpsc::Receiver<Visitor>,
     shared: &Shared,
-    doors: Vec<Door>,
+    doors: Vec<WorkerHandle>,
 ) -> io::Result<()> {
-    let places = Places::new(shared.limits.connections);
-    let doors: Arc<[Door]> = doors.into();
+    let places = FairLimit::new(shared.limits.connections);
+    let doors: Arc<[WorkerHandle]> = doors.into();
     let mut loops = JoinSet::new();
     for listener in listeners {
         listener.set_nonblocking(true)?;
@@ -102,7 +107,7 @@ pub(crate) async fn accept_until(
         let metrics = Arc::clone(&shared.metrics);
         loops.spawn(accept(listener, metrics, Arc::clone(&places), Arc::clone(&doors)));
     }
-    let places = Places::new(shared.limits.visitors);
+    let places = FairLimit::new(shared.limits.visitors);
     loops.spawn(welcome(visitors, places, Arc::clone(&shared.metrics), doors));
     let (keys, views) = (Arc::clone(&shared.keys), shared.view.clone());
     loops.spawn(async move { keys.keep(views).await });
@@ -118,9 +123,9 @@ pub(crate) async fn accept_until(
 /// strangers: their places aren't those of the mesh's callers.
 async fn welcome(
     mut visitors: mpsc::Receiver<Visitor>,
-    places: Arc<Places>,
+    places: Arc<FairLimit>,
     metrics: Arc<Metrics>,
-    doors: Arc<[Door]>,
+    doors: Arc<[WorkerHandle]>,
 ) {
     while let Some(Visitor { stream, gateway, port }) = visitors.recv().await {
         metrics.accepted.fetch_add(1, Ordering::Relaxed);
@@ -138,8 +143,8 @@ async fn welcome(
 async fn accept(
     listener: TcpListener,
     metrics: Arc<Metrics>,
-    places: Arc<Places>,
-    doors: Arc<[Door]>,
+    places: Arc<FairLimit>,
+    doors: Arc<[WorkerHandle]>,
 ) {
     loop {
         match listener.accept().await {
@@ -155,7 +160,7 @@ async fn accept(
     }
 }
 
-fn admit(stream: TcpStream, place: Option<Place>, metrics: &Metrics, doors: &[Door]) {
+fn admit(stream: TcpStream, place: Option<Permit>, metrics: &Metrics, doors: &[WorkerHandle]) {
     metrics.accepted.fetch_add(1, Ordering::Relaxed);
     let door = doors.iter().min_by_key(|door| door.load());
     match (place, door, stream.into_std()) {

@@ -1,4 +1,4 @@
-//! What a connection becomes after `101 Switching Protocols`: bytes, both ways.
+//! Tunnel: a connection after `101 Switching Protocols`, which copies bytes both ways.
 
 use std::sync::atomic::Ordering;
 

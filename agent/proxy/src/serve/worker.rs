@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_unti
 use super::connection;
 use crate::caller::connection::Connection;
 use crate::caller::context::Shared;
-use crate::cluster::permits::Place;
+use crate::cluster::permits::Permit;
 use crate::config::limits::Limits;
 use crate::config::parties::Side;
 
@@ -33,7 +33,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The way to a worker.
 #[derive(Clone, Debug)]
-pub(crate) struct Door {
+pub(crate) struct WorkerHandle {
     arrivals: mpsc::UnboundedSender<Arrival>,
     connections: Arc<AtomicUsize>,
 }
@@ -44,17 +44,17 @@ pub(crate) struct Arrival {
     stream: std::net::TcpStream,
     /// The gateway and its port, of a client from outside.
     gateway: Option<(ServiceId, u16)>,
-    stay: Stay,
+    stay: LoadGuard,
 }
 
 /// Keeps a connection's place, among all and among its worker's.
 #[derive(Debug)]
-struct Stay {
+struct LoadGuard {
     connections: Arc<AtomicUsize>,
-    _place: Place,
+    _place: Permit,
 }
 
-impl Door {
+impl WorkerHandle {
     pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Arrival>) {
         let (arrivals, receiver) = mpsc::unbounded_channel();
         (Self { arrivals, connections: Arc::default() }, receiver)
@@ -69,16 +69,16 @@ impl Door {
         &self,
         stream: std::net::TcpStream,
         gateway: Option<(ServiceId, u16)>,
-        place: Place,
+        place: Permit,
     ) {
         self.connections.fetch_add(1, Ordering::Relaxed);
-        let stay = Stay { connections: Arc::clone(&self.connections), _place: place };
+        let stay = LoadGuard { connections: Arc::clone(&self.connections), _place: place };
         // A worker that is gone takes the connection with it.
         let _ = self.arrivals.send(Arrival { stream, gateway, stay });
     }
 }
 
-impl Drop for Stay {
+impl Drop for LoadGuard {
     fn drop(&mut self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
@@ -87,7 +87,7 @@ impl Drop for Stay {
 /// Serves what comes through a door until it closes; then finishes requests under way.
 pub(crate) async fn run(shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiver<Arrival>) {
     let tick = tick(&shared.limits);
-    let mut flock = Flock::new(patience(&shared.limits, tick));
+    let mut flock = ConnectionSet::new(patience(&shared.limits, tick));
     let mut views = shared.view.clone();
     let mut has_views = true;
     let mut ticks = interval(tick);
@@ -135,18 +135,18 @@ pub(crate) async fn run(shared: Arc<Shared>, mut arrivals: mpsc::UnboundedReceiv
 }
 
 /// The connections of one worker.
-struct Flock {
+struct ConnectionSet {
     tasks: JoinSet<()>,
-    members: Vec<Member>,
+    members: Vec<Tracked>,
     patience: Patience,
 }
 
-struct Member {
+struct Tracked {
     connection: Weak<Connection>,
     task: AbortHandle,
 }
 
-impl Flock {
+impl ConnectionSet {
     fn new(patience: Patience) -> Self {
         Self { tasks: JoinSet::new(), members: Vec::new(), patience }
     }
@@ -160,12 +160,12 @@ impl Flock {
         };
         let connection = Arc::new(connection);
         let weak = Arc::downgrade(&connection);
-        let present = Present::new(Arc::clone(shared), stay);
+        let present = ActiveGuard::new(Arc::clone(shared), stay);
         let task = self.tasks.spawn(async move {
             let _present = present;
             connection::run(connection, stream).await;
         });
-        self.members.push(Member { connection: weak, task });
+        self.members.push(Tracked { connection: weak, task });
     }
 
     /// Cuts those whose callers may no longer reach their service.
@@ -235,7 +235,7 @@ impl Flock {
     }
 }
 
-impl Member {
+impl Tracked {
     /// Of a connection with requests that were cut: HTTP/2 ends them alone, HTTP/1 has one.
     fn end_cut(&self, connection: &Connection) {
         tracing::info!(
@@ -262,19 +262,19 @@ impl Member {
 }
 
 /// Counts a connection in and out, also when its task is aborted.
-struct Present {
+struct ActiveGuard {
     shared: Arc<Shared>,
-    _stay: Stay,
+    _stay: LoadGuard,
 }
 
-impl Present {
-    fn new(shared: Arc<Shared>, stay: Stay) -> Self {
+impl ActiveGuard {
+    fn new(shared: Arc<Shared>, stay: LoadGuard) -> Self {
         shared.metrics.active.fetch_add(1, Ordering::Relaxed);
         Self { shared, _stay: stay }
     }
 }
 
-impl Drop for Present {
+impl Drop for ActiveGuard {
     fn drop(&mut self) {
         self.shared.metrics.active.fetch_sub(1, Ordering::Relaxed);
     }

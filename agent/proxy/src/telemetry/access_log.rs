@@ -21,10 +21,10 @@ use super::metrics::Ruling;
 use super::processes::Process;
 use super::refused::RefusedRequest;
 use super::rollout_traffic::SERVED;
-use super::series::{Ending, Ledger, StatusClass, Way};
+use super::series::{Ending, RequestLabels, SeriesCache, StatusClass};
 use super::tap::{Finished, FinishedTrace};
 use super::timing::{Clock, Part, Parts};
-use crate::cluster::permits::RequestPlace;
+use crate::cluster::permits::RequestPermit;
 use crate::config::life::{Cut, Life};
 use crate::config::parties::Side;
 use crate::config::routes::Compiled;
@@ -45,7 +45,7 @@ pub(crate) struct Facts {
     pub(crate) id: RequestId,
     /// The caller understands gRPC's words.
     pub(crate) is_grpc: bool,
-    ledger: Arc<Ledger>,
+    ledger: Arc<SeriesCache>,
     /// From where the connection came, and whom it asked.
     ends: [SocketAddr; 2],
     /// Who has opened it on this host; looked up for what is refused.
@@ -58,7 +58,7 @@ pub(crate) struct Facts {
     decider: Decider,
     /// The agent of the asked host refused it; by what, if that is known here.
     refused_there: Option<Decider>,
-    way: Way,
+    way: RequestLabels,
     host: Option<Name>,
     /// Whether that is this host.
     is_here: bool,
@@ -73,7 +73,7 @@ pub(crate) struct Facts {
     trace: Option<Trace>,
     completed: bool,
     under_way: UnderWay,
-    place: Option<RequestPlace>,
+    permit: Option<RequestPermit>,
 }
 
 /// What decided about a request. It is put into words only for those who want to know.
@@ -92,7 +92,7 @@ pub(crate) struct RequestId(u64);
 
 impl Record {
     pub(crate) fn new(
-        ledger: Arc<Ledger>,
+        ledger: Arc<SeriesCache>,
         ends: [SocketAddr; 2],
         head: &http::request::Parts,
         trace: Option<Trace>,
@@ -114,7 +114,7 @@ impl Record {
             ruling: Ruling::Invalid,
             decider: Decider::Nobody,
             refused_there: None,
-            way: Way::default(),
+            way: RequestLabels::default(),
             host: None,
             is_here: false,
             tries: 0,
@@ -126,7 +126,7 @@ impl Record {
             trace,
             completed: false,
             under_way,
-            place: None,
+            permit: None,
         }))
     }
 
@@ -212,8 +212,8 @@ impl Record {
     }
 
     /// Holds the request's place among all requests until it ends.
-    pub(crate) fn occupy(&mut self, place: RequestPlace) {
-        self.place = Some(place);
+    pub(crate) fn occupy(&mut self, permit: RequestPermit) {
+        self.permit = Some(permit);
     }
 
     pub(crate) fn add_answer_bytes(&mut self, bytes: u64) {
@@ -270,8 +270,8 @@ impl Record {
 }
 
 /// Says and counts that bytes of a caller made no request.
-pub(crate) fn tell_invalid(ledger: &Ledger, status: Option<StatusCode>, problem: &str) {
-    ledger.series(&Way::default(), Ruling::Invalid).count(&Ending {
+pub(crate) fn tell_invalid(ledger: &SeriesCache, status: Option<StatusCode>, problem: &str) {
+    ledger.series(&RequestLabels::default(), Ruling::Invalid).count(&Ending {
         status: status.map_or(StatusClass::None, StatusClass::from),
         success: true,
         retries: 0,
@@ -523,7 +523,7 @@ impl Decider {
 
 impl RequestId {
     /// What the caller's side calls it. Whoever dials a workload itself may say anything: an id proves nothing.
-    fn told(ledger: &Ledger, head: &http::request::Parts) -> Option<Self> {
+    fn told(ledger: &SeriesCache, head: &http::request::Parts) -> Option<Self> {
         if ledger.parties.side != Side::Server {
             return None;
         }

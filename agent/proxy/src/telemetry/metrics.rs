@@ -1,10 +1,12 @@
-//! What the proxy counts. The agent's Prometheus endpoint reads it.
+//! Proxy metrics. The agent's Prometheus endpoint reads it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
 
 use super::processes::{Process, Processes};
 use super::refused::{Refused, RefusedRequest};
@@ -104,11 +106,13 @@ impl Metrics {
             denied_requests: self.denied.load(Ordering::Relaxed),
             retries: self.retries.load(Ordering::Relaxed),
             hedges: self.hedges.load(Ordering::Relaxed),
-            ejections: lock(&self.ejections)
+            ejections: self
+                .ejections
+                .lock()
                 .iter()
                 .map(|(service, count)| (service.clone(), *count))
                 .collect(),
-            health: lock(&self.health).upgrade().map_or_else(Vec::new, |health| health.views()),
+            health: self.health.lock().upgrade().map_or_else(Vec::new, |health| health.views()),
             overflows: Overflow::ALL
                 .map(|it| (it.setting(), self.overflows[it as usize].load(Ordering::Relaxed)))
                 .to_vec(),
@@ -149,14 +153,14 @@ impl Metrics {
     /// The workloads that callers of this host were sent to, and how they are.
     #[must_use]
     pub fn endpoints(&self) -> Vec<EndpointView> {
-        let clusters = lock(&self.clusters);
+        let clusters = self.clusters.lock();
         clusters.upgrade().map(|clusters| clusters.views()).unwrap_or_default()
     }
 
     /// How much callers of this host have taken of the services' breakers.
     #[must_use]
     pub fn breakers(&self) -> Vec<BreakerView> {
-        let clusters = lock(&self.clusters);
+        let clusters = self.clusters.lock();
         clusters.upgrade().map(|clusters| clusters.breakers()).unwrap_or_default()
     }
 
@@ -180,12 +184,12 @@ impl Metrics {
     }
 
     pub(crate) fn watch_health(&self, health: &Arc<Health>) {
-        let mut watched = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.health.lock();
         *watched = Arc::downgrade(health);
     }
 
     pub(crate) fn watch(&self, clusters: &Arc<Clusters>) {
-        *lock(&self.clusters) = Arc::downgrade(clusters);
+        *self.clusters.lock() = Arc::downgrade(clusters);
     }
 
     pub(crate) fn count_retry(&self) {
@@ -201,7 +205,7 @@ impl Metrics {
     }
 
     pub(crate) fn count_ejection(&self, service: &str) {
-        *lock(&self.ejections).entry(service.to_owned()).or_default() += 1;
+        *self.ejections.lock().entry(service.to_owned()).or_default() += 1;
     }
 
     pub(crate) fn count_denial(&self) {
@@ -235,8 +239,4 @@ impl fmt::Display for Ruling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! What is told of requests and connections: the access log, series, taps, counters.
+//! Telemetry of requests and connections: the access log, series, taps, counters.
 
 pub(crate) mod access_log;
 pub(crate) mod histogram;

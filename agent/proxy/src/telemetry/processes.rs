@@ -1,4 +1,4 @@
-//! Which process of this host has opened a connection: for what is said of refused requests.
+//! Client processes of this host, for log lines about refused requests.
 
 use std::fmt;
 use std::net::SocketAddr;

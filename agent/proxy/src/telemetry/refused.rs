@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use http::Method;
 use isthmus_model::Origin;
+use parking_lot::Mutex;
 
 use super::processes::Process;
 use crate::config::parties::Side;
@@ -54,7 +54,7 @@ pub(crate) struct Refused(Mutex<VecDeque<RefusedRequest>>);
 impl Refused {
     pub(crate) fn note(&self, mut request: RefusedRequest) {
         request.path.truncate(request.path.floor_char_boundary(PATH_BYTES));
-        let mut kept = self.lock();
+        let mut kept = self.0.lock();
         if kept.len() == KEPT {
             kept.pop_front();
         }
@@ -63,11 +63,7 @@ impl Refused {
 
     /// The newest first.
     pub(crate) fn list(&self) -> Vec<RefusedRequest> {
-        self.lock().iter().rev().cloned().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<RefusedRequest>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().iter().rev().cloned().collect()
     }
 }
 

@@ -1,11 +1,12 @@
-//! What becomes of requests of single routes, by backend, for whoever decides about their weights; and of all
+//! Outcomes of requests of single routes, by backend, for whoever decides about their weights; and of all
 //! that services here are asked, for whoever doubts it.
 //! Apart from the metrics: exact whatever the number of series, and nothing while nobody asks.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::histogram::Histogram;
 
@@ -34,7 +35,7 @@ pub struct Traffic {
 impl Measured {
     /// Counts for these routes from now on, and for no others.
     pub fn watch(&self, routes: impl IntoIterator<Item = String>) {
-        let mut watched = self.lock();
+        let mut watched = self.routes.lock();
         let mut before = std::mem::take(&mut *watched);
         watched.extend(routes.into_iter().take(MAX_ROUTES).map(|route| {
             let counted = before.remove(&route).unwrap_or_default();
@@ -50,7 +51,7 @@ impl Measured {
             return Vec::new();
         }
         let mut taken = Vec::new();
-        for (route, backends) in &mut *self.lock() {
+        for (route, backends) in &mut *self.routes.lock() {
             for (backend, traffic) in std::mem::take(backends) {
                 taken.push((route.clone(), backend, traffic));
             }
@@ -62,7 +63,7 @@ impl Measured {
         if !self.is_on.load(Ordering::Relaxed) {
             return;
         }
-        let mut routes = self.lock();
+        let mut routes = self.routes.lock();
         let Some(backends) = routes.get_mut(route) else { return };
         if !backends.contains_key(backend) {
             if backends.len() == MAX_BACKENDS {
@@ -74,10 +75,6 @@ impl Measured {
             traffic.failures += u64::from(failed);
             traffic.latencies.observe(took);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, BTreeMap<String, Traffic>>> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -114,6 +111,6 @@ mod tests {
             measured.count("route 0", &number.to_string(), false, Duration::ZERO);
         }
         assert_eq!(measured.take().len(), MAX_BACKENDS);
-        assert_eq!(measured.lock().len(), MAX_ROUTES);
+        assert_eq!(measured.routes.lock().len(), MAX_ROUTES);
     }
 }

@@ -1,16 +1,17 @@
-//! What requests are counted by, and how much of it is kept.
+//! Metric series of requests: their labels, and the bound on their number.
 //!
-//! A series is found once for each connection and route ([`Ledger`]); from then on counting is adding to
+//! A series is found once for each connection and route ([`SeriesCache`]); from then on counting is adding to
 //! atomics. There is a hard cap: what comes later is counted as `other`.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::StatusCode;
 use isthmus_model::{Name, Revision, ServiceId};
+use parking_lot::Mutex;
 
 use super::histogram::{Histogram, Latencies};
 use super::metrics::{Metrics, Ruling};
@@ -111,7 +112,7 @@ pub(crate) struct Ending {
 
 /// Where the requests of one connection are counted.
 #[derive(Debug)]
-pub(crate) struct Ledger {
+pub(crate) struct SeriesCache {
     metrics: Arc<Metrics>,
     pub(crate) parties: Parties,
     /// Those under way.
@@ -121,7 +122,7 @@ pub(crate) struct Ledger {
 
 /// Where a request went, as far as it got.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Way {
+pub(crate) struct RequestLabels {
     pub(crate) route: Option<Arc<Compiled>>,
     /// With the revision that knows it by this number.
     pub(crate) backend: Option<(Revision, ServiceId, Name)>,
@@ -129,12 +130,12 @@ pub(crate) struct Way {
 
 #[derive(Debug)]
 struct Known {
-    way: Way,
+    way: RequestLabels,
     ruling: Ruling,
     series: Arc<Series>,
 }
 
-impl Ledger {
+impl SeriesCache {
     pub(crate) const fn new(metrics: Arc<Metrics>, parties: Parties) -> Self {
         Self { metrics, parties, live: Live::new(), known: Mutex::new(Vec::new()) }
     }
@@ -144,8 +145,8 @@ impl Ledger {
     }
 
     /// Where a request is counted that went this way.
-    pub(crate) fn series(&self, way: &Way, ruling: Ruling) -> Arc<Series> {
-        let mut known = lock(&self.known);
+    pub(crate) fn series(&self, way: &RequestLabels, ruling: Ruling) -> Arc<Series> {
+        let mut known = self.known.lock();
         if let Some(known) = known.iter().find(|it| it.ruling == ruling && it.way.is(way)) {
             return Arc::clone(&known.series);
         }
@@ -161,7 +162,7 @@ impl Ledger {
         series
     }
 
-    fn labels(&self, way: &Way, ruling: Ruling) -> SeriesLabels {
+    fn labels(&self, way: &RequestLabels, ruling: Ruling) -> SeriesLabels {
         SeriesLabels {
             side: self.parties.side,
             source: self.parties.from.to_string(),
@@ -173,7 +174,7 @@ impl Ledger {
     }
 }
 
-impl Way {
+impl RequestLabels {
     pub(crate) fn route(&self) -> Option<&str> {
         self.route.as_ref().map(|route| &*route.name)
     }
@@ -202,7 +203,7 @@ impl Way {
 impl AllSeries {
     /// The series with these labels; where there are too many, the one for all others.
     pub(crate) fn of(&self, labels: SeriesLabels, most: usize) -> Arc<Series> {
-        let mut all = lock(&self.0);
+        let mut all = self.0.lock();
         if let Some(series) = all.get(&labels) {
             return Arc::clone(series);
         }
@@ -213,7 +214,7 @@ impl AllSeries {
 
     /// What was counted in all of them, sorted by their labels.
     pub(crate) fn snapshot(&self) -> Vec<SeriesSnapshot> {
-        let mut all: Vec<Arc<Series>> = lock(&self.0).values().map(Arc::clone).collect();
+        let mut all: Vec<Arc<Series>> = self.0.lock().values().map(Arc::clone).collect();
         all.sort_by(|one, other| one.labels.cmp(&other.labels));
         all.iter().flat_map(|series| series.snapshot()).collect()
     }
@@ -311,10 +312,6 @@ impl fmt::Display for StatusClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-//! What the proxy counts of streams.
+//! Stream counters.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use isthmus_http::copy::Counts;
+use parking_lot::Mutex;
 
 use super::metrics::Ruling;
 
@@ -76,7 +77,7 @@ impl Drop for Carried {
 
 impl Counters {
     pub(crate) fn of(&self, mut labels: StreamLabels) -> Arc<Totals> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         if all.len() >= MAX_SERIES && !all.contains_key(&labels) {
             "other".clone_into(&mut labels.service);
         }
@@ -84,7 +85,7 @@ impl Counters {
     }
 
     pub(crate) fn snapshot(&self) -> Vec<(StreamLabels, StreamTotals)> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.lock();
         all.iter().map(|(labels, totals)| (labels.clone(), totals.now())).collect()
     }
 }

@@ -1,14 +1,15 @@
-//! Who wants to hear of requests as they end: taps of people, and the exporter of spans.
+//! Subscribers to requests as they end: taps of people, and the exporter of spans.
 //!
 //! While nobody does, all this is one look at an atomic for each request. Nobody is waited for: what
 //! doesn't fit into a listener's queue is lost, and counted.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use http::{Method, Version};
 use isthmus_http::trace::{SpanId, TraceId, Tracing};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::metrics::{Metrics, Ruling};
@@ -195,7 +196,7 @@ impl Watchers {
         }
         let finished = Arc::new(finished());
         if is_tapped {
-            self.lock().iter().for_each(|tap| tap.offer(&finished));
+            self.taps.lock().iter().for_each(|tap| tap.offer(&finished));
         }
         if let Some((_, spans)) = spans
             && spans.try_send(finished).is_err()
@@ -210,7 +211,7 @@ impl Watchers {
     }
 
     fn add(&self, listener: &Arc<Listener>) -> bool {
-        let mut taps = self.lock();
+        let mut taps = self.taps.lock();
         if taps.len() >= MAX_TAPS {
             return false;
         }
@@ -220,13 +221,9 @@ impl Watchers {
     }
 
     fn remove(&self, listener: &Arc<Listener>) {
-        let mut taps = self.lock();
+        let mut taps = self.taps.lock();
         taps.retain(|tap| !Arc::ptr_eq(tap, listener));
         self.count.store(taps.len(), Ordering::Relaxed);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Listener>>> {
-        self.taps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where the time of a request went.
+//! Request timing: where the time of a request went.
 //!
 //! At each moment a request waits for one thing, and its time is given to that thing, so that the parts
 //! add up to the whole:

@@ -1,4 +1,4 @@
-//! Who may send which requests, and what is told to whom about it.
+//! Access control of requests, and what each side is told.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,10 +1,11 @@
-//! What becomes of a request when the application fails, and how its connections are used again.
+//! Failing applications, and the reuse of their connections.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use http::StatusCode;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -74,7 +75,7 @@ async fn one_connection_to_the_application_serves_many_requests() {
     let counted = Arc::clone(&connections);
     tokio::spawn(async move {
         while let Ok((mut stream, from)) = listener.accept().await {
-            counted.lock().unwrap().insert(from);
+            counted.lock().insert(from);
             tokio::spawn(async move {
                 loop {
                     if !read_head(&mut stream).await {
@@ -91,7 +92,7 @@ async fn one_connection_to_the_application_serves_many_requests() {
         let answer = client.send_request(request1("GET", "/")).await.unwrap();
         assert_eq!(answer.status(), StatusCode::NO_CONTENT);
     }
-    assert!(connections.lock().unwrap().len() < 10, "{connections:?}");
+    assert!(connections.lock().len() < 10, "{connections:?}");
 }
 
 /// Answers one request on each connection, and closes it.

@@ -1,4 +1,4 @@
-//! What a new revision does to connections that are open.
+//! Open connections under a new revision.
 
 use std::time::{Duration, Instant};
 

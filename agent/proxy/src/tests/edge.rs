@@ -2,14 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use http::Response;
 use http::request::Parts;
 use isthmus_model::edge::Listener;
 use isthmus_model::route::HostMatch;
-use isthmus_model::{Edge as Place, External, Gateway, ServiceId};
+use isthmus_model::{Edge as ModelEdge, External, Gateway, ServiceId};
 use isthmus_policy::Policy;
+use parking_lot::Mutex;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt as _;
@@ -19,7 +20,7 @@ use tokio::sync::mpsc;
 use super::routed::{API, API_2, API_3, Backends, CALLER, NEAR, V2};
 use super::support::{Proxy, full, read_to_end, request1, text};
 use crate::config::limits::Limits;
-use crate::{Edge, Outside, View, Visitor};
+use crate::{GatewayIo, HostServices, View, Visitor};
 
 /// `near` is a gateway here.
 const GATEWAY: ServiceId = ServiceId(4);
@@ -32,7 +33,7 @@ struct Far(Mutex<Arc<[IpAddr]>>);
 
 const UNUSABLE: &str = "its name leads to 127.0.0.1 (loopback), which isn't dialled";
 
-impl Outside for Far {
+impl HostServices for Far {
     fn server_tls(&self, _: ServiceId, _: u16, _: Option<&str>) -> Option<Arc<ServerConfig>> {
         None
     }
@@ -54,7 +55,7 @@ impl Outside for Far {
     }
 
     fn addresses(&self, _: ServiceId) -> Arc<[IpAddr]> {
-        Arc::clone(&self.0.lock().unwrap())
+        Arc::clone(&self.0.lock())
     }
 
     fn unusable(&self, _: ServiceId) -> Option<String> {
@@ -67,7 +68,7 @@ impl Outside for Far {
 }
 
 /// A view in which a service is at the edge.
-fn at_edge(view: &View, service: ServiceId, place: Place) -> Arc<View> {
+fn at_edge(view: &View, service: ServiceId, place: ModelEdge) -> Arc<View> {
     let mut snapshot = (*view.snapshot).clone();
     let changed = snapshot.services.get_mut(&service).unwrap();
     if place.external().is_some() {
@@ -78,8 +79,8 @@ fn at_edge(view: &View, service: ServiceId, place: Place) -> Arc<View> {
     Arc::new(View::new(Arc::new(snapshot), Arc::new(policy)))
 }
 
-fn gateway(trusted: &[&str]) -> Place {
-    Place::Gateway(Gateway {
+fn gateway(trusted: &[&str]) -> ModelEdge {
+    ModelEdge::Gateway(Gateway {
         listeners: vec![listener("shop.example", false), listener("old.example", true)],
         trusted_proxies: trusted.iter().map(|text| text.parse().unwrap()).collect(),
     })
@@ -99,7 +100,7 @@ struct Door {
 impl Door {
     fn open(backends: &Backends, view: Arc<View>) -> Self {
         let (visitors, arrivals) = mpsc::channel(1);
-        let edge = Edge { outside: Arc::new(Far::default()), visitors: arrivals };
+        let edge = GatewayIo { host_services: Arc::new(Far::default()), visitors: arrivals };
         let proxy = Proxy::serve_at_edge(Limits::default(), API, backends.port, view, edge);
         Self { visitors, proxy }
     }
@@ -228,7 +229,7 @@ from = "service:client"
 to = "service:v2"
 http = [{ method = "GET" }]
 "#;
-    let external = Place::External(External {
+    let external = ModelEdge::External(External {
         host: "pay.example".into(),
         port: backends.port,
         tls: None,
@@ -236,7 +237,10 @@ http = [{ method = "GET" }]
     });
     let view = at_edge(&backends.view(rules), EXTERNAL, external);
     let far = Arc::new(Far::default());
-    let edge = Edge { outside: Arc::clone(&far) as Arc<dyn Outside>, visitors: mpsc::channel(1).1 };
+    let edge = GatewayIo {
+        host_services: Arc::clone(&far) as Arc<dyn HostServices>,
+        visitors: mpsc::channel(1).1,
+    };
     let proxy = Proxy::serve_at_edge(Limits::default(), API, backends.port, view, edge);
 
     let mut sender = proxy.http1(CALLER).await;
@@ -244,7 +248,7 @@ http = [{ method = "GET" }]
     assert_eq!(unknown.status(), 503, "nothing is known of its addresses");
     assert!(text(unknown).await.starts_with(UNUSABLE));
     // One of the addresses is dead: it is tried elsewhere.
-    *far.0.lock().unwrap() = Arc::from([V2, API_3]);
+    *far.0.lock() = Arc::from([V2, API_3]);
     for _ in 0..20 {
         let mut sender = proxy.http1(CALLER).await;
         let answer = sender.send_request(request1("GET", "/a")).await.unwrap();

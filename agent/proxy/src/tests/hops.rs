@@ -1,4 +1,4 @@
-//! What one proxy adds, the next one takes; what an application can't take, it doesn't get; and whose
+//! Two proxies in a row: what one adds, the next one takes; what an application can't take, it doesn't get; and whose
 //! connections to it are whose.
 
 use std::collections::BTreeMap;

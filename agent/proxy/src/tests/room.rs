@@ -1,4 +1,4 @@
-//! How much room a request takes while it waits: that much is copied when it begins, and held by each stream.
+//! Size of a waiting request's future: that much is copied when it begins, and held by each stream.
 
 use std::future::Future;
 

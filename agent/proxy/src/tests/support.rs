@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use isthmus_model::{
     Rule, Rules, Service, ServiceId, Snapshot, Subject,
 };
 use isthmus_policy::Policy;
+use parking_lot::Mutex;
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -32,8 +33,8 @@ use crate::caller::context::Shared;
 use crate::cluster::dial::Speaker;
 use crate::config::limits::Limits;
 use crate::serve::accept_until;
-use crate::serve::gateway::Edge;
-use crate::serve::worker::{self, Door};
+use crate::serve::gateway::GatewayIo;
+use crate::serve::worker::{self, WorkerHandle};
 use crate::{Metrics, MetricsSnapshot, View};
 
 /// The workload of `web` on this host.
@@ -81,7 +82,7 @@ impl Proxy {
         application_port: u16,
         first: Arc<View>,
     ) -> Self {
-        Self::serve_at_edge(limits, address, application_port, first, Edge::nowhere())
+        Self::serve_at_edge(limits, address, application_port, first, GatewayIo::nowhere())
     }
 
     /// Likewise, with an outside.
@@ -90,7 +91,7 @@ impl Proxy {
         address: IpAddr,
         application_port: u16,
         first: Arc<View>,
-        edge: Edge,
+        edge: GatewayIo,
     ) -> Self {
         listen();
         // A service with the proxy's own port is refused.
@@ -108,8 +109,8 @@ impl Proxy {
         let metrics_ = Arc::clone(&metrics);
         // On the test's own thread, where its log is.
         let task = tokio::spawn(async move {
-            let shared = Arc::new(Shared::new(limits, view, metrics_, bind, edge.outside));
-            let (door, arrivals) = Door::new();
+            let shared = Arc::new(Shared::new(limits, view, metrics_, bind, edge.host_services));
+            let (door, arrivals) = WorkerHandle::new();
             let working = tokio::spawn(worker::run(Arc::clone(&shared), arrivals));
             accept_until(stopped, vec![listener], edge.visitors, &shared, vec![door]).await?;
             Ok(working.await?)
@@ -215,7 +216,7 @@ impl Application {
                     let upgrade = hyper::upgrade::on(&mut request);
                     let (mut head, body) = request.into_parts();
                     head.extensions.insert(peer);
-                    record.lock().unwrap().push(head.clone());
+                    record.lock().push(head.clone());
                     let mut request = Request::from_parts(head, body);
                     request.extensions_mut().insert(upgrade);
                     let answering = answer(request);
@@ -241,7 +242,7 @@ impl Application {
     }
 
     pub(crate) fn seen(&self) -> Vec<http::request::Parts> {
-        self.seen.lock().unwrap().clone()
+        self.seen.lock().clone()
     }
 }
 

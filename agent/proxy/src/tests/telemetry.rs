@@ -1,4 +1,4 @@
-//! What is told of requests: where their time went, which trace they belong to, and to whom.
+//! Request telemetry: where their time went, which trace they belong to, and to whom.
 
 use std::time::Duration;
 

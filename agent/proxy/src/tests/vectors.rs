@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::support::{Application, SOON, bind, exchange, host};
 use crate::config::jwt::tests::Signer;
-use crate::{Edge, Metrics, Options, View, serve};
+use crate::{GatewayIo, Metrics, Options, View, serve};
 
 /// Where services that are called have their workloads.
 const HERE: HostId = HostId(1);
@@ -148,7 +148,7 @@ impl Lab {
                 leaving: Arc::default(),
             },
             listeners,
-            Edge::nowhere(),
+            GatewayIo::nowhere(),
             view,
             Arc::new(Metrics::default()),
             bind,

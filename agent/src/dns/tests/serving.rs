@@ -1,5 +1,5 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -7,6 +7,7 @@ use hickory_proto::rr::RecordType;
 use isthmus_model::ServiceId;
 use isthmus_policy::Policy;
 use isthmus_proxy::View;
+use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
@@ -105,7 +106,7 @@ impl FakeResolver {
     }
 
     fn hear(&self, from: SocketAddr, query: &[u8]) {
-        self.heard.lock().unwrap().push((from, query.to_vec()));
+        self.heard.lock().push((from, query.to_vec()));
     }
 }
 
@@ -155,7 +156,7 @@ async fn other_names_are_asked_of_the_hosts_resolvers() {
     server.ask_by_udp(&question).await;
 
     // New ids and ports each time, and nothing else changed.
-    let heard = fake.heard.lock().unwrap();
+    let heard = fake.heard.lock();
     let bytes = question.to_vec().unwrap();
     assert!(heard.iter().all(|(_, heard)| heard[2..] == bytes[2..]));
     assert_ne!(heard[0].0.port(), heard[2].0.port());
@@ -170,7 +171,7 @@ async fn the_mesh_is_not_asked_of_others() {
     for name in ["x.y.mesh.internal.", "9.9.64.100.in-addr.arpa."] {
         server.ask_by_udp(&query(name, RecordType::PTR)).await;
     }
-    assert!(fake.heard.lock().unwrap().is_empty());
+    assert!(fake.heard.lock().is_empty());
 }
 
 #[tokio::test]

@@ -130,7 +130,7 @@ fn questions_about_the_mesh_never_leave_it_and_others_do() {
         "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa.",
         "1.a.9.8.7.6.5.4.3.2.1.D.F.IP6.ARPA.",
     ];
-    let outside = [
+    let host_services = [
         "example.com.",
         "internal.",
         "notmesh.internal.",
@@ -145,7 +145,7 @@ fn questions_about_the_mesh_never_leave_it_and_others_do() {
     for name in inside {
         assert!(matches!(reply(&query(name, RecordType::PTR)), Reply::Answer(_)), "{name}");
     }
-    for name in outside {
+    for name in host_services {
         let forward = Reply::Forward { max_bytes: 512 };
         assert_eq!(reply(&query(name, RecordType::PTR)), forward, "{name}");
     }

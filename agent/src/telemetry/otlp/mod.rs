@@ -158,7 +158,6 @@ impl Sender {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::sync::Mutex;
     use std::time::SystemTime;
 
     use http::{Method, Response, Version};
@@ -167,6 +166,7 @@ mod tests {
     use hyper_util::rt::TokioIo;
     use isthmus_proxy::{FinishedTrace, Parts, Ruling, Side, SpanId, TraceId};
     use message::{KeyValue, Span, SpanKind};
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -216,11 +216,11 @@ mod tests {
                         assert_eq!(request.uri().path(), PATH);
                         assert_eq!(request.headers()[CONTENT_TYPE], "application/x-protobuf");
                         let body = request.into_body().collect().await.unwrap().to_bytes();
-                        let mut statuses = statuses.lock().unwrap();
+                        let mut statuses = statuses.lock();
                         let status = if statuses.is_empty() { 200 } else { statuses.remove(0) };
                         if status == 200 {
                             let batch = ExportTraceServiceRequest::decode(body).unwrap();
-                            taken.lock().unwrap().push(batch);
+                            taken.lock().push(batch);
                         }
                         let mut response = Response::new(Full::new(Bytes::new()));
                         *response.status_mut() = StatusCode::from_u16(status).unwrap();
@@ -245,7 +245,7 @@ mod tests {
         drop(sender);
         let exported = Exported::default();
         export(endpoint(&address).unwrap(), || "app-1".to_owned(), queue, &exported).await;
-        let taken = taken.lock().unwrap().clone();
+        let taken = taken.lock().clone();
         let spans = |batch: &ExportTraceServiceRequest| {
             let [resource] = &*batch.resource_spans else { panic!("{batch:?}") };
             let host = &resource.resource.as_ref().unwrap().attributes[1];

@@ -1,4 +1,4 @@
-//! What this machine does and has: how much of it went elsewhere, what a process takes.
+//! Noise and facts of this machine: how much of it went elsewhere, what a process takes.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};

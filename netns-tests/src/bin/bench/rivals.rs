@@ -1,4 +1,4 @@
-//! What Isthmus is compared with. Each joins two hosts on one switch.
+//! Tunnels that Isthmus is compared with. Each joins two hosts on one switch.
 
 use std::path::Path as FilePath;
 use std::time::Duration;

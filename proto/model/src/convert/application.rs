@@ -1,4 +1,4 @@
-//! How applications are spoken to, as numbers.
+//! Conversion of application settings.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! How a service's requests are shared out, as a message, and back.
+//! Conversion of load balancing settings.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

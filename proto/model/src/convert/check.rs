@@ -1,4 +1,4 @@
-//! What the parts of a snapshot must be to each other.
+//! Consistency checks of a decoded snapshot.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;

@@ -1,4 +1,4 @@
-//! What is wrong with a host or a controller: each thing that works less than it should, in words, with
+//! Problems of a host or a controller: each thing that works less than it should, in words, with
 //! what to do.
 //!
 //! Whoever finds a problem raises it, and clears it once it is over; nobody else keeps track. Operators
@@ -9,10 +9,10 @@
 mod code;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use isthmus_proto::v1;
+use parking_lot::Mutex;
 
 pub use code::{Code, UnknownCode};
 
@@ -93,13 +93,13 @@ impl Problem {
 impl Problems {
     /// There is this problem, still or since now.
     pub fn raise(&self, problem: Problem) {
-        let mut known = self.lock();
+        let mut known = self.known.lock();
         raise(&mut known, problem);
     }
 
     /// It is over, if there was one.
     pub fn clear(&self, code: Code, subject: &str) {
-        let mut known = self.lock();
+        let mut known = self.known.lock();
         if known.remove(&(code, subject.to_owned())).is_some() {
             tracing::info!(%code, subject, "a problem is over");
         }
@@ -108,7 +108,7 @@ impl Problems {
     /// These are all problems of this code: others of it are over.
     pub fn replace(&self, code: Code, problems: impl IntoIterator<Item = Problem>) {
         let problems: Vec<Problem> = problems.into_iter().collect();
-        let mut known = self.lock();
+        let mut known = self.known.lock();
         known.retain(|(of, subject), _| {
             let stays = *of != code || problems.iter().any(|it| it.subject == *subject);
             if !stays {
@@ -129,7 +129,7 @@ impl Problems {
     /// Whether there is any of this code.
     #[must_use]
     pub fn has(&self, code: Code) -> bool {
-        self.lock().keys().any(|(of, _)| *of == code)
+        self.known.lock().keys().any(|(of, _)| *of == code)
     }
 
     /// All of them, in order of code and subject.
@@ -140,11 +140,7 @@ impl Problems {
                 .about(subject.clone())
                 .to_message(it.since)
         };
-        self.lock().iter().map(message).collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().iter().map(message).collect()
     }
 }
 

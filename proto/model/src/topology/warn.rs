@@ -1,4 +1,4 @@
-//! What a topology may say, and better didn't.
+//! Warnings about a topology that is valid, but hardly meant.
 
 use std::collections::{BTreeMap, BTreeSet};
 

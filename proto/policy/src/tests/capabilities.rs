@@ -1,4 +1,4 @@
-//! What an older agent makes of the rules that it is sent: it never allows what the newest denies.
+//! Rules as an older agent reads them: it never allows what the newest denies.
 
 use std::sync::Arc;
 

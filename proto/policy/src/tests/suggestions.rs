@@ -1,4 +1,4 @@
-//! What `explain` says to add, added.
+//! Suggestions of `explain`, applied.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What is asked of whole topologies: their tests, their differences, explanations.
+//! Questions about whole topologies: their tests, their differences, explanations.
 
 use isthmus_model::topology::Topology;
 use isthmus_model::{Identity, Layer4};

@@ -1,4 +1,4 @@
-//! What an attacker can't make a node do: panic, grow, forget its friends.
+//! Attacks on a node: it doesn't panic, grow, or forget its peers.
 
 use std::net::SocketAddr;
 use std::time::Duration;

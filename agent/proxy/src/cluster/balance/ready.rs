@@ -1,4 +1,4 @@
-//! Who may take requests at all: by site, by health, and by how long it has been there.
+//! Eligible endpoints: by site, by health, and by how long it has been there.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the parts' tests share.
+//! Test support of the balancers.
 
 /// A sequence that is as good as random (Weyl, then a finaliser).
 pub(super) fn random(number: u64) -> u64 {

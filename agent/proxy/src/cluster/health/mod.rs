@@ -19,12 +19,13 @@ mod state;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use isthmus_http::random::Chance;
+use isthmus_http::random::Random;
 use isthmus_model::{HealthCheck, ServiceId};
+use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
@@ -73,12 +74,12 @@ struct Task {
 impl Health {
     /// Whether the workload of a service here fails its check.
     pub(crate) fn is_unhealthy(&self, service: ServiceId) -> bool {
-        let workloads = self.workloads.read().unwrap_or_else(PoisonError::into_inner);
+        let workloads = self.workloads.read();
         workloads.get(&service).is_some_and(|it| it.unhealthy.load(Ordering::Relaxed))
     }
 
     pub(crate) fn views(&self) -> Vec<HealthView> {
-        let workloads = self.workloads.read().unwrap_or_else(PoisonError::into_inner);
+        let workloads = self.workloads.read();
         let view = |it: &Arc<Checked>| HealthView {
             service: it.name.clone(),
             healthy: !it.unhealthy.load(Ordering::Relaxed),
@@ -118,8 +119,8 @@ impl Health {
         }
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<ServiceId, Arc<Checked>>> {
-        self.workloads.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> parking_lot::RwLockWriteGuard<'_, BTreeMap<ServiceId, Arc<Checked>>> {
+        self.workloads.write()
     }
 }
 
@@ -139,7 +140,7 @@ fn tasks(view: &View) -> BTreeMap<ServiceId, Task> {
 }
 
 async fn check_forever(task: Task, checked: Arc<Checked>, bind: Bind) {
-    let chance = Chance::new();
+    let chance = Random::new();
     let mut state = State::default();
     loop {
         let passes = passes(&task, bind).await;

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_model::KeySource;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -51,7 +52,7 @@ struct Held {
 impl KeyRing {
     /// The keys from a source, if they are there.
     pub(crate) fn keys(&self, source: &KeySource) -> Option<Arc<KeySet>> {
-        self.lock().get(source)?.keys.clone()
+        self.held.lock().get(source)?.keys.clone()
     }
 
     /// The sources that couldn't be read, or read anew.
@@ -60,12 +61,12 @@ impl KeyRing {
             let error = held.error.clone()?;
             Some(KeyFailure { source: source.clone(), error, kept: held.keys.is_some() })
         };
-        self.lock().iter().filter_map(failure).collect()
+        self.held.lock().iter().filter_map(failure).collect()
     }
 
     /// Whether each of these was tried.
     pub(crate) fn has_tried(&self, sources: &BTreeSet<KeySource>) -> bool {
-        let held = self.lock();
+        let held = self.held.lock();
         sources.iter().all(|source| held.contains_key(source))
     }
 
@@ -73,7 +74,7 @@ impl KeyRing {
     pub(crate) async fn keep(&self, mut views: watch::Receiver<Arc<View>>) {
         loop {
             let wanted = views.borrow_and_update().key_sources();
-            self.lock().retain(|source, _| wanted.contains(source));
+            self.held.lock().retain(|source, _| wanted.contains(source));
             let next = self.refresh(&wanted).await;
             tokio::select! {
                 changed = views.changed() => if changed.is_err() {
@@ -88,7 +89,7 @@ impl KeyRing {
     async fn refresh(&self, wanted: &BTreeSet<KeySource>) -> Option<Instant> {
         for source in wanted {
             let now = Instant::now();
-            if self.lock().get(source).is_some_and(|held| held.due > now) {
+            if self.held.lock().get(source).is_some_and(|held| held.due > now) {
                 continue;
             }
             let loaded = match source {
@@ -99,11 +100,11 @@ impl KeyRing {
                 loaded.and_then(|text| KeySet::parse(&text).map_err(|error| error.to_string()));
             self.hold(source, parsed);
         }
-        self.lock().values().map(|held| held.due).min()
+        self.held.lock().values().map(|held| held.due).min()
     }
 
     pub(super) fn hold(&self, source: &KeySource, loaded: Result<KeySet, String>) {
-        let mut all = self.lock();
+        let mut all = self.held.lock();
         let before = all.remove(source);
         let (kept, said) = before.map_or((None, None), |held| (held.keys, held.error));
         let interval = match source {
@@ -130,10 +131,6 @@ impl KeyRing {
             }
         };
         all.insert(source.clone(), held);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<KeySource, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -195,11 +192,11 @@ mod tests {
         let ring = KeyRing::default();
         let wanted = BTreeSet::from([source.clone()]);
         let refresh = async || {
-            for held in ring.lock().values_mut() {
+            for held in ring.held.lock().values_mut() {
                 held.due = Instant::now();
             }
             ring.refresh(&wanted).await;
-            let error = ring.lock().get(&source).and_then(|held| held.error.clone());
+            let error = ring.held.lock().get(&source).and_then(|held| held.error.clone());
             (ring.keys(&source), error.unwrap_or_default())
         };
         let (keys, error) = refresh().await;

@@ -19,13 +19,14 @@ mod matching;
 mod state;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use isthmus_model::ratelimit::{LimitScope, RateLimit};
 use isthmus_model::{Name, Origin, ServiceId, Snapshot};
+use parking_lot::{Mutex, MutexGuard};
 
 use self::state::State;
 use crate::config::parties::Parties;
@@ -122,7 +123,7 @@ impl RateLimits {
         let known = self.known();
         let round = self.round.load(Ordering::Relaxed);
         let now = Instant::now();
-        let before = std::mem::replace(&mut *lock(&self.told), now);
+        let before = std::mem::replace(&mut *self.told.lock(), now);
         let seconds = now.saturating_duration_since(before).as_secs_f64().max(0.001);
         let shared = known.values().filter(|limiter| limiter.limit.scope == LimitScope::Mesh);
         let demand = |limiter: &Arc<Limiter>| Demand {
@@ -151,7 +152,7 @@ impl RateLimits {
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Limiter>>> {
-        lock(&self.known)
+        self.known.lock()
     }
 }
 
@@ -238,10 +239,6 @@ impl TooMany {
 
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,17 +1,18 @@
-//! What stays of a limit when the words of others, or its own rate, change.
+//! Rate limit state, which outlives changes of other limits and of its own rate.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use http::request::Parts;
 use isthmus_model::Principal;
 use isthmus_model::ratelimit::{LimitKey, LimitScope, RateLimit, WHOLE, least_share, scaled};
+use parking_lot::Mutex;
 
+use super::Limiter;
 use super::bucket::{Bucket, Pace};
 use super::keyed::Keyed;
-use super::{Limiter, lock};
 use crate::config::parties::Parties;
 
 /// Callers whose refusals are counted by name, for each limit.
@@ -122,7 +123,7 @@ impl State {
 
     pub(super) fn count_refused(&self, caller: &impl fmt::Display) {
         self.refused.fetch_add(1, Ordering::Relaxed);
-        let mut refused_by = lock(&self.refused_by);
+        let mut refused_by = self.refused_by.lock();
         let mut name = caller.to_string();
         if refused_by.len() >= MAX_REFUSED && !refused_by.contains_key(&name) {
             name = "other".to_owned();
@@ -132,7 +133,7 @@ impl State {
 
     /// Requests that passed, those that were refused, and whose.
     pub(super) fn counts(&self) -> (u64, u64, Vec<(String, u64)>) {
-        let refused_by = lock(&self.refused_by).clone().into_iter().collect();
+        let refused_by = self.refused_by.lock().clone().into_iter().collect();
         (self.passed.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed), refused_by)
     }
 

@@ -1,4 +1,4 @@
-//! Which route a request takes, and what the route makes of it. No clock, no chance, no IO: what is
+//! Route matching, and the changes that a route makes to a request. No clock, no chance, no IO: what is
 //! random comes in as an argument.
 //!
 //! Precedence is Gateway API's. The most specific host decides first: an exact name, then the longest

@@ -1,4 +1,4 @@
-//! Which route a request takes, as tables.
+//! Route matching, as tables of cases.
 
 use std::collections::HashMap;
 use std::sync::Arc;

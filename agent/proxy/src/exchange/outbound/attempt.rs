@@ -14,14 +14,14 @@ use super::retry::Exchange;
 use crate::cluster::balance::Attempt;
 use crate::cluster::endpoint::{Endpoint, InFlight, Turn};
 use crate::pool::progress::Progress;
-use crate::pool::request_body::Upload;
+use crate::pool::request_body::RequestBody;
 use crate::pool::{BackendError, Failure};
 
 /// How a try ended.
 pub(super) enum Tried {
     Answer(Response<Incoming>, Attempt, InFlight),
     /// With the body, if nobody has read of it.
-    Failed(BackendError, Attempt, Option<Upload>),
+    Failed(BackendError, Attempt, Option<RequestBody>),
     /// It isn't the workload's fault, and no other would do better.
     Blameless(BackendError),
     /// A workload here may not be asked this, or not so often.
@@ -33,7 +33,7 @@ impl Exchange<'_> {
         &self,
         endpoint: Arc<Endpoint>,
         mut flight: InFlight,
-        body: Option<Upload>,
+        body: Option<RequestBody>,
     ) -> Tried {
         let Some(body) = body else {
             return Tried::Failed(BackendError::TimedOut, Attempt::Reset, None);
@@ -68,11 +68,11 @@ impl Exchange<'_> {
         let wire = self.template.wire_to(self.connection, self.view, self.service, &endpoint);
         *request.version_mut() = wire.version();
         let awaited = request.body().awaited();
-        let room = Some(self.cluster.room());
+        let allowance = Some(self.cluster.allowance());
         // The exchange's own deadline, too: it is the workload that let it pass.
         let patience = self.try_timeout.map(|patience| Instant::now() + patience);
         let sent = {
-            let sending = pin!(shared.backends.send(target, wire, Box::new(request), room));
+            let sending = pin!(shared.backends.send(target, wire, Box::new(request), allowance));
             match [patience, self.deadline].into_iter().flatten().min() {
                 Some(until) => timeout_at(until, sending).await,
                 None => Ok(sending.await),

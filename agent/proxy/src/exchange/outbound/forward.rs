@@ -17,14 +17,14 @@ use super::retry::{Ended, Exchange, ONLY_UNSENT};
 use super::template::Template;
 use super::{Call, mirror};
 use crate::caller::connection::Connection;
-use crate::cluster::NoPlace;
+use crate::cluster::NoEndpoint;
 use crate::cluster::balance::hash;
 use crate::cluster::breaker::Overflow;
 use crate::cluster::endpoint::InFlight;
 use crate::config::routes::Compiled;
 use crate::config::view::View;
 use crate::exchange::answer::{failure, pass, refusal, switch, too_many};
-use crate::exchange::body::Answer;
+use crate::exchange::body::ResponseBody;
 use crate::pool::BackendError;
 use crate::pool::progress::Progress;
 use crate::pool::request_body::Payload;
@@ -40,12 +40,12 @@ pub(super) async fn run(
     service: ServiceId,
     route: Option<Arc<Compiled>>,
     mut record: Record,
-) -> Response<Answer> {
+) -> Response<ResponseBody> {
     let deadline = route.as_ref().and_then(|it| it.timeout).map(|it| Instant::now() + it);
     let v4 = connection.peer.is_ipv4();
     record.take_backend(view, service);
     let Some(cluster) = connection.shared.clusters.of(view, service, v4) else {
-        return no_place(NoPlace::Nobody, service, connection, record);
+        return no_place(NoEndpoint::Nobody, service, connection, record);
     };
     let Call { head, body, host, asked_host } = *call;
     let key = cluster.hash_key().and_then(|by| key_of(by, &head.headers, connection.peer));
@@ -136,7 +136,7 @@ fn conclude(
     ended: Ended,
     route: Option<&Compiled>,
     mut record: Record,
-) -> Response<Answer> {
+) -> Response<ResponseBody> {
     let Exchange { connection, service, deadline, .. } = exchange;
     match ended {
         Ended::Answer(response, flight) => {
@@ -151,7 +151,7 @@ fn conclude(
             record.decide(Ruling::Deny, decider);
             refusal(StatusCode::FORBIDDEN, "forbidden by mesh policy", record)
         }
-        Ended::NoPlace(reason) => no_place(reason, service, connection, record),
+        Ended::NoEndpoint(reason) => no_place(reason, service, connection, record),
     }
 }
 
@@ -168,7 +168,7 @@ fn answer(
     route: Option<&Compiled>,
     record: Record,
     holding: Holding,
-) -> Response<Answer> {
+) -> Response<ResponseBody> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return match template.upgrade {
             Some(protocol) if upgrade::agrees(&protocol, response.headers()) => {
@@ -189,23 +189,23 @@ fn answer(
 }
 
 fn no_place(
-    reason: NoPlace,
+    reason: NoEndpoint,
     service: ServiceId,
     connection: &Connection,
     record: Record,
-) -> Response<Answer> {
+) -> Response<ResponseBody> {
     match reason {
-        NoPlace::Nobody => {
-            let known = connection.shared.outside.unusable(service);
+        NoEndpoint::Nobody => {
+            let known = connection.shared.host_services.unusable(service);
             let reason = known.as_deref().unwrap_or("the service has no workload");
             refusal(StatusCode::SERVICE_UNAVAILABLE, reason, record)
         }
-        NoPlace::Overloaded => overloaded(Overflow::Requests, connection, record),
+        NoEndpoint::Overloaded => overloaded(Overflow::Requests, connection, record),
     }
 }
 
 /// The breaker is open. A caller who sees the header knows that trying again at once is no use.
-fn overloaded(what: Overflow, connection: &Connection, record: Record) -> Response<Answer> {
+fn overloaded(what: Overflow, connection: &Connection, record: Record) -> Response<ResponseBody> {
     connection.shared.metrics.count_overflow(what);
     let mut answer = refusal(StatusCode::SERVICE_UNAVAILABLE, what.reason(), record);
     answer.headers_mut().insert(OVERLOADED, HeaderValue::from_static(what.setting()));

@@ -82,7 +82,7 @@ pub(super) fn admit(
 ) -> Result<Target, Refused> {
     let parties = passes(connection, view, service, head, life)?;
     view.limits.admit(&parties, head).map_err(Refused::TooMany)?;
-    let from = &connection.standing(view).identity;
+    let from = &connection.caller_info(view).identity;
     match &connection.entry {
         Some(_) => headers::identify(fields, from),
         None => headers::introduce(fields, from, &connection.peer_text),

@@ -13,7 +13,7 @@ use crate::caller::connection::Connection;
 use crate::cluster::Draw;
 use crate::config::routes::Compiled;
 use crate::config::view::View;
-use crate::pool::request_body::{Payload, Upload};
+use crate::pool::request_body::{Payload, RequestBody};
 
 /// For a copy, however long the request itself may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -41,11 +41,11 @@ fn send_one(
     view: &Arc<View>,
     service: ServiceId,
     template: &Template,
-    body: Upload,
+    body: RequestBody,
 ) {
     let shared = Arc::clone(&connection.shared);
     // Copies are the first to go where there is too much to do.
-    let Some(place) = connection.share.take() else { return };
+    let Some(place) = connection.quota.take() else { return };
     let Some(cluster) = shared.clusters.of(view, service, connection.peer.is_ipv4()) else {
         return;
     };
@@ -66,8 +66,9 @@ fn send_one(
     tokio::spawn(async move {
         let _held = (place, flight);
         let exchange = async {
-            let room = Some(cluster.room());
-            if let Ok(response) = shared.backends.send(target, wire, Box::new(request), room).await
+            let allowance = Some(cluster.allowance());
+            if let Ok(response) =
+                shared.backends.send(target, wire, Box::new(request), allowance).await
             {
                 // Read to its end, so that the connection can be used again.
                 let mut body = response.into_body();

@@ -29,14 +29,14 @@ use isthmus_model::host::split_port;
 use isthmus_model::{Service, ServiceId};
 use isthmus_policy::path::canonical;
 
-use crate::caller::authorize::{is_allowed, may_pass, settle_path, tokens};
+use crate::caller::authorize::{is_allowed, is_authorized, normalize_path, tokens};
 use crate::caller::connection::Connection;
 use crate::caller::entry::Misdirected;
 use crate::config::host_services;
 use crate::config::routes::{Act, Asked, Chosen, Compiled, location, target};
 use crate::config::view::View;
 use crate::exchange::answer::{Stop, refusal, rejection};
-use crate::exchange::body::Answer;
+use crate::exchange::body::ResponseBody;
 use crate::telemetry::access_log::Record;
 
 /// A request that is to be routed.
@@ -61,12 +61,12 @@ pub(super) fn check(
     head: &mut Parts,
     record: &mut Record,
 ) -> Result<(), Stop> {
-    if !connection.standing(view).holds {
+    if !connection.caller_info(view).holds {
         return Err(Stop::Stranger);
     }
     super::settle(connection, view, head)?;
     // First a place: what finds none takes nothing of a limit.
-    record.occupy(connection.share.take().ok_or(Stop::NoPlace)?);
+    record.occupy(connection.quota.take().ok_or(Stop::NoPermit)?);
     // A gateway's clients come from nobody who could have been asked.
     if connection.entry.is_some() {
         view.limits.admit(&connection.parties, head).map_err(Stop::TooMany)?;
@@ -80,7 +80,7 @@ pub(crate) async fn handle(
     view: &Arc<View>,
     mut call: Box<Call>,
     mut record: Record,
-) -> Response<Answer> {
+) -> Response<ResponseBody> {
     let asked = connection.parties.service;
     match listener(connection, view, &call.host) {
         Ok(Some(listener)) if listener.https_redirect => return to_https(&call, record),
@@ -131,7 +131,7 @@ pub(crate) async fn handle(
                 call.head.uri = new.into();
             }
             // As the other side would: a workload of this host has none.
-            if settle_path(view, backend, &mut call.head).is_none() {
+            if normalize_path(view, backend, &mut call.head).is_none() {
                 let reason = "a path that can be read in two ways";
                 return rejection(reason, call.head.version, record);
             }
@@ -152,7 +152,7 @@ pub(crate) async fn send_out(
     view: &Arc<View>,
     mut call: Box<Call>,
     record: Record,
-) -> Response<Answer> {
+) -> Response<ResponseBody> {
     let service = connection.parties.service;
     if let Some(host) = view.external(service).and_then(host_services::host_of) {
         call.host = host;
@@ -173,14 +173,14 @@ fn listener<'a>(
 }
 
 /// The same by HTTPS, on its usual port.
-fn to_https(call: &Call, mut record: Record) -> Response<Answer> {
+fn to_https(call: &Call, mut record: Record) -> Response<ResponseBody> {
     let (host, _) = split_port(call.host.to_str().unwrap_or_default());
     let target = call.head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let Ok(to) = HeaderValue::from_str(&format!("https://{host}{target}")) else {
         return refusal(StatusCode::BAD_REQUEST, "a target that can't be a Location", record);
     };
     record.answer(StatusCode::MOVED_PERMANENTLY);
-    let mut answer = Response::new(Answer::own(String::new(), record));
+    let mut answer = Response::new(ResponseBody::own(String::new(), record));
     *answer.status_mut() = StatusCode::MOVED_PERMANENTLY;
     answer.headers_mut().insert(LOCATION, to);
     answer
@@ -215,7 +215,7 @@ fn passes_here(
     record: &mut Record,
 ) -> bool {
     let tokens = tokens(connection, view, asked, &call.head);
-    tokens.is_ok_and(|tokens| may_pass(connection, view, &call.head, &tokens, record))
+    tokens.is_ok_and(|tokens| is_authorized(connection, view, &call.head, &tokens, record))
 }
 
 /// A path that two programs could read in two ways.
@@ -272,10 +272,15 @@ async fn inject_fault(connection: &Connection, route: &Compiled) -> Option<Statu
     if share.takes(chance.next()) { StatusCode::from_u16(status).ok() } else { None }
 }
 
-fn respond(status: u16, body: &str, route: &Compiled, mut record: Record) -> Response<Answer> {
+fn respond(
+    status: u16,
+    body: &str,
+    route: &Compiled,
+    mut record: Record,
+) -> Response<ResponseBody> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     record.answer(status);
-    let mut answer = Response::new(Answer::own(body.to_owned(), record));
+    let mut answer = Response::new(ResponseBody::own(body.to_owned(), record));
     *answer.status_mut() = status;
     if !body.is_empty() {
         let plain = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -285,7 +290,12 @@ fn respond(status: u16, body: &str, route: &Compiled, mut record: Record) -> Res
     answer
 }
 
-fn send_elsewhere(status: u16, to: &str, route: &Compiled, record: Record) -> Response<Answer> {
+fn send_elsewhere(
+    status: u16,
+    to: &str,
+    route: &Compiled,
+    record: Record,
+) -> Response<ResponseBody> {
     let Ok(to) = HeaderValue::from_str(to) else {
         return refusal(StatusCode::BAD_REQUEST, "a target that can't be a Location", record);
     };

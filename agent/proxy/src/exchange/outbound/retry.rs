@@ -17,7 +17,7 @@ use crate::caller::connection::Connection;
 use crate::cluster::balance::{Attempt, may_repeat, wants_retry};
 use crate::cluster::breaker::Overflow;
 use crate::cluster::endpoint::{Endpoint, InFlight};
-use crate::cluster::{Cluster, Draw, NoPlace, Retrying};
+use crate::cluster::{Cluster, Draw, NoEndpoint, Retrying};
 use crate::config::view::View;
 use crate::pool::BackendError;
 use crate::pool::request_body::Payload;
@@ -47,7 +47,7 @@ pub(super) enum Ended {
     Answer(Response<Incoming>, InFlight),
     Failed(BackendError),
     Refused(Refused),
-    NoPlace(NoPlace),
+    NoEndpoint(NoEndpoint),
 }
 
 /// Without a policy only what can do no harm is tried again: what nobody has seen.
@@ -70,7 +70,7 @@ impl Exchange<'_> {
         loop {
             let (endpoint, mut flight) = match self.pick(&tried) {
                 Ok(picked) => picked,
-                Err(reason) => return Ended::NoPlace(reason),
+                Err(reason) => return Ended::NoEndpoint(reason),
             };
             // The last one that may be asked is asked in spite of its check.
             flight.desperate |= was_unhealthy && retries(&tried) + 1 >= self.policy.attempts;
@@ -112,7 +112,7 @@ impl Exchange<'_> {
         }
     }
 
-    pub(super) fn pick(&self, tried: &[HostId]) -> Result<(Arc<Endpoint>, InFlight), NoPlace> {
+    pub(super) fn pick(&self, tried: &[HostId]) -> Result<(Arc<Endpoint>, InFlight), NoEndpoint> {
         let draw = Draw { key: self.key, random: self.connection.shared.chance.next() };
         self.connection.shared.clusters.pick(&self.cluster, tried, draw)
     }

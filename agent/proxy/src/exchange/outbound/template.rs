@@ -1,4 +1,4 @@
-//! What all tries of a request have in common, and where each of them goes.
+//! Request template: the part that all tries have in common, and the target of each.
 
 use std::sync::Arc;
 
@@ -88,7 +88,7 @@ impl Template {
             let _ = local::passes(connection, view, service, &self.head, life)?;
             let uri = whole(uri, external.tls.is_some()).ok_or_else(no_path)?;
             let address = (endpoint.address, cluster.port).into();
-            let external = Some((service, connection.shared.outside.epoch(service)));
+            let external = Some((service, connection.shared.host_services.epoch(service)));
             let target = Target {
                 address,
                 source: None,

@@ -1,4 +1,4 @@
-//! What a caller says of itself in the proxy's words.
+//! Forged identity headers.
 
 use super::Lab;
 use super::frames::*;

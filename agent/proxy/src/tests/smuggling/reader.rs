@@ -1,7 +1,8 @@
 //! A backend that reads strictly.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -41,7 +42,7 @@ impl Backend {
 
     /// What came since the last time.
     pub(super) fn take(&self) -> Vec<Seen> {
-        std::mem::take(&mut *self.seen.lock().unwrap())
+        std::mem::take(&mut *self.seen.lock())
     }
 }
 
@@ -66,7 +67,7 @@ async fn serve(stream: TcpStream, record: Arc<Mutex<Vec<Seen>>>) {
         }
         let target = seen.line.rsplit_once(' ').map_or("", |(target, _)| target).to_owned();
         let bad = seen.complaint.is_some();
-        record.lock().unwrap().push(seen);
+        record.lock().push(seen);
         let length = target.len();
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{target}");
         if bad || reader.stream.write_all(answer.as_bytes()).await.is_err() {
@@ -77,7 +78,7 @@ async fn serve(stream: TcpStream, record: Arc<Mutex<Vec<Seen>>>) {
         let line = String::from_utf8_lossy(&reader.bytes).into_owned();
         let mut seen = Seen::of_head(b"");
         seen.complain(format!("bytes that are no request: {line:?}"));
-        record.lock().unwrap().push(seen);
+        record.lock().push(seen);
     }
 }
 

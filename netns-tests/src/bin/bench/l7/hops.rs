@@ -1,4 +1,4 @@
-//! What Isthmus is compared with: proxies between a client and an application, all on one host's
+//! Hops that are compared: proxies between a client and an application, all on one host's
 //! loopback. Each looks at the method and the path, adds a header, and keeps connections.
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! What is asked of a path, by which generator, and what it says.
+//! Load on a path: its requests, its generator, and the generator's results.
 
 use std::fs;
 

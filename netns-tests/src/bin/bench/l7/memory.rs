@@ -1,4 +1,4 @@
-//! What a hop holds: idle, with idle connections, after many at once.
+//! Memory of a hop: idle, with idle connections, after many at once.
 
 use std::time::Duration;
 

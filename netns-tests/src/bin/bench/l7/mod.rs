@@ -1,4 +1,4 @@
-//! What a hop costs a request, beside what does the same work: every path in turn, round by round.
+//! Cost of a hop for a request, beside programs that do the same work: every path in turn, round by round.
 //!
 //! Hops run on processor 0 with one thread or pinned to it; what loads them and the nginx behind them
 //! run on processor 1. The two agents of a mesh share processor 0, too.

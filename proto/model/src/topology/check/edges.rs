@@ -1,4 +1,4 @@
-//! What must hold between gateways: no two of them want a port of one host.
+//! Checks between gateways: no two of them want a port of one host.
 
 use std::collections::HashMap;
 

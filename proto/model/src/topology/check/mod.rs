@@ -1,4 +1,4 @@
-//! What must hold between tables: every name is declared, nothing overlaps, nothing is said twice.
+//! Checks between tables: every name is declared, nothing overlaps, nothing is said twice.
 
 mod addresses;
 mod edges;

@@ -1,4 +1,4 @@
-//! What must hold between limits and services.
+//! Checks between rate limits and services.
 
 use super::names::require;
 use super::routes::require_http;

@@ -1,4 +1,4 @@
-//! What must hold between rollouts, their routes and their services.
+//! Checks between rollouts, their routes and their services.
 
 use std::collections::HashMap;
 use std::sync::Arc;

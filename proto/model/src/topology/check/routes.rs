@@ -1,4 +1,4 @@
-//! What must hold between routes and services: who is named is there, and speaks HTTP.
+//! Checks between routes and services: the service that is named is there, and speaks HTTP.
 
 use std::collections::HashMap;
 use std::sync::Arc;

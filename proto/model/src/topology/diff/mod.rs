@@ -1,4 +1,4 @@
-//! What is different between two topologies, in an operator's words.
+//! Difference of two topologies, in an operator's words.
 
 mod ratelimits;
 mod rollouts;

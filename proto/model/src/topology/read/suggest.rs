@@ -43,7 +43,7 @@ fn rank(word: &str, candidate: &str, tolerance: usize) -> Option<usize> {
     let is_near = word.chars().count().abs_diff(candidate.chars().count()) <= tolerance;
     let distance = is_near.then(|| distance(word, candidate));
     let near = distance.filter(|distance| *distance <= tolerance);
-    near.or(extends.then_some(tolerance + 1))
+    near.or_else(|| extends.then_some(tolerance + 1))
 }
 
 /// The edits from one word to the other, where two swapped neighbours are one edit. On the stack: a

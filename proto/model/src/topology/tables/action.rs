@@ -1,4 +1,4 @@
-//! What a route does with a request: forward it, changed perhaps; send the client elsewhere; answer;
+//! Route actions: forward it, changed perhaps; send the client elsewhere; answer;
 //! and what it does besides.
 
 use std::sync::Arc;

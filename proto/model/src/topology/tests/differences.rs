@@ -1,4 +1,4 @@
-//! What is told of the differences between two topologies.
+//! Descriptions of differences between two topologies.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What the reference says of keys, and what files say.
+//! Agreement of the reference with the files that use the keys.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What rules ask of requests: fields, tokens, conditions.
+//! Wrong request matches in rules: fields, tokens, conditions.
 
 use super::{Row, on};
 

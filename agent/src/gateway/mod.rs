@@ -6,13 +6,13 @@
 //! ```
 //!
 //! The proxy does what concerns requests. Here is what it needs the host for, as values that it asks
-//! for by number ([`isthmus_proxy::Outside`]): files are read, names are resolved, and sockets are
+//! for by number ([`isthmus_proxy::HostServices`]): files are read, names are resolved, and sockets are
 //! opened by one task that follows the snapshots.
 
 mod acme;
-mod doors;
 mod facts;
 mod files;
+mod listeners;
 mod problems;
 mod special;
 
@@ -20,14 +20,15 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use isthmus_model::edge::{Certificate, External, Listener, Origination};
 use isthmus_model::{Code, Revision, Service, ServiceId, Snapshot};
 use isthmus_proto::v1;
-use isthmus_proxy::{Outside, View, Visitor};
+use isthmus_proxy::{HostServices, View, Visitor};
+use parking_lot::RwLock;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 use tokio::net::lookup_host;
@@ -35,8 +36,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use self::doors::Doors;
 use self::files::{Served, Stamp};
+use self::listeners::GatewayListeners;
 use self::problems::Clear;
 use crate::status::Shared;
 
@@ -53,7 +54,7 @@ const SPECIAL: Code = Code::ExternalAddress;
 
 /// What the proxy asks for.
 #[derive(Debug)]
-pub struct Edge {
+pub struct AgentServices {
     known: RwLock<Known>,
     /// What an authority is shown when it asks who answers for a name.
     challenges: RwLock<HashMap<String, Arc<ServerConfig>>>,
@@ -121,7 +122,7 @@ impl<T: Clone + PartialEq, C: Clone> Loaded<T, C> {
     }
 }
 
-impl Outside for Edge {
+impl HostServices for AgentServices {
     fn asked_port(&self, own: SocketAddr, caller: SocketAddr) -> Option<u16> {
         self.packets.as_ref()?.packets()?.asked_port(own, caller)
     }
@@ -132,14 +133,14 @@ impl Outside for Edge {
         port: u16,
         name: Option<&str>,
     ) -> Option<Arc<ServerConfig>> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         let declared = known.snapshot.as_ref()?.services.get(&gateway)?.gateway()?;
         let listener = declared.listener(port, name)?;
         known.servers.get(&(gateway, port, listener))?.config.clone()
     }
 
     fn challenge_tls(&self, name: &str) -> Option<Arc<ServerConfig>> {
-        self.challenges.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.challenges.read().get(name).cloned()
     }
 
     fn client_tls(
@@ -147,7 +148,7 @@ impl Outside for Edge {
         external: ServiceId,
         http2: bool,
     ) -> io::Result<Option<(Arc<ClientConfig>, ServerName<'static>)>> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         let service = known.snapshot.as_ref().and_then(|it| it.services.get(&external));
         let server = service.and_then(Service::external);
         let server = server.ok_or_else(|| io::Error::other("it was only just declared"))?;
@@ -162,17 +163,17 @@ impl Outside for Edge {
     }
 
     fn epoch(&self, external: ServiceId) -> u64 {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         known.clients.get(&external).map_or(0, |loaded| loaded.epoch)
     }
 
     fn addresses(&self, external: ServiceId) -> Arc<[IpAddr]> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         known.addresses.get(&external).cloned().unwrap_or_default()
     }
 
     fn unusable(&self, external: ServiceId) -> Option<String> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         let has_none = known.addresses.get(&external).is_none_or(|it| it.is_empty());
         known.refused.get(&external).filter(|_| has_none).cloned()
     }
@@ -182,7 +183,7 @@ impl Outside for Edge {
     }
 }
 
-impl Edge {
+impl AgentServices {
     /// Of an agent that keeps its state in this directory.
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
@@ -211,19 +212,19 @@ impl Edge {
     }
 
     fn note_order(&self, file: &Path, what: String) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         known.orders.insert(file.to_owned(), what);
     }
 
     fn retain_orders(&self, wanted: impl Fn(&Path) -> bool) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         known.orders.retain(|file, _| wanted(file));
     }
 
     /// Reads what a snapshot names, as far as it changed.
     fn follow(&self, snapshot: &Arc<Snapshot>) {
         let (servers, clients) = {
-            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            let known = self.known.read();
             (known.servers.clone(), known.clients.clone())
         };
         let mut new_servers = HashMap::new();
@@ -250,7 +251,7 @@ impl Edge {
             Some((id, Loaded::renew(clients.get(&id), tls, &files, &keys, load)))
         });
         let new_clients = new_clients.collect();
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         known.servers = new_servers;
         known.clients = new_clients;
         known.snapshot = Some(Arc::clone(snapshot));
@@ -259,7 +260,7 @@ impl Edge {
     }
 
     fn note_addresses(&self, external: ServiceId, Answer { addresses, refused }: Answer) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         match refused {
             Some(reason) => drop(known.refused.insert(external, reason)),
             None => drop(known.refused.remove(&external)),
@@ -270,8 +271,8 @@ impl Edge {
     }
 
     /// What `agentctl status` shows.
-    fn describe(&self, doors: &Doors) -> Vec<v1::GatewayStatus> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+    fn describe(&self, open: &GatewayListeners) -> Vec<v1::GatewayStatus> {
+        let known = self.known.read();
         let Some(snapshot) = &known.snapshot else { return Vec::new() };
         let mut statuses = Vec::new();
         for (id, service, _) in snapshot.local_services() {
@@ -281,8 +282,8 @@ impl Edge {
                 let file = loaded.and_then(|it| Some(it.problem.as_ref()?.0.clone()));
                 let order = self.served(listener);
                 let order = order.and_then(|it| known.orders.get(&it.certificate.certificate));
-                let door = doors.problem(listener.port).map(|it| it.why.clone());
-                let problem = door.or_else(|| order.cloned()).or(file);
+                let closed = open.problem(listener.port).map(|it| it.why.clone());
+                let problem = closed.or_else(|| order.cloned()).or(file);
                 statuses.push(v1::GatewayStatus {
                     gateway: service.name.to_string(),
                     port: listener.port.into(),
@@ -332,28 +333,28 @@ fn externals(snapshot: &Snapshot) -> impl Iterator<Item = (ServiceId, &External)
 
 /// Follows the snapshots, and the files that they name.
 pub async fn run(
-    edge: Arc<Edge>,
+    services: Arc<AgentServices>,
     shared: Arc<Shared>,
     mut views: watch::Receiver<Arc<View>>,
     visitors: mpsc::Sender<Visitor>,
     followed: watch::Sender<Revision>,
 ) {
     let _clear = Clear(Arc::clone(&shared));
-    let mut doors = Doors::new(visitors);
+    let mut listeners = GatewayListeners::new(visitors);
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let snapshot = Arc::clone(&views.borrow_and_update().snapshot);
-        let following = Arc::clone(&edge);
+        let following = Arc::clone(&services);
         let seen = Arc::clone(&snapshot);
         // Files may be slow.
         let _ = tokio::task::spawn_blocking(move || following.follow(&seen)).await;
-        doors.follow(&snapshot);
-        let gateways = edge.describe(&doors);
+        listeners.follow(&snapshot);
+        let gateways = services.describe(&listeners);
         if shared.status().gateways != gateways {
             shared.update(|status| status.gateways = gateways);
         }
-        let (unusable, closed) = edge.problems(&doors);
+        let (unusable, closed) = services.problems(&listeners);
         shared.problems.replace(Code::CertificateUnusable, unusable);
         shared.problems.replace(Code::GatewayDoor, closed);
         followed.send_replace(snapshot.revision);
@@ -367,12 +368,16 @@ pub async fn run(
 }
 
 /// Gets certificates by ACME, where listeners want them.
-pub async fn order(edge: Arc<Edge>, views: watch::Receiver<Arc<View>>) {
-    acme::run(edge, views).await;
+pub async fn order(services: Arc<AgentServices>, views: watch::Receiver<Arc<View>>) {
+    acme::run(services, views).await;
 }
 
 /// Asks for the addresses of external servers, again and again.
-pub async fn resolve(edge: Arc<Edge>, shared: Arc<Shared>, mut views: watch::Receiver<Arc<View>>) {
+pub async fn resolve(
+    services: Arc<AgentServices>,
+    shared: Arc<Shared>,
+    mut views: watch::Receiver<Arc<View>>,
+) {
     let mut ticks = interval(ASK_AGAIN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -386,21 +391,21 @@ pub async fn resolve(edge: Arc<Edge>, shared: Arc<Shared>, mut views: watch::Rec
         while let Some(answered) = asking.join_next().await {
             match answered {
                 Ok((id, Ok(Ok(addresses)))) => {
-                    edge.note_addresses(id, answer(addresses, &snapshot, id));
+                    services.note_addresses(id, answer(addresses, &snapshot, id));
                 }
                 // What was known before is better than nothing.
                 Ok((id, Ok(Err(error)))) => {
                     let error = error.to_string();
-                    unresolved.extend(edge.unresolved(&snapshot, id, &error));
+                    unresolved.extend(services.unresolved(&snapshot, id, &error));
                 }
                 Ok((id, Err(_))) => {
-                    unresolved.extend(edge.unresolved(&snapshot, id, "no answer in time"));
+                    unresolved.extend(services.unresolved(&snapshot, id, "no answer in time"));
                 }
                 Err(_) => {}
             }
         }
         shared.problems.replace(Code::ExternalUnresolved, unresolved);
-        shared.problems.replace(SPECIAL, edge.refused_addresses(&snapshot));
+        shared.problems.replace(SPECIAL, services.refused_addresses(&snapshot));
         tokio::select! {
             _ = ticks.tick() => {}
             changed = views.changed() => if changed.is_err() {
@@ -463,25 +468,28 @@ mod tests {
 
     #[test]
     fn a_name_that_leads_to_this_host_is_told_and_not_followed() {
-        let edge = Edge::new(Path::new("/nonexistent"));
+        let services = AgentServices::new(Path::new("/nonexistent"));
         let good: IpAddr = "192.0.2.7".parse().unwrap();
         let bad: IpAddr = "169.254.169.254".parse().unwrap();
         let snapshot = mesh("api.example", false);
 
-        edge.note_addresses(ID, answer(vec![bad, good], &snapshot, ID));
-        assert_eq!((&*edge.addresses(ID), edge.unusable(ID)), (&[good][..], None));
-        let problem = &edge.refused_addresses(&snapshot)[0];
+        services.note_addresses(ID, answer(vec![bad, good], &snapshot, ID));
+        assert_eq!((&*services.addresses(ID), services.unusable(ID)), (&[good][..], None));
+        let problem = &services.refused_addresses(&snapshot)[0];
         assert!(
             problem.text.contains("homeless: its name leads to 169.254.169.254"),
             "{problem:?}"
         );
 
-        edge.note_addresses(ID, answer(vec![bad], &snapshot, ID));
-        assert!(edge.addresses(ID).is_empty());
-        assert!(edge.unusable(ID).unwrap().contains("a cloud's metadata service"));
+        services.note_addresses(ID, answer(vec![bad], &snapshot, ID));
+        assert!(services.addresses(ID).is_empty());
+        assert!(services.unusable(ID).unwrap().contains("a cloud's metadata service"));
 
-        edge.note_addresses(ID, answer(vec![good], &snapshot, ID));
-        assert_eq!((edge.unusable(ID), edge.refused_addresses(&snapshot)), (None, Vec::new()));
+        services.note_addresses(ID, answer(vec![good], &snapshot, ID));
+        assert_eq!(
+            (services.unusable(ID), services.refused_addresses(&snapshot)),
+            (None, Vec::new())
+        );
     }
 
     #[test]

@@ -1,19 +1,19 @@
-//! What is wrong at the edge, with what to do about it.
+//! Problems of gateways, each with its remedy.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use isthmus_model::{Code, Problem, ServiceId, Snapshot};
-use isthmus_proxy::Outside as _;
+use isthmus_proxy::HostServices as _;
 
-use super::doors::Doors;
-use super::{ASK_AGAIN, Edge, SPECIAL, externals};
+use super::listeners::GatewayListeners;
+use super::{ASK_AGAIN, AgentServices, SPECIAL, externals};
 use crate::status::Shared;
 
-impl Edge {
+impl AgentServices {
     /// Certificates that can't be used or had, and ports that can't be opened.
-    pub(super) fn problems(&self, doors: &Doors) -> (Vec<Problem>, Vec<Problem>) {
+    pub(super) fn problems(&self, open: &GatewayListeners) -> (Vec<Problem>, Vec<Problem>) {
         let (mut unusable, mut closed) = (Vec::new(), Vec::new());
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         let Some(snapshot) = &known.snapshot else { return (unusable, closed) };
         let certificate = |whose: String, (text, remedy): &(String, String)| {
             let text = format!("{whose}: {text}");
@@ -36,9 +36,9 @@ impl Edge {
                     let problem = (order.clone(), remedy.to_owned());
                     unusable.push(certificate(whose.clone(), &problem));
                 }
-                if let Some(door) = doors.problem(listener.port) {
-                    let text = format!("gateway {}: {}", service.name, door.why);
-                    let problem = Problem::new(Code::GatewayDoor, text, &*door.remedy);
+                if let Some(found) = open.problem(listener.port) {
+                    let text = format!("gateway {}: {}", service.name, found.why);
+                    let problem = Problem::new(Code::GatewayDoor, text, &*found.remedy);
                     closed.push(problem.about(whose));
                 }
             }
@@ -75,7 +75,7 @@ impl Edge {
     }
 
     pub(super) fn refused_addresses(&self, snapshot: &Snapshot) -> Vec<Problem> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         let problem = |(id, reason): (&ServiceId, &String)| {
             let service = snapshot.services.get(id)?;
             service.external_from(snapshot.local)?;

@@ -1,4 +1,4 @@
-//! What a client's certificate says, as Envoy writes it into `X-Forwarded-Client-Cert`.
+//! Facts of a client's certificate, as Envoy writes them into `X-Forwarded-Client-Cert`.
 
 use std::fmt::Write as _;
 

@@ -38,13 +38,13 @@ const NO_UPSTREAM: Code = Code::DnsNoUpstream;
 
 /// Mesh DNS, running.
 #[derive(Debug)]
-pub struct Names {
+pub struct MeshDns {
     /// Once it is to stop: whether for a restart.
     stop: watch::Sender<Option<bool>>,
     task: JoinHandle<()>,
 }
 
-impl Names {
+impl MeshDns {
     /// Starts to answer on `own`, the host's own addresses. What fails is a problem in the status, and
     /// tried again: an overlay without names is better than none.
     pub async fn start(

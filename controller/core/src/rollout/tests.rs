@@ -39,7 +39,7 @@ fn counts(requests: u64, failures: u64, took: Duration) -> Counts {
 /// A rollout with its clock.
 struct Run {
     declared: RolloutDecl,
-    delivery: Delivery,
+    rollout: Rollout,
     trial: Trial,
     now: Instant,
     start: Instant,
@@ -49,13 +49,7 @@ impl Run {
     fn new(more: &str) -> Self {
         let declared = declared(more);
         let now = Instant::now();
-        Self {
-            delivery: Delivery::new(&declared, 0),
-            declared,
-            trial: Trial::new(),
-            now,
-            start: now,
-        }
+        Self { rollout: Rollout::new(&declared, 0), declared, trial: Trial::new(), now, start: now }
     }
 
     /// A second, in which agents report this of the canary and much good of the stable.
@@ -71,10 +65,10 @@ impl Run {
         let decision = self.trial.decide(&self.declared, served(&[]), self.now);
         let then = match decision.clone() {
             Decision::Wait(_) => return decision,
-            Decision::Advance => self.delivery.after_success(&name(), &self.declared),
-            Decision::Fail(why) => self.delivery.after_failure(&self.declared, why),
+            Decision::Advance => self.rollout.after_success(&name(), &self.declared),
+            Decision::Fail(why) => self.rollout.after_failure(&self.declared, why),
         };
-        self.delivery.phase = then;
+        self.rollout.phase = then;
         self.trial = std::mem::take(&mut self.trial).next();
         decision
     }
@@ -82,7 +76,7 @@ impl Run {
     /// Until it is over, at most so many seconds; how many it took.
     fn until_over(&mut self, canary: &Counts, most: u64) -> u64 {
         for _ in 0..most {
-            if !matches!(self.delivery.phase, Phase::Progressing { .. }) {
+            if !matches!(self.rollout.phase, Phase::Progressing { .. }) {
                 break;
             }
             let _ = self.second(canary);
@@ -95,9 +89,9 @@ impl Run {
 fn a_good_canary_takes_each_step_and_is_promoted() {
     let mut run = Run::new("steps = [5, 50]\nlatency = { p99 = \"100ms\", p50 = \"120%\" }");
     let good = counts(50, 0, Duration::from_millis(20));
-    assert_eq!(run.delivery.weight(), 5);
+    assert_eq!(run.rollout.weight(), 5);
     let took = run.until_over(&good, 100);
-    assert_eq!((run.delivery.phase.clone(), run.delivery.weight()), (Phase::Promoted, 100));
+    assert_eq!((run.rollout.phase.clone(), run.rollout.weight()), (Phase::Promoted, 100));
     // Two intervals, and a second at the beginning of each.
     assert_eq!(took, 22);
 }
@@ -107,10 +101,10 @@ fn a_bad_canary_is_caught_long_before_the_interval_is_over() {
     // 100 of 2,000 requests per second, a twentieth of them fails.
     let mut run = Run::new("steps = [5, 50]");
     let took = run.until_over(&counts(100, 5, SECOND), 100);
-    assert!(matches!(run.delivery.phase, Phase::RolledBack { .. }), "{:?}", run.delivery);
-    assert_eq!(run.delivery.weight(), 0);
+    assert!(matches!(run.rollout.phase, Phase::RolledBack { .. }), "{:?}", run.rollout);
+    assert_eq!(run.rollout.weight(), 0);
     assert!(took <= 4, "{took} s");
-    assert!(run.delivery.phase.why().contains("success_rate is 99%"), "{:?}", run.delivery);
+    assert!(run.rollout.phase.why().contains("success_rate is 99%"), "{:?}", run.rollout);
 }
 
 #[test]
@@ -118,9 +112,9 @@ fn a_slow_canary_is_caught_by_time_and_by_comparison() {
     for goal in ["p99 = \"100ms\"", "p95 = \"150%\""] {
         let mut run = Run::new(&format!("steps = [5, 50]\nlatency = {{ {goal} }}"));
         let took = run.until_over(&counts(10, 0, Duration::from_millis(220)), 100);
-        assert!(matches!(run.delivery.phase, Phase::RolledBack { .. }), "{:?}", run.delivery);
+        assert!(matches!(run.rollout.phase, Phase::RolledBack { .. }), "{:?}", run.rollout);
         assert!(took <= 3, "{took} s");
-        assert!(run.delivery.phase.why().contains("took longer"), "{:?}", run.delivery);
+        assert!(run.rollout.phase.why().contains("took longer"), "{:?}", run.rollout);
     }
 }
 
@@ -136,7 +130,7 @@ fn one_failure_of_three_proves_nothing() {
     assert!(why.contains("1 of 3 requests failed") && why.contains("too few"), "{why}");
     // But not for ever.
     let took = run.until_over(&Counts::default(), 1_000);
-    assert!(matches!(run.delivery.phase, Phase::RolledBack { .. }));
+    assert!(matches!(run.rollout.phase, Phase::RolledBack { .. }));
     assert!(took <= 101, "{took} s");
 }
 
@@ -170,7 +164,7 @@ fn what_agents_report_before_they_have_the_weights_doesnt_count() {
 fn orders_are_obeyed_where_they_make_sense() {
     use Order::{Abort, Pause, Promote, Resume, Retry};
     let declared = declared("steps = [10, 100]\nauto_promote = false\non_failure = \"pause\"");
-    let mut delivery = Delivery::new(&declared, 0);
+    let mut rollout = Rollout::new(&declared, 0);
     // The phases that follow, and what of the five orders is refused in each.
     let story = [
         (Pause, "paused", 10, [true, false, false, false, true]),
@@ -181,29 +175,29 @@ fn orders_are_obeyed_where_they_make_sense() {
         (Abort, "rolled back", 0, [true, true, false, true, false]),
     ];
     for (order, phase, weight, refused) in story {
-        delivery.phase = delivery.obey(order, "eve", &declared).unwrap();
-        assert_eq!((delivery.phase.name(), delivery.weight()), (phase, weight), "{order:?}");
+        rollout.phase = rollout.obey(order, "eve", &declared).unwrap();
+        assert_eq!((rollout.phase.name(), rollout.weight()), (phase, weight), "{order:?}");
         let found = [Pause, Resume, Promote, Abort, Retry]
-            .map(|order| delivery.obey(order, "eve", &declared).is_err());
+            .map(|order| rollout.obey(order, "eve", &declared).is_err());
         assert_eq!(found, refused, "{phase}");
     }
-    let paused = Delivery::new(&declared, 0).after_failure(&declared, "slow".to_owned());
+    let paused = Rollout::new(&declared, 0).after_failure(&declared, "slow".to_owned());
     assert_eq!(paused, Phase::Paused { weight: 10, why: "slow".to_owned() });
-    delivery.phase = Phase::Progressing { weight: 100 };
-    assert_eq!(delivery.after_success(&name(), &declared).name(), "paused");
+    rollout.phase = Phase::Progressing { weight: 100 };
+    assert_eq!(rollout.after_success(&name(), &declared).name(), "paused");
 }
 
 #[test]
 fn other_steps_go_on_from_the_weight_that_was_reached() {
-    let delivery = Delivery::new(&declared("steps = [10, 100]"), 0);
+    let rollout = Rollout::new(&declared("steps = [10, 100]"), 0);
     let finer = declared("steps = [5, 20, 100]");
-    assert!(delivery.is_of(&finer));
-    assert_eq!(delivery.after_success(&name(), &finer), Phase::Progressing { weight: 20 });
+    assert!(rollout.is_of(&finer));
+    assert_eq!(rollout.after_success(&name(), &finer), Phase::Progressing { weight: 20 });
 }
 
 #[test]
 fn what_is_stored_is_read_again() {
-    let mut delivery = Delivery::new(&declared(""), 17);
+    let mut rollout = Rollout::new(&declared(""), 17);
     let why = "so".to_owned();
     for phase in [
         Phase::Progressing { weight: 5 },
@@ -211,9 +205,9 @@ fn what_is_stored_is_read_again() {
         Phase::Promoted,
         Phase::RolledBack { why },
     ] {
-        delivery.phase = phase;
-        let json = serde_json::to_string(&delivery).unwrap();
-        assert_eq!(serde_json::from_str::<Delivery>(&json).unwrap(), delivery);
+        rollout.phase = phase;
+        let json = serde_json::to_string(&rollout).unwrap();
+        assert_eq!(serde_json::from_str::<Rollout>(&json).unwrap(), rollout);
     }
 }
 
@@ -235,20 +229,20 @@ proptest! {
         let most = steps.len() as u64 * 101;
         let mut last = 0;
         for _ in 0..most {
-            if let Phase::Progressing { weight } = run.delivery.phase {
+            if let Phase::Progressing { weight } = run.rollout.phase {
                 prop_assert!(weight >= last);
                 last = weight;
                 let _ = run.second(&report);
             }
         }
         let good = failures == 0 && millis < 35;
-        match run.delivery.phase {
+        match run.rollout.phase {
             Phase::Promoted => {
                 // What was reported, which is whole requests.
                 prop_assert!(failures * 1_000 <= requests * 15 && millis < 105);
             }
             Phase::RolledBack { .. } => prop_assert!(!good),
-            Phase::Progressing { .. } | Phase::Paused { .. } => prop_assert!(false, "{:?}", run.delivery),
+            Phase::Progressing { .. } | Phase::Paused { .. } => prop_assert!(false, "{:?}", run.rollout),
         }
     }
 }

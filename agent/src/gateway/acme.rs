@@ -21,7 +21,7 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -49,7 +49,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::{Edge, files};
+use super::{AgentServices, files};
 use crate::state_dir;
 
 /// What a challenge is asked for with (RFC 8737 section 6.2).
@@ -122,17 +122,17 @@ fn wanted(folder: &Path, snapshot: &Snapshot) -> Vec<Wanted> {
 }
 
 /// Orders what is due, one after the other, until it is dropped.
-pub(super) async fn run(edge: Arc<Edge>, mut views: watch::Receiver<Arc<View>>) {
+pub(super) async fn run(services: Arc<AgentServices>, mut views: watch::Receiver<Arc<View>>) {
     let mut failures: HashMap<PathBuf, Failure> = HashMap::new();
     loop {
         let snapshot = Arc::clone(&views.borrow_and_update().snapshot);
-        let wanted = wanted(&edge.folder, &snapshot);
+        let wanted = wanted(&services.folder, &snapshot);
         failures.retain(|file, _| wanted.iter().any(|it| it.file == *file));
-        edge.retain_orders(|file| wanted.iter().any(|it| it.file == *file));
+        services.retain_orders(|file| wanted.iter().any(|it| it.file == *file));
         for one in &wanted {
             let waits = failures.get(&one.file).is_some_and(|it| Instant::now() < it.again);
             if !waits && is_due(&one.file) {
-                attempt(&edge, one, &mut failures).await;
+                attempt(&services, one, &mut failures).await;
             }
         }
         tokio::select! {
@@ -151,15 +151,15 @@ fn is_due(file: &Path) -> bool {
     i64::try_from(now).unwrap_or(i64::MAX) >= until - (until - from) / 3
 }
 
-async fn attempt(edge: &Edge, one: &Wanted, failures: &mut HashMap<PathBuf, Failure>) {
+async fn attempt(services: &AgentServices, one: &Wanted, failures: &mut HashMap<PathBuf, Failure>) {
     let directory = &one.acme.directory;
-    edge.note_order(&one.file, format!("its certificate is being ordered from {directory}"));
-    let ordered = timeout(ORDER, order(edge, one)).await;
-    edge.challenges.write().unwrap_or_else(PoisonError::into_inner).clear();
+    services.note_order(&one.file, format!("its certificate is being ordered from {directory}"));
+    let ordered = timeout(ORDER, order(services, one)).await;
+    services.challenges.write().clear();
     match ordered.map_err(|_| anyhow!("it took longer than {ORDER:?}")).flatten() {
         Ok(()) => {
             failures.remove(&one.file);
-            edge.retain_orders(|file| file != one.file);
+            services.retain_orders(|file| file != one.file);
             tracing::info!(hosts = ?one.hosts, %directory, "got a certificate");
         }
         Err(error) => {
@@ -172,16 +172,16 @@ async fn attempt(edge: &Edge, one: &Wanted, failures: &mut HashMap<PathBuf, Fail
                 "{directory} gave no certificate: {error:#}; the next try is in {minutes} min"
             );
             tracing::error!(hosts = ?one.hosts, "{problem}");
-            edge.note_order(&one.file, problem);
+            services.note_order(&one.file, problem);
         }
     }
 }
 
-async fn order(edge: &Edge, one: &Wanted) -> anyhow::Result<()> {
-    state_dir::make_directory(&edge.folder)
-        .with_context(|| format!("Failed to make {}", edge.folder.display()))?;
-    check_room(&edge.folder)?;
-    let account = account(&edge.folder, &one.acme).await?;
+async fn order(services: &AgentServices, one: &Wanted) -> anyhow::Result<()> {
+    state_dir::make_directory(&services.folder)
+        .with_context(|| format!("Failed to make {}", services.folder.display()))?;
+    check_room(&services.folder)?;
+    let account = account(&services.folder, &one.acme).await?;
     let identifiers: Vec<_> = one.hosts.iter().cloned().map(Identifier::Dns).collect();
     let mut order = account.new_order(&NewOrder::new(&identifiers)).await?;
     let mut authorizations = order.authorizations();
@@ -202,7 +202,7 @@ async fn order(edge: &Edge, one: &Wanted) -> anyhow::Result<()> {
             .context("it doesn't offer the challenge tls-alpn-01")?;
         let name = challenge.identifier().to_string();
         let answer = answer(&name, challenge.key_authorization().digest().as_ref())?;
-        edge.challenges.write().unwrap_or_else(PoisonError::into_inner).insert(name, answer);
+        services.challenges.write().insert(name, answer);
         challenge.set_ready().await?;
     }
     let patience = RetryPolicy::new().timeout(ORDER);

@@ -1,4 +1,4 @@
-//! Whom each of the latest revisions concerned.
+//! Hosts that each of the latest revisions concerned.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -8,11 +8,11 @@ const KEPT: usize = 32;
 
 /// The hosts whose slices changed, for the latest applied revisions.
 #[derive(Clone, Debug, Default)]
-pub struct Rollouts {
+pub struct RevisionHosts {
     recent: VecDeque<(Revision, BTreeSet<Name>)>,
 }
 
-impl Rollouts {
+impl RevisionHosts {
     /// Remembers whom a revision concerns, and forgets the oldest one.
     pub fn insert(&mut self, revision: Revision, affected: BTreeSet<Name>) {
         self.recent.push_back((revision, affected));
@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn only_the_latest_are_kept() {
-        let mut rollouts = Rollouts::default();
+        let mut rollouts = RevisionHosts::default();
         for number in 1..=1_000 {
             rollouts.insert(Revision(number), BTreeSet::new());
         }

@@ -27,13 +27,13 @@ use tokio::time::MissedTickBehavior;
 use crate::callers::Caller;
 use crate::containers;
 use crate::dataplane::{self, Setup};
-use crate::edge::{self, Edge};
+use crate::dns::keeper::MeshDns;
 use crate::firewall;
+use crate::gateway::{self, AgentServices};
 use crate::guard::{self, Guard, Standing};
 use crate::identity::TunnelKey;
 use crate::kept_device;
 use crate::local::show;
-use crate::names::Names;
 use crate::network::{self, Clashes, Network};
 use crate::own_ports::Port;
 use crate::owners::{PROXY_MARK, SocketOwners, not_noted};
@@ -65,7 +65,7 @@ const GUARDED: Duration = Duration::from_secs(3);
 
 /// The overlay of one member.
 #[expect(missing_debug_implementations, reason = "holds the tunnel's private key")]
-pub struct Plane {
+pub struct Overlay {
     shared: Arc<Shared>,
     keys: Keys,
     running: Option<Running>,
@@ -94,7 +94,7 @@ struct Running {
     state: Arc<State>,
     states: watch::Sender<Arc<State>>,
     views: watch::Sender<Arc<View>>,
-    names: Option<Names>,
+    names: Option<MeshDns>,
     /// The proxy's. Open until the data plane is gone, so that nobody is refused meanwhile.
     listeners: Vec<TcpListener>,
     /// Tries the same listeners.
@@ -108,7 +108,7 @@ struct Running {
     tasks: JoinSet<()>,
 }
 
-impl Plane {
+impl Overlay {
     #[must_use]
     pub fn new(shared: Arc<Shared>, keys: Keys) -> Self {
         let kept = kept_device::adopt(&shared.settings);
@@ -119,7 +119,7 @@ impl Plane {
     #[must_use]
     pub fn device(&self) -> Option<u32> {
         let running = self.running.as_ref().map(|running| running.device);
-        running.or(self.kept.as_ref().map(Tun::index))
+        running.or_else(|| self.kept.as_ref().map(Tun::index))
     }
 
     /// Works with these keys from now on.
@@ -247,7 +247,7 @@ impl Running {
         let mut firewall = JoinSet::new();
         let (own, told) = (network.own_addresses(), states.subscribe());
         firewall.spawn(firewall::watch(Arc::clone(shared), packets.clone(), tried, own, told));
-        let names = Names::start(shared, network.own_addresses(), views.subscribe()).await;
+        let names = MeshDns::start(shared, network.own_addresses(), views.subscribe()).await;
         let network = Arc::new(Mutex::new(network));
         tasks.spawn(network::keep(Arc::clone(shared), Arc::clone(&network), is_set(stopped)));
         let state = Arc::clone(state);
@@ -504,14 +504,15 @@ fn start_edge(
     views: &watch::Sender<Arc<View>>,
     stopped: &watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
-) -> (isthmus_proxy::Edge, watch::Receiver<Revision>) {
-    let outside = Arc::new(Edge::new(&shared.settings.state_dir).asking(shared));
+) -> (isthmus_proxy::GatewayIo, watch::Receiver<Revision>) {
+    let host_services = Arc::new(AgentServices::new(&shared.settings.state_dir).asking(shared));
     let (sender, visitors) = mpsc::channel(VISITORS);
     let (follows, followed) = watch::channel(Revision(0));
-    let (outside_, shared_) = (Arc::clone(&outside), Arc::clone(shared));
-    let following = edge::run(outside_, shared_, views.subscribe(), sender, follows);
-    let resolving = edge::resolve(Arc::clone(&outside), Arc::clone(shared), views.subscribe());
-    let ordering = edge::order(Arc::clone(&outside), views.subscribe());
+    let (outside_, shared_) = (Arc::clone(&host_services), Arc::clone(shared));
+    let following = gateway::run(outside_, shared_, views.subscribe(), sender, follows);
+    let resolving =
+        gateway::resolve(Arc::clone(&host_services), Arc::clone(shared), views.subscribe());
+    let ordering = gateway::order(Arc::clone(&host_services), views.subscribe());
     let stop = is_set(stopped.clone());
     tasks.spawn(async move {
         tokio::select! {
@@ -519,12 +520,12 @@ fn start_edge(
             () = stop => {}
         }
     });
-    (isthmus_proxy::Edge { outside, visitors }, followed)
+    (isthmus_proxy::GatewayIo { host_services, visitors }, followed)
 }
 
 async fn run_proxy(
     shared: Arc<Shared>,
-    (listeners, edge): (Vec<TcpListener>, isthmus_proxy::Edge),
+    (listeners, edge): (Vec<TcpListener>, isthmus_proxy::GatewayIo),
     views: watch::Receiver<Arc<View>>,
     (leaving, stopped): (Arc<AtomicBool>, watch::Receiver<bool>),
 ) {

@@ -22,9 +22,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// All doors of this host.
 #[derive(Debug)]
-pub(super) struct Doors {
+pub(super) struct GatewayListeners {
     visitors: mpsc::Sender<Visitor>,
-    open: BTreeMap<u16, Door>,
+    open: BTreeMap<u16, GatewayListener>,
     /// By port: why it can't be opened.
     problems: BTreeMap<u16, Closed>,
 }
@@ -37,18 +37,18 @@ pub(super) struct Closed {
 }
 
 #[derive(Debug)]
-struct Door {
+struct GatewayListener {
     gateway: ServiceId,
     task: JoinHandle<()>,
 }
 
-impl Drop for Door {
+impl Drop for GatewayListener {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Doors {
+impl GatewayListeners {
     #[must_use]
     pub(super) fn new(visitors: mpsc::Sender<Visitor>) -> Self {
         Self { visitors, open: BTreeMap::new(), problems: BTreeMap::new() }
@@ -57,7 +57,7 @@ impl Doors {
     /// Opens and closes doors, so that they are those of a snapshot.
     pub(super) fn follow(&mut self, snapshot: &Snapshot) {
         let wanted = wanted(snapshot);
-        self.open.retain(|port, door| wanted.get(port) == Some(&door.gateway));
+        self.open.retain(|port, listener| wanted.get(port) == Some(&listener.gateway));
         let mut problems = BTreeMap::new();
         for (port, gateway) in wanted {
             if self.open.contains_key(&port) {
@@ -66,7 +66,7 @@ impl Doors {
             match listen(port) {
                 Ok(listener) => {
                     let task = tokio::spawn(accept(listener, gateway, port, self.visitors.clone()));
-                    self.open.insert(port, Door { gateway, task });
+                    self.open.insert(port, GatewayListener { gateway, task });
                 }
                 Err(error) => {
                     // Who has it isn't looked up again and again.

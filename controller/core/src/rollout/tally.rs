@@ -1,4 +1,4 @@
-//! What agents measured of one version's requests.
+//! Tally of one version's requests, as agents measured them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! How sure one can be that a share is too large, from a few observations.
+//! Statistical evidence that a failure rate is too large, from a few observations.
 
 /// The probability of at least `bad` bad ones among `all`, if each is bad with probability `share`.
 ///

@@ -1,9 +1,9 @@
 //! Progressive delivery: what `[rollout.NAME]` asks for, carried out.
 //!
-//! Not to be confused with [`Rollouts`](crate::Rollouts), which is about how far a revision has got.
+//! Not to be confused with [`RevisionHosts`](crate::Rollouts), which is about how far a revision has got.
 //!
-//! A [`Delivery`] is what must survive a restart: whose requests move, and which [`Phase`] that has
-//! reached. The weights that follow from it are put into the routes when a [`World`](crate::World)
+//! A [`Rollout`] is what must survive a restart: whose requests move, and which [`Phase`] that has
+//! reached. The weights that follow from it are put into the routes when a [`MeshSnapshot`](crate::World)
 //! is made of a state, so each step is a revision like any other. A [`Trial`] is what must not: what
 //! agents measured since the step began. Together with the topology's words it [decides](Trial::decide).
 
@@ -23,7 +23,7 @@ pub use trial::{Circumstances, Decision, Trial, Version};
 
 /// How far a rollout has got.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Delivery {
+pub struct Rollout {
     routes: Vec<String>,
     #[serde(with = "text")]
     stable: Name,
@@ -93,9 +93,9 @@ pub enum Order {
 /// Why an order has no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Senseless(String);
+pub struct InvalidTransition(String);
 
-impl Delivery {
+impl Rollout {
     /// One that begins now.
     #[must_use]
     pub fn new(declared: &RolloutDecl, now: i64) -> Self {
@@ -170,9 +170,9 @@ impl Delivery {
         order: Order,
         operator: &str,
         declared: &RolloutDecl,
-    ) -> Result<Phase, Senseless> {
+    ) -> Result<Phase, InvalidTransition> {
         let weight = self.weight();
-        let senseless = |text: &str| Err(Senseless(text.to_owned()));
+        let senseless = |text: &str| Err(InvalidTransition(text.to_owned()));
         match (order, &self.phase) {
             (Order::Pause, Phase::Progressing { .. }) => {
                 Ok(Phase::Paused { weight, why: format!("paused by {operator}") })
