@@ -10,11 +10,11 @@ use isthmus_net::cgroup::Cgroups;
 use isthmus_net::privileges::{self, Capability};
 use isthmus_net::senders::Senders;
 use parking_lot::Mutex;
-use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::addresses;
 use crate::callers::LocalProcesses;
 use crate::credential;
 use crate::dns;
@@ -24,14 +24,14 @@ use crate::kept_device;
 use crate::local::{self, Api};
 use crate::membership::{self, Outcome, Turn};
 use crate::memory;
-use crate::network;
 use crate::own_ports::OwnPorts;
 use crate::owners::{SharedCgroups, not_noted};
 use crate::ports::{self, Ports};
-use crate::settings::Settings;
+use crate::settings::{Settings, otlp_endpoint};
 use crate::state_dir::StateDir;
 use crate::status::Shared;
 use crate::sync::resources::Resources;
+use crate::systemd;
 use crate::telemetry::{self, otlp};
 use crate::vitals;
 use crate::watchdog;
@@ -141,7 +141,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
         reason = shared.failed() => Err(anyhow::anyhow!(reason)),
         () = told_to_stop() => {
             tracing::info!("stopping");
-            notify(&[NotifyState::Stopping]);
+            systemd::stopping();
             stop.send_replace(true);
             living.await
         }
@@ -192,7 +192,7 @@ fn kept_guard(settings: &Settings) -> anyhow::Result<Option<(Guard, Option<Snaps
         snapshot.context("The kept snapshot can't be used")
     });
     if let Ok(Some(snapshot)) = kept {
-        let guard = Guard::of(settings, &serving, &network::prefixes(&snapshot));
+        let guard = Guard::of(settings, &serving, &addresses::prefixes(&snapshot));
         let guard = guard.with_names(settings, &snapshot);
         return Ok(Some((guard, Some(snapshot))));
     }
@@ -223,8 +223,8 @@ async fn live(
             Some(member) => member,
             None => {
                 tracing::info!("not a member of a mesh; waiting for `agentctl join`");
-                ready();
-                tell_status(shared);
+                systemd::ready();
+                systemd::tell_status(shared);
                 tokio::select! {
                     _ = stopped.wait_for(|stop| *stop) => return Ok(()),
                     turn = turns.recv() => match turn.context("The local API is gone")? {
@@ -251,7 +251,7 @@ async fn serve_metrics(shared: Arc<Shared>) {
 
 async fn export_spans(shared: Arc<Shared>) {
     let tracing = &shared.settings.tracing;
-    let Ok(endpoint) = otlp::endpoint(&tracing.otlp) else { return };
+    let Ok(endpoint) = otlp_endpoint(&tracing.otlp) else { return };
     let Some(spans) = shared.proxy.trace(tracing.sample) else { return };
     let host = || shared.status().member.map_or_else(String::new, |it| it.host.to_string());
     otlp::export(endpoint, host, spans, &shared.spans).await;
@@ -283,22 +283,6 @@ async fn say_goodbye(mut local: JoinHandle<anyhow::Result<()>>) {
             // Aborted tasks drop the socket.
             drop(local.await);
         }
-    }
-}
-
-/// Tells systemd that the agent is up: its data plane, or its socket where there is none yet.
-pub fn ready() {
-    notify(&[NotifyState::Ready]);
-}
-
-/// Tells systemd in one line how the agent stands.
-pub fn tell_status(shared: &Shared) {
-    notify(&[NotifyState::Status(&shared.status().summary())]);
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "couldn't notify systemd");
     }
 }
 

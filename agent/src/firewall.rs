@@ -22,8 +22,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::dataplane::Handle;
-use crate::local::peer_state;
 use crate::status::Shared;
+use crate::words::peer_state;
 use advice::{Firewall, proxy_problem, tunnel_problem};
 
 const LOOK_EVERY: Duration = Duration::from_secs(10);

@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+mod addresses;
 pub mod app;
 pub mod callers;
 pub mod clock;
@@ -48,7 +49,9 @@ pub mod settings;
 pub mod state_dir;
 pub mod status;
 pub mod sync;
+mod systemd;
 pub mod telemetry;
 pub mod tls;
 pub mod vitals;
 pub mod watchdog;
+mod words;

@@ -14,6 +14,7 @@ use isthmus_proxy::{Demand, Traffic};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::addresses;
 use crate::clock::{self, Clock};
 use crate::guard::{self, Guard, Standing};
 use crate::identity::{Identity, Member, TlsIdentity, TunnelKey};
@@ -27,6 +28,7 @@ use crate::status::Shared;
 use crate::sync::backoff::{Backoff, random};
 use crate::sync::resources::Resources;
 use crate::sync::{self, Ended};
+use crate::systemd;
 use crate::tls::ConnectError;
 
 /// A session that lasted this long was a good one.
@@ -92,7 +94,7 @@ pub async fn live(
     membership.start_from_disk().await?;
     membership.guard_without_snapshot().await;
     let keeper = Arc::clone(&membership.keeper);
-    crate::app::ready();
+    systemd::ready();
     let reason = tokio::select! {
         _ = stop.wait_for(|stop| *stop) => Reason::Stop,
         Some(turn) = turns.recv() => Reason::Turn(turn),
@@ -175,7 +177,7 @@ impl Membership {
             "the snapshot is for another host"
         );
         self.shared.problems.set(FOREIGN_KEY, self.foreign_key(&snapshot));
-        let prefixes = network::prefixes(&snapshot).to_vec();
+        let prefixes = addresses::prefixes(&snapshot).to_vec();
         let own = snapshot.local_host().clone();
         self.overlay.switch(snapshot).await?;
         self.settle_keys(&own).await;
@@ -306,7 +308,7 @@ impl Membership {
             status.confirmed = None;
             status.last_error = reason;
         });
-        crate::app::tell_status(&self.shared);
+        systemd::tell_status(&self.shared);
     }
 
     fn disconnected(&self, address: &str, ended: &anyhow::Result<Ended>) {
@@ -334,7 +336,7 @@ impl Membership {
                 tracing::debug!(controller = address, "no controller: {error:#}");
             }
         }
-        crate::app::tell_status(&self.shared);
+        systemd::tell_status(&self.shared);
     }
 
     fn confirm(&self, at: SystemTime) {
@@ -410,7 +412,7 @@ impl Membership {
         for code in [Code::ControllerForeign, Code::ControllerUnreachable] {
             self.shared.problems.set(code, None);
         }
-        crate::app::tell_status(&self.shared);
+        systemd::tell_status(&self.shared);
     }
 
     async fn keep(&self, resources: &Resources) -> anyhow::Result<()> {
@@ -447,7 +449,7 @@ impl sync::Member for Membership {
             status.confirmed = Some(SystemTime::now());
             status.refusal.clear();
         });
-        crate::app::tell_status(&self.shared);
+        systemd::tell_status(&self.shared);
         let not_kept = not_kept.map(|problem| problem.to_message(SystemTime::now()));
         let caused = problems::brought(&before, self.shared.problems.all());
         Ok(not_kept.into_iter().chain(caused).collect())
@@ -528,7 +530,7 @@ impl sync::Member for Membership {
             status.connected = true;
             status.last_error.clear();
         });
-        crate::app::tell_status(&self.shared);
+        systemd::tell_status(&self.shared);
     }
 
     async fn new_key(&mut self) -> anyhow::Result<PublicKey> {

@@ -30,7 +30,6 @@ use tokio::sync::watch;
 
 pub use keeper::{clash, keep, no_ipv6};
 use wanted::{Found, Lost, Setting, Shape, Wanted, missing};
-pub use wanted::{answers, own, prefixes};
 
 /// Packets that wait for the data plane while it is busy.
 const QUEUE_PACKETS: u32 = 1_000;

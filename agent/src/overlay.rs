@@ -24,6 +24,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+use crate::addresses;
 use crate::callers::Caller;
 use crate::containers;
 use crate::dataplane::{self, Setup};
@@ -33,7 +34,6 @@ use crate::gateway::{self, AgentServices};
 use crate::guard::{self, Guard, Standing};
 use crate::identity::TunnelKey;
 use crate::kept_device;
-use crate::local::show;
 use crate::network::{self, Clashes, Network};
 use crate::own_ports::Port;
 use crate::owners::{PROXY_MARK, SocketOwners, not_noted};
@@ -41,6 +41,7 @@ use crate::ports;
 use crate::settings::GuardMode;
 use crate::status::{Pong, Shared};
 use crate::vitals;
+use crate::words::{self, peer_name};
 
 /// Events that wait for being logged and reported.
 const EVENTS: usize = 1024;
@@ -139,7 +140,7 @@ impl Overlay {
     /// # Errors
     /// Says for the operator why this host can't; it goes on by the old one, if it had one.
     pub async fn switch(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
-        let clashes = network::clashes(&network::prefixes(&snapshot), self.device()).await?;
+        let clashes = network::clashes(&addresses::prefixes(&snapshot), self.device()).await?;
         if let Some(clashes) = Clashes::of(&clashes) {
             return Err(clashes.into());
         }
@@ -366,9 +367,9 @@ impl Running {
 }
 
 fn guard_of(shared: &Shared, state: &State) -> Guard {
-    let guard = Guard::of(&shared.settings, &shared.ports, &network::prefixes(&state.snapshot));
+    let guard = Guard::of(&shared.settings, &shared.ports, &addresses::prefixes(&state.snapshot));
     let snapshot = &state.snapshot;
-    guard.with_answers(network::answers(snapshot)).with_names(&shared.settings, snapshot)
+    guard.with_answers(addresses::answers(snapshot)).with_names(&shared.settings, snapshot)
 }
 
 /// Listens before anything is raised, so that it needn't be raised again to be sure of it.
@@ -722,11 +723,11 @@ fn log_denial(shared: &Shared, state: &State, denial: &isthmus_core::Denial, wha
         from = name(denial.from),
         to = name(denial.to),
         layer4 = %denial.layer4,
-        source = show::end(denial.layer4, denial.source, denial.original.source_port),
-        destination = show::end(
+        source = words::end(denial.layer4, denial.source, denial.original.source_port),
+        destination = words::end(
             denial.layer4,
             denial.original.destination.ip(),
-            show::asked_port(denial.layer4)
+            words::asked_port(denial.layer4)
         ),
         user = caller.as_ref().map(Caller::user),
         unit = caller.as_ref().map(Caller::unit).filter(|unit| !unit.is_empty()),
@@ -736,22 +737,6 @@ fn log_denial(shared: &Shared, state: &State, denial: &isthmus_core::Denial, wha
         side = if denial.outbound { "sender" } else { "receiver" },
         "{what} a flow"
     );
-}
-
-/// A peer by the name that the topology has for it.
-#[must_use]
-pub fn peer_name(state: &State, peer: PeerName) -> String {
-    let snapshot = &state.snapshot;
-    match peer {
-        PeerName::Host(id) => snapshot
-            .hosts
-            .get(&id)
-            .map_or_else(|| format!("host {}", id.0), |it| it.name.to_string()),
-        PeerName::Device(id) => snapshot
-            .devices
-            .get(&id)
-            .map_or_else(|| format!("device {}", id.0), |it| it.name.to_string()),
-    }
 }
 
 /// So many in each second.

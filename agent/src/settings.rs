@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use http::Uri;
+use http::uri::PathAndQuery;
 use isthmus_core::{Cipher, Ciphers};
 use isthmus_model::Name;
 use isthmus_model::topology::did_you_mean;
 use serde::Deserialize;
-
-use crate::telemetry::otlp;
 
 /// Where settings are read from unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/isthmus/agent.toml";
@@ -420,7 +420,7 @@ impl Settings {
             return refuse("metrics", "must be ADDRESS:PORT, or \"\" to serve no metrics");
         }
         if !self.tracing.otlp.is_empty()
-            && let Err(wrong) = otlp::endpoint(&self.tracing.otlp)
+            && let Err(wrong) = otlp_endpoint(&self.tracing.otlp)
         {
             return refuse("tracing.otlp", wrong);
         }
@@ -439,6 +439,24 @@ impl Settings {
 
 fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// The place of an OTLP receiver, from the setting `tracing.otlp`; its usual path where none is given.
+///
+/// # Errors
+/// In words, if it isn't a place.
+pub(crate) fn otlp_endpoint(text: &str) -> Result<Uri, &'static str> {
+    let wrong = "must be http://HOST:PORT, perhaps with a path, or \"\" to export no spans";
+    let uri: Uri = text.parse().map_err(|_| wrong)?;
+    if uri.scheme_str() != Some("http") || uri.host().is_none_or(str::is_empty) {
+        return Err(wrong);
+    }
+    if uri.path() != "/" {
+        return Ok(uri);
+    }
+    let mut parts = uri.into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_static("/v1/traces"));
+    Uri::from_parts(parts).map_err(|_| wrong)
 }
 
 #[cfg(test)]
@@ -606,5 +624,21 @@ mod tests {
     fn the_example_settings_are_the_defaults() {
         let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/agent.toml"));
         assert_eq!(Settings::read(path).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn an_endpoint_is_a_place_and_perhaps_a_path() {
+        for (text, uri) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+            ("http://[::1]:4318/", "http://[::1]:4318/v1/traces"),
+            ("http://otel.example:80/otlp/v1/traces", "http://otel.example:80/otlp/v1/traces"),
+        ] {
+            assert_eq!(otlp_endpoint(text).unwrap().to_string(), uri);
+        }
+        for wrong in
+            ["", "127.0.0.1:4318", "https://otel:4318", "http://", "grpc://a:1", "/v1/traces"]
+        {
+            assert!(otlp_endpoint(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -13,9 +13,9 @@ use isthmus_model::{Audited, Code, Problem, ServiceId, Snapshot};
 use isthmus_proxy::KeyFailure;
 
 use crate::dataplane::Sample;
-use crate::overlay::peer_name;
 use crate::state_dir::StateDir;
 use crate::status::{Shared, Status};
+use crate::words::peer_name;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A controller that restarts is back before that.

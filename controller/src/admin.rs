@@ -23,7 +23,6 @@ use crate::join::certificate_message;
 use crate::mesh::Mesh;
 use crate::operators::{Acting, Deed, OperatorError, permit};
 use crate::revisions::TrialError;
-use crate::store::StoreError;
 use crate::tokens::{self, NewToken};
 use crate::{convergence, export, rollout, rotation, status};
 
@@ -239,7 +238,7 @@ impl admin_server::Admin for Admin {
         let info = tokens::info(&record);
         let by = deed.clone();
         let done = self.mesh.work(move |mesh| mesh.add_token(record, &by)).await?;
-        self.told(&deed, done.map_err(not_stored)).await?;
+        self.told(&deed, done.map_err(Status::from)).await?;
         info!(operator = deed.who, token = info.id, "a join token was made");
         Ok(Response::new(v1::CreatedToken { token: token.encode().to_string(), info: Some(info) }))
     }
@@ -270,7 +269,7 @@ impl admin_server::Admin for Admin {
                 .mesh
                 .work(move |mesh| mesh.revoke_token(id, &by))
                 .await?
-                .map_err(not_stored)?
+                .map_err(Status::from)?
             {
                 true => Ok(()),
                 false => Err(Status::not_found(format!(
@@ -488,8 +487,4 @@ fn not_written(name: &Name, error: &OperatorError) -> Status {
             "No operator {name} is known here; `agentctl operator list` shows all. If there may be credentials of that name from before, `agentctl operator revoke {name} --yes` makes them worthless."
         )),
     }
-}
-
-pub(crate) fn not_stored(error: StoreError) -> Status {
-    Status::unavailable(format!("Nothing was changed: {error}."))
 }

@@ -8,7 +8,6 @@ use isthmus_model::topology::{self, ChangeKind, Diagnostic, SourceFile, Topology
 use isthmus_proto::v1;
 use tonic::Status;
 
-use crate::admin::not_stored;
 use crate::agents::Clash;
 use crate::mesh::Mesh;
 use crate::operators::Deed;
@@ -152,7 +151,7 @@ pub(crate) fn apply(
             return Ok(refused(mesh, &diagnostics, tests));
         }
         Err(ApplyError::Conflict(sentences)) => return Err(Status::aborted(sentences)),
-        Err(ApplyError::Store(error)) => return Err(not_stored(error)),
+        Err(ApplyError::Store(error)) => return Err(error.into()),
     };
     let Applied { revision, before, replaces, affected, unchanged, consequences, undone_at } =
         applied;

@@ -19,7 +19,6 @@ use parking_lot::{Mutex, MutexGuard};
 use tonic::Status;
 use tracing::{error, info};
 
-use crate::admin::not_stored;
 use crate::mesh::{Mesh, Published};
 use crate::operators::Deed;
 
@@ -255,7 +254,7 @@ pub(crate) fn steer(
         Status::failed_precondition(format!("Rollout {name:?} can't do that: {senseless}."))
     })?;
     info!(rollout = %name, operator, phase = then.name(), "an operator steers a rollout");
-    if !mesh.advance_rollout(name, &rollout.phase, then, Some(deed)).map_err(not_stored)? {
+    if !mesh.advance_rollout(name, &rollout.phase, then, Some(deed)).map_err(Status::from)? {
         let text = format!("Rollout {name:?} moved at this moment; look and decide again.");
         return Err(Status::aborted(text));
     }

@@ -28,7 +28,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use crate::admin::not_stored;
 use crate::agents::{Held, Question, Resources, Run, Session};
 use crate::authority::{Authority, Membership, RequestedKey};
 use crate::caller::{Caller, Peer, in_time, peer};
@@ -498,7 +497,7 @@ impl AgentStream {
             return Ok(());
         }
         let compared = self.mesh.work(move |mesh| mesh.compare(&host, epoch, revision)).await?;
-        compared.map_err(not_stored)
+        compared.map_err(Status::from)
     }
 
     /// A host that this controller never saw wasn't removed: it must not forget the mesh.

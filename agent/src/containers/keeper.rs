@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use super::engine::Engine;
 use super::table::{Container, Network, Table, id_in};
-use crate::network;
+use crate::addresses;
 use crate::status::Shared;
 
 /// Where engines' sockets are, unless the settings say otherwise.
@@ -157,7 +157,7 @@ impl Keeper {
         }
         let own: Vec<IpAddr> =
             netlink.addresses().await?.into_iter().map(|it| it.address).collect();
-        let mesh = network::prefixes(snapshot);
+        let mesh = addresses::prefixes(snapshot);
         let taken = |address: IpAddr| {
             own.contains(&address) || mesh.iter().any(|prefix| prefix.contains(&address))
         };

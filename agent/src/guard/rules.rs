@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use ipnet::IpNet;
 use isthmus_model::Snapshot;
 
+use crate::addresses::own;
 use crate::dns::PORT;
-use crate::network::own;
 use crate::own_ports::OwnPorts;
 use crate::owners::PROXY_MARK;
 use crate::settings::Settings;

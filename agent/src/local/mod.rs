@@ -32,7 +32,6 @@ use crate::state_dir::StateDir;
 use crate::status::{self, Shared};
 
 pub use listen::{Connection, Listener, bind};
-pub(crate) use show::peer_state;
 #[cfg(test)]
 pub(crate) use show::tests;
 

@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
 
 use crate::dataplane::{self, Ping};
-use crate::overlay::peer_name;
 use crate::status::Shared;
+use crate::words::peer_name;
 
 const COUNT_DEFAULT: u32 = 4;
 const COUNT_MAX: u32 = 10_000;

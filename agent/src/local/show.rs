@@ -11,12 +11,9 @@ use isthmus_proto::v1;
 
 use crate::callers::Caller;
 use crate::dataplane::Sample;
-use crate::overlay::peer_name;
 use crate::settings::Settings;
 use crate::status::Status;
-
-/// WireGuard's sessions end so long after their handshake.
-const SESSION_LIFE: Duration = Duration::from_secs(180);
+use crate::words::{asked_port, end, is_up, peer_name, peer_state};
 
 pub(super) fn status(
     settings: &Settings,
@@ -147,24 +144,6 @@ fn seconds(at: SystemTime) -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Whether there is a session that packets can go by, and a host at its other end.
-pub(crate) fn is_up(peer: &PeerView) -> bool {
-    peer.silent.is_none() && peer.last_handshake.is_some_and(|since| since < SESSION_LIFE)
-}
-
-/// "up", "silent", "connecting" or "idle".
-pub(crate) fn peer_state(peer: &PeerView) -> &'static str {
-    if is_up(peer) {
-        "up"
-    } else if peer.silent.is_some() {
-        "silent"
-    } else if peer.sent_bytes > 0 && peer.last_handshake.is_none() {
-        "connecting"
-    } else {
-        "idle"
-    }
-}
-
 pub(super) fn peer(state: &State, peer: &PeerView) -> v1::Peer {
     let kind = match peer.peer {
         PeerName::Host(_) => "host",
@@ -247,21 +226,6 @@ fn protocol(layer4: Layer4) -> String {
         Layer4::Udp(_) => "udp".to_owned(),
         Layer4::Icmp => "icmp".to_owned(),
         Layer4::Other(number) => number.to_string(),
-    }
-}
-
-/// The port that the flow is for, even where it is led to the proxy's.
-pub(crate) const fn asked_port(layer4: Layer4) -> u16 {
-    match layer4 {
-        Layer4::Tcp(port) | Layer4::Udp(port) => port,
-        Layer4::Icmp | Layer4::Other(_) => 0,
-    }
-}
-
-pub(crate) fn end(layer4: Layer4, address: std::net::IpAddr, port: u16) -> String {
-    match layer4 {
-        Layer4::Tcp(_) | Layer4::Udp(_) => std::net::SocketAddr::new(address, port).to_string(),
-        Layer4::Icmp | Layer4::Other(_) => address.to_string(),
     }
 }
 

@@ -10,6 +10,8 @@ use isthmus_net::netlink::LinkInfo;
 use isthmus_net::routes::{Route, RouteInfo, RouteKind};
 use isthmus_net::sysctl::Family;
 
+use crate::addresses::{answers, own, prefixes};
+
 /// What a snapshot wants of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
@@ -184,35 +186,6 @@ pub(super) const fn family_of(address: IpAddr) -> Family {
 
 pub(super) fn of_route(route: &Route) -> Family {
     family_of(route.destination.addr())
-}
-
-/// The host's own addresses.
-#[must_use]
-pub fn own(snapshot: &Snapshot) -> [IpAddr; 2] {
-    let ipv6 = snapshot.workload_ipv6(snapshot.local, ServiceId(0));
-    [snapshot.local_host().ipv4().into(), ipv6.into()]
-}
-
-/// Where applications listen here that see their callers' addresses: what they answer is the proxy's.
-#[must_use]
-pub fn answers(snapshot: &Snapshot) -> BTreeSet<SocketAddr> {
-    let places = snapshot.local_services().flat_map(|(id, service, ipv4)| {
-        let ipv6 = snapshot.workload_ipv6(snapshot.local, id);
-        let shown = service.ports().filter(|(_, protocol, application)| {
-            application.shows_callers() && protocol.is_proxied(*application)
-        });
-        shown.flat_map(move |(port, ..)| [(ipv4, port).into(), (ipv6, port).into()])
-    });
-    places.collect()
-}
-
-/// All addresses of the mesh.
-#[must_use]
-pub fn prefixes(snapshot: &Snapshot) -> [IpNet; 2] {
-    let mesh = &snapshot.mesh;
-    // INVARIANT: 48 is a valid prefix length.
-    let ipv6 = Ipv6Net::new_assert(mesh.prefix.network(), 48);
-    [IpNet::V6(ipv6), IpNet::V4(mesh.ipv4)]
 }
 
 /// The virtual addresses of all services.

@@ -18,9 +18,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::dataplane::{LaneLoad, Sample};
-use crate::local::peer_state;
 use crate::owners::OwnerCounters;
 use crate::status::Status;
+use crate::words::peer_state;
 
 /// All values at one moment.
 #[derive(Debug)]

@@ -145,6 +145,13 @@ pub enum StoreError {
     Moved(String),
 }
 
+/// A change that can't be stored isn't made.
+impl From<StoreError> for tonic::Status {
+    fn from(error: StoreError) -> Self {
+        Self::unavailable(format!("Nothing was changed: {error}."))
+    }
+}
+
 /// What has to be written to get from one state to another.
 #[must_use]
 pub fn changes_between(old: Option<&State>, new: &State) -> Vec<Change> {

@@ -33,7 +33,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Of an answer, whose words nobody reads.
 const MAX_ANSWER: usize = 64 << 10;
-const PATH: &str = "/v1/traces";
 
 /// What became of spans that left the queue.
 #[derive(Debug, Default)]
@@ -42,24 +41,6 @@ pub struct Exported {
     pub(crate) sent: AtomicU64,
     /// It didn't want them.
     pub(crate) refused: AtomicU64,
-}
-
-/// Where a receiver's spans go, from what the settings say.
-///
-/// # Errors
-/// In words, if it isn't a place.
-pub(crate) fn endpoint(text: &str) -> Result<Uri, &'static str> {
-    let wrong = "must be http://HOST:PORT, perhaps with a path, or \"\" to export no spans";
-    let uri: Uri = text.parse().map_err(|_| wrong)?;
-    if uri.scheme_str() != Some("http") || uri.host().is_none_or(str::is_empty) {
-        return Err(wrong);
-    }
-    if uri.path() != "/" {
-        return Ok(uri);
-    }
-    let mut parts = uri.into_parts();
-    parts.path_and_query = Some(http::uri::PathAndQuery::from_static(PATH));
-    Uri::from_parts(parts).map_err(|_| wrong)
 }
 
 /// Sends spans as long as there are some.
@@ -169,6 +150,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::settings::otlp_endpoint;
 
     fn finished(number: u8) -> Arc<Finished> {
         Arc::new(Finished {
@@ -213,7 +195,7 @@ mod tests {
                 let service = service_fn(move |request: Request<Incoming>| {
                     let (taken, statuses) = (Arc::clone(&taken), Arc::clone(&statuses));
                     async move {
-                        assert_eq!(request.uri().path(), PATH);
+                        assert_eq!(request.uri().path(), "/v1/traces");
                         assert_eq!(request.headers()[CONTENT_TYPE], "application/x-protobuf");
                         let body = request.into_body().collect().await.unwrap().to_bytes();
                         let mut statuses = statuses.lock();
@@ -244,7 +226,7 @@ mod tests {
         }
         drop(sender);
         let exported = Exported::default();
-        export(endpoint(&address).unwrap(), || "app-1".to_owned(), queue, &exported).await;
+        export(otlp_endpoint(&address).unwrap(), || "app-1".to_owned(), queue, &exported).await;
         let taken = taken.lock().clone();
         let spans = |batch: &ExportTraceServiceRequest| {
             let [resource] = &*batch.resource_spans else { panic!("{batch:?}") };
@@ -288,21 +270,5 @@ mod tests {
         assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [44]);
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         assert_eq!((count(&counts.refused), count(&counts.sent)), (256, 44));
-    }
-
-    #[test]
-    fn an_endpoint_is_a_place_and_perhaps_a_path() {
-        for (text, uri) in [
-            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
-            ("http://[::1]:4318/", "http://[::1]:4318/v1/traces"),
-            ("http://otel.example:80/otlp/v1/traces", "http://otel.example:80/otlp/v1/traces"),
-        ] {
-            assert_eq!(endpoint(text).unwrap().to_string(), uri);
-        }
-        for wrong in
-            ["", "127.0.0.1:4318", "https://otel:4318", "http://", "grpc://a:1", "/v1/traces"]
-        {
-            assert!(endpoint(wrong).is_err(), "{wrong}");
-        }
     }
 }
