@@ -29,7 +29,7 @@ const LOOKED_UP: u32 = 50;
 
 /// A process that opened a flow, as far as is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub(crate) struct Caller {
     pub uid: u32,
     /// Its cgroup (v2), from the root of the hierarchy.
     pub cgroup: Option<Arc<str>>,
@@ -39,13 +39,13 @@ pub struct Caller {
 impl Caller {
     /// The user's name, or number where it has none here.
     #[must_use]
-    pub fn user(&self) -> String {
+    pub(crate) fn user(&self) -> String {
         user_name(self.uid).unwrap_or_else(|| self.uid.to_string())
     }
 
     /// The systemd unit, or else the cgroup; empty where neither is known.
     #[must_use]
-    pub fn unit(&self) -> &str {
+    pub(crate) fn unit(&self) -> &str {
         let cgroup = self.cgroup.as_deref().unwrap_or_default();
         unit_of(cgroup).unwrap_or(cgroup)
     }
@@ -55,7 +55,7 @@ impl Caller {
     }
 
     #[must_use]
-    pub fn program(&self) -> String {
+    pub(crate) fn program(&self) -> String {
         self.program.as_deref().map_or_else(String::new, |it| it.display().to_string())
     }
 }
@@ -80,7 +80,7 @@ pub(crate) fn user_name(uid: u32) -> Option<String> {
 
 /// The callers of flows that were refused lately.
 #[derive(Debug, Default)]
-pub struct Callers(Mutex<Recent>);
+pub(crate) struct Callers(Mutex<Recent>);
 
 #[derive(Debug, Default)]
 struct Recent {
@@ -121,7 +121,7 @@ impl Callers {
 
     /// Who opened a flow that was refused.
     #[must_use]
-    pub fn of(&self, flow: &FlowKey) -> Option<Caller> {
+    pub(crate) fn of(&self, flow: &FlowKey) -> Option<Caller> {
         self.recent().known.get(flow).cloned()
     }
 }

@@ -9,13 +9,13 @@ use isthmus_model::{Code, Problem};
 use tokio::time::Instant;
 
 /// The code of the problem that this host's clock and the controller's differ.
-pub const SKEWED: Code = Code::ClockSkew;
+pub(crate) const SKEWED: Code = Code::ClockSkew;
 /// A clock that differs by more is said to be wrong.
 const SKEW: Duration = Duration::from_secs(30);
 
 /// What time it is at the controller.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(crate) struct Clock {
     said: SystemTime,
     at: Instant,
 }
@@ -23,7 +23,7 @@ pub struct Clock {
 impl Clock {
     /// A controller says its time, in milliseconds since the epoch.
     #[must_use]
-    pub fn told(milliseconds: i64) -> Self {
+    pub(crate) fn told(milliseconds: i64) -> Self {
         let since = Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0));
         // A time that can't be is no time.
         let said = SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or_else(SystemTime::now);
@@ -32,26 +32,26 @@ impl Clock {
 
     /// Before a controller has said anything its clock is believed to be ours.
     #[must_use]
-    pub fn ours() -> Self {
+    pub(crate) fn ours() -> Self {
         Self { said: SystemTime::now(), at: Instant::now() }
     }
 
     /// In milliseconds since the epoch.
     #[must_use]
-    pub fn milliseconds(&self) -> i64 {
+    pub(crate) fn milliseconds(&self) -> i64 {
         let since = self.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
     }
 
     /// The controller's time now.
     #[must_use]
-    pub fn now(&self) -> SystemTime {
+    pub(crate) fn now(&self) -> SystemTime {
         self.said.checked_add(self.at.elapsed()).unwrap_or(self.said)
     }
 
     /// What its clock showed when ours showed `ours`, if neither was set since.
     #[must_use]
-    pub fn when(&self, ours: SystemTime) -> SystemTime {
+    pub(crate) fn when(&self, ours: SystemTime) -> SystemTime {
         let now = self.now();
         match SystemTime::now().duration_since(ours) {
             Ok(ago) => now.checked_sub(ago).unwrap_or(now),
@@ -61,7 +61,7 @@ impl Clock {
 
     /// That this host's clock differs from the controller's, if it does.
     #[must_use]
-    pub fn problem(&self) -> Option<Problem> {
+    pub(crate) fn problem(&self) -> Option<Problem> {
         let (ours, theirs) = (SystemTime::now(), self.now());
         let (by, how) = match ours.duration_since(theirs) {
             Ok(ahead) => (ahead, "ahead of"),
@@ -76,7 +76,7 @@ impl Clock {
 
 /// "2 days", "45 s"
 #[must_use]
-pub fn words(time: Duration) -> String {
+pub(crate) fn words(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..120 => format!("{seconds} s"),

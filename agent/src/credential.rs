@@ -26,13 +26,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Where the token is, if there is one.
 #[must_use]
-pub fn path() -> Option<PathBuf> {
+pub(crate) fn path() -> Option<PathBuf> {
     let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(NAME);
     path.exists().then_some(path)
 }
 
 /// Joins, again and again until a controller answers. What it then says is final.
-pub async fn join(path: PathBuf, shared: Arc<Shared>, api: impl Local) {
+pub(crate) async fn join(path: PathBuf, shared: Arc<Shared>, api: impl Local) {
     let mut wait = FIRST_WAIT;
     loop {
         if shared.status().member.is_some() {

@@ -42,7 +42,7 @@ const PROXY: Code = Code::FirewallProxy;
 const TUNNELS: Code = Code::FirewallTunnels;
 
 /// Looks again and again, until the task is dropped.
-pub async fn watch(
+pub(crate) async fn watch(
     shared: Arc<Shared>,
     packets: Handle,
     listeners: Vec<TcpListener>,
@@ -167,7 +167,7 @@ async fn is_alone(packets: &Handle) -> bool {
 }
 
 /// What keeps tunnels out, as far as the rules of this host's firewall say it.
-pub async fn tunnels_kept_out(port: u16) -> Option<Problem> {
+pub(crate) async fn tunnels_kept_out(port: u16) -> Option<Problem> {
     tunnel_problem(&find_firewall().await, port)
 }
 

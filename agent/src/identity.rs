@@ -249,7 +249,7 @@ impl Validity {
     /// by up to a tenth of it so that hosts that joined together don't renew together. `jitter` is
     /// from 0 to 1. Its life begins when this host gets it, unless our clock was set since.
     #[must_use]
-    pub fn renewal_in(&self, clock: &Clock, jitter: f64) -> Duration {
+    pub(crate) fn renewal_in(&self, clock: &Clock, jitter: f64) -> Duration {
         let now = clock.now();
         let obtained = clock.when(self.obtained);
         let from = if obtained < now { obtained.max(self.from) } else { self.from };

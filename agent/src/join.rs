@@ -20,7 +20,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why this host is no member. The messages are for the person who typed the token.
 #[derive(Debug, thiserror::Error)]
-pub enum JoinError {
+pub(crate) enum JoinError {
     /// No controller of the token answers; one line for each.
     #[error("{}", attempts.join("; "))]
     Unreachable {
@@ -48,7 +48,7 @@ pub enum JoinError {
 ///
 /// # Errors
 /// See [`JoinError`].
-pub async fn join(token: &Token, host: Name, keys: Keys) -> Result<Identity, JoinError> {
+pub(crate) async fn join(token: &Token, host: Name, keys: Keys) -> Result<Identity, JoinError> {
     let pin = PinnedCa::new(token.ca_hash);
     let stream = connect_to_any(&token.controllers, &pin).await?;
     let channel = tls::channel(stream).await?;
@@ -68,8 +68,7 @@ pub async fn join(token: &Token, host: Name, keys: Keys) -> Result<Identity, Joi
 }
 
 /// The keys that a host joins with.
-#[expect(missing_debug_implementations, reason = "holds private keys")]
-pub struct Keys {
+pub(crate) struct Keys {
     pub tunnel: TunnelKey,
     pub tls: TlsKey,
 }
@@ -77,7 +76,7 @@ pub struct Keys {
 impl Keys {
     /// # Errors
     /// When the system has no randomness to give.
-    pub fn generate() -> anyhow::Result<Self> {
+    pub(crate) fn generate() -> anyhow::Result<Self> {
         Ok(Self { tunnel: TunnelKey::generate()?, tls: TlsKey::generate()? })
     }
 }

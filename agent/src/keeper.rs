@@ -22,8 +22,7 @@ const REMEDY: &str =
     "make room in the state directory, or make it writable; it is tried again every 5 s";
 
 /// Writes to the state directory, again and again where that is needed.
-#[expect(missing_debug_implementations, reason = "holds private keys")]
-pub struct Keeper {
+pub(crate) struct Keeper {
     disk: Arc<StateDir>,
     shared: Arc<Shared>,
     owed: Mutex<Owed>,
@@ -39,7 +38,7 @@ struct Owed {
 
 impl Keeper {
     #[must_use]
-    pub fn new(disk: Arc<StateDir>, shared: Arc<Shared>) -> Arc<Self> {
+    pub(crate) fn new(disk: Arc<StateDir>, shared: Arc<Shared>) -> Arc<Self> {
         // Of a membership before.
         for code in [CERTIFICATE, CONTROLLERS] {
             shared.problems.set(code, None);
@@ -48,19 +47,19 @@ impl Keeper {
     }
 
     /// Keeps a certificate and its key.
-    pub async fn tls(self: &Arc<Self>, tls: TlsIdentity) {
+    pub(crate) async fn tls(self: &Arc<Self>, tls: TlsIdentity) {
         self.owed().tls = Some(tls);
         self.settle().await;
     }
 
     /// Keeps where controllers are, and the mesh.
-    pub async fn member(self: &Arc<Self>, member: Member) {
+    pub(crate) async fn member(self: &Arc<Self>, member: Member) {
         self.owed().member = Some(member);
         self.settle().await;
     }
 
     /// Tries again what is owed, for ever.
-    pub async fn follow(self: &Arc<Self>) -> Infallible {
+    pub(crate) async fn follow(self: &Arc<Self>) -> Infallible {
         loop {
             tokio::time::sleep(AGAIN).await;
             if !self.owed().is_empty() {

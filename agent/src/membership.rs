@@ -53,8 +53,7 @@ const TWIN: Code = Code::IdentityTwice;
 const TWIN_AGAIN: Duration = Duration::from_secs(30);
 
 /// What somebody on this host has made of its membership.
-#[expect(missing_debug_implementations, reason = "holds private keys")]
-pub enum Turn {
+pub(crate) enum Turn {
     /// It has joined (anew).
     Joined(Box<Identity>),
     /// It is to leave. Who hears nothing: it was no member.
@@ -62,8 +61,7 @@ pub enum Turn {
 }
 
 /// How a membership ends.
-#[expect(missing_debug_implementations, reason = "holds private keys")]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The agent is to stop.
     Stopped,
     /// The host is no member any more, and has forgotten the mesh.
@@ -83,7 +81,7 @@ enum Reason {
 ///
 /// # Errors
 /// When the disk refuses.
-pub async fn live(
+pub(crate) async fn live(
     shared: &Arc<Shared>,
     disk: &Arc<StateDir>,
     identity: Identity,
@@ -588,7 +586,7 @@ pub(crate) async fn tend(shared: Arc<Shared>, disk: Arc<StateDir>) {
 
 /// That nothing can be kept.
 #[must_use]
-pub fn state_not_writable(folder: &Path, error: &anyhow::Error) -> Problem {
+pub(crate) fn state_not_writable(folder: &Path, error: &anyhow::Error) -> Problem {
     let text = format!("nothing can be kept in the state directory: {error:#}");
     let remedy = of_disk(folder, &text);
     Problem::new(UNWRITABLE, text, remedy)

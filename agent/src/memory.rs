@@ -21,7 +21,7 @@ struct Tidy {
 }
 
 /// Looks after it for as long as the agent runs.
-pub async fn keep_tidy() {
+pub(crate) async fn keep_tidy() {
     let mut tidy = Tidy::default();
     for look in 0.. {
         sleep(EVERY).await;

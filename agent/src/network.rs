@@ -28,7 +28,7 @@ use isthmus_net::sysctl::{self, Family, SysctlError};
 use isthmus_net::tun::Tun;
 use tokio::sync::watch;
 
-pub use keeper::{clash, keep, no_ipv6};
+pub(crate) use keeper::{clash, keep, no_ipv6};
 use wanted::{Found, Lost, Setting, Shape, Wanted, missing};
 
 /// Packets that wait for the data plane while it is busy.
@@ -51,7 +51,7 @@ const SETTINGS: [Setting; 4] = [
 
 /// Shapes the overlay's device.
 #[derive(Debug)]
-pub struct Network {
+pub(crate) struct Network {
     netlink: Netlink,
     device: u32,
     name: String,
@@ -68,7 +68,7 @@ pub struct Network {
 }
 
 /// Takes away what an agent that died left of its device's, as far as that is possible.
-pub async fn clear(device: &str) {
+pub(crate) async fn clear(device: &str) {
     let cleared = async {
         let netlink = Netlink::connect()?;
         netlink.delete_own_routes().await?;
@@ -89,7 +89,7 @@ impl Network {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn set_up(tun: &Tun, mtu: u16) -> anyhow::Result<Self> {
+    pub(crate) async fn set_up(tun: &Tun, mtu: u16) -> anyhow::Result<Self> {
         let netlink = Netlink::connect()?;
         netlink.set_tx_queue_len(tun.index(), QUEUE_PACKETS).await?;
         // One that was kept has the MTU that it was made with.
@@ -116,15 +116,9 @@ impl Network {
         Ok(network)
     }
 
-    /// The device's index.
-    #[must_use]
-    pub const fn device(&self) -> u32 {
-        self.device
-    }
-
     /// The host's own addresses, of the families that it speaks now.
     #[must_use]
-    pub fn own_addresses(&self) -> watch::Receiver<Vec<IpAddr>> {
+    pub(crate) fn own_addresses(&self) -> watch::Receiver<Vec<IpAddr>> {
         self.own.subscribe()
     }
 
@@ -133,7 +127,7 @@ impl Network {
     ///
     /// # Errors
     /// When the kernel refuses; asking again is safe.
-    pub async fn apply(&mut self, snapshot: &Snapshot) -> anyhow::Result<()> {
+    pub(crate) async fn apply(&mut self, snapshot: &Snapshot) -> anyhow::Result<()> {
         let wanted = Wanted::of(snapshot, self.device);
         self.follow(&wanted, Family::Ipv4).await?;
         self.no_ipv6 = why_no_ipv6(&self.name);
@@ -149,7 +143,7 @@ impl Network {
     }
 
     /// Takes away what doesn't go with the device.
-    pub async fn tear_down(&self) {
+    pub(crate) async fn tear_down(&self) {
         for family in self.families() {
             let routes = async {
                 let routes = self.wanted.only(family).routes;
@@ -299,7 +293,7 @@ impl Network {
 /// Why the overlay can't have IPv6 here, if it can't. The device's own switch is ours to set; what a
 /// host sends to itself, and a route that makes it answer, need `lo` to have IPv6.
 #[must_use]
-pub fn why_no_ipv6(device: &str) -> Option<String> {
+pub(crate) fn why_no_ipv6(device: &str) -> Option<String> {
     let switch = |interface| sysctl::read(Family::Ipv6, interface, "disable_ipv6");
     match switch("lo") {
         Err(SysctlError::Missing(_)) => return Some("the kernel has none".to_owned()),
@@ -317,7 +311,7 @@ pub fn why_no_ipv6(device: &str) -> Option<String> {
 
 /// A prefix of the mesh, and a route of the host that leads elsewhere with some of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Clash {
+pub(crate) struct Clash {
     pub prefix: IpNet,
     /// As `ip route` prints it.
     pub route: String,
@@ -326,7 +320,7 @@ pub struct Clash {
 impl Clash {
     /// What takes the route away.
     #[must_use]
-    pub fn command(&self) -> String {
+    pub(crate) fn command(&self) -> String {
         let family = if self.prefix.addr().is_ipv6() { "-6 " } else { "" };
         format!("ip {family}route del {}", self.route)
     }
@@ -338,7 +332,7 @@ impl Clash {
     "the mesh's addresses {prefix} clash with this host's route {routes}; choose another range \
      in the topology's [mesh] table, or remove it"
 )]
-pub struct Clashes {
+pub(crate) struct Clashes {
     prefix: IpNet,
     routes: String,
 }
@@ -346,7 +340,7 @@ pub struct Clashes {
 impl Clashes {
     /// None where nothing clashes.
     #[must_use]
-    pub fn of(all: &[Clash]) -> Option<Self> {
+    pub(crate) fn of(all: &[Clash]) -> Option<Self> {
         let first = all.first()?;
         Some(Self { prefix: first.prefix, routes: routes(all) })
     }
@@ -354,7 +348,7 @@ impl Clashes {
 
 /// All of them, in words, as far as a person reads them.
 #[must_use]
-pub fn routes(all: &[Clash]) -> String {
+pub(crate) fn routes(all: &[Clash]) -> String {
     let named: Vec<String> =
         all.iter().take(NAMED).map(|clash| format!("\"{}\"", clash.route)).collect();
     match all.len().saturating_sub(NAMED) {
@@ -367,7 +361,7 @@ pub fn routes(all: &[Clash]) -> String {
 ///
 /// # Errors
 /// When the kernel can't be asked.
-pub async fn clashes(prefixes: &[IpNet], device: Option<u32>) -> anyhow::Result<Vec<Clash>> {
+pub(crate) async fn clashes(prefixes: &[IpNet], device: Option<u32>) -> anyhow::Result<Vec<Clash>> {
     let netlink = Netlink::connect()?;
     let mut all: Vec<Clash> = Vec::new();
     for prefix in prefixes {
@@ -382,7 +376,7 @@ pub async fn clashes(prefixes: &[IpNet], device: Option<u32>) -> anyhow::Result<
 }
 
 /// Where this host's tunnels can be reached: its own addresses with the tunnels' port.
-pub async fn endpoints(device: &str, port: u16) -> Vec<SocketAddr> {
+pub(crate) async fn endpoints(device: &str, port: u16) -> Vec<SocketAddr> {
     let found = match Netlink::connect() {
         Ok(netlink) => netlink.underlay_addresses(device).await,
         Err(error) => Err(error),
@@ -397,7 +391,7 @@ pub async fn endpoints(device: &str, port: u16) -> Vec<SocketAddr> {
 }
 
 /// The MTU of the widest link that tunnels may use, if it can be told.
-pub async fn underlay_mtu(device: &str) -> Option<u32> {
+pub(crate) async fn underlay_mtu(device: &str) -> Option<u32> {
     let netlink = Netlink::connect().ok()?;
     netlink.underlay_mtu(device).await.ok().flatten()
 }

@@ -65,8 +65,7 @@ const ASKING: Duration = Duration::from_millis(10);
 const GUARDED: Duration = Duration::from_secs(3);
 
 /// The overlay of one member.
-#[expect(missing_debug_implementations, reason = "holds the tunnel's private key")]
-pub struct Overlay {
+pub(crate) struct Overlay {
     shared: Arc<Shared>,
     keys: Keys,
     running: Option<Running>,
@@ -76,7 +75,7 @@ pub struct Overlay {
 
 /// Why an overlay is taken down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// This host leaves its mesh, or its agent is stopped.
     ForGood,
     /// Another agent is about to go on: addresses, routes and names stay for it.
@@ -111,14 +110,14 @@ struct Running {
 
 impl Overlay {
     #[must_use]
-    pub fn new(shared: Arc<Shared>, keys: Keys) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, keys: Keys) -> Self {
         let kept = kept_device::adopt(&shared.settings);
         Self { shared, keys, running: None, kept }
     }
 
     /// The overlay device's index, once there is one.
     #[must_use]
-    pub fn device(&self) -> Option<u32> {
+    pub(crate) fn device(&self) -> Option<u32> {
         let running = self.running.as_ref().map(|running| running.device);
         running.or_else(|| self.kept.as_ref().map(Tun::index))
     }
@@ -127,7 +126,7 @@ impl Overlay {
     ///
     /// # Errors
     /// When the data plane is busy, or has failed.
-    pub async fn use_keys(&mut self, keys: Keys) -> anyhow::Result<()> {
+    pub(crate) async fn use_keys(&mut self, keys: Keys) -> anyhow::Result<()> {
         self.keys = keys;
         let Some(running) = &self.running else { return Ok(()) };
         let (key, second) = &self.keys;
@@ -139,7 +138,7 @@ impl Overlay {
     ///
     /// # Errors
     /// Says for the operator why this host can't; it goes on by the old one, if it had one.
-    pub async fn switch(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
+    pub(crate) async fn switch(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
         let clashes = network::clashes(&addresses::prefixes(&snapshot), self.device()).await?;
         if let Some(clashes) = Clashes::of(&clashes) {
             return Err(clashes.into());
@@ -162,7 +161,7 @@ impl Overlay {
 
     /// Takes everything down but the guard: requests under way get a moment to end, then the device
     /// goes, unless it is kept for the next agent.
-    pub async fn stop(&mut self, ending: Ending) {
+    pub(crate) async fn stop(&mut self, ending: Ending) {
         self.shared.set_packets(None);
         self.shared.update(|status| {
             status.state = None;

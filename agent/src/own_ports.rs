@@ -19,7 +19,7 @@ const ATTEMPTS: u32 = 16;
 
 /// A port of the agent's.
 #[derive(Clone, Copy, Debug)]
-pub struct Port {
+pub(crate) struct Port {
     pub protocol: Protocol,
     pub number: u16,
     /// What it is for, with the setting that chooses it.
@@ -28,34 +28,34 @@ pub struct Port {
 
 /// The ports that serve: those of the settings, unless somebody else has them.
 #[derive(Debug)]
-pub struct OwnPorts {
+pub(crate) struct OwnPorts {
     tunnels: AtomicU16,
     proxy: AtomicU16,
 }
 
 impl OwnPorts {
     #[must_use]
-    pub const fn of(settings: &Settings) -> Self {
+    pub(crate) const fn of(settings: &Settings) -> Self {
         Self {
             tunnels: AtomicU16::new(settings.listen_port),
             proxy: AtomicU16::new(settings.proxy_port),
         }
     }
 
-    pub fn set(&self, tunnels: u16, proxy: u16) {
+    pub(crate) fn set(&self, tunnels: u16, proxy: u16) {
         self.tunnels.store(tunnels, Ordering::Relaxed);
         self.proxy.store(proxy, Ordering::Relaxed);
     }
 
     /// UDP.
     #[must_use]
-    pub fn tunnels(&self) -> u16 {
+    pub(crate) fn tunnels(&self) -> u16 {
         self.tunnels.load(Ordering::Relaxed)
     }
 
     /// TCP.
     #[must_use]
-    pub fn proxy(&self) -> u16 {
+    pub(crate) fn proxy(&self) -> u16 {
         self.proxy.load(Ordering::Relaxed)
     }
 }
@@ -66,7 +66,7 @@ impl Port {
     ///
     /// # Errors
     /// When none can be opened.
-    pub fn open<T>(
+    pub(crate) fn open<T>(
         self,
         problems: &Problems,
         open: impl Fn(u16) -> io::Result<T>,
@@ -122,7 +122,7 @@ impl Port {
 
 /// How to end those who have a port, if it isn't this program itself.
 #[must_use]
-pub fn stop(holders: &[Holder]) -> String {
+pub(crate) fn stop(holders: &[Holder]) -> String {
     let processes = holders.iter().filter_map(|it| Some(it.process.as_ref()?.0));
     let processes: BTreeSet<u32> = processes.filter(|it| *it != std::process::id()).collect();
     let named: Vec<String> = processes.iter().map(ToString::to_string).collect();

@@ -39,7 +39,7 @@ pub(crate) use workloads::{Judgement, LocalService, Process, judge, local_servic
 /// Marks the sockets by which the agent's proxy speaks for a workload of this host: what they are
 /// bound to is who they speak for. A container with the host's network and CAP_NET_RAW can set a mark,
 /// too: such a socket must have been made in the agent's own cgroup.
-pub const PROXY_MARK: u32 = 0x1575_0001;
+pub(crate) const PROXY_MARK: u32 = 0x1575_0001;
 
 /// Packets of a flow's last sender may wait in the device's queue for so long after another has taken
 /// its port: until then they can't be told apart.
@@ -52,7 +52,7 @@ const REMEMBERED: usize = 8192;
 
 /// Look-ups made, for metrics.
 #[derive(Debug, Default)]
-pub struct OwnerCounters {
+pub(crate) struct OwnerCounters {
     /// Flows whose socket was found.
     pub found: AtomicU64,
     /// Flows that no socket has.
@@ -68,7 +68,7 @@ pub struct OwnerCounters {
 impl OwnerCounters {
     /// Which of two services a process speaks as that could be of either, and the other.
     #[must_use]
-    pub fn ties(&self, revision: Revision) -> Vec<(ServiceId, ServiceId)> {
+    pub(crate) fn ties(&self, revision: Revision) -> Vec<(ServiceId, ServiceId)> {
         let ties = self.ties.lock();
         ties.iter().filter(|tie| tie.0 == revision).map(|(_, one, other)| (*one, *other)).collect()
     }
@@ -82,11 +82,11 @@ impl OwnerCounters {
 
 /// What the kernel notes of senders. Set up while the process still has all its privileges; never set
 /// where that isn't possible.
-pub type SharedSenders = OnceLock<Arc<Senders>>;
+pub(crate) type SharedSenders = OnceLock<Arc<Senders>>;
 
 /// The kernel can't note senders, so that what depends on it doesn't work.
 #[must_use]
-pub fn not_noted(error: &anyhow::Error) -> Problem {
+pub(crate) fn not_noted(error: &anyhow::Error) -> Problem {
     Problem::new(
         NOT_NOTED,
         format!(
@@ -99,11 +99,11 @@ pub fn not_noted(error: &anyhow::Error) -> Problem {
 
 /// The cgroup hierarchy. Opened while the process still has all its privileges, and shared by the
 /// data planes that follow each other; `None` where there is no cgroup v2.
-pub type SharedCgroups = Arc<Mutex<Option<Cgroups>>>;
+pub(crate) type SharedCgroups = Arc<Mutex<Option<Cgroups>>>;
 
 /// Finds owners by `sock_diag`.
 #[derive(Debug)]
-pub struct SocketOwners {
+pub(crate) struct SocketOwners {
     sockets: Option<SocketDiag>,
     senders: Option<Arc<Senders>>,
     refusals: Option<Refusals>,
@@ -126,7 +126,7 @@ pub struct SocketOwners {
 
 impl SocketOwners {
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         sockets: Option<SocketDiag>,
         senders: Option<Arc<Senders>>,
         cgroups: SharedCgroups,

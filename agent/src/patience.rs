@@ -14,7 +14,7 @@ const CALM: Duration = Duration::from_secs(180);
 
 /// What happened to one thing that others take away.
 #[derive(Clone, Debug, Default)]
-pub struct Patience {
+pub(crate) struct Patience {
     total: u64,
     /// In a row, without a time of calm between them.
     row: u32,
@@ -23,7 +23,7 @@ pub struct Patience {
 
 impl Patience {
     /// It was taken away, and is put back.
-    pub fn on_restored(&mut self, now: Instant) {
+    pub(crate) fn on_restored(&mut self, now: Instant) {
         self.settle(now);
         self.total += 1;
         self.row += 1;
@@ -32,14 +32,14 @@ impl Patience {
 
     /// When it may be put back the next time.
     #[must_use]
-    pub fn not_before(&self) -> Option<Instant> {
+    pub(crate) fn not_before(&self) -> Option<Instant> {
         let doublings = self.row.checked_sub(AT_ONCE)?;
         let pause = SHORTEST.saturating_mul(1 << doublings.min(6)).min(LONGEST);
         Some(self.last? + pause)
     }
 
     /// Forgets about it after a time of calm. Says whether there is something to remember still.
-    pub fn settle(&mut self, now: Instant) -> bool {
+    pub(crate) fn settle(&mut self, now: Instant) -> bool {
         if self.last.is_some_and(|last| now.saturating_duration_since(last) >= CALM) {
             (self.row, self.last) = (0, None);
         }
@@ -48,13 +48,13 @@ impl Patience {
 
     /// Whether somebody keeps taking it away.
     #[must_use]
-    pub const fn is_contended(&self) -> bool {
+    pub(crate) const fn is_contended(&self) -> bool {
         self.row >= AT_ONCE
     }
 
     /// How often it was put back.
     #[must_use]
-    pub const fn total(&self) -> u64 {
+    pub(crate) const fn total(&self) -> u64 {
         self.total
     }
 }

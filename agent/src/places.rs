@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 /// Who asks for a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Source {
+pub(crate) enum Source {
     /// A user of this host.
     User(u32),
     /// Another member of the mesh, by whichever of its addresses.
@@ -26,7 +26,7 @@ const ROOT: Source = Source::User(0);
 
 /// How many places there are.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     pub all: usize,
     /// For one source other than root.
     pub each: usize,
@@ -36,7 +36,7 @@ pub struct Bounds {
 
 /// Counts the places that are taken.
 #[derive(Debug)]
-pub struct Places {
+pub(crate) struct Places {
     bounds: Bounds,
     taken: Mutex<Taken>,
 }
@@ -50,7 +50,7 @@ struct Taken {
 
 /// A place that is taken until this is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub(crate) struct Place {
     places: Arc<Places>,
     source: Source,
 }
@@ -59,7 +59,7 @@ impl Source {
     /// Whoever is at `peer`, who can't have a user here. Who has one IPv6 address mostly has a whole
     /// network of them.
     #[must_use]
-    pub fn remote(peer: IpAddr) -> Self {
+    pub(crate) fn remote(peer: IpAddr) -> Self {
         Self::Address(match peer.to_canonical() {
             IpAddr::V6(address) => {
                 Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into()
@@ -71,12 +71,12 @@ impl Source {
 
 /// Tells the users of this host apart that are at the other end of sockets of the agent's.
 #[derive(Debug)]
-pub struct Users(Option<Mutex<SocketDiag>>);
+pub(crate) struct Users(Option<Mutex<SocketDiag>>);
 
 impl Users {
     /// Without the kernel's help, all users of this host are one.
     #[must_use]
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let opened = SocketDiag::open();
         if let Err(error) = &opened {
             tracing::warn!(%error, "the users of this host share their places at the agent's doors");
@@ -86,7 +86,12 @@ impl Users {
 
     /// The user of this host whose socket is `peer`, speaking to `own`; none if it isn't of this host.
     #[must_use]
-    pub fn find(&self, protocol: Protocol, peer: SocketAddr, own: SocketAddr) -> Option<Source> {
+    pub(crate) fn find(
+        &self,
+        protocol: Protocol,
+        peer: SocketAddr,
+        own: SocketAddr,
+    ) -> Option<Source> {
         let mut sockets = self.0.as_ref()?.lock();
         let found = sockets.lookup(&Lookup { protocol, local: peer, remote: own });
         found.ok().flatten().filter(|it| !it.listening).map(|it| Source::User(it.uid))
@@ -95,12 +100,12 @@ impl Users {
 
 impl Places {
     #[must_use]
-    pub fn new(bounds: Bounds) -> Arc<Self> {
+    pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
         Arc::new(Self { bounds, taken: Mutex::default() })
     }
 
     /// A place, unless there are too many.
-    pub fn take(self: &Arc<Self>, source: Source) -> Option<Place> {
+    pub(crate) fn take(self: &Arc<Self>, source: Source) -> Option<Place> {
         let Bounds { all, each, root } = self.bounds;
         let (all, each) = if source == ROOT { (all, all) } else { (all - root.min(all), each) };
         let mut taken = self.taken.lock();

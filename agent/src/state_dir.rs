@@ -264,7 +264,7 @@ impl StateDir {
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn join_keys(&self, token: &str, host: &str) -> anyhow::Result<Keys> {
+    pub(crate) fn join_keys(&self, token: &str, host: &str) -> anyhow::Result<Keys> {
         if let Some(keys) = self.read(JOINING)?.and_then(|text| decode_joining(&text, token, host))
         {
             tracing::info!(host, "joining with the keys of the attempt before");

@@ -30,7 +30,7 @@ const PINGS: usize = 256;
 
 /// What all parts share.
 #[derive(Debug)]
-pub struct Shared {
+pub(crate) struct Shared {
     pub settings: Settings,
     /// Of this run of the agent, at random: tells it from one on a copy of this machine.
     pub instance: [u8; 16],
@@ -56,7 +56,7 @@ pub struct Shared {
 
 /// How the agent stands.
 #[derive(Clone, Debug, Default)]
-pub struct Status {
+pub(crate) struct Status {
     /// Who this host is, once it has joined.
     pub member: Option<Member>,
     pub certificate: Option<Validity>,
@@ -84,7 +84,7 @@ pub struct Status {
 impl Status {
     /// How old the knowledge of the mesh is: while the controller is connected it is fresh.
     #[must_use]
-    pub fn snapshot_age(&self, now: SystemTime) -> Duration {
+    pub(crate) fn snapshot_age(&self, now: SystemTime) -> Duration {
         match self.confirmed {
             Some(at) if !self.connected => now.duration_since(at).unwrap_or_default(),
             Some(_) | None => Duration::ZERO,
@@ -93,7 +93,7 @@ impl Status {
 
     /// One line for people: what `systemctl status` shows.
     #[must_use]
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let Some(member) = &self.member else {
             return match self.last_error.as_str() {
                 "" => "Not a member of a mesh: join with `agentctl join TOKEN`".to_owned(),
@@ -111,7 +111,7 @@ impl Status {
 
 impl Shared {
     #[must_use]
-    pub fn new(settings: Settings, cgroups: SharedCgroups) -> Arc<Self> {
+    pub(crate) fn new(settings: Settings, cgroups: SharedCgroups) -> Arc<Self> {
         let mut instance = [0; 16];
         // Where there is no randomness there are no keys either.
         let _ = getrandom::fill(&mut instance);
@@ -140,11 +140,11 @@ impl Shared {
 
     /// How the agent stands now.
     #[must_use]
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         self.status.borrow().clone()
     }
 
-    pub fn show_listening(&self, listening: BTreeMap<(ServiceId, u16), String>) {
+    pub(crate) fn show_listening(&self, listening: BTreeMap<(ServiceId, u16), String>) {
         if self.status.borrow().listening != listening {
             self.update(|status| status.listening = listening);
         }
@@ -152,38 +152,38 @@ impl Shared {
 
     /// To wait for changes of the status.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<Status> {
+    pub(crate) fn watch(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }
 
-    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_modify(change);
     }
 
     /// What the data plane works by, if there is one.
     #[must_use]
-    pub fn state(&self) -> Option<Arc<State>> {
+    pub(crate) fn state(&self) -> Option<Arc<State>> {
         self.status.borrow().state.clone()
     }
 
     /// The data plane, if there is one.
     #[must_use]
-    pub fn packets(&self) -> Option<dataplane::Handle> {
+    pub(crate) fn packets(&self) -> Option<dataplane::Handle> {
         self.packets.lock().clone()
     }
 
-    pub fn set_packets(&self, handle: Option<dataplane::Handle>) {
+    pub(crate) fn set_packets(&self, handle: Option<dataplane::Handle>) {
         *self.packets.lock() = handle;
     }
 
-    pub fn note_forgery(&self, from: HostId, source: IpAddr, packets: u64) {
+    pub(crate) fn note_forgery(&self, from: HostId, source: IpAddr, packets: u64) {
         let mut forgeries = self.forgeries.lock();
         if forgeries.len() < FORGERIES || forgeries.contains_key(&(from, source)) {
             *forgeries.entry((from, source)).or_default() += packets;
         }
     }
 
-    pub fn take_forgeries(&self) -> Vec<v1::Forgery> {
+    pub(crate) fn take_forgeries(&self) -> Vec<v1::Forgery> {
         let taken = std::mem::take(&mut *self.forgeries.lock());
         let message = |((from, source), packets): ((HostId, IpAddr), u64)| v1::Forgery {
             from_host: from.0,
@@ -194,12 +194,12 @@ impl Shared {
     }
 
     /// Something without which the agent is of no use has failed.
-    pub fn fail(&self, error: &anyhow::Error) {
+    pub(crate) fn fail(&self, error: &anyhow::Error) {
         self.failed.send_replace(Some(format!("{error:#}")));
     }
 
     /// Waits for [`Shared::fail`].
-    pub async fn failed(&self) -> String {
+    pub(crate) async fn failed(&self) -> String {
         let mut failed = self.failed.subscribe();
         match failed.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or_default(),
@@ -211,14 +211,14 @@ impl Shared {
 
 /// Who waits for which echo.
 #[derive(Debug, Default)]
-pub struct Pings {
+pub(crate) struct Pings {
     waiting: Mutex<HashMap<(u16, u16), oneshot::Sender<Pong>>>,
     identifiers: AtomicU16,
 }
 
 /// An echo that came back.
 #[derive(Clone, Copy, Debug)]
-pub struct Pong {
+pub(crate) struct Pong {
     pub from: HostId,
     pub round_trip: Duration,
 }
@@ -226,13 +226,13 @@ pub struct Pong {
 impl Pings {
     /// A number for the echoes of one caller.
     #[must_use]
-    pub fn identifier(&self) -> u16 {
+    pub(crate) fn identifier(&self) -> u16 {
         self.identifiers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// To wait for one echo; `None` when too many do so already.
     #[must_use]
-    pub fn expect(&self, identifier: u16, sequence: u16) -> Option<oneshot::Receiver<Pong>> {
+    pub(crate) fn expect(&self, identifier: u16, sequence: u16) -> Option<oneshot::Receiver<Pong>> {
         let mut waiting = self.waiting.lock();
         waiting.retain(|_, sender| !sender.is_closed());
         if waiting.len() >= PINGS {
@@ -243,7 +243,7 @@ impl Pings {
         Some(receiver)
     }
 
-    pub fn answer(&self, identifier: u16, sequence: u16, pong: Pong) {
+    pub(crate) fn answer(&self, identifier: u16, sequence: u16, pong: Pong) {
         if let Some(sender) = self.waiting.lock().remove(&(identifier, sequence)) {
             // Gone: it came too late.
             let _ = sender.send(pong);

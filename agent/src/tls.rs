@@ -8,7 +8,6 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +37,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no connection to a controller.
 #[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
+pub(crate) enum ConnectError {
     /// Nobody answers there.
     #[error("can't reach the controller at {address}: {reason}")]
     Unreachable {
@@ -83,7 +82,7 @@ pub enum ConnectError {
 ///
 /// # Errors
 /// When the identity's certificate or key can't be used.
-pub fn member_config(tls: &TlsIdentity) -> anyhow::Result<Arc<ClientConfig>> {
+pub(crate) fn member_config(tls: &TlsIdentity) -> anyhow::Result<Arc<ClientConfig>> {
     let config = builder()?
         .dangerous()
         .with_custom_certificate_verifier(KnownCa::new(&tls.ca)?)
@@ -96,7 +95,7 @@ pub fn member_config(tls: &TlsIdentity) -> anyhow::Result<Arc<ClientConfig>> {
 ///
 /// # Errors
 /// Never in practice; the library's interface allows for it.
-pub fn joining_config(pin: &Arc<PinnedCa>) -> anyhow::Result<Arc<ClientConfig>> {
+pub(crate) fn joining_config(pin: &Arc<PinnedCa>) -> anyhow::Result<Arc<ClientConfig>> {
     let verifier: Arc<dyn ServerCertVerifier> = Arc::clone(pin) as _;
     let mut config =
         builder()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
@@ -109,7 +108,7 @@ pub fn joining_config(pin: &Arc<PinnedCa>) -> anyhow::Result<Arc<ClientConfig>> 
 ///
 /// # Errors
 /// When the trust domain is too long to be part of a name.
-pub fn controller_name(domain: &TrustDomain) -> anyhow::Result<ServerName<'static>> {
+pub(crate) fn controller_name(domain: &TrustDomain) -> anyhow::Result<ServerName<'static>> {
     let name = format!("controller.{domain}");
     ServerName::try_from(name).context("The trust domain doesn't make a server's name")
 }
@@ -118,7 +117,7 @@ pub fn controller_name(domain: &TrustDomain) -> anyhow::Result<ServerName<'stati
 ///
 /// # Errors
 /// Says whether nobody, or the wrong one, answers.
-pub async fn connect(
+pub(crate) async fn connect(
     address: &str,
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
@@ -145,7 +144,7 @@ pub async fn connect(
 ///
 /// # Errors
 /// When the server doesn't speak HTTP/2.
-pub async fn channel(stream: TlsStream<TcpStream>) -> anyhow::Result<Channel> {
+pub(crate) async fn channel(stream: TlsStream<TcpStream>) -> anyhow::Result<Channel> {
     let stream = Mutex::new(Some(TokioIo::new(stream)));
     let connector = tower::service_fn(move |_| {
         let stream = stream.lock().take();
@@ -164,7 +163,7 @@ pub async fn channel(stream: TlsStream<TcpStream>) -> anyhow::Result<Channel> {
 /// What is behind an error of the transport, whose own words are "transport error". Whether the other
 /// side refuses our certificate shows only when the connection is used.
 #[must_use]
-pub fn reason(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn reason(error: &(dyn Error + 'static)) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(error) = next {
@@ -184,14 +183,8 @@ pub fn reason(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// The local end of a connection, which is how the controller sees this host if no NAT intervenes.
-#[must_use]
-pub fn local_address(stream: &TlsStream<TcpStream>) -> Option<SocketAddr> {
-    stream.get_ref().0.local_addr().ok()
-}
-
 /// Accepts exactly the controllers whose CA has a known hash.
-pub struct PinnedCa {
+pub(crate) struct PinnedCa {
     hash: blake3::Hash,
     provider: Arc<CryptoProvider>,
     found: Mutex<Option<TrustDomain>>,
@@ -199,27 +192,27 @@ pub struct PinnedCa {
 
 impl PinnedCa {
     #[must_use]
-    pub fn new(hash: [u8; 32]) -> Arc<Self> {
+    pub(crate) fn new(hash: [u8; 32]) -> Arc<Self> {
         let hash = blake3::Hash::from_bytes(hash);
         Arc::new(Self { hash, provider: provider(), found: Mutex::new(None) })
     }
 
     /// The CA's hash.
     #[must_use]
-    pub const fn hash(&self) -> &blake3::Hash {
+    pub(crate) const fn hash(&self) -> &blake3::Hash {
         &self.hash
     }
 
     /// The trust domain of the controller that was accepted last.
     #[must_use]
-    pub fn trust_domain(&self) -> Option<TrustDomain> {
+    pub(crate) fn trust_domain(&self) -> Option<TrustDomain> {
         self.found.lock().clone()
     }
 }
 
 /// Whoever answers has another CA than the one that we know.
 #[derive(Clone, Debug)]
-pub struct ForeignCa {
+pub(crate) struct ForeignCa {
     /// Of the CA that we know.
     expected: blake3::Hash,
     /// Of the one that the server presents, if it presents any.

@@ -26,7 +26,7 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 const LEAST_PATH: u16 = 1_280 + 80;
 
 /// Looks for ever.
-pub async fn watch(shared: Arc<Shared>, disk: Arc<StateDir>) -> Infallible {
+pub(crate) async fn watch(shared: Arc<Shared>, disk: Arc<StateDir>) -> Infallible {
     let mut vitals = Vitals::default();
     let mut tick = tokio::time::interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -167,7 +167,7 @@ fn refused(status: &Status) -> Option<Problem> {
 }
 
 /// Tells which keys of tokens can't be had.
-pub fn look_for_keys(shared: &Shared, is_up: bool) {
+pub(crate) fn look_for_keys(shared: &Shared, is_up: bool) {
     let failures = if is_up { shared.proxy.key_failures() } else { Vec::new() };
     shared.problems.replace(Code::KeysMissing, failures.iter().map(keys_missing));
 }
@@ -236,7 +236,7 @@ fn narrow(host: &str, bytes: u16) -> Problem {
 
 /// That others can read a key.
 #[must_use]
-pub fn readable(file: &Path) -> Problem {
+pub(crate) fn readable(file: &Path) -> Problem {
     let shown = file.display();
     let what = if file.is_dir() { "the state directory" } else { "a private key's file" };
     let mode = if file.is_dir() { 700 } else { 600 };

@@ -13,7 +13,7 @@ use crate::status::Shared;
 const SIGNS: u32 = 4;
 
 /// Runs for ever, where systemd wants to be told (`WatchdogSec=`).
-pub async fn keep(shared: Arc<Shared>) {
+pub(crate) async fn keep(shared: Arc<Shared>) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     let mut before = Vec::new();
     loop {

@@ -32,14 +32,6 @@ impl Poller {
         self.control(libc::EPOLL_CTL_ADD, source, token, interest)
     }
 
-    /// Changes what is watched for.
-    ///
-    /// # Errors
-    /// `NotFound` when it isn't watched.
-    pub fn modify(&self, source: &impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_MOD, source, token, interest)
-    }
-
     /// # Errors
     /// `NotFound` when it isn't watched.
     pub fn remove(&self, source: &impl AsFd) -> io::Result<()> {
@@ -94,7 +86,6 @@ pub struct Interest(u32);
 impl Interest {
     pub const READ: Self = Self(libc::EPOLLIN as u32);
     pub const WRITE: Self = Self(libc::EPOLLOUT as u32);
-    pub const READ_WRITE: Self = Self(Self::READ.0 | Self::WRITE.0);
 }
 
 /// One descriptor that has something to do.
@@ -225,9 +216,6 @@ mod tests {
             let event = events.iter().next().unwrap();
             assert_eq!((event.token, event.readable, event.writable), (1, true, false));
         }
-        poller.modify(&ours, 2, Interest::READ_WRITE).unwrap();
-        poller.wait(&mut events, Some(Duration::ZERO)).unwrap();
-        assert!(events.iter().all(|event| event.token == 2 && event.writable));
         poller.remove(&ours).unwrap();
         poller.wait(&mut events, Some(Duration::ZERO)).unwrap();
         assert!(events.is_empty());

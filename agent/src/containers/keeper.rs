@@ -31,7 +31,7 @@ const ENGINE: Code = Code::ContainerEngine;
 
 /// Keeps the table of containers, for ever; but only while a service here is known by its container:
 /// nobody else needs it.
-pub async fn keep(shared: Arc<Shared>, mut states: watch::Receiver<Arc<State>>) {
+pub(crate) async fn keep(shared: Arc<Shared>, mut states: watch::Receiver<Arc<State>>) {
     let mut keeper =
         Keeper { shared, known: HashMap::new(), listening: HashMap::new(), tasks: JoinSet::new() };
     loop {

@@ -29,14 +29,14 @@ use tokio::sync::{Notify, watch};
 
 use crate::owners::{LocalService, Spoken, local_services, speaks_as, told};
 
-pub use keeper::keep;
+pub(crate) use keeper::keep;
 #[cfg(test)]
 pub(crate) use table::Published;
 pub(crate) use table::{Container, Network, Table, looks_contained};
 
 /// What is known of containers, shared by who asks engines and who asks about packets.
 #[derive(Debug, Default)]
-pub struct Containers {
+pub(crate) struct Containers {
     table: watch::Sender<Arc<Table>>,
     wanted: Notify,
 }

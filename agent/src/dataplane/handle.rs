@@ -38,7 +38,7 @@ type Private = Zeroizing<[u8; 32]>;
 
 /// What [`Handle::ping`] asks for; it comes back in the event.
 #[derive(Clone, Copy, Debug)]
-pub struct Ping {
+pub(crate) struct Ping {
     pub target: IpAddr,
     pub identifier: u16,
     pub sequence: u16,
@@ -46,7 +46,7 @@ pub struct Ping {
 
 /// The control plane's end.
 #[derive(Clone, Debug)]
-pub struct Handle {
+pub(crate) struct Handle {
     commands: SyncSender<Command>,
     waker: Waker,
     asked: Asked,
@@ -74,7 +74,7 @@ impl Handle {
     ///
     /// # Errors
     /// When the data plane is gone.
-    pub async fn switch(&self, state: Arc<State>) -> anyhow::Result<()> {
+    pub(crate) async fn switch(&self, state: Arc<State>) -> anyhow::Result<()> {
         self.ask(|reply| Command::Switch(state, reply)).await
     }
 
@@ -82,7 +82,11 @@ impl Handle {
     ///
     /// # Errors
     /// When the data plane is gone or busy.
-    pub async fn use_keys(&self, key: Private, second: Option<Private>) -> anyhow::Result<()> {
+    pub(crate) async fn use_keys(
+        &self,
+        key: Private,
+        second: Option<Private>,
+    ) -> anyhow::Result<()> {
         self.ask(|reply| Command::Keys(Keys(key, second), reply)).await
     }
 
@@ -90,7 +94,7 @@ impl Handle {
     ///
     /// # Errors
     /// When the data plane is gone or busy.
-    pub async fn flows(&self, limit: usize) -> anyhow::Result<Listed> {
+    pub(crate) async fn flows(&self, limit: usize) -> anyhow::Result<Listed> {
         self.ask(|reply| Command::Flows(limit, reply)).await
     }
 
@@ -98,7 +102,7 @@ impl Handle {
     ///
     /// # Errors
     /// When the data plane is gone or busy.
-    pub async fn sample(&self) -> anyhow::Result<Sample> {
+    pub(crate) async fn sample(&self) -> anyhow::Result<Sample> {
         self.ask(Command::Sample).await
     }
 
@@ -106,7 +110,7 @@ impl Handle {
     ///
     /// # Errors
     /// When the data plane is gone or busy.
-    pub async fn ping(&self, ping: Ping) -> anyhow::Result<Option<HostId>> {
+    pub(crate) async fn ping(&self, ping: Ping) -> anyhow::Result<Option<HostId>> {
         self.ask(|reply| Command::Ping(ping, reply)).await
     }
 
@@ -114,12 +118,12 @@ impl Handle {
     ///
     /// # Errors
     /// When the data plane is gone or busy.
-    pub async fn turns(&self) -> anyhow::Result<Vec<u64>> {
+    pub(crate) async fn turns(&self) -> anyhow::Result<Vec<u64>> {
         self.ask(Command::Turns).await
     }
 
     /// This host has other addresses now.
-    pub fn moved(&self) {
+    pub(crate) fn moved(&self) {
         // A full queue: there is more to do than to speed up roaming.
         if self.commands.try_send(Command::Moved).is_ok() {
             self.waker.wake();
@@ -130,7 +134,7 @@ impl Handle {
     ///
     /// # Errors
     /// When the data plane is gone or busy.
-    pub fn tell_deaf(&self, deaf: Deaf) -> anyhow::Result<()> {
+    pub(crate) fn tell_deaf(&self, deaf: Deaf) -> anyhow::Result<()> {
         self.commands.try_send(Command::Deaf(deaf)).context("The data plane is busy")?;
         self.waker.wake();
         Ok(())
@@ -138,12 +142,12 @@ impl Handle {
 
     /// See [`isthmus_core::Node::asked_port`].
     #[must_use]
-    pub fn asked_port(&self, own: SocketAddr, caller: SocketAddr) -> Option<u16> {
+    pub(crate) fn asked_port(&self, own: SocketAddr, caller: SocketAddr) -> Option<u16> {
         (self.asked.0)(own, caller)
     }
 
     /// Puts a packet into the device, as if it had come by a tunnel and were let through.
-    pub fn write(&self, packet: Vec<u8>) {
+    pub(crate) fn write(&self, packet: Vec<u8>) {
         // A full queue: it is lost, as packets may be.
         if self.commands.try_send(Command::Write(packet)).is_ok() {
             self.waker.wake();
@@ -151,7 +155,7 @@ impl Handle {
     }
 
     /// Tells the thread to end.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         // A full queue is emptied in a moment: the thread never blocks.
         drop(self.commands.send(Command::Stop));
         self.waker.wake();

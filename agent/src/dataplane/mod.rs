@@ -37,14 +37,14 @@ use tokio::sync::mpsc;
 
 use engine::{Shared, Wakers};
 use handle::Asked;
-pub use handle::{Handle, Ping};
+pub(crate) use handle::{Handle, Ping};
 use inbound::Inbound;
 use keeper::Keeper;
 use outbound::Outbound;
 
 /// What the threads work with.
 #[derive(Debug)]
-pub struct Setup<O> {
+pub(crate) struct Setup<O> {
     pub tun: Tun,
     /// Of each lane: one per family that the host speaks.
     pub sockets: Vec<Vec<UdpSocket>>,
@@ -57,7 +57,7 @@ pub struct Setup<O> {
 
 /// Everything that metrics and status want to know.
 #[derive(Clone, Debug, Default)]
-pub struct Sample {
+pub(crate) struct Sample {
     pub counters: Counters,
     pub flows: usize,
     pub peers: Vec<PeerView>,
@@ -78,7 +78,7 @@ pub struct Sample {
 
 /// What a lane has read so far.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LaneLoad {
+pub(crate) struct LaneLoad {
     /// Of the device.
     pub frames: u64,
     /// Of its sockets; a message holds one datagram or many.
@@ -87,7 +87,7 @@ pub struct LaneLoad {
 
 /// Flows, and the state whose rules they name.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub(crate) struct Listed {
     pub flows: Vec<FlowView>,
     pub total: usize,
     pub state: Arc<State>,
@@ -98,7 +98,7 @@ pub struct Listed {
 ///
 /// # Errors
 /// When a thread, or what it sleeps by, can't be made.
-pub fn start<O: Owners + Send + 'static>(
+pub(crate) fn start<O: Owners + Send + 'static>(
     setup: Setup<O>,
     on_failure: impl FnOnce(anyhow::Error) + Send + 'static,
 ) -> anyhow::Result<(Handle, JoinHandle<()>)> {

@@ -47,7 +47,7 @@ pub struct MeshDns {
 impl MeshDns {
     /// Starts to answer on `own`, the host's own addresses. What fails is a problem in the status, and
     /// tried again: an overlay without names is better than none.
-    pub async fn start(
+    pub(crate) async fn start(
         shared: &Arc<Shared>,
         own: watch::Receiver<Vec<IpAddr>>,
         views: watch::Receiver<Arc<View>>,
@@ -75,7 +75,7 @@ impl MeshDns {
 
 /// Puts back what an agent that was killed left of the host's resolver: at once, unless this agent is
 /// about to answer in its stead.
-pub async fn recover(shared: Arc<Shared>, is_member: bool) {
+pub(crate) async fn recover(shared: Arc<Shared>, is_member: bool) {
     let settings = &shared.settings;
     if is_member && settings.dns.listen && resolver(settings).takes_all_names() {
         sleep(SOON).await;

@@ -54,7 +54,7 @@ const SPECIAL: Code = Code::ExternalAddress;
 
 /// What the proxy asks for.
 #[derive(Debug)]
-pub struct AgentServices {
+pub(crate) struct AgentServices {
     known: RwLock<Known>,
     /// What an authority is shown when it asks who answers for a name.
     challenges: RwLock<HashMap<String, Arc<ServerConfig>>>,
@@ -186,7 +186,7 @@ impl HostServices for AgentServices {
 impl AgentServices {
     /// Of an agent that keeps its state in this directory.
     #[must_use]
-    pub fn new(state_dir: &Path) -> Self {
+    pub(crate) fn new(state_dir: &Path) -> Self {
         Self {
             known: RwLock::default(),
             challenges: RwLock::default(),
@@ -197,7 +197,7 @@ impl AgentServices {
 
     /// The same, which asks the data plane.
     #[must_use]
-    pub fn asking(self, shared: &Arc<Shared>) -> Self {
+    pub(crate) fn asking(self, shared: &Arc<Shared>) -> Self {
         Self { packets: Some(Arc::clone(shared)), ..self }
     }
 
@@ -332,7 +332,7 @@ fn externals(snapshot: &Snapshot) -> impl Iterator<Item = (ServiceId, &External)
 }
 
 /// Follows the snapshots, and the files that they name.
-pub async fn run(
+pub(crate) async fn run(
     services: Arc<AgentServices>,
     shared: Arc<Shared>,
     mut views: watch::Receiver<Arc<View>>,
@@ -368,12 +368,12 @@ pub async fn run(
 }
 
 /// Gets certificates by ACME, where listeners want them.
-pub async fn order(services: Arc<AgentServices>, views: watch::Receiver<Arc<View>>) {
+pub(crate) async fn order(services: Arc<AgentServices>, views: watch::Receiver<Arc<View>>) {
     acme::run(services, views).await;
 }
 
 /// Asks for the addresses of external servers, again and again.
-pub async fn resolve(
+pub(crate) async fn resolve(
     services: Arc<AgentServices>,
     shared: Arc<Shared>,
     mut views: watch::Receiver<Arc<View>>,

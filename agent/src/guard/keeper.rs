@@ -19,13 +19,13 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The code of the problem that there is no guard.
-pub const MISSING: Code = Code::GuardMissing;
+pub(crate) const MISSING: Code = Code::GuardMissing;
 const TAKEN: Code = Code::GuardTaken;
 const BLIND: Code = Code::GuardUnwatched;
 
 /// Keeps it until `stop` completes; the guard stays then. `monitor` has listened since before it was
 /// raised.
-pub async fn keep(
+pub(crate) async fn keep(
     shared: Arc<Shared>,
     standing: Arc<Standing>,
     monitor: Result<RulesetMonitor, NetlinkError>,
@@ -119,7 +119,7 @@ impl Keeper {
 
 /// That there is no guard.
 #[must_use]
-pub fn missing(error: &anyhow::Error) -> Problem {
+pub(crate) fn missing(error: &anyhow::Error) -> Problem {
     Problem::new(
         MISSING,
         format!("overlay addresses aren't guarded against the underlay: {error:#}"),

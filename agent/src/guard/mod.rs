@@ -34,7 +34,7 @@ use isthmus_net::netlink::Netlink;
 use isthmus_net::sysctl;
 use tokio::sync::{Mutex, MutexGuard};
 
-pub use keeper::{MISSING, keep, missing};
+pub(crate) use keeper::{MISSING, keep, missing};
 pub(crate) use nft::Nft;
 pub use rules::Guard;
 

@@ -46,7 +46,7 @@ struct Showing {
 impl Guard {
     /// The guard of a member of the mesh that has these addresses.
     #[must_use]
-    pub fn of(settings: &Settings, serving: &OwnPorts, prefixes: &[IpNet]) -> Self {
+    pub(crate) fn of(settings: &Settings, serving: &OwnPorts, prefixes: &[IpNet]) -> Self {
         Self {
             device: settings.device.clone(),
             prefixes: prefixes.to_vec(),

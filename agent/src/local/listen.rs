@@ -31,7 +31,7 @@ const SILENCE: Duration = Duration::from_secs(90);
 ///
 /// # Errors
 /// When an agent serves there, or the path can't be used.
-pub fn bind(path: &Path) -> anyhow::Result<Listener> {
+pub(crate) fn bind(path: &Path) -> anyhow::Result<Listener> {
     let shown = path.display();
     if let Some(folder) = path.parent() {
         fs::DirBuilder::new()
@@ -62,14 +62,14 @@ pub fn bind(path: &Path) -> anyhow::Result<Listener> {
 
 /// The socket; it is removed at the end.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     inner: UnixListener,
     path: PathBuf,
 }
 
 impl Listener {
     /// The connections, never more than a bounded number at once, altogether and of one user.
-    pub fn connections(self) -> impl Stream<Item = io::Result<Connection>> {
+    pub(crate) fn connections(self) -> impl Stream<Item = io::Result<Connection>> {
         let places = Places::new(PLACES);
         stream::unfold((self, places), |(listener, places)| async move {
             let connection = listener.next(&places).await;
@@ -99,7 +99,7 @@ impl Drop for Listener {
 
 /// One connection to the socket.
 #[derive(Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     stream: UnixStream,
     /// When it must have said something.
     deadline: Pin<Box<Sleep>>,

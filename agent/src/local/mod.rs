@@ -31,7 +31,7 @@ use crate::membership::Turn;
 use crate::state_dir::StateDir;
 use crate::status::{self, Shared};
 
-pub use listen::{Connection, Listener, bind};
+pub(crate) use listen::{Listener, bind};
 #[cfg(test)]
 pub(crate) use show::tests;
 
@@ -49,7 +49,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// When the socket can't be read any more.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: Listener,
     api: Api,
     stop: impl Future<Output = ()>,
@@ -68,7 +68,7 @@ pub async fn serve(
 
 /// What the API works with.
 #[derive(Clone, Debug)]
-pub struct Api {
+pub(crate) struct Api {
     shared: Arc<Shared>,
     disk: Arc<StateDir>,
     /// Where a new identity goes, and the wish to leave: whoever receives it lives by it from then on.
@@ -79,7 +79,7 @@ pub struct Api {
 
 impl Api {
     #[must_use]
-    pub fn new(shared: Arc<Shared>, disk: Arc<StateDir>, turns: mpsc::Sender<Turn>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, disk: Arc<StateDir>, turns: mpsc::Sender<Turn>) -> Self {
         Self { shared, disk, turns, joining: Arc::default() }
     }
 

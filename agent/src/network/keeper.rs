@@ -34,7 +34,7 @@ const BLIND: Code = Code::NetworkUnwatched;
 const CLASH: Code = Code::RouteClash;
 
 /// Keeps `network` until `stop` completes.
-pub async fn keep(
+pub(crate) async fn keep(
     shared: Arc<Shared>,
     network: Arc<Mutex<Network>>,
     stop: impl Future<Output = ()>,
@@ -193,7 +193,7 @@ fn list(lost: &[Lost]) -> String {
 
 /// A route that is in the way.
 #[must_use]
-pub fn clash(found: &Clash) -> Problem {
+pub(crate) fn clash(found: &Clash) -> Problem {
     let Clash { prefix, route } = found;
     Problem::new(
         CLASH,
@@ -212,7 +212,7 @@ pub fn clash(found: &Clash) -> Problem {
 
 /// That there is only IPv4.
 #[must_use]
-pub fn no_ipv6(reason: &str) -> Problem {
+pub(crate) fn no_ipv6(reason: &str) -> Problem {
     Problem::new(
         NO_IPV6,
         format!("the overlay has only IPv4 here: as to IPv6, {reason}"),

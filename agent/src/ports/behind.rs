@@ -23,7 +23,7 @@ use crate::owners::{LocalService, Spoken, speaks_as};
 
 /// What the filter is told of containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Behind {
+pub(crate) struct Behind {
     /// Whether anybody looks for containers: who is new gets a moment to be known.
     pub(super) looks: bool,
     /// Where an address comes in for the network: a bridge, or a link.

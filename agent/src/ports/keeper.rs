@@ -43,11 +43,11 @@ const UNGUARDED: Code = Code::PortsUnguarded;
 const TAKEN: Code = Code::PortsTaken;
 
 /// The revision whose ports are guarded, and what is wrong with them told.
-pub type Kept = watch::Receiver<Revision>;
+pub(crate) type Kept = watch::Receiver<Revision>;
 
 /// Guards the ports of the services here, as the newest state has them, for ever. Tells in `kept` which
 /// revision that is.
-pub async fn keep(
+pub(crate) async fn keep(
     shared: Arc<Shared>,
     mut states: watch::Receiver<Arc<State>>,
     kept: watch::Sender<Revision>,

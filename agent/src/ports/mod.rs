@@ -28,13 +28,13 @@ use std::net::IpAddr;
 
 use isthmus_model::{Exposure, Layer4, ListenerCheck, Service, ServiceId, Snapshot};
 
-pub use behind::Behind;
-pub use keeper::{Kept, keep};
-pub use script::{lower, raise};
+pub(crate) use behind::Behind;
+pub(crate) use keeper::{Kept, keep};
+pub(crate) use script::{lower, raise};
 
 /// A port of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Port {
+pub(crate) struct Port {
     /// UDP, or TCP.
     pub udp: bool,
     pub number: u16,
@@ -50,7 +50,7 @@ impl fmt::Display for Port {
 impl Port {
     /// Where a service's applications listen.
     #[must_use]
-    pub const fn of(service: &Service) -> Self {
+    pub(crate) const fn of(service: &Service) -> Self {
         match service.layer4() {
             Layer4::Udp(number) => Self { udp: true, number },
             Layer4::Tcp(_) | Layer4::Icmp | Layer4::Other(_) => {
@@ -62,7 +62,7 @@ impl Port {
 
 /// What the filter does about which ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ports {
+pub(crate) struct Ports {
     /// Closed around the mesh.
     pub closed: BTreeSet<Port>,
     /// Who comes around it is counted.
@@ -83,14 +83,14 @@ pub struct Ports {
 }
 
 /// A workload's address and port.
-pub type Place = (IpAddr, Port);
+pub(crate) type Place = (IpAddr, Port);
 
 impl Ports {
     /// Those of the services with workloads on this host. Where services share a port, the one that
     /// leaves it most open counts; what a gateway listens on stays open. `refused`: strict services
     /// whose listener isn't known to be theirs; `users`: as whom the others' listeners are open.
     #[must_use]
-    pub fn of(
+    pub(crate) fn of(
         snapshot: &Snapshot,
         refused: &BTreeSet<Key>,
         users: &BTreeMap<Key, BTreeSet<u32>>,

@@ -20,7 +20,7 @@ pub(super) fn table(device: &str) -> String {
 ///
 /// # Errors
 /// When `nft` isn't there or the kernel refuses.
-pub async fn lower(device: &str) -> anyhow::Result<()> {
+pub(crate) async fn lower(device: &str) -> anyhow::Result<()> {
     let nft = Nft::default();
     // Where there are no bridges, the kernel may know nothing of them.
     drop(nft.run(&no_bridges(&table(device))).await);
@@ -63,7 +63,7 @@ pub(super) async fn apply(nft: &Nft, device: &str, ports: &Ports) -> anyhow::Res
 ///
 /// # Errors
 /// When `nft` isn't there or the kernel refuses.
-pub async fn raise(device: &str, ports: &Ports) -> anyhow::Result<()> {
+pub(crate) async fn raise(device: &str, ports: &Ports) -> anyhow::Result<()> {
     apply(&Nft::default(), device, ports).await
 }
 

@@ -8,25 +8,25 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// Doubles from 100 ms to 10 s. Each wait is between half of that and all of it, at random, so
 /// that a controller which returns isn't met by all of its agents at once.
 #[derive(Clone, Copy, Debug)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     next: Duration,
 }
 
 impl Backoff {
     #[must_use]
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { next: FIRST }
     }
 
     /// The next wait; `random` is from 0 to 1.
-    pub fn wait(&mut self, random: f64) -> Duration {
+    pub(crate) fn wait(&mut self, random: f64) -> Duration {
         let wait = self.next.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0));
         self.next = (self.next * 2).min(LONGEST);
         wait
     }
 
     /// Something worked: begin again.
-    pub const fn reset(&mut self) {
+    pub(crate) const fn reset(&mut self) {
         self.next = FIRST;
     }
 }
@@ -39,7 +39,7 @@ impl Default for Backoff {
 
 /// From 0 to 1. Without randomness all hosts would merely wait equally long.
 #[must_use]
-pub fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     let number = getrandom::u32().unwrap_or(u32::MAX);
     f64::from(number) / f64::from(u32::MAX)
 }

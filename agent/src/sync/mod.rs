@@ -22,8 +22,8 @@
 //! A session knows nothing of what a snapshot does: [`Member`] is told of each, and says whether
 //! it works by it now.
 
-pub mod backoff;
-pub mod resources;
+pub(crate) mod backoff;
+pub(crate) mod resources;
 #[cfg(test)]
 mod tests;
 
@@ -60,7 +60,7 @@ const CERTIFICATE_CHECK_EVERY: Duration = Duration::from_secs(30);
 const RETRY_REFUSED_AFTER: Duration = Duration::from_secs(15);
 
 /// What a session needs of the host that it is held for.
-pub trait Member: Send {
+pub(crate) trait Member: Send {
     /// Takes over a new revision. Returns what it brings with it here that an operator should know.
     ///
     /// # Errors
@@ -115,7 +115,7 @@ pub trait Member: Send {
 
 /// How a session ended, apart from failing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// There is a new certificate to show.
     Renewed,
     /// The controller sent a delta that doesn't fit: the next session asks for everything.
@@ -132,7 +132,7 @@ pub enum Ended {
 ///
 /// # Errors
 /// Whatever ended it: not reachable, refused, connection lost.
-pub async fn session(
+pub(crate) async fn session(
     address: &str,
     ours: &Credentials,
     member: &mut impl Member,

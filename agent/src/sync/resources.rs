@@ -8,7 +8,7 @@ use isthmus_proto::v1;
 
 /// The resources of one revision.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Resources {
+pub(crate) struct Resources {
     revision: u64,
     /// Which run of a controller made it; 0 where it didn't say.
     epoch: u64,
@@ -17,7 +17,7 @@ pub struct Resources {
 
 /// Why a delta can't be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DeltaError {
+pub(crate) enum DeltaError {
     /// It builds on a revision that isn't the present one: only everything helps.
     #[error("the controller sent a difference to revision {base}, this host has {present}")]
     WrongBase {
@@ -31,19 +31,19 @@ pub enum DeltaError {
 impl Resources {
     /// The revision; 0 for none.
     #[must_use]
-    pub const fn revision(&self) -> u64 {
+    pub(crate) const fn revision(&self) -> u64 {
         self.revision
     }
 
     /// Which run of a controller made it; 0 where it didn't say.
     #[must_use]
-    pub const fn epoch(&self) -> u64 {
+    pub(crate) const fn epoch(&self) -> u64 {
         self.epoch
     }
 
     /// Whether this is the same revision, whichever run of a controller says it.
     #[must_use]
-    pub fn is_same_as(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
         (self.revision, &self.by_key) == (other.revision, &other.by_key)
     }
 
@@ -51,7 +51,7 @@ impl Resources {
     ///
     /// # Errors
     /// See [`DeltaError`].
-    pub fn with(&self, delta: v1::Delta) -> Result<Self, DeltaError> {
+    pub(crate) fn with(&self, delta: v1::Delta) -> Result<Self, DeltaError> {
         let mut by_key = match delta.base {
             0 => BTreeMap::new(),
             base if base == self.revision => self.by_key.clone(),
@@ -65,7 +65,7 @@ impl Resources {
     }
 
     /// Keys of resources of a kind that this agent doesn't know.
-    pub fn foreign(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn foreign(&self) -> impl Iterator<Item = &str> {
         self.by_key.values().filter(|it| is_foreign(it)).map(|it| &*it.key)
     }
 
@@ -73,7 +73,7 @@ impl Resources {
     ///
     /// # Errors
     /// Names the resource that is wrong.
-    pub fn snapshot(&self) -> Result<Snapshot, ConvertError> {
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, ConvertError> {
         snapshot(Revision(self.revision), self.by_key.values())
     }
 }

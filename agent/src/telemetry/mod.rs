@@ -31,9 +31,9 @@ use crate::own_ports::stop;
 use crate::places::{Bounds, Places, Source, Users};
 use crate::status::Shared;
 use exposition::Scrape;
-pub use otlp::Exported;
+pub(crate) use otlp::Exported;
 pub(crate) use window::Window;
-pub use window::Windows;
+pub(crate) use window::Windows;
 
 /// The code of the problem that nobody can scrape.
 const UNSERVED: Code = Code::MetricsUnserved;
@@ -47,7 +47,7 @@ const CONVERSATION: Duration = Duration::from_secs(60);
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves for ever, as soon as the address can be listened on.
-pub async fn serve(address: SocketAddr, shared: Arc<Shared>) {
+pub(crate) async fn serve(address: SocketAddr, shared: Arc<Shared>) {
     let listener = listen(address, &shared.problems).await;
     let (places, users) = (Places::new(PLACES), Users::open());
     loop {

@@ -14,7 +14,7 @@ const LOOKS: usize = 6;
 
 /// The looks of the last minute.
 #[derive(Debug)]
-pub struct Windows {
+pub(crate) struct Windows {
     started: Instant,
     looks: Mutex<VecDeque<Look>>,
 }

@@ -36,7 +36,7 @@ const MAX_ANSWER: usize = 64 << 10;
 
 /// What became of spans that left the queue.
 #[derive(Debug, Default)]
-pub struct Exported {
+pub(crate) struct Exported {
     /// The receiver took them.
     pub(crate) sent: AtomicU64,
     /// It didn't want them.
