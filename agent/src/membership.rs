@@ -1,27 +1,25 @@
 //! Membership of a mesh from start to end: the agent starts from its last snapshot, then keeps in step
 //! with a controller for as long as it may.
 
-use std::net::SocketAddr;
-use std::path::Path;
+mod faults;
+mod session;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use ipnet::IpNet;
-use isthmus_model::{Capability, Code, Host, Problem, PublicKey, Snapshot, capability, problems};
+use isthmus_model::{Code, Host, Problem, Snapshot, capability};
 use isthmus_proto::v1;
-use isthmus_proxy::{Demand, Traffic};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use self::faults::{not_forgotten, not_kept, too_new};
 use crate::addresses;
-use crate::clock::{self, Clock};
 use crate::guard::{self, Guard, Standing};
-use crate::identity::{Identity, Member, TlsIdentity, TunnelKey};
+use crate::identity::{Identity, Member, TunnelKey};
 use crate::keeper::Keeper;
 use crate::kept_device;
 use crate::leave::{self, Farewell};
-use crate::network;
 use crate::overlay::{Ending, Overlay};
 use crate::state_dir::{Ailments, StateDir};
 use crate::status::Shared;
@@ -30,6 +28,8 @@ use crate::sync::resources::Resources;
 use crate::sync::{self, Ended};
 use crate::systemd;
 use crate::tls::ConnectError;
+
+pub(crate) use self::faults::state_not_writable;
 
 /// A session that lasted this long was a good one.
 const GOOD_SESSION: Duration = Duration::from_secs(5);
@@ -426,146 +426,8 @@ impl Membership {
     }
 }
 
-impl sync::Member for Membership {
-    async fn switch(&mut self, resources: Resources) -> Result<Vec<v1::Problem>, String> {
-        let revision = resources.revision();
-        let before = self.shared.problems.all();
-        if let Err(error) = self.work_by(&resources).await {
-            let reason = format!("{error:#}");
-            self.shared.update(|status| status.refusal.clone_from(&reason));
-            return Err(reason);
-        }
-        tracing::info!(revision, "working by a new revision");
-        let folder = &self.shared.settings.state_dir;
-        let not_kept =
-            self.keep(&resources).await.err().map(|error| not_kept(folder, revision, &error));
-        self.shared.problems.set(NOT_KEPT, not_kept.clone());
-        self.shared.problems.set(TOO_NEW, None);
-        self.shared.problems.set(FOREIGN, foreign(&resources));
-        self.resources = resources;
-        self.shared.update(|status| {
-            status.confirmed = Some(SystemTime::now());
-            status.refusal.clear();
-        });
-        systemd::tell_status(&self.shared);
-        let not_kept = not_kept.map(|problem| problem.to_message(SystemTime::now()));
-        let caused = problems::brought(&before, self.shared.problems.all());
-        Ok(not_kept.into_iter().chain(caused).collect())
-    }
-
-    fn resources(&self) -> &Resources {
-        &self.resources
-    }
-
-    async fn endpoints(&self) -> Vec<SocketAddr> {
-        let settings = &self.shared.settings;
-        if settings.endpoints.is_empty() {
-            network::endpoints(&settings.device, self.shared.ports.tunnels()).await
-        } else {
-            settings.endpoints.clone()
-        }
-    }
-
-    async fn clash(&self, prefixes: &[IpNet]) -> String {
-        match network::clashes(prefixes, self.overlay.device()).await {
-            Ok(clashes) => clashes.iter().map(|it| &*it.route).collect::<Vec<_>>().join("; "),
-            Err(error) => {
-                tracing::warn!("couldn't look at this host's routes: {error:#}");
-                String::new()
-            }
-        }
-    }
-
-    fn report(&mut self) -> v1::Report {
-        let traffic = self.shared.proxy.measured().take();
-        v1::Report {
-            forgeries: self.shared.take_forgeries(),
-            traffic: traffic.into_iter().map(traffic_message).collect(),
-            demand: self.shared.proxy.limits().take_demand().into_iter().map(demand).collect(),
-        }
-    }
-
-    /// That policy audits the controller says itself, once for all.
-    fn problems(&self) -> Vec<v1::Problem> {
-        let mut problems = self.shared.problems.all();
-        problems.retain(|problem| problem.code != Code::Audit.name());
-        problems
-    }
-
-    fn shares(&mut self, told: v1::Shares) {
-        let shares = told.shares.iter().map(|it| (&*it.limit, it.share));
-        self.shared.proxy.limits().handle_shares(told.round, shares);
-    }
-
-    fn watch(&mut self, routes: Vec<String>) {
-        self.shared.proxy.measured().watch(routes);
-    }
-
-    fn instance(&self) -> Vec<u8> {
-        self.shared.instance.to_vec()
-    }
-
-    fn clock(&mut self, clock: &Clock) {
-        self.shared.problems.set(clock::SKEWED, clock.problem());
-    }
-
-    async fn controllers(&mut self, addresses: Vec<String>) {
-        let member = self.identity.member.with_controllers(&addresses);
-        if member != self.identity.member {
-            tracing::info!(controllers = ?member.controllers, "controllers are reached elsewhere");
-        }
-        self.know(member).await;
-    }
-
-    fn connected(&mut self, controller: &str) {
-        tracing::info!(controller, "connected to the controller");
-        self.shared.problems.clear(TWIN, "");
-        // A controller says anew what it wants to know.
-        self.shared.proxy.measured().watch([]);
-        self.shared.proxy.limits().handle_connected();
-        self.shared.update(|status| {
-            controller.clone_into(&mut status.controller);
-            status.connected = true;
-            status.last_error.clear();
-        });
-        systemd::tell_status(&self.shared);
-    }
-
-    async fn new_key(&mut self) -> anyhow::Result<PublicKey> {
-        let disk = Arc::clone(&self.disk);
-        let next = tokio::task::spawn_blocking(move || disk.next_key()).await??;
-        let public = next.public()?;
-        self.identity.next = Some(next);
-        // INVARIANT: it is good here before anybody knows it.
-        self.overlay.use_keys(tunnel_keys(&self.identity)).await?;
-        Ok(public)
-    }
-
-    async fn renewed(&mut self, tls: TlsIdentity) {
-        let validity = tls.validity().ok();
-        self.shared.update(|status| status.certificate = validity);
-        self.identity.tls = tls.clone();
-        self.keeper.tls(tls).await;
-    }
-
-    fn device(&self) -> Option<u32> {
-        self.overlay.device()
-    }
-}
-
 fn tunnel_keys(identity: &Identity) -> (TunnelKey, Option<TunnelKey>) {
     (identity.tunnel.clone(), identity.next.clone())
-}
-
-/// The disk refuses: the next start would be as the member that this host was, until it is told again.
-fn not_forgotten(error: &anyhow::Error) -> Problem {
-    Problem::new(
-        NOT_FORGOTTEN,
-        format!(
-            "the mesh that this host is no member of any more couldn't be forgotten: {error:#}"
-        ),
-        "make the state directory writable, then remove what is in it",
-    )
 }
 
 /// Keeps what couldn't be kept once it can be, and says what is wrong with the disk, for ever.
@@ -582,81 +444,6 @@ pub(crate) async fn tend(shared: Arc<Shared>, disk: Arc<StateDir>) {
         let unkept = unkept.map(|(revision, error)| not_kept(folder, revision, &error));
         shared.problems.set(NOT_KEPT, unkept);
     }
-}
-
-/// That nothing can be kept.
-#[must_use]
-pub(crate) fn state_not_writable(folder: &Path, error: &anyhow::Error) -> Problem {
-    let text = format!("nothing can be kept in the state directory: {error:#}");
-    let remedy = of_disk(folder, &text);
-    Problem::new(UNWRITABLE, text, remedy)
-}
-
-/// What to do about a disk that doesn't take something, by what it said.
-fn of_disk(folder: &Path, said: &str) -> String {
-    let folder = folder.display();
-    if said.contains("Read-only") {
-        return format!(
-            "`mount -o remount,rw \"$(findmnt -no TARGET -T {folder})\"`, once you know why it is read-only \
-             (`dmesg`)"
-        );
-    }
-    format!("make room there (`df -h {folder}`, `df -i {folder}`), or make it writable")
-}
-
-/// What isn't there for this agent, since it doesn't know such things.
-fn foreign(resources: &Resources) -> Option<Problem> {
-    let keys: Vec<&str> = resources.foreign().collect();
-    (!keys.is_empty()).then(|| {
-        Problem::new(
-            FOREIGN,
-            format!("the controller sent what this agent doesn't know: {}", keys.join(", ")),
-            "update the agent",
-        )
-    })
-}
-
-/// A newer agent kept it, and this one would read wider rules in it than it holds.
-fn too_new(kept: &v1::SnapshotResources) -> Option<Problem> {
-    let known = |name: &str| Capability::ALL.into_iter().any(|it| it.name() == name);
-    let unknown: Vec<&str> =
-        kept.capabilities.iter().map(String::as_str).filter(|name| !known(name)).collect();
-    (!unknown.is_empty()).then(|| {
-        Problem::new(
-            TOO_NEW,
-            format!(
-                "the kept revision {} was made for a newer agent ({}), and isn't worked by",
-                kept.revision,
-                unknown.join(", ")
-            ),
-            "update the agent; once a controller is reachable, it sends what this one can work by",
-        )
-    })
-}
-
-/// The data plane works by the revision already, but a restart would bring the one before it back.
-fn not_kept(folder: &Path, revision: u64, error: &anyhow::Error) -> Problem {
-    let text = format!("revision {revision} couldn't be kept on disk: {error:#}");
-    let remedy = of_disk(folder, &text);
-    Problem::new(NOT_KEPT, text, remedy)
-}
-
-fn traffic_message((route, backend, traffic): (String, String, Traffic)) -> v1::BackendTraffic {
-    let latency = |(took, requests): (Duration, u64)| v1::LatencyCount {
-        microseconds: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-        requests,
-    };
-    v1::BackendTraffic {
-        route,
-        backend,
-        requests: traffic.latencies.count(),
-        failures: traffic.failures,
-        latencies: traffic.latencies.counts().map(latency).collect(),
-    }
-}
-
-fn demand(Demand { limit, demand, share, round }: Demand) -> v1::LimitDemand {
-    v1::LimitDemand { limit, demand, share, round }
 }
 
 #[cfg(test)]

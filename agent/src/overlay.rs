@@ -1,47 +1,46 @@
 //! All that exists only while there is a snapshot: the device, the thread that moves packets, the
 //! proxy and the mesh's DNS. It starts with the first snapshot and follows each next one.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+mod events;
+mod sockets;
+mod tasks;
+
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use isthmus_core::{Config, Event, PeerName, State};
+use isthmus_core::{Config, State};
 use isthmus_model::{Code, Problem, Revision, Snapshot};
-use isthmus_net::listen::{bind_marked_tcp, bind_marked_tcp_as, bind_transparent_tcp, hush};
-use isthmus_net::monitor::AddressMonitor;
+use isthmus_net::listen::hush;
 use isthmus_net::netlink::NetlinkError;
 use isthmus_net::ruleset::RulesetMonitor;
 use isthmus_net::senders::Senders;
 use isthmus_net::sock_diag::{Protocol, SocketDiag};
-use isthmus_net::steering::Steering;
-use isthmus_net::tun::{Tun, TunError};
-use isthmus_net::udp::UdpSocket;
-use isthmus_proxy::{RateLimits, Speaker, View};
+use isthmus_net::tun::Tun;
+use isthmus_proxy::{RateLimits, View};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 
+use self::events::listen;
+use self::sockets::{clones, create_device, proxy_listeners, tunnel_sockets};
+use self::tasks::{announce_moves, keep_containers, keep_ports, run_proxy, start_edge};
 use crate::addresses;
-use crate::callers::Caller;
-use crate::containers;
 use crate::dataplane::{self, Setup};
 use crate::dns::keeper::MeshDns;
 use crate::firewall;
-use crate::gateway::{self, AgentServices};
 use crate::guard::{self, Guard, Standing};
 use crate::identity::TunnelKey;
 use crate::kept_device;
 use crate::network::{self, Clashes, Network};
 use crate::own_ports::Port;
-use crate::owners::{PROXY_MARK, SocketOwners, not_noted};
+use crate::owners::{SocketOwners, not_noted};
 use crate::ports;
 use crate::settings::GuardMode;
-use crate::status::{Pong, Shared};
+use crate::status::Shared;
 use crate::vitals;
-use crate::words::{self, peer_name};
 
 /// Events that wait for being logged and reported.
 const EVENTS: usize = 1024;
@@ -454,316 +453,9 @@ fn senders_before(shared: &Shared, device: u32) -> Option<Arc<Senders>> {
     }
 }
 
-/// A killed agent's device is gone a moment after its process, if nobody keeps it.
-async fn create_device(name: &str, mtu: u16, lanes: u8) -> anyhow::Result<Tun> {
-    let create = || Tun::with_queues(name, mtu.into(), lanes.into()).inspect(kept_device::keep);
-    for _ in 0..20 {
-        match create() {
-            Err(TunError::Exists(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
-            made => return Ok(made?),
-        }
-    }
-    Ok(create()?)
-}
-
-/// For each lane one socket per family; a host without IPv6 has one.
-fn tunnel_sockets(port: u16, lanes: u8) -> std::io::Result<Vec<Vec<UdpSocket>>> {
-    let steering = Steering { kind: isthmus_core::BULK_TYPE };
-    let bind = |ip: IpAddr| UdpSocket::bind_group((ip, port).into(), lanes, steering);
-    let v4 = bind(Ipv4Addr::UNSPECIFIED.into())?;
-    let v6 = match bind(Ipv6Addr::UNSPECIFIED.into()) {
-        Ok(v6) => v6,
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => return Err(error),
-        Err(error) => {
-            tracing::warn!(%error, "no tunnels over IPv6");
-            Vec::new()
-        }
-    };
-    let mut v6 = v6.into_iter();
-    Ok(v4.into_iter().map(|v4| std::iter::once(v4).chain(v6.next()).collect()).collect())
-}
-
-fn proxy_listeners(port: u16) -> std::io::Result<Vec<TcpListener>> {
-    let bind = |ip: IpAddr| bind_transparent_tcp(SocketAddr::new(ip, port));
-    let v4 = bind(Ipv4Addr::UNSPECIFIED.into())?;
-    match bind(Ipv6Addr::UNSPECIFIED.into()) {
-        Ok(v6) => Ok(vec![v4, v6]),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(error),
-        Err(_) => Ok(vec![v4]),
-    }
-}
-
-fn clones(listeners: &[TcpListener]) -> anyhow::Result<Vec<TcpListener>> {
-    let clones = listeners.iter().map(TcpListener::try_clone).collect::<Result<_, _>>();
-    clones.context("Failed to keep the proxy's port")
-}
-
-/// Has files read, names resolved and doors opened for the proxy, until the agent stops.
-fn start_edge(
-    shared: &Arc<Shared>,
-    views: &watch::Sender<Arc<View>>,
-    stopped: &watch::Receiver<bool>,
-    tasks: &mut JoinSet<()>,
-) -> (isthmus_proxy::GatewayIo, watch::Receiver<Revision>) {
-    let host_services = Arc::new(AgentServices::new(&shared.settings.state_dir).asking(shared));
-    let (sender, visitors) = mpsc::channel(VISITORS);
-    let (follows, followed) = watch::channel(Revision(0));
-    let (outside_, shared_) = (Arc::clone(&host_services), Arc::clone(shared));
-    let following = gateway::run(outside_, shared_, views.subscribe(), sender, follows);
-    let resolving =
-        gateway::resolve(Arc::clone(&host_services), Arc::clone(shared), views.subscribe());
-    let ordering = gateway::order(Arc::clone(&host_services), views.subscribe());
-    let stop = is_set(stopped.clone());
-    tasks.spawn(async move {
-        tokio::select! {
-            ((), (), ()) = async { tokio::join!(following, resolving, ordering) } => {}
-            () = stop => {}
-        }
-    });
-    (isthmus_proxy::GatewayIo { host_services, visitors }, followed)
-}
-
-async fn run_proxy(
-    shared: Arc<Shared>,
-    (listeners, edge): (Vec<TcpListener>, isthmus_proxy::GatewayIo),
-    views: watch::Receiver<Arc<View>>,
-    (leaving, stopped): (Arc<AtomicBool>, watch::Receiver<bool>),
-) {
-    shared.update(|status| {
-        status.proxy = format!("listening on port {}", shared.ports.proxy());
-    });
-    let metrics = Arc::clone(&shared.proxy);
-    let bind = |speaker| match speaker {
-        Speaker::Host(source) => bind_marked_tcp(source, PROXY_MARK),
-        Speaker::Caller(caller) => bind_marked_tcp_as(caller, PROXY_MARK),
-    };
-    let stop = is_set(stopped);
-    metrics.sample_access_log(shared.settings.access_log_sample);
-    let options = isthmus_proxy::Options {
-        threads: shared.settings.proxy_threads(),
-        drain: Duration::from_secs(shared.settings.drain_seconds.into()),
-        request: Duration::from_secs(shared.settings.request_seconds.into()),
-        body_idle: Duration::from_secs(shared.settings.body_idle_seconds.into()),
-        leaving,
-    };
-    if let Err(error) =
-        isthmus_proxy::serve(options, listeners, edge, views, metrics, bind, stop).await
-    {
-        shared.fail(&anyhow::Error::new(error).context("The proxy failed"));
-    }
-}
-
-/// Guards services' ports until the agent stops. What is closed stays closed.
-async fn keep_ports(
-    shared: Arc<Shared>,
-    states: watch::Receiver<Arc<State>>,
-    keeps: watch::Sender<Revision>,
-    stopped: watch::Receiver<bool>,
-) {
-    tokio::select! {
-        () = ports::keep(shared, states, keeps) => {}
-        () = is_set(stopped) => {}
-    }
-}
-
-/// Follows which containers run until the agent stops.
-async fn keep_containers(
-    shared: Arc<Shared>,
-    states: watch::Receiver<Arc<State>>,
-    stopped: watch::Receiver<bool>,
-) {
-    tokio::select! {
-        () = containers::keep(shared, states) => {}
-        () = is_set(stopped) => {}
-    }
-}
-
-/// Has peers told where this host is whenever its addresses change, controller or not.
-async fn announce_moves(
-    shared: Arc<Shared>,
-    device: u32,
-    packets: dataplane::Handle,
-    stopped: watch::Receiver<bool>,
-) {
-    let mut changes = match AddressMonitor::start(Some(device)) {
-        Ok(changes) => changes,
-        Err(error) => {
-            return tracing::warn!(%error, "peers will find out late when this host moves");
-        }
-    };
-    let settings = &shared.settings;
-    let here = async || network::endpoints(&settings.device, shared.ports.tunnels()).await;
-    let mut told = here().await;
-    let follow = async {
-        while changes.changed().await {
-            let now = here().await;
-            if now != told {
-                packets.moved();
-                told = now;
-            }
-        }
-    };
-    tokio::select! {
-        () = follow => tracing::warn!("lost the kernel's news of this host's addresses"),
-        () = is_set(stopped) => {}
-    }
-}
-
 /// Waits until `flag` is true, or nobody can set it any more.
 async fn is_set(mut flag: watch::Receiver<bool>) {
     drop(flag.wait_for(|set| *set).await);
-}
-
-/// Logs and passes on what the node tells.
-async fn listen(
-    shared: Arc<Shared>,
-    mut events: mpsc::Receiver<Event>,
-    states: watch::Receiver<Arc<State>>,
-) {
-    let mut denials = RateLimit::new(DENIALS_LOGGED);
-    let mut looks = tokio::time::interval(SILENCE_LOOKS);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            event = events.recv() => {
-                let Some(event) = event else { return };
-                let state = Arc::clone(&states.borrow());
-                on_event(&shared, &state, &mut denials, event);
-            }
-            _ = looks.tick(), if !shared.proxy.silence().hosts().is_empty() => {
-                let state = Arc::clone(&states.borrow());
-                look_for_silence(&shared, &state).await;
-            }
-        }
-    }
-}
-
-/// An event may be lost, and nobody shall be taken for silent for ever.
-async fn look_for_silence(shared: &Shared, state: &State) {
-    let Some(packets) = shared.packets() else { return };
-    let Ok(sample) = packets.sample().await else { return };
-    let now = Instant::now();
-    shared.proxy.silence().replace(sample.peers.iter().filter_map(|peer| match peer.peer {
-        PeerName::Host(host) => Some((host, now.checked_sub(peer.silent?)?)),
-        PeerName::Device(_) => None,
-    }));
-    tell_silence(shared, state);
-}
-
-/// Says who doesn't answer.
-fn tell_silence(shared: &Shared, state: &State) {
-    let silent = shared.proxy.silence().hosts();
-    let problem = |host| {
-        let name = peer_name(state, PeerName::Host(host));
-        let port = shared.ports.tunnels();
-        Problem::new(
-            Code::HostSilent,
-            format!("host {name} doesn't answer: requests go elsewhere, or get 503"),
-            format!(
-                "`agentctl check` on {name}, if it is on: its agent may be down, or UDP port {port} not \
-                 pass between the two"
-            ),
-        )
-        .about(name)
-    };
-    shared.problems.replace(Code::HostSilent, silent.into_iter().map(|(host, _)| problem(host)));
-}
-
-fn on_event(shared: &Shared, state: &State, denials: &mut RateLimit, event: Event) {
-    match event {
-        Event::Forged { from, source, packets } => {
-            let peer = peer_name(state, from);
-            tracing::warn!(%peer, %source, packets, "dropped packets with a forged source address");
-            if let PeerName::Host(host) = from {
-                shared.note_forgery(host, source, packets);
-            }
-        }
-        Event::Denied(denial) if denials.allows() => log_denial(shared, state, &denial, "denied"),
-        Event::Audited(denial) if denials.allows() => {
-            log_denial(shared, state, &denial, "would deny");
-        }
-        Event::Denied(_) | Event::Audited(_) => {}
-        Event::Connected { peer } => {
-            tracing::debug!(peer = %peer_name(state, peer), "tunnel up");
-        }
-        Event::Silent { peer: PeerName::Host(host), since } => {
-            shared.proxy.silence().begin(host, since);
-            tell_silence(shared, state);
-        }
-        Event::Answers { peer: PeerName::Host(host) } => {
-            shared.proxy.silence().end(host);
-            tell_silence(shared, state);
-        }
-        // Nobody waits for devices.
-        Event::Silent { .. } | Event::Answers { .. } => {}
-        Event::Roamed { peer, from, to } => {
-            tracing::debug!(peer = %peer_name(state, peer), ?from, %to, "peer moved");
-        }
-        Event::PathMtu { host, bytes } => {
-            let peer = peer_name(state, PeerName::Host(host));
-            tracing::debug!(%peer, bytes, "measured the path");
-        }
-        Event::Pong { from, target: _, identifier, sequence, round_trip } => {
-            shared.pings.answer(identifier, sequence, Pong { from, round_trip });
-        }
-    }
-}
-
-fn log_denial(shared: &Shared, state: &State, denial: &isthmus_core::Denial, what: &'static str) {
-    let name = |principal| {
-        state.identity(principal).map_or_else(|| "unknown".to_owned(), ToString::to_string)
-    };
-    // Rule ids mean nothing to another revision.
-    let same = denial.revision == state.revision();
-    let by = denial.verdict.would_deny.unwrap_or(denial.verdict.decided_by);
-    let decision = same.then(|| state.policy.describe_decider(by));
-    let caller = shared.callers.of(&denial.original);
-    tracing::info!(
-        from = name(denial.from),
-        to = name(denial.to),
-        layer4 = %denial.layer4,
-        source = words::end(denial.layer4, denial.source, denial.original.source_port),
-        destination = words::end(
-            denial.layer4,
-            denial.original.destination.ip(),
-            words::asked_port(denial.layer4)
-        ),
-        user = caller.as_ref().map(Caller::user),
-        unit = caller.as_ref().map(Caller::unit).filter(|unit| !unit.is_empty()),
-        program = caller.as_ref().map(Caller::program).filter(|program| !program.is_empty()),
-        rule = decision.map_or("of an old revision", |decision| decision.name),
-        origin = decision.and_then(|it| it.origin).map(tracing::field::display),
-        side = if denial.outbound { "sender" } else { "receiver" },
-        "{what} a flow"
-    );
-}
-
-/// So many in each second.
-#[derive(Debug)]
-struct RateLimit {
-    per_second: u32,
-    left: u32,
-    since: tokio::time::Instant,
-    suppressed: u64,
-}
-
-impl RateLimit {
-    fn new(per_second: u32) -> Self {
-        Self { per_second, left: per_second, since: tokio::time::Instant::now(), suppressed: 0 }
-    }
-
-    fn allows(&mut self) -> bool {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            if self.suppressed > 0 {
-                tracing::info!(flows = self.suppressed, "more flows were denied than are logged");
-            }
-            *self = Self::new(self.per_second);
-        }
-        let allowed = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        self.suppressed += u64::from(!allowed);
-        allowed
-    }
 }
 
 #[cfg(test)]

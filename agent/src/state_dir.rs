@@ -18,25 +18,32 @@
 //! A directory that can only be read is enough to work by what is there. What couldn't be kept is kept
 //! once it can be: see [`StateDir::tend`].
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+mod codec;
+mod files;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use anyhow::{Context as _, anyhow, bail, ensure};
+use anyhow::{Context as _, anyhow, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use isthmus_proto::v1;
 use parking_lot::{Mutex, MutexGuard};
-use prost::Message as _;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::identity::{Identity, Member, TlsIdentity, TlsKey, TunnelKey};
+use self::codec::{
+    decode_joining, decode_key, decode_snapshot, decode_tls, encode_key, encode_snapshot,
+    encode_tls,
+};
+use self::files::{make_private, open_lock};
+use crate::identity::{Identity, Member, TlsIdentity, TunnelKey};
 use crate::join::Keys;
+
+pub(crate) use self::files::{make_directory, replace};
 
 const LOCK: &str = "lock";
 const PROBE: &str = "probe";
@@ -442,127 +449,6 @@ impl StateDir {
             .and_then(|directory| directory.sync_all())
             .with_context(|| format!("Failed to flush {}", self.path.display()))
     }
-}
-
-/// Replaces a file whole or not at all, for its owner only.
-///
-/// # Errors
-/// When the disk refuses.
-pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let mut file =
-        private(OpenOptions::new().create(true).truncate(true).write(true)).open(&beside)?;
-    file.write_all(contents)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    File::open(path.parent().unwrap_or(path))?.sync_all()
-}
-
-/// What is above it may belong to others too: only the directory itself is private.
-///
-/// # Errors
-/// When the disk refuses.
-pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made,
-    }
-}
-
-/// One that is for its owner only already needs nothing: perhaps it can only be read.
-fn make_private(path: &Path) -> io::Result<()> {
-    let is_private = |mode: u32| mode & 0o777 == 0o700;
-    if fs::metadata(path).is_ok_and(|found| is_private(found.permissions().mode())) {
-        return Ok(());
-    }
-    match fs::set_permissions(path, fs::Permissions::from_mode(0o700)) {
-        // Nothing can be written into it, so there is nothing to be hidden that wasn't open before.
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-            tracing::warn!("the state directory {} is open for others", path.display());
-            Ok(())
-        }
-        done => done,
-    }
-}
-
-/// What can be locked without being written: the file from before, else the directory.
-fn open_lock(path: &Path) -> io::Result<File> {
-    let file = path.join(LOCK);
-    let lock = private(OpenOptions::new().create(true).truncate(false).write(true)).open(&file);
-    lock.or_else(|error| File::open(&file).or_else(|_| File::open(path)).map_err(|_| error))
-}
-
-fn private(options: &mut OpenOptions) -> &mut OpenOptions {
-    options.mode(0o600)
-}
-
-fn encode_key(key: &TunnelKey) -> Zeroizing<String> {
-    let mut text = Zeroizing::new(STANDARD.encode(**key.bytes()));
-    text.push('\n');
-    text
-}
-
-fn decode_key(text: &[u8]) -> anyhow::Result<TunnelKey> {
-    let decoded = STANDARD.decode(text.trim_ascii_end());
-    let bytes = Zeroizing::new(decoded.map_err(|_| anyhow!("isn't base64"))?);
-    let mut key = Zeroizing::new([0; 32]);
-    ensure!(bytes.len() == key.len(), "has {} bytes instead of 32", bytes.len());
-    key.copy_from_slice(&bytes);
-    Ok(TunnelKey::from_bytes(key))
-}
-
-/// The keys, if they are for this join. Damaged ones are no loss: nobody has answered to them.
-fn decode_joining(text: &[u8], token: &str, host: &str) -> Option<Keys> {
-    let joining: Joining = toml::from_str(std::str::from_utf8(text).ok()?).ok()?;
-    if joining.token != token || joining.host != host {
-        return None;
-    }
-    let tunnel = decode_key(joining.tunnel_key.as_bytes()).ok()?;
-    let tls = Zeroizing::new(STANDARD.decode(&joining.tls_key).ok()?);
-    Some(Keys { tunnel, tls: TlsKey::from_der(&tls).ok()? })
-}
-
-fn encode_tls(tls: &TlsIdentity) -> Zeroizing<String> {
-    let mut text = Zeroizing::new(String::with_capacity(4096));
-    for (label, der) in
-        [("PRIVATE KEY", &tls.key[..]), ("CERTIFICATE", &tls.leaf), ("CERTIFICATE", &tls.ca)]
-    {
-        let body = Zeroizing::new(STANDARD.encode(der));
-        text.push_str(&format!("-----BEGIN {label}-----\n"));
-        for line in body.as_bytes().chunks(64) {
-            text.extend(line.iter().map(|byte| char::from(*byte)));
-            text.push('\n');
-        }
-        text.push_str(&format!("-----END {label}-----\n"));
-    }
-    text
-}
-
-fn decode_tls(text: &[u8], obtained: SystemTime) -> anyhow::Result<TlsIdentity> {
-    let key = PrivatePkcs8KeyDer::from_pem_slice(text).context("no key")?;
-    let key = Zeroizing::new(key.secret_pkcs8_der().to_vec());
-    let chain: Vec<_> =
-        CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().context("no chain")?;
-    let [leaf, ca] = <[_; 2]>::try_from(chain).map_err(|_| anyhow!("no leaf and CA"))?;
-    let tls = TlsIdentity { key, leaf, ca, obtained };
-    tls.validity()?;
-    Ok(tls)
-}
-
-fn encode_snapshot(resources: &v1::SnapshotResources) -> Vec<u8> {
-    let body = resources.encode_to_vec();
-    [SNAPSHOT_MAGIC, blake3::hash(&body).as_bytes(), &body].concat()
-}
-
-fn decode_snapshot(bytes: &[u8]) -> anyhow::Result<v1::SnapshotResources> {
-    let rest = bytes.strip_prefix(SNAPSHOT_MAGIC).context("it doesn't begin as one")?;
-    let (hash, body) = rest.split_first_chunk::<32>().context("it is cut short")?;
-    ensure!(blake3::hash(body) == *hash, "its hash doesn't match");
-    v1::SnapshotResources::decode(body).context("it can't be read")
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The running mesh: the current state, the one way to the next, and who watches.
 
+mod published;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,13 +13,13 @@ use isthmus_controller_core::{
     RevisionHosts, Revisions, State, TokenRecord, TokenRefusal,
 };
 use isthmus_model::token::TokenId;
-use isthmus_model::topology::{self, Topology};
 use isthmus_model::{Audited, Code, Name, Problem, Problems, Revision};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tonic::Status;
 use tracing::{debug, error, info, warn};
 
+use self::published::restore;
 use crate::absence;
 use crate::agents::Agents;
 use crate::authority::Membership;
@@ -30,7 +32,7 @@ use crate::relocations::{Due, Relocations};
 use crate::revisions::{self, Trial};
 use crate::rollout::Trials;
 use crate::shares::GlobalLimits;
-use crate::store::{Change, Saved, Store, StoreError, changes_between};
+use crate::store::{Change, Store, StoreError, changes_between};
 use crate::time;
 use crate::twins::Twins;
 
@@ -449,56 +451,4 @@ pub(crate) enum RemoveError {
     Allocation(#[from] AllocationError),
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-impl Published {
-    fn new(state: State) -> Self {
-        let world = Arc::new(MeshSnapshot::new(&state));
-        Self { state, world }
-    }
-
-    /// Whether a host is a member, by this membership.
-    pub(crate) fn has(&self, host: &str, membership: Membership) -> bool {
-        let member = self.state.inventory.member(host);
-        member.is_some_and(|it| membership == Membership { id: it.id, generation: it.generation })
-    }
-
-    /// Whether a membership began after all that this controller knows: it was restored from a backup.
-    pub(crate) fn never_saw(&self, host: &str, membership: Membership) -> bool {
-        let member = self.state.inventory.member(host).filter(|it| it.id == membership.id);
-        let later = member.is_some_and(|it| it.generation < membership.generation);
-        later || self.state.allocation.never_gave(membership.id)
-    }
-
-    /// The world only changes with the revision.
-    fn after(now: &Self, state: State) -> Self {
-        if state.revision == now.state.revision {
-            return Self { state, world: Arc::clone(&now.world) };
-        }
-        Self::new(state)
-    }
-}
-
-fn restore(identity: MeshIdentity, saved: Saved) -> anyhow::Result<State> {
-    let Saved { revision, files, allocation, members, rollouts, leaving, .. } = saved;
-    let topology = if files.is_empty() {
-        Topology::default()
-    } else {
-        topology::parse(&files).map_err(|diagnostics| {
-            let first = diagnostics.first().map(ToString::to_string).unwrap_or_default();
-            anyhow::anyhow!(
-                "This version doesn't understand the stored topology: {first}. Run the version that stored it, and apply a topology that both understand"
-            )
-        })?
-    };
-    Ok(State {
-        identity,
-        revision,
-        files: files.into(),
-        topology: Arc::new(topology),
-        inventory: members.into_iter().collect(),
-        allocation,
-        rollouts,
-        leaving,
-    })
 }

@@ -1,5 +1,8 @@
 //! The command line, as `clap` reads it.
 
+mod manage;
+mod traffic;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +12,9 @@ use isthmus_model::{Code, Layer4, Name};
 use crate::operator::Operator;
 use crate::topology::Topology;
 use crate::words;
+
+pub(crate) use self::manage::{CreateToken, Device, Host, Rollout, Service, Token};
+pub(crate) use self::traffic::{Explain, Flows, Stat, Tap};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -372,165 +378,6 @@ pub(crate) struct How {
     pub(crate) timeout: Duration,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Host {
-    /// Lists the hosts of the mesh
-    #[command(after_help = "Example:\n  agentctl host list -o json")]
-    List,
-    /// Shows one host
-    #[command(after_help = "Example:\n  agentctl host show app-1")]
-    Show {
-        /// Its name
-        name: Name,
-    },
-    /// Gives a host another tunnel key: its agent makes it, and nothing is lost
-    ///
-    /// Both keys are good for a while: the former one for as long as --overlap says, then until each
-    /// host that meets this one has taken the new one, but for a day more at most (`agentctl host show` says who
-    /// is awaited). Then nothing is left of it. Returns once the mesh knows the new key.
-    ///
-    /// The WireGuard files of devices behind the host name its key. They must be exported again, and put
-    /// on the devices, while both are good: --reissue says that you will.
-    #[command(
-        name = "rotate-key",
-        after_help = "Examples:\n  agentctl host rotate-key app-1\n  agentctl host rotate-key gw-1 --reissue --overlap 7d"
-    )]
-    RotateKey {
-        /// Its name
-        name: Name,
-        /// Also where files of devices name its key
-        #[arg(long)]
-        reissue: bool,
-        /// How long both keys shall be good: at least 3m, at most 90d [default: 5m; with --reissue 1d]
-        #[arg(long, value_name = "DURATION", value_parser = words::parse_duration)]
-        overlap: Option<Duration>,
-    },
-    /// Removes a host: its tunnels are cut at once, everywhere
-    ///
-    /// Says which services lose their last workload with it, and asks; where nobody can answer, it
-    /// needs --yes. The host needs a new token to come back.
-    #[command(after_help = "Example:\n  agentctl host remove app-3 --yes")]
-    Remove {
-        /// Its name
-        name: Name,
-        /// Don't ask
-        #[arg(long, short)]
-        yes: bool,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Service {
-    /// Lists the services of the mesh
-    #[command(after_help = "Example:\n  agentctl service list")]
-    List,
-    /// Shows one service
-    #[command(after_help = "Example:\n  agentctl service show web")]
-    Show {
-        /// Its name
-        name: Name,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Device {
-    /// Lists the devices of the mesh
-    #[command(after_help = "Example:\n  agentctl device list")]
-    List,
-    /// Prints a device's wg-quick file, without its private key
-    #[command(after_help = "Example:\n  agentctl device export press > wg0.conf")]
-    Export {
-        /// Its name
-        name: Name,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Rollout {
-    /// Lists the rollouts of the mesh
-    #[command(after_help = "Example:\n  agentctl rollout list --watch")]
-    List {
-        /// Show them again whenever something has changed
-        #[arg(long, short)]
-        watch: bool,
-    },
-    /// Shows one rollout: its phase, its weights, and what was measured since the step began
-    #[command(after_help = "Example:\n  agentctl rollout status api")]
-    Status {
-        /// Its name
-        name: Name,
-        /// Show it until it is over; the exit code is 0 if it was promoted, 1 if it was rolled back
-        #[arg(long, short)]
-        watch: bool,
-    },
-    /// Stops at the present weights
-    #[command(after_help = "Example:\n  agentctl rollout pause api")]
-    Pause {
-        /// Its name
-        name: Name,
-    },
-    /// Goes on after a pause
-    #[command(after_help = "Example:\n  agentctl rollout resume api")]
-    Resume {
-        /// Its name
-        name: Name,
-    },
-    /// Gives the canary all requests at once, whatever the measurements say
-    #[command(after_help = "Example:\n  agentctl rollout promote api")]
-    Promote {
-        /// Its name
-        name: Name,
-    },
-    /// Gives the stable version all requests again
-    #[command(after_help = "Example:\n  agentctl rollout abort api")]
-    Abort {
-        /// Its name
-        name: Name,
-    },
-    /// Starts anew after a rollback
-    #[command(after_help = "Example:\n  agentctl rollout retry api")]
-    Retry {
-        /// Its name
-        name: Name,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Token {
-    /// Makes a join token, and prints it this once
-    #[command(
-        after_help = "Examples:\n  agentctl token create\n  agentctl token create --expires 7d --uses 20 --label role=web"
-    )]
-    Create(CreateToken),
-    /// Lists the tokens, the newest first
-    #[command(after_help = "Example:\n  agentctl token list")]
-    List,
-    /// Withdraws a token: nobody can join with it any more
-    #[command(after_help = "Example:\n  agentctl token revoke 0102030405060708")]
-    Revoke {
-        /// As `agentctl token list` shows it
-        id: String,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CreateToken {
-    /// How long it is good for: 90s, 1h, 7d
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = words::parse_duration)]
-    pub(crate) expires: Duration,
-    /// How many hosts may join with it
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) uses: u32,
-    /// A label that it grants; repeatable
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
-    pub(crate) labels: Vec<(String, String)>,
-    /// The only host name that it is good for. A name that the topology puts services or devices on
-    /// needs such a token. A member of that name that has lost its state joins
-    /// anew with it, under the same number and addresses
-    #[arg(long, value_name = "NAME")]
-    pub(crate) host: Option<Name>,
-}
-
 #[derive(Args)]
 pub(crate) struct Join {
     /// The token, or `-` for standard input (also without one)
@@ -552,110 +399,6 @@ impl std::fmt::Debug for Join {
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Stat {
-    /// Only requests of this caller: `web`, `service:web`, `host:app-1`
-    #[arg(long, value_name = "NAME")]
-    pub(crate) source: Option<String>,
-    /// Only requests that asked this service, or went to it
-    #[arg(long, value_name = "NAME")]
-    pub(crate) service: Option<String>,
-    /// Only requests that took this route
-    #[arg(long, value_name = "NAME")]
-    pub(crate) route: Option<String>,
-    /// Only what ended within this time; the agent looks back for a minute, in steps of 10 s
-    #[arg(long, short, value_name = "DURATION", default_value = "60s", value_parser = words::parse_duration)]
-    pub(crate) window: Duration,
-    /// All since the agent's start
-    #[arg(long, conflicts_with = "window")]
-    pub(crate) total: bool,
-    /// Show it again every second
-    #[arg(long)]
-    pub(crate) watch: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Flows {
-    /// Only what was denied, or would have been but for audit
-    #[arg(long)]
-    pub(crate) denied: bool,
-    /// Only flows that this one opened: `web`, `service:web`, `host:app-1`
-    #[arg(long, value_name = "NAME")]
-    pub(crate) from: Option<String>,
-    /// Only flows to this one
-    #[arg(long, value_name = "NAME")]
-    pub(crate) to: Option<String>,
-    /// Only flows that this user of this host opened, by name or number
-    #[arg(long, value_name = "USER")]
-    pub(crate) user: Option<String>,
-    /// Show at most so many
-    #[arg(long, value_name = "N", default_value_t = 1_000)]
-    pub(crate) limit: u32,
-    /// Show them again every second
-    #[arg(long, short)]
-    pub(crate) watch: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Tap {
-    /// Only requests of this caller: `web`, `service:web`, `host:app-1`
-    #[arg(long, value_name = "NAME")]
-    pub(crate) source: Option<String>,
-    /// Only requests that asked this service, or went to it
-    #[arg(long, value_name = "NAME")]
-    pub(crate) service: Option<String>,
-    /// Only requests that took this route
-    #[arg(long, value_name = "NAME")]
-    pub(crate) route: Option<String>,
-    /// Only requests with this method
-    #[arg(long, value_name = "METHOD")]
-    pub(crate) method: Option<String>,
-    /// Only requests with this path; with `*` at the end: with a path that begins so
-    #[arg(long, value_name = "PATH")]
-    pub(crate) path: Option<String>,
-    /// Only answers with this status: 404, 5xx, none
-    #[arg(long, value_name = "STATUS", value_parser = parse_status)]
-    pub(crate) status: Option<String>,
-    /// Only requests that took at least so long: 200ms, 1.5s
-    #[arg(long, value_name = "DURATION", value_parser = words::parse_short)]
-    pub(crate) min_duration: Option<Duration>,
-    /// End after so many
-    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) limit: Option<u64>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Explain {
-    /// Who opens the connection
-    pub(crate) from: String,
-    /// To whom
-    pub(crate) to: String,
-    /// To which port: tcp/22, udp/53, icmp [default: the service's own]
-    #[arg(long, short, value_name = "PROTOCOL/PORT", value_parser = parse_port)]
-    pub(crate) port: Option<Layer4>,
-    /// The request's method, for a service that speaks HTTP
-    #[arg(long, short, requires = "path")]
-    pub(crate) method: Option<String>,
-    /// The request's path
-    #[arg(long, requires = "method")]
-    pub(crate) path: Option<String>,
-    /// The host that the request is for
-    #[arg(long, requires = "method")]
-    pub(crate) host: Option<String>,
-    /// A header field of the request; repeatable
-    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair, requires = "method")]
-    pub(crate) header: Vec<(String, String)>,
-    /// A claim of the request's token, as text or JSON; repeatable
-    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair, requires = "method")]
-    pub(crate) claim: Vec<(String, String)>,
-    /// Whose token it is [default: the first one's that a rule asks for]
-    #[arg(long, value_name = "NAME", requires = "method")]
-    pub(crate) provider: Option<String>,
-    /// Ask these files instead of the running mesh: a file, a folder or `-`; repeatable
-    #[arg(short, long = "file", value_name = "FILE|DIR")]
-    pub(crate) file: Vec<PathBuf>,
 }
 
 /// What a schema is about.

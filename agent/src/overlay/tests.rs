@@ -1,4 +1,6 @@
-use super::*;
+use std::time::Duration;
+
+use super::events::RateLimit;
 
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_denials_is_logged_in_part() {

@@ -4,6 +4,9 @@
 //! where it comes back (a rollback, a mistake that is mended). Numbers are counted up and never given to
 //! another name; addresses come back into use as late as possible.
 
+mod error;
+mod host;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 
@@ -11,10 +14,13 @@ use isthmus_model::topology::{MeshDecl, Topology};
 use isthmus_model::{DeviceId, HostId, Ipv4Net, Name, ServiceId};
 use serde::{Deserialize, Serialize};
 
+use self::host::{Taken, nth, overlap, size};
 use crate::inventory::{Inventory, Member, declared, devices_on, services_on};
 use crate::leaving::Leaving;
 use crate::pool::Cursor;
 use crate::text;
+
+pub use self::error::AllocationError;
 
 /// Removed services and devices whose numbers and addresses are remembered.
 const REMEMBERED: usize = 1_024;
@@ -76,92 +82,6 @@ struct Host {
     /// By number of the service or device.
     addresses: BTreeMap<u32, Ipv4Addr>,
     cursor: Cursor,
-}
-
-/// Why numbers and addresses can't be given as a topology wants them.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AllocationError {
-    /// A range of the mesh changed under hosts that live in it.
-    #[error("`{key}` can't change from {was} to {wanted}: hosts have joined with addresses of it")]
-    RangeInUse {
-        /// The key in `[mesh]`.
-        key: &'static str,
-        /// What it was.
-        was: String,
-        /// What it would be.
-        wanted: String,
-    },
-    /// All blocks of the mesh are taken.
-    #[error("no /{length} of {pool} is left for host {host:?}")]
-    NoBlockLeft {
-        /// Who needs one.
-        host: Name,
-        /// How long a block is.
-        length: u8,
-        /// Where blocks come from.
-        pool: Ipv4Net,
-    },
-    /// A fixed block overlaps one that another host has.
-    #[error("`ipv4_block` {block} of host {host:?} overlaps {theirs}, which host {by:?} has")]
-    BlockTaken {
-        /// The host that wants the block.
-        host: Name,
-        /// The block.
-        block: Ipv4Net,
-        /// Who has it.
-        by: Name,
-        /// What that host has.
-        theirs: Ipv4Net,
-    },
-    /// A host has more workloads and devices than addresses.
-    #[error(
-        "{wanted} workloads and devices are placed on host {host:?}, but its block {block} has room for {room}"
-    )]
-    BlockFull {
-        /// The host.
-        host: Name,
-        /// Its block.
-        block: Ipv4Net,
-        /// How many addresses are wanted.
-        wanted: usize,
-        /// How many there are.
-        room: u64,
-    },
-    /// All virtual addresses are taken.
-    #[error("no virtual address of {pool} is left for service {service:?}")]
-    NoVirtualLeft {
-        /// Who needs one.
-        service: Name,
-        /// Where they come from.
-        pool: Ipv4Net,
-    },
-}
-
-impl AllocationError {
-    /// What to do about it.
-    #[must_use]
-    pub fn help(&self) -> String {
-        match self {
-            Self::RangeInUse { key, was, .. } => {
-                format!(
-                    "leave `{key}` as {was}, or remove all hosts from the mesh before changing it"
-                )
-            }
-            Self::NoBlockLeft { length, .. } => format!(
-                "in [mesh], make `ipv4` larger or `host_block` longer than {length} (before hosts join), or remove hosts that are gone"
-            ),
-            Self::BlockTaken { by, .. } => {
-                format!("choose a block that is free, or remove host {by:?} and let it join again")
-            }
-            Self::BlockFull { host, block, .. } => format!(
-                "give it a larger block: `ipv4_block` in [host.{host}], or a `host_block` shorter than {} in [mesh] (before hosts join)",
-                block.prefix_len()
-            ),
-            Self::NoVirtualLeft { .. } => {
-                "in [mesh], make `virtual_ipv4` larger (before hosts join)".to_owned()
-            }
-        }
-    }
 }
 
 impl Allocation {
@@ -518,82 +438,4 @@ impl Former {
             .collect();
         Self { name, number, virtual_ipv4, addresses }
     }
-}
-
-impl Host {
-    fn new(block: Ipv4Net) -> Self {
-        Self { block, addresses: BTreeMap::new(), cursor: Cursor::default() }
-    }
-
-    /// Gives each of these numbers an address: the fixed one that it has, which whoever had it before
-    /// gives up. What others `had` who could come back is given last. The block's first one is the host's own.
-    ///
-    /// # Errors
-    ///
-    /// How many addresses there are, if too few.
-    fn give_addresses(
-        &mut self,
-        wanted: &BTreeSet<u32>,
-        fixed: &BTreeMap<u32, Ipv4Addr>,
-        had: &BTreeSet<Ipv4Addr>,
-    ) -> Result<(), u64> {
-        let others: BTreeSet<&Ipv4Addr> = fixed.values().collect();
-        self.addresses
-            .retain(|number, address| wanted.contains(number) && !others.contains(address));
-        self.addresses.extend(fixed);
-        let room = size(self.block) - 1;
-        let mut taken: BTreeSet<Ipv4Addr> = self.addresses.values().copied().collect();
-        for number in wanted {
-            if self.addresses.contains_key(number) {
-                continue;
-            }
-            let is_free = |index| index > 0 && !taken.contains(&nth(self.block, index));
-            let is_nobodys = |index| is_free(index) && !had.contains(&nth(self.block, index));
-            let index = self
-                .cursor
-                .next_free(room + 1, is_nobodys)
-                .or_else(|| self.cursor.next_free(room + 1, is_free))
-                .ok_or(room)?;
-            let address = nth(self.block, index);
-            taken.insert(address);
-            self.addresses.insert(*number, address);
-        }
-        Ok(())
-    }
-}
-
-/// Address ranges that are in use, none overlapping another.
-struct Taken {
-    /// First address to last.
-    ranges: BTreeMap<u32, u32>,
-}
-
-impl Taken {
-    fn new(first: Ipv4Net) -> Self {
-        let mut taken = Self { ranges: BTreeMap::new() };
-        taken.insert(first);
-        taken
-    }
-
-    fn insert(&mut self, net: Ipv4Net) {
-        self.ranges.insert(net.network().into(), net.broadcast().into());
-    }
-
-    fn leaves(&self, net: Ipv4Net) -> bool {
-        let last_before = self.ranges.range(..=u32::from(net.broadcast())).next_back();
-        last_before.is_none_or(|(_, end)| *end < u32::from(net.network()))
-    }
-}
-
-fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
-    a.contains(&b) || b.contains(&a)
-}
-
-fn size(net: Ipv4Net) -> u64 {
-    1 << (32 - net.prefix_len())
-}
-
-fn nth(net: Ipv4Net, index: u64) -> Ipv4Addr {
-    let offset = u32::try_from(index).unwrap_or(u32::MAX);
-    u32::from(net.network()).saturating_add(offset).into()
 }

@@ -5,16 +5,18 @@
 //! key and no former one beside it, its tunnel and keys are gone at once, and with them everything that it could
 //! still send or receive.
 
-use std::collections::BTreeMap;
+mod wanted;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use isthmus_model::PublicKey;
 
+use self::wanted::{Wanted, free_index, wanted};
 use super::mtu::{self, Path};
 use super::silence::Silence;
-use super::tunnel::{INDEX_BITS, Keys, Tunnel};
+use super::tunnel::{Keys, Tunnel};
 use crate::bulk::{Bulk, Offering, Receiving};
 use crate::snapshot::State;
 use crate::types::PeerName;
@@ -470,37 +472,4 @@ impl Peers {
             }
         }
     }
-}
-
-/// Random, so that neither a restart nor an attacker meets an index again.
-fn free_index(random: &mut Random, by_index: &mut HashMap<u32, Slot>, slot: Slot) -> u32 {
-    loop {
-        let index = (random.next() >> (64 - INDEX_BITS)) as u32;
-        if !by_index.contains_key(&index) {
-            by_index.insert(index, slot);
-            return index;
-        }
-    }
-}
-
-/// What a state says of a peer.
-struct Wanted {
-    keys: Vec<PublicKey>,
-    endpoints: Vec<SocketAddr>,
-}
-
-/// The peers that a state gives this host.
-fn wanted(state: &State) -> BTreeMap<PeerName, Wanted> {
-    let local = state.local();
-    let hosts = state.snapshot.hosts.iter().filter(|(id, _)| **id != local).map(|(id, host)| {
-        let usable = host.endpoints.iter().filter(|endpoint| !state.is_overlay(endpoint.ip()));
-        let keys = [host.public_key].into_iter().chain(host.former_key).collect();
-        (PeerName::Host(*id), Wanted { keys, endpoints: usable.copied().collect() })
-    });
-    let devices = state.snapshot.devices.iter().filter(|(_, device)| device.via == local);
-    let devices = devices.map(|(id, device)| {
-        let wanted = Wanted { keys: vec![device.public_key], endpoints: Vec::new() };
-        (PeerName::Device(*id), wanted)
-    });
-    hosts.chain(devices).collect()
 }

@@ -14,17 +14,20 @@
 //! system's random numbers for its keys. Under a virtual clock these run by real time: simulated
 //! hours pass without a rekey. Handshake retries, endpoints, path MTU and flows are virtual.
 
+mod keys;
+mod line;
+
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
-use boringtun::x25519;
 use isthmus_model::PublicKey;
+
+use self::keys::OwnKey;
+
+pub use self::keys::public_key;
+pub(crate) use self::keys::{Keys, Waiting};
 
 /// What sealing adds to a packet: type, receiver, counter, tag.
 pub(crate) const OVERHEAD: usize = 32;
@@ -52,19 +55,6 @@ const DORMANT: Duration = Duration::from_secs(200);
 const TAKEOVER: Duration = Duration::from_secs(5);
 /// Handshakes per second above which sources must prove their address by a cookie.
 const COOKIES_ABOVE: u64 = 200;
-
-/// The host's keys, and what all tunnels share.
-pub(crate) struct Keys {
-    /// The mesh knows this host by the first. There is a second one only while the host's key changes.
-    own: Vec<OwnKey>,
-}
-
-struct OwnKey {
-    private: x25519::StaticSecret,
-    public: x25519::PublicKey,
-    unlimited: Arc<RateLimiter>,
-    cookies: RateLimiter,
-}
 
 /// What a datagram is, by its first bytes.
 pub(crate) enum Message {
@@ -112,12 +102,6 @@ pub(crate) enum Tick {
     GiveUp(usize),
 }
 
-/// A packet that waits for a session.
-pub(crate) struct Waiting {
-    pub(crate) packet: Vec<u8>,
-    pub(crate) dont_fragment: bool,
-}
-
 /// One peer's tunnel.
 ///
 /// ```text
@@ -160,82 +144,6 @@ struct Attempt {
     started: Instant,
     next_try: Instant,
     tries: u32,
-}
-
-/// The public half of a tunnel key. Any 32 random bytes are a private key.
-pub fn public_key(private: &[u8; 32]) -> PublicKey {
-    let private = x25519::StaticSecret::from(*private);
-    PublicKey(x25519::PublicKey::from(&private).to_bytes())
-}
-
-impl Keys {
-    pub(crate) fn new(private: [u8; 32]) -> Self {
-        Self { own: vec![OwnKey::new(private)] }
-    }
-
-    /// Both keys of a host whose key changes.
-    pub(crate) fn both(one: [u8; 32], other: [u8; 32]) -> Self {
-        Self { own: vec![OwnKey::new(one), OwnKey::new(other)] }
-    }
-
-    /// The mesh knows this host by `public`.
-    pub(crate) fn known_by(&mut self, public: PublicKey) {
-        self.own.sort_by_key(|own| own.public.to_bytes() != public.0);
-    }
-
-    /// Checks that a handshake message was made for us, and asks for cookies under load.
-    pub(crate) fn admit(&self, source: IpAddr, datagram: &[u8], out: &mut [u8]) -> Admission {
-        for own in &self.own {
-            match own.admit(source, datagram, out) {
-                Admission::Refuse => {}
-                admitted @ (Admission::Pass | Admission::Cookie(_)) => return admitted,
-            }
-        }
-        Admission::Refuse
-    }
-
-    /// Forgets the load of the last second.
-    pub(crate) fn reset_load(&self) {
-        self.own.iter().for_each(|own| own.cookies.reset_count());
-    }
-
-    /// Who claims to send an initiation. That it's true shows only when the tunnel opens it.
-    pub(crate) fn initiator(&self, datagram: &[u8]) -> Option<PublicKey> {
-        let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
-            return None;
-        };
-        // Only the one that it was made for opens it.
-        self.own.iter().find_map(|own| {
-            let half = parse_handshake_anon(&own.private, &own.public, &initiation).ok()?;
-            Some(PublicKey(half.peer_static_public))
-        })
-    }
-}
-
-impl OwnKey {
-    fn new(private: [u8; 32]) -> Self {
-        let private = x25519::StaticSecret::from(private);
-        let public = x25519::PublicKey::from(&private);
-        Self {
-            unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
-            cookies: RateLimiter::new(&public, COOKIES_ABOVE),
-            private,
-            public,
-        }
-    }
-
-    fn admit(&self, source: IpAddr, datagram: &[u8], out: &mut [u8]) -> Admission {
-        match self.cookies.verify_packet(Some(source), datagram, out) {
-            Ok(_) => Admission::Pass,
-            Err(TunnResult::WriteToNetwork(reply)) => Admission::Cookie(reply.len()),
-            Err(
-                TunnResult::Done
-                | TunnResult::Err(_)
-                | TunnResult::WriteToTunnelV4(..)
-                | TunnResult::WriteToTunnelV6(..),
-            ) => Admission::Refuse,
-        }
-    }
 }
 
 impl Message {
@@ -493,87 +401,6 @@ impl Tunnel {
 
     fn refresh(&mut self) {
         self.lines.iter_mut().for_each(Line::refresh);
-    }
-}
-
-impl Line {
-    fn new(own: &OwnKey, theirs: PublicKey, index: u32) -> Self {
-        let tunn = Tunn::new(
-            own.private.clone(),
-            x25519::PublicKey::from(theirs.0),
-            None,
-            None,
-            index,
-            Some(Arc::clone(&own.unlimited)),
-        );
-        Self {
-            index,
-            ours: PublicKey(own.public.to_bytes()),
-            theirs,
-            tunn: Box::new(tunn),
-            session: false,
-            unconfirmed: false,
-        }
-    }
-
-    fn open(
-        &mut self,
-        source: IpAddr,
-        message: &Message,
-        datagram: &[u8],
-        out: &mut [u8],
-    ) -> Opened {
-        match self.tunn.decapsulate(Some(source), datagram, out) {
-            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                Opened::Packet(packet.len())
-            }
-            TunnResult::WriteToNetwork(reply) => match message {
-                Message::Initiation => Opened::Answer(reply.len()),
-                Message::Response { .. } | Message::Cookie { .. } | Message::Data { .. } => {
-                    Opened::Completed(reply.len())
-                }
-            },
-            TunnResult::Done => match message {
-                Message::Cookie { .. } => Opened::Cookie,
-                Message::Initiation | Message::Response { .. } | Message::Data { .. } => {
-                    Opened::Keepalive
-                }
-            },
-            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => Opened::Outdated,
-            TunnResult::Err(_) => Opened::Refused,
-        }
-    }
-
-    /// Lets time pass. Returns the length of what boringtun wants to send, and whether that is an initiation.
-    fn tick(&mut self, out: &mut [u8]) -> Option<(usize, bool)> {
-        let sent = match self.tunn.update_timers(out) {
-            TunnResult::WriteToNetwork(datagram) => {
-                let is_initiation = matches!(Message::of(datagram), Some(Message::Initiation));
-                Some((datagram.len(), is_initiation))
-            }
-            // Expired for good, as far as boringtun is concerned: `initiate` revives it.
-            TunnResult::Err(WireGuardError::ConnectionExpired) => None,
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => None,
-        };
-        self.refresh();
-        sent
-    }
-
-    fn write_initiation(&mut self, out: &mut [u8]) -> Option<usize> {
-        match self.tunn.format_handshake_initiation(out, true) {
-            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => None,
-        }
-    }
-
-    fn refresh(&mut self) {
-        self.session = self.tunn.time_since_last_handshake().is_some();
     }
 }
 

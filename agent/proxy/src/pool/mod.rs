@@ -5,6 +5,7 @@
 //! hyper-util's ready-made client pools by the request's authority, which is the caller's to choose
 //! and must reach the application unchanged. So the pool is ours, on hyper's connections.
 
+mod error;
 pub(crate) mod idle;
 pub(crate) mod progress;
 pub(crate) mod reach;
@@ -20,9 +21,9 @@ use std::time::{Duration, Instant};
 
 use http::header::HOST;
 use http::{Request, Response, Version};
-use hyper::client::conn::{TrySendError, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use isthmus_http::body::{BodyError, Incoming};
+use isthmus_http::body::Incoming;
 use isthmus_http::h1::client::{self, Failed, Server};
 use isthmus_http::h1::{Conn, Keep};
 use isthmus_http::h2::{Gather, Gathered};
@@ -45,6 +46,8 @@ use crate::cluster::windows::{ANSWER_BYTES, ANSWER_STREAM_BYTES};
 use crate::config::host_services::HostServices;
 use crate::config::listens::{Listens, Shown};
 use crate::config::view::Map;
+
+pub(crate) use self::error::{BackendError, Failure};
 
 /// All that the proxy has connections to.
 #[derive(Debug)]
@@ -93,36 +96,6 @@ pub(crate) enum Wire {
     Http2,
 }
 
-/// Why an application gave no answer.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BackendError {
-    #[error("the application doesn't accept connections: {0}")]
-    Refused(#[source] io::Error),
-    #[error("the application didn't accept a connection in time")]
-    TimedOut,
-    #[error("its host doesn't answer")]
-    Silent(Instant),
-    #[error("the application didn't answer in time")]
-    TryTimedOut,
-    #[error("the application fails its health check")]
-    Unhealthy,
-    #[error("the application broke off: {0}")]
-    Broken(#[source] BodyError),
-    #[error("the caller broke off")]
-    CutShort,
-    #[error("the caller's body didn't come in time")]
-    Late,
-    #[error("a limit of the service's breaker is reached: {}", .0.setting())]
-    Overloaded(Overflow),
-}
-
-/// Why there is no answer, and the request if no byte of it has left.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) error: BackendError,
-    pub(crate) unsent: Option<Box<Request<RequestBody>>>,
-}
-
 impl Wire {
     /// What an application gets that wants a version. Upgrades are HTTP/1.1's.
     pub(crate) const fn wanted_by(self, version: HttpVersion, is_upgrade: bool) -> Self {
@@ -138,17 +111,6 @@ impl Wire {
             Self::Http1 => Version::HTTP_11,
             Self::Http2 => Version::HTTP_2,
         }
-    }
-}
-
-impl Failure {
-    const fn unsent(error: BackendError, request: Box<Request<RequestBody>>) -> Self {
-        Self { error, unsent: Some(request) }
-    }
-
-    fn of_sending(mut error: TrySendError<Request<RequestBody>>) -> Self {
-        let unsent = error.take_message().map(Box::new);
-        Self { error: BackendError::Broken(error.into_error().into()), unsent }
     }
 }
 

@@ -1,3 +1,4 @@
+use super::selector::is_image;
 use super::*;
 
 #[test]
