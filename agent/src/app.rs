@@ -122,17 +122,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
         .flatten()
         .map(|path| tokio::spawn(credential::join(path, Arc::clone(&shared), api.clone())));
     let local = tokio::spawn(local::serve(listener, api, when(stopped.clone())));
-    let metrics = tokio::spawn(serve_metrics(Arc::clone(&shared)));
-    let windows = tokio::spawn({
-        let shared = Arc::clone(&shared);
-        async move { shared.windows.keep(&shared.proxy).await }
-    });
-
-    let spans = tokio::spawn(export_spans(Arc::clone(&shared)));
-    let tidying = tokio::spawn(memory::keep_tidy());
-    let watchdog = tokio::spawn(watchdog::keep(Arc::clone(&shared)));
-    let tending = tokio::spawn(membership::tend(Arc::clone(&shared), Arc::clone(&disk)));
-    let watching = tokio::spawn(vitals::watch(Arc::clone(&shared), Arc::clone(&disk)));
+    let background = in_background(&shared, &disk);
 
     let living = live(&shared, &disk, identity, &mut stopped, &mut turns);
     tokio::pin!(living);
@@ -147,17 +137,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
         }
     };
     stop.send_replace(true);
-    metrics.abort();
-    windows.abort();
-    spans.abort();
-    tidying.abort();
-    watchdog.abort();
-    if let Some(joining) = joining {
-        joining.abort();
-    }
-    tending.abort();
-    watching.abort();
-    recovering.abort();
+    background.iter().chain(&joining).chain([&recovering]).for_each(JoinHandle::abort);
     if ended.is_err() {
         // It may be the reason.
         kept_device::forget();
@@ -165,6 +145,21 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
     }
     say_goodbye(local).await;
     ended
+}
+
+/// All that runs whether or not this host is a member.
+fn in_background(shared: &Arc<Shared>, disk: &Arc<StateDir>) -> [JoinHandle<()>; 7] {
+    let (shared, disk) = (|| Arc::clone(shared), || Arc::clone(disk));
+    let (windows, watching) = (shared(), vitals::watch(shared(), disk()));
+    [
+        tokio::spawn(serve_metrics(shared())),
+        tokio::spawn(async move { windows.windows.keep(&windows.proxy).await }),
+        tokio::spawn(export_spans(shared())),
+        tokio::spawn(memory::keep_tidy()),
+        tokio::spawn(watchdog::keep(shared())),
+        tokio::spawn(membership::tend(shared(), disk())),
+        tokio::spawn(async { match watching.await {} }),
+    ]
 }
 
 /// Raises the guard of the mesh that this host is a member of, before its agent runs: from what is kept of

@@ -20,12 +20,13 @@ use isthmus_net::ruleset::RulesetMonitor;
 use isthmus_net::senders::Senders;
 use isthmus_net::sock_diag::{Protocol, SocketDiag};
 use isthmus_net::tun::Tun;
+use isthmus_net::udp::UdpSocket;
 use isthmus_proxy::{RateLimits, View};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::events::listen;
-use self::sockets::{clones, create_device, proxy_listeners, tunnel_sockets};
+use self::sockets::{clones, device, proxy_listeners, tunnel_sockets};
 use self::tasks::{announce_moves, keep_containers, keep_ports, run_proxy, start_edge};
 use crate::addresses;
 use crate::dataplane::{self, Setup};
@@ -190,27 +191,10 @@ impl Running {
         // INVARIANT: nothing of the overlay is there before its guard.
         let (guard, monitor) = raise(shared, guard_of(shared, state)).await?;
         // INVARIANT: the proxy holds its port before any flow can be led there.
-        let port = Port {
-            protocol: Protocol::Tcp,
-            number: settings.proxy_port,
-            what_for: "the proxy (proxy_port)",
-        };
-        let (proxy, proxy_port) = port.open(&shared.problems, proxy_listeners)?;
-        let lanes = settings.lanes();
-        let port = Port {
-            protocol: Protocol::Udp,
-            number: settings.listen_port,
-            what_for: "tunnels (listen_port)",
-        };
-        let (sockets, tunnel_port) =
-            port.open(&shared.problems, |number| tunnel_sockets(number, lanes))?;
-        shared.ports.set(tunnel_port, proxy_port);
+        let (proxy, sockets) = open_ports(shared)?;
         go_on_without_guard(shared, guard.replace(guard_of(shared, state)).await)?;
         let mtu = settings.mtu(network::underlay_mtu(&settings.device).await);
-        let tun = match kept {
-            Some(kept) => kept,
-            None => create_device(&settings.device, mtu, lanes).await?,
-        };
+        let tun = device(kept, settings, mtu).await?;
         let mut network = Network::set_up(&tun, mtu).await?;
         network.apply(&state.snapshot).await?;
 
@@ -362,6 +346,26 @@ impl Running {
             self.network.lock().await.tear_down().await;
         }
     }
+}
+
+/// The proxy's listeners and the tunnels' sockets, on the ports of the settings or on others.
+fn open_ports(shared: &Shared) -> anyhow::Result<(Vec<TcpListener>, Vec<Vec<UdpSocket>>)> {
+    let settings = &shared.settings;
+    let port = Port {
+        protocol: Protocol::Tcp,
+        number: settings.proxy_port,
+        what_for: "the proxy (proxy_port)",
+    };
+    let (proxy, proxy_port) = port.open(&shared.problems, proxy_listeners)?;
+    let port = Port {
+        protocol: Protocol::Udp,
+        number: settings.listen_port,
+        what_for: "tunnels (listen_port)",
+    };
+    let open = |number| tunnel_sockets(number, settings.lanes());
+    let (sockets, tunnel_port) = port.open(&shared.problems, open)?;
+    shared.ports.set(tunnel_port, proxy_port);
+    Ok((proxy, sockets))
 }
 
 fn guard_of(shared: &Shared, state: &State) -> Guard {

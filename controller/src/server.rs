@@ -92,29 +92,8 @@ pub async fn serve(
         tokio::spawn(twins::follow(Arc::clone(&mesh))),
         tokio::spawn(renew(certificate, Arc::clone(&authority), mesh_file.addresses.clone())),
     ];
-    let router = router(
-        Join {
-            mesh: Arc::clone(&mesh),
-            authority: Arc::clone(&authority),
-            certificate_lifetime,
-            failures: Mutex::new(Failures::default()),
-        },
-        Sync {
-            mesh: Arc::clone(&mesh),
-            authority: Arc::clone(&authority),
-            certificate_lifetime,
-            addresses: mesh_file.addresses.clone(),
-            stopping: stops.clone(),
-        },
-        Admin {
-            mesh: Arc::clone(&mesh),
-            authority: Arc::clone(&authority),
-            addresses: mesh_file.addresses,
-            operator_lifetime,
-            stopping: stops.clone(),
-        },
-        Credentials { mesh: Arc::clone(&mesh), authority, lifetime: operator_lifetime },
-    );
+    let lifetimes = (certificate_lifetime, operator_lifetime);
+    let router = services(&mesh, authority, mesh_file.addresses, lifetimes, &stops);
     let mut until = stops.clone();
     let mut serving = tokio::spawn(
         router.serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
@@ -134,6 +113,39 @@ pub async fn serve(
     finish(serving).await;
     background.iter().for_each(JoinHandle::abort);
     Ok(())
+}
+
+/// The services of agents and operators. Lifetimes are those of hosts' and operators' certificates.
+fn services(
+    mesh: &Arc<Mesh>,
+    authority: Arc<Authority>,
+    addresses: Vec<String>,
+    (certificate_lifetime, operator_lifetime): (Duration, Duration),
+    stops: &watch::Receiver<bool>,
+) -> Router {
+    router(
+        Join {
+            mesh: Arc::clone(mesh),
+            authority: Arc::clone(&authority),
+            certificate_lifetime,
+            failures: Mutex::new(Failures::default()),
+        },
+        Sync {
+            mesh: Arc::clone(mesh),
+            authority: Arc::clone(&authority),
+            certificate_lifetime,
+            addresses: addresses.clone(),
+            stopping: stops.clone(),
+        },
+        Admin {
+            mesh: Arc::clone(mesh),
+            authority: Arc::clone(&authority),
+            addresses,
+            operator_lifetime,
+            stopping: stops.clone(),
+        },
+        Credentials { mesh: Arc::clone(mesh), authority, lifetime: operator_lifetime },
+    )
 }
 
 fn router(join: Join, sync: Sync, admin: Admin, credentials: Credentials) -> Router {

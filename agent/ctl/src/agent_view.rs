@@ -150,44 +150,6 @@ fn drops(drops: &[v1::Counter]) -> String {
 pub(crate) fn json(status: &v1::AgentStatus) -> Value {
     let drops: Map<String, Value> =
         status.drops.iter().map(|drop| (drop.name.clone(), drop.value.into())).collect();
-    let port = |it: &v1::LocalPort| {
-        json!({
-            "name": it.name,
-            "port": it.port,
-            "protocol": it.protocol,
-            "listens": known(&it.listens),
-        })
-    };
-    let service = |service: &v1::LocalService| {
-        json!({
-            "name": service.name,
-            "namespace": service.namespace,
-            "port": (service.port != 0).then_some(service.port),
-            "protocol": (service.port != 0).then_some(&service.protocol),
-            "addresses": service.addresses,
-            "listens": known(&service.listens),
-            "ports": service.more.iter().map(port).collect::<Value>(),
-        })
-    };
-    let gateway = |status: &v1::GatewayStatus| {
-        json!({
-            "gateway": status.gateway,
-            "port": status.port,
-            "hosts": status.hosts,
-            "tls": status.tls,
-            "certificate_expires": status.certificate_expires.and_then(timestamp),
-            "problem": known(&status.problem),
-        })
-    };
-    let container = |status: &v1::ContainerStatus| {
-        json!({
-            "name": status.name,
-            "image": known(&status.image),
-            "addresses": status.addresses,
-            "service": known(&status.service),
-            "why": known(&status.why),
-        })
-    };
     json!({
         "version": status.version,
         "joined": status.joined,
@@ -203,9 +165,9 @@ pub(crate) fn json(status: &v1::AgentStatus) -> Value {
         "certificate_expires": timestamp(status.certificate_expires),
         "device": known(&status.device),
         "mtu": status.mtu,
-        "services": status.services.iter().map(service).collect::<Value>(),
-        "gateways": status.gateways.iter().map(gateway).collect::<Value>(),
-        "containers": status.containers.iter().map(container).collect::<Value>(),
+        "services": status.services.iter().map(service_json).collect::<Value>(),
+        "gateways": status.gateways.iter().map(gateway_json).collect::<Value>(),
+        "containers": status.containers.iter().map(container_json).collect::<Value>(),
         "flows": status.flows,
         "peers_up": status.peers_up,
         "peers": status.peers,
@@ -219,6 +181,48 @@ pub(crate) fn json(status: &v1::AgentStatus) -> Value {
             "anonymous_bytes": memory.anonymous_bytes,
             "proportional_bytes": (memory.proportional_bytes > 0).then_some(memory.proportional_bytes),
         })),
+    })
+}
+
+fn port_json(it: &v1::LocalPort) -> Value {
+    json!({
+        "name": it.name,
+        "port": it.port,
+        "protocol": it.protocol,
+        "listens": known(&it.listens),
+    })
+}
+
+fn service_json(service: &v1::LocalService) -> Value {
+    json!({
+        "name": service.name,
+        "namespace": service.namespace,
+        "port": (service.port != 0).then_some(service.port),
+        "protocol": (service.port != 0).then_some(&service.protocol),
+        "addresses": service.addresses,
+        "listens": known(&service.listens),
+        "ports": service.more.iter().map(port_json).collect::<Value>(),
+    })
+}
+
+fn gateway_json(status: &v1::GatewayStatus) -> Value {
+    json!({
+        "gateway": status.gateway,
+        "port": status.port,
+        "hosts": status.hosts,
+        "tls": status.tls,
+        "certificate_expires": status.certificate_expires.and_then(timestamp),
+        "problem": known(&status.problem),
+    })
+}
+
+fn container_json(status: &v1::ContainerStatus) -> Value {
+    json!({
+        "name": status.name,
+        "image": known(&status.image),
+        "addresses": status.addresses,
+        "service": known(&status.service),
+        "why": known(&status.why),
     })
 }
 

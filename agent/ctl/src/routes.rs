@@ -224,9 +224,8 @@ mod tests {
     use super::*;
     use crate::tests::plain;
 
-    #[test]
-    fn routes_workloads_and_traffic_are_shown() {
-        let routes = v1::Routes {
+    fn sample() -> v1::Routes {
+        v1::Routes {
             limits: vec![v1::LimitStatus {
                 name: "search".to_owned(),
                 service: "api".to_owned(),
@@ -280,7 +279,12 @@ mod tests {
             retries: 4,
             ejections: 1,
             overflows: [("max_requests".to_owned(), 9), ("max_retries".to_owned(), 0)].into(),
-        };
+        }
+    }
+
+    #[test]
+    fn routes_workloads_and_traffic_are_shown() {
+        let routes = sample();
         let shown = plain(&text(&routes));
         for part in [
             "header x-canary=1",

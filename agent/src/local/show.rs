@@ -240,19 +240,8 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Host 1 (app-1, this one), host 2 (web-1) with the service web (5), a service without
-    /// workloads (6), and the device press (9) behind host 2.
-    pub(crate) fn state() -> State {
-        let host = |name: &str, block: &str| Host {
-            name: name.parse().unwrap(),
-            site: None,
-            labels: BTreeMap::new(),
-            public_key: PublicKey([1; 32]),
-            former_key: None,
-            endpoints: vec!["192.0.2.2:51820".parse().unwrap()],
-            ipv4_block: block.parse().unwrap(),
-        };
-        let service = |name: &str, vip: &str, placements: &[(u32, &str)]| Service {
+    fn service(name: &str, vip: &str, placements: &[(u32, &str)]) -> Service {
+        Service {
             name: name.parse().unwrap(),
             namespace: "prod".parse().unwrap(),
             port: 8080,
@@ -271,6 +260,20 @@ pub(crate) mod tests {
             paths: isthmus_model::PathMode::default(),
             guard: isthmus_model::PortGuard::default(),
             aliases: Vec::new(),
+        }
+    }
+
+    /// Host 1 (app-1, this one), host 2 (web-1) with the service web (5), a service without
+    /// workloads (6), and the device press (9) behind host 2.
+    pub(crate) fn state() -> State {
+        let host = |name: &str, block: &str| Host {
+            name: name.parse().unwrap(),
+            site: None,
+            labels: BTreeMap::new(),
+            public_key: PublicKey([1; 32]),
+            former_key: None,
+            endpoints: vec!["192.0.2.2:51820".parse().unwrap()],
+            ipv4_block: block.parse().unwrap(),
         };
         let device = Device {
             name: "press".parse().unwrap(),

@@ -10,9 +10,22 @@ use isthmus_net::tun::{Tun, TunError};
 use isthmus_net::udp::UdpSocket;
 
 use crate::kept_device;
+use crate::settings::Settings;
+
+/// The device that was kept, or else a new one.
+pub(super) async fn device(
+    kept: Option<Tun>,
+    settings: &Settings,
+    mtu: u16,
+) -> anyhow::Result<Tun> {
+    match kept {
+        Some(kept) => Ok(kept),
+        None => create_device(&settings.device, mtu, settings.lanes()).await,
+    }
+}
 
 /// A killed agent's device is gone a moment after its process, if nobody keeps it.
-pub(super) async fn create_device(name: &str, mtu: u16, lanes: u8) -> anyhow::Result<Tun> {
+async fn create_device(name: &str, mtu: u16, lanes: u8) -> anyhow::Result<Tun> {
     let create = || Tun::with_queues(name, mtu.into(), lanes.into()).inspect(kept_device::keep);
     for _ in 0..20 {
         match create() {

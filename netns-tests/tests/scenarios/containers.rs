@@ -270,34 +270,8 @@ fn two_containers_of_one_image_are_two_services() {
     assert!(app.sh("ip neigh").contains(&mac("good")), "good is where it was");
     may(&podman);
 
-    // On the host's network it is its cgroup that tells.
-    podman.run(&near_the_host("near", "role=near"));
-    podman.run(&near_the_host("far", "role=far"));
-    wait_for("the engine has told", SOON, || speaks_as(&mesh, "near").as_deref() == Some("near"));
-    let near = format!("{:?}", podman.get("near", &url));
-    assert!(near.contains("asked by spiffe://corp.example/ns/default/sa/near"), "{near}");
-    assert!(!podman.get("far", &url).success());
-    let datagram = format!("echo -n whispered >/dev/udp/{log}/5140");
-    podman.run(&["exec", "near", "bash", "-c", &datagram]);
-    wait_for("a datagram arrives", SOON, || server.output().contains("whispered from"));
-
-    // Servers, by connection and by request.
-    podman.start("echo", &[], &["/bin/httpd", "-f", "-p", "7000", "-h", "/bin"]);
-    podman.start("pages", &["-p", "8081:80"], &["/bin/httpd", "-f", "-p", "80", "-h", "/bin"]);
-    let (echo, _) = mesh.virtual_addresses("echo");
-    let (pages, _) = mesh.virtual_addresses("pages");
-    let connection = format!("http://{echo}:7000/curl");
-    let request = format!("http://{pages}:8081/curl");
-    let ask = |user, url: &str| {
-        mesh.host("srv-1").curl(user, &["-fsS", "-m", "3", "-o", "/dev/null", url]).success()
-    };
-    wait_for("a container serves connections", SOON, || ask(CLIENT, &connection));
-    wait_for("a published port serves requests", SOON, || ask(CLIENT, &request));
-    assert!(!ask(WEB, &connection) && !ask(WEB, &request), "only who may");
-    let near = podman.try_run(&["exec", "good", "curl", "-fsS", "-o", "/bin/out", &connection]);
-    assert!(near.success(), "a neighbour by its virtual address: {near:?}");
-    assert!(!podman.get("bad", &connection).success());
-
+    a_cgroup_tells_on_the_hosts_network(&mesh, &podman, &server, &url);
+    containers_serve(&mesh, &podman);
     let all_is_well = || mesh.host("app-1").status()["problems"] == json!([]);
     wait_for("nobody is missed who listens in a container", SOON, all_is_well);
     let shown = TOPOLOGY.replace("port = 8081", "port = 8081\nsource = \"caller\"");
@@ -318,4 +292,36 @@ fn two_containers_of_one_image_are_two_services() {
     podman.run(&["restart", "-t", "0", "good"]);
     wait_for("it is itself again", SOON, || podman.get("good", &url).success());
     may(&podman);
+}
+
+fn a_cgroup_tells_on_the_hosts_network(mesh: &Mesh, podman: &Podman, server: &Process, url: &str) {
+    let (log, _) = mesh.virtual_addresses("log");
+    podman.run(&near_the_host("near", "role=near"));
+    podman.run(&near_the_host("far", "role=far"));
+    wait_for("the engine has told", SOON, || speaks_as(mesh, "near").as_deref() == Some("near"));
+    let near = format!("{:?}", podman.get("near", url));
+    assert!(near.contains("asked by spiffe://corp.example/ns/default/sa/near"), "{near}");
+    assert!(!podman.get("far", url).success());
+    let datagram = format!("echo -n whispered >/dev/udp/{log}/5140");
+    podman.run(&["exec", "near", "bash", "-c", &datagram]);
+    wait_for("a datagram arrives", SOON, || server.output().contains("whispered from"));
+}
+
+/// Servers in containers, by connection and by request.
+fn containers_serve(mesh: &Mesh, podman: &Podman) {
+    podman.start("echo", &[], &["/bin/httpd", "-f", "-p", "7000", "-h", "/bin"]);
+    podman.start("pages", &["-p", "8081:80"], &["/bin/httpd", "-f", "-p", "80", "-h", "/bin"]);
+    let (echo, _) = mesh.virtual_addresses("echo");
+    let (pages, _) = mesh.virtual_addresses("pages");
+    let connection = format!("http://{echo}:7000/curl");
+    let request = format!("http://{pages}:8081/curl");
+    let ask = |user, url: &str| {
+        mesh.host("srv-1").curl(user, &["-fsS", "-m", "3", "-o", "/dev/null", url]).success()
+    };
+    wait_for("a container serves connections", SOON, || ask(CLIENT, &connection));
+    wait_for("a published port serves requests", SOON, || ask(CLIENT, &request));
+    assert!(!ask(WEB, &connection) && !ask(WEB, &request), "only who may");
+    let near = podman.try_run(&["exec", "good", "curl", "-fsS", "-o", "/bin/out", &connection]);
+    assert!(near.success(), "a neighbour by its virtual address: {near:?}");
+    assert!(!podman.get("bad", &connection).success());
 }

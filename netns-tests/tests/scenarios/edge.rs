@@ -111,6 +111,9 @@ http = [{ method = "GET" }]
 
 const SAYS: &str = "location / { return 200 '$http_host $http_x_isthmus_identity $http_x_forwarded_for $http_x_forwarded_proto $http_x_forwarded_host $http_x_forwarded_client_cert'; }";
 
+/// Asks for a host by HTTPS, with more options of curl's.
+type Get<'a> = &'a dyn Fn(&str, &[&str]) -> Output;
+
 #[test]
 fn strangers_come_in_by_the_gateway() {
     let mesh = Mesh::new(&["edge-1", "app-1"]);
@@ -144,9 +147,49 @@ fn strangers_come_in_by_the_gateway() {
             ["--cacert", &ca, "--resolve", &resolve, "-w", "\n%{http_code} %{http_version}"];
         curl(&stranger, &[&fixed[..], more, &[&url]].concat())
     };
-    let identity = "spiffe://corp.example/ns/prod/sa/public";
+    served_by_both_versions(&get);
+    assert!(get("other.example", &[]).expect_success().ends_with("200 2"));
+    let head = get("shop.example", &["-i"]).expect_success();
+    assert!(head.contains("strict-transport-security: max-age=3600"), "{head}");
 
-    // By both versions, with the certificate of the name that was asked for; claims don't pass.
+    // In the clear: sent to HTTPS.
+    let resolve = at_edge("plain.example", 80);
+    let moved = curl(
+        &stranger,
+        &["--resolve", &resolve, "-w", "%{http_code} %{redirect_url}", "http://plain.example/x?y"],
+    );
+    assert_eq!(moved.expect_success(), "301 https://plain.example/x?y");
+
+    // The policy says what the world may do.
+    assert!(get("shop.example", &["-X", "DELETE"]).expect_success().ends_with("403 2"));
+
+    only_who_has_a_certificate(&get, &authority, &clients);
+    no_name_leads_around_a_certificate(&stranger);
+    // A name that nobody serves.
+    let _ = get("nobody.test", &["-k"]).expect_failure();
+
+    // Old TLS isn't spoken.
+    let old = stranger.try_sh("echo | openssl s_client -connect 10.9.0.11:443 -servername shop.example -tls1_1 -cipher DEFAULT@SECLEVEL=0 2>&1");
+    let said = old.expect_failure();
+    assert!(said.contains("SSL alert number"), "{said}");
+
+    // `agentctl` shows the listeners and when their certificates expire.
+    let status = edge.status();
+    let listeners = status["gateways"].as_array().expect("a list").clone();
+    assert_eq!(listeners.len(), 4, "{status}");
+    assert!(listeners[1]["certificate_expires"].is_string(), "{status}");
+
+    new_certificates_are_shown(&stranger, edge, &authority);
+    // A gateway that is no longer declared is closed.
+    let without: String =
+        SERVICES.split("[[").filter(|part| !part.contains("public")).collect::<Vec<_>>().join("[[");
+    mesh.apply(&without);
+    wait_for("the gateway closes", SOON, || !is_listening(edge, 443));
+}
+
+/// By both versions, with the certificate of the name that was asked for; claims don't pass.
+fn served_by_both_versions(get: Get<'_>) {
+    let identity = "spiffe://corp.example/ns/prod/sa/public";
     let claims = [
         "-H",
         "x-isthmus-identity: spiffe://corp.example/ns/prod/sa/root",
@@ -171,22 +214,10 @@ fn strangers_come_in_by_the_gateway() {
         assert_eq!(&seen[..3], ["shop.example", identity, "10.9.0.99,"], "{text}");
         assert_eq!(&seen[4..], ["https", "shop.example", ""], "{text}");
     }
-    assert!(get("other.example", &[]).expect_success().ends_with("200 2"));
-    let head = get("shop.example", &["-i"]).expect_success();
-    assert!(head.contains("strict-transport-security: max-age=3600"), "{head}");
+}
 
-    // In the clear: sent to HTTPS.
-    let resolve = at_edge("plain.example", 80);
-    let moved = curl(
-        &stranger,
-        &["--resolve", &resolve, "-w", "%{http_code} %{redirect_url}", "http://plain.example/x?y"],
-    );
-    assert_eq!(moved.expect_success(), "301 https://plain.example/x?y");
-
-    // The policy says what the world may do.
-    assert!(get("shop.example", &["-X", "DELETE"]).expect_success().ends_with("403 2"));
-
-    // A listener that asks for certificates: none, a stranger's, a good one.
+/// A listener that asks for certificates: none, a stranger's, a good one.
+fn only_who_has_a_certificate(get: Get<'_>, authority: &Authority, clients: &Authority) {
     let _ = get("staff.example", &[]).expect_failure();
     let _ = authority.issue("mallory", "mallory", 1);
     let (key, cert) = (authority.path("mallory.key"), authority.path("mallory.pem"));
@@ -199,6 +230,9 @@ fn strangers_come_in_by_the_gateway() {
         let fronted = get("shop.example", &["-H", &format!("host: {name}")]).expect_success();
         assert!(fronted.contains("421"), "{name}: {fronted}");
     }
+}
+
+fn no_name_leads_around_a_certificate(stranger: &Node) {
     let by_hand = |name: &str, agreed: &str, host: &str| {
         let text = stranger.try_sh(&format!(
             "printf 'GET /a HTTP/1.1\\r\\nhost: {host}\\r\\nconnection: close\\r\\n\\r\\n' | timeout 5 \
@@ -212,21 +246,10 @@ fn strangers_come_in_by_the_gateway() {
     }
     // What was agreed on is what is spoken (RFC 9113 section 3.2).
     assert!(!by_hand("shop.example", "h2", "shop.example"), "HTTP/1.1 where HTTP/2 was agreed on");
-    // A name that nobody serves.
-    let _ = get("nobody.test", &["-k"]).expect_failure();
+}
 
-    // Old TLS isn't spoken.
-    let old = stranger.try_sh("echo | openssl s_client -connect 10.9.0.11:443 -servername shop.example -tls1_1 -cipher DEFAULT@SECLEVEL=0 2>&1");
-    let said = old.expect_failure();
-    assert!(said.contains("SSL alert number"), "{said}");
-
-    // `agentctl` shows the listeners and when their certificates expire.
-    let status = edge.status();
-    let listeners = status["gateways"].as_array().expect("a list").clone();
-    assert_eq!(listeners.len(), 4, "{status}");
-    assert!(listeners[1]["certificate_expires"].is_string(), "{status}");
-
-    // A new certificate is taken without a restart.
+/// A new certificate is taken without a restart.
+fn new_certificates_are_shown(stranger: &Node, edge: &Host, authority: &Authority) {
     let fingerprint = || {
         stranger.sh("echo | openssl s_client -connect 10.9.0.11:443 -servername shop.example 2>/dev/null | openssl x509 -noout -serial")
     };
@@ -240,12 +263,6 @@ fn strangers_come_in_by_the_gateway() {
         edge.agentctl(&["status"]).expect_success().contains("shop.pem holds no certificate")
     });
     assert_eq!(fingerprint(), after);
-
-    // A gateway that is no longer declared is closed.
-    let without: String =
-        SERVICES.split("[[").filter(|part| !part.contains("public")).collect::<Vec<_>>().join("[[");
-    mesh.apply(&without);
-    wait_for("the gateway closes", SOON, || !is_listening(edge, 443));
 }
 
 #[test]

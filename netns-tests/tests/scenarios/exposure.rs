@@ -162,7 +162,7 @@ fn a_service_is_reached_by_the_mesh_alone() {
     let planted = ask_from(&mesh.host("srv-1").node, THIEF, "8080", "20001");
     assert!(planted.contains("Error"), "{planted}");
     let _web = serve(&mesh, WEB, "web", 8080);
-    let mut db = serve(&mesh, DB, "db", 5432);
+    let db = serve(&mesh, DB, "db", 5432);
     let (app, srv) = (&mesh.host("app-1").node, &mesh.host("srv-1").node);
     let underlay = srv.sh("ip -4 -o addr show dev eth0");
     let underlay = underlay.split_whitespace().nth(3).and_then(|it| it.split('/').next());
@@ -220,35 +220,46 @@ fn a_service_is_reached_by_the_mesh_alone() {
         says("web ", &["tcp/8080", "listens on ", "10.9.0.1", "127.0.0.1"])
             && says("db ", &["tcp/5432", "listens on ", "10.9.0.1"])
     });
-    // All rules flushed, as Debian's nftables.conf does: closed again.
+    a_flush_opens_nothing(&mesh, &around_web);
+    nobody_speaks_for_a_service_that_is_down(&mesh, db, &db_by_mesh);
+    it_is_closed_before_an_agent_runs(&mut mesh, &around_web);
+}
+
+/// All rules flushed, as Debian's nftables.conf does: closed again.
+fn a_flush_opens_nothing(mesh: &Mesh, around_web: &str) {
+    let srv = &mesh.host("srv-1").node;
     mesh.apply(TOPOLOGY);
     srv.sh("nft flush ruleset");
     wait_for("it is closed again", Duration::from_secs(1), || {
-        knock(&mesh.controller_node, THIEF, FORGED, &[&around_web]).contains("ConnectionRefused")
+        knock(&mesh.controller_node, THIEF, FORGED, &[around_web]).contains("ConnectionRefused")
     });
+}
 
-    // A strict service that is down isn't spoken for by who takes its port, not for a moment.
+/// A strict service that is down isn't spoken for by who takes its port, not for a moment.
+fn nobody_speaks_for_a_service_that_is_down(mesh: &Mesh, mut db: Process, db_by_mesh: &str) {
+    let app = &mesh.host("app-1").node;
     db.kill();
-    let mut thief = serve(&mesh, THIEF, "thief", 5432);
+    let mut thief = serve(mesh, THIEF, "thief", 5432);
     for _ in 0..10 {
-        assert!(!knock(app, CLIENT, "hello", &[&db_by_mesh]).contains("thief"));
+        assert!(!knock(app, CLIENT, "hello", &[db_by_mesh]).contains("thief"));
     }
     wait_for("the thief is named", SOON, || {
-        problem(&mesh, "srv-1", "foreign-listener").is_some_and(|text| {
+        problem(mesh, "srv-1", "foreign-listener").is_some_and(|text| {
             text.starts_with("db ") && text.contains(&format!("of user {THIEF}"))
         })
     });
-    assert!(!knock(app, CLIENT, "hello", &[&db_by_mesh]).contains("thief"));
+    assert!(!knock(app, CLIENT, "hello", &[db_by_mesh]).contains("thief"));
     thief.kill();
-    let _db = serve_for_root(&mesh, DB, "db", 5432);
-    wait_for("it is back", SOON, || knock(app, CLIENT, "hello", &[&db_by_mesh]).contains("db "));
-    wait_for("no thief is left", SOON, || problem(&mesh, "srv-1", "foreign-listener").is_none());
+    let _db = serve_for_root(mesh, DB, "db", 5432);
+    wait_for("it is back", SOON, || knock(app, CLIENT, "hello", &[db_by_mesh]).contains("db "));
+    wait_for("no thief is left", SOON, || problem(mesh, "srv-1", "foreign-listener").is_none());
+}
 
-    // At boot it is closed before an agent runs.
+fn it_is_closed_before_an_agent_runs(mesh: &mut Mesh, around_web: &str) {
     let srv = mesh.host_mut("srv-1");
     srv.agent().terminate(Duration::from_secs(20));
     srv.node.sh("nft flush ruleset");
-    let at_boot = || knock(&mesh.controller_node, THIEF, FORGED, &[&around_web]);
+    let at_boot = || knock(&mesh.controller_node, THIEF, FORGED, &[around_web]);
     assert!(at_boot().contains("200 OK"));
     let srv = &mesh.host("srv-1").node;
     let mut guard = srv.command(binary("isthmus-agent"));

@@ -360,15 +360,18 @@ fn a_host_without_an_agent_or_a_mesh_says_what_is_in_the_way() {
     drop(squatters);
     drop(host);
 
-    // No controller.
+    without_a_controller(&mut mesh);
+}
+
+fn without_a_controller(mesh: &mut Mesh) {
     mesh.controller().terminate(SOON);
-    let host = Shell::on(&mesh, "app-1");
+    let host = Shell::on(mesh, "app-1");
     let remedy =
         wait_for_value("it is missed", SOON, || host.remedy(By::Status, "controller-unreachable"));
     assert_eq!(pasted(&remedy), "systemctl start isthmus-controller", "{remedy}");
     drop(host);
     mesh.start_controller();
-    let host = Shell::on(&mesh, "app-1");
+    let host = Shell::on(mesh, "app-1");
     wait_for("it is back", SOON, || host.remedy(By::Status, "controller-unreachable").is_none());
 }
 

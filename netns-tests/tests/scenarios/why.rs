@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use isthmus_netns_tests::{Mesh, wait_for};
+use isthmus_netns_tests::{Mesh, Process, wait_for};
 use serde_json::Value;
 
 const WEB: u32 = 40_001;
@@ -122,7 +122,11 @@ fn who_is_refused_is_named_with_the_rule_that_would_allow_it() {
     assert!(web.agentctl(&["explain", "web.prod", "store"]).success());
     assert!(mesh.agentctl(&["explain", "service:web", "service:store"]).success());
 
-    // Who that is.
+    who_that_is(&mesh, &nginx, source);
+}
+
+fn who_that_is(mesh: &Mesh, nginx: &Process, source: &str) {
+    let web = mesh.host("web-1");
     let whois = web.agentctl(&["whois", &nginx.id().to_string(), "-o", "json"]).json();
     assert_eq!(whois["identity"], "service:web", "{whois}");
     let init = web.agentctl(&["whois", "1"]).expect_success();

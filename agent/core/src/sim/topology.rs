@@ -100,6 +100,18 @@ impl Builder {
         self
     }
 
+    fn host(&self, id: u32) -> Host {
+        Host {
+            name: name(&format!("host-{id}")),
+            site: None,
+            labels: BTreeMap::new(),
+            public_key: public_key(&host_key(id)),
+            former_key: None,
+            endpoints: vec![endpoint(id, self.endpoints_v6)],
+            ipv4_block: net(block(id), 28),
+        }
+    }
+
     /// The finished mesh.
     pub fn build(self) -> Topology {
         let prefix = MeshPrefix::new([0xfd, 0x15, 0x75, 0x4d, 0x05, 0x00]).expect("a ULA");
@@ -110,18 +122,7 @@ impl Builder {
             ipv4: net(Ipv4Addr::new(100, 64, 0, 0), 10),
             virtual_ipv4: net(Ipv4Addr::new(100, 127, 0, 0), 16),
         };
-        let hosts = (1..=self.hosts).map(|id| {
-            let host = Host {
-                name: name(&format!("host-{id}")),
-                site: None,
-                labels: BTreeMap::new(),
-                public_key: public_key(&host_key(id)),
-                former_key: None,
-                endpoints: vec![endpoint(id, self.endpoints_v6)],
-                ipv4_block: net(block(id), 28),
-            };
-            (HostId(id), host)
-        });
+        let hosts = (1..=self.hosts).map(|id| (HostId(id), self.host(id)));
         let services = (1..).zip(&self.services).map(|(id, (label, port, protocol, hosts))| {
             let placements =
                 hosts.iter().map(|host| (HostId(*host), workload(*host, id))).collect();

@@ -302,19 +302,8 @@ fn a_host_says_nothing_of_traffic_whose_rules_it_doesnt_know() {
     assert!(answer("client fd01:203:405::9:0:6").is_ok());
 }
 
-/// What app-1 (1, this host) knows, with the service client (7) and the device press (9); of web (5)
-/// on web-1 (2), and of store (6) whose workloads it doesn't meet.
-fn slice() -> Snapshot {
-    let host = |name: &str, block: &str| Host {
-        name: name.parse().unwrap(),
-        site: None,
-        labels: BTreeMap::new(),
-        public_key: PublicKey([1; 32]),
-        former_key: None,
-        endpoints: Vec::new(),
-        ipv4_block: block.parse().unwrap(),
-    };
-    let service = |name: &str, vip: &str, protocol, placements: &[(u32, &str)]| Service {
+fn service(name: &str, vip: &str, protocol: Protocol, placements: &[(u32, &str)]) -> Service {
+    Service {
         name: name.parse().unwrap(),
         namespace: "prod".parse().unwrap(),
         aliases: Vec::new(),
@@ -333,6 +322,20 @@ fn slice() -> Snapshot {
         application: Application::default(),
         paths: PathMode::default(),
         guard: PortGuard::default(),
+    }
+}
+
+/// What app-1 (1, this host) knows, with the service client (7) and the device press (9); of web (5)
+/// on web-1 (2), and of store (6) whose workloads it doesn't meet.
+fn slice() -> Snapshot {
+    let host = |name: &str, block: &str| Host {
+        name: name.parse().unwrap(),
+        site: None,
+        labels: BTreeMap::new(),
+        public_key: PublicKey([1; 32]),
+        former_key: None,
+        endpoints: Vec::new(),
+        ipv4_block: block.parse().unwrap(),
     };
     let press = Device {
         name: "press".parse().unwrap(),

@@ -191,72 +191,100 @@ impl Draft {
             let name = Located { value: &**key.get_ref(), at: At::new(file, key.span()) };
             let value = Located { value: value.get_ref(), at: At::new(file, value.span()) };
             match kind {
-                "host" => named(
-                    "host",
-                    host::HOST,
-                    name,
-                    value,
-                    &mut self.hosts,
-                    report,
-                    |_, table, report| host::host(table, report),
-                ),
-                "service" => named(
-                    "service",
-                    service::SERVICE,
-                    name,
-                    value,
-                    &mut self.services,
-                    report,
-                    service::service,
-                ),
-                "gateway" => named(
-                    "gateway",
-                    edge::GATEWAY,
-                    name,
-                    value,
-                    &mut self.services,
-                    report,
-                    edge::gateway,
-                ),
-                "external" => named(
-                    "external",
-                    edge::EXTERNAL,
-                    name,
-                    value,
-                    &mut self.services,
-                    report,
-                    |_, table, report| edge::external(table, report),
-                ),
-                "ratelimit" => named(
-                    "ratelimit",
-                    ratelimit::RATELIMIT,
-                    name,
-                    value,
-                    &mut self.ratelimits,
-                    report,
-                    ratelimit::ratelimit,
-                ),
-                "rollout" => named(
-                    "rollout",
-                    rollout::ROLLOUT,
-                    name,
-                    value,
-                    &mut self.rollouts,
-                    report,
-                    rollout::rollout,
-                ),
-                "jwt" => {
-                    named("jwt", jwt::JWT, name, value, &mut self.jwt, report, jwt::provider);
+                "ratelimit" | "rollout" | "jwt" => {
+                    self.read_rule_of_requests(kind, name, value, report)
                 }
-                _ => named(
-                    "device",
-                    device::DEVICE,
-                    name,
-                    value,
-                    &mut self.devices,
-                    report,
-                    device::device,
-                ),
+                _ => self.read_party(kind, name, value, report),
+            }
+        }
+    }
+
+    /// `[host.*]`, `[service.*]`, `[gateway.*]`, `[external.*]` or `[device.*]`.
+    fn read_party(
+        &mut self,
+        kind: &str,
+        name: Located<&str>,
+        value: Located<&DeValue<'_>>,
+        report: &mut Report<'_>,
+    ) {
+        match kind {
+            "host" => named(
+                "host",
+                host::HOST,
+                name,
+                value,
+                &mut self.hosts,
+                report,
+                |_, table, report| host::host(table, report),
+            ),
+            "service" => named(
+                "service",
+                service::SERVICE,
+                name,
+                value,
+                &mut self.services,
+                report,
+                service::service,
+            ),
+            "gateway" => named(
+                "gateway",
+                edge::GATEWAY,
+                name,
+                value,
+                &mut self.services,
+                report,
+                edge::gateway,
+            ),
+            "external" => named(
+                "external",
+                edge::EXTERNAL,
+                name,
+                value,
+                &mut self.services,
+                report,
+                |_, table, report| edge::external(table, report),
+            ),
+            _ => named(
+                "device",
+                device::DEVICE,
+                name,
+                value,
+                &mut self.devices,
+                report,
+                device::device,
+            ),
+        }
+    }
+
+    /// `[ratelimit.*]`, `[rollout.*]` or `[jwt.*]`.
+    fn read_rule_of_requests(
+        &mut self,
+        kind: &str,
+        name: Located<&str>,
+        value: Located<&DeValue<'_>>,
+        report: &mut Report<'_>,
+    ) {
+        match kind {
+            "ratelimit" => named(
+                "ratelimit",
+                ratelimit::RATELIMIT,
+                name,
+                value,
+                &mut self.ratelimits,
+                report,
+                ratelimit::ratelimit,
+            ),
+            "rollout" => named(
+                "rollout",
+                rollout::ROLLOUT,
+                name,
+                value,
+                &mut self.rollouts,
+                report,
+                rollout::rollout,
+            ),
+            _ => {
+                named("jwt", jwt::JWT, name, value, &mut self.jwt, report, jwt::provider);
             }
         }
     }

@@ -106,9 +106,7 @@ pub(crate) async fn handle(
     match &route.act {
         Act::Respond { status, body } => respond(*status, body, &route, record),
         Act::Redirect(redirect) => {
-            let place = whole_host(&call, connection.asked_port());
-            let (path, query) = (path_of(&call.head), call.head.uri.query());
-            let to = location(redirect, prefix.as_deref(), place, &path, query);
+            let to = new_place(connection, &call, redirect, prefix.as_deref());
             send_elsewhere(redirect.status, &to, &route, record)
         }
         Act::Forward { to, rewrite } => {
@@ -144,6 +142,17 @@ pub(crate) async fn handle(
             forward::run(connection, view, call, backend, Some(route), record).await
         }
     }
+}
+
+fn new_place(
+    connection: &Connection,
+    call: &Call,
+    redirect: &isthmus_model::route::Redirect,
+    prefix: Option<&str>,
+) -> String {
+    let place = whole_host(call, connection.asked_port());
+    let (path, query) = (path_of(&call.head), call.head.uri.query());
+    location(redirect, prefix, place, &path, query)
 }
 
 /// Serves one request of another host's caller to an external server.

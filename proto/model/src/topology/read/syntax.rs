@@ -79,70 +79,71 @@ fn start(error: &Error) -> usize {
     error.span().map_or(0, |span| span.start)
 }
 
+const NOT_CLOSED: &str = "this string isn't closed, or has a control character";
+const CLOSE_IT: &str = "end it with the quote that it begins with, on the same line";
+
+/// How the parser's message begins; the cause in an operator's words, and what to write. The first fits.
+const MESSAGES: [(&str, &str, &str); 14] = [
+    ("unclosed table", "this header isn't closed", "write `]` at its end, as in `[mesh]`"),
+    (
+        "unclosed array table",
+        "this header isn't closed",
+        "write `]]` at its end, as in `[[allow]]`",
+    ),
+    ("unclosed array", "this list isn't closed", "write `]` at its end"),
+    ("unclosed inline table", "this table isn't closed", "write `}` at its end"),
+    (
+        "missing comma",
+        "a comma is missing here",
+        "put `,` between the elements, and close the list with `]` or the table with `}`",
+    ),
+    ("extra comma", "this comma has nothing before it", "remove it"),
+    ("invalid basic string", NOT_CLOSED, CLOSE_IT),
+    ("invalid literal string", NOT_CLOSED, CLOSE_IT),
+    ("invalid multi-line", NOT_CLOSED, CLOSE_IT),
+    (
+        "missing escaped value",
+        "a `\\` in a string begins an escape, and this is none",
+        "write `\\\\`, or put the string in single quotes",
+    ),
+    (
+        "key with no value",
+        "this key has no value",
+        "write `key = value`, `[table]`, or `#` before a comment",
+    ),
+    ("unquoted keys cannot be empty", "a key is missing here", "write `key = value` or `[table]`"),
+    (
+        "unexpected key or value",
+        "this line goes on where it should end",
+        "begin a new line, or a comment with `#`",
+    ),
+    ("extra `=`", "there is one `=` too many", "write `key = value`"),
+];
+
 /// The parser's messages in an operator's words, with what to write.
 fn explain(message: &str, found: &str) -> (String, String) {
     let found = found.trim();
     let shown = quote(found);
     let says = |start: &str| message.starts_with(start);
-    let (cause, help) = if says("string values must be quoted") {
+    if says("string values must be quoted") {
         return no_value(found);
-    } else if says("duplicate key") || says("cannot extend") {
-        let cause = format!("`{}` is already defined in this file", clip(found));
-        return (
-            cause,
-            "keep one of the two; lists of tables have two brackets: `[[allow]]`".to_owned(),
-        );
+    }
+    let (cause, help) = if says("duplicate key") || says("cannot extend") {
+        (
+            format!("`{}` is already defined in this file", clip(found)),
+            "keep one of the two; lists of tables have two brackets: `[[allow]]`",
+        )
     } else if says("invalid unquoted key") {
         let help = match found {
             "//" | "/*" | "--" | ";" => "a comment begins with `#`",
             ":" => "write `=` between key and value",
             _ => "write keys with a-z, 0-9, '-' and '_', or in quotes",
         };
-        return (format!("{shown} can't be in a key"), help.to_owned());
+        (format!("{shown} can't be in a key"), help)
     } else if says("invalid boolean") {
         (format!("{shown} is not a value"), "write `true` or `false`, in lower case")
-    } else if says("unclosed table") {
-        ("this header isn't closed".to_owned(), "write `]` at its end, as in `[mesh]`")
-    } else if says("unclosed array table") {
-        ("this header isn't closed".to_owned(), "write `]]` at its end, as in `[[allow]]`")
-    } else if says("unclosed array") {
-        ("this list isn't closed".to_owned(), "write `]` at its end")
-    } else if says("unclosed inline table") {
-        ("this table isn't closed".to_owned(), "write `}` at its end")
-    } else if says("missing comma") {
-        (
-            "a comma is missing here".to_owned(),
-            "put `,` between the elements, and close the list with `]` or the table with `}`",
-        )
-    } else if says("extra comma") {
-        ("this comma has nothing before it".to_owned(), "remove it")
-    } else if says("invalid basic string")
-        || says("invalid literal string")
-        || says("invalid multi-line")
-    {
-        (
-            "this string isn't closed, or has a control character".to_owned(),
-            "end it with the quote that it begins with, on the same line",
-        )
-    } else if says("missing escaped value") {
-        (
-            "a `\\` in a string begins an escape, and this is none".to_owned(),
-            "write `\\\\`, or put the string in single quotes",
-        )
-    } else if says("key with no value") {
-        (
-            "this key has no value".to_owned(),
-            "write `key = value`, `[table]`, or `#` before a comment",
-        )
-    } else if says("unquoted keys cannot be empty") {
-        ("a key is missing here".to_owned(), "write `key = value` or `[table]`")
-    } else if says("unexpected key or value") {
-        (
-            "this line goes on where it should end".to_owned(),
-            "begin a new line, or a comment with `#`",
-        )
-    } else if says("extra `=`") {
-        ("there is one `=` too many".to_owned(), "write `key = value`")
+    } else if let Some((_, cause, help)) = MESSAGES.iter().find(|(start, ..)| says(start)) {
+        ((*cause).to_owned(), *help)
     } else if says("unexpected leading zero") || says("`_` may only") {
         (format!("{shown} can't stand here in a number"), "write the number in plain digits")
     } else if says("invalid") {
