@@ -24,6 +24,7 @@ use crate::kept_device;
 use crate::local::{self, Api};
 use crate::membership::{self, Outcome, Turn};
 use crate::memory;
+use crate::overlay::is_set;
 use crate::own_ports::OwnPorts;
 use crate::owners::{SharedCgroups, not_noted};
 use crate::ports::{self, Ports};
@@ -121,7 +122,7 @@ pub async fn run(settings: Settings, prepared: Prepared) -> anyhow::Result<()> {
         .then(credential::path)
         .flatten()
         .map(|path| tokio::spawn(credential::join(path, Arc::clone(&shared), api.clone())));
-    let local = tokio::spawn(local::serve(listener, api, when(stopped.clone())));
+    let local = tokio::spawn(local::serve(listener, api, is_set(stopped.clone())));
     let background = in_background(&shared, &disk);
 
     let living = live(&shared, &disk, identity, &mut stopped, &mut turns);
@@ -262,10 +263,6 @@ async fn told_to_stop() {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-}
-
-async fn when(mut flag: watch::Receiver<bool>) {
-    drop(flag.wait_for(|set| *set).await);
 }
 
 async fn say_goodbye(mut local: JoinHandle<anyhow::Result<()>>) {
