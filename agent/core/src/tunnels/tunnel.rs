@@ -1,6 +1,6 @@
-//! One peer's WireGuard tunnel: the only file that sees boringtun.
+//! One peer's WireGuard tunnel. Only this module and its parts see boringtun.
 //!
-//! boringtun seals, opens, shakes hands and rekeys. Around it, this file
+//! boringtun seals, opens, shakes hands and rekeys. Around it, this module
 //!
 //! - holds packets back until there is a session, so that the queue is bounded, counted and given up
 //!   by our clock;
