@@ -139,6 +139,13 @@ impl Record {
         }
     }
 
+    /// Policy would have refused it, but is in audit mode.
+    pub(crate) fn audit(&mut self, denier: Decider) {
+        if self.ruling == Ruling::Allow {
+            self.decide(Ruling::Audit, denier);
+        }
+    }
+
     /// Finds out who asked, while the connection is open.
     fn look_who(&mut self) {
         let Facts { ledger, process, ends: [caller, called], .. } = &mut **self;

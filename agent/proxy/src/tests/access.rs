@@ -253,6 +253,29 @@ async fn what_is_refused_within_a_host_is_logged_and_kept_as_refused() {
 }
 
 #[tokio::test]
+async fn what_audit_mode_lets_pass_within_a_host_is_logged_as_audited() {
+    const RULES: &str = "[[route.api]]\nto = [{ service = \"near\" }]\n\
+                         [[deny]]\nname = \"closed\"\nfrom = \"any\"\nto = \"service:near\"\n\
+                         audit = true\nhttp = [{ path = \"/closed\" }]\n";
+    let log = Logged::start();
+    let mut backends = Backends::new();
+    let _near = backends.start(routed::NEAR, |_| async { Response::new(full("hello")) }).await;
+    let proxy = backends.proxy(RULES);
+    let mut client = proxy.http1(routed::CALLER).await;
+    for path in ["/closed", "/open"] {
+        client.ready().await.unwrap();
+        let answer = client.send_request(request1("GET", path)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        text(answer).await;
+    }
+    let line = log.line("/closed").await;
+    assert!(line.contains("\"verdict\":\"audit\""), "{line}");
+    assert!(line.contains("\"rule\":\"closed\""), "{line}");
+    let line = log.line("/open").await;
+    assert!(line.contains("\"verdict\":\"allow\""), "{line}");
+}
+
+#[tokio::test]
 async fn another_caller_is_another_identity() {
     let application = Application::hello().await;
     let rules = vec![

@@ -9,7 +9,7 @@ use isthmus_http::marks::{LEAVING, PANIC, REQUEST_ID};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
-use super::local::{self, Refused};
+use super::local::{self, Notes, Refused};
 use super::retry::Exchange;
 use crate::cluster::balance::Attempt;
 use crate::cluster::endpoint::{Endpoint, InFlight, Turn};
@@ -52,8 +52,8 @@ impl Exchange<'_> {
         }
         let place = (self.service, &*self.cluster, &*endpoint);
         let progress = body.progress();
-        let life = Some(&progress.life);
-        let aimed = self.template.aim(self.connection, self.view, place, &mut fields, life);
+        let notes = Some(Notes { life: &progress.life, audited: &self.audited });
+        let aimed = self.template.aim(self.connection, self.view, place, &mut fields, notes);
         let (target, uri) = match aimed {
             Ok(aimed) => aimed,
             Err(refused) => return Tried::Refused(refused),

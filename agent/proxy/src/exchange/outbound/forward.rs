@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
@@ -75,7 +75,7 @@ pub(super) async fn run(
         mirror::send(connection, view, route, &template, &payload);
     }
     let try_timeout = route.as_ref().and_then(|it| it.try_timeout);
-    let exchange = Exchange {
+    let mut exchange = Exchange {
         connection,
         view,
         service,
@@ -87,6 +87,7 @@ pub(super) async fn run(
         policy,
         key,
         hedge: route.as_ref().and_then(|it| it.hedge),
+        audited: OnceLock::new(),
     };
     let ended = {
         // Pinned, so that there is room for it once, and not for each way to wait for it.
@@ -96,6 +97,9 @@ pub(super) async fn run(
             None => Ok(running.await),
         }
     };
+    if let Some(denier) = exchange.audited.take() {
+        record.audit(denier);
+    }
     match ended {
         Ok(ended) => conclude(exchange, ended, route.as_deref(), record),
         Err(_) => {

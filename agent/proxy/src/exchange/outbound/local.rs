@@ -1,6 +1,6 @@
 //! Requests to a workload of this host: they needn't leave it to be judged.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::HeaderMap;
 use http::request::Parts;
@@ -36,13 +36,21 @@ impl Refused {
     }
 }
 
+/// What is noted of a request that passes. Copies have none of it.
+#[derive(Clone, Copy)]
+pub(super) struct Notes<'a> {
+    pub(super) life: &'a Life,
+    /// Who would have refused it, but for audit mode.
+    pub(super) audited: &'a OnceLock<Decider>,
+}
+
 /// Who asks whom, if they may; else what forbids it.
 pub(super) fn passes(
     connection: &Connection,
     view: &Arc<View>,
     service: ServiceId,
     head: &Parts,
-    life: Option<&Life>,
+    notes: Option<Notes<'_>>,
 ) -> Result<Parties, Refused> {
     let parties = view.parties_here(&connection.parties, service);
     let parties = parties.ok_or_else(|| Refused::because(NOBODY))?;
@@ -52,8 +60,11 @@ pub(super) fn passes(
     if verdict.outcome != Outcome::Allow {
         return Err(Refused::Denied(Decider::Rule(Arc::clone(&view.policy), verdict.decided_by)));
     }
-    if let Some(life) = life {
+    if let Some(Notes { life, audited }) = notes {
         life.keep(Kept::of(view, service, head, &tokens));
+        if let Some(denier) = verdict.would_deny {
+            audited.get_or_init(|| Decider::Rule(Arc::clone(&view.policy), denier));
+        }
     }
     Ok(parties)
 }
@@ -78,9 +89,9 @@ pub(super) fn admit(
     (service, cluster, endpoint): (ServiceId, &Cluster, &Endpoint),
     head: &Parts,
     fields: &mut HeaderMap,
-    life: Option<&Life>,
+    notes: Option<Notes<'_>>,
 ) -> Result<Target, Refused> {
-    let parties = passes(connection, view, service, head, life)?;
+    let parties = passes(connection, view, service, head, notes)?;
     view.limits.admit(&parties, head).map_err(Refused::TooMany)?;
     let from = &connection.caller_info(view).identity;
     match &connection.entry {

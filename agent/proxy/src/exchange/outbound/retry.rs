@@ -1,6 +1,6 @@
 //! Tries of a request, one after the other, until one is good enough or there may be no more.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 use http::Response;
@@ -39,6 +39,8 @@ pub(super) struct Exchange<'a> {
     /// What the request is hashed to.
     pub(super) key: Option<u64>,
     pub(super) hedge: Option<Hedge>,
+    /// Who would have refused it on this host, but for audit mode.
+    pub(super) audited: OnceLock<Decider>,
 }
 
 /// How all of them did.

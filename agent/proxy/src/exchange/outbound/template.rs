@@ -10,12 +10,11 @@ use isthmus_http::headers;
 use isthmus_http::upgrade;
 use isthmus_model::ServiceId;
 
-use super::local::{self, NOBODY, Refused};
+use super::local::{self, NOBODY, Notes, Refused};
 use super::set_host;
 use crate::caller::connection::Connection;
 use crate::cluster::Cluster;
 use crate::cluster::endpoint::Endpoint;
-use crate::config::life::Life;
 use crate::config::listens::Listens;
 use crate::config::routes::Compiled;
 use crate::config::view::View;
@@ -77,7 +76,7 @@ impl Template {
         view: &Arc<View>,
         place: (ServiceId, &Cluster, &Endpoint),
         fields: &mut HeaderMap,
-        life: Option<&Life>,
+        notes: Option<Notes<'_>>,
     ) -> Result<(Target, Uri), Refused> {
         let (service, cluster, endpoint) = place;
         let wire = self.wire_to(connection, view, service, endpoint);
@@ -85,7 +84,7 @@ impl Template {
         let uri = target(&self.head.uri, &self.host, wire).ok_or_else(no_path)?;
         if let Some(external) = view.external(service) {
             // Copies come here without having been judged.
-            let _ = local::passes(connection, view, service, &self.head, life)?;
+            let _ = local::passes(connection, view, service, &self.head, notes)?;
             let uri = whole(uri, external.tls.is_some()).ok_or_else(no_path)?;
             let address = (endpoint.address, cluster.port).into();
             let external = Some((service, connection.shared.host_services.epoch(service)));
@@ -103,7 +102,7 @@ impl Template {
             return Ok((target, uri));
         }
         if endpoint.host == view.snapshot.local {
-            return Ok((local::admit(connection, view, place, &self.head, fields, life)?, uri));
+            return Ok((local::admit(connection, view, place, &self.head, fields, notes)?, uri));
         }
         let source = view.speaks_from(&connection.parties, connection.peer.is_ipv4());
         let source = source.ok_or_else(|| Refused::because(NOBODY))?;
