@@ -7,7 +7,7 @@ use http::Uri;
 use http::uri::PathAndQuery;
 use isthmus_core::{Cipher, Ciphers};
 use isthmus_model::Name;
-use isthmus_model::topology::did_you_mean;
+use isthmus_model::topology::{setting_at, setting_error};
 use serde::Deserialize;
 
 /// Where settings are read from unless told otherwise.
@@ -295,12 +295,16 @@ pub enum SettingsError {
         message: String,
     },
     /// A value that the agent can't work with.
-    #[error("{}: {key}: {message}", path.display())]
+    #[error("{}:{line}: `{key}` {message}, not {value}", path.display())]
     Value {
         /// Which file.
         path: PathBuf,
+        /// From 1.
+        line: usize,
         /// Which setting.
         key: &'static str,
+        /// Its value, as it stands there.
+        value: String,
         /// What is wrong with it.
         message: String,
     },
@@ -337,15 +341,11 @@ impl Settings {
     /// # Errors
     /// See [`SettingsError`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, SettingsError> {
-        let settings: Self = toml::from_str(text).map_err(|error| SettingsError::Parse {
-            path: path.to_owned(),
-            line: error.span().map_or(1, |span| line_of(text, span.start)),
-            message: match did_you_mean(error.message()) {
-                Some(help) => format!("{}; {help}", error.message()),
-                None => error.message().to_owned(),
-            },
+        let settings: Self = toml::from_str(text).map_err(|error| {
+            let (line, message) = setting_error(text, error.span(), error.message());
+            SettingsError::Parse { path: path.to_owned(), line, message }
         })?;
-        settings.check(path)?;
+        settings.check(path, text)?;
         Ok(settings)
     }
 
@@ -385,9 +385,12 @@ impl Settings {
         self.metrics.parse().ok()
     }
 
-    fn check(&self, path: &Path) -> Result<(), SettingsError> {
+    fn check(&self, path: &Path, text: &str) -> Result<(), SettingsError> {
         let refuse = |key, message: &str| {
-            Err(SettingsError::Value { path: path.to_owned(), key, message: message.to_owned() })
+            // A default is never refused: it is there, or in a table in braces.
+            let (line, value) = setting_at(text, key).unwrap_or((1, "what it is"));
+            let (path, value, message) = (path.to_owned(), value.to_owned(), message.to_owned());
+            Err(SettingsError::Value { path, line, key, value, message })
         };
         if self.mtu != 0 && !(LEAST_MTU..=MOST_MTU).contains(&self.mtu) {
             let message = "must be from 1280 (IPv6 needs it) to 8920 (which fits jumbo frames of \
@@ -411,10 +414,10 @@ impl Settings {
             return refuse("body_idle_seconds", "must be from 1 to 65535");
         }
         if self.listen_port == 0 {
-            return refuse("listen_port", "must not be 0: other hosts need to know it");
+            return refuse("listen_port", "must be from 1 to 65535: other hosts need to know it");
         }
         if self.proxy_port == 0 {
-            return refuse("proxy_port", "must not be 0");
+            return refuse("proxy_port", "must be from 1 to 65535");
         }
         if !self.metrics.is_empty() && self.metrics.parse::<SocketAddr>().is_err() {
             return refuse("metrics", "must be ADDRESS:PORT, or \"\" to serve no metrics");
@@ -431,14 +434,10 @@ impl Settings {
             return refuse("tracing.sample", "must be from 0.0 (none) to 1.0 (all)");
         }
         if self.endpoints.len() > 16 {
-            return refuse("endpoints", "has more than 16 entries");
+            return refuse("endpoints", "must have at most 16 entries");
         }
         Ok(())
     }
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
 /// The place of an OTLP receiver, from the setting `tracing.otlp`; its usual path where none is given.

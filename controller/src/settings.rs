@@ -4,8 +4,8 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use isthmus_model::topology::did_you_mean;
+use anyhow::{Result, anyhow, bail};
+use isthmus_model::topology::{setting_at, setting_error};
 use serde::Deserialize;
 
 use crate::{files, time};
@@ -79,39 +79,40 @@ impl Settings {
     /// It can't be read, or says what no setting is.
     pub fn read(path: Option<&Path>) -> Result<Self> {
         let default = Path::new(DEFAULT_FILE);
-        let file = match path {
-            Some(path) => read_file(path)?,
-            None if default.exists() => read_file(default)?,
-            None => File::default(),
+        let path = path.or_else(|| default.exists().then_some(default));
+        let (text, path) = match path {
+            Some(path) => (files::read(path)?, path),
+            None => (String::new(), default),
         };
+        let file = parse(path, &text)?;
         let mut settings = Self::new(file.state_dir.unwrap_or_else(|| DEFAULT_STATE.into()));
         settings.listen = file.listen.unwrap_or(settings.listen);
         settings.log = file.log.unwrap_or(settings.log);
         settings.log_format = file.log_format.unwrap_or_default();
-        if let Some(text) = file.certificate_lifetime {
-            settings.certificate_lifetime = lifetime("certificate_lifetime", &text)?;
+        if let Some(value) = file.certificate_lifetime {
+            settings.certificate_lifetime =
+                lifetime((path, &text), "certificate_lifetime", &value)?;
         }
-        if let Some(text) = file.operator_lifetime {
-            settings.operator_lifetime = lifetime("operator_lifetime", &text)?;
+        if let Some(value) = file.operator_lifetime {
+            settings.operator_lifetime = lifetime((path, &text), "operator_lifetime", &value)?;
         }
         Ok(settings)
     }
 }
 
-fn read_file(path: &Path) -> Result<File> {
-    let text = files::read(path)?;
-    let read = toml::from_str(&text).map_err(|error| match did_you_mean(error.message()) {
-        Some(help) => anyhow!("{}; {help}", error.to_string().trim_end()),
-        None => error.into(),
-    });
-    read.with_context(|| format!("Failed to read the settings {}", path.display()))
+fn parse(path: &Path, text: &str) -> Result<File> {
+    toml::from_str(text).map_err(|error| {
+        let (line, message) = setting_error(text, error.span(), error.message());
+        anyhow!("{}:{line}: {message}", path.display())
+    })
 }
 
-fn lifetime(key: &str, text: &str) -> Result<Duration> {
-    let lifetime =
-        time::parse_duration(text).map_err(|error| anyhow::anyhow!("`{key}`: {error}"))?;
+fn lifetime((path, text): (&Path, &str), key: &str, value: &str) -> Result<Duration> {
+    let line = setting_at(text, key).map_or(1, |(line, _)| line);
+    let place = format!("{}:{line}: `{key}`", path.display());
+    let lifetime = time::parse_duration(value).map_err(|error| anyhow!("{place}: {error}"))?;
     if lifetime < MIN_LIFETIME {
-        bail!("`{key}` {text:?} is too short: it is renewed at half of it; give at least 2s");
+        bail!("{place} {value:?} is too short: it is renewed at half of it; give at least 2s");
     }
     Ok(lifetime)
 }
@@ -164,6 +165,21 @@ mod tests {
         let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/controller.toml"));
         let (example, default) = (Settings::read(Some(path)).unwrap(), read("").unwrap());
         assert_eq!(format!("{example:?}"), format!("{default:?}"));
+    }
+
+    #[test]
+    fn a_wrong_value_is_told_with_its_line_and_what_is_expected() {
+        for (text, said) in [
+            ("\nlisten = '0.0.0.0'", ":2: `listen` must be ADDRESS:PORT"),
+            ("listen = 7443", ":1: `listen` must be "),
+            ("log = 'info'\n\nstate_dir = true", ":3: `state_dir` must be a text in quotes"),
+            ("log_format = 'xml'", ":1: `log_format` can't be that: unknown variant `xml`"),
+            ("\ncertificate_lifetime = '1s'", ":2: `certificate_lifetime` \"1s\" is too short"),
+            ("\noperator_lifetime = 'long'", ":2: `operator_lifetime`: "),
+        ] {
+            let error = format!("{:#}", read(text).unwrap_err());
+            assert!(error.contains(&format!("controller.toml{said}")), "{error}");
+        }
     }
 
     #[test]

@@ -130,9 +130,15 @@ fn values_that_cannot_work_are_refused() {
         ("tracing.sample = 1.5", "tracing.sample"),
         ("tracing.sample = nan", "tracing.sample"),
         ("endpoints = [\"host:1\"]", "endpoints"),
+        ("listen_port = \"many\"", "listen_port"),
+        ("listen_port = 70000", "listen_port"),
+        ("dns.listen = \"perhaps\"", "dns.listen"),
+        ("dns.upstream = [\"192.0.2.53\"]", "dns.upstream"),
     ] {
         let error = parse(text).unwrap_err().to_string();
-        assert!(error.contains("agent.toml"), "{key}: {error}");
+        assert!(error.starts_with(&format!("agent.toml:1: `{key}` ")), "{key}: {error}");
+        let value = text.split_once("= ").unwrap().1.trim_matches(['[', ']', '"']);
+        assert!(error.contains(value), "{key}: {error}");
     }
 }
 

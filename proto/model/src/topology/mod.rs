@@ -35,5 +35,5 @@ pub use decl::{
 };
 pub use diff::{Change, ChangeKind, diff};
 pub use parse::parse;
-pub use read::did_you_mean;
+pub use read::{setting_at, setting_error};
 pub use warn::{Warning, warnings};

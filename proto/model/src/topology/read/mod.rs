@@ -2,11 +2,12 @@
 
 mod reader;
 mod report;
+mod setting;
 mod suggest;
 mod syntax;
 
 pub(crate) use reader::{Context, Entry, Pair, Schema, Table, clip, instead, quote};
 pub(crate) use report::{At, Located, Read, Report, Reported, all};
-pub use suggest::did_you_mean;
+pub use setting::{setting_at, setting_error};
 pub(crate) use suggest::nearest;
 pub(crate) use syntax::read;

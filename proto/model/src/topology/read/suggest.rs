@@ -22,8 +22,7 @@ pub(crate) fn nearest<'c>(
 
 /// What somebody meant whose settings have an unknown key or value, by serde's own words: "unknown field
 /// `lisen`, expected one of `listen`, `log`". None where that says something else, or nothing is near.
-#[must_use]
-pub fn did_you_mean(message: &str) -> Option<String> {
+pub(super) fn did_you_mean(message: &str) -> Option<String> {
     if !message.starts_with("unknown field ") && !message.starts_with("unknown variant ") {
         return None;
     }
