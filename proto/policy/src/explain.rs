@@ -102,7 +102,10 @@ impl Log {
 fn reason(policy: &Policy, id: RuleId, fit: Fit, case: &Case<'_>) -> String {
     let audit = if policy.rule(id).audit { ", but it only logs" } else { "" };
     match fit {
-        Fit::Yes => format!("it covers {}{audit}", case.layer4),
+        Fit::Yes => match matching_entry(policy, id, case) {
+            Some(entry) => format!("its `http` entry {entry} covers it{audit}"),
+            None => format!("it covers {}{audit}", case.layer4),
+        },
         Fit::Maybe => "it depends on the request, or on the server's name".to_owned(),
         Fit::Ambiguous(why) => format!("it can't judge this path: {why}{audit}"),
         Fit::OtherPort => other_port(policy, id, case),
@@ -139,6 +142,14 @@ fn other_request(policy: &Policy, id: RuleId, case: &Case<'_>) -> String {
         }
         (Some(_) | None, _) => format!("none of its `http` entries matches {method} {path}"),
     }
+}
+
+/// The first entry of a rule that fits the request.
+fn matching_entry<'p>(policy: &'p Policy, id: RuleId, case: &Case<'_>) -> Option<&'p RequestMatch> {
+    let Traffic::Request(asked) = &case.traffic else { return None };
+    let rule = policy.rule(id);
+    let mut entries = policy.requests[id.0 as usize].iter().zip(&rule.http);
+    entries.find(|(pattern, _)| asked.lack(pattern, rule.action).is_ok()).map(|(_, entry)| entry)
 }
 
 /// The entry of a rule that the request misses last, and how.

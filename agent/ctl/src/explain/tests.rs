@@ -76,6 +76,16 @@ fn arguments(line: &str) -> Explain {
     arguments
 }
 
+#[test]
+fn what_allows_a_request_is_named_down_to_its_entry() {
+    let (exit, text, value) = ask("service:client service:web --method GET --path /public/a");
+    assert_eq!(exit, Exit::Success, "{text}");
+    let reason = "its `http` entry GET /public/* covers it";
+    assert!(text.contains(reason), "{text}");
+    let steps = value["steps"].as_array().unwrap();
+    assert_eq!(steps.last().unwrap()["reason"], reason);
+}
+
 fn ask(line: &str) -> (Exit, String, Value) {
     let (world, arguments) = (world(), arguments(line));
     let answer = Answer::new(&world, &arguments).unwrap();
