@@ -1,6 +1,6 @@
 //! `agentctl whois`: whose an address is, or which service a process would be, and why.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use isthmus_model::{Identity, TrustDomain};
@@ -44,16 +44,41 @@ fn of_mesh(status: &v1::MeshStatus, who: &str) -> Result<v1::WhoisAnswer, Failur
             ))
         });
     };
-    let identity = Addresses::of_status(status).find(address).ok_or_else(|| {
-        Failure::Refused(format!(
-            "{address} is nobody's in revision {} of the mesh",
-            status.revision
-        ))
-    })?;
+    let Some(identity) = Addresses::of_status(status).find(address) else {
+        return of_endpoint(status, address).ok_or_else(|| {
+            Failure::Refused(format!(
+                "{address} is nobody's in revision {} of the mesh",
+                status.revision
+            ))
+        });
+    };
     Ok(v1::WhoisAnswer {
         kind: "address".to_owned(),
         addresses: vec![address.to_string()],
         ..of_identity(status, &identity)
+    })
+}
+
+/// The host whose tunnels end at an address of the underlay. Behind one that translates addresses there may
+/// be several.
+fn of_endpoint(status: &v1::MeshStatus, address: IpAddr) -> Option<v1::WhoisAnswer> {
+    let is_it = |text: &String| text.parse().is_ok_and(|it: SocketAddr| it.ip() == address);
+    let hosts = status.hosts.iter().filter_map(|it| Some((it, it.host.as_ref()?)));
+    let found: Vec<_> = hosts.filter(|(_, host)| host.endpoints.iter().any(is_it)).collect();
+    let names: Vec<&str> = found.iter().map(|(_, host)| &*host.name).collect();
+    let identity = match *names {
+        [] => return None,
+        [name] => of_identity(status, &Identity::Host(name.parse().ok()?)),
+        _ => v1::WhoisAnswer { identity: "several hosts".to_owned(), ..Default::default() },
+    };
+    let of_mesh = found
+        .iter()
+        .flat_map(|(it, host)| mesh_view::ipv4(host).into_iter().chain([it.ipv6.clone()]));
+    Some(v1::WhoisAnswer {
+        kind: "endpoint of tunnels".to_owned(),
+        host: names.join(", "),
+        addresses: of_mesh.collect(),
+        ..identity
     })
 }
 
@@ -278,6 +303,12 @@ mod tests {
         }
         assert_eq!(of_mesh(&mesh(), "app-2.host").unwrap().identity, "host:app-2");
         assert_eq!(of_mesh(&mesh(), "press").unwrap().host, "app-1");
+        let mut mesh_ = mesh();
+        let app =
+            mesh_.hosts.iter_mut().filter_map(|it| it.host.as_mut()).find(|it| it.name == "app-1");
+        app.unwrap().endpoints = vec!["192.0.2.7:51820".to_owned()];
+        let answer = of_mesh(&mesh_, "192.0.2.7").unwrap();
+        assert_eq!((&*answer.kind, &*answer.identity), ("endpoint of tunnels", "host:app-1"));
         for name in ["host:web", "web.dev", "nobody"] {
             assert!(of_mesh(&mesh(), name).unwrap_err().to_string().contains(name));
         }

@@ -1,9 +1,10 @@
 //! `agentctl whois`: the owner of an address or name, and the service that a process would be, with the reason.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use isthmus_core::State;
-use isthmus_model::{HostId, Identity, Place, Principal, Selector, ServiceId, Snapshot};
+use isthmus_model::{Host, HostId, Identity, Place, Principal, Selector, ServiceId, Snapshot};
 use isthmus_net::process::{self, Holder};
 use isthmus_proto::v1;
 
@@ -34,14 +35,16 @@ pub(super) fn whois(
     }
     let snapshot = &state.snapshot;
     let bare = target.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(target);
-    let address = match bare.parse() {
+    let address: IpAddr = match bare.parse() {
         Ok(address) => address,
         Err(_) => match named(snapshot, target)? {
             Named::Service(id) => return Ok(of_service(snapshot, id)),
             Named::Host(_) | Named::Device(_) => resolve(state, target)?,
         },
     };
-    let place = state.directory.place(address).ok_or(ResolveError::Foreign(address))?;
+    let Some(place) = state.directory.place(address) else {
+        return of_endpoint(snapshot, address).ok_or_else(|| ResolveError::Foreign(address).into());
+    };
     let kind = match place {
         Place::Host(_) => "host",
         Place::Workload(..) => "workload",
@@ -62,6 +65,31 @@ pub(super) fn whois(
         }
     };
     Ok(answer)
+}
+
+/// The host whose tunnels end at an address of the underlay. Behind one that translates addresses there may
+/// be several.
+fn of_endpoint(snapshot: &Snapshot, address: IpAddr) -> Option<v1::WhoisAnswer> {
+    let ends_there = |host: &Host| host.endpoints.iter().any(|it| it.ip() == address);
+    let hosts: Vec<HostId> =
+        snapshot.hosts.iter().filter(|(_, host)| ends_there(host)).map(|(id, _)| *id).collect();
+    let named: Vec<String> = hosts.iter().map(|id| host_name(snapshot, *id)).collect();
+    let answer = v1::WhoisAnswer {
+        kind: "endpoint of tunnels".to_owned(),
+        host: named.join(", "),
+        addresses: hosts.iter().flat_map(|id| addresses(snapshot, *id, ServiceId(0))).collect(),
+        ..v1::WhoisAnswer::default()
+    };
+    match *hosts {
+        [] => None,
+        [id] => Some(v1::WhoisAnswer {
+            kind: answer.kind,
+            host: answer.host,
+            addresses: answer.addresses,
+            ..of_principal(snapshot, Principal::Host(id))
+        }),
+        _ => Some(v1::WhoisAnswer { identity: "several hosts".to_owned(), ..answer }),
+    }
 }
 
 /// A service as a whole: nowhere in particular.
@@ -268,6 +296,8 @@ mod tests {
             ("100.64.0.20", "device", "device:press", "web-1"),
             ("100.127.0.0", "this host", "host:app-1", ""),
             ("web-1", "host", "host:web-1", "web-1"),
+            ("192.0.2.1", "endpoint of tunnels", "host:app-1", "app-1"),
+            ("192.0.2.2", "endpoint of tunnels", "host:web-1", "web-1"),
             ("press.device", "device", "device:press", "web-1"),
         ] {
             let answer = whois(&state, &Table::default(), target).unwrap();
@@ -278,7 +308,13 @@ mod tests {
         assert_eq!(web.spiffe, "spiffe://corp.example/ns/prod/sa/web");
         assert_eq!((&*web.dns_name, &*web.port), ("web.prod.mesh.internal", "tcp/8080"));
         assert_eq!(web.addresses, ["100.64.0.17", "fd01:203:405::2:0:5"]);
-        assert!(whois(&state, &Table::default(), "192.0.2.1").is_err());
+        assert!(whois(&state, &Table::default(), "192.0.2.3").is_err());
+        let mut snapshot = state.snapshot.as_ref().clone();
+        for host in snapshot.hosts.values_mut() {
+            host.endpoints = vec!["192.0.2.9:51820".parse().unwrap()];
+        }
+        let both = whois(&State::new(snapshot), &Table::default(), "192.0.2.9").unwrap();
+        assert_eq!((&*both.identity, &*both.host), ("several hosts", "app-1, web-1"));
     }
 
     #[test]
