@@ -2,7 +2,7 @@
 //! runs. The host is looked at by `isthmus-agent check`; what only a running agent knows it is asked for.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ use crate::cli::{Check, Format};
 use crate::errors::Exit;
 use crate::output::{self, Tone, clean, paint, table};
 use crate::problems;
+use crate::programs::{AGENT, program};
 use crate::status::read_mesh;
 use crate::transport::{Session, ask_agent};
 use crate::words::{self, count};
 
 const DOWN: &str = "down";
-const PROGRAM: &str = "isthmus-agent";
 const CONTROLLER: &str = "isthmus-controller";
 const CONTROLLER_STATE: &str = "/var/lib/isthmus/controller";
 const NO_HOST: &str = "none: this machine has the controller, and is no host of the mesh";
@@ -43,7 +43,7 @@ pub(crate) async fn check(session: &Session, arguments: &Check) -> Result<Exit> 
     if arguments.codes {
         return list(session);
     }
-    let found = if program(PROGRAM).is_none() && program(CONTROLLER).is_some() {
+    let found = if program(AGENT).is_none() && program(CONTROLLER).is_some() {
         of_controller(read_mesh(session).await, Path::new(CONTROLLER_STATE))
     } else {
         let mut found = Found { looked: look(session, arguments).await, ..Found::default() };
@@ -124,7 +124,7 @@ impl Found {
 
 /// Has the agent's program look at this host.
 async fn look(session: &Session, arguments: &Check) -> Vec<Looked> {
-    let Some(program) = program(PROGRAM) else { return vec![missing()] };
+    let Some(program) = program(AGENT) else { return vec![missing()] };
     let mut command = Command::new(&program);
     command.arg("check").arg("--socket").arg(session.socket());
     if let Some(settings) = &arguments.settings {
@@ -143,16 +143,6 @@ async fn look(session: &Session, arguments: &Check) -> Vec<Looked> {
         let remedy = "install the package isthmus-agent in the version of agentctl";
         vec![Looked { problems: vec![problem(Code::AgentMissing, "", text, remedy)], ..missing() }]
     })
-}
-
-/// Beside this program, or where packages put it.
-fn program(name: &str) -> Option<PathBuf> {
-    let here = std::env::current_exe().ok();
-    let beside = here.as_deref().and_then(Path::parent).map(|folder| folder.join(name));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/bin".into(), "/usr/sbin".into()]);
-    let known = folders.map(|folder| folder.join(name));
-    beside.into_iter().chain(known).find(|path| path.is_file())
 }
 
 /// What can be said of a machine that has the controller, and no agent: nothing is wrong with that.
@@ -204,7 +194,7 @@ fn missing() -> Looked {
     let remedy = "`apt-get install isthmus-agent` (or dnf)";
     Looked {
         name: "program".to_owned(),
-        found: PROGRAM.to_owned(),
+        found: AGENT.to_owned(),
         problems: vec![problem(Code::AgentMissing, "", text, remedy)],
     }
 }

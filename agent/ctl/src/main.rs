@@ -31,6 +31,7 @@ mod operator;
 mod output;
 mod ping;
 mod problems;
+mod programs;
 mod reference;
 mod rollout;
 mod routes;

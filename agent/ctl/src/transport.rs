@@ -20,6 +20,7 @@ use crate::cli::{Format, Global};
 use crate::credentials::{self, Age, Credentials};
 use crate::errors::{Failure, find_io, refused, root_cause};
 use crate::output::warn;
+use crate::programs::{AGENT, program};
 use crate::words::{now, timestamp};
 
 const DEFAULT_SOCKET: &str = "/run/isthmus/agent.sock";
@@ -103,7 +104,11 @@ impl Session {
         let connecting = endpoint.connect_with_connector(connector);
         let channel = match timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Err(no_agent(&path, &error).into()),
+            Ok(Err(error)) => {
+                let kind = find_io(&error).map(io::Error::kind);
+                let installed = program(AGENT).is_some();
+                return Err(no_agent(&path, &root_cause(&error), kind, installed).into());
+            }
             Err(_) => {
                 let problem = format!("Failed to reach the agent at {}", path.display());
                 return Err(Failure::Unreachable(format!(
@@ -205,9 +210,17 @@ async fn connect(address: &str, tls: ClientTlsConfig) -> Result<Channel, String>
     }
 }
 
-fn no_agent(path: &Path, error: &tonic::transport::Error) -> Failure {
-    let cause = root_cause(error);
-    let hint = match find_io(error).map(io::Error::kind) {
+fn no_agent(path: &Path, cause: &str, kind: Option<io::ErrorKind>, installed: bool) -> Failure {
+    if kind == Some(io::ErrorKind::NotFound) && !installed {
+        return Failure::Unreachable(format!(
+            "This machine has no agent ({} isn't there), so it can't be asked about its own traffic: run \
+             this on a host of the mesh. Here the controller can be asked, with an operator's credentials: \
+             `agentctl status --mesh`, `agentctl explain`, `agentctl whois`. To make this machine a host, \
+             install isthmus-agent, then `agentctl join -`",
+            path.display()
+        ));
+    }
+    let hint = match kind {
         Some(io::ErrorKind::PermissionDenied) => "run agentctl as root",
         _ => "is isthmus-agent running? (systemctl status isthmus-agent)",
     };
@@ -291,8 +304,16 @@ mod tests {
         let session = session(None, Some("/nonexistent/agent.sock"), &[]);
         let error = session.agent().await.err().unwrap();
         assert_eq!(exit(&error), Exit::Unreachable);
+        let away = |installed| {
+            let (path, kind) = (session.socket(), Some(io::ErrorKind::NotFound));
+            no_agent(path, "no such file", kind, installed).to_string()
+        };
+        let without = away(false);
+        for part in ["/nonexistent/agent.sock", "has no agent", "`agentctl status --mesh`"] {
+            assert!(without.contains(part), "{without}");
+        }
         assert_eq!(
-            error.to_string(),
+            away(true),
             "Failed to reach the agent at /nonexistent/agent.sock: no such file; is isthmus-agent \
              running? (systemctl status isthmus-agent)"
         );
