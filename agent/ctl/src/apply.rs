@@ -243,7 +243,14 @@ fn dry_run(response: &v1::ApplyResponse) -> String {
         names => format!("it concerns {}", clean(&names.join(", "))),
     };
     let asks = bullets("it would have to be asked (or --yes):", Tone::Warn, &response.asks);
-    format!("{asks}dry run: {changes}, nothing was applied; {concerned}\n")
+    let unseen = match &*response.affected {
+        [] => "",
+        _ => {
+            "not looked at: whether the hosts have the users, programs and certificates that it names; \
+              their agents say so after an apply\n"
+        }
+    };
+    format!("{asks}dry run: {changes}, nothing was applied; {concerned}\n{unseen}")
 }
 
 fn change_line(change: &v1::Change) -> String {
@@ -321,7 +328,9 @@ mod tests {
         );
         assert_eq!(
             plain(&dry_run(&response())),
-            "dry run: 3 changes, nothing was applied; it concerns app-1\n"
+            "dry run: 3 changes, nothing was applied; it concerns app-1\n\
+             not looked at: whether the hosts have the users, programs and certificates that it \
+             names; their agents say so after an apply\n"
         );
     }
 
