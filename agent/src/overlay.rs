@@ -18,7 +18,7 @@ use isthmus_net::listen::hush;
 use isthmus_net::netlink::NetlinkError;
 use isthmus_net::ruleset::RulesetMonitor;
 use isthmus_net::senders::Senders;
-use isthmus_net::sock_diag::{Protocol, SocketDiag};
+use isthmus_net::sock_diag::SocketDiag;
 use isthmus_net::tun::Tun;
 use isthmus_net::udp::UdpSocket;
 use isthmus_proxy::{RateLimits, View};
@@ -351,19 +351,9 @@ impl Running {
 /// The proxy's listeners and the tunnels' sockets, on the ports of the settings or on others.
 fn open_ports(shared: &Shared) -> anyhow::Result<(Vec<TcpListener>, Vec<Vec<UdpSocket>>)> {
     let settings = &shared.settings;
-    let port = Port {
-        protocol: Protocol::Tcp,
-        number: settings.proxy_port,
-        what_for: "the proxy (proxy_port)",
-    };
-    let (proxy, proxy_port) = port.open(&shared.problems, proxy_listeners)?;
-    let port = Port {
-        protocol: Protocol::Udp,
-        number: settings.listen_port,
-        what_for: "tunnels (listen_port)",
-    };
+    let (proxy, proxy_port) = Port::proxy(settings).open(&shared.problems, proxy_listeners)?;
     let open = |number| tunnel_sockets(number, settings.lanes());
-    let (sockets, tunnel_port) = port.open(&shared.problems, open)?;
+    let (sockets, tunnel_port) = Port::tunnels(settings).open(&shared.problems, open)?;
     shared.ports.set(tunnel_port, proxy_port);
     Ok((proxy, sockets))
 }

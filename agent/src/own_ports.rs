@@ -47,6 +47,17 @@ impl OwnPorts {
         self.proxy.store(proxy, Ordering::Relaxed);
     }
 
+    /// Of those that others serve in the stead of: who has them now.
+    pub(crate) fn tell_again(&self, settings: &Settings, problems: &Problems) {
+        for (port, serving) in
+            [(Port::tunnels(settings), self.tunnels()), (Port::proxy(settings), self.proxy())]
+        {
+            if serving != port.number {
+                port.tell_again(problems, serving);
+            }
+        }
+    }
+
     /// UDP.
     #[must_use]
     pub(crate) fn tunnels(&self) -> u16 {
@@ -61,6 +72,22 @@ impl OwnPorts {
 }
 
 impl Port {
+    pub(crate) const fn proxy(settings: &Settings) -> Self {
+        Self {
+            protocol: Protocol::Tcp,
+            number: settings.proxy_port,
+            what_for: "the proxy (proxy_port)",
+        }
+    }
+
+    pub(crate) const fn tunnels(settings: &Settings) -> Self {
+        Self {
+            protocol: Protocol::Udp,
+            number: settings.listen_port,
+            what_for: "tunnels (listen_port)",
+        }
+    }
+
     /// Opens it. Where somebody else has it, which is a problem until it can be opened, another port
     /// serves in its stead: no user of this host keeps it out of the mesh. Returns which it is.
     ///
@@ -88,6 +115,26 @@ impl Port {
             }
         };
         Ok((opened, number))
+    }
+
+    /// Says anew who has a port that another serves in the stead of, or that nobody has it any more.
+    pub(crate) fn tell_again(self, problems: &Problems, instead: u16) {
+        let problem = match holders::of_port(self.protocol, self.number) {
+            Ok(holders) if holders.is_empty() => self.free(instead),
+            Ok(_) | Err(_) => self.taken(&self.holders(), instead),
+        };
+        problems.raise(problem.about(self.to_string()));
+    }
+
+    fn free(self, instead: u16) -> Problem {
+        Problem::new(
+            TAKEN,
+            format!(
+                "{self}, for {}, was taken and is free again; port {instead} still serves in its stead",
+                self.what_for
+            ),
+            "`systemctl restart isthmus-agent`: it takes the port that is free again",
+        )
     }
 
     fn holders(self) -> String {
@@ -179,6 +226,12 @@ mod tests {
         assert!(said.ends_with(&format!("port {another} serves in its stead")), "{said}");
 
         drop(squatter);
+        let own = OwnPorts { tunnels: another.into(), proxy: 15_001.into() };
+        let settings = Settings { listen_port: number, ..Settings::default() };
+        own.tell_again(&settings, &problems);
+        let [told] = &*problems.all() else { panic!("{:?}", problems.all()) };
+        assert!(told.text.contains("is free again"), "{told:?}");
+        assert!(told.remedy.contains("restart isthmus-agent"), "{told:?}");
         assert_eq!(open().unwrap().1, number);
         assert_eq!(problems.all(), []);
         let anybodys_taken = |number: u16| match number {

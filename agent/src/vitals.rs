@@ -32,8 +32,14 @@ pub(crate) async fn watch(shared: Arc<Shared>, disk: Arc<StateDir>) -> Infallibl
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let looking = Arc::clone(&disk);
-        let exposed = tokio::task::spawn_blocking(move || looking.exposed()).await;
+        let (looking, sharing) = (Arc::clone(&disk), Arc::clone(&shared));
+        let exposed = tokio::task::spawn_blocking(move || {
+            if sharing.packets().is_some() {
+                sharing.ports.tell_again(&sharing.settings, &sharing.problems);
+            }
+            looking.exposed()
+        })
+        .await;
         shared
             .problems
             .replace(Code::KeyReadable, exposed.unwrap_or_default().iter().map(|it| readable(it)));
