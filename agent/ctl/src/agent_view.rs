@@ -86,7 +86,7 @@ fn problems(status: &v1::AgentStatus, now: i64) -> String {
 
 fn services(services: &[v1::LocalService]) -> String {
     let line = |service: &v1::LocalService| {
-        let v1::LocalService { name, namespace, port, protocol, addresses, listens, more } =
+        let v1::LocalService { name, namespace, port, protocol, addresses, listens, more, leaving } =
             service;
         let shown = |listens: &str| {
             if listens.is_empty() { String::new() } else { format!(", listens {listens}") }
@@ -96,7 +96,8 @@ fn services(services: &[v1::LocalService]) -> String {
             .map(|it| format!("\n  {} {}/{}{}", it.name, it.protocol, it.port, shown(&it.listens)));
         let (listens, more) = (shown(listens), more.collect::<String>());
         let port = if *port == 0 { "calls only".to_owned() } else { format!("{protocol}/{port}") };
-        format!("{name}.{namespace} {port} at {}{listens}{more}", addresses.join(", "))
+        let leaving = if *leaving { ", leaving: it gets nothing new" } else { "" };
+        format!("{name}.{namespace} {port} at {}{listens}{leaving}{more}", addresses.join(", "))
     };
     services.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -201,6 +202,7 @@ fn service_json(service: &v1::LocalService) -> Value {
         "protocol": (service.port != 0).then_some(&service.protocol),
         "addresses": service.addresses,
         "listens": known(&service.listens),
+        "leaving": service.leaving,
         "ports": service.more.iter().map(port_json).collect::<Value>(),
     })
 }
@@ -325,6 +327,7 @@ mod tests {
                 addresses: vec!["100.64.0.17".to_owned()],
                 listens: "on IPv4 only".into(),
                 more: Vec::new(),
+                leaving: true,
             }],
             drops: vec![
                 v1::Counter { name: "forged".to_owned(), value: 3 },
@@ -369,7 +372,7 @@ mod tests {
             "not connected to 10.9.0.1:7443: connection refused",
             "7, confirmed 3 min ago",
             "expires in 100 s",
-            "web.prod http/8080 at 100.64.0.17",
+            "web.prod http/8080 at 100.64.0.17, listens on IPv4 only, leaving: it gets nothing new",
             "drops        3 forged\n",
             "public https/443 shop.example, certificate expires in 100 s",
             "/k.pem is gone",

@@ -94,6 +94,7 @@ fn local_services(
                 addresses: vec![ipv4.to_string(), ipv6.to_string()],
                 listens: listening.get(&(id, service.port)).cloned().unwrap_or_default(),
                 more: more_ports(id, service, listening),
+                leaving: service.leaving.contains(&snapshot.local),
             }
         };
     snapshot.local_services().map(service).collect()
@@ -266,13 +267,13 @@ pub(crate) mod tests {
     /// Host 1 (app-1, this one), host 2 (web-1) with the service web (5), a service without
     /// workloads (6), and the device press (9) behind host 2.
     pub(crate) fn state() -> State {
-        let host = |name: &str, block: &str| Host {
+        let host = |name: &str, endpoint: &str, block: &str| Host {
             name: name.parse().unwrap(),
             site: None,
             labels: BTreeMap::new(),
             public_key: PublicKey([1; 32]),
             former_key: None,
-            endpoints: vec!["192.0.2.2:51820".parse().unwrap()],
+            endpoints: vec![endpoint.parse().unwrap()],
             ipv4_block: block.parse().unwrap(),
         };
         let device = Device {
@@ -292,8 +293,8 @@ pub(crate) mod tests {
             },
             local: HostId(1),
             hosts: [
-                (HostId(1), host("app-1", "100.64.0.0/28")),
-                (HostId(2), host("web-1", "100.64.0.16/28")),
+                (HostId(1), host("app-1", "192.0.2.1:51820", "100.64.0.0/28")),
+                (HostId(2), host("web-1", "192.0.2.2:51820", "100.64.0.16/28")),
             ]
             .into(),
             services: [
