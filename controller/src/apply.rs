@@ -139,11 +139,6 @@ pub(crate) fn apply(
     deed: &Deed,
 ) -> Result<v1::ApplyResponse, Status> {
     let Proposal { files, topology, tests } = proposal;
-    if !clashes.is_empty() {
-        let diagnostics: Vec<Diagnostic> =
-            clashes.iter().map(|clash| State::clash(&files, &clash.host, &clash.route)).collect();
-        return Ok(refused(mesh, &diagnostics, tests));
-    }
     let after = topology.clone();
     let applied = match mesh.apply(files, topology, terms, deed) {
         Ok(applied) => applied,
@@ -155,7 +150,8 @@ pub(crate) fn apply(
     };
     let Applied { revision, before, replaces, affected, unchanged, consequences, undone_at } =
         applied;
-    let Consequences { asks, notes } = consequences;
+    let Consequences { asks, mut notes } = consequences;
+    notes.extend(clashes.iter().map(|clash| State::clash(&clash.host, &clash.route)));
     let held = if terms.dry_run || terms.yes { &[][..] } else { &asks };
     let changes = topology::diff(Some(&before.topology), &after);
     Ok(v1::ApplyResponse {

@@ -358,7 +358,7 @@ pub(crate) struct How {
     /// Show what would change, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Go on even if a host has a route into the mesh's addresses; that host alone stays behind
+    /// Don't ask the hosts whether a route of theirs is in the way of the mesh's addresses
     #[arg(long)]
     pub(crate) despite_clashes: bool,
     /// Don't ask, whatever it takes away

@@ -247,17 +247,13 @@ impl State {
         Ok(Some(next))
     }
 
-    /// Says that the mesh's addresses clash with a route of a host's, where the files say them.
+    /// Says that the mesh's addresses clash with a route of a host's. No topology brings that about, since
+    /// these stay as they are once hosts have joined; so none is held up by it.
     #[must_use]
-    pub fn clash(files: &[SourceFile], host: &Name, route: &str) -> Diagnostic {
-        diagnostic::mesh_key(
-            files,
-            "ipv4",
-            format!("the mesh's addresses clash with the route \"{route}\" of host \"{host}\""),
-            format!(
-                "remove the route on {host}, or choose another range for the mesh; \
-                 `agentctl apply --despite-clashes` goes on without {host}"
-            ),
+    pub fn clash(host: &Name, route: &str) -> String {
+        format!(
+            "host {host} stays behind, whatever changes: its route \"{route}\" clashes with the mesh's \
+             addresses; remove the route on {host}"
         )
     }
 

@@ -175,20 +175,22 @@ async fn hosts_are_asked_whether_a_route_is_in_the_way() {
         agent.say(Say::Checked(checked)).await;
     };
     let route = "100.64.0.0/12 via 192.0.2.1 dev eth0";
+    let about_routes = |response: &v1::ApplyResponse| {
+        response.notes.iter().filter(|note| note.contains("route")).cloned().collect::<Vec<_>>()
+    };
+    let (shown, ()) = tokio::join!(controller.try_request(asking(true)), answer_with(""));
+    assert_eq!((about_routes(&shown), &*shown.diagnostics), (Vec::new(), &[][..]));
+    // No topology brings it about, so none is held up. Who doesn't answer holds nobody up for long.
     for dry_run in [true, false] {
-        let (refused, ()) =
-            tokio::join!(controller.try_request(asking(dry_run)), answer_with(route));
-        let [diagnostic] = &refused.diagnostics[..] else { panic!("{refused:?}") };
-        assert_eq!((diagnostic.line, diagnostic.column), (2, 1));
-        assert!(diagnostic.message.contains(route), "{}", diagnostic.message);
-        assert!(diagnostic.message.contains("web-1"), "{}", diagnostic.message);
-        assert!(diagnostic.help.contains("remove the route"), "{}", diagnostic.help);
         assert_eq!(controller.status().await.revision, before);
+        let (told, ()) = tokio::join!(controller.try_request(asking(dry_run)), answer_with(route));
+        assert_eq!(told.diagnostics, []);
+        let [note] = &*about_routes(&told) else { panic!("{told:?}") };
+        for part in ["web-1", route, "remove the route"] {
+            assert!(note.contains(part), "{part} in {note}");
+        }
     }
-    // Who doesn't answer holds nobody up for long: it can still refuse the revision.
-    let (applied, ()) = tokio::join!(controller.try_request(asking(false)), answer_with(""));
-    assert_eq!(applied.diagnostics, []);
-    assert!(applied.revision > before);
+    assert!(controller.status().await.revision > before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
