@@ -139,9 +139,9 @@ impl Record {
         }
     }
 
-    /// Policy would have refused it, but is in audit mode.
-    pub(crate) fn audit(&mut self, denier: Decider) {
-        if self.ruling == Ruling::Allow {
+    /// Who would have refused it, but for audit mode.
+    pub(crate) fn audit(&mut self, denier: Option<Decider>) {
+        if let Some(denier) = denier.filter(|_| self.ruling == Ruling::Allow) {
             self.decide(Ruling::Audit, denier);
         }
     }

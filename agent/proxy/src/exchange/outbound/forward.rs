@@ -74,7 +74,6 @@ pub(super) async fn run(
     if let Some(route) = &route {
         mirror::send(connection, view, route, &template, &payload);
     }
-    let try_timeout = route.as_ref().and_then(|it| it.try_timeout);
     let mut exchange = Exchange {
         connection,
         view,
@@ -83,7 +82,7 @@ pub(super) async fn run(
         cluster,
         template,
         deadline,
-        try_timeout,
+        try_timeout: route.as_ref().and_then(|it| it.try_timeout),
         policy,
         key,
         hedge: route.as_ref().and_then(|it| it.hedge),
@@ -97,9 +96,7 @@ pub(super) async fn run(
             None => Ok(running.await),
         }
     };
-    if let Some(denier) = exchange.audited.take() {
-        record.audit(denier);
-    }
+    record.audit(exchange.audited.take());
     match ended {
         Ok(ended) => conclude(exchange, ended, route.as_deref(), record),
         Err(_) => {
