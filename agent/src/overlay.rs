@@ -448,7 +448,6 @@ fn senders_before(shared: &Shared, device: u32) -> Option<Arc<Senders>> {
 }
 
 /// Waits until `flag` is true, or nobody can set it any more.
-/// Waits until somebody sets it, or is gone.
 pub(crate) async fn is_set(mut flag: watch::Receiver<bool>) {
     drop(flag.wait_for(|set| *set).await);
 }
