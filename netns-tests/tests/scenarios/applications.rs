@@ -32,65 +32,10 @@ const PLACES: [(&str, &str, bool); 6] = [
 const PROTOCOLS: [&str; 4] = ["http", "tcp", "tls", "auto"];
 
 /// One program for all of them: `address port kind` each.
-const SERVE: &str = r#"
-import socket, ssl, sys, threading, time
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain(sys.argv[1] + ".crt", sys.argv[1] + ".key")
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
-def attend(connection, kind):
-    try:
-        if kind == "tls":
-            connection = context.wrap_socket(connection, server_side=True)
-        said = connection.recv(65536)
-        connection.sendall(said if kind == "tcp" else ANSWER)
-        connection.close()
-    except OSError:
-        pass
-def listen(address, port, kind):
-    if address == "*":
-        server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    else:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        server = socket.create_server((address, port), family=family)
-    while True:
-        threading.Thread(target=attend, args=[server.accept()[0], kind], daemon=True).start()
-for place in sys.argv[2:]:
-    address, port, kind = place.split("/")
-    threading.Thread(target=listen, args=[address, int(port), kind], daemon=True).start()
-print("listens", flush=True)
-time.sleep(600)
-"#;
+const SERVE: &str = include_str!("programs/applications_serve.py");
 
 /// Asks each `name port kind` by both families, and prints who didn't answer as it is to be.
-const ASK: &str = r#"
-import socket, ssl, sys
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-failed = asked = 0
-for place in sys.argv[1:]:
-    name, port, kind = place.split("/")
-    for family in [socket.AF_INET, socket.AF_INET6]:
-        asked += 1
-        try:
-            at = socket.getaddrinfo(name, int(port), family, socket.SOCK_STREAM)[0][4]
-            connection = socket.socket(family)
-            connection.settimeout(10)
-            connection.connect(at)
-            if kind == "tls":
-                connection = context.wrap_socket(connection, server_hostname=name)
-            said = b"ping" if kind == "tcp" else b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-            connection.sendall(said)
-            heard = b""
-            while data := connection.recv(65536):
-                heard += data
-            good = heard == b"ping" if kind == "tcp" else heard.startswith(b"HTTP/1.1 200") and heard.endswith(b"hello")
-        except OSError as error:
-            heard, good = error, False
-        if not good:
-            failed += 1
-            print(place, family.name, heard)
-print(f"{failed} of {asked} failed")
-"#;
+const ASK: &str = include_str!("programs/applications_ask.py");
 
 struct Case {
     name: String,
@@ -273,32 +218,10 @@ const NEIGHBOUR: u32 = 40_003;
 const RAW: u32 = 40_004;
 
 /// Says to each who it takes them for; on IPv4 only.
-const WHO: &str = r#"
-import socket
-server = socket.create_server(("0.0.0.0", 7000))
-while True:
-    connection, peer = server.accept()
-    connection.recv(100)
-    connection.sendall(peer[0].encode())
-    connection.close()
-"#;
+const WHO: &str = include_str!("programs/applications_who.py");
 
 /// Connects to an application from an address that is another's, as whoever may write raw packets can.
-const FORGE: &str = r#"
-import socket, sys
-source, to = sys.argv[1], sys.argv[2]
-six = ":" in source
-forger = socket.socket(socket.AF_INET6 if six else socket.AF_INET)
-forger.settimeout(1)
-forger.setsockopt(*((socket.IPPROTO_IPV6, 75) if six else (socket.SOL_IP, 19)), 1)
-forger.setsockopt(socket.SOL_SOCKET, 36, 0x15750001)
-forger.bind((source, 0))
-try:
-    forger.connect((to, 8080))
-    print("connected")
-except OSError as error:
-    print("refused", error)
-"#;
+const FORGE: &str = include_str!("programs/applications_forge.py");
 
 /// A workload's addresses: IPv4, IPv6.
 fn workload(mesh: &Mesh, service: &str) -> [String; 2] {
@@ -391,16 +314,7 @@ fn nobody_passes_for(srv: &Host, callers: [(&String, &String); 4], far: [&String
 }
 
 /// Says something by a family, prints what is answered.
-const SAY: &str = r#"
-import socket, sys
-family = socket.AF_INET6 if sys.argv[2] == "-6" else socket.AF_INET
-at = socket.getaddrinfo(sys.argv[1], 7000, family, socket.SOCK_STREAM)[0][4]
-connection = socket.socket(family)
-connection.settimeout(5)
-connection.connect(at)
-connection.sendall(b"\0who am I\n")
-print(connection.recv(100).decode())
-"#;
+const SAY: &str = include_str!("programs/applications_say.py");
 
 /// A service with three ports, each for somebody else.
 const PORTS: &str = r#"

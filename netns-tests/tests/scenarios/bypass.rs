@@ -58,39 +58,10 @@ sni = "shop.example"
 "#;
 
 /// Accepts connections and prints what comes.
-const SINK: &str = r#"
-import socket, sys, threading
-def serve(port):
-    server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    while True:
-        connection = server.accept()[0]
-        threading.Thread(target=attend, args=[port, connection]).start()
-def attend(port, connection):
-    try:
-        while data := connection.recv(65536):
-            print(port, data[:300], flush=True)
-            if b" HTTP/" in data:
-                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-    except ConnectionError:
-        pass
-for port in map(int, sys.argv[1:]):
-    threading.Thread(target=serve, args=[port]).start()
-"#;
+const SINK: &str = include_str!("programs/bypass_sink.py");
 
 /// Sends a text to each of the addresses, and says who answered.
-const KNOCK: &str = r#"
-import socket, sys
-text = sys.argv[1].encode().decode("unicode_escape").encode("latin-1")
-for place in sys.argv[2:]:
-    host, port = place.rsplit("/", 1)
-    try:
-        with socket.create_connection((host, int(port)), timeout=2) as connection:
-            connection.settimeout(2)
-            connection.sendall(text)
-            print(place, connection.recv(100))
-    except OSError as error:
-        print(place, type(error).__name__)
-"#;
+const KNOCK: &str = include_str!("programs/bypass_knock.py");
 
 struct Lab {
     mesh: Mesh,

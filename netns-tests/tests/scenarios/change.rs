@@ -36,35 +36,9 @@ to = "service:web"
 "#;
 
 /// Sends a line every 10 ms over one TCP connection and prints when its echo comes back.
-const CLIENT_PROGRAM: &str = r#"
-import socket, sys, time
-sock = socket.create_connection((sys.argv[1], 8080), timeout=20)
-number = 0
-while True:
-    line = f"{number}\n".encode()
-    sock.sendall(line)
-    got = b""
-    while len(got) < len(line):
-        part = sock.recv(len(line) - len(got))
-        if not part:
-            sys.exit("closed")
-        got += part
-    print(number, flush=True)
-    number += 1
-    time.sleep(0.01)
-"#;
+const CLIENT_PROGRAM: &str = include_str!("programs/change_client.py");
 
-const ECHO_PROGRAM: &str = r#"
-import socketserver
-class Echo(socketserver.BaseRequestHandler):
-    def handle(self):
-        while data := self.request.recv(65536):
-            self.request.sendall(data)
-class Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-Server(("0.0.0.0", 8080), Echo).serve_forever()
-"#;
+const ECHO_PROGRAM: &str = include_str!("programs/change_echo.py");
 
 struct Conversation {
     client: Process,

@@ -39,60 +39,16 @@ to = ["service:web", "service:stats"]
 "#;
 
 /// Notes each datagram in a file; asked for some bytes, it answers with them.
-const SERVER: &str = r#"
-import socket, sys, threading
-log = open(sys.argv[1], "ab", buffering=0)
-def serve(family, address):
-    s = socket.socket(family, socket.SOCK_DGRAM)
-    if family == socket.AF_INET6: s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-    s.bind((address, 8125))
-    while True:
-        data, sender = s.recvfrom(65535)
-        log.write(data + b"\n")
-        if data.startswith(b"want "): s.sendto(b"x" * int(data[5:]), sender)
-threading.Thread(target=serve, args=(socket.AF_INET6, "::")).start()
-serve(socket.AF_INET, "0.0.0.0")
-"#;
+const SERVER: &str = include_str!("programs/datagrams_server.py");
 
-const SEND_AND_CLOSE: &str = r#"
-import socket, sys, time
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-for n in range(int(sys.argv[2])):
-    s = socket.socket(family, socket.SOCK_DGRAM)
-    s.sendto(b"%s%d" % (sys.argv[1].encode(), n), (sys.argv[1], 8125))
-    s.close()
-    time.sleep(0.0002)
-"#;
+const SEND_AND_CLOSE: &str = include_str!("programs/datagrams_send_and_close.py");
 
-const SEND_FROM: &str = r#"
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-s = socket.socket(family, socket.SOCK_DGRAM)
-s.bind(("", 7777))
-for n in range(int(sys.argv[3])): s.sendto(sys.argv[2].encode(), (sys.argv[1], 8125))
-"#;
+const SEND_FROM: &str = include_str!("programs/datagrams_send_from.py");
 
-const ASK: &str = r#"
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-s = socket.socket(family, socket.SOCK_DGRAM)
-s.settimeout(5)
-s.sendto(b"want " + sys.argv[2].encode(), (sys.argv[1], 8125))
-print(len(s.recv(65535)))
-"#;
+const ASK: &str = include_str!("programs/datagrams_ask.py");
 
 /// From one socket, or from another each time, of so many bytes.
-const FLOOD: &str = r#"
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-s = socket.socket(family, socket.SOCK_DGRAM)
-while True:
-    try:
-        if sys.argv[2] == "many": s = socket.socket(family, socket.SOCK_DGRAM)
-        for n in range(1 if sys.argv[2] == "many" else 100): s.sendto(bytes(int(sys.argv[3])), (sys.argv[1], 8125))
-    except OSError: pass
-"#;
+const FLOOD: &str = include_str!("programs/datagrams_flood.py");
 
 #[test]
 fn datagrams_are_their_senders_and_a_flood_is_its_users_alone() {

@@ -40,59 +40,13 @@ to = ["service:web", "service:db"]
 "#;
 
 /// Answers each request or line with who it says it is, and the identity that it was told.
-const SERVER: &str = r#"
-import os, socket, sys, threading
-name, port = sys.argv[1], int(sys.argv[2])
-def attend(connection):
-    try:
-        while data := connection.recv(65536):
-            fields = [it for it in data.split(b"\r\n") if it.lower().startswith(b"x-isthmus-identity")]
-            body = name.encode() + b" " + b"".join(fields)
-            if b" HTTP/" in data:
-                body = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-            connection.sendall(body)
-    except OSError:
-        pass
-server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-if len(sys.argv) > 3:
-    os.setuid(int(sys.argv[3]))
-print("listens", flush=True)
-while True:
-    threading.Thread(target=attend, args=[server.accept()[0]], daemon=True).start()
-"#;
+const SERVER: &str = include_str!("programs/exposure_server.py");
 
 /// Sends a text to each of the addresses, and says who answered what, and how soon.
-const KNOCK: &str = r#"
-import socket, sys, time
-text = sys.argv[1].encode().decode("unicode_escape").encode("latin-1")
-for place in sys.argv[2:]:
-    host, port = place.rsplit("/", 1)
-    began = time.monotonic()
-    try:
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
-            connection.settimeout(5)
-            connection.sendall(text)
-            said = connection.recv(300)
-    except OSError as error:
-        said = type(error).__name__ + " " + str(error)
-    print(place, said, "late" if time.monotonic() - began > 4 else "")
-"#;
+const KNOCK: &str = include_str!("programs/exposure_knock.py");
 
 /// Asks 127.0.0.1 at one port from another.
-const FROM: &str = r#"
-import socket, sys
-own, port, text = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].encode().decode("unicode_escape")
-it = socket.socket()
-it.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-it.settimeout(5)
-it.bind(("127.0.0.1", own))
-try:
-    it.connect(("127.0.0.1", port))
-    it.sendall(text.encode("latin-1"))
-    print(it.recv(300))
-except OSError as error:
-    print(type(error).__name__)
-"#;
+const FROM: &str = include_str!("programs/exposure_from.py");
 
 const FORGED: &str = "GET / HTTP/1.1\\r\\nhost: a\\r\\n\
                       x-isthmus-identity: spiffe://corp.example/ns/default/sa/admin\\r\\n\\r\\n";

@@ -25,78 +25,10 @@ to = ["service:echo", "service:echo-udp"]
 "#;
 
 /// Answers TCP with what it gets, and UDP likewise, one for one.
-const SERVER: &str = r#"
-import socket, sys, threading
-def tcp(family, address):
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((address, 7000))
-    listener.listen()
-    while True:
-        connection, _ = listener.accept()
-        threading.Thread(target=echo, args=(connection,), daemon=True).start()
-def echo(connection):
-    while data := connection.recv(1 << 20):
-        connection.sendall(data)
-    connection.close()
-def udp(family, address):
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-    sock.bind((address, 7000))
-    while True:
-        data, peer = sock.recvfrom(1 << 16)
-        sock.sendto(data, peer)
-families = {".": socket.AF_INET, ":": socket.AF_INET6}
-for kind, address in [a.split("=") for a in sys.argv[1:]]:
-    family = families[":" if ":" in address else "."]
-    threading.Thread(target={"tcp": tcp, "udp": udp}[kind], args=(family, address)).start()
-print("ready", flush=True)
-"#;
+const SERVER: &str = include_str!("programs/offload_server.py");
 
 /// Sends, and compares what comes back; prints how much that was.
-const CLIENT: &str = r#"
-import hashlib, os, socket, sys, threading
-kind, address, argument = sys.argv[1], sys.argv[2], int(sys.argv[3])
-family = socket.AF_INET6 if ":" in address else socket.AF_INET
-if kind == "tcp":
-    sock = socket.create_connection((address, 7000), timeout=30)
-    sent, got = hashlib.sha256(), hashlib.sha256()
-    def send():
-        left = argument
-        while left:
-            block = os.urandom(min(left, 1 << 16))
-            sent.update(block)
-            sock.sendall(block)
-            left -= len(block)
-        sock.shutdown(socket.SHUT_WR)
-    sender = threading.Thread(target=send)
-    sender.start()
-    total = 0
-    while data := sock.recv(1 << 20):
-        got.update(data)
-        total += len(data)
-    sender.join()
-    assert sent.digest() == got.digest(), "what came back isn't what was sent"
-    print(total)
-else:
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    sock.settimeout(5)
-    sock.connect((address, 7000))
-    sock.send(b"hello")
-    assert sock.recv(100) == b"hello"
-    if kind == "segments":
-        # The kernel gives these to the device as one packet.
-        sock.setsockopt(17, 103, argument)
-        data = os.urandom(argument * 20 + 7)
-        sock.send(data)
-        expected = [data[at:at + argument] for at in range(0, len(data), argument)]
-    else:
-        expected = [os.urandom(argument)]
-        sock.send(expected[0])
-    got = [sock.recv(1 << 16) for _ in expected]
-    assert got == expected, [len(one) for one in got]
-    print(sum(map(len, got)))
-"#;
+const CLIENT: &str = include_str!("programs/offload_client.py");
 
 fn start(node: &Node, name: &str, program: &str) -> String {
     let file = node.folder().join(name);

@@ -19,32 +19,10 @@ to = "service:sink"
 "#;
 
 /// Sends this many bytes, and waits until the other side has them all.
-const SEND: &str = r#"
-import socket, sys
-sock = socket.create_connection((sys.argv[1], 7000), timeout=60)
-left = int(sys.argv[2])
-while left:
-    block = bytes(min(left, 1 << 16))
-    sock.sendall(block)
-    left -= len(block)
-sock.shutdown(socket.SHUT_WR)
-print(sock.recv(100).decode(), flush=True)
-"#;
+const SEND: &str = include_str!("programs/paths_send.py");
 
 /// Answers with how many bytes it got.
-const SINK: &str = r#"
-import socket, threading
-def drain(connection):
-    total = 0
-    while data := connection.recv(1 << 20):
-        total += len(data)
-    connection.sendall(str(total).encode())
-    connection.close()
-listener = socket.create_server(("", 7000))
-print("ready", flush=True)
-while True:
-    threading.Thread(target=drain, args=(listener.accept()[0],), daemon=True).start()
-"#;
+const SINK: &str = include_str!("programs/paths_sink.py");
 
 fn path_mtu(mesh: &Mesh, host: &str) -> u64 {
     let peers = mesh.host(host).agentctl(&["peers", "-o", "json"]).json();

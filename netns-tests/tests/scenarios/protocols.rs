@@ -106,32 +106,10 @@ fn tls_nginx(host: &Host, folder: &str, name: &str, says: &str) -> Process {
 }
 
 /// Accepts connections, prints what comes first in each, echoes the rest.
-const ECHO: &str = r#"
-import socket, sys, threading
-server = socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True)
-def attend(connection):
-    first = True
-    while data := connection.recv(65536):
-        if first:
-            print(data[:200], flush=True)
-        first = False
-        connection.sendall(data)
-    connection.shutdown(socket.SHUT_WR)
-while True:
-    threading.Thread(target=attend, args=[server.accept()[0]]).start()
-"#;
+const ECHO: &str = include_str!("programs/protocols_echo.py");
 
 /// Sends a text, ends its direction, reads to the end.
-const SAY: &str = r#"
-import socket, sys
-connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
-connection.sendall(sys.argv[3].encode())
-connection.shutdown(socket.SHUT_WR)
-heard = b""
-while data := connection.recv(65536):
-    heard += data
-print(heard.decode(), end="")
-"#;
+const SAY: &str = include_str!("programs/protocols_say.py");
 
 #[test]
 fn applications_are_told_who_calls_by_the_proxy_protocol() {
@@ -166,18 +144,7 @@ fn applications_are_told_who_calls_by_the_proxy_protocol() {
 
 /// Connects, prints how many microseconds the first byte took, as a median over many connections,
 /// and the first line.
-const BANNER: &str = r#"
-import socket, statistics, sys, time
-took, banner = [], b""
-for _ in range(int(sys.argv[3])):
-    started = time.perf_counter()
-    connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
-    banner = connection.recv(4096)
-    took.append((time.perf_counter() - started) * 1e6)
-    assert banner, "closed without a word"
-    connection.close()
-print(round(statistics.median(took)), banner[:80])
-"#;
+const BANNER: &str = include_str!("programs/protocols_banner.py");
 
 fn banner(app: &Host, service: &str, port: &str, connections: &str) -> (f64, String) {
     let name = format!("{service}.prod.mesh.internal");
@@ -290,67 +257,9 @@ fn serve_as_root(host: &Host, port: u16, program: &str, arguments: &[&str]) -> P
 }
 
 /// A gRPC service without generated code: messages are bytes.
-const GRPC_SERVER: &str = r#"
-import concurrent.futures, grpc, sys, time
-def unary(request, context):
-    if request == b"fail":
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not now: 50 %")
-    if request == b"slow":
-        time.sleep(5)
-    context.set_trailing_metadata((("x-after", "yes"),))
-    caller = dict(context.invocation_metadata()).get("x-isthmus-identity", "nobody")
-    return request + b" for " + caller.encode()
-def client_stream(requests, context):
-    return str(sum(len(request) for request in requests)).encode()
-def server_stream(request, context):
-    for number in range(int(request)):
-        yield str(number).encode()
-def both(requests, context):
-    for request in requests:
-        yield request[::-1]
-handlers = {
-    "Unary": grpc.unary_unary_rpc_method_handler(unary),
-    "Up": grpc.stream_unary_rpc_method_handler(client_stream),
-    "Down": grpc.unary_stream_rpc_method_handler(server_stream),
-    "Both": grpc.stream_stream_rpc_method_handler(both),
-    "Secret": grpc.unary_unary_rpc_method_handler(unary),
-}
-server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
-server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
-server.add_insecure_port(f"[::]:{sys.argv[1]}")
-server.start()
-server.wait_for_termination()
-"#;
+const GRPC_SERVER: &str = include_str!("programs/protocols_grpc_server.py");
 
-const GRPC_CLIENT: &str = r#"
-import grpc, queue, sys
-channel = grpc.insecure_channel(sys.argv[1])
-unary = channel.unary_unary("/t.T/Unary")
-answer, call = unary.with_call(b"hello", timeout=10)
-print("unary", answer.decode(), dict(call.trailing_metadata()).get("x-after"))
-print("up", channel.stream_unary("/t.T/Up")(iter([b"a" * 100_000] * 20), timeout=20).decode())
-print("down", [item.decode() for item in channel.unary_stream("/t.T/Down")(b"5", timeout=10)])
-pending = queue.Queue()
-def ask():
-    while (item := pending.get()) is not None:
-        yield item
-answers = channel.stream_stream("/t.T/Both")(ask(), timeout=10)
-for word in [b"one", b"two", b"three"]:
-    pending.put(word)
-    print("both", next(answers).decode())
-pending.put(None)
-print("both", list(answers))
-def fails(name, request, timeout=10):
-    try:
-        channel.unary_unary(name)(request, timeout=timeout)
-        print(name, "passed")
-    except grpc.RpcError as error:
-        print(name, error.code().name, error.details())
-fails("/t.T/Unary", b"fail")
-fails("/t.T/Unary", b"slow", timeout=0.5)
-fails("/t.T/None", b"")
-fails("/t.T/Secret", b"")
-"#;
+const GRPC_CLIENT: &str = include_str!("programs/protocols_grpc_client.py");
 
 #[test]
 fn grpc_works_in_all_its_ways() {
@@ -394,37 +303,9 @@ fn grpc_works_in_all_its_ways() {
 }
 
 /// Echoes, and refuses those that ask for it.
-const WEBSOCKET_SERVER: &str = r#"
-import asyncio, http, sys, websockets
-async def echo(connection, path=None):
-    async for message in connection:
-        await connection.send(message)
-async def gate(path, headers):
-    if path == "/closed":
-        return http.HTTPStatus.IM_A_TEAPOT, [], b"no"
-async def main():
-    async with websockets.serve(echo, None, int(sys.argv[1]), process_request=gate, max_size=None):
-        await asyncio.Future()
-asyncio.run(main())
-"#;
+const WEBSOCKET_SERVER: &str = include_str!("programs/protocols_websocket_server.py");
 
-const WEBSOCKET_CLIENT: &str = r#"
-import asyncio, sys, websockets
-async def main():
-    try:
-        await websockets.connect(sys.argv[1] + "/closed")
-    except websockets.InvalidStatusCode as error:
-        print("closed", error.status_code)
-    async with websockets.connect(sys.argv[1] + "/open", max_size=None) as connection:
-        for message in ["hello", "x" * 5_000_000, b"\0" * 300_000]:
-            await connection.send(message)
-            assert await connection.recv() == message
-            print("echoed", len(message), flush=True)
-        for line in iter(sys.stdin.readline, ""):
-            await connection.send(line)
-            print("later", await connection.recv(), flush=True)
-asyncio.run(main())
-"#;
+const WEBSOCKET_CLIENT: &str = include_str!("programs/protocols_websocket_client.py");
 
 #[test]
 fn websockets_carry_large_messages_and_survive_changes() {

@@ -35,27 +35,7 @@ to = "service:api"
 "#;
 
 /// Sends requests at a steady rate for some seconds; prints how many passed and how many were refused.
-const OPEN_LOOP: &str = r#"
-import collections, http.client, sys, threading, time
-host, rate, seconds, threads = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), 8
-answers, lock = collections.Counter(), threading.Lock()
-start = time.monotonic()
-def work(index):
-    connection = http.client.HTTPConnection(host, 8081, timeout=10)
-    number = index
-    while number < rate * seconds:
-        time.sleep(max(0, start + number / rate - time.monotonic()))
-        connection.request("GET", "/")
-        response = connection.getresponse()
-        response.read()
-        with lock:
-            answers[response.status] += 1
-        number += threads
-workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
-[worker.start() for worker in workers]
-[worker.join() for worker in workers]
-print(answers[200], answers[429], sum(answers.values()), time.monotonic() - start)
-"#;
+const OPEN_LOOP: &str = include_str!("programs/ratelimit_open_loop.py");
 
 struct Load {
     passed: f64,
@@ -215,28 +195,9 @@ fn retry_after(answer: &str) -> u64 {
 }
 
 /// Calls twice; prints the status codes' names, and when the second may be tried again.
-const GRPC_CLIENT: &str = r#"
-import grpc, sys
-channel = grpc.insecure_channel(f"{sys.argv[1]}:8081")
-call = channel.unary_unary("/t.T/Unary")
-for _ in range(2):
-    try:
-        call(b"x", timeout=5)
-        print("OK")
-    except grpc.RpcError as error:
-        fields = dict(error.trailing_metadata())
-        print(error.code().name, fields.get("retry-after"), fields.get("grpc-retry-pushback-ms"))
-"#;
+const GRPC_CLIENT: &str = include_str!("programs/ratelimit_grpc_client.py");
 
-const GRPC_SERVER: &str = r#"
-import concurrent.futures, grpc
-handlers = {"Unary": grpc.unary_unary_rpc_method_handler(lambda request, context: request)}
-server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
-server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
-server.add_insecure_port("[::]:8081")
-server.start()
-server.wait_for_termination()
-"#;
+const GRPC_SERVER: &str = include_str!("programs/ratelimit_grpc_server.py");
 
 #[test]
 fn a_grpc_client_is_told_in_its_own_words() {

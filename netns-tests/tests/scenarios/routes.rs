@@ -79,25 +79,7 @@ to = [{ service = "api-v1", weight = 95 }, { service = "api-v2", weight = 5 }]
 const URL: &str = "http://api.prod.mesh.internal";
 
 /// Sends requests on a few connections, and prints how many of each answer there were.
-const LOAD: &str = r#"
-import collections, http.client, sys, threading
-host, count, threads = sys.argv[1], int(sys.argv[2]), 4
-answers, lock = collections.Counter(), threading.Lock()
-def work():
-    mine = collections.Counter()
-    connection = http.client.HTTPConnection(host, 80, timeout=10)
-    for _ in range(count // threads):
-        connection.request("GET", "/")
-        response = connection.getresponse()
-        mine[f"{response.status} {response.read().decode()}"] += 1
-    with lock:
-        answers.update(mine)
-workers = [threading.Thread(target=work) for _ in range(threads)]
-[worker.start() for worker in workers]
-[worker.join() for worker in workers]
-for answer, number in answers.items():
-    print(number, answer)
-"#;
+const LOAD: &str = include_str!("programs/routes_load.py");
 
 fn load(app: &Host, address: &str, requests: u32) -> BTreeMap<String, u32> {
     let mut command = app.command_as(CLIENT, "python3");
@@ -240,32 +222,7 @@ fn hanging(host: &Host) -> Process {
 }
 
 /// Keeps a few connections busy until it is told to end, then says what it got.
-const STEADY: &str = r#"
-import collections, http.client, signal, sys, threading
-host, stop = sys.argv[1], threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stop.set())
-answers, lock = collections.Counter(), threading.Lock()
-def work():
-    mine = collections.Counter()
-    connection = http.client.HTTPConnection(host, 80, timeout=10)
-    while not stop.is_set():
-        try:
-            connection.request("GET", "/")
-            response = connection.getresponse()
-            mine[f"{response.status} {response.read().decode()}"] += 1
-        except Exception as error:
-            mine[f"failed: {error!r}"] += 1
-            connection = http.client.HTTPConnection(host, 80, timeout=10)
-    with lock:
-        answers.update(mine)
-workers = [threading.Thread(target=work) for _ in range(4)]
-[worker.start() for worker in workers]
-print("started", flush=True)
-stop.wait()
-[worker.join() for worker in workers]
-for answer, number in answers.items():
-    print(number, answer)
-"#;
+const STEADY: &str = include_str!("programs/routes_steady.py");
 
 #[test]
 fn fifty_changes_under_load_cost_no_request_and_no_connection() {

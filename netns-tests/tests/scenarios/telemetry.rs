@@ -44,79 +44,14 @@ const SETTINGS: &str =
 const URL: &str = "http://api.prod.mesh.internal:8081";
 
 /// Answers with the trace context that it got, after 20 ms, or 200 for `/slow`.
-const BACKEND: &str = r#"
-import http.server, time
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_GET(self):
-        time.sleep(0.2 if self.path.startswith("/slow") else 0.02)
-        body = self.headers.get("traceparent", "none").encode()
-        self.send_response(503 if self.path == "/broken" else 200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_): pass
-class Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 64
-Server(("0.0.0.0", 8081), Handler).serve_forever()
-"#;
+const BACKEND: &str = include_str!("programs/telemetry_backend.py");
 
 /// Sends requests one after the other; prints the median time in microseconds.
-const LOAD: &str = r#"
-import http.client, statistics, sys, time
-connection = http.client.HTTPConnection(sys.argv[1], 8081, timeout=10)
-times = []
-for _ in range(int(sys.argv[2])):
-    began = time.perf_counter()
-    connection.request("GET", "/")
-    connection.getresponse().read()
-    times.append(time.perf_counter() - began)
-print(int(statistics.median(times) * 1e6))
-"#;
+const LOAD: &str = include_str!("programs/telemetry_load.py");
 
 /// An OTLP receiver: prints each span's trace, id, parent, kind and host. Reads protobuf's wire format, of
 /// which spans need only these: varints, 64 bits, and what has a length.
-const RECEIVER: &str = r#"
-import http.server
-def varint(data, at):
-    value = shift = 0
-    while True:
-        value |= (data[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-        if data[at - 1] < 128: return value, at
-def fields(data):
-    at, found = 0, {}
-    while at < len(data):
-        key, at = varint(data, at)
-        if key & 7 == 0: value, at = varint(data, at)
-        elif key & 7 == 1: value, at = data[at:at + 8], at + 8
-        elif key & 7 == 2:
-            size, at = varint(data, at)
-            value, at = data[at:at + size], at + size
-        else: raise ValueError(key)
-        found.setdefault(key >> 3, []).append(value)
-    return found
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_POST(self):
-        assert self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
-        body = self.rfile.read(int(self.headers["content-length"]))
-        for resource in fields(body)[1]:
-            resource = fields(resource)
-            named = [fields(it) for it in fields(resource[1][0])[1]]
-            host = [fields(it[2][0])[1][0].decode() for it in named if it[1] == [b"host.name"]][0]
-            for span in [it for scope in resource[2] for it in fields(scope)[2]]:
-                span = fields(span)
-                parent = span.get(4, [b""])[0].hex() or "none"
-                words = ["span", span[1][0].hex(), span[2][0].hex(), parent, str(span[6][0]), host]
-                # In one piece: two agents may be heard at a time.
-                print(" ".join(words) + "\n", end="", flush=True)
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-    def log_message(self, *_): pass
-http.server.ThreadingHTTPServer(("0.0.0.0", 4318), Handler).serve_forever()
-"#;
+const RECEIVER: &str = include_str!("programs/telemetry_receiver.py");
 
 struct Story {
     mesh: Mesh,

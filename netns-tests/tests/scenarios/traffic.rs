@@ -169,18 +169,7 @@ fn dns_answers_both_ways_and_passes_on_the_rest() {
 }
 
 /// Looks a name up again and again, as any program does, and says what came of it and after how long.
-const LOOK_UPS: &str = r#"
-import socket, time
-while True:
-    began = time.monotonic()
-    try:
-        socket.getaddrinfo("web.prod.mesh.internal", 80, socket.AF_INET)
-        said = "found"
-    except OSError as error:
-        said = f"FAILED: {error}"
-    print(said, "%.3f" % (time.monotonic() - began), flush=True)
-    time.sleep(0.02)
-"#;
+const LOOK_UPS: &str = include_str!("programs/traffic_look_ups.py");
 
 #[test]
 fn a_name_that_is_looked_up_while_an_agent_restarts_is_found_late_and_never_missing() {
@@ -362,15 +351,4 @@ while time.monotonic() < deadline:
 }
 
 /// A DNS server that answers 192.0.2.77 to everything, and prints what it was asked.
-const UPSTREAM: &str = r#"
-import socket
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.bind(("10.9.0.1", 53))
-print("ready")
-while True:
-    query, client = sock.recvfrom(4096)
-    end = query.index(0, 12) + 5
-    print(query[12:end])
-    answer = query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + query[12:end]
-    sock.sendto(answer + b"\xc0\x0c\0\1\0\1\0\0\0\x05\0\4\xc0\0\2\x4d", client)
-"#;
+const UPSTREAM: &str = include_str!("programs/traffic_upstream.py");

@@ -5,57 +5,13 @@ use isthmus_netns_tests::{Mesh, Output, wait_for};
 use super::{Authority, CLIENT, SHOP, SOON, is_listening, stranger};
 
 /// Asks by gRPC, with a credential for the gateway's name.
-const GRPC_CLIENT: &str = r#"
-import grpc, sys
-credentials = grpc.ssl_channel_credentials(open(sys.argv[1], "rb").read())
-named = [("grpc.ssl_target_name_override", "calls.example"), ("grpc.default_authority", "calls.example")]
-channel = grpc.secure_channel("10.9.0.11:443", credentials, options=named)
-print(channel.unary_unary("/t.T/Unary")(b"hello", timeout=10).decode())
-print([item.decode() for item in channel.stream_stream("/t.T/Both")(iter([b"one", b"two"]), timeout=10)])
-try:
-    channel.unary_unary("/t.T/Secret")(b"", timeout=10)
-except grpc.RpcError as error:
-    print(error.code())
-"#;
+const GRPC_CLIENT: &str = include_str!("../programs/edge_streams_grpc_client.py");
 
-const GRPC_SERVER: &str = r#"
-import concurrent.futures, grpc
-handlers = {
-    "Unary": grpc.unary_unary_rpc_method_handler(lambda request, context: request),
-    "Secret": grpc.unary_unary_rpc_method_handler(lambda request, context: request),
-    "Both": grpc.stream_stream_rpc_method_handler(lambda requests, context: (it[::-1] for it in requests)),
-}
-server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
-server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
-server.add_insecure_port("[::]:8082")
-server.start()
-server.wait_for_termination()
-"#;
+const GRPC_SERVER: &str = include_str!("../programs/edge_streams_grpc_server.py");
 
-const WEBSOCKET_CLIENT: &str = r#"
-import asyncio, ssl, sys, websockets
-async def main():
-    trust = ssl.create_default_context(cafile=sys.argv[1])
-    url = "wss://talk.example/chat"
-    place = {"host": "10.9.0.11", "port": 443, "server_hostname": "talk.example"}
-    async with websockets.connect(url, **place, ssl=trust) as connection:
-        for message in ["hello", "x" * 1_000_000]:
-            await connection.send(message)
-            assert await connection.recv() == message
-            print("echoed", len(message))
-asyncio.run(main())
-"#;
+const WEBSOCKET_CLIENT: &str = include_str!("../programs/edge_streams_websocket_client.py");
 
-const WEBSOCKET_SERVER: &str = r#"
-import asyncio, websockets
-async def echo(connection, path=None):
-    async for message in connection:
-        await connection.send(message)
-async def main():
-    async with websockets.serve(echo, None, 8083):
-        await asyncio.Future()
-asyncio.run(main())
-"#;
+const WEBSOCKET_SERVER: &str = include_str!("../programs/edge_streams_websocket_server.py");
 
 #[test]
 fn grpc_and_websockets_come_in_by_the_gateway() {

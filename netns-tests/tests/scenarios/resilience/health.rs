@@ -7,33 +7,9 @@ use isthmus_netns_tests::{Mesh, Output, wait_for};
 use super::{API, Backend, CLIENT, SOON, THREE, api, burst, endpoint, endpoints, get};
 
 /// A server by gRPC that says it is well while the file `well` is there; with one call of its own.
-const GRPC_SERVER: &str = r#"
-import concurrent.futures, grpc, os, sys
-folder = sys.argv[1]
-def check(request, context):
-    # HealthCheckResponse { status }: SERVING or NOT_SERVING
-    return b"\x08\x01" if os.path.exists(folder + "/well") else b"\x08\x02"
-class Handler(grpc.GenericRpcHandler):
-    def service(self, details):
-        if details.method == "/grpc.health.v1.Health/Check":
-            return grpc.unary_unary_rpc_method_handler(check)
-        return grpc.unary_unary_rpc_method_handler(lambda request, context: request)
-server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
-server.add_generic_rpc_handlers((Handler(),))
-server.add_insecure_port("0.0.0.0:8081")
-server.start()
-server.wait_for_termination()
-"#;
+const GRPC_SERVER: &str = include_str!("../programs/resilience_health_grpc_server.py");
 
-const GRPC_CLIENT: &str = r#"
-import grpc, sys
-with grpc.insecure_channel(sys.argv[1] + ":8081") as channel:
-    call = channel.unary_unary("/echo.Echo/Once")
-    try:
-        print("got", call(b"hello", timeout=10).decode())
-    except grpc.RpcError as error:
-        print("failed", error.code().name)
-"#;
+const GRPC_CLIENT: &str = include_str!("../programs/resilience_health_grpc_client.py");
 
 #[test]
 fn a_workload_that_fails_its_health_check_gets_no_requests() {

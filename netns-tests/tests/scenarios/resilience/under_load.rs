@@ -9,100 +9,13 @@ use super::{Backend, CLIENT, SOON, THREE, api, endpoint, endpoints, get};
 
 /// Keeps a few connections busy until it is told to end, then says what it got. `kept` connections
 /// are used again and again; others are made for each request, which tries to connect until it can.
-const STEADY: &str = r#"
-import collections, http.client, signal, sys, threading, time
-host, stop = sys.argv[1], threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stop.set())
-answers, lock = collections.Counter(), threading.Lock()
-def connect():
-    while True:
-        connection = http.client.HTTPConnection(host, 8081, timeout=10)
-        try:
-            connection.connect()
-            return connection
-        except OSError:
-            time.sleep(0.05)
-def work(kept):
-    mine, connection = collections.Counter(), connect()
-    while not stop.is_set():
-        if connection.sock is None or not kept:
-            connection.close()
-            connection = connect()
-        try:
-            connection.request("GET", "/")
-            response = connection.getresponse()
-            response.read()
-            mine[f"{response.status}"] += 1
-        except Exception as error:
-            mine[f"failed: {error!r}"] += 1
-            connection.close()
-    with lock:
-        answers.update(mine)
-workers = [threading.Thread(target=work, args=(number % 2 == 0,)) for number in range(6)]
-[worker.start() for worker in workers]
-print("started", flush=True)
-stop.wait()
-[worker.join() for worker in workers]
-for answer, number in answers.items():
-    print(number, answer)
-"#;
+const STEADY: &str = include_str!("../programs/resilience_under_load_steady.py");
 
 /// A stream by gRPC that gives back what it gets.
-const STREAM_SERVER: &str = r#"
-import concurrent.futures, grpc
-class Handler(grpc.GenericRpcHandler):
-    def service(self, details):
-        return grpc.stream_stream_rpc_method_handler(lambda requests, context: requests)
-server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
-server.add_generic_rpc_handlers((Handler(),))
-server.add_insecure_port("0.0.0.0:8082")
-server.start()
-server.wait_for_termination()
-"#;
+const STREAM_SERVER: &str = include_str!("../programs/resilience_under_load_stream_server.py");
 
 /// Holds a WebSocket and a stream by gRPC, and sees that both give back what they get.
-const HOLDER: &str = r#"
-import grpc, itertools, queue, signal, socket, sys, threading
-def say(line):
-    # In one piece: two threads speak.
-    print(line + "\n", end="", flush=True)
-web, stream = sys.argv[1], sys.argv[2]
-stop = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stop.set())
-def hold_websocket():
-    connection = socket.create_connection((web, 8081), timeout=10)
-    connection.sendall(b"GET /ws HTTP/1.1\r\nHost: api\r\nConnection: Upgrade\r\n"
-        b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-    file = connection.makefile("rb")
-    assert b" 101 " in file.readline()
-    while file.readline().strip():
-        pass
-    for number in itertools.count():
-        message = number.to_bytes(8, "big")
-        connection.sendall(message)
-        assert file.read(8) == message
-        if number == 0:
-            say("websocket started")
-        if stop.wait(0.02):
-            return say(f"websocket {number}")
-def hold_stream():
-    with grpc.insecure_channel(f"{stream}:8082") as channel:
-        sent = queue.Queue()
-        answers = channel.stream_stream("/echo.Echo/Hold")(iter(sent.get, None))
-        for number in itertools.count():
-            message = b"%d" % number
-            sent.put(message)
-            assert next(answers) == message
-            if number == 0:
-                say("stream started")
-            if stop.wait(0.02):
-                sent.put(None)
-                return say(f"stream {number}")
-for work in (hold_websocket, hold_stream):
-    threading.Thread(target=work).start()
-stop.wait()
-"#;
+const HOLDER: &str = include_str!("../programs/resilience_under_load_holder.py");
 
 struct Steady(Process);
 
