@@ -14,7 +14,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isthmus_core::State;
+use isthmus_core::CompiledSnapshot;
 use isthmus_model::{Code, HostId, Problem, ServiceId};
 use isthmus_net::listen::SynTrap;
 use tokio::process::Command;
@@ -47,7 +47,7 @@ pub(crate) async fn watch(
     packets: Handle,
     listeners: Vec<TcpListener>,
     mut own: watch::Receiver<Vec<IpAddr>>,
-    states: watch::Receiver<Arc<State>>,
+    states: watch::Receiver<Arc<CompiledSnapshot>>,
 ) {
     let _clear = Clear(Arc::clone(&shared));
     sleep(FIRST_LOOK).await;
@@ -97,7 +97,7 @@ async fn is_blocked(
     packets: &Handle,
     listeners: &[TcpListener],
     address: IpAddr,
-    state: &State,
+    state: &CompiledSnapshot,
 ) -> bool {
     let listener = listeners.iter().find_map(|listener| {
         let local = listener.local_addr().ok()?;
@@ -142,7 +142,7 @@ async fn arrives(
 }
 
 /// An address of the mesh that stands for nobody.
-fn nobody(state: &State, v4: bool) -> Option<IpAddr> {
+fn nobody(state: &CompiledSnapshot, v4: bool) -> Option<IpAddr> {
     let snapshot = &state.snapshot;
     let mesh = snapshot.mesh.ipv4;
     let is_nobody = |address: &IpAddr| state.directory.place(*address).is_none();

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use isthmus_core::{Config, State};
+use isthmus_core::{CompiledSnapshot, Config};
 use isthmus_model::{Code, Problem, Revision, Snapshot};
 use isthmus_net::listen::hush;
 use isthmus_net::netlink::NetlinkError;
@@ -91,8 +91,8 @@ struct Running {
     device: u32,
     network: Arc<Mutex<Network>>,
     guard: Arc<Standing>,
-    state: Arc<State>,
-    states: watch::Sender<Arc<State>>,
+    state: Arc<CompiledSnapshot>,
+    states: watch::Sender<Arc<CompiledSnapshot>>,
     views: watch::Sender<Arc<View>>,
     names: Option<MeshDns>,
     /// The proxy's. Open until the data plane is gone, so that nobody is refused meanwhile.
@@ -143,7 +143,7 @@ impl Overlay {
         if let Some(clashes) = Clashes::of(&clashes) {
             return Err(clashes.into());
         }
-        let state = Arc::new(State::new(snapshot));
+        let state = Arc::new(CompiledSnapshot::new(snapshot));
         match &mut self.running {
             Some(running) => running.switch(&self.shared, &state).await?,
             None => {
@@ -184,7 +184,7 @@ impl Running {
     async fn start(
         shared: &Arc<Shared>,
         keys: &Keys,
-        state: &Arc<State>,
+        state: &Arc<CompiledSnapshot>,
         kept: Option<Tun>,
     ) -> anyhow::Result<Self> {
         let settings = &shared.settings;
@@ -254,7 +254,11 @@ impl Running {
         })
     }
 
-    async fn switch(&mut self, shared: &Arc<Shared>, state: &Arc<State>) -> anyhow::Result<()> {
+    async fn switch(
+        &mut self,
+        shared: &Arc<Shared>,
+        state: &Arc<CompiledSnapshot>,
+    ) -> anyhow::Result<()> {
         let guarded = self.guard.replace(guard_of(shared, state)).await;
         go_on_without_guard(shared, guarded)?;
         let mut network = self.network.lock().await;
@@ -358,7 +362,7 @@ fn open_ports(shared: &Shared) -> anyhow::Result<(Vec<TcpListener>, Vec<Vec<UdpS
     Ok((proxy, sockets))
 }
 
-fn guard_of(shared: &Shared, state: &State) -> Guard {
+fn guard_of(shared: &Shared, state: &CompiledSnapshot) -> Guard {
     let guard = Guard::of(&shared.settings, &shared.ports, &addresses::prefixes(&state.snapshot));
     let snapshot = &state.snapshot;
     guard.with_answers(addresses::answers(snapshot)).with_names(&shared.settings, snapshot)
@@ -390,7 +394,7 @@ fn go_on_without_guard(shared: &Shared, raised: anyhow::Result<()>) -> anyhow::R
     Ok(())
 }
 
-fn view(state: &State, limits: &RateLimits) -> Arc<View> {
+fn view(state: &CompiledSnapshot, limits: &RateLimits) -> Arc<View> {
     let (snapshot, policy) = (Arc::clone(&state.snapshot), Arc::clone(&state.policy));
     Arc::new(View::assemble(snapshot, policy, state.directory.clone()).limited_by(limits))
 }

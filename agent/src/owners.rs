@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use isthmus_core::{Counters, DropReason, Owner, Owners, State};
+use isthmus_core::{CompiledSnapshot, Counters, DropReason, Owner, Owners};
 use isthmus_model::{Code, Place, Problem, Revision, ServiceId};
 use isthmus_net::cgroup::Cgroups;
 use isthmus_net::senders::{Budget, Sender, Senders};
@@ -155,7 +155,7 @@ impl SocketOwners {
     }
 
     /// User names and placements can have changed with the revision, and containers come and go.
-    fn follow(&mut self, state: &State) {
+    fn follow(&mut self, state: &CompiledSnapshot) {
         let containers = self.containers.follow();
         if self.revision == Some(state.revision()) {
             if containers {
@@ -349,7 +349,7 @@ impl SocketOwners {
 }
 
 impl Owners for SocketOwners {
-    fn owner(&mut self, flow: &FlowKey, state: &State) -> Owner {
+    fn owner(&mut self, flow: &FlowKey, state: &CompiledSnapshot) -> Owner {
         self.follow(state);
         let Some(socket) = self.socket_of(flow) else { return Owner::Unknown };
         if socket.mark == PROXY_MARK && is_of(self.own_cgroup, socket.cgroup_id) {
@@ -361,7 +361,7 @@ impl Owners for SocketOwners {
         }
     }
 
-    fn behind(&mut self, source: IpAddr, state: &State) -> Owner {
+    fn behind(&mut self, source: IpAddr, state: &CompiledSnapshot) -> Owner {
         self.follow(state);
         let owner = self.container_at(source);
         let found = owner != Owner::Unknown;
@@ -441,7 +441,7 @@ fn is_of(own: Option<u64>, socket: Option<u64>) -> bool {
 }
 
 /// Whom the proxy speaks for by a socket that is bound to this address.
-fn spoken_for(flow: &FlowKey, state: &State) -> Owner {
+fn spoken_for(flow: &FlowKey, state: &CompiledSnapshot) -> Owner {
     match state.directory.place(flow.source.into()) {
         Some(Place::Workload(host, service)) if host == state.snapshot.local => {
             Owner::Service(service)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use isthmus_core::State;
+use isthmus_core::CompiledSnapshot;
 use isthmus_model::{HostId, Problems, ServiceId};
 use isthmus_proto::v1;
 use parking_lot::Mutex;
@@ -72,7 +72,7 @@ pub(crate) struct Status {
     /// When the controller last confirmed the snapshot.
     pub confirmed: Option<SystemTime>,
     /// What the data plane works by.
-    pub state: Option<Arc<State>>,
+    pub state: Option<Arc<CompiledSnapshot>>,
     pub proxy: String,
     pub dns: String,
     /// Where the applications of services here listen, in a few words.
@@ -162,7 +162,7 @@ impl Shared {
 
     /// What the data plane works by, if there is one.
     #[must_use]
-    pub(crate) fn state(&self) -> Option<Arc<State>> {
+    pub(crate) fn state(&self) -> Option<Arc<CompiledSnapshot>> {
         self.status.borrow().state.clone()
     }
 

@@ -3,14 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use isthmus_core::{PeerName, PeerView, State};
+use isthmus_core::{CompiledSnapshot, PeerName, PeerView};
 use isthmus_model::Layer4;
 
 /// WireGuard's sessions end so long after their handshake.
 const SESSION_LIFE: Duration = Duration::from_secs(180);
 
 /// A peer by the name that the topology has for it.
-pub(crate) fn peer_name(state: &State, peer: PeerName) -> String {
+pub(crate) fn peer_name(state: &CompiledSnapshot, peer: PeerName) -> String {
     let snapshot = &state.snapshot;
     match peer {
         PeerName::Host(id) => snapshot

@@ -57,7 +57,7 @@ mod types;
 pub use bulk::{LANES, TYPE as BULK_TYPE};
 pub use flows::FlowState;
 pub use node::{FlowView, Hairpin, Inbox, Node, PeerView, Task};
-pub use snapshot::{Deaf, Owner, Owners, State};
+pub use snapshot::{CompiledSnapshot, Deaf, Owner, Owners};
 pub use tunnels::{Outbox, Sealing, public_key, segments_per_run};
 pub use types::{
     Cipher, Ciphers, Config, Counters, Denial, DropReason, Event, Limits, PeerName, Received,

@@ -11,7 +11,7 @@ use anyhow::{anyhow, ensure};
 use isthmus_core::sim::Topology;
 use isthmus_core::sim::packets::{udp, udp_key};
 use isthmus_core::sim::topology::host_key;
-use isthmus_core::{Config, Limits, Node, Owner, Owners, Received, State, TunWriter};
+use isthmus_core::{CompiledSnapshot, Config, Limits, Node, Owner, Owners, Received, TunWriter};
 use isthmus_model::HostId;
 use isthmus_net::poll::{Events, Interest, Poller};
 use isthmus_packet::{FlowKey, Offload};
@@ -62,7 +62,7 @@ impl TunWriter for Kernel {
 struct NoServices;
 
 impl Owners for NoServices {
-    fn owner(&mut self, _: &FlowKey, _: &State) -> Owner {
+    fn owner(&mut self, _: &FlowKey, _: &CompiledSnapshot) -> Owner {
         Owner::Host
     }
 }
@@ -154,7 +154,7 @@ impl Host {
         let socket = UdpSocket::bind(endpoint)?;
         socket.set_nonblocking(true)?;
         Ok(Self {
-            node: Node::new(config, Arc::new(State::new(snapshot)), now),
+            node: Node::new(config, Arc::new(CompiledSnapshot::new(snapshot)), now),
             socket,
             packet: udp(&key, &PAYLOAD),
             kernel: Kernel::default(),

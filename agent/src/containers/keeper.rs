@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use isthmus_core::State;
+use isthmus_core::CompiledSnapshot;
 use isthmus_model::{Code, Problem, Selector, Snapshot};
 use isthmus_net::namespaces::{self, Inward};
 use isthmus_net::netlink::Netlink;
@@ -31,7 +31,7 @@ const ENGINE: Code = Code::ContainerEngine;
 
 /// Keeps the table of containers, for ever; but only while a service here is known by its container:
 /// nobody else needs it.
-pub(crate) async fn keep(shared: Arc<Shared>, mut states: watch::Receiver<Arc<State>>) {
+pub(crate) async fn keep(shared: Arc<Shared>, mut states: watch::Receiver<Arc<CompiledSnapshot>>) {
     let mut keeper =
         Keeper { shared, known: HashMap::new(), listening: HashMap::new(), tasks: JoinSet::new() };
     loop {
@@ -77,7 +77,7 @@ impl Keeper {
         self.shared.problems.replace(ENGINE, []);
     }
 
-    async fn look(&mut self, state: &Arc<State>) {
+    async fn look(&mut self, state: &Arc<CompiledSnapshot>) {
         let sockets = sockets(&self.shared.settings.containers.engines);
         let mut problems = Vec::new();
         for socket in &sockets {
@@ -165,7 +165,7 @@ impl Keeper {
     }
 
     /// Whoever gets the address of a container that has ended doesn't get its flows.
-    async fn publish(&self, table: Table, state: &Arc<State>) {
+    async fn publish(&self, table: Table, state: &Arc<CompiledSnapshot>) {
         let before = self.shared.containers.table();
         let moved = before.networks.iter().any(|network| {
             network.addresses.iter().any(|address| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use anyhow::{Context as _, anyhow};
-use isthmus_core::{Deaf, State};
+use isthmus_core::{CompiledSnapshot, Deaf};
 use isthmus_model::HostId;
 use isthmus_net::poll::Waker;
 use tokio::sync::oneshot;
@@ -19,7 +19,7 @@ use super::{Listed, Sample};
 const COMMANDS: usize = 64;
 
 pub(super) enum Command {
-    Switch(Arc<State>, oneshot::Sender<()>),
+    Switch(Arc<CompiledSnapshot>, oneshot::Sender<()>),
     Keys(Keys, oneshot::Sender<()>),
     Flows(usize, oneshot::Sender<Listed>),
     Sample(oneshot::Sender<Sample>),
@@ -74,7 +74,7 @@ impl Handle {
     ///
     /// # Errors
     /// When the data plane is gone.
-    pub(crate) async fn switch(&self, state: Arc<State>) -> anyhow::Result<()> {
+    pub(crate) async fn switch(&self, state: Arc<CompiledSnapshot>) -> anyhow::Result<()> {
         self.ask(|reply| Command::Switch(state, reply)).await
     }
 

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use anyhow::{Context as _, anyhow};
-use isthmus_core::{Config, Counters, Event, FlowView, Owners, PeerView, State};
+use isthmus_core::{CompiledSnapshot, Config, Counters, Event, FlowView, Owners, PeerView};
 use isthmus_net::tun::{Offloads, Tun};
 use isthmus_net::udp::UdpSocket;
 use tokio::sync::mpsc;
@@ -49,7 +49,7 @@ pub(crate) struct Setup<O> {
     /// Of each lane: one per family that the host speaks.
     pub sockets: Vec<Vec<UdpSocket>>,
     pub config: Config,
-    pub state: Arc<State>,
+    pub state: Arc<CompiledSnapshot>,
     pub owners: O,
     /// Where the node's events go; what doesn't fit is lost.
     pub events: mpsc::Sender<Event>,
@@ -90,7 +90,7 @@ pub(crate) struct LaneLoad {
 pub(crate) struct Listed {
     pub flows: Vec<FlowView>,
     pub total: usize,
-    pub state: Arc<State>,
+    pub state: Arc<CompiledSnapshot>,
 }
 
 /// Starts the threads. The data plane ends when it's told to stop, and takes the device with it;

@@ -365,7 +365,7 @@ impl Local for Api {
 }
 
 impl Api {
-    fn state(&self) -> Result<Arc<isthmus_core::State>, Status> {
+    fn state(&self) -> Result<Arc<isthmus_core::CompiledSnapshot>, Status> {
         // Where there is no state there is no data plane, whose absence explains itself.
         self.shared.state().map_or_else(
             || Err(self.packets().err().unwrap_or_else(|| Status::unavailable("Try again"))),

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use isthmus_core::State;
+use isthmus_core::CompiledSnapshot;
 use isthmus_model::{DeviceId, HostId, Place, Service, ServiceId, Snapshot};
 
 const DOMAIN: &str = ".mesh.internal";
@@ -27,7 +27,7 @@ pub(super) enum Named {
 }
 
 /// The address to ask.
-pub(super) fn resolve(state: &State, target: &str) -> Result<IpAddr, ResolveError> {
+pub(super) fn resolve(state: &CompiledSnapshot, target: &str) -> Result<IpAddr, ResolveError> {
     let snapshot = &state.snapshot;
     if let Ok(address) = target.parse() {
         return of_address(state, address);
@@ -65,7 +65,7 @@ pub(super) fn named(snapshot: &Snapshot, target: &str) -> Result<Named, ResolveE
     found.ok_or_else(|| ResolveError::Unknown(target.to_owned()))
 }
 
-fn of_address(state: &State, address: IpAddr) -> Result<IpAddr, ResolveError> {
+fn of_address(state: &CompiledSnapshot, address: IpAddr) -> Result<IpAddr, ResolveError> {
     match state.directory.place(address) {
         Some(Place::Virtual(service)) => of_service(&state.snapshot, service),
         Some(Place::Host(_) | Place::Workload(..) | Place::Device(..) | Place::Anycast) => {

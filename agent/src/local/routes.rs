@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use isthmus_core::State;
+use isthmus_core::CompiledSnapshot;
 use isthmus_model::{HostId, Service};
 use isthmus_proto::v1;
 use isthmus_proxy::{
@@ -11,7 +11,7 @@ use isthmus_proxy::{
     StatusClass,
 };
 
-pub(super) fn routes(state: &State, metrics: &Metrics) -> v1::Routes {
+pub(super) fn routes(state: &CompiledSnapshot, metrics: &Metrics) -> v1::Routes {
     let snapshot = &state.snapshot;
     let route = |route: &isthmus_model::Route| {
         let (matches, action) = route.in_words();

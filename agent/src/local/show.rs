@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use isthmus_core::{Cipher, FlowView, PeerName, PeerView, State};
+use isthmus_core::{Cipher, CompiledSnapshot, FlowView, PeerName, PeerView};
 use isthmus_model::{DeviceId, Layer4, Principal, ServiceId, ServicePort};
 use isthmus_net::memory::{Usage, usage};
 use isthmus_net::tun::Offloads;
@@ -72,14 +72,14 @@ fn why_not(status: &Status) -> String {
     }
 }
 
-fn own_addresses(state: &State) -> Vec<String> {
+fn own_addresses(state: &CompiledSnapshot) -> Vec<String> {
     let snapshot = &state.snapshot;
     let ipv6 = snapshot.workload_ipv6(snapshot.local, ServiceId(0));
     vec![snapshot.local_host().ipv4().to_string(), ipv6.to_string()]
 }
 
 fn local_services(
-    state: &State,
+    state: &CompiledSnapshot,
     listening: &BTreeMap<(ServiceId, u16), String>,
 ) -> Vec<v1::LocalService> {
     let snapshot = &state.snapshot;
@@ -145,7 +145,7 @@ fn seconds(at: SystemTime) -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-pub(super) fn peer(state: &State, peer: &PeerView) -> v1::Peer {
+pub(super) fn peer(state: &CompiledSnapshot, peer: &PeerView) -> v1::Peer {
     let kind = match peer.peer {
         PeerName::Host(_) => "host",
         PeerName::Device(_) => "device",
@@ -166,7 +166,7 @@ pub(super) fn peer(state: &State, peer: &PeerView) -> v1::Peer {
     }
 }
 
-fn peer_addresses(state: &State, peer: PeerName) -> Vec<String> {
+fn peer_addresses(state: &CompiledSnapshot, peer: PeerName) -> Vec<String> {
     let snapshot = &state.snapshot;
     match peer {
         PeerName::Host(id) => snapshot.hosts.get(&id).map(|host| {
@@ -182,7 +182,7 @@ fn peer_addresses(state: &State, peer: PeerName) -> Vec<String> {
     .unwrap_or_default()
 }
 
-pub(super) fn flow(state: &State, flow: &FlowView, caller: Option<&Caller>) -> v1::Flow {
+pub(super) fn flow(state: &CompiledSnapshot, flow: &FlowView, caller: Option<&Caller>) -> v1::Flow {
     let direction = match (flow.ingress, flow.egress) {
         (None, Some(_)) => "outbound",
         (Some(_), None) => "inbound",
@@ -217,7 +217,7 @@ pub(super) fn flow(state: &State, flow: &FlowView, caller: Option<&Caller>) -> v
     }
 }
 
-fn name(state: &State, principal: Principal) -> String {
+fn name(state: &CompiledSnapshot, principal: Principal) -> String {
     state.identity(principal).map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }
 
@@ -266,7 +266,7 @@ pub(crate) mod tests {
 
     /// Host 1 (app-1, this one), host 2 (web-1) with the service web (5), a service without
     /// workloads (6), and the device press (9) behind host 2.
-    pub(crate) fn state() -> State {
+    pub(crate) fn state() -> CompiledSnapshot {
         let host = |name: &str, endpoint: &str, block: &str| Host {
             name: name.parse().unwrap(),
             site: None,
@@ -282,7 +282,7 @@ pub(crate) mod tests {
             via: HostId(2),
             ipv4: "100.64.0.20".parse().unwrap(),
         };
-        State::new(Snapshot {
+        CompiledSnapshot::new(Snapshot {
             revision: Revision(4),
             mesh: Mesh {
                 name: "corp".parse().unwrap(),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isthmus_core::State;
+use isthmus_core::CompiledSnapshot;
 use isthmus_model::{Host, HostId, Identity, Place, Principal, Selector, ServiceId, Snapshot};
 use isthmus_net::process::{self, Holder};
 use isthmus_proto::v1;
@@ -25,7 +25,7 @@ pub(super) enum WhoisError {
 }
 
 pub(super) fn whois(
-    state: &State,
+    state: &CompiledSnapshot,
     containers: &Table,
     target: &str,
 ) -> Result<v1::WhoisAnswer, WhoisError> {
@@ -313,7 +313,7 @@ mod tests {
         for host in snapshot.hosts.values_mut() {
             host.endpoints = vec!["192.0.2.9:51820".parse().unwrap()];
         }
-        let both = whois(&State::new(snapshot), &Table::default(), "192.0.2.9").unwrap();
+        let both = whois(&CompiledSnapshot::new(snapshot), &Table::default(), "192.0.2.9").unwrap();
         assert_eq!((&*both.identity, &*both.host), ("several hosts", "app-1, web-1"));
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isthmus_core::{Event, PeerName, State};
+use isthmus_core::{CompiledSnapshot, Event, PeerName};
 use isthmus_model::{Code, Problem};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -17,7 +17,7 @@ use crate::words::{self, peer_name};
 pub(super) async fn listen(
     shared: Arc<Shared>,
     mut events: mpsc::Receiver<Event>,
-    states: watch::Receiver<Arc<State>>,
+    states: watch::Receiver<Arc<CompiledSnapshot>>,
 ) {
     let mut denials = RateLimit::new(DENIALS_LOGGED);
     let mut looks = tokio::time::interval(SILENCE_LOOKS);
@@ -38,7 +38,7 @@ pub(super) async fn listen(
 }
 
 /// An event may be lost, and nobody shall be taken for silent for ever.
-pub(super) async fn look_for_silence(shared: &Shared, state: &State) {
+pub(super) async fn look_for_silence(shared: &Shared, state: &CompiledSnapshot) {
     let Some(packets) = shared.packets() else { return };
     let Ok(sample) = packets.sample().await else { return };
     let now = Instant::now();
@@ -50,7 +50,7 @@ pub(super) async fn look_for_silence(shared: &Shared, state: &State) {
 }
 
 /// Says who doesn't answer.
-pub(super) fn tell_silence(shared: &Shared, state: &State) {
+pub(super) fn tell_silence(shared: &Shared, state: &CompiledSnapshot) {
     let silent = shared.proxy.silence().hosts();
     let problem = |host| {
         let name = peer_name(state, PeerName::Host(host));
@@ -68,7 +68,12 @@ pub(super) fn tell_silence(shared: &Shared, state: &State) {
     shared.problems.replace(Code::HostSilent, silent.into_iter().map(|(host, _)| problem(host)));
 }
 
-pub(super) fn on_event(shared: &Shared, state: &State, denials: &mut RateLimit, event: Event) {
+pub(super) fn on_event(
+    shared: &Shared,
+    state: &CompiledSnapshot,
+    denials: &mut RateLimit,
+    event: Event,
+) {
     match event {
         Event::Forged { from, source, packets } => {
             let peer = peer_name(state, from);
@@ -110,7 +115,7 @@ pub(super) fn on_event(shared: &Shared, state: &State, denials: &mut RateLimit, 
 
 pub(super) fn log_denial(
     shared: &Shared,
-    state: &State,
+    state: &CompiledSnapshot,
     denial: &isthmus_core::Denial,
     what: &'static str,
 ) {

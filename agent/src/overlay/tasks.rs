@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use isthmus_core::State;
+use isthmus_core::CompiledSnapshot;
 use isthmus_model::Revision;
 use isthmus_net::listen::{bind_marked_tcp, bind_marked_tcp_as};
 use isthmus_net::monitor::AddressMonitor;
@@ -80,7 +80,7 @@ pub(super) async fn run_proxy(
 /// Guards services' ports until the agent stops. What is closed stays closed.
 pub(super) async fn keep_ports(
     shared: Arc<Shared>,
-    states: watch::Receiver<Arc<State>>,
+    states: watch::Receiver<Arc<CompiledSnapshot>>,
     keeps: watch::Sender<Revision>,
     stopped: watch::Receiver<bool>,
 ) {
@@ -93,7 +93,7 @@ pub(super) async fn keep_ports(
 /// Follows which containers run until the agent stops.
 pub(super) async fn keep_containers(
     shared: Arc<Shared>,
-    states: watch::Receiver<Arc<State>>,
+    states: watch::Receiver<Arc<CompiledSnapshot>>,
     stopped: watch::Receiver<bool>,
 ) {
     tokio::select! {

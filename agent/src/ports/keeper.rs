@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use isthmus_core::{Deaf, State};
+use isthmus_core::{CompiledSnapshot, Deaf};
 use isthmus_model::{Code, Exposure, ListenerCheck, Problem, Revision, Snapshot};
 use isthmus_net::ruleset::{RulesetChange, RulesetMonitor};
 use tokio::process::Command;
@@ -49,7 +49,7 @@ pub(crate) type Kept = watch::Receiver<Revision>;
 /// revision that is.
 pub(crate) async fn keep(
     shared: Arc<Shared>,
-    mut states: watch::Receiver<Arc<State>>,
+    mut states: watch::Receiver<Arc<CompiledSnapshot>>,
     kept: watch::Sender<Revision>,
 ) {
     let mut rules = RulesetMonitor::start(&script::table(&shared.settings.device))

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use isthmus_core::sim::topology::host_key;
 use isthmus_core::sim::{Builder, Host, World, packets::ping};
-use isthmus_core::{Ciphers, Config, Node, Owner, Owners, Received, State, Transmit, TunWriter};
+use isthmus_core::{
+    Ciphers, CompiledSnapshot, Config, Node, Owner, Owners, Received, Transmit, TunWriter,
+};
 use isthmus_model::Action;
 use isthmus_packet::{Address, FlowKey, Offload};
 use zeroize::Zeroizing;
@@ -33,7 +35,7 @@ pub(crate) enum Session {
 struct HostsOwn;
 
 impl Owners for HostsOwn {
-    fn owner(&mut self, _: &FlowKey, _: &State) -> Owner {
+    fn owner(&mut self, _: &FlowKey, _: &CompiledSnapshot) -> Owner {
         Owner::Host
     }
 }
@@ -54,7 +56,7 @@ impl Mesh {
         let topology = Builder::new(2).default_action(Action::Allow).build();
         let (one, two) = (topology.host_address(1, true), topology.host_address(2, true));
         let mut world = World::new(topology, 1);
-        let state = Arc::new(State::new(world.topology.snapshot(2)));
+        let state = Arc::new(CompiledSnapshot::new(world.topology.snapshot(2)));
         let usual = Config::new(Zeroizing::new(host_key(2)), 2);
         let ciphers = match session {
             Session::Bulk => usual.ciphers,

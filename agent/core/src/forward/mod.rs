@@ -17,7 +17,7 @@ use isthmus_packet::{FlowKey, FragmentTable, Headers, Rewrite, Transport, protoc
 
 use crate::flows::{FlowRef, FlowTable, FragmentFlow, LegKey};
 use crate::judge::Judge;
-use crate::snapshot::{Deaf, Owner, Owners, State};
+use crate::snapshot::{CompiledSnapshot, Deaf, Owner, Owners};
 use crate::tunnels::{Control, Departure, Forged, Tunnels};
 use crate::types::random::Random;
 use crate::types::{Config, DropReason, Interface, Telemetry};
@@ -65,7 +65,7 @@ pub(crate) struct Forwarder {
 }
 
 impl Forwarder {
-    pub(crate) fn new(config: &Config, state: Arc<State>, now: Instant) -> Self {
+    pub(crate) fn new(config: &Config, state: Arc<CompiledSnapshot>, now: Instant) -> Self {
         let mut seeds = Random::new(config.seed);
         let tunnels = Tunnels::new(config, Arc::clone(&state), &mut seeds, now);
         let proxy_port = config.proxy_port;
@@ -84,7 +84,7 @@ impl Forwarder {
 
     /// A new revision: peers that it doesn't have are cut at once, flows are judged again at their
     /// next packet, idle ones within a second.
-    pub(crate) fn handle_state(&mut self, state: Arc<State>, now: Instant) {
+    pub(crate) fn handle_state(&mut self, state: Arc<CompiledSnapshot>, now: Instant) {
         self.judge.state = Arc::clone(&state);
         self.judge.epoch = self.judge.epoch.wrapping_add(1);
         self.tunnels.handle_state(state, &mut self.telemetry);

@@ -7,7 +7,7 @@ use isthmus_policy::Outcome;
 use super::Judge;
 use super::adopt::Adoption;
 use crate::flows::{End, NewFlow};
-use crate::snapshot::{Owner, Owners, State, balance};
+use crate::snapshot::{CompiledSnapshot, Owner, Owners, balance};
 use crate::types::{DropReason, Interface, PeerName};
 
 /// What to do with a packet that belongs to no flow.
@@ -399,7 +399,7 @@ fn has_socket(headers: &Headers) -> bool {
 
 /// Where packets to a place leave by, and packets from it come in by. Virtual places have none of
 /// their own; they are this host's.
-pub(crate) fn port_of(state: &State, place: Place) -> Interface {
+pub(crate) fn port_of(state: &CompiledSnapshot, place: Place) -> Interface {
     match place {
         Place::Device(host, device) if host == state.local() => {
             Interface::Peer(PeerName::Device(device))
@@ -416,7 +416,7 @@ pub(crate) fn port_of(state: &State, place: Place) -> Interface {
 }
 
 /// Whether a peer may speak from a place: WireGuard's cryptokey routing, with placements.
-pub(crate) fn owns(state: &State, peer: PeerName, place: Option<Place>) -> bool {
+pub(crate) fn owns(state: &CompiledSnapshot, peer: PeerName, place: Option<Place>) -> bool {
     let Some(place) = place else { return false };
     let is_real = place.host().is_some();
     is_real && port_of(state, place) == Interface::Peer(peer)

@@ -5,12 +5,12 @@ mod decide;
 
 use std::sync::Arc;
 
-use crate::snapshot::{Deaf, State};
+use crate::snapshot::{CompiledSnapshot, Deaf};
 pub(crate) use decide::{Decision, Refusal, port_of};
 
 /// Judges packets by a revision.
 pub(crate) struct Judge {
-    pub(crate) state: Arc<State>,
+    pub(crate) state: Arc<CompiledSnapshot>,
     /// Counts revisions: what was judged under an earlier one is judged again.
     pub(crate) epoch: u32,
     /// Where the proxy listens.

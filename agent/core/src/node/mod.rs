@@ -14,7 +14,7 @@ use isthmus_packet::{FlowKey, Offload, protocol};
 
 use crate::flows::LegKey;
 use crate::forward::Forwarder;
-use crate::snapshot::{Deaf, Owners, State};
+use crate::snapshot::{CompiledSnapshot, Deaf, Owners};
 use crate::types::{Config, Counters, Event, Interface, Received, SendError, Transmit, TunWriter};
 pub use inbox::Inbox;
 pub use task::{Hairpin, Task};
@@ -42,14 +42,14 @@ pub struct Node {
 
 impl Node {
     /// Makes a node that has no tunnels and knows no flows yet.
-    pub fn new(config: Config, state: Arc<State>, now: Instant) -> Self {
+    pub fn new(config: Config, state: Arc<CompiledSnapshot>, now: Instant) -> Self {
         let forward = Forwarder::new(&config, state, now);
         Self { forward, coalesces: config.coalesces, inbox: Inbox::default() }
     }
 
     /// A new revision: peers that it doesn't have are cut at once, flows are judged again at their
     /// next packet, idle ones within a second.
-    pub fn handle_state(&mut self, state: Arc<State>, now: Instant) {
+    pub fn handle_state(&mut self, state: Arc<CompiledSnapshot>, now: Instant) {
         self.forward.handle_state(state, now);
     }
 
@@ -88,7 +88,7 @@ impl Node {
     }
 
     /// The revision in force.
-    pub fn state(&self) -> &Arc<State> {
+    pub fn state(&self) -> &Arc<CompiledSnapshot> {
         &self.forward.judge.state
     }
 

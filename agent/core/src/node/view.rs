@@ -8,7 +8,7 @@ use isthmus_packet::FlowKey;
 use isthmus_policy::{Outcome, Verdict};
 
 use crate::flows::{Flow, FlowState};
-use crate::snapshot::State;
+use crate::snapshot::CompiledSnapshot;
 use crate::tunnels::Peer;
 use crate::types::{Cipher, Interface, PeerName};
 
@@ -74,7 +74,7 @@ pub struct PeerView {
     pub bulk: Option<Cipher>,
 }
 
-pub(crate) fn flow(state: &State, epoch: u32, flow: &Flow, now: Instant) -> FlowView {
+pub(crate) fn flow(state: &CompiledSnapshot, epoch: u32, flow: &Flow, now: Instant) -> FlowView {
     let local = state.local();
     let (from, to) = (flow.from.place.principal(local), flow.to.place.principal(local));
     // Rule ids of another state mean nothing here.

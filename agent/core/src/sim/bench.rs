@@ -15,7 +15,7 @@ use crate::flows::Load;
 use crate::forward::Passage;
 use crate::types::Interface;
 use crate::types::random::mix;
-use crate::{Limits, Node, Owner, Owners, PeerName, State};
+use crate::{CompiledSnapshot, Limits, Node, Owner, Owners, PeerName};
 
 /// The host that the flows lead to.
 const THERE: PeerName = PeerName::Host(HostId(2));
@@ -198,7 +198,7 @@ pub fn coalesce(packets: &[Vec<u8>]) -> Option<usize> {
 struct Told(Owner);
 
 impl Owners for Told {
-    fn owner(&mut self, _: &FlowKey, _: &State) -> Owner {
+    fn owner(&mut self, _: &FlowKey, _: &CompiledSnapshot) -> Owner {
         self.0
     }
 }

@@ -11,7 +11,7 @@ use isthmus_packet::{FlowKey, Headers, Offload, SuperPacket, Transport};
 use zeroize::Zeroizing;
 
 use super::topology::{Topology, host_key};
-use crate::{Config, Event, Limits, Node, Owner, Owners, Received, State, TunWriter};
+use crate::{CompiledSnapshot, Config, Event, Limits, Node, Owner, Owners, Received, TunWriter};
 
 /// The sockets of a host.
 #[derive(Clone, Debug, Default)]
@@ -69,12 +69,12 @@ impl Sockets {
 }
 
 impl Owners for Sockets {
-    fn owner(&mut self, flow: &FlowKey, _: &State) -> Owner {
+    fn owner(&mut self, flow: &FlowKey, _: &CompiledSnapshot) -> Owner {
         self.asked += 1;
         self.connected.get(flow).copied().unwrap_or(Owner::Unknown)
     }
 
-    fn behind(&mut self, source: IpAddr, _: &State) -> Owner {
+    fn behind(&mut self, source: IpAddr, _: &CompiledSnapshot) -> Owner {
         self.behind.get(&source).copied().unwrap_or(Owner::Unknown)
     }
 
@@ -210,5 +210,5 @@ impl Host {
 fn node(topology: &Topology, id: u32, life: u64, limits: Limits, now: Instant) -> Node {
     let seed = u64::from(id) << 32 | life;
     let config = Config { limits, ..Config::new(Zeroizing::new(host_key(id)), seed) };
-    Node::new(config, Arc::new(State::new(topology.snapshot(id))), now)
+    Node::new(config, Arc::new(CompiledSnapshot::new(topology.snapshot(id))), now)
 }

@@ -10,7 +10,7 @@ use isthmus_packet::{FlowKey, Offload};
 use super::topology::{Topology, endpoint};
 use super::{Device, Host, Network, packets};
 use crate::forward::Forwarder;
-use crate::{DropReason, PeerName, SendError, State};
+use crate::{CompiledSnapshot, DropReason, PeerName, SendError};
 
 /// How often devices look at the clock.
 const DEVICE_TICK: Duration = Duration::from_millis(250);
@@ -182,7 +182,7 @@ impl World {
 
     /// Gives the topology as it is now to one host.
     pub fn apply_to(&mut self, id: u32) {
-        let state = Arc::new(State::new(self.topology.snapshot(id)));
+        let state = Arc::new(CompiledSnapshot::new(self.topology.snapshot(id)));
         let now = self.now;
         self.host(id).node.handle_state(state, now);
         self.drain();

@@ -7,12 +7,16 @@
 use isthmus_model::{HostId, ServiceId};
 use isthmus_packet::{Address, FlowKey};
 
-use crate::snapshot::State;
+use crate::snapshot::CompiledSnapshot;
 use crate::types::random::mix;
 
 /// Picks the workload that takes a flow of this key; `flow.source` must be the address that the mesh
 /// sees, so that a restarted agent picks the same.
-pub(crate) fn pick(state: &State, service: ServiceId, flow: &FlowKey) -> Option<(HostId, Address)> {
+pub(crate) fn pick(
+    state: &CompiledSnapshot,
+    service: ServiceId,
+    flow: &FlowKey,
+) -> Option<(HostId, Address)> {
     let declared = state.snapshot.services.get(&service)?;
     let flow_hash = hash(flow);
     // Who is about to go gets what nobody else could take.
@@ -53,7 +57,7 @@ mod tests {
     fn backends_share_flows_and_keep_theirs_when_one_goes() {
         let topology = topology::Builder::new(4).service("web", 80, &[1, 2, 3]).build();
         let service = topology.service("web");
-        let all = State::new(topology.snapshot(4));
+        let all = CompiledSnapshot::new(topology.snapshot(4));
         let vip = all.virtual_address(service, true).unwrap();
         let before: Vec<_> =
             (1..=3000).map(|port| pick(&all, service, &flow(port, vip)).unwrap().0).collect();
@@ -63,7 +67,7 @@ mod tests {
         }
         let mut snapshot = topology.snapshot(4);
         snapshot.services.get_mut(&service).unwrap().placements.remove(&HostId(2));
-        let fewer = State::new(snapshot);
+        let fewer = CompiledSnapshot::new(snapshot);
         for (port, before) in (1..=3000).zip(before) {
             let after = pick(&fewer, service, &flow(port, vip)).unwrap().0;
             assert!(after == before || before == HostId(2));
@@ -78,7 +82,7 @@ mod tests {
             let mut snapshot = topology.snapshot(4);
             let declared = snapshot.services.get_mut(&service).unwrap();
             declared.leaving = leaving.iter().copied().map(HostId).collect();
-            let state = State::new(snapshot);
+            let state = CompiledSnapshot::new(snapshot);
             let vip = state.virtual_address(service, true).unwrap();
             let pick = |port| pick(&state, service, &flow(port, vip)).unwrap().0.0;
             (1..=100).map(pick).collect::<std::collections::BTreeSet<_>>()

@@ -6,4 +6,4 @@ mod owners;
 mod state;
 
 pub use owners::{Deaf, Owner, Owners};
-pub use state::State;
+pub use state::CompiledSnapshot;

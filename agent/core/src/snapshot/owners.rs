@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use isthmus_model::ServiceId;
 use isthmus_packet::FlowKey;
 
-use crate::snapshot::State;
+use crate::snapshot::CompiledSnapshot;
 use crate::types::Counters;
 
 /// Knows which process a flow belongs to.
@@ -17,11 +17,11 @@ pub trait Owners {
     /// Whose socket has this flow. `flow` is as the socket sees it, source first: its own address
     /// and port, then its peer's. A TCP flow has an owner only if a socket is *connected* just so
     /// (or connecting): a listener isn't meant.
-    fn owner(&mut self, flow: &FlowKey, state: &State) -> Owner;
+    fn owner(&mut self, flow: &FlowKey, state: &CompiledSnapshot) -> Owner;
 
     /// Who sends from an address that is none of the mesh's: a container whose packets this host forwards.
     /// Whoever answers must know that nobody else can send from there.
-    fn behind(&mut self, source: IpAddr, state: &State) -> Owner {
+    fn behind(&mut self, source: IpAddr, state: &CompiledSnapshot) -> Owner {
         let _ = (source, state);
         Owner::Unknown
     }

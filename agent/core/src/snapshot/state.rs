@@ -14,7 +14,7 @@ use isthmus_policy::{DecidedBy, Outcome, Policy, Query, Verdict};
 use crate::types::PeerName;
 
 /// A revision, made ready for judging.
-pub struct State {
+pub struct CompiledSnapshot {
     /// What the controller sent.
     pub snapshot: Arc<Snapshot>,
     /// Its rules, compiled.
@@ -25,7 +25,7 @@ pub struct State {
     local_services: Vec<ServiceId>,
 }
 
-impl State {
+impl CompiledSnapshot {
     /// Compiles and indexes a snapshot.
     pub fn new(snapshot: Snapshot) -> Self {
         let hosts = snapshot.hosts.keys().map(|id| Principal::Host(*id));
@@ -174,8 +174,10 @@ impl State {
     }
 }
 
-impl std::fmt::Debug for State {
+impl std::fmt::Debug for CompiledSnapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("revision", &self.snapshot.revision).finish_non_exhaustive()
+        f.debug_struct("CompiledSnapshot")
+            .field("revision", &self.snapshot.revision)
+            .finish_non_exhaustive()
     }
 }

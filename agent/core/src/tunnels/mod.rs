@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bulk::{LANES, Offering};
-use crate::snapshot::State;
+use crate::snapshot::CompiledSnapshot;
 use crate::types::random::Random;
 use crate::types::{
     Config, DropReason, Event, PeerName, SendError, Telemetry, Transmit, canonical,
@@ -42,7 +42,7 @@ use tunnel::{Keys, MIN_BUFFER, OVERHEAD, Tick};
 /// All tunnels of a host.
 pub(crate) struct Tunnels {
     /// The revision whose hosts and devices are the peers.
-    state: Arc<State>,
+    state: Arc<CompiledSnapshot>,
     /// What this host offers to its peers.
     pub(crate) offering: Offering,
     keys: Keys,
@@ -58,7 +58,7 @@ pub(crate) struct Tunnels {
 impl Tunnels {
     pub(crate) fn new(
         config: &Config,
-        state: Arc<State>,
+        state: Arc<CompiledSnapshot>,
         seeds: &mut Random,
         now: Instant,
     ) -> Self {
@@ -81,7 +81,7 @@ impl Tunnels {
     }
 
     /// A new revision: peers that it doesn't have are cut at once.
-    pub(crate) fn handle_state(&mut self, state: Arc<State>, telemetry: &mut Telemetry) {
+    pub(crate) fn handle_state(&mut self, state: Arc<CompiledSnapshot>, telemetry: &mut Telemetry) {
         self.state = state;
         let silent: Vec<PeerName> = self.peers.silent().collect();
         self.keys.known_by(self.state.own_key());
@@ -208,7 +208,7 @@ impl Tunnels {
 }
 
 /// This host's keys, the one first that others know it by.
-fn keys(state: &State, private: &[u8; 32], second: Option<&[u8; 32]>) -> Keys {
+fn keys(state: &CompiledSnapshot, private: &[u8; 32], second: Option<&[u8; 32]>) -> Keys {
     let mut keys = second.map_or_else(|| Keys::new(*private), |it| Keys::both(*private, *it));
     keys.known_by(state.own_key());
     keys

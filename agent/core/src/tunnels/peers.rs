@@ -18,7 +18,7 @@ use super::mtu::{self, Path};
 use super::silence::Silence;
 use super::tunnel::{Keys, Tunnel};
 use crate::bulk::{Bulk, Offering, Receiving};
-use crate::snapshot::State;
+use crate::snapshot::CompiledSnapshot;
 use crate::types::PeerName;
 use crate::types::random::Random;
 
@@ -205,7 +205,7 @@ impl Peers {
     }
 
     /// Makes the table what the state says, and what this host's keys are. Peers that stay keep their tunnels.
-    pub(crate) fn update(&mut self, state: &State, ours: &Keys) {
+    pub(crate) fn update(&mut self, state: &CompiledSnapshot, ours: &Keys) {
         let wanted = wanted(state);
         let stays = |peer: &Peer| {
             let wanted = wanted.get(&peer.name);

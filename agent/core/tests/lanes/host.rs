@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_core::sim::Kernel;
 use isthmus_core::sim::host::Sockets;
-use isthmus_core::{Inbox, Node, Outbox, Received, Sealing, State, Task, Transmit};
+use isthmus_core::{CompiledSnapshot, Inbox, Node, Outbox, Received, Sealing, Task, Transmit};
 use shuttle::sync::{Mutex, MutexGuard};
 
 use crate::ledger::Ledger;
@@ -50,7 +50,7 @@ pub(crate) enum Step {
     /// Time passes.
     Tick,
     /// A revision that doesn't allow some flows any more.
-    Switch(Arc<State>, BTreeSet<Flow>),
+    Switch(Arc<CompiledSnapshot>, BTreeSet<Flow>),
 }
 
 impl Clock {

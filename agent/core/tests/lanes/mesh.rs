@@ -7,7 +7,7 @@ use std::time::Duration;
 use isthmus_core::sim::packets::{ping, udp};
 use isthmus_core::sim::topology::{endpoint, host_key};
 use isthmus_core::sim::{Builder, Kernel, Topology, World};
-use isthmus_core::{Config, DropReason, Inbox, Node, State};
+use isthmus_core::{CompiledSnapshot, Config, DropReason, Inbox, Node};
 use isthmus_model::{HostId, Protocol};
 use shuttle::sync::Mutex;
 use shuttle::thread::{JoinHandle, spawn};
@@ -52,7 +52,7 @@ impl Mesh {
     pub(crate) fn new(age: Duration) -> Self {
         let mut world = World::new(topology(), 1);
         for id in [1, 2, 3] {
-            let state = Arc::new(State::new(world.topology.snapshot(id)));
+            let state = Arc::new(CompiledSnapshot::new(world.topology.snapshot(id)));
             let key = Zeroizing::new(host_key(id));
             let config = Config { lanes: LANES as u8, ..Config::new(key, id.into()) };
             world.host(id).node = Node::new(config, state, world.now);
@@ -94,7 +94,7 @@ impl Mesh {
             }
         });
         let cut = Flow::ALL.into_iter().filter(|flow| flow.is_cut()).collect();
-        Step::Switch(Arc::new(State::new(topology.snapshot(host))), cut)
+        Step::Switch(Arc::new(CompiledSnapshot::new(topology.snapshot(host))), cut)
     }
 
     /// Lets all threads work until nothing is under way.

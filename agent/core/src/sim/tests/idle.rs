@@ -7,7 +7,7 @@ use isthmus_model::{HostId, Protocol};
 use crate::sim::packets::{udp, udp_key};
 use crate::sim::topology::host_key;
 use crate::sim::{Builder, Topology, World};
-use crate::snapshot::State;
+use crate::snapshot::CompiledSnapshot;
 use crate::tunnels::peers::{Peers, Slot};
 use crate::tunnels::tunnel::Keys;
 use crate::{DropReason, PeerName};
@@ -118,18 +118,18 @@ fn an_old_initiation_that_is_replayed_after_a_tunnel_was_freed_gains_nothing() {
 fn places_in_the_table_are_used_again() {
     let mut topology: Topology = Builder::new(20).build();
     let (mut peers, keys) = (Peers::new(1, 1500), Keys::new(host_key(1)));
-    peers.update(&State::new(topology.snapshot(1)), &keys);
+    peers.update(&CompiledSnapshot::new(topology.snapshot(1)), &keys);
     for gone in 2..=20 {
         let removed = topology.snapshot(1).hosts[&HostId(gone)].clone();
         topology.change(|snapshot| {
             snapshot.hosts.remove(&HostId(gone));
         });
-        peers.update(&State::new(topology.snapshot(1)), &keys);
+        peers.update(&CompiledSnapshot::new(topology.snapshot(1)), &keys);
         assert_eq!(peers.by_name(PeerName::Host(HostId(gone))), None);
         topology.change(|snapshot| {
             snapshot.hosts.insert(HostId(gone), removed);
         });
-        peers.update(&State::new(topology.snapshot(1)), &keys);
+        peers.update(&CompiledSnapshot::new(topology.snapshot(1)), &keys);
     }
     let mut slots: Vec<Slot> = peers.iter().map(|(slot, _)| slot).collect();
     slots.dedup();

@@ -8,7 +8,7 @@ use isthmus_model::PublicKey;
 
 use super::super::tunnel::INDEX_BITS;
 use super::Slot;
-use crate::snapshot::State;
+use crate::snapshot::CompiledSnapshot;
 use crate::types::PeerName;
 use crate::types::random::Random;
 
@@ -34,7 +34,7 @@ pub(super) struct Wanted {
 }
 
 /// The peers that a state gives this host.
-pub(super) fn wanted(state: &State) -> BTreeMap<PeerName, Wanted> {
+pub(super) fn wanted(state: &CompiledSnapshot) -> BTreeMap<PeerName, Wanted> {
     let local = state.local();
     let hosts = state.snapshot.hosts.iter().filter(|(id, _)| **id != local).map(|(id, host)| {
         let usable = host.endpoints.iter().filter(|endpoint| !state.is_overlay(endpoint.ip()));
