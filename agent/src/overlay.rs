@@ -21,7 +21,7 @@ use isthmus_net::senders::Senders;
 use isthmus_net::sock_diag::SocketDiag;
 use isthmus_net::tun::Tun;
 use isthmus_net::udp::UdpSocket;
-use isthmus_proxy::{RateLimits, View};
+use isthmus_proxy::{ProxySnapshot, RateLimits};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -93,7 +93,7 @@ struct Running {
     guard: Arc<Standing>,
     state: Arc<CompiledSnapshot>,
     states: watch::Sender<Arc<CompiledSnapshot>>,
-    views: watch::Sender<Arc<View>>,
+    views: watch::Sender<Arc<ProxySnapshot>>,
     names: Option<MeshDns>,
     /// The proxy's. Open until the data plane is gone, so that nobody is refused meanwhile.
     listeners: Vec<TcpListener>,
@@ -394,9 +394,9 @@ fn go_on_without_guard(shared: &Shared, raised: anyhow::Result<()>) -> anyhow::R
     Ok(())
 }
 
-fn view(state: &CompiledSnapshot, limits: &RateLimits) -> Arc<View> {
+fn view(state: &CompiledSnapshot, limits: &RateLimits) -> Arc<ProxySnapshot> {
     let (snapshot, policy) = (Arc::clone(&state.snapshot), Arc::clone(&state.policy));
-    Arc::new(View::assemble(snapshot, policy, state.directory.clone()).limited_by(limits))
+    Arc::new(ProxySnapshot::assemble(snapshot, policy, state.directory.clone()).limited_by(limits))
 }
 
 fn node_config(shared: &Shared, (key, second): &Keys, mtu: u16) -> anyhow::Result<Config> {

@@ -12,7 +12,7 @@ use isthmus_model::{
     Rules, Service, ServiceId, Snapshot,
 };
 use isthmus_policy::Policy;
-use isthmus_proxy::View;
+use isthmus_proxy::ProxySnapshot;
 
 // The test and the fuzz target each bring it.
 use crate::zone::{Reply, TTL, Transport, answer, failure};
@@ -115,10 +115,10 @@ fn is_of_the_mesh(data: &RData) -> bool {
     ipv4 || ipv6 || name || matches!(data, RData::SOA(_))
 }
 
-static VIEW: LazyLock<View> = LazyLock::new(|| {
+static VIEW: LazyLock<ProxySnapshot> = LazyLock::new(|| {
     let snapshot = Arc::new(snapshot());
     let policy = Arc::new(Policy::for_snapshot(&snapshot));
-    View::new(snapshot, policy)
+    ProxySnapshot::new(snapshot, policy)
 });
 
 /// Two hosts, a service on both, a device behind the second.

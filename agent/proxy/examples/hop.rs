@@ -21,7 +21,7 @@ use isthmus_model::{
     Revision, Service, ServiceId, Snapshot,
 };
 use isthmus_policy::Policy;
-use isthmus_proxy::{GatewayIo, Metrics, Options, Speaker, View};
+use isthmus_proxy::{GatewayIo, Metrics, Options, ProxySnapshot, Speaker};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 use tracing_subscriber::filter::Targets;
@@ -59,7 +59,7 @@ fn main() -> Result<()> {
     let backend = (option("--backend", "9000")?, application);
     let snapshot = Arc::new(snapshot(side, backend, topology)?);
     let policy = Arc::new(Policy::for_snapshot(&snapshot));
-    let (_views, view) = watch::channel(Arc::new(View::new(snapshot, policy)));
+    let (_views, view) = watch::channel(Arc::new(ProxySnapshot::new(snapshot, policy)));
     let local = if side == Side::Client { WEB_VIRTUAL } else { WEB };
     let listener = TcpListener::bind((local, option("--listen", "15001")?))?;
 

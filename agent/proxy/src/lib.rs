@@ -21,7 +21,7 @@
 //! | [`opaque`] | one connection without requests | what stands above, but [`exchange`] |
 //! | [`serve`] | threads, sockets, start and stop | all |
 //!
-//! Every request is judged by the newest [`View`]. When the view changes, each open connection is
+//! Every request is judged by the newest [`ProxySnapshot`]. When the view changes, each open connection is
 //! judged again: one whose caller may no longer reach the service at all is cut at once, idle or
 //! not; the others don't notice. What a refusal was decided by is in the access log (target
 //! `isthmus::access`), never in the answer.
@@ -47,7 +47,7 @@ pub use crate::config::host_services::HostServices;
 pub use crate::config::jwt::KeyFailure;
 pub use crate::config::parties::Side;
 pub use crate::config::ratelimit::{Demand, LimitView, RateLimits};
-pub use crate::config::view::View;
+pub use crate::config::view::ProxySnapshot;
 pub use crate::serve::gateway::{GatewayIo, Visitor};
 pub use crate::serve::{Options, serve};
 pub use crate::telemetry::histogram::Histogram;

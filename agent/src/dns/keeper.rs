@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use isthmus_model::{Code, Problem};
 use isthmus_net::holders;
 use isthmus_net::sock_diag::Protocol;
-use isthmus_proxy::View;
+use isthmus_proxy::ProxySnapshot;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -50,7 +50,7 @@ impl MeshDns {
     pub(crate) async fn start(
         shared: &Arc<Shared>,
         own: watch::Receiver<Vec<IpAddr>>,
-        views: watch::Receiver<Arc<View>>,
+        views: watch::Receiver<Arc<ProxySnapshot>>,
     ) -> Option<Self> {
         if !shared.settings.dns.listen {
             shared.update(|status| "off".clone_into(&mut status.dns));
@@ -110,7 +110,7 @@ struct Keeper {
     /// Why it couldn't be told.
     refusal: Option<Problem>,
     own: watch::Receiver<Vec<IpAddr>>,
-    views: watch::Receiver<Arc<View>>,
+    views: watch::Receiver<Arc<ProxySnapshot>>,
     /// Those that run are for these addresses of the host.
     addresses: Vec<IpAddr>,
     servers: BTreeMap<IpAddr, Server>,
@@ -122,7 +122,7 @@ impl Keeper {
         port: u16,
         resolver: Resolver,
         own: watch::Receiver<Vec<IpAddr>>,
-        views: watch::Receiver<Arc<View>>,
+        views: watch::Receiver<Arc<ProxySnapshot>>,
     ) -> Self {
         let (patience, servers) = (Patience::default(), BTreeMap::new());
         let addresses = Vec::new();
@@ -306,7 +306,7 @@ mod tests {
         shared: Arc<Shared>,
         keeper: Keeper,
         own: watch::Sender<Vec<IpAddr>>,
-        _views: watch::Sender<Arc<View>>,
+        _views: watch::Sender<Arc<ProxySnapshot>>,
     }
 
     impl Host {

@@ -1,6 +1,6 @@
 //! Mesh DNS: the names of the mesh, answered on the host's overlay addresses.
 //!
-//! [`zone`] is the pure part: from a [`View`] and the bytes of a query to the bytes of an answer, or
+//! [`zone`] is the pure part: from a [`ProxySnapshot`] and the bytes of a query to the bytes of an answer, or
 //! to the finding that somebody else has to answer. [`server`] carries queries by UDP and TCP,
 //! [`upstream`] relays to the host's own resolvers what isn't the mesh's, and [`resolver`] tells the
 //! host to ask here.
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_net::listen::{bind_freebind_tcp, bind_freebind_udp};
-use isthmus_proxy::View;
+use isthmus_proxy::ProxySnapshot;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -102,7 +102,7 @@ impl Server {
     /// # Errors
     ///
     /// If something else has the address and port, or the process may not bind them.
-    pub fn start(config: Config, view: watch::Receiver<Arc<View>>) -> io::Result<Self> {
+    pub fn start(config: Config, view: watch::Receiver<Arc<ProxySnapshot>>) -> io::Result<Self> {
         let udp = UdpSocket::from_std(bind_freebind_udp(config.listen)?)?;
         // Port 0 is for tests: both get the same one.
         let tcp = TcpListener::from_std(bind_freebind_tcp(udp.local_addr()?)?)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use isthmus_model::Place;
 use isthmus_net::sock_diag::Protocol;
-use isthmus_proxy::View;
+use isthmus_proxy::ProxySnapshot;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
@@ -30,7 +30,7 @@ const MAX_QUERY_BYTES: usize = 4096;
 /// What all sockets share.
 #[derive(Debug)]
 struct Shared {
-    view: watch::Receiver<Arc<View>>,
+    view: watch::Receiver<Arc<ProxySnapshot>>,
     forwarder: Forwarder,
     short_names: bool,
     own: SocketAddr,
@@ -44,7 +44,7 @@ pub(super) async fn run(
     udp: UdpSocket,
     tcp: TcpListener,
     (forwarder, short_names): (Forwarder, bool),
-    view: watch::Receiver<Arc<View>>,
+    view: watch::Receiver<Arc<ProxySnapshot>>,
 ) {
     let Ok(own) = udp.local_addr() else { return };
     let shared = Arc::new(Shared {
@@ -162,7 +162,7 @@ async fn serve_stream(
 }
 
 impl Shared {
-    fn view(&self) -> Arc<View> {
+    fn view(&self) -> Arc<ProxySnapshot> {
         Arc::clone(&self.view.borrow())
     }
 

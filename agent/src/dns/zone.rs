@@ -17,7 +17,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
 use hickory_proto::rr::{DNSClass, Name as DomainName, RData, Record, RecordType};
 use isthmus_model::{HostId, Place, ServiceId, Snapshot};
-use isthmus_proxy::View;
+use isthmus_proxy::ProxySnapshot;
 
 use super::wire;
 
@@ -54,7 +54,7 @@ pub enum Reply {
 
 /// Answers a query, if it is about the mesh. `short`: whether names may leave `mesh.internal` out.
 #[must_use]
-pub fn answer(view: &View, short: bool, query: &[u8], transport: Transport) -> Reply {
+pub fn answer(view: &ProxySnapshot, short: bool, query: &[u8], transport: Transport) -> Reply {
     if query.len() < HEADER_BYTES || query[2] & 0x80 != 0 {
         return Reply::Ignore;
     }
@@ -116,7 +116,11 @@ enum What {
 }
 
 /// What the mesh knows of a query's name; none if it isn't the mesh's to answer.
-fn judge(view: &View, short: bool, message: &Message) -> Result<Option<Found>, ResponseCode> {
+fn judge(
+    view: &ProxySnapshot,
+    short: bool,
+    message: &Message,
+) -> Result<Option<Found>, ResponseCode> {
     if message.metadata.message_type != MessageType::Query {
         return Err(ResponseCode::FormErr);
     }
@@ -140,7 +144,7 @@ fn is_refused(kind: RecordType) -> bool {
     matches!(kind, RecordType::ANY | RecordType::AXFR | RecordType::IXFR)
 }
 
-fn locate(view: &View, short: bool, query: &Query) -> Option<Found> {
+fn locate(view: &ProxySnapshot, short: bool, query: &Query) -> Option<Found> {
     let labels: Vec<Vec<u8>> = query.name().iter().map(<[u8]>::to_ascii_lowercase).collect();
     let labels: Vec<&[u8]> = labels.iter().map(Vec::as_slice).collect();
     let (zone_labels, what) = match labels.as_slice() {
@@ -212,7 +216,7 @@ fn addresses(snapshot: &Snapshot, name: &[u8], group: &[u8]) -> Option<(Ipv4Addr
 
 /// None if the name isn't about the mesh's IPv4 addresses; else how many labels its zone has. Below
 /// the mesh's own labels nothing but numbers exists.
-fn reverse_v4(view: &View, within: &[&[u8]], query: &Query) -> Option<(usize, What)> {
+fn reverse_v4(view: &ProxySnapshot, within: &[&[u8]], query: &Query) -> Option<(usize, What)> {
     let mesh = view.snapshot.mesh.ipv4;
     let mut octets = [0_u8; 4];
     // The last label is the first octet.
@@ -230,7 +234,7 @@ fn reverse_v4(view: &View, within: &[&[u8]], query: &Query) -> Option<(usize, Wh
     Some((zone, reverse(view, address, within.len(), 4, query)))
 }
 
-fn reverse_v6(view: &View, within: &[&[u8]], query: &Query) -> Option<(usize, What)> {
+fn reverse_v6(view: &ProxySnapshot, within: &[&[u8]], query: &Query) -> Option<(usize, What)> {
     let mesh = view.snapshot.mesh.prefix.bytes();
     let mut octets = [0_u8; 16];
     let given: Vec<u8> = within.iter().rev().take(32).map_while(|label| nibble(label)).collect();
@@ -249,7 +253,13 @@ fn reverse_v6(view: &View, within: &[&[u8]], query: &Query) -> Option<(usize, Wh
 }
 
 /// The name for an address, of which `given` labels of `needed` were given.
-fn reverse(view: &View, address: IpAddr, given: usize, needed: usize, query: &Query) -> What {
+fn reverse(
+    view: &ProxySnapshot,
+    address: IpAddr,
+    given: usize,
+    needed: usize,
+    query: &Query,
+) -> What {
     if given < needed {
         return What::NoData;
     }

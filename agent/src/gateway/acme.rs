@@ -37,7 +37,7 @@ use instant_acme::{
 };
 use isthmus_model::Snapshot;
 use isthmus_model::edge::{Acme, Certificate, CertificateFiles, Listener};
-use isthmus_proxy::View;
+use isthmus_proxy::ProxySnapshot;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::crypto::aws_lc_rs;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -122,7 +122,10 @@ fn wanted(folder: &Path, snapshot: &Snapshot) -> Vec<Wanted> {
 }
 
 /// Orders what is due, one after the other, until it is dropped.
-pub(super) async fn run(services: Arc<AgentServices>, mut views: watch::Receiver<Arc<View>>) {
+pub(super) async fn run(
+    services: Arc<AgentServices>,
+    mut views: watch::Receiver<Arc<ProxySnapshot>>,
+) {
     let mut failures: HashMap<PathBuf, Failure> = HashMap::new();
     loop {
         let snapshot = Arc::clone(&views.borrow_and_update().snapshot);

@@ -27,7 +27,7 @@ use std::time::Duration;
 use isthmus_model::edge::{Certificate, External, Listener, Origination};
 use isthmus_model::{Code, Revision, Service, ServiceId, Snapshot};
 use isthmus_proto::v1;
-use isthmus_proxy::{HostServices, View, Visitor};
+use isthmus_proxy::{HostServices, ProxySnapshot, Visitor};
 use parking_lot::RwLock;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
@@ -335,7 +335,7 @@ fn externals(snapshot: &Snapshot) -> impl Iterator<Item = (ServiceId, &External)
 pub(crate) async fn run(
     services: Arc<AgentServices>,
     shared: Arc<Shared>,
-    mut views: watch::Receiver<Arc<View>>,
+    mut views: watch::Receiver<Arc<ProxySnapshot>>,
     visitors: mpsc::Sender<Visitor>,
     followed: watch::Sender<Revision>,
 ) {
@@ -368,7 +368,10 @@ pub(crate) async fn run(
 }
 
 /// Gets certificates by ACME, where listeners want them.
-pub(crate) async fn order(services: Arc<AgentServices>, views: watch::Receiver<Arc<View>>) {
+pub(crate) async fn order(
+    services: Arc<AgentServices>,
+    views: watch::Receiver<Arc<ProxySnapshot>>,
+) {
     acme::run(services, views).await;
 }
 
@@ -376,7 +379,7 @@ pub(crate) async fn order(services: Arc<AgentServices>, views: watch::Receiver<A
 pub(crate) async fn resolve(
     services: Arc<AgentServices>,
     shared: Arc<Shared>,
-    mut views: watch::Receiver<Arc<View>>,
+    mut views: watch::Receiver<Arc<ProxySnapshot>>,
 ) {
     let mut ticks = interval(ASK_AGAIN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -9,7 +9,7 @@ use isthmus_core::CompiledSnapshot;
 use isthmus_model::Revision;
 use isthmus_net::listen::{bind_marked_tcp, bind_marked_tcp_as};
 use isthmus_net::monitor::AddressMonitor;
-use isthmus_proxy::{Speaker, View};
+use isthmus_proxy::{ProxySnapshot, Speaker};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -25,7 +25,7 @@ use crate::status::Shared;
 /// Has files read, names resolved and doors opened for the proxy, until the agent stops.
 pub(super) fn start_edge(
     shared: &Arc<Shared>,
-    views: &watch::Sender<Arc<View>>,
+    views: &watch::Sender<Arc<ProxySnapshot>>,
     stopped: &watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
 ) -> (isthmus_proxy::GatewayIo, watch::Receiver<Revision>) {
@@ -50,7 +50,7 @@ pub(super) fn start_edge(
 pub(super) async fn run_proxy(
     shared: Arc<Shared>,
     (listeners, edge): (Vec<TcpListener>, isthmus_proxy::GatewayIo),
-    views: watch::Receiver<Arc<View>>,
+    views: watch::Receiver<Arc<ProxySnapshot>>,
     (leaving, stopped): (Arc<AtomicBool>, watch::Receiver<bool>),
 ) {
     shared.update(|status| {

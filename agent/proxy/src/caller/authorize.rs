@@ -17,14 +17,14 @@ use crate::config::fields::Lines;
 use crate::config::jwt::{self, TokenError};
 use crate::config::life::Kept;
 use crate::config::parties::Parties;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::telemetry::access_log::{Decider, Record};
 use crate::telemetry::metrics::Ruling;
 
 /// Puts a request into policy's words.
 pub(crate) fn ask<R>(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     head: &Parts,
     tokens: &[Token],
     about: impl FnOnce(Request<'_>) -> R,
@@ -48,7 +48,7 @@ pub(crate) fn ask<R>(
 /// Why one of them isn't believed.
 pub(crate) fn tokens(
     connection: &Connection,
-    view: &View,
+    view: &ProxySnapshot,
     service: ServiceId,
     head: &Parts,
 ) -> Result<Vec<Token>, TokenError> {
@@ -58,7 +58,11 @@ pub(crate) fn tokens(
 
 /// Brings a request's path into the form in which a service has it judged and passed on. None if it
 /// refuses it.
-pub(crate) fn normalize_path(view: &View, service: ServiceId, head: &mut Parts) -> Option<()> {
+pub(crate) fn normalize_path(
+    view: &ProxySnapshot,
+    service: ServiceId,
+    head: &mut Parts,
+) -> Option<()> {
     let path = head.uri.path();
     if path == "*" {
         return Some(());
@@ -78,7 +82,7 @@ pub(crate) fn normalize_path(view: &View, service: ServiceId, head: &mut Parts) 
 /// Whether a request may pass. The record says by what.
 pub(crate) fn is_authorized(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     head: &Parts,
     tokens: &[Token],
     record: &mut Record,
@@ -94,7 +98,7 @@ pub(crate) fn is_authorized(
 /// Judges a request between two parties.
 pub(crate) fn is_allowed(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     parties: &Parties,
     head: &Parts,
     tokens: &[Token],

@@ -20,7 +20,7 @@ use super::info::{CallerInfo, CallerInfoCache};
 use crate::cluster::permits::{Caller, RequestQuota};
 use crate::config::life::{Cut, Kept};
 use crate::config::parties::{Parties, Side};
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::pool::progress::Progress;
 use crate::telemetry::access_log::Record;
 use crate::telemetry::series::SeriesCache;
@@ -110,17 +110,17 @@ impl Connection {
     }
 
     /// The newest view.
-    pub(crate) fn view(&self) -> Arc<View> {
+    pub(crate) fn view(&self) -> Arc<ProxySnapshot> {
         Arc::clone(&self.shared.view.borrow())
     }
 
     /// How it stands by a view.
-    pub(crate) fn caller_info(&self, view: &Arc<View>) -> Arc<CallerInfo> {
+    pub(crate) fn caller_info(&self, view: &Arc<ProxySnapshot>) -> Arc<CallerInfo> {
         self.newest.of(self, view)
     }
 
     /// Who the two ends are in a view; none if they are no longer who they were.
-    pub(crate) fn parties_in(&self, view: &View) -> Option<Parties> {
+    pub(crate) fn parties_in(&self, view: &ProxySnapshot) -> Option<Parties> {
         if self.entry.is_some() {
             // Its ports are no part of who a gateway is.
             let now = view.visitors(self.parties.service);
@@ -163,7 +163,7 @@ impl Connection {
     }
 
     /// Whether a view denies a request under way.
-    fn is_denied_now(&self, view: &Arc<View>, kept: &Kept) -> bool {
+    fn is_denied_now(&self, view: &Arc<ProxySnapshot>, kept: &Kept) -> bool {
         let Some(parties) = self.parties_in(view) else { return true };
         let caller_info = self.caller_info(view);
         kept.is_denied(view, parties, caller_info.source_host.as_ref().map_or("", Name::as_str))

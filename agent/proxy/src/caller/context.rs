@@ -17,14 +17,14 @@ use crate::cluster::windows::Windows;
 use crate::config::host_services::HostServices;
 use crate::config::jwt::KeyRing;
 use crate::config::limits::Limits;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::pool::Backends;
 use crate::telemetry::metrics::Metrics;
 
 /// What all connections of a thread share. What all threads share is behind an `Arc`.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) view: watch::Receiver<Arc<ProxySnapshot>>,
     pub(crate) metrics: Arc<Metrics>,
     /// Of this thread alone: its connections to applications.
     pub(crate) backends: Backends,
@@ -49,7 +49,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(
         limits: Limits,
-        view: watch::Receiver<Arc<View>>,
+        view: watch::Receiver<Arc<ProxySnapshot>>,
         metrics: Arc<Metrics>,
         bind: Bind,
         host_services: Arc<dyn HostServices>,

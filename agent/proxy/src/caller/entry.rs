@@ -9,7 +9,7 @@ use isthmus_model::host::split_port;
 use isthmus_model::{Gateway, Service, ServiceId};
 
 use super::connection::Connection;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 
 /// How a gateway's client came in.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(crate) struct Misdirected(pub(crate) StatusCode, pub(crate) &'static str);
 
 impl Entry {
     /// None if the gateway has no such port.
-    pub(crate) fn new(view: &View, gateway: ServiceId, port: u16) -> Option<Self> {
+    pub(crate) fn new(view: &ProxySnapshot, gateway: ServiceId, port: u16) -> Option<Self> {
         let gateway = view.snapshot.services.get(&gateway)?.gateway()?;
         let listener = gateway.listeners.iter().find(|listener| listener.port == port)?;
         Some(Self { port, secure: listener.tls.is_some(), greeted: OnceLock::new() })
@@ -95,7 +95,7 @@ impl Entry {
     /// counts only if it is a proxy that the gateway trusts.
     pub(crate) fn introduce(
         &self,
-        view: &View,
+        view: &ProxySnapshot,
         connection: &Connection,
         fields: &mut HeaderMap,
         host: &HeaderValue,

@@ -7,12 +7,12 @@ use isthmus_model::Name;
 use parking_lot::Mutex;
 
 use super::connection::Connection;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 
 /// How a connection stands, by one view.
 #[derive(Debug)]
 pub(crate) struct CallerInfo {
-    view: Arc<View>,
+    view: Arc<ProxySnapshot>,
     /// Whether the two ends are who they were when the connection came.
     pub(crate) holds: bool,
     /// Who calls, as applications are told.
@@ -26,7 +26,7 @@ pub(crate) struct CallerInfo {
 pub(crate) struct CallerInfoCache(Mutex<Option<Arc<CallerInfo>>>);
 
 impl CallerInfo {
-    fn new(connection: &Connection, view: &Arc<View>) -> Self {
+    fn new(connection: &Connection, view: &Arc<ProxySnapshot>) -> Self {
         let spiffe = connection.parties.from.spiffe(&view.snapshot.mesh.trust_domain);
         Self {
             holds: connection.parties_in(view).is_some(),
@@ -40,7 +40,7 @@ impl CallerInfo {
 }
 
 impl CallerInfoCache {
-    pub(crate) fn of(&self, connection: &Connection, view: &Arc<View>) -> Arc<CallerInfo> {
+    pub(crate) fn of(&self, connection: &Connection, view: &Arc<ProxySnapshot>) -> Arc<CallerInfo> {
         let mut newest = self.0.lock();
         if let Some(known) = newest.as_ref().filter(|known| Arc::ptr_eq(&known.view, view)) {
             return Arc::clone(known);

@@ -26,7 +26,7 @@ use self::breaker::{Allowance, ConnectionCounts, Overflow};
 use self::endpoint::{BreakerView, Choice, Endpoint, EndpointView, InFlight, Turn};
 use self::silence::Silence;
 use crate::config::host_services::HostServices;
-use crate::config::view::{Map, View};
+use crate::config::view::{Map, ProxySnapshot};
 
 /// A server outside of the mesh, and its addresses.
 type Far<'a> = (&'a External, Arc<[IpAddr]>);
@@ -137,7 +137,12 @@ impl Clusters {
     }
 
     /// The workloads of a service as a view has them. What is known of those that stay is kept.
-    pub(crate) fn of(&self, view: &View, service: ServiceId, v4: bool) -> Option<Arc<Cluster>> {
+    pub(crate) fn of(
+        &self,
+        view: &ProxySnapshot,
+        service: ServiceId,
+        v4: bool,
+    ) -> Option<Arc<Cluster>> {
         let mut clusters = self.clusters.lock();
         let known = clusters.get(&(service, v4));
         let external = view.external(service);

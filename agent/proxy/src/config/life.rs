@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use super::fields::Lines;
 use super::parties::Parties;
-use super::view::View;
+use super::view::ProxySnapshot;
 
 /// What a request was judged by, and whether it is still allowed.
 #[derive(Debug, Default)]
@@ -131,7 +131,7 @@ impl Life {
     }
 
     /// Cuts it if a view denies it. Says whether that is news.
-    pub(crate) fn judge(&self, view: &View, denies: impl Fn(&Kept) -> bool) -> bool {
+    pub(crate) fn judge(&self, view: &ProxySnapshot, denies: impl Fn(&Kept) -> bool) -> bool {
         self.judged.lock().is_denied(view, |_| true, denies) && self.cut(Cut::Denied)
     }
 
@@ -139,7 +139,7 @@ impl Life {
     /// one came. `now` are seconds since 1970. Says whether that is news.
     pub(crate) fn check(
         &self,
-        view: &View,
+        view: &ProxySnapshot,
         now: f64,
         late: Option<Cut>,
         denies: impl Fn(&Kept) -> bool,
@@ -173,7 +173,7 @@ impl Judged {
     /// Whether a view denies one of those that are meant.
     fn is_denied(
         &mut self,
-        view: &View,
+        view: &ProxySnapshot,
         is_meant: impl Fn(&Kept) -> bool,
         denies: impl Fn(&Kept) -> bool,
     ) -> bool {
@@ -187,7 +187,12 @@ impl Judged {
 
 impl Kept {
     /// The parts of a request to a service that policy looks at.
-    pub(crate) fn of(view: &View, service: ServiceId, head: &Parts, tokens: &[Token]) -> Self {
+    pub(crate) fn of(
+        view: &ProxySnapshot,
+        service: ServiceId,
+        head: &Parts,
+        tokens: &[Token],
+    ) -> Self {
         let fields = view.compares_fields(service).then(|| head.headers.clone());
         let ends = tokens.iter().filter_map(|token| {
             let providers = view.providers.get(&service)?;
@@ -208,7 +213,12 @@ impl Kept {
     }
 
     /// Whether a view denies it to these parties; the caller is on the host of this name, if on any.
-    pub(crate) fn is_denied(&self, view: &View, parties: Parties, source_host: &str) -> bool {
+    pub(crate) fn is_denied(
+        &self,
+        view: &ProxySnapshot,
+        parties: Parties,
+        source_host: &str,
+    ) -> bool {
         let parties = if self.service == parties.service {
             Some(parties)
         } else {

@@ -20,9 +20,9 @@ use super::routes::Routes;
 /// A map for look-ups by each request. Its keys are few and not for callers to choose, so its hash may be a fast one.
 pub(crate) type Map<K, V> = HashMap<K, V, RandomState>;
 
-/// One revision of the mesh, ready for look-ups. Shared as `Arc<View>`.
+/// One revision of the mesh, ready for look-ups. Shared as `Arc<ProxySnapshot>`.
 #[derive(Clone)]
-pub struct View {
+pub struct ProxySnapshot {
     /// Names and numbers.
     pub snapshot: Arc<Snapshot>,
     /// The rules of the same revision, compiled.
@@ -35,11 +35,11 @@ pub struct View {
     comparing: Arc<BTreeSet<ServiceId>>,
     /// Its routes, compiled.
     pub(crate) routes: Arc<Routes>,
-    /// How much its services here take; nothing is limited before [`View::limited_by`].
+    /// How much its services here take; nothing is limited before [`ProxySnapshot::limited_by`].
     pub(crate) limits: Limits,
 }
 
-impl View {
+impl ProxySnapshot {
     /// Indexes a snapshot and its rules.
     #[must_use]
     pub fn new(snapshot: Arc<Snapshot>, policy: Arc<Policy>) -> Self {
@@ -289,8 +289,10 @@ fn is_on_kernels_loopback(caller: Place, local: HostId) -> bool {
     }
 }
 
-impl fmt::Debug for View {
+impl fmt::Debug for ProxySnapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View").field("revision", &self.snapshot.revision).finish_non_exhaustive()
+        f.debug_struct("ProxySnapshot")
+            .field("revision", &self.snapshot.revision)
+            .finish_non_exhaustive()
     }
 }

@@ -17,7 +17,7 @@ use super::body::ResponseBody;
 use super::target::{target, wire};
 use crate::caller::authorize;
 use crate::caller::connection::Connection;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::pool::request_body::RequestBody;
 use crate::pool::{BackendError, Target};
 use crate::telemetry::access_log::Record;
@@ -25,7 +25,7 @@ use crate::telemetry::access_log::Record;
 /// Whether a request may go on to the application here: authorisation, health, its place, rate limits.
 pub(super) fn check(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     head: &mut Parts,
     record: &mut Record,
 ) -> Result<(), Stop> {
@@ -46,7 +46,7 @@ pub(super) fn check(
 /// Sends a request to the application here, and gives its answer.
 pub(super) async fn forward(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     (mut head, body, host): (Parts, Incoming, HeaderValue),
     mut record: Record,
 ) -> Response<ResponseBody> {

@@ -52,7 +52,7 @@ use self::validate::Improper;
 use crate::caller::authorize;
 use crate::caller::connection::Connection;
 use crate::config::parties::Side;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::pool::progress::Progress;
 use crate::telemetry::access_log::{Decider, Record};
 use crate::telemetry::metrics::Ruling;
@@ -123,7 +123,7 @@ fn begin(connection: &Connection, head: &mut Parts, progress: Arc<Progress>) -> 
 /// Whether a request is proper and may go on. Gives the host that it is for.
 fn check(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     head: &mut Parts,
     record: &mut Record,
 ) -> Result<HeaderValue, Stop> {
@@ -139,7 +139,11 @@ fn check(
 }
 
 /// Brings a request's path into the form in which it is judged. Gives the tokens that it has.
-fn settle(connection: &Connection, view: &View, head: &mut Parts) -> Result<Vec<Token>, Stop> {
+fn settle(
+    connection: &Connection,
+    view: &ProxySnapshot,
+    head: &mut Parts,
+) -> Result<Vec<Token>, Stop> {
     let service = connection.parties.service;
     let ambiguous = Stop::Improper("a path that can be read in two ways");
     authorize::normalize_path(view, service, head).ok_or(ambiguous)?;

@@ -19,7 +19,7 @@ use crate::cluster::breaker::{ConnectionPermit, Overflow};
 use crate::cluster::dial::{Speaker, announce, connect_as};
 use crate::cluster::endpoint::InFlight;
 use crate::config::parties::Side;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 
 /// Workloads that are tried for one connection.
 const TRIES: usize = 3;
@@ -37,7 +37,7 @@ pub(super) struct Upstream {
 /// Dials who takes a stream to `service`.
 pub(super) async fn dial(
     connection: &Connection,
-    view: &View,
+    view: &ProxySnapshot,
     service: ServiceId,
 ) -> io::Result<Upstream> {
     let parties = &connection.parties;
@@ -54,7 +54,7 @@ pub(super) async fn dial(
 
 async fn to_workload(
     connection: &Connection,
-    view: &View,
+    view: &ProxySnapshot,
     service: ServiceId,
 ) -> io::Result<Upstream> {
     let v4 = connection.peer.is_ipv4();
@@ -107,7 +107,7 @@ async fn to_workload(
 /// Connects to an application of this host, and tells it who calls if it wants to know.
 async fn to_application(
     connection: &Connection,
-    view: &View,
+    view: &ProxySnapshot,
     service: ServiceId,
     caller: SocketAddr,
     address: SocketAddr,

@@ -40,7 +40,7 @@ use self::record::Record;
 use crate::caller::connection::Connection;
 use crate::caller::first_speaker::First;
 use crate::config::parties::Side;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 
 /// Where clients spoke first before, dialling waits for them so long: most connections then turn out
 /// to be requests, which have connections of their own.
@@ -308,7 +308,7 @@ async fn carry_while_allowed(
 /// Where a stream goes: to the service that was asked, or where the client's side routes it.
 fn choose(
     connection: &Connection,
-    view: &View,
+    view: &ProxySnapshot,
     seen: &Seen,
     record: &mut Record<'_>,
 ) -> Option<ServiceId> {
@@ -330,7 +330,12 @@ fn choose(
 }
 
 /// What policy says of a stream to a service; none if the ends aren't who they were.
-fn judge(connection: &Connection, view: &View, service: ServiceId, seen: &Seen) -> Option<Verdict> {
+fn judge(
+    connection: &Connection,
+    view: &ProxySnapshot,
+    service: ServiceId,
+    seen: &Seen,
+) -> Option<Verdict> {
     let parties = connection.parties_in(view)?;
     if service == parties.service {
         return Some(view.judge_stream(&parties, seen.as_stream()));

@@ -10,7 +10,7 @@ use isthmus_policy::{Outcome, Verdict};
 use super::Seen;
 use super::dial::Upstream;
 use crate::caller::connection::Connection;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::telemetry::metrics::Ruling;
 use crate::telemetry::streams::{Carried, StreamLabels};
 
@@ -36,7 +36,7 @@ impl<'a> Record<'a> {
         connection: &'a Connection,
         began: Instant,
         seen: &'a Seen,
-        (view, verdict): (&View, Verdict),
+        (view, verdict): (&ProxySnapshot, Verdict),
     ) -> Self {
         let ruling = match verdict.outcome {
             Outcome::Deny | Outcome::Inspect => Ruling::Deny,
@@ -71,7 +71,7 @@ impl<'a> Record<'a> {
     }
 
     /// Where it goes, at the client's side.
-    pub(super) fn take(&mut self, view: &View, upstream: &Upstream) {
+    pub(super) fn take(&mut self, view: &ProxySnapshot, upstream: &Upstream) {
         let Some(host) = upstream.host else { return };
         let service = view.snapshot.services.get(&upstream.service);
         self.backend = service.map(|it| it.name.to_string());

@@ -23,7 +23,7 @@ use crate::caller::context::Shared;
 use crate::cluster::dial::Bind;
 use crate::cluster::permits::{Caller, FairLimit, Permit};
 use crate::config::limits::Limits;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::telemetry::metrics::Metrics;
 
 /// After a failed `accept`, which is usually a lack of file descriptors.
@@ -54,7 +54,7 @@ pub async fn serve(
     options: Options,
     listeners: Vec<std::net::TcpListener>,
     edge: GatewayIo,
-    view: watch::Receiver<Arc<View>>,
+    view: watch::Receiver<Arc<ProxySnapshot>>,
     metrics: Arc<Metrics>,
     bind: Bind,
     stop: impl Future<Output = ()>,

@@ -28,7 +28,7 @@ use crate::cluster::permits::RequestPermit;
 use crate::config::life::{Cut, Life};
 use crate::config::parties::Side;
 use crate::config::routes::Compiled;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::pool::progress::Progress;
 
 /// Of a path in the log.
@@ -180,12 +180,12 @@ impl Record {
         self.way.route = Some(Arc::clone(route));
     }
 
-    pub(crate) fn take_backend(&mut self, view: &View, service: ServiceId) {
+    pub(crate) fn take_backend(&mut self, view: &ProxySnapshot, service: ServiceId) {
         self.way.lead_to(view, service);
     }
 
     /// Counts a try, too.
-    pub(crate) fn take_endpoint(&mut self, view: &View, host: HostId) {
+    pub(crate) fn take_endpoint(&mut self, view: &ProxySnapshot, host: HostId) {
         self.host = view.snapshot.hosts.get(&host).map(|it| it.name.clone());
         self.is_here = host == view.snapshot.local;
         self.tries += 1;

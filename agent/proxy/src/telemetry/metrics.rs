@@ -21,7 +21,7 @@ use crate::cluster::health::{Health, HealthView};
 use crate::cluster::silence::Silence;
 use crate::config::jwt::{KeyFailure, KeyRing};
 use crate::config::ratelimit::RateLimits;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 
 /// Counters of one proxy, shared with whoever shows them.
 #[derive(Debug, Default)]
@@ -134,7 +134,7 @@ impl Metrics {
 
     /// Whether the keys that a view needs are there, or were at least asked for.
     #[must_use]
-    pub fn has_asked_for_keys(&self, view: &View) -> bool {
+    pub fn has_asked_for_keys(&self, view: &ProxySnapshot) -> bool {
         self.keys.has_tried(&view.key_sources())
     }
 

@@ -17,7 +17,7 @@ use super::histogram::{Histogram, Latencies};
 use super::metrics::{Metrics, Ruling};
 use crate::config::parties::{Parties, Side};
 use crate::config::routes::Compiled;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::pool::progress::Live;
 
 /// Services and routes come and go; their series stay. Beyond this many all share one.
@@ -183,7 +183,7 @@ impl RequestLabels {
         self.backend.as_ref().map(|(_, _, name)| name.as_str())
     }
 
-    pub(crate) fn lead_to(&mut self, view: &View, service: ServiceId) {
+    pub(crate) fn lead_to(&mut self, view: &ProxySnapshot, service: ServiceId) {
         let name = view.snapshot.services.get(&service).map(|it| it.name.clone());
         self.backend = name.map(|name| (view.snapshot.revision, service, name));
     }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::support::*;
-use crate::View;
+use crate::ProxySnapshot;
 use crate::config::limits::Limits;
 
 /// An HTTP/2 server's first frame, and a greeting of another protocol.
@@ -41,7 +41,7 @@ async fn open(greeting: &'static [u8]) -> (Proxy, mpsc::UnboundedReceiver<Vec<u8
     let mut snapshot = (*first.snapshot).clone();
     snapshot.services.get_mut(&ServiceId(1)).unwrap().protocol = Protocol::Auto;
     let policy = Policy::for_snapshot(&snapshot);
-    let view = Arc::new(View::new(Arc::new(snapshot), Arc::new(policy)));
+    let view = Arc::new(ProxySnapshot::new(Arc::new(snapshot), Arc::new(policy)));
     (Proxy::serve(Limits::default(), WEB, port, view), gets)
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use super::routed::{API, API_2, API_3, Backends, CALLER, NEAR, V2};
 use super::support::{Proxy, full, read_to_end, request1, text};
 use crate::config::limits::Limits;
-use crate::{GatewayIo, HostServices, View, Visitor};
+use crate::{GatewayIo, HostServices, ProxySnapshot, Visitor};
 
 /// `near` is a gateway here.
 const GATEWAY: ServiceId = ServiceId(4);
@@ -68,7 +68,7 @@ impl HostServices for Far {
 }
 
 /// A view in which a service is at the edge.
-fn at_edge(view: &View, service: ServiceId, place: ModelEdge) -> Arc<View> {
+fn at_edge(view: &ProxySnapshot, service: ServiceId, place: ModelEdge) -> Arc<ProxySnapshot> {
     let mut snapshot = (*view.snapshot).clone();
     let changed = snapshot.services.get_mut(&service).unwrap();
     if place.external().is_some() {
@@ -76,7 +76,7 @@ fn at_edge(view: &View, service: ServiceId, place: ModelEdge) -> Arc<View> {
     }
     changed.edge = Some(place);
     let policy = Policy::for_snapshot(&snapshot);
-    Arc::new(View::new(Arc::new(snapshot), Arc::new(policy)))
+    Arc::new(ProxySnapshot::new(Arc::new(snapshot), Arc::new(policy)))
 }
 
 fn gateway(trusted: &[&str]) -> ModelEdge {
@@ -98,7 +98,7 @@ struct Door {
 }
 
 impl Door {
-    fn open(backends: &Backends, view: Arc<View>) -> Self {
+    fn open(backends: &Backends, view: Arc<ProxySnapshot>) -> Self {
         let (visitors, arrivals) = mpsc::channel(1);
         let edge = GatewayIo { host_services: Arc::new(Far::default()), visitors: arrivals };
         let proxy = Proxy::serve_at_edge(Limits::default(), API, backends.port, view, edge);

@@ -14,7 +14,7 @@ use isthmus_model::{
 use isthmus_policy::Policy;
 
 use super::support::{Application, Body, Proxy, host};
-use crate::View;
+use crate::ProxySnapshot;
 use crate::config::limits::Limits;
 
 /// What `client` shows on flows that stay on its host.
@@ -109,12 +109,12 @@ impl Backends {
     }
 
     /// The next revision.
-    pub(crate) fn view(&mut self, routes_and_rules: &str) -> Arc<View> {
+    pub(crate) fn view(&mut self, routes_and_rules: &str) -> Arc<ProxySnapshot> {
         self.view_on(routes_and_rules, &[API_2, API_3])
     }
 
     /// The next revision, with these workloads of `api`.
-    pub(crate) fn view_on(&mut self, routes_and_rules: &str, api: &[IpAddr]) -> Arc<View> {
+    pub(crate) fn view_on(&mut self, routes_and_rules: &str, api: &[IpAddr]) -> Arc<ProxySnapshot> {
         self.revision += 1;
         let text = format!("{SERVICES}\n{routes_and_rules}");
         let file = SourceFile { name: "mesh.toml".into(), text };
@@ -146,7 +146,7 @@ impl Backends {
             limits: Vec::new(),
         };
         let policy = Policy::for_snapshot(&snapshot);
-        Arc::new(View::new(Arc::new(snapshot), Arc::new(policy)))
+        Arc::new(ProxySnapshot::new(Arc::new(snapshot), Arc::new(policy)))
     }
 
     fn service(&self, name: &str, number: u8, workloads: &[IpAddr]) -> Service {

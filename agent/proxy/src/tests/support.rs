@@ -35,7 +35,7 @@ use crate::config::limits::Limits;
 use crate::serve::accept_until;
 use crate::serve::gateway::GatewayIo;
 use crate::serve::worker::{self, WorkerHandle};
-use crate::{Metrics, MetricsSnapshot, View};
+use crate::{Metrics, MetricsSnapshot, ProxySnapshot};
 
 /// The workload of `web` on this host.
 pub(crate) const WEB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 64, 1, 2));
@@ -55,7 +55,7 @@ pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     pub(crate) metrics: Arc<Metrics>,
     application_port: u16,
-    views: watch::Sender<Arc<View>>,
+    views: watch::Sender<Arc<ProxySnapshot>>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<std::io::Result<()>>,
 }
@@ -80,7 +80,7 @@ impl Proxy {
         limits: Limits,
         address: IpAddr,
         application_port: u16,
-        first: Arc<View>,
+        first: Arc<ProxySnapshot>,
     ) -> Self {
         Self::serve_at_edge(limits, address, application_port, first, GatewayIo::nowhere())
     }
@@ -90,7 +90,7 @@ impl Proxy {
         limits: Limits,
         address: IpAddr,
         application_port: u16,
-        first: Arc<View>,
+        first: Arc<ProxySnapshot>,
         edge: GatewayIo,
     ) -> Self {
         listen();
@@ -123,20 +123,20 @@ impl Proxy {
         self.views.send_replace(view(self.application_port, rules));
     }
 
-    pub(crate) fn view(&self) -> Arc<View> {
+    pub(crate) fn view(&self) -> Arc<ProxySnapshot> {
         Arc::clone(&self.views.borrow())
     }
 
-    pub(crate) fn switch(&self, view: Arc<View>) {
+    pub(crate) fn switch(&self, view: Arc<ProxySnapshot>) {
         self.views.send_replace(view);
     }
 
     /// The same view, but for a change of its snapshot.
-    pub(crate) fn edited(&self, change: impl FnOnce(&mut Snapshot)) -> View {
+    pub(crate) fn edited(&self, change: impl FnOnce(&mut Snapshot)) -> ProxySnapshot {
         let mut snapshot = Snapshot::clone(&self.view().snapshot);
         change(&mut snapshot);
         let policy = Policy::for_snapshot(&snapshot);
-        View::new(Arc::new(snapshot), Arc::new(policy))
+        ProxySnapshot::new(Arc::new(snapshot), Arc::new(policy))
     }
 
     pub(crate) fn begin_stop(&mut self) {
@@ -339,7 +339,7 @@ fn rule(action: Action, name: &str, from: &str, http: &[(Option<&str>, Option<&s
     }
 }
 
-fn view(application_port: u16, rules: Vec<Rule>) -> Arc<View> {
+fn view(application_port: u16, rules: Vec<Rule>) -> Arc<ProxySnapshot> {
     let snapshot = Snapshot {
         revision: Revision(1),
         mesh: Mesh {
@@ -367,7 +367,7 @@ fn view(application_port: u16, rules: Vec<Rule>) -> Arc<View> {
         limits: Vec::new(),
     };
     let policy = Policy::for_snapshot(&snapshot);
-    Arc::new(View::new(Arc::new(snapshot), Arc::new(policy)))
+    Arc::new(ProxySnapshot::new(Arc::new(snapshot), Arc::new(policy)))
 }
 
 pub(crate) fn host(name: &str, block: &str) -> Host {

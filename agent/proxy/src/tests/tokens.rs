@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::support::*;
-use crate::View;
+use crate::ProxySnapshot;
 use crate::config::jwt::tests::Signer;
 use crate::config::limits::Limits;
 
@@ -129,7 +129,7 @@ async fn what_is_passed_on_is_what_was_judged() {
             service.paths = mode;
         }
         let policy = Policy::for_snapshot(&snapshot);
-        Arc::new(View::new(Arc::new(snapshot), Arc::new(policy)))
+        Arc::new(ProxySnapshot::new(Arc::new(snapshot), Arc::new(policy)))
     };
     use PathMode::{AsIs, DecodeAndMergeSlashes, MergeSlashes, Strict};
     for (mode, path, passed) in [

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::support::{Application, SOON, bind, exchange, host};
 use crate::config::jwt::tests::Signer;
-use crate::{GatewayIo, Metrics, Options, View, serve};
+use crate::{GatewayIo, Metrics, Options, ProxySnapshot, serve};
 
 /// Where services that are called have their workloads.
 const HERE: HostId = HostId(1);
@@ -32,7 +32,7 @@ struct Lab {
     snapshot: Arc<Snapshot>,
     /// Where the proxy takes requests to a service.
     proxies: BTreeMap<Name, SocketAddr>,
-    _views: watch::Sender<Arc<View>>,
+    _views: watch::Sender<Arc<ProxySnapshot>>,
     signer: Signer,
     _keys: tempfile::NamedTempFile,
 }
@@ -138,7 +138,8 @@ impl Lab {
             proxies.insert(service.name.clone(), listener.local_addr().unwrap());
             listeners.push(listener);
         }
-        let (views, view) = watch::channel(Arc::new(View::new(Arc::clone(&snapshot), policy)));
+        let (views, view) =
+            watch::channel(Arc::new(ProxySnapshot::new(Arc::clone(&snapshot), policy)));
         tokio::spawn(serve(
             Options {
                 threads: 2,

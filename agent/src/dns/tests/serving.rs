@@ -6,7 +6,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
 use isthmus_model::ServiceId;
 use isthmus_policy::Policy;
-use isthmus_proxy::View;
+use isthmus_proxy::ProxySnapshot;
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -25,7 +25,7 @@ const SOON: Duration = Duration::from_secs(10);
 /// A running server.
 struct Server {
     address: SocketAddr,
-    views: watch::Sender<Arc<View>>,
+    views: watch::Sender<Arc<ProxySnapshot>>,
     _task: JoinSet<()>,
 }
 
@@ -138,7 +138,7 @@ async fn a_new_revision_counts_at_once() {
     let mut without = snapshot();
     without.services.remove(&ServiceId(1));
     let policy = Policy::for_snapshot(&without);
-    server.views.send_replace(Arc::new(View::new(Arc::new(without), Arc::new(policy))));
+    server.views.send_replace(Arc::new(ProxySnapshot::new(Arc::new(without), Arc::new(policy))));
     let reply = server.ask_by_udp(&question).await;
     assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
 }

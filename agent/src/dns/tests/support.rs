@@ -11,16 +11,16 @@ use isthmus_model::{
     Service, ServiceId, Snapshot,
 };
 use isthmus_policy::Policy;
-use isthmus_proxy::View;
+use isthmus_proxy::ProxySnapshot;
 
 use crate::dns::zone::{Reply, Transport, answer};
 
 pub(crate) const ID: u16 = 0xbeef;
 
-pub(crate) fn view() -> Arc<View> {
+pub(crate) fn view() -> Arc<ProxySnapshot> {
     let snapshot = snapshot();
     let policy = Policy::for_snapshot(&snapshot);
-    Arc::new(View::new(Arc::new(snapshot), Arc::new(policy)))
+    Arc::new(ProxySnapshot::new(Arc::new(snapshot), Arc::new(policy)))
 }
 
 pub(crate) fn snapshot() -> Snapshot {

@@ -31,7 +31,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
 use crate::cluster::dial::Bind;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use state::State;
 
 /// What is known of the workloads here.
@@ -90,7 +90,7 @@ impl Health {
     }
 
     /// Checks the workloads here, as the newest view has them, for ever.
-    pub(crate) async fn run(&self, mut views: watch::Receiver<Arc<View>>, bind: Bind) {
+    pub(crate) async fn run(&self, mut views: watch::Receiver<Arc<ProxySnapshot>>, bind: Bind) {
         let mut checks = JoinSet::new();
         let mut running: BTreeMap<ServiceId, (Task, AbortHandle)> = BTreeMap::new();
         loop {
@@ -124,7 +124,7 @@ impl Health {
     }
 }
 
-fn tasks(view: &View) -> BTreeMap<ServiceId, Task> {
+fn tasks(view: &ProxySnapshot) -> BTreeMap<ServiceId, Task> {
     let snapshot = &view.snapshot;
     let task = |(id, service, ipv4): (ServiceId, &isthmus_model::Service, std::net::Ipv4Addr)| {
         let check = service.balance.health.clone()?;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::fetch::fetch;
 use super::keys::KeySet;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 
 /// The largest key set.
 pub(super) const MAX_BYTES: usize = 1 << 20;
@@ -71,7 +71,7 @@ impl KeyRing {
     }
 
     /// Keeps what the newest view asks for fresh, as long as there are views.
-    pub(crate) async fn keep(&self, mut views: watch::Receiver<Arc<View>>) {
+    pub(crate) async fn keep(&self, mut views: watch::Receiver<Arc<ProxySnapshot>>) {
         loop {
             let wanted = views.borrow_and_update().key_sources();
             self.held.lock().retain(|source, _| wanted.contains(source));

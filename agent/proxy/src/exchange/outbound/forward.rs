@@ -22,7 +22,7 @@ use crate::cluster::balance::hash;
 use crate::cluster::breaker::Overflow;
 use crate::cluster::endpoint::InFlight;
 use crate::config::routes::Compiled;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::exchange::answer::{failure, pass, refusal, switch, too_many};
 use crate::exchange::body::ResponseBody;
 use crate::pool::BackendError;
@@ -35,7 +35,7 @@ use crate::telemetry::timing::Part;
 /// Sends a request to a backend, and gives the answer to the caller.
 pub(super) async fn run(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     call: Box<Call>,
     service: ServiceId,
     route: Option<Arc<Compiled>>,

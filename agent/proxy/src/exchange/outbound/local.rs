@@ -15,7 +15,7 @@ use crate::cluster::endpoint::Endpoint;
 use crate::config::life::{Kept, Life};
 use crate::config::parties::Parties;
 use crate::config::ratelimit::TooMany;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::pool::Target;
 use crate::telemetry::access_log::Decider;
 
@@ -47,7 +47,7 @@ pub(super) struct Notes<'a> {
 /// Who asks whom, if they may; else what forbids it.
 pub(super) fn passes(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     service: ServiceId,
     head: &Parts,
     notes: Option<Notes<'_>>,
@@ -72,7 +72,7 @@ pub(super) fn passes(
 /// Gives back what [`admit`] took of the service's limits, for a request that found no connection.
 pub(super) fn give_back(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     service: ServiceId,
     head: &Parts,
 ) {
@@ -85,7 +85,7 @@ pub(super) fn give_back(
 /// tells the application who calls.
 pub(super) fn admit(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     (service, cluster, endpoint): (ServiceId, &Cluster, &Endpoint),
     head: &Parts,
     fields: &mut HeaderMap,

@@ -12,7 +12,7 @@ use super::template::Template;
 use crate::caller::connection::Connection;
 use crate::cluster::Draw;
 use crate::config::routes::Compiled;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::pool::request_body::{Payload, RequestBody};
 
 /// For a copy, however long the request itself may take.
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// can be copied.
 pub(super) fn send(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     route: &Compiled,
     template: &Template,
     payload: &Payload,
@@ -38,7 +38,7 @@ pub(super) fn send(
 
 fn send_one(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     service: ServiceId,
     template: &Template,
     body: RequestBody,

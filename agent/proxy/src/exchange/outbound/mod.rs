@@ -34,7 +34,7 @@ use crate::caller::connection::Connection;
 use crate::caller::entry::Misdirected;
 use crate::config::host_services;
 use crate::config::routes::{Act, Asked, Chosen, Compiled, location, target};
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::exchange::answer::{Stop, refusal, rejection};
 use crate::exchange::body::ResponseBody;
 use crate::telemetry::access_log::Record;
@@ -57,7 +57,7 @@ impl Call {
 /// Whether a request may be routed: authorisation, its place, rate limits.
 pub(super) fn check(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     head: &mut Parts,
     record: &mut Record,
 ) -> Result<(), Stop> {
@@ -77,7 +77,7 @@ pub(super) fn check(
 /// Serves one request of a caller on this host.
 pub(crate) async fn handle(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     mut call: Box<Call>,
     mut record: Record,
 ) -> Response<ResponseBody> {
@@ -158,7 +158,7 @@ fn new_place(
 /// Serves one request of another host's caller to an external server.
 pub(crate) async fn send_out(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     mut call: Box<Call>,
     record: Record,
 ) -> Response<ResponseBody> {
@@ -172,7 +172,7 @@ pub(crate) async fn send_out(
 /// The listener that a request of a gateway's client is for; none for callers of the mesh.
 fn listener<'a>(
     connection: &Connection,
-    view: &'a View,
+    view: &'a ProxySnapshot,
     host: &HeaderValue,
 ) -> Result<Option<&'a Listener>, Misdirected> {
     let Some(entry) = &connection.entry else { return Ok(None) };
@@ -199,7 +199,7 @@ fn to_https(call: &Call, mut record: Record) -> Response<ResponseBody> {
 /// mesh, and what goes out, since nobody else will. Everything else may pass.
 fn reaches_outside(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     backend: ServiceId,
     call: &mut Call,
     record: &mut Record,
@@ -218,7 +218,7 @@ fn reaches_outside(
 
 fn passes_here(
     connection: &Connection,
-    view: &Arc<View>,
+    view: &Arc<ProxySnapshot>,
     call: &Call,
     asked: ServiceId,
     record: &mut Record,
@@ -231,7 +231,7 @@ fn passes_here(
 struct Ambiguous;
 
 fn choose(
-    view: &View,
+    view: &ProxySnapshot,
     (asked, is_own_port): (ServiceId, bool),
     call: &Call,
 ) -> Result<Option<Chosen>, Ambiguous> {

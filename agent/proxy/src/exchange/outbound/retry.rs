@@ -18,7 +18,7 @@ use crate::cluster::balance::{Attempt, may_repeat, wants_retry};
 use crate::cluster::breaker::Overflow;
 use crate::cluster::endpoint::{Endpoint, InFlight};
 use crate::cluster::{Cluster, Draw, NoEndpoint, Retrying};
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::pool::BackendError;
 use crate::pool::request_body::Payload;
 use crate::telemetry::access_log::{Decider, Record, RequestId};
@@ -27,7 +27,7 @@ use crate::telemetry::metrics::Ruling;
 /// What all tries of a request share.
 pub(super) struct Exchange<'a> {
     pub(super) connection: &'a Connection,
-    pub(super) view: &'a Arc<View>,
+    pub(super) view: &'a Arc<ProxySnapshot>,
     pub(super) service: ServiceId,
     /// As what both sides log it.
     pub(super) id: RequestId,

@@ -17,7 +17,7 @@ use crate::cluster::Cluster;
 use crate::cluster::endpoint::Endpoint;
 use crate::config::listens::Listens;
 use crate::config::routes::Compiled;
-use crate::config::view::View;
+use crate::config::view::ProxySnapshot;
 use crate::exchange::target::{target, wire};
 use crate::pool::{Target, Wire};
 
@@ -55,7 +55,7 @@ impl Template {
     pub(super) fn wire_to(
         &self,
         connection: &Connection,
-        view: &View,
+        view: &ProxySnapshot,
         service: ServiceId,
         endpoint: &Endpoint,
     ) -> Wire {
@@ -73,7 +73,7 @@ impl Template {
     pub(super) fn aim(
         &self,
         connection: &Connection,
-        view: &Arc<View>,
+        view: &Arc<ProxySnapshot>,
         place: (ServiceId, &Cluster, &Endpoint),
         fields: &mut HeaderMap,
         notes: Option<Notes<'_>>,
