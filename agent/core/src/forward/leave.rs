@@ -6,7 +6,7 @@ use isthmus_packet::{Headers, Reason, Rewrite, Transport, clamp_mss, decrement_h
 
 use super::{Exit, Forwarder};
 use crate::flows::{FlowRef, Load};
-use crate::tunnels::{Departure, Peer, Slot};
+use crate::tunnels::{EgressMeta, Peer, Slot};
 use crate::types::{DropReason, Interface, PeerName};
 
 /// No link carries less IPv6 (RFC 8200 section 5): its senders needn't make smaller packets.
@@ -42,16 +42,16 @@ impl Forwarder {
                 Exit::ToTun(headers.total_length)
             }
             Interface::Peer(name) => {
-                let Some(ready) = self.prepare(ingress, name, packet, headers, now) else {
+                let Some(next_hop) = self.prepare(ingress, name, packet, headers, now) else {
                     return Exit::Done;
                 };
                 self.note(flow, leg, packet, headers, one(headers), now);
-                self.finish(ingress, ready, rewrite, packet, headers, now);
-                let Ready { slot, dont_fragment } = ready;
+                self.finish(ingress, next_hop, rewrite, packet, headers, now);
+                let NextHop { slot, dont_fragment } = next_hop;
                 if self.tunnels.peers.get(slot).is_some_and(Peer::seals_in_bulk) {
                     let length = headers.total_length;
                     let flow = flow.number();
-                    return Exit::ToPeer(Departure { slot, flow, length, dont_fragment });
+                    return Exit::ToPeer(EgressMeta { slot, flow, length, dont_fragment });
                 }
                 self.tunnels.send(slot, packet, dont_fragment, &mut self.telemetry, now);
                 Exit::Done
@@ -60,9 +60,9 @@ impl Forwarder {
     }
 
     /// Seals a packet that goes to a peer's bulk session into the outbox.
-    pub(crate) fn seal(&mut self, lane: u8, departure: Departure, packet: &[u8], now: Instant) {
+    pub(crate) fn seal(&mut self, lane: u8, egress: EgressMeta, packet: &[u8], now: Instant) {
         let Self { tunnels, telemetry, .. } = self;
-        if let Some(sealing) = tunnels.depart(lane, departure, telemetry, now) {
+        if let Some(sealing) = tunnels.depart(lane, egress, telemetry, now) {
             tunnels.seal_now(&sealing, packet, telemetry);
         }
     }
@@ -90,7 +90,7 @@ impl Forwarder {
         packet: &[u8],
         headers: &Headers,
         now: Instant,
-    ) -> Option<Ready> {
+    ) -> Option<NextHop> {
         let slot = self.tunnels.peers.by_name(name);
         let Some((slot, peer)) = slot.and_then(|slot| Some((slot, self.tunnels.peers.get(slot)?)))
         else {
@@ -127,21 +127,21 @@ impl Forwarder {
             return None;
         }
         self.telemetry.counters.oversized += u64::from(!fits);
-        Some(Ready { slot, dont_fragment: fits && is_host })
+        Some(NextHop { slot, dont_fragment: fits && is_host })
     }
 
     /// Makes a packet what the peer is to get.
     fn finish(
         &mut self,
         ingress: Interface,
-        ready: Ready,
+        next_hop: NextHop,
         rewrite: Rewrite,
         packet: &mut [u8],
         headers: &Headers,
         now: Instant,
     ) {
         self.clamp(ingress, packet, headers);
-        if let Some(peer) = self.tunnels.peers.get_mut(ready.slot) {
+        if let Some(peer) = self.tunnels.peers.get_mut(next_hop.slot) {
             let limit = peer.inner_limit();
             peer.note_use(now);
             clamp_to(limit.min(self.mtu), packet, headers);
@@ -167,9 +167,9 @@ impl Forwarder {
     }
 }
 
-/// A packet may go to this peer.
+/// The peer that a packet goes to next.
 #[derive(Clone, Copy)]
-struct Ready {
+struct NextHop {
     slot: Slot,
     dont_fragment: bool,
 }

@@ -18,7 +18,7 @@ use isthmus_packet::{FlowKey, FragmentTable, Headers, Rewrite, Transport, protoc
 use crate::flows::{FlowRef, FlowTable, FragmentFlow, LegKey};
 use crate::judge::Judge;
 use crate::snapshot::{CompiledSnapshot, Deaf, Owner, Owners};
-use crate::tunnels::{Control, Departure, Forged, Tunnels};
+use crate::tunnels::{Control, EgressMeta, Forged, Tunnels};
 use crate::types::random::Random;
 use crate::types::{Config, DropReason, Interface, Telemetry};
 use forged::ForgedLog;
@@ -38,7 +38,7 @@ pub(crate) enum Exit {
     /// To the TUN device, so many bytes of it.
     ToTun(usize),
     /// To a peer that has a bulk session.
-    ToPeer(Departure),
+    ToPeer(EgressMeta),
 }
 
 /// What packets of a flow in a row have in common: where they go, and as what.

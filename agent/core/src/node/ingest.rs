@@ -9,7 +9,7 @@ use super::task::{Hairpin, Task};
 use crate::flows::Load;
 use crate::forward::{Exit, Forwarder, Passage};
 use crate::snapshot::Owners;
-use crate::tunnels::{Cut, Departure, Peer};
+use crate::tunnels::{Cut, EgressMeta, Peer};
 use crate::types::{DropReason, Interface};
 
 /// The largest packet that a super-packet is cut into.
@@ -66,9 +66,9 @@ impl Node {
                 self.forward.telemetry.counters.to_tun.add(length);
                 Some(Task::Write(Hairpin::complete(length)))
             }
-            Exit::ToPeer(departure) => {
+            Exit::ToPeer(egress) => {
                 let Forwarder { tunnels, telemetry, .. } = &mut self.forward;
-                tunnels.depart(lane, departure, telemetry, now).map(Task::Seal)
+                tunnels.depart(lane, egress, telemetry, now).map(Task::Seal)
             }
         }
     }
@@ -168,7 +168,7 @@ impl Node {
                 Exit::ToTun(length) => {
                     self.forward.pass_tun(packet.get(..length).unwrap_or_default())
                 }
-                Exit::ToPeer(departure) => self.forward.seal(lane, departure, packet, now),
+                Exit::ToPeer(egress) => self.forward.seal(lane, egress, packet, now),
             }
         }
     }
@@ -214,16 +214,15 @@ impl Node {
         self.forward.telemetry.counters.from_tun.add_many(load.packets, load.bytes);
         let Forwarder { tunnels, telemetry, .. } = &mut self.forward;
         let (flow, length) = (passage.flow.number(), headers.total_length);
-        let departure = Departure { slot, flow, length, dont_fragment };
+        let egress = EgressMeta { slot, flow, length, dont_fragment };
         if tunnels.peers.get(slot).is_some_and(Peer::seals_in_bulk) {
             let cut = Cut::Segments { headers: *headers, segment };
-            let sealing = tunnels.depart_as(lane, departure, cut, &whole, telemetry, now);
+            let sealing = tunnels.depart_as(lane, egress, cut, &whole, telemetry, now);
             return Super::Passed(sealing.map(Task::Seal));
         }
         for index in 0..whole.count() {
-            let departure = Departure { length: whole.length(index), ..departure };
-            tunnels
-                .seal_segment(departure, telemetry, now, |out| whole.write(index, out).is_some());
+            let egress = EgressMeta { length: whole.length(index), ..egress };
+            tunnels.seal_segment(egress, telemetry, now, |out| whole.write(index, out).is_some());
         }
         Super::Passed(None)
     }

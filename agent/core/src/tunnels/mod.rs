@@ -35,7 +35,7 @@ pub(crate) use peers::{Peer, Slot};
 use ping::Pings;
 pub(crate) use sealing::Cut;
 pub use sealing::Sealing;
-pub(crate) use send::Departure;
+pub(crate) use send::EgressMeta;
 pub use tunnel::public_key;
 use tunnel::{Keys, MIN_BUFFER, OVERHEAD, Tick};
 

@@ -44,9 +44,9 @@ impl Buffers {
     }
 }
 
-/// What datagrams of a run have in common.
+/// Destination and treatment that all datagrams of a run share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Way {
+pub(crate) struct RunTarget {
     pub(crate) to: SocketAddr,
     /// The receiver's: a run may arrive as one message, in the lane of its first datagram.
     pub(crate) lane: u8,
@@ -55,7 +55,7 @@ pub(crate) struct Way {
 
 /// A run of datagrams to one place.
 struct Run {
-    way: Way,
+    target: RunTarget,
     /// Longer than what is used of it: what was zeroed once isn't zeroed again.
     bytes: Vec<u8>,
     used: usize,
@@ -66,8 +66,8 @@ struct Run {
 impl Run {
     /// Whether a datagram may follow: same place, same treatment, not larger than those before, and
     /// none of those before was short.
-    fn accepts(&self, way: Way, length: usize) -> bool {
-        self.way == way
+    fn accepts(&self, target: RunTarget, length: usize) -> bool {
+        self.target == target
             && length <= self.segment
             && self.count < MAX_SEGMENTS
             && self.used == self.segment * self.count
@@ -76,7 +76,7 @@ impl Run {
 
     /// Whether more datagrams like its first could still follow.
     fn is_open(&self) -> bool {
-        self.accepts(self.way, self.segment)
+        self.accepts(self.target, self.segment)
     }
 }
 
@@ -105,17 +105,17 @@ impl Outbox {
     /// will be used. False if too much waits already or `write` gave up.
     pub(crate) fn push_with(
         &mut self,
-        way: Way,
+        target: RunTarget,
         (length, room): (usize, usize),
         write: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> bool {
         if self.waiting + length > self.limit {
             return false;
         }
-        let follows = self.runs.back().is_some_and(|run| run.accepts(way, length));
+        let follows = self.runs.back().is_some_and(|run| run.accepts(target, length));
         if !follows {
             let bytes = self.buffers.take();
-            let run = Run { way, bytes, used: 0, segment: length, count: 0 };
+            let run = Run { target, bytes, used: 0, segment: length, count: 0 };
             self.runs.push_back(run);
         }
         let Some(run) = self.runs.back_mut() else { return false };
@@ -141,8 +141,8 @@ impl Outbox {
     /// Adds a datagram.
     pub(crate) fn push(&mut self, to: SocketAddr, datagram: &[u8]) -> bool {
         let length = datagram.len();
-        let way = Way { to, lane: 0, dont_fragment: false };
-        self.push_with(way, (length, length), |out| {
+        let target = RunTarget { to, lane: 0, dont_fragment: false };
+        self.push_with(target, (length, length), |out| {
             out.copy_from_slice(datagram);
             Some(length)
         })
@@ -171,10 +171,10 @@ impl Outbox {
         self.waiting -= run.used;
         let run = self.given.insert(run);
         Some(Transmit {
-            to: run.way.to,
+            to: run.target.to,
             contents: run.bytes.get(..run.used).unwrap_or_default(),
             segment_size: (run.count > 1).then_some(run.segment),
-            dont_fragment: run.way.dont_fragment,
+            dont_fragment: run.target.dont_fragment,
         })
     }
 }
@@ -225,8 +225,8 @@ mod tests {
         let mut outbox = Outbox::new(1 << 20);
         for lane in [1, 1, 2, 1] {
             let to = SocketAddr::from(([192, 0, 2, 1], 1));
-            let way = Way { to, lane, dont_fragment: true };
-            assert!(outbox.push_with(way, (10, 10), |out| Some(out.len())));
+            let target = RunTarget { to, lane, dont_fragment: true };
+            assert!(outbox.push_with(target, (10, 10), |out| Some(out.len())));
         }
         let mut lengths = Vec::new();
         while let Some(run) = outbox.poll() {

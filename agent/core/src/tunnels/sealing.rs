@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use isthmus_packet::{Headers, SuperPacket};
 
-use super::outbox::{Outbox, Way};
+use super::outbox::{Outbox, RunTarget};
 use super::tunnel::OVERHEAD;
 use crate::bulk::{HEADER, Header, Key, TAG};
 
@@ -80,8 +80,8 @@ impl Sealing {
         let partial = matches!(self.cut, Cut::Segments { .. });
         let header = Header { counter: self.header.counter + index, partial, ..self.header };
         let (lane, _) = header.lanes();
-        let way = Way { to: self.to, lane, dont_fragment: self.dont_fragment };
-        outbox.push_with(way, (sealed, sealed), |datagram| {
+        let target = RunTarget { to: self.to, lane, dont_fragment: self.dont_fragment };
+        outbox.push_with(target, (sealed, sealed), |datagram| {
             let plain = datagram.get_mut(HEADER..HEADER + padded)?;
             let is_sealed = write_padded(plain, length, write) && self.key.seal(header, datagram);
             is_sealed.then_some(sealed)

@@ -7,15 +7,15 @@ use std::time::Instant;
 use isthmus_packet::SuperPacket;
 
 use super::Tunnels;
-use super::outbox::Way;
+use super::outbox::RunTarget;
 use super::peers::{Peer, Slot};
 use super::sealing::{Cut, PADDING, Sealing, padded, write_padded};
 use super::tunnel::{MIN_BUFFER, OVERHEAD};
 use crate::types::{DropReason, Telemetry};
 
-/// A packet on its way into a tunnel, as far as it isn't in the packet.
+/// Metadata of a packet that leaves through a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Departure {
+pub(crate) struct EgressMeta {
     pub(crate) slot: Slot,
     /// The same for all packets of a flow, which go by one lane.
     pub(crate) flow: u32,
@@ -39,20 +39,20 @@ impl Tunnels {
     pub(crate) fn depart(
         &mut self,
         lane: u8,
-        departure: Departure,
+        egress: EgressMeta,
         telemetry: &mut Telemetry,
         now: Instant,
     ) -> Option<Sealing> {
-        let length = departure.length;
+        let length = egress.length;
         let sizes = Sizes { count: 1, first: length, last: length };
-        self.reserve(lane, departure, Cut::Whole(length), sizes, telemetry, now)
+        self.reserve(lane, egress, Cut::Whole(length), sizes, telemetry, now)
     }
 
     /// Likewise for a super-packet, which leaves as many.
     pub(crate) fn depart_as(
         &mut self,
         lane: u8,
-        departure: Departure,
+        egress: EgressMeta,
         cut: Cut,
         whole: &SuperPacket<'_>,
         telemetry: &mut Telemetry,
@@ -60,20 +60,20 @@ impl Tunnels {
     ) -> Option<Sealing> {
         let count = whole.count();
         let (first, last) = (whole.length(0), whole.length(count.saturating_sub(1)));
-        self.reserve(lane, departure, cut, Sizes { count, first, last }, telemetry, now)
+        self.reserve(lane, egress, cut, Sizes { count, first, last }, telemetry, now)
     }
 
     /// Counts datagrams as sent, and gives them their numbers.
     fn reserve(
         &mut self,
         lane: u8,
-        departure: Departure,
+        egress: EgressMeta,
         cut: Cut,
         sizes: Sizes,
         telemetry: &mut Telemetry,
         now: Instant,
     ) -> Option<Sealing> {
-        let Departure { slot, flow, dont_fragment, .. } = departure;
+        let EgressMeta { slot, flow, dont_fragment, .. } = egress;
         let count = sizes.count;
         let peer = self.peers.get_mut(slot)?;
         let Some(to) = peer.endpoint() else {
@@ -86,7 +86,7 @@ impl Tunnels {
             count.saturating_sub(1) * sealed(sizes.first, limit) + sealed(sizes.last, limit);
         peer.sent_bytes += bytes as u64;
         peer.last_sent = Some(now);
-        if departure.length > 0 {
+        if egress.length > 0 {
             peer.bulk.last_sent = Some(now);
         }
         telemetry.counters.sent.add_many(count, bytes);
@@ -116,8 +116,8 @@ impl Tunnels {
         };
         if tunnel.has_session() {
             let length = packet.len();
-            let departure = Departure { slot, flow: NO_FLOW, length, dont_fragment };
-            return self.seal(departure, packet, PADDING, telemetry, now);
+            let egress = EgressMeta { slot, flow: NO_FLOW, length, dont_fragment };
+            return self.seal(egress, packet, PADDING, telemetry, now);
         }
         if !tunnel.enqueue(packet, dont_fragment, now) {
             telemetry.drop(DropReason::TunnelQueue);
@@ -134,26 +134,26 @@ impl Tunnels {
         now: Instant,
     ) {
         let length = packet.len();
-        let departure = Departure { slot, flow: NO_FLOW, length, dont_fragment: true };
-        self.seal(departure, packet, 1, telemetry, now);
+        let egress = EgressMeta { slot, flow: NO_FLOW, length, dont_fragment: true };
+        self.seal(egress, packet, 1, telemetry, now);
     }
 
     fn seal(
         &mut self,
-        departure: Departure,
+        egress: EgressMeta,
         packet: &[u8],
         padding: usize,
         telemetry: &mut Telemetry,
         now: Instant,
     ) {
-        if self.peers.get(departure.slot).is_some_and(|peer| peer.bulk.cipher().is_some()) {
-            if let Some(mut sealing) = self.depart(0, departure, telemetry, now) {
+        if self.peers.get(egress.slot).is_some_and(|peer| peer.bulk.cipher().is_some()) {
+            if let Some(mut sealing) = self.depart(0, egress, telemetry, now) {
                 sealing.padding = padding;
                 self.seal_now(&sealing, packet, telemetry);
             }
             return;
         }
-        self.seal_with(departure, padding, telemetry, now, |out| {
+        self.seal_with(egress, padding, telemetry, now, |out| {
             out.copy_from_slice(packet);
             true
         });
@@ -162,24 +162,24 @@ impl Tunnels {
     /// Seals a segment of a super-packet by the WireGuard session.
     pub(crate) fn seal_segment(
         &mut self,
-        departure: Departure,
+        egress: EgressMeta,
         telemetry: &mut Telemetry,
         now: Instant,
         write: impl FnOnce(&mut [u8]) -> bool,
     ) {
-        self.seal_with(departure, PADDING, telemetry, now, write);
+        self.seal_with(egress, PADDING, telemetry, now, write);
     }
 
     /// Seals a packet that `write` writes into exactly its length of bytes by the WireGuard session.
     fn seal_with(
         &mut self,
-        departure: Departure,
+        egress: EgressMeta,
         padding: usize,
         telemetry: &mut Telemetry,
         now: Instant,
         write: impl FnOnce(&mut [u8]) -> bool,
     ) {
-        let Departure { slot, length, dont_fragment, .. } = departure;
+        let EgressMeta { slot, length, dont_fragment, .. } = egress;
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let (Some(to), limit) = (peer.endpoint(), peer.inner_limit()) else {
             return telemetry.drop(DropReason::NoEndpoint);
@@ -195,9 +195,10 @@ impl Tunnels {
         }
         let sealed = padded + OVERHEAD;
         let room = (sealed, sealed.max(MIN_BUFFER));
-        let is_sent = self.outbox.push_with(Way { to, lane: 0, dont_fragment }, room, |out| {
-            tunnel.seal(plain, out, now)
-        });
+        let is_sent =
+            self.outbox.push_with(RunTarget { to, lane: 0, dont_fragment }, room, |out| {
+                tunnel.seal(plain, out, now)
+            });
         if !is_sent {
             return telemetry.drop(DropReason::TransmitQueue);
         }
@@ -250,8 +251,8 @@ impl Tunnels {
             let tunnel = self.peers.get_mut(slot).and_then(|peer| peer.tunnel.as_mut());
             let Some(waiting) = tunnel.and_then(|tunnel| tunnel.dequeue()) else { return };
             let (length, dont_fragment) = (waiting.packet.len(), waiting.dont_fragment);
-            let departure = Departure { slot, flow: NO_FLOW, length, dont_fragment };
-            self.seal(departure, &waiting.packet, PADDING, telemetry, now);
+            let egress = EgressMeta { slot, flow: NO_FLOW, length, dont_fragment };
+            self.seal(egress, &waiting.packet, PADDING, telemetry, now);
         }
     }
 }
