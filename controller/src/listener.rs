@@ -55,17 +55,17 @@ pub(crate) struct Connection {
     /// It ends where nothing is heard until then, and goes on otherwise.
     first_word: Option<Pin<Box<Sleep>>>,
     is_over: bool,
-    room: Room,
+    place: CallerPlace,
 }
 
-enum Room {
+enum CallerPlace {
     Stranger(Place<IpAddr>),
     Host(Place<HostId>),
     Operator(Place<Name>),
 }
 
-struct Door {
-    acceptor: TlsAcceptor,
+struct Acceptor {
+    tls: TlsAcceptor,
     trust_domain: TrustDomain,
     mesh: Arc<Mesh>,
     handshakes: Arc<Places<IpAddr>>,
@@ -82,8 +82,8 @@ pub(crate) async fn accept(
     mesh: Arc<Mesh>,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let door = Arc::new(Door {
-        acceptor,
+    let acceptor = Arc::new(Acceptor {
+        tls: acceptor,
         trust_domain,
         mesh,
         handshakes: Places::new(HANDSHAKES),
@@ -103,9 +103,9 @@ pub(crate) async fn accept(
                 }
             },
         };
-        let (door, accepted) = (Arc::clone(&door), accepted.clone());
+        let (acceptor, accepted) = (Arc::clone(&acceptor), accepted.clone());
         tokio::spawn(async move {
-            match door.welcome(stream, address).await {
+            match acceptor.welcome(stream, address).await {
                 Ok(connection) => drop(accepted.send(Ok(connection)).await),
                 Err(error) => debug!(%address, %error, "turned a connection away"),
             }
@@ -113,7 +113,7 @@ pub(crate) async fn accept(
     }
 }
 
-impl Door {
+impl Acceptor {
     async fn welcome(&self, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
@@ -124,27 +124,27 @@ impl Door {
         };
         let mut place = self.handshakes.take(source, Instant::now()).map_err(|Full| crowded())?;
         let stream = tokio::select! {
-            done = timeout(HANDSHAKE, self.acceptor.accept(stream)) => done??,
+            done = timeout(HANDSHAKE, self.tls.accept(stream)) => done??,
             _ = &mut place.taken => return Err(crowded()),
         };
         drop(place);
         let caller = self.caller(&stream)?;
-        let room = match &caller {
+        let place = match &caller {
             Caller::Host { name, membership, .. } if self.is_member(name, *membership) => {
-                Room::Host(take(&self.hosts, membership.id)?)
+                CallerPlace::Host(take(&self.hosts, membership.id)?)
             }
             Caller::Operator { name, issued, .. } if self.is_operator(name, *issued) => {
-                Room::Operator(take(&self.operators, name.clone())?)
+                CallerPlace::Operator(take(&self.operators, name.clone())?)
             }
             // Who was removed or revoked is told so, and gets nothing else.
             Caller::Host { .. } | Caller::Operator { .. } | Caller::Anonymous => {
                 let place = self.strangers.take(source, Instant::now());
-                Room::Stranger(place.map_err(|Full| crowded())?)
+                CallerPlace::Stranger(place.map_err(|Full| crowded())?)
             }
         };
-        let (ends, first_word) = match room {
-            Room::Stranger(_) => (Some(STRANGER_STAYS), None),
-            Room::Host(_) | Room::Operator(_) => (None, Some(SILENCE)),
+        let (ends, first_word) = match place {
+            CallerPlace::Stranger(_) => (Some(STRANGER_STAYS), None),
+            CallerPlace::Host(_) | CallerPlace::Operator(_) => (None, Some(SILENCE)),
         };
         let alarm = |after: Duration| Box::pin(sleep(after));
         Ok(Connection {
@@ -153,7 +153,7 @@ impl Door {
             ends: ends.map(alarm),
             first_word: first_word.map(alarm),
             is_over: false,
-            room,
+            place,
         })
     }
 
@@ -183,7 +183,7 @@ fn too_many() -> io::Error {
     io::Error::other("too many connections")
 }
 
-impl Room {
+impl CallerPlace {
     /// Whether another has taken it.
     fn is_taken(&mut self, context: &mut Context<'_>) -> bool {
         let taken = match self {
@@ -203,7 +203,7 @@ impl Connection {
         self.is_over = self.is_over
             || over(&mut self.ends, context)
             || over(&mut self.first_word, context)
-            || self.room.is_taken(context);
+            || self.place.is_taken(context);
         self.is_over
     }
 }

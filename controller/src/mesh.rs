@@ -65,7 +65,7 @@ pub struct Mesh {
     /// What is wrong with the controller.
     pub(crate) problems: Problems,
     pub(crate) trials: Trials,
-    pub(crate) dealt: GlobalLimits,
+    pub(crate) global_limits: GlobalLimits,
     pub(crate) twins: Twins,
     pub(crate) crowd: Crowd,
     /// When this life of the controller began, in seconds since the epoch.
@@ -123,7 +123,7 @@ impl Mesh {
             events: Events::default(),
             problems: Problems::default(),
             trials: Trials::default(),
-            dealt: GlobalLimits::default(),
+            global_limits: GlobalLimits::default(),
             twins: Twins::default(),
             crowd: Crowd::default(),
             began: time::now(),

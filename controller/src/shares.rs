@@ -19,14 +19,14 @@ use crate::mesh::Mesh;
 const PERIOD: Duration = Duration::from_millis(500);
 const MOST_DEMANDS: usize = 4_096;
 
-/// What each host is told.
+/// Shares assigned to each host.
 pub(crate) type Assignments = BTreeMap<HostId, v1::Shares>;
 
 /// The shares of all limits, by the limit's name.
 #[derive(Debug, Default)]
 pub(crate) struct GlobalLimits {
     limits: Mutex<Limits>,
-    told: watch::Sender<Arc<Assignments>>,
+    assignments: watch::Sender<Arc<Assignments>>,
 }
 
 #[derive(Debug, Default)]
@@ -65,17 +65,17 @@ impl GlobalLimits {
 
     /// To wait for new shares.
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<Assignments>> {
-        self.told.subscribe()
+        self.assignments.subscribe()
     }
 
     fn deal(&self, world: &MeshSnapshot) {
         let now = Instant::now();
         let mut limits = self.limits();
         limits.follow_topology(world, now);
-        let told = limits.deal(now);
+        let assignments = limits.deal(now);
         drop(limits);
-        if !told.is_empty() {
-            self.told.send_replace(Arc::new(told));
+        if !assignments.is_empty() {
+            self.assignments.send_replace(Arc::new(assignments));
         }
     }
 
@@ -112,15 +112,15 @@ impl Limits {
 
     fn deal(&mut self, now: Instant) -> Assignments {
         self.round += 1;
-        let mut told = Assignments::new();
+        let mut assignments = Assignments::new();
         for (name, limit) in &mut self.by_name {
             for (host, share) in limit.shares.handle_timeout(now, self.round) {
-                let all = told.entry(host).or_default();
+                let all = assignments.entry(host).or_default();
                 all.round = self.round;
                 all.shares.push(v1::Share { limit: name.to_string(), share });
             }
         }
-        told
+        assignments
     }
 }
 
@@ -134,6 +134,6 @@ pub(crate) async fn follow(mesh: Arc<Mesh>) {
     let mut ticks = tokio::time::interval(PERIOD);
     loop {
         ticks.tick().await;
-        mesh.dealt.deal(&mesh.now().world);
+        mesh.global_limits.deal(&mesh.now().world);
     }
 }

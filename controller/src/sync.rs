@@ -76,7 +76,7 @@ impl sync_server::Sync for Sync {
         }
         let line = AgentStream {
             published: self.mesh.watch(),
-            told: self.mesh.dealt.watch(),
+            assignments: self.mesh.global_limits.watch(),
             mesh: Arc::clone(&self.mesh),
             stopping: self.stopping.clone(),
             peer,

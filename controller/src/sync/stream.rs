@@ -8,8 +8,8 @@ use std::time::Instant;
 use isthmus_controller_core::{Delta, candidates};
 use isthmus_model::capability::{self, Lack};
 use isthmus_model::{Capabilities, Capability, Code, HostId, Name, PublicKey, Revision, convert};
-use isthmus_proto::v1::agent_message::Body as Said;
-use isthmus_proto::v1::controller_message::Body as Saying;
+use isthmus_proto::v1::agent_message::Body as FromAgent;
+use isthmus_proto::v1::controller_message::Body as ToAgent;
 use isthmus_proto::v1::{self, AgentMessage, ControllerMessage};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -34,7 +34,7 @@ use crate::time;
 pub(super) struct AgentStream {
     pub(super) mesh: Arc<Mesh>,
     pub(super) published: watch::Receiver<Arc<Published>>,
-    pub(super) told: watch::Receiver<Arc<Assignments>>,
+    pub(super) assignments: watch::Receiver<Arc<Assignments>>,
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) peer: Peer,
     pub(super) name: Name,
@@ -43,8 +43,8 @@ pub(super) struct AgentStream {
     pub(super) outgoing: Outgoing,
 }
 
-/// What the agent holds, and what it was sent and hasn't answered.
-pub(super) struct Standing {
+/// State of a stream: the revision that the agent holds, and messages that it has not answered.
+pub(super) struct StreamState {
     pub(super) session: Session,
     pub(super) version: String,
     pub(super) capabilities: Capabilities,
@@ -69,7 +69,7 @@ pub(super) struct Sent {
     pub(super) warnings: Vec<v1::Problem>,
 }
 
-/// The line is done with.
+/// The stream is closed.
 pub(super) struct Closed;
 
 impl AgentStream {
@@ -81,7 +81,7 @@ impl AgentStream {
         if self.ends_removed().await {
             return;
         }
-        let Ok(Ok(Some(AgentMessage { body: Some(Said::Hello(hello)) }))) =
+        let Ok(Ok(Some(AgentMessage { body: Some(FromAgent::Hello(hello)) }))) =
             timeout(HELLO, incoming.message()).await
         else {
             let error = Status::invalid_argument("The first message on the stream must be Hello.");
@@ -102,12 +102,12 @@ impl AgentStream {
         }
         let welcome =
             v1::Welcome { clock: time::milliseconds(), addresses: self.addresses.clone() };
-        if self.send(Saying::Welcome(welcome)).await.is_err() {
+        if self.send(ToAgent::Welcome(welcome)).await.is_err() {
             return;
         }
-        let mut standing = self.greet(hello, instance);
+        let mut state = self.greet(hello, instance);
         info!(host = %self.name, address = %self.peer.address, "an agent connected");
-        while let Ok(()) = self.step(&mut standing, &mut incoming).await {}
+        while let Ok(()) = self.step(&mut state, &mut incoming).await {}
         info!(host = %self.name, "an agent is gone");
     }
 
@@ -126,7 +126,7 @@ impl AgentStream {
         let _ = self.outgoing.send(Err(another_machine(&self.name, first))).await;
     }
 
-    pub(super) fn greet(&mut self, hello: v1::Hello, instance: Vec<u8>) -> Standing {
+    pub(super) fn greet(&mut self, hello: v1::Hello, instance: Vec<u8>) -> StreamState {
         let version = cut(hello.version);
         let capabilities = match &*hello.capabilities {
             [] => Capabilities::FIRST,
@@ -139,7 +139,7 @@ impl AgentStream {
         let held = session.held(Revision(hello.revision));
         self.relocate(&hello.endpoints.unwrap_or_default());
         self.published.mark_changed();
-        Standing {
+        StreamState {
             session,
             version,
             capabilities,
@@ -157,7 +157,7 @@ impl AgentStream {
     /// Waits for whatever comes next, and deals with it.
     pub(super) async fn step(
         &mut self,
-        standing: &mut Standing,
+        state: &mut StreamState,
         incoming: &mut Streaming<AgentMessage>,
     ) -> Result<(), Closed> {
         tokio::select! {
@@ -165,27 +165,27 @@ impl AgentStream {
             biased;
             changed = self.published.changed() => {
                 changed.map_err(|_| Closed)?;
-                self.send_news(standing).await
+                self.send_news(state).await
             }
-            Some(question) = standing.session.questions.recv() => {
-                let check = standing.ask(question);
-                self.send(Saying::Check(check)).await
+            Some(question) = state.session.questions.recv() => {
+                let check = state.ask(question);
+                self.send(ToAgent::Check(check)).await
             }
-            changed = self.told.changed() => {
+            changed = self.assignments.changed() => {
                 changed.map_err(|_| Closed)?;
-                let shares = self.told.borrow_and_update().get(&self.membership.id).cloned();
+                let shares = self.assignments.borrow_and_update().get(&self.membership.id).cloned();
                 match shares {
-                    Some(shares) => self.send(Saying::Shares(shares)).await,
+                    Some(shares) => self.send(ToAgent::Shares(shares)).await,
                     None => Ok(()),
                 }
             }
             message = incoming.message() => match message {
-                Ok(Some(AgentMessage { body: Some(body) })) => self.handle(standing, body).await,
+                Ok(Some(AgentMessage { body: Some(body) })) => self.handle(state, body).await,
                 // A newer agent's message, perhaps.
                 Ok(Some(AgentMessage { body: None })) => Ok(()),
                 Ok(None) | Err(_) => Err(Closed),
             },
-            _ = standing.session.replaced.changed() => {
+            _ = state.session.replaced.changed() => {
                 let error = Status::aborted("A newer connection of the same host took this one's place.");
                 let _ = self.outgoing.try_send(Err(error));
                 Err(Closed)
@@ -200,89 +200,89 @@ impl AgentStream {
 
     pub(super) async fn handle(
         &mut self,
-        standing: &mut Standing,
-        said: Said,
+        state: &mut StreamState,
+        body: FromAgent,
     ) -> Result<(), Closed> {
-        match said {
-            Said::Accepted(v1::Accepted { revision, warnings }) => {
-                let Some(sent) = standing.answered(revision) else { return Ok(()) };
+        match body {
+            FromAgent::Accepted(v1::Accepted { revision, warnings }) => {
+                let Some(sent) = state.answered(revision) else { return Ok(()) };
                 let Sent { held, warnings: mut all } = sent;
                 all.extend(bounded(warnings));
                 debug!(host = %self.name, revision, "accepted");
                 let held = Arc::new(held);
-                standing.session.accepted(Arc::clone(&held), all);
-                standing.held = Some(held);
-                self.send_news(standing).await
+                state.session.accepted(Arc::clone(&held), all);
+                state.held = Some(held);
+                self.send_news(state).await
             }
-            Said::Refused(v1::Refused { revision, reason }) => {
-                let Some(Sent { held: sent, .. }) = standing.answered(revision) else {
+            FromAgent::Refused(v1::Refused { revision, reason }) => {
+                let Some(Sent { held: sent, .. }) = state.answered(revision) else {
                     return Ok(());
                 };
                 let reason = cut(reason);
                 warn!(host = %self.name, revision, reason, "an agent refused a revision");
-                standing.session.refused(sent.revision, reason);
+                state.session.refused(sent.revision, reason);
                 if self.published.borrow().state.revision > sent.revision {
-                    return self.send_news(standing).await;
+                    return self.send_news(state).await;
                 }
                 Ok(())
             }
-            Said::Endpoints(endpoints) => {
+            FromAgent::Endpoints(endpoints) => {
                 self.relocate(&endpoints);
                 Ok(())
             }
-            Said::Checked(v1::Checked { number, clash }) => {
-                if let Some(answer) = standing.asked.remove(&number) {
+            FromAgent::Checked(v1::Checked { number, clash }) => {
+                if let Some(answer) = state.asked.remove(&number) {
                     // Whoever asked may not have waited.
                     let _ = answer.send(cut(clash));
                 }
                 Ok(())
             }
-            Said::Report(report) => {
-                if standing.reports.allows(Instant::now()) {
+            FromAgent::Report(report) => {
+                if state.reports.allows(Instant::now()) {
                     self.report(report);
                 }
                 Ok(())
             }
-            Said::Problems(v1::Problems { problems }) => {
-                standing.session.troubled_by(bounded(problems));
+            FromAgent::Problems(v1::Problems { problems }) => {
+                state.session.troubled_by(bounded(problems));
                 Ok(())
             }
-            Said::TunnelKey(v1::TunnelKey { public_key }) => {
+            FromAgent::TunnelKey(v1::TunnelKey { public_key }) => {
                 self.take_key(&public_key).await;
                 Ok(())
             }
-            Said::Hello(_) => Ok(()),
+            FromAgent::Hello(_) => Ok(()),
         }
     }
 
     /// Sends what differs between what the agent holds and what it should, unless it has yet to
     /// answer; then its answer leads here again.
-    pub(super) async fn send_news(&mut self, standing: &mut Standing) -> Result<(), Closed> {
+    pub(super) async fn send_news(&mut self, state: &mut StreamState) -> Result<(), Closed> {
         if self.ends_removed().await {
             return Err(Closed);
         }
-        self.send_watch(standing).await?;
-        self.ask_for_key(standing).await?;
-        if standing.unanswered.is_some() {
+        self.send_watch(state).await?;
+        self.ask_for_key(state).await?;
+        if state.unanswered.is_some() {
             return Ok(());
         }
         let now = Arc::clone(&self.published.borrow_and_update());
         let Some(slice) = now.world.slice(self.membership.id) else { return Err(Closed) };
-        let (slice, lacks) = capability::fit(slice, standing.capabilities);
-        let warnings = standing.session.lacks(standing.explain(&lacks));
+        let (slice, lacks) = capability::fit(slice, state.capabilities);
+        let warnings = state.session.lacks(state.explain(&lacks));
         let revision = slice.revision;
         let new: Resources = convert::resources(&slice)
             .into_iter()
             .map(|resource| (resource.key.clone(), resource))
             .collect();
         let nothing = BTreeMap::new();
-        let old = standing.held.as_ref().map_or(&nothing, |held| &held.resources);
+        let old = state.held.as_ref().map_or(&nothing, |held| &held.resources);
         let delta = Delta::between(old, &new);
-        if delta.is_empty() && standing.greeted {
-            standing.session.up_to(revision, warnings);
+        if delta.is_empty() && state.greeted {
+            state.session.up_to(revision, warnings);
             return Ok(());
         }
-        let base = standing.held.as_ref().map_or(0, |held| held.revision.0);
+        let base = state.held.as_ref().map_or(0, |held| held.revision.0);
         let delta = v1::Delta {
             epoch: self.mesh.epochs.current(),
             revision: revision.0,
@@ -290,30 +290,30 @@ impl AgentStream {
             changed: delta.changed.into_values().collect(),
             gone: delta.gone,
         };
-        standing.greeted = true;
-        standing.unanswered = Some(Sent { held: Held { revision, resources: new }, warnings });
-        self.send(Saying::Delta(delta)).await
+        state.greeted = true;
+        state.unanswered = Some(Sent { held: Held { revision, resources: new }, warnings });
+        self.send(ToAgent::Delta(delta)).await
     }
 
     /// Names the routes whose traffic decides about a rollout, where these are others than before.
-    pub(super) async fn send_watch(&self, standing: &mut Standing) -> Result<(), Closed> {
+    pub(super) async fn send_watch(&self, state: &mut StreamState) -> Result<(), Closed> {
         let routes = rollout::watched(&self.published.borrow().state);
-        if routes == standing.watched {
+        if routes == state.watched {
             return Ok(());
         }
-        standing.watched.clone_from(&routes);
-        self.send(Saying::Watch(v1::Watch { routes })).await
+        state.watched.clone_from(&routes);
+        self.send(ToAgent::Watch(v1::Watch { routes })).await
     }
 
     /// Has the agent make a new tunnel key, once for each wish and stream.
-    pub(super) async fn ask_for_key(&self, standing: &mut Standing) -> Result<(), Closed> {
+    pub(super) async fn ask_for_key(&self, state: &mut StreamState) -> Result<(), Closed> {
         let is_wanted =
-            standing.capabilities.has(Capability::KeyRotation) && self.mesh.wants_key(&self.name);
-        let was_asked = std::mem::replace(&mut standing.asked_for_key, is_wanted);
+            state.capabilities.has(Capability::KeyRotation) && self.mesh.wants_key(&self.name);
+        let was_asked = std::mem::replace(&mut state.asked_for_key, is_wanted);
         if !is_wanted || was_asked {
             return Ok(());
         }
-        self.send(Saying::RotateKey(v1::RotateKey {})).await
+        self.send(ToAgent::RotateKey(v1::RotateKey {})).await
     }
 
     pub(super) async fn take_key(&self, key: &[u8]) {
@@ -325,7 +325,7 @@ impl AgentStream {
         }
     }
 
-    pub(super) async fn send(&self, body: Saying) -> Result<(), Closed> {
+    pub(super) async fn send(&self, body: ToAgent) -> Result<(), Closed> {
         let message = ControllerMessage { body: Some(body) };
         self.outgoing.send(Ok(message)).await.map_err(|_| Closed)
     }
@@ -363,7 +363,7 @@ impl AgentStream {
             gone(&now, &self.name, self.membership)
         };
         info!(host = %self.name, reason, "a host that is no member any more was told so");
-        let _ = self.send(Saying::Removed(v1::Removed { reason })).await;
+        let _ = self.send(ToAgent::Removed(v1::Removed { reason })).await;
         true
     }
 
@@ -378,7 +378,7 @@ impl AgentStream {
     pub(super) fn report(&self, report: v1::Report) {
         let now = self.published.borrow();
         self.mesh.trials.handle_report(self.membership.id, &now, report.traffic);
-        self.mesh.dealt.handle_demand(self.membership.id, report.demand);
+        self.mesh.global_limits.handle_demand(self.membership.id, report.demand);
         let forgeries = report.forgeries.into_iter().take(MOST_FORGERIES);
         forgeries.for_each(|forgery| self.accuse(&now, forgery));
     }
@@ -407,7 +407,7 @@ impl AgentStream {
     }
 }
 
-impl Standing {
+impl StreamState {
     pub(super) fn explain(&self, lacks: &[Lack]) -> Vec<v1::Problem> {
         let now = time::now();
         let problem = |lack: &Lack| v1::Problem {
