@@ -1,6 +1,6 @@
 //! `agentctl rollout`: how far new versions have got, and the operator's hand on them.
 //!
-//! (How far a revision has got is [`rollout`](crate::rollout)'s.)
+//! (On the wire a rollout is a `Delivery`. How far a revision has got is [`convergence`](crate::convergence).)
 
 use std::time::Duration;
 
@@ -36,15 +36,15 @@ async fn list(session: &Session, watch: bool) -> Result<Exit> {
     let mut admin = session.controller().await?;
     let mut last = None;
     loop {
-        let deliveries = ask(&mut admin).await?;
-        if last.as_ref() != Some(&deliveries) {
+        let rollouts = ask(&mut admin).await?;
+        if last.as_ref() != Some(&rollouts) {
             show(
                 session,
                 watch,
-                || list_text(&deliveries),
-                || deliveries.iter().map(one_json).collect(),
+                || list_text(&rollouts),
+                || rollouts.iter().map(one_json).collect(),
             )?;
-            last = Some(deliveries);
+            last = Some(rollouts);
         }
         if !watch {
             return Ok(Exit::Success);
@@ -58,8 +58,8 @@ async fn status(session: &Session, name: &str, watch: bool) -> Result<Exit> {
     let mut admin = session.controller().await?;
     let mut last = None;
     loop {
-        let deliveries = ask(&mut admin).await?;
-        let Some(found) = deliveries.into_iter().find(|it| it.name == name) else {
+        let rollouts = ask(&mut admin).await?;
+        let Some(found) = rollouts.into_iter().find(|it| it.name == name) else {
             let problem =
                 format!("There is no rollout {name:?}; `agentctl rollout list` shows all");
             return Err(Failure::Usage(problem).into());
@@ -116,38 +116,38 @@ fn tone(phase: &str) -> Tone {
     }
 }
 
-fn list_text(deliveries: &[v1::Delivery]) -> String {
-    if deliveries.is_empty() {
+fn list_text(rollouts: &[v1::Delivery]) -> String {
+    if rollouts.is_empty() {
         return "no rollouts; a topology declares them with [rollout.NAME]".to_owned();
     }
     let header =
         ["ROLLOUT", "PHASE", "SINCE", "STABLE", "CANARY", "WEIGHT", "SUCCESS", "P99", "WHY"];
-    table(&header, deliveries.iter().map(row).collect())
+    table(&header, rollouts.iter().map(row).collect())
 }
 
-fn row(delivery: &v1::Delivery) -> Vec<Cell> {
-    let stable = delivery.stable.clone().unwrap_or_default();
-    let canary = delivery.canary.clone().unwrap_or_default();
+fn row(rollout: &v1::Delivery) -> Vec<Cell> {
+    let stable = rollout.stable.clone().unwrap_or_default();
+    let canary = rollout.canary.clone().unwrap_or_default();
     vec![
-        cell(&delivery.name),
-        toned(&delivery.phase, tone(&delivery.phase)),
-        cell(relative(delivery.since, now())),
+        cell(&rollout.name),
+        toned(&rollout.phase, tone(&rollout.phase)),
+        cell(relative(rollout.since, now())),
         cell(&stable.service),
         cell(&canary.service),
-        number(format!("{} %", delivery.weight)),
+        number(format!("{} %", rollout.weight)),
         number(success(&canary)),
         number(latency(&canary, canary.p99_microseconds)),
-        cell(&delivery.why),
+        cell(&rollout.why),
     ]
 }
 
-fn text(delivery: &v1::Delivery) -> String {
-    let steps: Vec<String> = delivery
+fn text(rollout: &v1::Delivery) -> String {
+    let steps: Vec<String> = rollout
         .steps
         .iter()
         .map(|step| {
             let text = step.to_string();
-            if *step == delivery.weight { paint(&text, Tone::Strong) } else { text }
+            if *step == rollout.weight { paint(&text, Tone::Strong) } else { text }
         })
         .collect();
     let version = |traffic: &Option<v1::VersionTraffic>, weight: u32| {
@@ -163,18 +163,18 @@ fn text(delivery: &v1::Delivery) -> String {
         };
         format!("{} {weight} %{measured}", clean(&traffic.service))
     };
-    let phase = paint(&clean(&delivery.phase), tone(&delivery.phase));
-    let since = relative(delivery.since, now());
+    let phase = paint(&clean(&rollout.phase), tone(&rollout.phase));
+    let since = relative(rollout.since, now());
     let lines = [
         ("phase", format!("{phase}, since {since}")),
-        ("why", clean(&delivery.why)),
-        ("route", clean(&delivery.routes.join(", "))),
+        ("why", clean(&rollout.why)),
+        ("route", clean(&rollout.routes.join(", "))),
         ("steps", steps.join(", ")),
-        ("stable", version(&delivery.stable, 100_u32.saturating_sub(delivery.weight))),
-        ("canary", version(&delivery.canary, delivery.weight)),
-        ("origin", clean(&delivery.origin)),
+        ("stable", version(&rollout.stable, 100_u32.saturating_sub(rollout.weight))),
+        ("canary", version(&rollout.canary, rollout.weight)),
+        ("origin", clean(&rollout.origin)),
     ];
-    format!("rollout {}\n{}", paint(&clean(&delivery.name), Tone::Strong), facts(&lines))
+    format!("rollout {}\n{}", paint(&clean(&rollout.name), Tone::Strong), facts(&lines))
 }
 
 fn success(traffic: &v1::VersionTraffic) -> String {
@@ -189,7 +189,7 @@ fn latency(traffic: &v1::VersionTraffic, microseconds: u64) -> String {
     if traffic.requests == 0 { String::new() } else { milliseconds(microseconds) }
 }
 
-fn one_json(delivery: &v1::Delivery) -> Value {
+fn one_json(rollout: &v1::Delivery) -> Value {
     let version = |traffic: &Option<v1::VersionTraffic>| {
         let traffic = traffic.clone().unwrap_or_default();
         json!({
@@ -201,16 +201,16 @@ fn one_json(delivery: &v1::Delivery) -> Value {
         })
     };
     json!({
-        "name": delivery.name,
-        "routes": delivery.routes,
-        "phase": delivery.phase,
-        "weight": delivery.weight,
-        "steps": delivery.steps,
-        "since": timestamp(delivery.since),
-        "why": delivery.why,
-        "stable": version(&delivery.stable),
-        "canary": version(&delivery.canary),
-        "origin": delivery.origin,
+        "name": rollout.name,
+        "routes": rollout.routes,
+        "phase": rollout.phase,
+        "weight": rollout.weight,
+        "steps": rollout.steps,
+        "since": timestamp(rollout.since),
+        "why": rollout.why,
+        "stable": version(&rollout.stable),
+        "canary": version(&rollout.canary),
+        "origin": rollout.origin,
     })
 }
 
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
     use crate::tests::plain;
 
-    fn delivery() -> v1::Delivery {
+    fn rollout() -> v1::Delivery {
         let traffic = |service: &str, requests, failures| v1::VersionTraffic {
             service: service.to_owned(),
             requests,
@@ -242,18 +242,18 @@ mod tests {
 
     #[test]
     fn a_rollout_shows_both_versions_and_what_it_waits_for() {
-        let text = plain(&text(&delivery()));
+        let text = plain(&text(&rollout()));
         assert!(text.contains("12 s of the interval left"), "{text}");
         assert!(text.contains("api-v1 75 %: 300 requests, 100.00 % succeeded"), "{text}");
         assert!(text.contains("api-v2 25 %: 100 requests, 99.00 % succeeded"), "{text}");
-        let list = plain(&list_text(&[delivery()]));
+        let list = plain(&list_text(&[rollout()]));
         assert!(list.contains("25 %") && list.contains("99.00 %"), "{list}");
         assert!(list_text(&[]).contains("[rollout.NAME]"));
     }
 
     #[test]
     fn programs_get_numbers() {
-        let value = one_json(&delivery());
+        let value = one_json(&rollout());
         assert_eq!((&value["weight"], &value["canary"]["failures"]), (&25.into(), &1.into()));
         assert_eq!(value["phase"], "progressing");
     }
