@@ -1,4 +1,4 @@
-//! Interim answers (`1xx`), which an application says before its answer: from who reads them to who tells them the caller.
+//! Interim answers (`1xx`): passed from the reader of an application's answer to the writer of the caller's.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 /// Interim answers that wait for the caller, of one request.
 const MAX_INTERIM_BYTES: usize = 64 * 1024;
 
-/// Those of one request that the caller hasn't been told.
+/// Interim answers of one request that the caller has yet to get.
 #[derive(Debug, Default)]
 pub struct Interim {
     waiting: Mutex<Vec<u8>>,
@@ -15,8 +15,8 @@ pub struct Interim {
 }
 
 impl Interim {
-    /// The application has something to say before its answer.
-    pub fn say(&self, interim: &[u8]) {
+    /// Adds one that the application has sent.
+    pub fn push(&self, interim: &[u8]) {
         let mut waiting = self.waiting.lock();
         if waiting.len() + interim.len() <= MAX_INTERIM_BYTES {
             waiting.extend_from_slice(interim);
@@ -24,11 +24,11 @@ impl Interim {
         }
     }
 
-    /// Takes what it had to say.
-    pub fn hear(&self, told: &mut Vec<u8>) {
+    /// Moves those that wait to `out`.
+    pub fn take(&self, out: &mut Vec<u8>) {
         if self.is_there.swap(false, Ordering::Relaxed) {
             let mut waiting = self.waiting.lock();
-            told.append(&mut waiting);
+            out.append(&mut waiting);
         }
     }
 }

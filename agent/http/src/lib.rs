@@ -5,7 +5,7 @@
 //!                                                          └─▶ h1::client, to an application
 //! ```
 //!
-//! It is given who answers ([`h1::server::Service`]), what is sent ([`h1::client::Upload`]) and what watches a connection
+//! It is given who answers ([`h1::server::Service`]), what is sent ([`h1::client::OutgoingBody`]) and what watches a connection
 //! ([`activity::Activity`]), and knows neither names nor rules. What two programs could read in two ways is refused.
 
 #![forbid(unsafe_code)]

@@ -47,13 +47,13 @@ impl Server {
 }
 
 /// A request's body, as it is sent.
-pub trait Upload:
+pub trait OutgoingBody:
     hyper::body::Body<Data = Bytes, Error = BodyError> + Spelled + Send + Unpin + 'static
 {
-    /// What has its interim answers.
-    type Told: AsRef<Interim>;
+    /// Holder of the request's interim answers.
+    type InterimHolder: AsRef<Interim>;
 
-    fn told(&self) -> Arc<Self::Told>;
+    fn interim(&self) -> Arc<Self::InterimHolder>;
 
     /// Puts back what had been taken before it could be sent.
     fn with_first(self, first: Option<Bytes>) -> Self;
@@ -71,7 +71,7 @@ pub struct Failed<B> {
 
 /// Sends a request, and gives its answer once its head is here. The connection goes back to its
 /// keeper when the answer has been read to its end; dropped before, it is closed.
-pub async fn exchange<B: Upload>(
+pub async fn exchange<B: OutgoingBody>(
     link: Arc<Conn<Stream>>,
     keeper: Arc<dyn Keep<Stream>>,
     request: Box<Request<B>>,
@@ -82,7 +82,7 @@ pub async fn exchange<B: Upload>(
     let target = (&parts.method, &parts.uri);
     let encoder = Encoder::new(framing, server.takes_trailers());
     let head = encode::request(target, &parts.headers, body.spelled(), framing, encoder);
-    let told = body.told();
+    let told = body.interim();
     let mut sending = Sending::new(head, body, encoder);
     if framing != Framing::Empty && parts.headers.contains_key(EXPECT) {
         sending.hold();
@@ -111,7 +111,7 @@ pub async fn exchange<B: Upload>(
     }
 }
 
-fn framing_of(body: &impl Upload) -> Framing {
+fn framing_of(body: &impl OutgoingBody) -> Framing {
     match body.size_hint().exact() {
         _ if body.is_end_stream() => Framing::Empty,
         Some(length) => Framing::Length(length),
@@ -119,7 +119,7 @@ fn framing_of(body: &impl Upload) -> Framing {
     }
 }
 
-struct Exchange<B: Upload> {
+struct Exchange<B: OutgoingBody> {
     link: Arc<Conn<Stream>>,
     /// None once everything has left, or can't any more.
     sending: Option<Sending<B>>,
@@ -132,10 +132,10 @@ struct Exchange<B: Upload> {
     author: Author,
     reader: Reader,
     /// Where interim answers go.
-    told: Arc<B::Told>,
+    told: Arc<B::InterimHolder>,
 }
 
-impl<B: Upload> Exchange<B> {
+impl<B: OutgoingBody> Exchange<B> {
     /// Sends while it waits for the answer's head: some applications answer before they have read
     /// everything, some before they read on.
     fn poll(
@@ -164,7 +164,7 @@ impl<B: Upload> Exchange<B> {
             if status != StatusCode::CONTINUE {
                 let mut fields = answer.parts.headers;
                 headers::to_caller(&mut fields);
-                (*self.told).as_ref().say(&encode::interim(status, &fields, &head));
+                (*self.told).as_ref().push(&encode::interim(status, &fields, &head));
             } else if let Some(sending) = &mut self.sending {
                 sending.release();
                 self.send(cx)?;
@@ -226,7 +226,7 @@ impl<B: Upload> Exchange<B> {
 }
 
 /// Sends the rest of a request whose answer has begun.
-fn send_on<B: Upload>(mut sending: Sending<B>, link: &Arc<Conn<Stream>>) -> AbortHandle {
+fn send_on<B: OutgoingBody>(mut sending: Sending<B>, link: &Arc<Conn<Stream>>) -> AbortHandle {
     let link = Arc::clone(link);
     let task = tokio::spawn(async move {
         // Who reads the answer sees what goes wrong.

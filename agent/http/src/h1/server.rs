@@ -189,7 +189,7 @@ where
             answer = Some(it);
         }
         if let Some(told) = told {
-            told.hear(&mut interim);
+            told.take(&mut interim);
         }
         if !interim.is_empty() && ready!(poll_say(&mut interim, link, cx)).is_err() {
             return Poll::Ready(None);

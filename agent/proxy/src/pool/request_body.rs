@@ -176,10 +176,10 @@ impl Spelled for RequestBody {
     }
 }
 
-impl client::Upload for RequestBody {
-    type Told = Progress;
+impl client::OutgoingBody for RequestBody {
+    type InterimHolder = Progress;
 
-    fn told(&self) -> Arc<Progress> {
+    fn interim(&self) -> Arc<Progress> {
         self.progress()
     }
 
