@@ -49,7 +49,7 @@ struct Agent {
 pub(crate) struct Run {
     /// Its number; empty where an older agent has none.
     pub(crate) instance: Vec<u8>,
-    /// Where it is.
+    /// Its address.
     pub(crate) address: IpAddr,
     pub(crate) version: String,
     /// Whether it understands that its key is to change.

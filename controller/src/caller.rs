@@ -49,7 +49,7 @@ const LATE: i64 = 30 * 86_400;
 /// The other end of a connection; in the extensions of every request.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Where it is.
+    /// Its address.
     pub address: SocketAddr,
     /// Who it is.
     pub caller: Caller,

@@ -19,7 +19,7 @@ pub(crate) struct Places<K> {
     limits: Limits,
 }
 
-/// How many there are.
+/// Their number.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// For all.

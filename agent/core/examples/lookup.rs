@@ -56,7 +56,7 @@ fn packets(bench: &Established, connections: usize, seed: &mut u64) -> Vec<(Vec<
     packets.filter_map(|packet| Headers::parse(&packet).ok().map(|it| (packet, it))).collect()
 }
 
-/// What one of a batch takes.
+/// Time per item of a batch.
 fn each<T, R>(batch: &[T], mut work: impl FnMut(&T) -> Option<R>) -> Duration {
     let mut work = |it| black_box(work(black_box(it))).is_some();
     let mut done = 0;

@@ -16,7 +16,7 @@ pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const LENGTH: usize = 55;
 const SAMPLED: u8 = 1;
 
-/// How traces are begun here.
+/// Sampling of traces that begin here.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tracing {
     /// Whether spans are exported.

@@ -89,7 +89,7 @@ fn main() -> Result<()> {
     })
 }
 
-/// What stands behind a name among the arguments.
+/// Value of a named argument.
 fn option<T: FromStr>(name: &str, default: &str) -> Result<T> {
     let given = std::env::args().skip_while(|it| it != name).nth(1);
     let text = given.unwrap_or_else(|| default.to_owned());

@@ -13,7 +13,7 @@ use crate::route::{FieldMatch, HostMatch, Pattern};
 /// All rules of a mesh, or those of them that one host needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// What happens where no rule decides.
+    /// Default action, where no rule decides.
     pub default: Action,
     /// Log what would be denied, and let it pass.
     pub audit: bool,

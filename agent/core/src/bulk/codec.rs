@@ -98,7 +98,7 @@ pub(crate) struct Key {
 
 pub(crate) type Proof = [u8; 16];
 
-/// What a key is for, so that no two purposes ever share one.
+/// Purpose of a key, so that no two purposes ever share one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Purpose {
     pub(crate) cipher: Cipher,

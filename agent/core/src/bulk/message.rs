@@ -35,7 +35,7 @@ const OFFER_LENGTH: usize = HEAD + 8 + SHARE;
 const ANSWER_LENGTH: usize = HEAD + SECRET + SEALED;
 const READY_LENGTH: usize = HEAD + size_of::<Proof>();
 
-/// What is said.
+/// Message to send.
 #[derive(Clone, Copy)]
 pub(crate) enum Message<'a> {
     Offer(&'a Offer),
@@ -43,7 +43,7 @@ pub(crate) enum Message<'a> {
     Ready(&'a Ready),
 }
 
-/// What was heard.
+/// Message received.
 pub(crate) enum Heard {
     Offer(Box<Offer>),
     Answer(Box<Answer>),

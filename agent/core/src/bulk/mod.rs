@@ -40,12 +40,12 @@ pub(crate) use codec::{HEADER, Header, Key, SECRET, TAG};
 use message::{Answer, Message, Offer, Ready};
 use window::Window;
 
-/// How often, and how many times, an unanswered message is repeated.
+/// Interval and number of repetitions of an unanswered message.
 const REPEAT: Duration = Duration::from_millis(500);
 const TRIES: u32 = 12;
 /// An answer costs more than an offer: a peer that floods us gets few. An honest one repeats itself.
 const ANSWER_EVERY: Duration = Duration::from_millis(250);
-/// How long packets sealed by the session before may still be on their way.
+/// Time for which packets sealed by the previous session may still be under way.
 const LINGER: Duration = Duration::from_secs(10);
 /// Sessions that a receiver keeps: the present one, and what lingers.
 const RECEIVING: usize = 4;
@@ -53,7 +53,7 @@ const RECEIVING: usize = 4;
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// WireGuard's Rekey-After-Time: boringtun doesn't see the traffic that would make it rekey.
 const REKEY_AFTER: Duration = Duration::from_secs(120);
-/// How long a new WireGuard session has to bring new bulk sessions, before another is begun.
+/// Time for a new WireGuard session to bring new bulk sessions, before another is begun.
 const RENEWAL: Duration = Duration::from_secs(10);
 /// Lanes that a host can have.
 pub const LANES: u8 = 16;
@@ -75,7 +75,7 @@ pub(crate) struct Bulk {
     pub(crate) last_sent: Option<Instant>,
 }
 
-/// What a receiver says of itself.
+/// A receiver's announcement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offering {
     /// Another after each start.
@@ -84,7 +84,7 @@ pub(crate) struct Offering {
     pub(crate) lanes: u8,
 }
 
-/// Who speaks to whom.
+/// Direction of a message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ends {
     pub(crate) here: HostId,
@@ -109,7 +109,7 @@ struct Pending {
 struct Sending {
     session: u32,
     key: Arc<Key>,
-    /// How many lanes the receiver has.
+    /// Number of lanes of the receiver.
     lanes: u8,
     /// The next counter of each pair of lanes: by the sender's, then by the receiver's.
     counters: Vec<u64>,
@@ -197,7 +197,7 @@ impl Bulk {
         self.offered = Some(Offered { session, share, message: Box::new(message), repeats });
     }
 
-    /// What is to be said (again) now. To be called with every tick.
+    /// The messages to send (again) now. To be called with every tick.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Message<'_>> {
         self.receiving.retain(|it| it.superseded.is_none_or(|since| now < since + LINGER));
         self.sending.take_if(|sending| now >= sending.since + REJECT_AFTER);
@@ -267,7 +267,7 @@ impl Bulk {
         }
     }
 
-    /// What packets to the peer are sealed with now.
+    /// The session that seals packets to the peer now.
     pub(crate) fn cipher(&self) -> Option<Cipher> {
         self.sending.as_ref().map(|sending| sending.key.cipher)
     }
@@ -296,7 +296,7 @@ impl Bulk {
         Some((Arc::clone(&sending.key), header))
     }
 
-    /// What opens a session's datagrams.
+    /// The keys that open a session's datagrams.
     #[inline]
     pub(crate) fn receiving(&self, session: u32) -> Option<&Receiving> {
         self.receiving.iter().find(|it| it.session == session)

@@ -18,7 +18,7 @@ struct End {
     sessions: u32,
 }
 
-/// What is on the line.
+/// Messages on the line.
 #[derive(Clone)]
 enum Packet {
     Message(Vec<u8>),

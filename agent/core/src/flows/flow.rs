@@ -9,7 +9,7 @@ use isthmus_policy::Verdict;
 use super::InsertError;
 use crate::types::Interface;
 
-/// How a leg is found.
+/// Key of a leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LegKey {
     pub(crate) flow: FlowKey,
@@ -29,7 +29,7 @@ pub(crate) struct Leg {
     has_finished: bool,
 }
 
-/// Who is at one end of a flow.
+/// One end of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct End {
     pub(crate) place: Place,
@@ -37,7 +37,7 @@ pub(crate) struct End {
     pub(crate) address: Address,
 }
 
-/// What is to become a flow.
+/// A flow before it is inserted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewFlow {
     pub(crate) from: End,
@@ -60,19 +60,19 @@ pub(crate) struct Flow {
     pub(crate) to: End,
     pub(crate) layer4: Layer4,
     pub(crate) verdict: Verdict,
-    /// Which state it was judged under.
+    /// Epoch of the snapshot that it was judged under.
     pub(crate) epoch: u32,
-    /// Which state its owner was asked under, and when.
+    /// Epoch under which its owner was looked up, and the time.
     pub(crate) owner_epoch: u32,
     pub(crate) owner_asked: Instant,
-    /// What [`Owners::changes`](crate::Owners::changes) said before its owner was asked.
+    /// Result of [`Owners::changes`](crate::Owners::changes) before its owner was looked up.
     pub(crate) owner_changes: u32,
     pub(crate) state: FlowState,
     pub(crate) created: Instant,
     pub(crate) last_seen: Instant,
 }
 
-/// How far a flow is, as far as its timeout is concerned.
+/// Phase of a flow, which decides its timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FlowState {
     /// Refused; remembered so that the policy needn't be asked for each retry.
@@ -87,7 +87,7 @@ pub enum FlowState {
     Closing,
 }
 
-/// What a packet, or many of one flow, weigh.
+/// Packet and byte counts.
 #[derive(Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) packets: usize,
@@ -144,7 +144,7 @@ impl Flow {
         self.legs[1].key.flow.reversed()
     }
 
-    /// How long the flow may be silent. TCP as RFC 5382 has it, UDP as RFC 4787.
+    /// Idle timeout of the flow. TCP follows RFC 5382, UDP RFC 4787.
     pub(super) fn timeout(&self) -> Duration {
         let seconds = match (self.state, self.legs[0].key.flow.protocol) {
             (FlowState::Denied, _) => 10,

@@ -5,7 +5,7 @@ use isthmus_packet::{FlowKey, Rewrite};
 use super::FlowRef;
 use crate::types::Interface;
 
-/// What was decided for a first fragment.
+/// Decision about a first fragment.
 #[derive(Clone, Copy)]
 pub(crate) struct FragmentFlow {
     /// [`FlowRef::NONE`] if it was refused without one.
@@ -14,6 +14,6 @@ pub(crate) struct FragmentFlow {
     pub(crate) key: FlowKey,
     pub(crate) leg: u8,
     pub(crate) ingress: Interface,
-    /// What makes the datagram the flow's, where its source isn't what the flow knows.
+    /// Rewrite that makes the datagram the flow's, where its source differs from the flow's.
     pub(crate) adapt: Option<Rewrite>,
 }

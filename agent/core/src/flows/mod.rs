@@ -112,7 +112,7 @@ impl FlowTable {
         self.slots.len() - self.free.len()
     }
 
-    /// Which flow, and which of its legs, a packet belongs to.
+    /// Finds the flow, and its leg, that a packet belongs to.
     #[inline(always)]
     pub(crate) fn find(&self, key: &LegKey) -> Option<(FlowRef, u8)> {
         let hash = self.hash(key);

@@ -51,7 +51,7 @@ fn establish(table: &mut FlowTable, flow: FlowRef, now: Instant) {
     }
 }
 
-/// How long a flow stays, to a second, if nothing happens any more.
+/// Remaining lifetime of a silent flow, to a second.
 fn lifetime(table: &mut FlowTable, now: Instant) -> u64 {
     let mut seconds = 0;
     while table.len() > 0 {

@@ -13,7 +13,7 @@ const STEP: Duration = Duration::from_secs(1);
 
 pub(super) const NOT_ARMED: u32 = u32::MAX;
 
-/// Which buckets hold something, a bit for each: the data plane asks for the next one at every turn.
+/// Bitmap of occupied buckets: the data plane asks for the next one at every turn.
 #[derive(Default)]
 struct Occupied([u64; WORDS]);
 
@@ -112,7 +112,7 @@ impl Occupied {
         self.0[bucket / 64] &= !(1 << (bucket % 64));
     }
 
-    /// How far the next occupied bucket is from one, round the wheel.
+    /// Distance from a bucket to the next occupied one, round the wheel.
     fn first_from(&self, bucket: usize) -> Option<usize> {
         let (start, bit) = (bucket / 64, bucket % 64);
         let here = self.0[start];
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
     use crate::types::random::Random;
 
-    /// What `poll_timeout` is to find, by looking at every bucket.
+    /// Reference result of `poll_timeout`, by looking at every bucket.
     fn walk(wheel: &Wheel) -> Option<Instant> {
         let ahead = (0..BUCKETS as u64).find(|ahead| {
             let bucket = (wheel.done + ahead) % BUCKETS as u64;

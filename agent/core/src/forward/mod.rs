@@ -25,10 +25,10 @@ use forged::ForgedLog;
 use rejudge::Sweep;
 pub(crate) use tun_queue::TunQueue;
 
-/// How long the owner of a connectionless flow is taken for granted: ports change hands.
+/// Time for which the owner of a connectionless flow is cached: ports change hands.
 const OWNER_HOLDS: Duration = Duration::from_secs(1);
 
-/// Where a packet goes from here.
+/// Next step of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Nowhere; it was dropped, or sealed already.
@@ -41,7 +41,7 @@ pub(crate) enum Exit {
     ToPeer(EgressMeta),
 }
 
-/// What packets of a flow in a row have in common: where they go, and as what.
+/// Destination and rewrite shared by consecutive packets of a flow.
 #[derive(Clone, Copy)]
 pub(crate) struct Passage {
     pub(crate) flow: FlowRef,

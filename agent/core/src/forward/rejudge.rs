@@ -17,7 +17,7 @@ const STEP: u32 = 4096;
 /// Between steps, so that packets get through.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How far the sweep is.
+/// Progress of the sweep.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sweep {
     next: u32,

@@ -16,7 +16,7 @@ use crate::flows::{End, NewFlow};
 use crate::snapshot::{Owner, Owners};
 use crate::types::{Interface, PeerName};
 
-/// What an answer without a flow turns out to be.
+/// Classification of an answer without a flow.
 pub(crate) enum Adoption {
     /// An answer to this flow; the packet belongs to its leg 1.
     Flow(Box<NewFlow>),
@@ -76,7 +76,7 @@ impl Judge {
         ingress == Interface::Tun && asked_here && matches!(source, Place::Workload(..))
     }
 
-    /// What a local socket must have asked to get this answer.
+    /// The question a local socket must have sent to get this answer.
     fn asked_by_socket(
         &self,
         from: End,

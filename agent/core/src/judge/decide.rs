@@ -10,7 +10,7 @@ use crate::flows::{End, NewFlow};
 use crate::snapshot::{CompiledSnapshot, Owner, Owners, balance};
 use crate::types::{DropReason, Interface, PeerName};
 
-/// What to do with a packet that belongs to no flow.
+/// Decision about a packet that belongs to no flow.
 pub(crate) enum Decision {
     /// Make a flow of it, a denied one perhaps. The packet belongs to this leg.
     New(NewFlow, u8),
@@ -37,7 +37,7 @@ impl Refusal {
     }
 }
 
-/// Where in its flow a packet can stand.
+/// Position of a packet in its flow.
 enum Standing {
     /// It opens a flow, or can't be told from one that does.
     First,
@@ -173,7 +173,7 @@ impl Judge {
         }
     }
 
-    /// Who sends this, as the mesh is to see it.
+    /// Sender of a packet, as the mesh is to see it.
     fn origin(
         &self,
         ingress: Interface,
@@ -246,7 +246,7 @@ impl Judge {
         Some(End { place: Place::Workload(host, service), address })
     }
 
-    /// What becomes of a flow that `from` opens with packets like `original`.
+    /// Decides about a flow that `from` opens with packets like `original`.
     pub(crate) fn plan(
         &self,
         ingress: Interface,
@@ -377,7 +377,7 @@ impl Judge {
     }
 }
 
-/// What to make of a socket that nobody seems to own.
+/// Decides about a socket without an owner.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unknown {
     Accept,
@@ -439,7 +439,7 @@ fn standing(headers: &Headers) -> Option<(Standing, Layer4)> {
     })
 }
 
-/// What the originator of a flow carries, seen from an answer to it.
+/// Payload of a flow's originator, seen from an answer to it.
 pub(crate) fn asked_layer4(headers: &Headers) -> Layer4 {
     match headers.transport {
         Transport::Tcp { .. } => Layer4::Tcp(headers.key.source_port),

@@ -13,7 +13,7 @@ pub(crate) struct Judge {
     pub(crate) state: Arc<CompiledSnapshot>,
     /// Counts revisions: what was judged under an earlier one is judged again.
     pub(crate) epoch: u32,
-    /// Where the proxy listens.
+    /// Listening port of the proxy.
     pub(crate) proxy_port: u16,
     pub(crate) deaf: Deaf,
 }

@@ -32,7 +32,7 @@ pub struct Inbox {
     keys: Vec<(u32, Arc<Key>)>,
     batch: Batch,
     frames: Vec<Frame>,
-    /// Where in their message the parts of frames lie.
+    /// Positions of the frames' parts in their message.
     pieces: Vec<Range<usize>>,
 }
 
@@ -44,7 +44,7 @@ struct Datagram {
     seal: Seal,
 }
 
-/// What a datagram is sealed by.
+/// The session that sealed a datagram.
 #[derive(Clone, Copy)]
 enum Seal {
     WireGuard,
@@ -66,7 +66,7 @@ struct Batch {
     packets: Vec<Packet>,
 }
 
-/// Where in its message a packet lies, and whether its checksum is to be completed.
+/// Position of a packet in its message, and whether its checksum is to be completed.
 #[derive(Clone)]
 struct Packet {
     bytes: Range<usize>,
@@ -204,7 +204,7 @@ impl Node {
         inbox.datagrams = datagrams;
     }
 
-    /// Whose a datagram is.
+    /// Finds the peer of a datagram.
     fn slot_of(
         &mut self,
         datagram: &Datagram,
@@ -360,7 +360,7 @@ impl Node {
     }
 }
 
-/// What one peer sent in one message.
+/// Datagrams of one peer in one message.
 struct Opening<'a> {
     message: usize,
     bytes: &'a mut [u8],

@@ -15,7 +15,7 @@ use crate::types::{DropReason, Interface};
 /// The largest packet that a super-packet is cut into.
 const MAX_SEGMENT: usize = 65_535;
 
-/// What became of a super-packet.
+/// Outcome of a super-packet.
 enum Super {
     /// Nothing yet: it is to be decided packet by packet.
     Refused,
@@ -58,7 +58,7 @@ impl Node {
         self.forward.route(Interface::Tun, packet, owners, now)
     }
 
-    /// What is left to do for a packet that goes there.
+    /// The remaining work for a packet that goes there.
     fn leave(&mut self, lane: u8, exit: Exit, now: Instant) -> Option<Task> {
         match exit {
             Exit::Done | Exit::Denied => None,

@@ -185,7 +185,7 @@ impl Node {
         self.forward.telemetry.poll()
     }
 
-    /// What [`poll_transmit`](Self::poll_transmit) gave couldn't be sent.
+    /// Reports that the result of [`poll_transmit`](Self::poll_transmit) couldn't be sent.
     pub fn handle_send_error(&mut self, to: SocketAddr, error: SendError, now: Instant) {
         let Forwarder { tunnels, telemetry, .. } = &mut self.forward;
         tunnels.handle_send_error(to, error, telemetry, now);
@@ -211,7 +211,7 @@ impl Node {
         flows.map(|flow| view::flow(&judge.state, judge.epoch, flow, now)).collect()
     }
 
-    /// How many flows there are.
+    /// Number of flows.
     pub fn flow_count(&self) -> usize {
         self.forward.flows.len()
     }
@@ -221,7 +221,7 @@ impl Node {
         self.forward.tunnels.peers.iter().map(|(_, peer)| view::peer(peer, now)).collect()
     }
 
-    /// What was counted so far.
+    /// Counters so far.
     pub fn counters(&self) -> &Counters {
         &self.forward.telemetry.counters
     }

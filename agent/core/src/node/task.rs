@@ -8,7 +8,7 @@ use isthmus_packet::{Headers, Offload, VNET_HEADER};
 use crate::tunnels::Sealing;
 use crate::types::TunWriter;
 
-/// What is left to do for a packet of the TUN device.
+/// The remaining work for a packet of the TUN device.
 #[derive(Clone, Debug)]
 pub enum Task {
     /// To seal it and send it to a peer.

@@ -15,11 +15,11 @@ use crate::types::{Cipher, Interface, PeerName};
 /// A flow.
 #[derive(Clone, Debug)]
 pub struct FlowView {
-    /// Who opened it.
+    /// The process or identity that opened it.
     pub from: Principal,
     /// Whom it is for.
     pub to: Principal,
-    /// What the policy looked at.
+    /// The fields that the policy looked at.
     pub layer4: Layer4,
     /// As the originator's packets came in.
     pub original: FlowKey,
@@ -29,13 +29,13 @@ pub struct FlowView {
     pub ingress: Option<PeerName>,
     /// The tunnel that they leave by; none: to this host.
     pub egress: Option<PeerName>,
-    /// What was decided.
+    /// Decision.
     pub outcome: Outcome,
     /// In full; its rule ids are those of the current state.
     pub verdict: Verdict,
     /// The name of the rule that decided.
     pub rule: String,
-    /// How far it is.
+    /// Progress.
     pub state: FlowState,
     /// Packets and bytes from the originator.
     pub forward: (u64, u64),
@@ -54,7 +54,7 @@ pub struct PeerView {
     pub peer: PeerName,
     /// Its key.
     pub public_key: PublicKey,
-    /// Where it was last heard, or is being tried.
+    /// Endpoint from which it was last heard, or which is being tried.
     pub endpoint: Option<SocketAddr>,
     /// Since the last handshake that ended well.
     pub last_handshake: Option<Duration>,
@@ -70,7 +70,7 @@ pub struct PeerView {
     pub silent: Option<Duration>,
     /// Of the last ping or path probe.
     pub round_trip: Option<Duration>,
-    /// What traffic to it is sealed with; none: by its WireGuard session.
+    /// Cipher for traffic to it; none: its WireGuard session seals.
     pub bulk: Option<Cipher>,
 }
 

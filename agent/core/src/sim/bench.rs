@@ -117,7 +117,7 @@ pub struct Ruled {
     servers: Vec<IpAddr>,
 }
 
-/// What opens a flow, and whose it is.
+/// First packet of a flow, and its owner.
 #[derive(Clone, Debug)]
 pub struct First {
     owner: Owner,

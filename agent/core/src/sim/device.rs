@@ -9,12 +9,12 @@ use crate::tunnels::tunnel::{Keys, MIN_BUFFER, OVERHEAD, Opened, Tick, Tunnel};
 
 /// A stock WireGuard peer.
 pub struct Device {
-    /// Where its datagrams come from.
+    /// Source address of its datagrams.
     pub endpoint: SocketAddr,
     gateway: SocketAddr,
     tunnel: Tunnel,
     outbox: Vec<Vec<u8>>,
-    /// What came out of its tunnel.
+    /// Packets out of its tunnel.
     pub inbox: Vec<Vec<u8>>,
 }
 
@@ -64,7 +64,7 @@ impl Device {
         self.flush(now);
     }
 
-    /// What it sends, and where to.
+    /// Datagrams that it sends, with their destinations.
     pub fn take_outbox(&mut self) -> (SocketAddr, Vec<Vec<u8>>) {
         (self.gateway, std::mem::take(&mut self.outbox))
     }

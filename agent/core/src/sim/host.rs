@@ -19,9 +19,9 @@ pub struct Sockets {
     connected: HashMap<FlowKey, Owner>,
     /// Containers that the host forwards for.
     pub behind: HashMap<IpAddr, Owner>,
-    /// How often the node asked.
+    /// Number of look-ups by the node.
     pub asked: usize,
-    /// How many packets it has refused.
+    /// Number of packets that it has refused.
     pub refused: usize,
     changes: u32,
 }
@@ -87,7 +87,7 @@ impl Owners for Sockets {
     }
 }
 
-/// What a host's kernel was given, as the packets that it makes of it.
+/// Packets delivered to a host's kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Kernel {
     /// Packets that nobody has looked at.
@@ -129,18 +129,18 @@ pub struct Host {
     pub node: Node,
     /// Its sockets.
     pub sockets: Sockets,
-    /// Where its datagrams come from.
+    /// Source address of its datagrams.
     pub endpoint: SocketAddr,
-    /// Where those come from that go to the other family of addresses, if it has such a one.
+    /// Source address for the other address family, if it has one.
     pub other_endpoint: Option<SocketAddr>,
-    /// What its kernel was given.
+    /// Packets delivered to its kernel.
     pub kernel: Kernel,
-    /// What its node told.
+    /// Events of its node.
     pub events: Vec<Event>,
     lives: u64,
 }
 
-/// Where a host is.
+/// Addresses of a host.
 #[derive(Clone, Copy, Debug)]
 pub struct Places {
     endpoint: SocketAddr,
@@ -153,7 +153,7 @@ impl Places {
         self.endpoint == endpoint || self.other == Some(endpoint)
     }
 
-    /// Where a datagram comes from that goes there.
+    /// Source address of a datagram to that destination.
     pub fn source(self, to: SocketAddr) -> SocketAddr {
         self.other.filter(|other| other.is_ipv4() == to.is_ipv4()).unwrap_or(self.endpoint)
     }
@@ -196,7 +196,7 @@ impl Host {
         self.node.handle_tun(offload, packet, &mut self.sockets, &mut self.kernel, now);
     }
 
-    /// Where it is.
+    /// Current endpoint.
     pub fn places(&self) -> Places {
         Places { endpoint: self.endpoint, other: self.other_endpoint }
     }

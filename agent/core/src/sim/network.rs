@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use crate::types::random::Random;
 
-/// How the network treats datagrams.
+/// Conditions of a link.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
     /// The least time that a datagram takes.
     pub latency: Duration,
-    /// What is added at random; more than the gap between datagrams reorders them.
+    /// Jitter; more than the gap between datagrams reorders them.
     pub jitter: Duration,
-    /// How many of a hundred are lost.
+    /// Loss in percent.
     pub loss_percent: u8,
-    /// How many of a hundred arrive twice.
+    /// Duplication in percent.
     pub duplicate_percent: u8,
     /// Bytes of the largest IP packet. A larger one that may be fragmented passes; else it is lost
     /// without a word.
@@ -40,9 +40,9 @@ impl Default for Link {
 pub struct Arrival {
     at: Instant,
     number: u64,
-    /// Where to.
+    /// Destination.
     pub to: SocketAddr,
-    /// Where from.
+    /// Source.
     pub from: SocketAddr,
     /// What.
     pub datagram: Vec<u8>,
@@ -51,7 +51,7 @@ pub struct Arrival {
 /// The network.
 #[derive(Debug)]
 pub struct Network {
-    /// How it treats datagrams from now on.
+    /// Sets the conditions from now on.
     pub link: Link,
     /// The datagrams that were sent, if they are kept.
     pub capture: Option<Vec<Vec<u8>>>,

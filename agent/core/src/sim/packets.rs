@@ -82,7 +82,7 @@ pub fn ping(from: IpAddr, to: IpAddr, identifier: u16, sequence: u16) -> Vec<u8>
     packet
 }
 
-/// What a kernel sends back for a packet: a closed port's or another's answer.
+/// A kernel's reply to a packet: that of a closed port, or of another.
 pub fn answer(
     packet: &[u8],
     write: impl Fn(&[u8], &Headers, &mut [u8]) -> Option<usize>,

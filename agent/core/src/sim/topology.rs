@@ -82,7 +82,7 @@ impl Builder {
         self
     }
 
-    /// What happens where no rule decides.
+    /// Default action, where no rule decides.
     pub fn default_action(mut self, action: Action) -> Self {
         self.rules.default = action;
         self
@@ -171,7 +171,7 @@ impl Builder {
 }
 
 impl Topology {
-    /// What a host knows: here, everything.
+    /// The snapshot of a host: here, everything.
     pub fn snapshot(&self, local: u32) -> Snapshot {
         Snapshot { local: HostId(local), ..self.snapshot.clone() }
     }
@@ -252,7 +252,7 @@ pub fn device_key(id: u32) -> [u8; 32] {
     key
 }
 
-/// Where a host's tunnels end.
+/// Endpoint of a host's tunnels.
 pub fn endpoint(host: u32, v6: bool) -> SocketAddr {
     let ip = if v6 {
         format!("2001:db8::{host:x}").parse().expect("a literal")

@@ -12,7 +12,7 @@ use super::{Device, Host, Network, packets};
 use crate::forward::Forwarder;
 use crate::{CompiledSnapshot, DropReason, PeerName, SendError};
 
-/// How often devices look at the clock.
+/// Interval at which devices look at the clock.
 const DEVICE_TICK: Duration = Duration::from_millis(250);
 
 /// A mesh under way.
@@ -20,9 +20,9 @@ const DEVICE_TICK: Duration = Duration::from_millis(250);
 pub struct World {
     /// The time.
     pub now: Instant,
-    /// What every host knows.
+    /// The topology, which every host knows.
     pub topology: Topology,
-    /// What is between the hosts.
+    /// The network between the hosts.
     pub network: Network,
     /// The hosts; number 1 is the first.
     pub hosts: Vec<Host>,
@@ -168,7 +168,7 @@ impl World {
         (host, packets::read(&packet).key)
     }
 
-    /// What a host has dropped for a reason.
+    /// Number of packets that a host has dropped for a reason.
     pub fn dropped(&mut self, host: u32, reason: DropReason) -> u64 {
         self.host(host).node.counters().dropped(reason)
     }

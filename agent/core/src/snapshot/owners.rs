@@ -19,7 +19,7 @@ pub trait Owners {
     /// (or connecting): a listener isn't meant.
     fn owner(&mut self, flow: &FlowKey, state: &CompiledSnapshot) -> Owner;
 
-    /// Who sends from an address that is none of the mesh's: a container whose packets this host forwards.
+    /// Owner of a source address outside the mesh: a container whose packets this host forwards.
     /// Whoever answers must know that nobody else can send from there.
     fn behind(&mut self, source: IpAddr, state: &CompiledSnapshot) -> Owner {
         let _ = (source, state);

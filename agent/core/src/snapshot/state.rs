@@ -15,7 +15,7 @@ use crate::types::PeerName;
 
 /// A revision, made ready for judging.
 pub struct CompiledSnapshot {
-    /// What the controller sent.
+    /// The snapshot as the controller sent it.
     pub snapshot: Arc<Snapshot>,
     /// Its rules, compiled.
     pub policy: Arc<Policy>,
@@ -45,7 +45,7 @@ impl CompiledSnapshot {
         }
     }
 
-    /// Which revision this is.
+    /// Revision of this snapshot.
     pub fn revision(&self) -> Revision {
         self.snapshot.revision
     }

@@ -43,7 +43,7 @@ use tunnel::{Keys, MIN_BUFFER, OVERHEAD, Tick};
 pub(crate) struct Tunnels {
     /// The revision whose hosts and devices are the peers.
     state: Arc<CompiledSnapshot>,
-    /// What this host offers to its peers.
+    /// Bulk sessions that this host offers to its peers.
     pub(crate) offering: Offering,
     keys: Keys,
     admission: Admission,
@@ -108,7 +108,7 @@ impl Tunnels {
         }
     }
 
-    /// What [`poll_transmit`](Self::poll_transmit) gave couldn't be sent.
+    /// Reports that the result of [`poll_transmit`](Self::poll_transmit) couldn't be sent.
     pub(crate) fn handle_send_error(
         &mut self,
         to: SocketAddr,

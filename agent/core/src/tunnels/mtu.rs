@@ -34,7 +34,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// After probes that nobody acked.
 const AGAIN_AFTER_SILENCE: Duration = Duration::from_secs(10);
 
-/// What IP, UDP and WireGuard headers add to an inner packet.
+/// Overhead of IP, UDP and WireGuard headers on an inner packet.
 pub(crate) fn overhead(endpoint: Option<SocketAddr>) -> usize {
     let ip = if endpoint.is_some_and(|endpoint| endpoint.is_ipv4()) { 20 } else { 40 };
     ip + 8 + OVERHEAD
@@ -45,7 +45,7 @@ pub(crate) fn top(mtu: u16) -> u16 {
     mtu.saturating_add(overhead(None) as u16).max(SMALLEST)
 }
 
-/// What is known of a path.
+/// Path MTU state.
 #[derive(Debug)]
 pub(crate) struct Path {
     /// No more is needed.
@@ -69,7 +69,7 @@ struct Probing {
     ceiling: u16,
 }
 
-/// What is to be done.
+/// Next action.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Nothing,

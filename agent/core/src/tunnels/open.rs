@@ -58,7 +58,7 @@ impl Tunnels {
         slot
     }
 
-    /// Whose bulk session a datagram is for; none for one that doesn't exist.
+    /// Finds the peer whose bulk session a datagram is for; none if there is no such session.
     pub(crate) fn addressee_of_bulk(
         &mut self,
         session: Option<u32>,

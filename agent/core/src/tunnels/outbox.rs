@@ -148,7 +148,7 @@ impl Outbox {
         })
     }
 
-    /// What is to be sent next.
+    /// The next datagrams to send.
     pub fn poll(&mut self) -> Option<Transmit<'_>> {
         self.poll_if(|_| true)
     }

@@ -28,12 +28,12 @@ const TICK: Duration = Duration::from_millis(250);
 const PHASES: usize = 8;
 /// Keepalives that tell a peer of our new address: enough for a path that loses many.
 const ANNOUNCEMENTS: u8 = 8;
-/// How often an unknown session, or an outdated handshake, may make us begin one.
+/// Minimum interval between handshakes begun because of an unknown session or an outdated handshake.
 const PROVOKED: Duration = Duration::from_secs(5);
 /// The time for which a peer that has just moved is followed to better places only.
 const SETTLING: Duration = Duration::from_secs(1);
 
-/// Where a peer stands in the table, while it is there.
+/// Index of a peer in the table, valid while it is there.
 pub(crate) type Slot = usize;
 
 /// One peer.
@@ -43,7 +43,7 @@ pub(crate) struct Peer {
     keys: Vec<PublicKey>,
     /// As the controller gave them.
     configured: Vec<SocketAddr>,
-    /// Where it was heard last.
+    /// Endpoint from which it was heard last.
     heard_at: Option<SocketAddr>,
     /// When it was first heard there.
     moved: Option<Instant>,
@@ -114,17 +114,17 @@ impl Peer {
         }
     }
 
-    /// What it is known by.
+    /// Its name.
     pub(crate) fn key(&self) -> PublicKey {
         self.keys.first().copied().unwrap_or(PublicKey([0; 32]))
     }
 
-    /// Where data goes: to where the peer was heard last, else to the first place it should be.
+    /// Endpoint for data: the one from which the peer was heard last, else its first candidate.
     pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
         self.heard_at.or_else(|| self.configured.first().copied())
     }
 
-    /// Where a handshake goes: the places that come into question, in turn.
+    /// Endpoint for a handshake: the candidates in turn.
     pub(crate) fn endpoint_for_try(&self, tries: u32) -> Option<SocketAddr> {
         let others = self.configured.iter().filter(|other| Some(**other) != self.heard_at);
         let candidates = self.heard_at.iter().chain(others);
@@ -306,7 +306,7 @@ impl Peers {
         self.by_bulk_session.get(&session).copied()
     }
 
-    /// What opens the datagrams of a bulk session.
+    /// Opening key of a bulk session's datagrams.
     pub(crate) fn receiving(&self, session: u32) -> Option<&Receiving> {
         self.get(self.by_bulk_session(session)?)?.bulk.receiving(session)
     }

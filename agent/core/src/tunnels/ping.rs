@@ -55,7 +55,7 @@ impl Tunnels {
         Some(host)
     }
 
-    /// Who would get a flow to this address.
+    /// Finds the peer that would get a flow to this address.
     fn host_of(&self, target: Address) -> Option<HostId> {
         match self.state.place(target)? {
             Place::Virtual(service) => {

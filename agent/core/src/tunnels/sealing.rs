@@ -34,7 +34,7 @@ pub struct Sealing {
     pub(crate) cut: Cut,
 }
 
-/// How a packet becomes datagrams.
+/// Split of a packet into datagrams.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Cut {
     /// It is one, of this length.

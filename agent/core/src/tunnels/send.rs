@@ -23,10 +23,10 @@ pub(crate) struct EgressMeta {
     pub(crate) dont_fragment: bool,
 }
 
-/// What isn't of a flow has this number.
+/// Number for packets that belong to no flow.
 const NO_FLOW: u32 = u32::MAX;
 
-/// How many datagrams leave, and the packets in them: all are as long as the first, but for the last.
+/// Number of datagrams that leave, and their packets' sizes: all are as long as the first, except the last.
 #[derive(Clone, Copy)]
 struct Sizes {
     count: usize,
@@ -35,7 +35,7 @@ struct Sizes {
 }
 
 impl Tunnels {
-    /// What is left to do for a packet that goes to a peer by its bulk session.
+    /// The remaining work for a packet that goes to a peer over its bulk session.
     pub(crate) fn depart(
         &mut self,
         lane: u8,

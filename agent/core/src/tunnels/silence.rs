@@ -18,7 +18,7 @@ const ASK_LATER: Duration = Duration::from_secs(5);
 /// Before new connections are refused: until then TCP tries again, and each try may get through.
 const REFUSE_AFTER: Duration = Duration::from_secs(10);
 
-/// What a peer owes.
+/// The sign of life that a peer owes.
 #[derive(Debug, Default)]
 pub(crate) struct Silence {
     /// When the first packet left that has got no sign of life yet.
@@ -27,7 +27,7 @@ pub(crate) struct Silence {
     is_told: bool,
 }
 
-/// What is to be done about it.
+/// The action against silence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Due {
     /// Ask the other agent for an echo.

@@ -29,7 +29,7 @@ use self::keys::OwnKey;
 pub use self::keys::public_key;
 pub(crate) use self::keys::{Keys, Waiting};
 
-/// What sealing adds to a packet: type, receiver, counter, tag.
+/// Overhead of sealing a packet: type, receiver, counter, tag.
 pub(crate) const OVERHEAD: usize = 32;
 /// The least that a buffer for datagrams must hold: a handshake initiation.
 pub(crate) const MIN_BUFFER: usize = 148;
@@ -56,7 +56,7 @@ const TAKEOVER: Duration = Duration::from_secs(5);
 /// Handshakes per second above which sources must prove their address by a cookie.
 const COOKIES_ABOVE: u64 = 200;
 
-/// What a datagram is, by its first bytes.
+/// Kind of a datagram, by its first bytes.
 pub(crate) enum Message {
     Initiation,
     Response { index: u32 },
@@ -73,7 +73,7 @@ pub(crate) enum Admission {
     Refuse,
 }
 
-/// What a datagram turned out to be; lengths are of what was written to the buffer.
+/// Content of an opened datagram; lengths are those of the data written to the buffer.
 pub(crate) enum Opened {
     Packet(usize),
     Keepalive,
@@ -88,7 +88,7 @@ pub(crate) enum Opened {
     Refused,
 }
 
-/// What a tick asks for.
+/// Work that a tick asks for.
 pub(crate) enum Tick {
     Idle,
     /// Send this many bytes of the buffer.
@@ -126,7 +126,7 @@ pub(crate) struct Tunnel {
     last_used: Instant,
 }
 
-/// What a tunnel is by one pair of keys.
+/// State of a tunnel under one pair of keys.
 struct Line {
     index: u32,
     ours: PublicKey,

@@ -1,6 +1,6 @@
 //! Ciphers of bulk sessions.
 
-/// What seals bulk packets.
+/// Ciphers of bulk packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cipher {
     /// For processors that have AES.

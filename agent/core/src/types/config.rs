@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use crate::types::{Cipher, Ciphers};
 
-/// What a node is told once.
+/// Start-up configuration of a node.
 pub struct Config {
     /// The host's tunnel key.
     pub private_key: Zeroizing<[u8; 32]>,
@@ -14,15 +14,15 @@ pub struct Config {
     pub second_key: Option<Zeroizing<[u8; 32]>>,
     /// The TUN device's MTU.
     pub mtu: u16,
-    /// Where the proxy listens.
+    /// Listening port of the proxy.
     pub proxy_port: u16,
     /// Seeds hash tables, session indices and jitter: must be random, and secret.
     pub seed: u64,
-    /// How much the node may hold.
+    /// Limits on the node's memory.
     pub limits: Limits,
-    /// What bulk sessions may be sealed with; none turns them off.
+    /// Ciphers allowed for bulk sessions; an empty set turns them off.
     pub ciphers: Ciphers,
-    /// How many lanes there are: threads that receive. 1 to 16.
+    /// Number of lanes (receiving threads), 1 to 16.
     pub lanes: u8,
     /// Whether the TUN device takes packets that stand for many.
     pub coalesces: bool,

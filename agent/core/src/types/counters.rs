@@ -110,7 +110,7 @@ drop_reasons! {
     SendError => "send-error",
 }
 
-/// What the node has counted since it was made.
+/// Counters of a node since it was made.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
     /// Packets and bytes read from the TUN device.
@@ -162,9 +162,9 @@ impl Default for Drops {
 /// Packets and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// How many.
+    /// Count.
     pub packets: u64,
-    /// How large together.
+    /// Total bytes.
     pub bytes: u64,
 }
 
@@ -180,7 +180,7 @@ impl Traffic {
 }
 
 impl Counters {
-    /// Where verdicts are counted when there are too many rules.
+    /// The rule under which verdicts are counted once there are too many rules.
     pub const OTHER_RULES: &str = "other";
 
     /// Packets dropped for a reason.

@@ -13,17 +13,17 @@ use crate::types::PeerName;
 /// Events that wait for the shell; what comes on top is lost and counted.
 const CAPACITY: usize = 256;
 
-/// What the shell should tell somebody about.
+/// Events for the shell to log or report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A peer sent packets from an address that isn't its to use. Aggregated: the first at once,
     /// then at most one event per peer and address in ten seconds.
     Forged {
-        /// Whose tunnel they came by.
+        /// The peer whose tunnel carried them.
         from: PeerName,
         /// The address they claimed.
         source: IpAddr,
-        /// How many since the last event.
+        /// Number since the last event.
         packets: u64,
     },
     /// A flow was denied: once per flow, not per packet.
@@ -39,9 +39,9 @@ pub enum Event {
     Roamed {
         /// Who.
         peer: PeerName,
-        /// Where it was.
+        /// Previous endpoint.
         from: Option<SocketAddr>,
-        /// Where it is.
+        /// Current endpoint.
         to: SocketAddr,
     },
     /// A host that was sent something has given no sign of life.
@@ -58,7 +58,7 @@ pub enum Event {
     },
     /// The size of datagrams that the path to a host carries has been measured anew.
     PathMtu {
-        /// Whose path.
+        /// The peer at the other end of the path.
         host: HostId,
         /// Bytes of the outer IP packet.
         bytes: u16,
@@ -73,7 +73,7 @@ pub enum Event {
         identifier: u16,
         /// As given to `ping`.
         sequence: u16,
-        /// How long it took.
+        /// Round-trip time.
         round_trip: Duration,
     },
 }
@@ -81,7 +81,7 @@ pub enum Event {
 /// A flow that the policy would not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// Who opened it.
+    /// The process or identity that opened it.
     pub from: Principal,
     /// Whom it is for.
     pub to: Principal,
@@ -89,9 +89,9 @@ pub struct Denial {
     pub original: FlowKey,
     /// The overlay address of who opened it.
     pub source: IpAddr,
-    /// What it carries.
+    /// Payload protocol.
     pub layer4: Layer4,
-    /// What the policy of the state in force said.
+    /// Verdict of the policy in force.
     pub verdict: Verdict,
     /// The revision of that state: rule ids mean nothing to another.
     pub revision: Revision,

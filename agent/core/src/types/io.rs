@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 /// Datagrams to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Transmit<'a> {
-    /// Where to.
+    /// Destination.
     pub to: SocketAddr,
     /// One datagram, or several of equal size (the last may be shorter) in a row.
     pub contents: &'a [u8],
@@ -19,7 +19,7 @@ pub struct Transmit<'a> {
 /// Datagrams that were received.
 #[derive(Debug)]
 pub struct Received<'a> {
-    /// Where from.
+    /// Source.
     pub from: SocketAddr,
     /// One datagram, or several of equal size (the last may be shorter) in a row. They are opened
     /// in place.

@@ -2,7 +2,7 @@
 
 use isthmus_model::{DeviceId, HostId};
 
-/// Who has a tunnel to this host.
+/// Peer with a tunnel to this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PeerName {
     /// Another host's agent.
@@ -11,7 +11,7 @@ pub enum PeerName {
     Device(DeviceId),
 }
 
-/// What packets come in and go out by.
+/// Interface through which packets enter and leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Interface {
     Tun,

@@ -3,7 +3,7 @@
 use super::event::Events;
 use super::{Counters, DropReason, Event};
 
-/// What was counted, and what waits to be told.
+/// Counters, and events that wait to be polled.
 #[derive(Debug, Default)]
 pub(crate) struct Telemetry {
     pub(crate) counters: Counters,

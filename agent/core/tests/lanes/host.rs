@@ -17,10 +17,10 @@ use crate::mesh::Replays;
 use crate::traffic::{Flow, Frame};
 use crate::wire::{LANES, Message, Queue, Wire, messages};
 
-/// How far the clock goes at each of a keeper's steps.
+/// Clock advance at each of a keeper's steps.
 const TICK: Duration = Duration::from_millis(250);
 
-/// What a host's threads share.
+/// State shared by a host's threads.
 pub(crate) struct Host {
     pub(crate) engine: Mutex<Engine>,
     pub(crate) endpoint: SocketAddr,
@@ -31,11 +31,11 @@ pub(crate) struct Host {
     pub(crate) ledger: Arc<Unscheduled<Ledger>>,
 }
 
-/// What is behind the lock.
+/// State behind the lock.
 pub(crate) struct Engine {
     pub(crate) node: Node,
     pub(crate) sockets: Sockets,
-    /// What the revision in force doesn't allow any more.
+    /// Flows that the revision in force no longer allows.
     pub(crate) cut: BTreeSet<Flow>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Clock {
     passed: AtomicU64,
 }
 
-/// What a keeper does.
+/// Actions of a keeper.
 pub(crate) enum Step {
     /// Time passes.
     Tick,

@@ -12,7 +12,7 @@ use crate::traffic::Flow;
 /// All that makes a nonce: the receiver and its session, both lanes, the counter.
 type Nonce = (SocketAddr, u32, u8, u8, u64);
 
-/// What was seen.
+/// Observed packets.
 #[derive(Default)]
 pub(crate) struct Ledger {
     nonces: BTreeSet<Nonce>,

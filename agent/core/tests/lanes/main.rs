@@ -33,7 +33,7 @@ use traffic::Flow;
 
 /// Nodes have packets on their stacks.
 const STACK_BYTES: usize = 1 << 19;
-/// How many times a schedule of the second kind changes its mind.
+/// Number of changes in a schedule of the second kind.
 const CHANGES: usize = 4;
 
 #[test]

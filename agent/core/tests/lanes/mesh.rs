@@ -34,7 +34,7 @@ pub(crate) struct Mesh {
     topology: Topology,
     hosts: Vec<Host>,
     ledger: Arc<Unscheduled<Ledger>>,
-    /// What hosts 1 and 2 had dropped, sent and received before.
+    /// Counters of hosts 1 and 2 before: dropped, sent, received.
     before: Vec<Totals>,
 }
 
@@ -124,7 +124,7 @@ impl Mesh {
         self.settle();
     }
 
-    /// What is left to say is said.
+    /// Sends the remaining messages.
     fn settle(&self) {
         let (mut inbox, mut kernel) = (Inbox::default(), Kernel::default());
         for _ in 0..SETTLING {

@@ -23,7 +23,7 @@ pub(crate) enum Flow {
     New,
 }
 
-/// What the kernel gives a lane in one read.
+/// Packets that the kernel gives a lane in one read.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
     pub(crate) flow: Flow,
@@ -100,7 +100,7 @@ impl Flow {
         payload
     }
 
-    /// What a payload says of itself.
+    /// Header of a test payload.
     pub(crate) fn read(payload: &[u8]) -> Option<(Self, u32)> {
         let (flow, rest) = payload.split_first()?;
         let number = rest.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))?;
@@ -109,7 +109,7 @@ impl Flow {
     }
 }
 
-/// What each lane of host 1 reads, batch by batch.
+/// Batches that each lane of host 1 reads.
 pub(crate) fn lanes(topology: &Topology) -> [Vec<Vec<Frame>>; 3] {
     let plans: [&[&[(Flow, usize)]]; 3] = [
         &[

@@ -19,7 +19,7 @@ pub(crate) struct Message {
     pub(crate) segment_size: usize,
 }
 
-/// What waits for a lane.
+/// Messages that wait for a lane.
 #[derive(Default)]
 pub(crate) struct Queue {
     waiting: Mutex<Waiting>,
@@ -43,7 +43,7 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// What is there, or else what comes; nothing after the end.
+    /// The next message, waiting if necessary; nothing after the end.
     pub(crate) fn take(&self) -> Vec<Message> {
         let mut waiting = self.waiting.lock().expect("no panic");
         while waiting.messages.is_empty() && !waiting.is_closed {

@@ -25,7 +25,7 @@ use crate::pool::progress::Progress;
 use crate::telemetry::access_log::Record;
 use crate::telemetry::series::SeriesCache;
 
-/// What the requests of one connection share.
+/// State shared by the requests of one connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) shared: Arc<Shared>,
@@ -39,12 +39,12 @@ pub(crate) struct Connection {
     /// Who the two were when the connection came. If a later revision sees somebody else in one of
     /// the addresses, the connection is cut.
     pub(crate) parties: Parties,
-    /// Where its requests are counted.
+    /// Series of its requests.
     pub(crate) ledger: Arc<SeriesCache>,
-    /// How it came in, if its client is outside of the mesh.
+    /// Its entry, if its client is outside the mesh.
     pub(crate) entry: Option<Entry>,
     pub(crate) activity: Arc<Activity>,
-    /// How many requests its caller may have under way.
+    /// Quota of concurrent requests of its caller.
     pub(crate) quota: RequestQuota,
     /// Left here by the request that turned the connection into a tunnel.
     tunnel: Mutex<Option<Box<Tunnel>>>,
@@ -88,7 +88,7 @@ impl Connection {
         }
     }
 
-    /// Whose places it takes.
+    /// The caller whose quota it uses.
     pub(crate) fn caller(&self) -> Caller {
         match self.entry {
             Some(_) => Caller::visitor(self.peer),
@@ -96,7 +96,7 @@ impl Connection {
         }
     }
 
-    /// Who wrote the heads that come by it.
+    /// Author of the request heads on it.
     pub(crate) const fn author(&self) -> Author {
         match self.parties.side {
             Side::Client => Author::Anybody,
@@ -114,12 +114,12 @@ impl Connection {
         Arc::clone(&self.shared.view.borrow())
     }
 
-    /// How it stands by a view.
+    /// Its caller information in a snapshot.
     pub(crate) fn caller_info(&self, view: &Arc<ProxySnapshot>) -> Arc<CallerInfo> {
         self.newest.of(self, view)
     }
 
-    /// Who the two ends are in a view; none if they are no longer who they were.
+    /// Identities of both ends in a snapshot; none if an address now belongs to another identity.
     pub(crate) fn parties_in(&self, view: &ProxySnapshot) -> Option<Parties> {
         if self.entry.is_some() {
             // Its ports are no part of who a gateway is.

@@ -21,7 +21,7 @@ use crate::config::view::ProxySnapshot;
 use crate::pool::Backends;
 use crate::telemetry::metrics::Metrics;
 
-/// What all connections of a thread share. What all threads share is behind an `Arc`.
+/// State shared by all connections of a thread. State shared by all threads is behind an `Arc`.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) view: watch::Receiver<Arc<ProxySnapshot>>,

@@ -11,23 +11,23 @@ use isthmus_model::{Gateway, Service, ServiceId};
 use super::connection::Connection;
 use crate::config::view::ProxySnapshot;
 
-/// How a gateway's client came in.
+/// Entry of a gateway's client.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) port: u16,
     secure: bool,
-    /// What the handshake told; empty without TLS.
+    /// Result of the handshake; empty without TLS.
     greeted: OnceLock<Greeting>,
 }
 
-/// What a TLS handshake told of a client.
+/// Client information from a TLS handshake.
 #[derive(Debug)]
 pub(crate) struct Greeting {
     /// The name that was asked for, in its canonical form.
     pub(crate) name: Option<String>,
-    /// What the client's certificate says.
+    /// Subject of the client's certificate.
     pub(crate) certificate: Option<HeaderValue>,
-    /// What was agreed on (ALPN).
+    /// Negotiated protocol (ALPN).
     pub(crate) http2: bool,
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use isthmus_model::ServiceId;
 use parking_lot::Mutex;
 
-/// Who spoke first on a service's last connection.
+/// The side that spoke first on a service's last connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum First {
     Client,

@@ -9,13 +9,13 @@ use parking_lot::Mutex;
 use super::connection::Connection;
 use crate::config::view::ProxySnapshot;
 
-/// How a connection stands, by one view.
+/// Caller information of a connection, by one snapshot.
 #[derive(Debug)]
 pub(crate) struct CallerInfo {
     view: Arc<ProxySnapshot>,
     /// Whether the two ends are who they were when the connection came.
     pub(crate) holds: bool,
-    /// Who calls, as applications are told.
+    /// Caller, as shown to applications.
     pub(crate) identity: HeaderValue,
     /// The host that the caller is on, if it is on one.
     pub(crate) source_host: Option<Name>,

@@ -21,7 +21,7 @@ pub(crate) struct ConnectionCounts {
     freed: Notify,
 }
 
-/// What a request may have of a service.
+/// A request's share of a service's connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Allowance<'a> {
     pub(crate) counts: &'a Arc<ConnectionCounts>,
@@ -89,7 +89,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Which limit of a breaker refused something.
+/// The breaker limit that refused something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Overflow {
     Connections,
@@ -102,7 +102,7 @@ impl Overflow {
     pub(crate) const ALL: [Self; 4] =
         [Self::Connections, Self::Pending, Self::Requests, Self::Retries];
 
-    /// What a refused request is told.
+    /// Reason sent with a refusal.
     pub(crate) const fn reason(self) -> &'static str {
         match self {
             Self::Connections => "too many connections to the service are open",

@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream};
 /// Makes a socket that isn't connected yet. To applications the proxy is known by such sockets.
 pub type Bind = fn(Speaker) -> io::Result<std::net::TcpStream>;
 
-/// Whose address a socket has.
+/// Owner of a socket's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaker {
     /// This host's; whichever the kernel chooses, where it is unspecified.

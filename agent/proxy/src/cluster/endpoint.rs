@@ -47,7 +47,7 @@ pub(crate) struct Choice {
     pub(crate) probes: bool,
 }
 
-/// What an attempt changed about its workload.
+/// Change of a workload's state by an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
     /// It gets no more requests for now.
@@ -64,9 +64,9 @@ pub struct BreakerView {
     pub service: ServiceId,
     /// The key in `breaker`.
     pub limit: &'static str,
-    /// How much of it is taken by this host's callers.
+    /// Current use by this host's callers.
     pub taken: u64,
-    /// How much there is. None: as much as the retry budget gives.
+    /// Limit. None: as much as the retry budget gives.
     pub most: Option<u64>,
 }
 
@@ -87,7 +87,7 @@ pub struct EndpointView {
     pub host: HostId,
     /// Its address.
     pub address: IpAddr,
-    /// What it is expected to take.
+    /// Expected latency.
     pub latency: Duration,
     /// Requests that it has now.
     pub under_way: usize,
@@ -124,7 +124,7 @@ impl Endpoint {
         self.ejection.lock().is_out()
     }
 
-    /// What a further request is expected to cost.
+    /// Expected cost of one more request.
     pub(crate) fn cost(&self, now: Duration) -> f64 {
         self.latency.cost(self.under_way(), now)
     }

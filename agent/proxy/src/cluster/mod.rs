@@ -52,7 +52,7 @@ pub(crate) struct Cluster {
     method: Method,
     balance: Balance,
     ready: RwLock<Found>,
-    /// What stays when the workloads change.
+    /// State that survives a change of the workloads.
     kept: Arc<Kept>,
 }
 
@@ -65,7 +65,7 @@ struct Place {
     leaving: bool,
 }
 
-/// Who was ready, and when that was found.
+/// Endpoints that were ready, with the time of that finding.
 #[derive(Debug, Default)]
 struct Found {
     ready: Ready,
@@ -75,7 +75,7 @@ struct Found {
     until: Duration,
 }
 
-/// What stays of a cluster.
+/// The state that a cluster leaves behind.
 #[derive(Debug)]
 pub(crate) struct Kept {
     silence: Arc<Silence>,
@@ -93,7 +93,7 @@ pub(crate) struct Kept {
     next_look: AtomicU64,
 }
 
-/// How a workload is found.
+/// Key of a workload.
 #[derive(Debug)]
 enum Method {
     PeakEwma,
@@ -118,7 +118,7 @@ pub(crate) struct Retrying(Arc<Kept>);
 /// By what one of many is chosen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Draw {
-    /// What the request is hashed to, if it is.
+    /// Hash of the request, if any.
     pub(crate) key: Option<u64>,
     pub(crate) random: u64,
 }
@@ -265,7 +265,7 @@ impl Cluster {
         self.kept.budget.lock()
     }
 
-    /// What there may be of connections to it.
+    /// Limits of connections to it.
     pub(crate) fn allowance(&self) -> Allowance<'_> {
         let Breaker { max_connections, max_pending_requests, .. } = self.balance.breaker;
         let most = |number| usize::try_from(number).unwrap_or(usize::MAX);
@@ -319,7 +319,7 @@ impl Cluster {
         (before < most).then_some(retrying)
     }
 
-    /// What requests are hashed by, if they are.
+    /// Hash policy for requests, if any.
     pub(crate) const fn hash_key(&self) -> Option<&HashKey> {
         match &self.method {
             Method::Hash(key, _) => Some(key),
@@ -453,7 +453,7 @@ fn is_near(snapshot: &Snapshot, service: &Service, host: HostId) -> bool {
         || site(&snapshot.local).is_none_or(|own| site(&host) == Some(own))
 }
 
-/// Who is about to go has none: it gets what nobody else could take.
+/// A draining workload has none: it gets only requests that no other could take.
 fn weight(snapshot: &Snapshot, service: &Service, host: HostId) -> u32 {
     if service.leaving.contains(&host) {
         return 0;

@@ -17,11 +17,11 @@ use tokio::sync::Notify;
 /// Of a network, for each place that is free.
 const NETWORK_SHARE: usize = 3;
 
-/// Who counts as one.
+/// Key by which callers are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Caller {
     address: IpAddr,
-    /// What it belongs to.
+    /// Its owner.
     network: Option<IpAddr>,
 }
 
@@ -152,7 +152,7 @@ struct Asker {
     network: Option<Arc<AtomicUsize>>,
 }
 
-/// What a connection knows of its caller's requests.
+/// A connection's handle on its caller's requests.
 #[derive(Debug)]
 pub(crate) struct RequestQuota(Arc<Asker>);
 

@@ -11,7 +11,7 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
-/// What is asked of a host that is silent already may find it back.
+/// A request to a host that is silent already may find it back.
 const PROMPT: Duration = Duration::from_millis(250);
 /// A request that began so long before the silence has surely arrived.
 const ARRIVED: Duration = Duration::from_secs(1);

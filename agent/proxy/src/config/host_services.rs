@@ -10,9 +10,9 @@ use isthmus_model::{External, ServiceId};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 
-/// What the proxy needs its host for. Asked often, so answers are at hand.
+/// Services of the host that the proxy needs. Called often, so answers must be at hand.
 pub trait HostServices: fmt::Debug + Send + Sync {
-    /// How TLS is spoken on a gateway's port with a client that asks for a name, or for none.
+    /// TLS configuration of a gateway's port for a client that asks for a name, or for none.
     fn server_tls(
         &self,
         gateway: ServiceId,
@@ -49,13 +49,13 @@ pub trait HostServices: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Which port was asked for by a connection that leads to the proxy: its own end, and the caller's.
+    /// Original port of a connection that was redirected to the proxy: its own end, and the caller's.
     fn asked_port(&self, own: SocketAddr, caller: SocketAddr) -> Option<u16> {
         let _ = (own, caller);
         None
     }
 
-    /// What a verified client certificate says, as the value of a header.
+    /// Header value that describes a verified client certificate.
     fn facts(&self, certificate: &[u8]) -> String;
 }
 

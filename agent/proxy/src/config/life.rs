@@ -20,7 +20,7 @@ use super::fields::Lines;
 use super::parties::Parties;
 use super::view::ProxySnapshot;
 
-/// What a request was judged by, and whether it is still allowed.
+/// The snapshot that a request was judged by, and whether it is still allowed.
 #[derive(Debug, Default)]
 pub(crate) struct Life {
     judged: Mutex<Judged>,
@@ -39,7 +39,7 @@ struct Judged {
 #[derive(Debug)]
 pub(crate) struct Kept {
     service: ServiceId,
-    /// Which it was judged by last.
+    /// The snapshot that judged it last.
     revision: Revision,
     method: Method,
     target: Option<PathAndQuery>,
@@ -87,7 +87,7 @@ impl Cut {
         }
     }
 
-    /// What its caller is told, if nothing was told yet.
+    /// Answer for its caller, if none was sent yet.
     pub(crate) const fn status(self) -> StatusCode {
         match self {
             Self::Denied => StatusCode::FORBIDDEN,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Where to look for who listens, beside the address that is asked.
+/// Other addresses at which to look for a listener, besides the requested one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Listens {
     /// Nowhere else.

@@ -2,7 +2,7 @@
 
 use isthmus_model::{Identity, Principal, Protocol, ServiceId};
 
-/// Which end of a request this proxy stands at.
+/// The side of a request on which this proxy stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
     /// Before a workload here: requests are judged.
@@ -11,7 +11,7 @@ pub enum Side {
     Client,
 }
 
-/// Who calls whom on a connection.
+/// Caller and called service of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Parties {
     pub(crate) side: Side,

@@ -29,13 +29,13 @@ pub struct ProxySnapshot {
     pub policy: Arc<Policy>,
     /// The addresses of the same revision.
     pub directory: Directory,
-    /// Whose tokens rules ask for in requests to each service; only where they do.
+    /// Token issuers that rules name in requests to each service; only where there are any.
     pub(crate) providers: Arc<Map<ServiceId, Vec<Arc<JwtProvider>>>>,
     /// Services to which rules look at header fields.
     comparing: Arc<BTreeSet<ServiceId>>,
     /// Its routes, compiled.
     pub(crate) routes: Arc<Routes>,
-    /// How much its services here take; nothing is limited before [`ProxySnapshot::limited_by`].
+    /// Rate limits of its services here; nothing is limited before [`ProxySnapshot::limited_by`].
     pub(crate) limits: Limits,
 }
 
@@ -70,7 +70,7 @@ impl ProxySnapshot {
         self
     }
 
-    /// Where the keys are that tokens are verified by.
+    /// Key sets that verify tokens.
     pub(crate) fn key_sources(&self) -> BTreeSet<KeySource> {
         self.providers.values().flatten().map(|provider| provider.keys.clone()).collect()
     }
@@ -180,7 +180,7 @@ impl ProxySnapshot {
         self.snapshot.services.get(&service).is_some_and(|it| !it.placements.is_empty())
     }
 
-    /// How to speak to a service's applications at a port; at its own if none.
+    /// Protocol of a service's applications at a port; at its own if none.
     pub(crate) fn application(&self, service: ServiceId, port: Option<u16>) -> Application {
         let Some(known) = self.snapshot.services.get(&service) else {
             return Application::default();
@@ -190,7 +190,7 @@ impl ProxySnapshot {
         asked.map_or(known.application, |(.., application)| application)
     }
 
-    /// Where else than at `asked`, an address of its workload here, a service's application may listen.
+    /// Other addresses than `asked` (its workload's here) at which a service's application may listen.
     pub(crate) fn listens(&self, service: ServiceId, asked: SocketAddr) -> Listens {
         let (here, known) = (self.snapshot.local, self.snapshot.services.get(&service));
         let Some(known) = known else { return Listens::There };

@@ -36,7 +36,7 @@ pub(super) enum Stop {
 }
 
 impl Stop {
-    /// What its caller is told.
+    /// Answer for its caller.
     pub(super) fn answer(self, version: Version, mut record: Record) -> Response<ResponseBody> {
         match self {
             Self::Improper(reason) => rejection(reason, version, record),

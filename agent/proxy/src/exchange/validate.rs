@@ -10,7 +10,7 @@ use isthmus_http::headers::{self, list};
 use isthmus_http::limits::Author;
 use isthmus_model::host::canonical_authority;
 
-/// What is wrong with a request, in words for its sender.
+/// The fault of a request, in words for its sender.
 pub(super) struct Improper(pub(super) &'static str);
 
 const NO_HOST: Improper = Improper("a Host that isn't a host and port");

@@ -24,7 +24,7 @@ use crate::config::view::ProxySnapshot;
 /// Workloads that are tried for one connection.
 const TRIES: usize = 3;
 
-/// Where a stream goes.
+/// Destination of a stream.
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub(super) stream: TcpStream,

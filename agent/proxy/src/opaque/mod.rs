@@ -50,10 +50,10 @@ const HEAD_START: Duration = Duration::from_millis(1);
 const UNRECOGNIZED_NAME: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 112];
 const ACCESS_DENIED: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 49];
 
-/// What is looked at of what a server says first.
+/// Number of a server's first bytes that are examined.
 const MAX_GREETING: usize = 16;
 
-/// What a stream carries.
+/// Protocol of a stream.
 #[derive(Clone, Debug)]
 enum Seen {
     Tcp,
@@ -83,7 +83,7 @@ impl Seen {
     }
 }
 
-/// What a look at a connection found.
+/// Result of protocol detection.
 enum Found {
     /// HTTP.
     Requests,
@@ -305,7 +305,7 @@ async fn carry_while_allowed(
     }
 }
 
-/// Where a stream goes: to the service that was asked, or where the client's side routes it.
+/// Destination of a stream: the requested service, or the backend chosen by the client's side.
 fn choose(
     connection: &Connection,
     view: &ProxySnapshot,
@@ -329,7 +329,7 @@ fn choose(
     }
 }
 
-/// What policy says of a stream to a service; none if the ends aren't who they were.
+/// Verdict about a stream to a service; none if an end now has another identity.
 fn judge(
     connection: &Connection,
     view: &ProxySnapshot,

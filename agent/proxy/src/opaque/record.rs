@@ -25,7 +25,7 @@ pub(super) struct Record<'a> {
     pub(super) route: Option<Arc<str>>,
     backend: Option<String>,
     host: Option<String>,
-    /// How it ended, if not well.
+    /// Error with which it ended, if any.
     pub(super) problem: Option<String>,
     pub(super) carried: Carried,
 }
@@ -70,7 +70,7 @@ impl<'a> Record<'a> {
         self.ruling != Ruling::Deny
     }
 
-    /// Where it goes, at the client's side.
+    /// Destination, at the client's side.
     pub(super) fn take(&mut self, view: &ProxySnapshot, upstream: &Upstream) {
         let Some(host) = upstream.host else { return };
         let service = view.snapshot.services.get(&upstream.service);

@@ -59,12 +59,12 @@ pub(crate) struct Backends {
     reach: Arc<Reach>,
     /// Apart from each other: those whose connections are counted, and those whose aren't.
     applications: Mutex<Map<(Target, bool), Arc<Application>>>,
-    /// What the pools of several callers share.
+    /// State shared by the pools of several callers.
     idle: Mutex<Map<SocketAddr, Weak<Idle>>>,
     pools: AtomicU64,
 }
 
-/// Where requests go, and from which address: who shares a connection shares an identity.
+/// Target and source address of requests: callers that share a connection share an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
@@ -82,13 +82,13 @@ pub(crate) struct Target {
     pub(crate) caller: Option<Principal>,
     /// Whether a request's trailers are passed on by HTTP/1 (see [`Server::Application`]).
     pub(crate) trailers: bool,
-    /// Where else an application of this host may listen.
+    /// Other addresses at which an application of this host may listen.
     pub(crate) listens: Listens,
     /// As whom an application of this host sees the proxy, if not as the proxy.
     pub(crate) shown: Option<Shown>,
 }
 
-/// How to speak to an application.
+/// Protocol of an application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wire {
     Http1,
@@ -97,7 +97,7 @@ pub(crate) enum Wire {
 }
 
 impl Wire {
-    /// What an application gets that wants a version. Upgrades are HTTP/1.1's.
+    /// HTTP version for an application. Upgrades are HTTP/1.1's.
     pub(crate) const fn wanted_by(self, version: HttpVersion, is_upgrade: bool) -> Self {
         match version {
             HttpVersion::Auto => self,
@@ -115,7 +115,7 @@ impl Wire {
 }
 
 impl Target {
-    /// Who answers there.
+    /// Kind of server there.
     const fn server(&self) -> Server {
         match self.source {
             Some(_) => Server::Proxy,
@@ -171,12 +171,12 @@ impl Backends {
         Self { reach: Arc::clone(&self.reach), ..new }
     }
 
-    /// What is known of where applications listen.
+    /// Known listening addresses of applications.
     pub(crate) fn reach(&self) -> &Reach {
         &self.reach
     }
 
-    /// What makes sockets that speak from an address.
+    /// Factory for sockets bound to an address.
     pub(crate) const fn bind(&self) -> Bind {
         self.bind
     }
@@ -227,7 +227,7 @@ impl Backends {
         Arc::clone(self.applications.lock().entry((target, is_counted)).or_insert_with(make))
     }
 
-    /// Where the unused connections of a pool wait: an application's together.
+    /// Idle connections of a pool, grouped by application.
     fn idle_of(&self, target: &Target) -> Arc<Idle> {
         if target.source.is_some() {
             return Arc::default();
@@ -469,7 +469,7 @@ impl Keep<Stream> for Application {
     }
 }
 
-/// What a request has waited for.
+/// Reasons for which a request has waited.
 enum Turn {
     /// A connection that was used before.
     Returned(Arc<Conn<Stream>>),

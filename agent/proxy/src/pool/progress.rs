@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::config::life::Life;
 
-/// What happens to a request where its record isn't at hand.
+/// Progress of a request, for code without access to its record.
 #[derive(Debug)]
 pub(crate) struct Progress {
     started: Instant,
@@ -93,7 +93,7 @@ impl Progress {
         self.broken.load(Ordering::Relaxed)
     }
 
-    /// How long the caller's next bytes have been waited for.
+    /// Time spent waiting for the caller's next bytes.
     pub(crate) fn waits(&self) -> Duration {
         match self.waiting_since.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
@@ -117,7 +117,7 @@ impl Progress {
         }
     }
 
-    /// How long the caller and connections were waited for since it was asked last.
+    /// Time spent waiting for the caller and for connections since the last call.
     pub(crate) fn take(&self, now: Instant) -> (Duration, Duration) {
         self.end_waiting(|| now - self.started);
         let take = |nanos: &AtomicU64| Duration::from_nanos(nanos.swap(0, Ordering::Relaxed));

@@ -26,7 +26,7 @@ pub(crate) struct Replay(Arc<Mutex<Body>>);
 #[derive(Debug)]
 struct Body {
     incoming: Incoming,
-    /// What has come; empty once that was too much.
+    /// Buffered bytes; empty once there were too many.
     data: Vec<Bytes>,
     bytes: u64,
     trailers: Option<HeaderMap>,

@@ -23,7 +23,7 @@ pub(crate) const MAX_WHOLE_BYTES: u64 = 64 * 1024;
 pub(crate) struct RequestBody {
     source: Source,
     progress: Arc<Progress>,
-    /// What had been taken and was given back.
+    /// Bytes that were taken and given back.
     first: Option<Bytes>,
 }
 

@@ -27,7 +27,7 @@ use crate::opaque;
 use crate::pool::progress::Progress;
 use crate::telemetry::access_log;
 
-/// Who is connected, if they may be.
+/// Identifies both ends of a connection, if it is allowed.
 pub(crate) fn identify(
     shared: &Arc<Shared>,
     stream: &TcpStream,

@@ -38,13 +38,13 @@ use crate::config::host_services::HostServices;
 pub struct Visitor {
     /// Nothing has been read from it.
     pub stream: std::net::TcpStream,
-    /// Whose it is.
+    /// Its owner.
     pub gateway: ServiceId,
-    /// Which of the gateway's ports it came to.
+    /// The gateway's port that it came to.
     pub port: u16,
 }
 
-/// What the proxy is given to work at the mesh's edge.
+/// Sockets and certificates for gateways.
 #[derive(Debug)]
 pub struct GatewayIo {
     /// The host.
@@ -112,7 +112,7 @@ fn is_challenge(hello: &ClientHello<'_>) -> bool {
     protocols.next() == Some(b"acme-tls/1") && protocols.next().is_none()
 }
 
-/// Where there is no edge.
+/// For hosts without gateways.
 #[derive(Debug)]
 struct Nothing;
 

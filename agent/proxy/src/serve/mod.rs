@@ -29,14 +29,14 @@ use crate::telemetry::metrics::Metrics;
 /// After a failed `accept`, which is usually a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What an administrator may decide about the proxy of a host.
+/// Administrator's settings of a host's proxy.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Threads that serve connections.
     pub threads: usize,
-    /// What requests under way may take at the end.
+    /// Drain time for requests under way at shutdown.
     pub drain: Duration,
-    /// What a request may take from its head to its answer's end.
+    /// Maximum duration of a request, from its head to the end of its answer.
     pub request: Duration,
     /// For the next bytes of a request's body, while there is no answer.
     pub body_idle: Duration,

@@ -48,7 +48,7 @@ pub(crate) struct Facts {
     ledger: Arc<SeriesCache>,
     /// From where the connection came, and whom it asked.
     ends: [SocketAddr; 2],
-    /// Who has opened it on this host; looked up for what is refused.
+    /// The process on this host that opened it; looked up for refused requests.
     process: Option<Process>,
     clock: Clock,
     method: Method,
@@ -66,7 +66,7 @@ pub(crate) struct Facts {
     status: Option<StatusCode>,
     /// By its end: the service failed, whatever the status.
     failed: bool,
-    /// What was wrong with the request, or with what became of it.
+    /// The error of the request or of its answer.
     problem: Option<String>,
     answer_bytes: u64,
     progress: Arc<Progress>,
@@ -76,7 +76,7 @@ pub(crate) struct Facts {
     permit: Option<RequestPermit>,
 }
 
-/// What decided about a request. It is put into words only for those who want to know.
+/// Decider of a request. Formatted only when it is shown.
 #[derive(Debug)]
 pub(crate) enum Decider {
     Nobody,
@@ -130,7 +130,7 @@ impl Record {
         }))
     }
 
-    /// What policy said, and by what.
+    /// Ruling of the policy, and its decider.
     pub(crate) fn decide(&mut self, ruling: Ruling, decider: Decider) {
         self.ruling = ruling;
         self.decider = decider;
@@ -213,7 +213,7 @@ impl Record {
         clock.end_try(progress, server);
     }
 
-    /// What the application took so far.
+    /// Time that the application has taken so far.
     pub(crate) fn server_time(&self) -> Duration {
         self.clock.server_time()
     }
@@ -248,12 +248,12 @@ impl Record {
         self.wait_for(Part::Server);
     }
 
-    /// What was wrong, in words for whoever reads the log.
+    /// The error, in words for the log.
     pub(crate) fn explain(&mut self, problem: String) {
         self.problem = Some(problem);
     }
 
-    /// What keeps the request to be judged again.
+    /// Holds the request so that it can be judged again.
     pub(crate) fn life(&self) -> &Life {
         &self.progress.life
     }
@@ -377,7 +377,7 @@ impl Drop for Record {
 }
 
 impl Decider {
-    /// What has this mark.
+    /// Record with this mark.
     pub(crate) fn marked(policy: &Arc<Policy>, mark: &HeaderValue) -> Self {
         let mark = mark.to_str().ok().and_then(|mark| mark.parse().ok());
         let deciders = [DecidedBy::Default, DecidedBy::BuiltIn(BuiltIn::AmbiguousPath)].into_iter();

@@ -72,7 +72,7 @@ impl Histogram {
         self.sum += took;
     }
 
-    /// How many there are.
+    /// Their number.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count
@@ -84,13 +84,13 @@ impl Histogram {
         self.sum
     }
 
-    /// How many took no longer than a bound, true to a bucket.
+    /// Number that took no longer than a bound, to a bucket's precision.
     #[must_use]
     pub fn within(&self, bound: Duration) -> u64 {
         self.buckets.range(..=bucket(place(bound))).map(|(_, count)| count).sum()
     }
 
-    /// What this share of them stayed below, true to 1 %. None if there are none.
+    /// Quantile, to a precision of 1 %. None if nothing was counted.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let rank = ((self.count as f64 * share).ceil() as u64).max(1);
@@ -102,7 +102,7 @@ impl Histogram {
         found.map(|(bucket, _)| middle(*bucket))
     }
 
-    /// How many took about how long, by rising time.
+    /// Counts by duration, in rising order.
     pub fn counts(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
         self.buckets.iter().map(|(bucket, count)| (middle(*bucket), *count))
     }
@@ -115,7 +115,7 @@ impl Histogram {
         self.sum += other.sum;
     }
 
-    /// What was counted since an earlier moment.
+    /// Difference from an earlier histogram.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut since = Self::default();

@@ -49,7 +49,7 @@ pub struct Metrics {
     refused_requests: Refused,
 }
 
-/// What was decided about a request.
+/// Ruling about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ruling {
     /// Policy let it pass.
@@ -87,7 +87,7 @@ pub struct MetricsSnapshot {
     pub ejections: Vec<(String, u64)>,
     /// The workloads here that are checked.
     pub health: Vec<HealthView>,
-    /// What breakers refused, by the setting that did.
+    /// Requests refused by breakers, by setting.
     pub overflows: Vec<(&'static str, u64)>,
     /// Connections without requests that were judged, since the start.
     pub streams: Vec<(StreamLabels, StreamTotals)>,
@@ -144,7 +144,7 @@ impl Metrics {
         &self.limits
     }
 
-    /// What becomes of requests of single routes.
+    /// Outcomes per route, for rollouts.
     #[must_use]
     pub const fn measured(&self) -> &Measured {
         &self.measured
@@ -157,7 +157,7 @@ impl Metrics {
         clusters.upgrade().map(|clusters| clusters.views()).unwrap_or_default()
     }
 
-    /// How much callers of this host have taken of the services' breakers.
+    /// Current use of the services' breakers by callers of this host.
     #[must_use]
     pub fn breakers(&self) -> Vec<BreakerView> {
         let clusters = self.clusters.lock();

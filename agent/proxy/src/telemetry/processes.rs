@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 /// Knows the processes of this host.
 pub trait Processes: fmt::Debug + Send + Sync {
-    /// Who has opened the connection from `caller` to `called`, its two ends as the proxy sees them.
+    /// The process behind the connection from `caller` to `called`, its two ends as the proxy sees them.
     /// Requests wait meanwhile: it mustn't take long.
     fn of(&self, caller: SocketAddr, called: SocketAddr) -> Option<Process>;
 }

@@ -23,9 +23,9 @@ pub struct RefusedRequest {
     pub at: SystemTime,
     /// As the access log names it.
     pub request_id: String,
-    /// Where it was seen: by its caller's agent, or by the service's.
+    /// Observing side: the caller's agent, or the service's.
     pub side: Side,
-    /// Who asked: "service:client".
+    /// Caller: "service:client".
     pub from: String,
     /// Whom.
     pub to: String,
@@ -35,15 +35,15 @@ pub struct RefusedRequest {
     pub method: Method,
     /// Without its query.
     pub path: String,
-    /// What the caller was told.
+    /// Status that the caller got.
     pub status: Option<u16>,
-    /// What decided, by name or in words.
+    /// The decider, by name or in words.
     pub rule: String,
-    /// Where that is written.
+    /// Location of that in the topology.
     pub origin: Option<Origin>,
     /// The host whose agent refused it, if that was another.
     pub judged_at: String,
-    /// Who sent it, if that is known here.
+    /// Sending process, if it is known here.
     pub process: Option<Process>,
 }
 

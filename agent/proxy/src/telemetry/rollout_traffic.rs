@@ -28,7 +28,7 @@ pub struct Measured {
 pub struct Traffic {
     /// Those that failed: answered 5xx, or not at all.
     pub failures: u64,
-    /// How long all of them took.
+    /// Their total duration.
     pub latencies: Histogram,
 }
 
@@ -44,7 +44,7 @@ impl Measured {
         self.is_on.store(!watched.is_empty(), Ordering::Relaxed);
     }
 
-    /// What was counted since the last call: route, backend, traffic.
+    /// Counts since the last call: route, backend, traffic.
     #[must_use]
     pub fn take(&self) -> Vec<(String, String, Traffic)> {
         if !self.is_on.load(Ordering::Relaxed) {

@@ -26,12 +26,12 @@ pub(crate) const MAX_SERIES: usize = 2048;
 const MAX_KNOWN: usize = 32;
 const OTHER: &str = "other";
 
-/// What requests are counted by, the status aside.
+/// Labels of requests, the status aside.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeriesLabels {
-    /// Who counts: the caller's proxy or the called service's.
+    /// The counting side: the caller's proxy or the called service's.
     pub side: Side,
-    /// Who called, as in `service:web`; `other` once there are too many, like all names here.
+    /// Caller, as in `service:web`; `other` once there are too many, like all names here.
     pub source: String,
     /// The service that was asked.
     pub service: String,
@@ -39,7 +39,7 @@ pub struct SeriesLabels {
     pub backend: String,
     /// The route; empty if none fitted, and at the server's side.
     pub route: String,
-    /// What was decided.
+    /// Decision.
     pub ruling: Ruling,
 }
 
@@ -60,7 +60,7 @@ pub enum StatusClass {
     None,
 }
 
-/// What was counted of requests that have the labels and the status.
+/// Counters of requests with the same labels and status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeriesSnapshot {
     /// Of whom.
@@ -75,7 +75,7 @@ pub struct SeriesSnapshot {
     pub request_bytes: u64,
     /// Of bodies.
     pub response_bytes: u64,
-    /// How many there were, and how long they took.
+    /// Their number and durations.
     pub latency: Histogram,
 }
 
@@ -99,7 +99,7 @@ struct Class {
     latencies: Latencies,
 }
 
-/// How a request ended.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ending {
     pub(crate) status: StatusClass,
@@ -110,7 +110,7 @@ pub(crate) struct Ending {
     pub(crate) took: Duration,
 }
 
-/// Where the requests of one connection are counted.
+/// Series of the requests of one connection.
 #[derive(Debug)]
 pub(crate) struct SeriesCache {
     metrics: Arc<Metrics>,
@@ -120,7 +120,7 @@ pub(crate) struct SeriesCache {
     known: Mutex<Vec<Known>>,
 }
 
-/// Where a request went, as far as it got.
+/// Destination that a request reached.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RequestLabels {
     pub(crate) route: Option<Arc<Compiled>>,
@@ -144,7 +144,7 @@ impl SeriesCache {
         &self.metrics
     }
 
-    /// Where a request is counted that went this way.
+    /// The series for a request with these labels.
     pub(crate) fn series(&self, way: &RequestLabels, ruling: Ruling) -> Arc<Series> {
         let mut known = self.known.lock();
         if let Some(known) = known.iter().find(|it| it.ruling == ruling && it.way.is(way)) {
@@ -212,7 +212,7 @@ impl AllSeries {
         Arc::clone(all.entry(labels.clone()).or_insert_with(made))
     }
 
-    /// What was counted in all of them, sorted by their labels.
+    /// All series, sorted by their labels.
     pub(crate) fn snapshot(&self) -> Vec<SeriesSnapshot> {
         let mut all: Vec<Arc<Series>> = self.0.lock().values().map(Arc::clone).collect();
         all.sort_by(|one, other| one.labels.cmp(&other.labels));

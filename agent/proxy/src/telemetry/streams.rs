@@ -12,7 +12,7 @@ use super::metrics::Ruling;
 /// Services come and go; their series stay. Beyond this many they share one.
 const MAX_SERIES: usize = 4096;
 
-/// What streams are counted by.
+/// Labels of streams.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamLabels {
     /// The service that was asked; `other` once there are too many.
@@ -21,7 +21,7 @@ pub struct StreamLabels {
     pub side: &'static str,
     /// `tcp` or `tls`.
     pub carries: &'static str,
-    /// What was decided.
+    /// Decision.
     pub ruling: Ruling,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Totals {
     bytes: Counts,
 }
 
-/// How many bytes went which way, on one stream and on all of its kind.
+/// Bytes per direction, of one stream and of all of its kind.
 #[derive(Debug)]
 pub(crate) struct Carried {
     pub(crate) bytes: Counts,

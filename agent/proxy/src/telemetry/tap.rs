@@ -28,7 +28,7 @@ const SPAN_QUEUE: usize = 2048;
 pub struct Finished {
     /// As in the access log.
     pub request_id: String,
-    /// Who tells it.
+    /// Reporting side.
     pub side: Side,
     /// As in `service:web`.
     pub source: String,
@@ -38,9 +38,9 @@ pub struct Finished {
     pub route: String,
     /// The service that got it; empty at the server's side.
     pub backend: String,
-    /// Where its workload was; empty at the server's side.
+    /// Host of its workload; empty at the server's side.
     pub host: String,
-    /// What was decided.
+    /// Decision.
     pub ruling: Ruling,
     /// By which rule.
     pub rule: String,
@@ -64,13 +64,13 @@ pub struct Finished {
     pub began: SystemTime,
     /// From then to the end of its answer.
     pub took: Duration,
-    /// What that went to.
+    /// The destination of that.
     pub parts: Parts,
     /// The trace that it belongs to.
     pub trace: Option<FinishedTrace>,
 }
 
-/// Where a request stands in its trace.
+/// Position of a request in its trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FinishedTrace {
     /// Of the trace.
@@ -81,7 +81,7 @@ pub struct FinishedTrace {
     pub span: Option<SpanId>,
 }
 
-/// Which requests a tap shows: those that fit everything that is set.
+/// Filter of a tap: it shows the requests that match every field that is set.
 #[derive(Clone, Debug, Default)]
 pub struct TapFilter {
     /// `web` or `service:web`.
@@ -168,7 +168,7 @@ impl Tap {
         self.requests.recv().await
     }
 
-    /// How many were lost since it was asked last, because nobody took them in time.
+    /// Number lost since the last call, because they weren't read in time.
     #[must_use]
     pub fn take_lost(&self) -> u64 {
         self.listener.lost.swap(0, Ordering::Relaxed)
@@ -182,7 +182,7 @@ impl Drop for Tap {
 }
 
 impl Watchers {
-    /// How traces are begun here.
+    /// Sampling of traces that begin here.
     pub(crate) fn tracing(&self) -> Tracing {
         self.spans.get().map_or_else(Tracing::default, |(tracing, _)| *tracing)
     }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::pool::progress::Progress;
 
-/// What a request waits for.
+/// Phases in which a request waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Client,
@@ -27,7 +27,7 @@ pub(crate) enum Part {
     Server,
 }
 
-/// How long a request waited for what.
+/// Waiting times of a request, by phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
     /// For the caller's bytes, or for the caller to take the answer's.
@@ -106,7 +106,7 @@ impl Clock {
         (now - self.started, self.parts)
     }
 
-    /// What the application took so far, for the other side.
+    /// Time that the application has taken so far, for the other side.
     pub(crate) const fn server_time(&self) -> Duration {
         self.parts.server
     }

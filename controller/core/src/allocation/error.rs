@@ -48,7 +48,7 @@ pub enum AllocationError {
         block: Ipv4Net,
         /// How many addresses are wanted.
         wanted: usize,
-        /// How many there are.
+        /// Their number.
         room: u64,
     },
     /// All virtual addresses are taken.

@@ -179,7 +179,7 @@ fn a_rekey_by_time_loses_nothing() {
     assert_eq!(cipher(&mut world, 1), Some(Cipher::ChaCha20Poly1305));
 }
 
-/// What a UDP socket with GRO gives: all that was sent at once is one message.
+/// Result of a UDP socket with GRO: everything sent at once is one message.
 fn deliver_as_sent(world: &mut World, host: u32) {
     let from = world.host(host).endpoint;
     let now = world.now;

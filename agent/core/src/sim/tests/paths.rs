@@ -71,7 +71,7 @@ fn a_path_of_full_size_carries_full_packets_unfragmented() {
     }
 }
 
-/// What a path of 1280 bytes does to large packets, however that was found out.
+/// Effect of a path of 1280 bytes on large packets, however it was discovered.
 fn narrow(mut world: World) {
     settle(&mut world);
     for host in [1, 2] {

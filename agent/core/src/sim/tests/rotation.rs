@@ -36,7 +36,7 @@ fn connected(world: &mut World, from: u32) -> (FlowKey, FlowKey) {
     (key, seen)
 }
 
-/// What the topology says of host 2's key.
+/// Host 2's key in the topology.
 fn publish(world: &mut World, key: &[u8; 32], former: Option<&[u8; 32]>) {
     let (key, former) = (public_key(key), former.map(public_key));
     world.topology.change(|snapshot| {

@@ -33,7 +33,7 @@ fn unplug(world: &mut World) -> std::net::SocketAddr {
     std::mem::replace(&mut world.host(2).endpoint, "192.0.2.9:1".parse().unwrap())
 }
 
-/// How long host 1 has missed host 2.
+/// Time for which host 1 has missed host 2.
 fn silent(world: &mut World) -> Option<Duration> {
     let now = world.now;
     let peers = world.host(1).node.peers(now);

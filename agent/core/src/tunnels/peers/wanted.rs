@@ -27,7 +27,7 @@ pub(super) fn free_index(
     }
 }
 
-/// What a state says of a peer.
+/// Configuration of a peer in a snapshot.
 pub(super) struct Wanted {
     pub(super) keys: Vec<PublicKey>,
     pub(super) endpoints: Vec<SocketAddr>,

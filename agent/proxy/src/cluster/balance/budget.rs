@@ -6,7 +6,7 @@ use isthmus_model::route::Share;
 
 /// Retries that a service without much traffic may have anyway, in a second.
 const FLOOR_PER_SECOND: f64 = 1.0;
-/// What can be saved up: a burst.
+/// Maximum balance: a burst.
 const MOST: f64 = 10.0;
 
 /// Tokens: each request pays in a part of one, each retry takes a whole one.

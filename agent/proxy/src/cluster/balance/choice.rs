@@ -8,7 +8,7 @@ pub(crate) struct Level {
     sums: Vec<f64>,
 }
 
-/// How much a difference in cost means.
+/// Weight of a difference in cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sharpness {
     /// Twice the cost is a quarter of the chance: what is measured is never exact, and of two that

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use isthmus_model::Outlier;
 
-/// How an endpoint failed.
+/// Kinds of an endpoint's failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// It answered that it can't.
@@ -28,7 +28,7 @@ pub(crate) enum Failure {
     Unhealthy,
 }
 
-/// How an endpoint has done lately.
+/// Recent outcomes of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ejection {
     Healthy {
@@ -36,7 +36,7 @@ pub(crate) enum Ejection {
         failures: u32,
         /// In a row.
         unanswered: u32,
-        /// How often it was ejected before this; long ago counts less.
+        /// Number of earlier ejections; older ones count less.
         times: u32,
         since: Duration,
     },

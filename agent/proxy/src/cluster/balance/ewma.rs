@@ -6,12 +6,12 @@ use std::time::Duration;
 
 /// In this time all but 1/e of an old measurement is forgotten.
 const DECAY: Duration = Duration::from_secs(10);
-/// What an endpoint that nobody knows yet is taken to need: little, so that it is tried.
+/// Assumed latency of an unknown endpoint: low, so that it is tried.
 const UNKNOWN_MS: f32 = 1.0;
 /// A failure counts as an answer that took so many times what is expected: who fails fast doesn't
 /// attract traffic, and who fails once in a while isn't shunned for long.
 const FAILURE_FACTOR: f32 = 3.0;
-/// What a failure that came fast counts as, at most.
+/// Minimum latency that a fast failure counts as.
 const WORST_FAILURE_MS: f32 = 1000.0;
 
 /// An endpoint's latency. One word, so that no request waits for another here: milliseconds as a
@@ -62,7 +62,7 @@ impl PeakEwma {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
     }
 
-    /// What a further request is expected to cost, where so many are under way.
+    /// Expected cost of one more request, with so many under way.
     pub(crate) fn cost(&self, under_way: usize, now: Duration) -> f64 {
         let seen = Seen::unpacked(self.0.load(Ordering::Relaxed));
         f64::from(seen.decayed(now)) * (under_way + 1) as f64

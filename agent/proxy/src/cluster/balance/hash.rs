@@ -6,7 +6,7 @@ const POINTS: u64 = 160;
 /// Slots of a Maglev table: a prime, a hundred times as many as there may be endpoints to be even.
 const SLOTS: u64 = 16_381;
 
-/// Who takes which keys. Endpoints are known by their place in the list that it was made of.
+/// Hash table from keys to endpoints. Endpoints are known by their index in the list that it was made of.
 #[derive(Debug)]
 pub(crate) enum HashTable {
     /// Points and their endpoints, in order (Karger et al. 1997).

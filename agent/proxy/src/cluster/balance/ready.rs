@@ -12,7 +12,7 @@ const LEAST: f64 = 0.1;
 /// A ramp's steps.
 const STEPS: u32 = 50;
 
-/// What is to be known of an endpoint.
+/// Properties of an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate {
     /// Whether it is of the caller's site.
@@ -21,7 +21,7 @@ pub(crate) struct Candidate {
     pub(crate) admission: Admission,
 }
 
-/// Who may take requests until something changes.
+/// Endpoints that take requests until something changes.
 ///
 /// Requests stay at the caller's own site as far as its healthy workloads go: with 1.4 times their
 /// share, which is Envoy's way. If all sites together can't take everything, those of which less
@@ -116,7 +116,7 @@ impl Ready {
 struct Half {
     places: Vec<usize>,
     count: usize,
-    /// Which part of them.
+    /// Their share.
     healthy: f64,
 }
 

@@ -7,7 +7,7 @@ use isthmus_model::route::{Retry, RetryOn};
 
 use super::ejection::Failure;
 
-/// How a try ended, if not well.
+/// Failure of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
     /// No byte of the request has left.

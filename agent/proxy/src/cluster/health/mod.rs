@@ -34,7 +34,7 @@ use crate::cluster::dial::Bind;
 use crate::config::view::ProxySnapshot;
 use state::State;
 
-/// What is known of the workloads here.
+/// Health of the workloads here.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     workloads: RwLock<BTreeMap<ServiceId, Arc<Checked>>>,
@@ -66,7 +66,7 @@ struct Checked {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Task {
     name: String,
-    /// Where it may listen.
+    /// Its possible listening addresses.
     places: Vec<SocketAddr>,
     check: HealthCheck,
 }

@@ -2,7 +2,7 @@
 
 use isthmus_model::HealthCheck;
 
-/// How a workload's checks went. The first one decides; then it takes some in a row.
+/// Health check results of a workload. The first one decides; then it takes several in a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum State {
     #[default]

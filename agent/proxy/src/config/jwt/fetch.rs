@@ -22,7 +22,7 @@ use super::ring::MAX_BYTES;
 /// For the whole of it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where distributions keep the certificates that a host trusts.
+/// Paths at which distributions keep the host's trusted certificates.
 const ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 

@@ -16,7 +16,7 @@ const MAX_KEYS: usize = 64;
 /// The longest number of a key, in bytes: 8,192 bits.
 const MAX_NUMBER: usize = 1024;
 
-/// How a token is signed.
+/// Signature algorithm of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Algorithm {
     Rs256,
@@ -40,7 +40,7 @@ pub(crate) struct KeySet {
 #[derive(Debug)]
 pub(super) struct Key {
     id: Option<String>,
-    /// What it is for, if it says so.
+    /// Intended use, if stated.
     algorithm: Option<Algorithm>,
     material: Material,
 }

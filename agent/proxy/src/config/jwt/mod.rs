@@ -126,7 +126,7 @@ fn find<'a>(place: &TokenPlace, headers: &'a HeaderMap) -> Result<Option<&'a str
     if found.next().is_some() { Err(TokenError::Several) } else { Ok(first) }
 }
 
-/// What stands behind `Bearer`; none if it is another scheme's.
+/// The token after `Bearer`; none with another scheme.
 fn bearer(line: &str) -> Option<&str> {
     let (scheme, token) = line.split_once(' ').unwrap_or((line, ""));
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())

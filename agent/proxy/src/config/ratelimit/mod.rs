@@ -67,9 +67,9 @@ pub(crate) struct TooMany {
 /// A limit and what it did, to be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitView {
-    /// What it says.
+    /// Its value.
     pub limit: RateLimit,
-    /// What it lets pass here, in thousandths per second.
+    /// Rate that it allows here, in thousandths per second.
     pub share: u64,
     /// Requests that passed.
     pub passed: u64,
@@ -79,7 +79,7 @@ pub struct LimitView {
     pub refused_by: Vec<(String, u64)>,
 }
 
-/// How much is asked of a limit that the whole mesh shares.
+/// Demand on a limit that the whole mesh shares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demand {
     /// The limit's name.
@@ -117,7 +117,7 @@ impl RateLimits {
         self.known().values().map(|limiter| limiter.view()).collect()
     }
 
-    /// How much was asked of the shared limits since this was called last.
+    /// Demand on the shared limits since the last call.
     #[must_use]
     pub fn take_demand(&self) -> Vec<Demand> {
         let known = self.known();
@@ -195,7 +195,7 @@ impl Limits {
     }
 }
 
-/// Where there are none.
+/// For meshes without any.
 impl Default for Limits {
     fn default() -> Self {
         Self { start: Instant::now(), of: Arc::default() }

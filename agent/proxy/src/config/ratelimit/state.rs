@@ -18,7 +18,7 @@ use crate::config::parties::Parties;
 /// Callers whose refusals are counted by name, for each limit.
 const MAX_REFUSED: usize = 32;
 
-/// What a limit works with.
+/// State of a rate limit.
 #[derive(Debug)]
 pub(super) struct State {
     buckets: Buckets,
@@ -76,7 +76,7 @@ impl State {
         self.share.store(share.min(WHOLE), Ordering::Relaxed);
     }
 
-    /// What passes here, in thousandths per second.
+    /// Rate allowed here, in thousandths per second.
     pub(super) fn rate(&self, limit: &RateLimit) -> u64 {
         part(limit.rate, self.share())
     }
@@ -146,7 +146,7 @@ impl State {
     }
 }
 
-/// Who has a bucket, in few bytes.
+/// Compact key of a bucket.
 enum Key<'a> {
     Caller([u8; 5]),
     /// Those without the header are one, and those who have it twice.

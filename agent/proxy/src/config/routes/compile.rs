@@ -27,7 +27,7 @@ pub(crate) struct Compiled {
     pub(crate) abort: Option<(u16, Share)>,
 }
 
-/// What a route does.
+/// Compiled action of a route.
 #[derive(Debug)]
 pub(crate) enum Act {
     Forward { to: Weighted, rewrite: Rewrite },

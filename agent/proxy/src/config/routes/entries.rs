@@ -22,7 +22,7 @@ pub(super) struct Entries {
 
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// What is asked for beside host and path, if anything.
+    /// Conditions besides host and path, if any.
     pub(super) wanted: Option<Box<Wanted>>,
     order: u32,
     route: Arc<Compiled>,
@@ -113,7 +113,7 @@ impl Entries {
         self.all.get(found as usize).map(|entry| &entry.route)
     }
 
-    /// How many are compared at the most.
+    /// Maximum number of comparisons.
     #[cfg(test)]
     pub(super) fn candidates(&self, asked: &Asked<'_>) -> usize {
         match &self.by_field {

@@ -13,7 +13,7 @@ pub(crate) fn target(
     with_query(&changed(change, matched, path), query).parse().ok()
 }
 
-/// Where a redirect leads.
+/// Target of a redirect.
 pub(crate) fn location(
     redirect: &Redirect,
     matched: Option<&str>,

@@ -47,7 +47,7 @@ struct Patterns {
     /// The longest first, once all are there.
     all: Vec<(Pattern, Entries)>,
     starts: Starts,
-    /// Where they stand, while they are being added.
+    /// Their indices, while they are being added.
     known: Map<Arc<str>, usize>,
 }
 
@@ -211,7 +211,7 @@ impl Patterns {
 
 #[cfg(test)]
 impl Table {
-    /// How many routes that take every host a request is compared with.
+    /// Number of any-host routes that a request is compared with.
     pub(super) fn candidates(&self, asked: &Asked<'_>) -> usize {
         let paths = &self.any_host;
         let begins = asked.path.match_indices('/').map(|(at, _)| &asked.path[..at]);

@@ -17,7 +17,7 @@ use crate::pool::progress::Progress;
 use crate::pool::request_body::RequestBody;
 use crate::pool::{BackendError, Failure};
 
-/// How a try ended.
+/// Outcome of an attempt.
 pub(super) enum Tried {
     Answer(Response<Incoming>, Attempt, InFlight),
     /// With the body, if nobody has read of it.
@@ -137,7 +137,7 @@ impl Exchange<'_> {
     }
 }
 
-/// What is nobody's fault but the caller's, or the breaker's.
+/// Failures that no workload is to blame for: the caller's, or the breaker's.
 fn blameless(
     sent: &Result<Result<Response<Incoming>, Failure>, Elapsed>,
     awaited: Option<&Progress>,

@@ -131,7 +131,7 @@ async fn payload(
     }
 }
 
-/// What the caller gets.
+/// Answer for the caller.
 fn conclude(
     exchange: Exchange<'_>,
     ended: Ended,
@@ -156,7 +156,7 @@ fn conclude(
     }
 }
 
-/// What the answer's body keeps.
+/// Guards held until the answer's body ends.
 struct Holding {
     flight: InFlight,
     deadline: Option<Instant>,
@@ -213,7 +213,7 @@ fn overloaded(what: Overflow, connection: &Connection, record: Record) -> Respon
     answer
 }
 
-/// What a request is hashed to; none if it lacks what is hashed.
+/// Hash of a request; none if it lacks the hashed field.
 fn key_of(by: &HashKey, fields: &HeaderMap, peer: IpAddr) -> Option<u64> {
     match by {
         HashKey::Header(name) => Some(hash(fields.get(&**name)?.as_bytes())),

@@ -44,7 +44,7 @@ pub(super) struct Notes<'a> {
     pub(super) audited: &'a OnceLock<Decider>,
 }
 
-/// Who asks whom, if they may; else what forbids it.
+/// Caller and called service if the request is allowed, else the decider that forbids it.
 pub(super) fn passes(
     connection: &Connection,
     view: &Arc<ProxySnapshot>,

@@ -24,7 +24,7 @@ use crate::pool::request_body::Payload;
 use crate::telemetry::access_log::{Decider, Record, RequestId};
 use crate::telemetry::metrics::Ruling;
 
-/// What all tries of a request share.
+/// State shared by all attempts of a request.
 pub(super) struct Exchange<'a> {
     pub(super) connection: &'a Connection,
     pub(super) view: &'a Arc<ProxySnapshot>,
@@ -36,14 +36,14 @@ pub(super) struct Exchange<'a> {
     pub(super) deadline: Option<Instant>,
     pub(super) try_timeout: Option<Duration>,
     pub(super) policy: &'a Retry,
-    /// What the request is hashed to.
+    /// Hash of the request.
     pub(super) key: Option<u64>,
     pub(super) hedge: Option<Hedge>,
     /// Who would have refused it on this host, but for audit mode.
     pub(super) audited: OnceLock<Decider>,
 }
 
-/// How all of them did.
+/// Outcome of all of them.
 #[expect(clippy::large_enum_variant, reason = "an answer is how most end, and is taken at once")]
 pub(super) enum Ended {
     Answer(Response<Incoming>, InFlight),
@@ -119,7 +119,7 @@ impl Exchange<'_> {
         self.connection.shared.clusters.pick(&self.cluster, tried, draw)
     }
 
-    /// What the application took, as the agent of another host says.
+    /// Application time, as reported by the agent of another host.
     fn told_time(&self, host: HostId, tried: &Tried) -> Option<Duration> {
         match tried {
             Tried::Answer(response, ..) if host != self.view.snapshot.local => {

@@ -69,7 +69,7 @@ impl Template {
         }
     }
 
-    /// Where a try goes, as whom, and with which URI.
+    /// Target, authority and URI of an attempt.
     pub(super) fn aim(
         &self,
         connection: &Connection,

@@ -30,7 +30,7 @@ impl Facts {
         self.completed && self.ruling == Ruling::Allow && !self.status.is_some_and(fails)
     }
 
-    /// What people are told: this side lets pass what the other side refuses.
+    /// Ruling and decider as shown to people: this side lets pass what the other side refuses.
     pub(super) const fn said(&self) -> (Ruling, &Decider) {
         match &self.refused_there {
             Some(decider) => (Ruling::Deny, decider),
