@@ -192,7 +192,6 @@ fn two_containers_of_one_image_are_two_services() {
     let server = demonstration(&mesh, &podman);
     wait_for("the engine isn't missed", SOON, || !has_problem(&mesh, "container-engine"));
     let (web, _) = mesh.virtual_addresses("web");
-    let (log, _) = mesh.virtual_addresses("log");
     let url = format!("http://{web}:8080/");
     let may = |podman: &Podman| only_good_may(podman, &url);
     may(&podman);
@@ -200,30 +199,7 @@ fn two_containers_of_one_image_are_two_services() {
     app.sh("nft flush chain ip nat POSTROUTING");
     may(&podman);
 
-    // Nobody on the bridge is another, whatever it writes into its frames.
-    let send = |name: &str, text: &str| {
-        let line = format!("echo -n {text} >/dev/udp/{log}/5140");
-        podman.run(&["exec", name, "bash", "-c", &line]);
-    };
-    let address = podman.of("good", ".NetworkSettings.Networks.podman.IPAddress");
-    let mac = |name| podman.of(name, ".NetworkSettings.Networks.podman.MacAddress");
-    let bridge =
-        app.sh("cat /sys/class/net/podman0/address 2>/dev/null || ip -br link show podman0");
-    let bridge =
-        bridge.split_whitespace().find(|it| it.matches(':').count() == 5).unwrap_or_default();
-    let mut forger = Command::new("nsenter");
-    forger.arg(format!("--net=/proc/{}/ns/net", podman.of("bad", ".State.Pid")));
-    forger.args(["--", "python3", "-c", FORGER, &address, &log.to_string(), bridge]);
-    forger.args([mac("good"), mac("bad")]);
-    let _ = Output::of(forger).expect_success();
-    send("bad", "denied");
-    send("good", "genuine");
-    wait_for("what is genuine arrives", SOON, || server.output().contains("genuine from"));
-    let said = server.output();
-    assert!(!said.contains("forged") && !said.contains("denied"), "{said}");
-    let filter = app.sh("nft list table bridge isthmus-isth0-ports");
-    assert!(filter.contains("arp saddr ip @known4"), "{filter}");
-    assert!(app.sh("ip neigh").contains(&mac("good")), "good is where it was");
+    nobody_on_the_bridge_is_another(&mesh, &podman, &server);
     may(&podman);
 
     a_cgroup_tells_on_the_hosts_network(&mesh, &podman, &server, &url);
@@ -248,6 +224,35 @@ fn two_containers_of_one_image_are_two_services() {
     podman.run(&["restart", "-t", "0", "good"]);
     wait_for("it is itself again", SOON, || podman.get("good", &url).success());
     may(&podman);
+}
+
+/// Whatever it writes into its frames.
+fn nobody_on_the_bridge_is_another(mesh: &Mesh, podman: &Podman, server: &Process) {
+    let app = &mesh.host("app-1").node;
+    let (log, _) = mesh.virtual_addresses("log");
+    let send = |name: &str, text: &str| {
+        let line = format!("echo -n {text} >/dev/udp/{log}/5140");
+        podman.run(&["exec", name, "bash", "-c", &line]);
+    };
+    let address = podman.of("good", ".NetworkSettings.Networks.podman.IPAddress");
+    let mac = |name| podman.of(name, ".NetworkSettings.Networks.podman.MacAddress");
+    let bridge =
+        app.sh("cat /sys/class/net/podman0/address 2>/dev/null || ip -br link show podman0");
+    let bridge =
+        bridge.split_whitespace().find(|it| it.matches(':').count() == 5).unwrap_or_default();
+    let mut forger = Command::new("nsenter");
+    forger.arg(format!("--net=/proc/{}/ns/net", podman.of("bad", ".State.Pid")));
+    forger.args(["--", "python3", "-c", FORGER, &address, &log.to_string(), bridge]);
+    forger.args([mac("good"), mac("bad")]);
+    let _ = Output::of(forger).expect_success();
+    send("bad", "denied");
+    send("good", "genuine");
+    wait_for("what is genuine arrives", SOON, || server.output().contains("genuine from"));
+    let said = server.output();
+    assert!(!said.contains("forged") && !said.contains("denied"), "{said}");
+    let filter = app.sh("nft list table bridge isthmus-isth0-ports");
+    assert!(filter.contains("arp saddr ip @known4"), "{filter}");
+    assert!(app.sh("ip neigh").contains(&mac("good")), "good is where it was");
 }
 
 fn a_cgroup_tells_on_the_hosts_network(mesh: &Mesh, podman: &Podman, server: &Process, url: &str) {

@@ -123,19 +123,7 @@ fn strangers_come_in_by_the_gateway() {
     let _ = authority.issue("other", "other.example", 1);
     let _ = authority.issue("staff", "staff.example", 1);
     let _ = clients.issue("ann", "ann", 1);
-    let gateway = format!(
-        "[gateway.public]\nnamespace = \"prod\"\nhosts = [\"edge-1\"]\n\
-         [[gateway.public.listeners]]\nport = 80\nhttps_redirect = true\n\
-         [[gateway.public.listeners]]\nport = 443\nhosts = [\"shop.example\"]\ntls = {{ {} }}\n\
-         [[gateway.public.listeners]]\nport = 443\nhosts = [\"*.example\"]\ntls = {{ {} }}\n\
-         [[gateway.public.listeners]]\nport = 443\nhosts = [\"staff.example\"]\n\
-         tls = {{ {}, client_ca = \"{}\" }}\n",
-        authority.tls("shop"),
-        authority.tls("other"),
-        authority.tls("staff"),
-        clients.path("ca.pem"),
-    );
-    mesh.apply(&format!("{SERVICES}{gateway}"));
+    mesh.apply(&format!("{SERVICES}{}", listeners(&authority, &clients)));
     let _shop = mesh.host("app-1").nginx(SHOP, 8080, SAYS);
     let edge = mesh.host("edge-1");
     wait_for("the gateway listens", SOON, || is_listening(edge, 80) && is_listening(edge, 443));
@@ -185,6 +173,22 @@ fn strangers_come_in_by_the_gateway() {
         SERVICES.split("[[").filter(|part| !part.contains("public")).collect::<Vec<_>>().join("[[");
     mesh.apply(&without);
     wait_for("the gateway closes", SOON, || !is_listening(edge, 443));
+}
+
+/// A gateway that sends to HTTPS, and serves three names; one of them for those with a certificate.
+fn listeners(authority: &Authority, clients: &Authority) -> String {
+    format!(
+        "[gateway.public]\nnamespace = \"prod\"\nhosts = [\"edge-1\"]\n\
+         [[gateway.public.listeners]]\nport = 80\nhttps_redirect = true\n\
+         [[gateway.public.listeners]]\nport = 443\nhosts = [\"shop.example\"]\ntls = {{ {} }}\n\
+         [[gateway.public.listeners]]\nport = 443\nhosts = [\"*.example\"]\ntls = {{ {} }}\n\
+         [[gateway.public.listeners]]\nport = 443\nhosts = [\"staff.example\"]\n\
+         tls = {{ {}, client_ca = \"{}\" }}\n",
+        authority.tls("shop"),
+        authority.tls("other"),
+        authority.tls("staff"),
+        clients.path("ca.pem"),
+    )
 }
 
 /// By both versions, with the certificate of the name that was asked for; claims don't pass.
@@ -265,36 +269,25 @@ fn new_certificates_are_shown(stranger: &Node, edge: &Host, authority: &Authorit
     assert_eq!(fingerprint(), after);
 }
 
-#[test]
-fn callers_reach_external_servers_by_name() {
-    let mut mesh = Mesh::new(&["app-1", "edge-1"]);
-    // It runs an agent that never joins: a plain host.
-    let _ = mesh.add_host("payments");
-    let authority = Authority::new(&mesh, "payments-ca");
-    let _ = authority.issue("payments", "payments.example", 1);
-    let _ = authority.issue("us", "us.example", 1);
-    let server = |status: u16| {
-        format!(
-            "listen 8443 ssl; ssl_certificate {}; ssl_certificate_key {}; \
-             ssl_client_certificate {}; ssl_verify_client optional; \
-             location / {{ return {status} '$scheme $http_host $ssl_client_s_dn $remote_addr $http_x_isthmus_identity $uri'; }}",
-            authority.path("payments.pem"),
-            authority.path("payments.key"),
-            authority.path("ca.pem"),
-        )
-    };
+/// The external server: it says how it was asked, and with which certificate.
+fn payments(mesh: &Mesh, authority: &Authority) -> Process {
     // Its worker runs as a user that may read the key.
     authority.openssl("chmod 755 . && chmod 644 payments.key");
-    let _nginx = mesh.host("payments").nginx(OUTSIDE, 8081, &server(200));
-    for host in ["app-1", "edge-1"] {
-        mesh.host(host).write_hosts("127.0.0.1 localhost\n10.9.0.13 payments.example\n");
-        let host = mesh.host_mut(host);
-        let _ = host.agent().terminate(SOON);
-        host.start_agent();
-    }
-    let topology = |external: &str| {
-        format!(
-            r#"
+    let config = format!(
+        "listen 8443 ssl; ssl_certificate {}; ssl_certificate_key {}; \
+         ssl_client_certificate {}; ssl_verify_client optional; \
+         location / {{ return 200 '$scheme $http_host $ssl_client_s_dn $remote_addr $http_x_isthmus_identity $uri'; }}",
+        authority.path("payments.pem"),
+        authority.path("payments.key"),
+        authority.path("ca.pem"),
+    );
+    mesh.host("payments").nginx(OUTSIDE, 8081, &config)
+}
+
+/// A client that may pay, and more keys of the external server.
+fn paying(external: &str) -> String {
+    format!(
+        r#"
 [host.app-1]
 [host.edge-1]
 
@@ -316,8 +309,24 @@ from = "service:client"
 to = "service:payments"
 http = [{{ method = "GET", path = "/charges/*" }}]
 "#
-        )
-    };
+    )
+}
+
+#[test]
+fn callers_reach_external_servers_by_name() {
+    let mut mesh = Mesh::new(&["app-1", "edge-1"]);
+    // It runs an agent that never joins: a plain host.
+    let _ = mesh.add_host("payments");
+    let authority = Authority::new(&mesh, "payments-ca");
+    let _ = authority.issue("payments", "payments.example", 1);
+    let _ = authority.issue("us", "us.example", 1);
+    let _nginx = payments(&mesh, &authority);
+    for host in ["app-1", "edge-1"] {
+        mesh.host(host).write_hosts("127.0.0.1 localhost\n10.9.0.13 payments.example\n");
+        let host = mesh.host_mut(host);
+        let _ = host.agent().terminate(SOON);
+        host.start_agent();
+    }
     let ca = authority.path("ca.pem");
     let app = mesh.host("app-1");
     let ask = |path: &str, more: &[&str]| {
@@ -327,14 +336,14 @@ http = [{{ method = "GET", path = "/charges/*" }}]
     let answers = |wanted: &str| ask("/charges/1", &[]).expect_success() == wanted;
 
     // From the caller's own host, verified by the CA that is given.
-    mesh.apply(&topology(&format!("tls = {{ ca = \"{ca}\" }}")));
+    mesh.apply(&paying(&format!("tls = {{ ca = \"{ca}\" }}")));
     let direct = "https payments.example:8443  10.9.0.11  /charges/1\n200";
     wait_for("the server answers", SOON, || answers(direct));
     assert!(ask("/refunds/1", &[]).expect_success().ends_with("\n403"));
     assert!(ask("/charges/1", &["-X", "POST"]).expect_success().ends_with("\n403"));
 
     // By the gateway's host, with a certificate of ours.
-    mesh.apply(&topology(&format!(
+    mesh.apply(&paying(&format!(
         "via = [\"edge-1\"]\ntls = {{ ca = \"{ca}\", {} }}",
         authority.tls("us")
     )));
@@ -344,17 +353,17 @@ http = [{{ method = "GET", path = "/charges/*" }}]
 
     // A server that isn't who it should be gets nothing: not the name, not the authority.
     let other = format!("tls = {{ ca = \"{ca}\", server_name = \"other.example\" }}");
-    mesh.apply(&topology(&other));
+    mesh.apply(&paying(&other));
     wait_for("the wrong name is refused", SOON, || {
         ask("/charges/1", &[]).expect_success().ends_with("\n503")
     });
-    mesh.apply(&topology("tls = true"));
+    mesh.apply(&paying("tls = true"));
     wait_for("an unknown authority is refused", SOON, || {
         ask("/charges/1", &[]).expect_success().ends_with("\n503")
     });
 
     // Its address changes: the name is asked for again.
-    mesh.apply(&topology(&format!("tls = {{ ca = \"{ca}\" }}")));
+    mesh.apply(&paying(&format!("tls = {{ ca = \"{ca}\" }}")));
     wait_for("the server answers again", SOON, || answers(direct));
     app.write_hosts("127.0.0.1 localhost\n10.9.0.1 payments.example\n");
     wait_for("the old address is forgotten", SOON, || {
@@ -446,8 +455,15 @@ fn a_gateway_gets_its_certificates_by_acme() {
     let told = edge.agentctl(&["status"]).expect_success();
     assert!(told.contains("elsewhere.example") && told.contains("urn:ietf:params:acme"), "{told}");
     let _ = ask().expect_success();
+    a_restarted_agent_uses_what_it_has(&mut mesh, &pebble, is_served);
+}
 
-    // A restarted agent uses what it has: nobody is asked again.
+/// Nobody is asked again.
+fn a_restarted_agent_uses_what_it_has(
+    mesh: &mut Mesh,
+    pebble: &Process,
+    is_served: impl FnMut() -> bool,
+) {
     let issued = || pebble.output().matches("Issued certificate").count();
     assert_eq!(issued(), 1, "{}", pebble.output());
     let edge = mesh.host_mut("edge-1");

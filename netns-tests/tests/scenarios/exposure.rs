@@ -149,7 +149,15 @@ fn a_service_is_reached_by_the_mesh_alone() {
         mesh.host("srv-1").metric("isthmus_health_checks_total", "result=\"pass\"") > 0.0
     });
 
-    // Where it counts, everybody gets in and is named; whoever opens it so is told.
+    where_it_counts_everybody_gets_in_and_is_named(&mesh, &around_web, &around_db);
+    a_flush_opens_nothing(&mesh, &around_web);
+    nobody_speaks_for_a_service_that_is_down(&mesh, db, &db_by_mesh);
+    it_is_closed_before_an_agent_runs(&mut mesh, &around_web);
+}
+
+/// Whoever opens a service so is told.
+fn where_it_counts_everybody_gets_in_and_is_named(mesh: &Mesh, around_web: &str, around_db: &str) {
+    let srv = &mesh.host("srv-1").node;
     let counting = TOPOLOGY.replace("[host.app-1]", "[mesh]\nexposure = \"count\"\n[host.app-1]");
     let opened = mesh.try_apply(&counting);
     assert_eq!(opened.code(), Some(4), "{opened}");
@@ -158,7 +166,7 @@ fn a_service_is_reached_by_the_mesh_alone() {
         said.contains("srv-1: service web (tcp/8080) can be reached around the mesh"),
         "{said}"
     );
-    let said = knock(&mesh.controller_node, THIEF, FORGED, &[&around_web, &around_db])
+    let said = knock(&mesh.controller_node, THIEF, FORGED, &[around_web, around_db])
         + &knock(srv, THIEF, FORGED, &["127.0.0.1/8080"]);
     assert_eq!(
         said.matches("web x-isthmus-identity: spiffe://corp.example/ns/default/sa/admin").count(),
@@ -167,16 +175,13 @@ fn a_service_is_reached_by_the_mesh_alone() {
     );
     assert!(said.contains("db "), "{said}");
     wait_for("who comes around is named", SOON, || {
-        let all = problems(&mesh, "srv-1", "around-mesh");
+        let all = problems(mesh, "srv-1", "around-mesh");
         let says = |of: &str, what: &[&str]| {
             all.iter().any(|text| text.starts_with(of) && what.iter().all(|it| text.contains(it)))
         };
         says("web ", &["tcp/8080", "listens on ", "10.9.0.1", "127.0.0.1"])
             && says("db ", &["tcp/5432", "listens on ", "10.9.0.1"])
     });
-    a_flush_opens_nothing(&mesh, &around_web);
-    nobody_speaks_for_a_service_that_is_down(&mesh, db, &db_by_mesh);
-    it_is_closed_before_an_agent_runs(&mut mesh, &around_web);
 }
 
 /// All rules flushed, as Debian's nftables.conf does: closed again.

@@ -151,11 +151,20 @@ fn a_member_names_what_is_wrong_and_each_remedy_works_as_it_is() {
     let shell = Shell::on(&mesh, "app-1");
     wait_for("nothing is wrong", SOON, || shell.problems(By::Check).is_empty());
     let state = mesh.host("app-1").state().display().to_string();
-    let (_, own6) = mesh.host("app-1").addresses();
-    let prefix = own6.segments();
-    let mesh6 = format!("{:x}:{:x}:{:x}::/48", prefix[0], prefix[1], prefix[2]);
+    faults_of_files(&shell, &state);
+    faults_of_settings(&mesh, &shell.settings, &state);
+    faults_of_the_network(&mesh, &shell);
+    // What was taken of the overlay's network is told for a while.
+    wait_for("all is well again", SOON, || {
+        shell.problems(By::Check).iter().all(|it| it["code"] == "network-taken")
+    });
 
-    // Files.
+    who_is_kept_out_says_so_at_both_ends(&mesh, &shell);
+    strangers_are_named(&mesh);
+    apply_says_what_a_revision_brings(&mesh, &shell);
+}
+
+fn faults_of_files(shell: &Shell<'_>, state: &str) {
     shell.fault("key-readable", By::Status, &format!("chmod 644 {state}/wireguard.key"));
     shell.fault("key-readable", By::Check, &format!("chmod 640 {state}/tls.pem"));
     shell.fault("key-readable", By::Check, &format!("chmod 755 {state}"));
@@ -169,17 +178,24 @@ fn a_member_names_what_is_wrong_and_each_remedy_works_as_it_is() {
          mount -t tmpfs none /usr/local/bin && printf '#!/bin/sh\\n' > /usr/local/bin/networkctl && \
          chmod 755 /usr/local/bin/networkctl",
     );
-    // Settings.
-    let mut broken = Shell::on(&mesh, "app-1");
+}
+
+fn faults_of_settings(mesh: &Mesh, good: &str, state: &str) {
+    let mut broken = Shell::on(mesh, "app-1");
     broken.settings = format!("{state}/../broken.toml");
     for line in ["listen = 51820", "mtu = 12", "guard = \"perhaps\""] {
         broken.fault(
             "settings-invalid",
             By::Check,
-            &format!("{{ echo '{line}'; cat {}; }} > {}", shell.settings, broken.settings),
+            &format!("{{ echo '{line}'; cat {good}; }} > {}", broken.settings),
         );
     }
-    // The network.
+}
+
+fn faults_of_the_network(mesh: &Mesh, shell: &Shell<'_>) {
+    let (_, own6) = mesh.host("app-1").addresses();
+    let prefix = own6.segments();
+    let mesh6 = format!("{:x}:{:x}:{:x}::/48", prefix[0], prefix[1], prefix[2]);
     shell.fault("route-clash", By::Status, "ip route add 100.64.77.0/24 dev eth0");
     shell.fault("route-clash", By::Check, &format!("ip -6 route add {mesh6} dev eth0 metric 5"));
     shell.sh("ip route add 100.64.78.0/24 dev eth0; ip route add 100.64.79.0/24 dev eth0");
@@ -204,14 +220,6 @@ fn a_member_names_what_is_wrong_and_each_remedy_works_as_it_is() {
          add rule inet fw in iifname { lo, eth0 } accept'",
     );
     shell.sh("nft delete table inet fw");
-    // What was taken of the overlay's network is told for a while.
-    wait_for("all is well again", SOON, || {
-        shell.problems(By::Check).iter().all(|it| it["code"] == "network-taken")
-    });
-
-    who_is_kept_out_says_so_at_both_ends(&mesh, &shell);
-    strangers_are_named(&mesh);
-    apply_says_what_a_revision_brings(&mesh, &shell);
 }
 
 fn apply_says_what_a_revision_brings(mesh: &Mesh, app: &Shell<'_>) {
@@ -296,20 +304,27 @@ fn a_host_without_an_agent_or_a_mesh_says_what_is_in_the_way() {
     let mut mesh = Mesh::new(&["app-1"]);
     mesh.add_host("new-1");
     mesh.apply(TOPOLOGY);
-    // As the operator: who never came, who is away.
-    let named = |mesh: &Mesh, code: &str, subject: &str| -> Option<String> {
-        let status = mesh.status();
-        let hosts = status["hosts"].as_array()?;
-        let of_hosts = hosts.iter().filter_map(|it| it["problems"].as_array()).flatten();
-        let all: Vec<&Value> = status["problems"].as_array()?.iter().chain(of_hosts).collect();
-        let found = all.into_iter().find(|it| it["code"] == code && it["subject"] == subject)?;
-        Some(found["remedy"].as_str()?.to_owned())
-    };
-    let remedy = named(&mesh, "host-not-joined", "web-1").expect("web-1 never came");
+    a_host_that_never_came_joins(&mesh);
+    an_agent_that_is_down_is_started(&mut mesh);
+    without_a_controller(&mut mesh);
+}
+
+/// The remedy that the operator reads of a problem with something.
+fn named(mesh: &Mesh, code: &str, subject: &str) -> Option<String> {
+    let status = mesh.status();
+    let hosts = status["hosts"].as_array()?;
+    let of_hosts = hosts.iter().filter_map(|it| it["problems"].as_array()).flatten();
+    let all: Vec<&Value> = status["problems"].as_array()?.iter().chain(of_hosts).collect();
+    let found = all.into_iter().find(|it| it["code"] == code && it["subject"] == subject)?;
+    Some(found["remedy"].as_str()?.to_owned())
+}
+
+fn a_host_that_never_came_joins(mesh: &Mesh) {
+    let remedy = named(mesh, "host-not-joined", "web-1").expect("web-1 never came");
     assert!(!mesh.agentctl(&["status", "--check"]).success(), "something is wrong");
 
     // What the remedy says, there and here, word for word.
-    let host = Shell::on(&mesh, "new-1");
+    let host = Shell::on(mesh, "new-1");
     let not_yet =
         wait_for_value("it is in no mesh", SOON, || host.remedy(By::Check, "not-a-member"));
     assert!(pasted(&not_yet).starts_with("agentctl join -"), "{not_yet}");
@@ -320,14 +335,15 @@ fn a_host_without_an_agent_or_a_mesh_says_what_is_in_the_way() {
     assert_eq!(joined, "agentctl join --name web-1 -");
     let _ = mesh.host("new-1").join(&token, "web-1").expect_success();
     wait_for("it is a member", SOON, || host.remedy(By::Check, "not-a-member").is_none());
-    wait_for("it has come", SOON, || named(&mesh, "host-not-joined", "web-1").is_none());
+    wait_for("it has come", SOON, || named(mesh, "host-not-joined", "web-1").is_none());
     wait_for("nothing is wrong", SOON, || mesh.agentctl(&["status", "--check"]).success());
-    drop(host);
+}
 
-    // Its agent is down: it says that first, then what would keep it from starting.
+/// The host says first that its agent is down, then what would keep it from starting.
+fn an_agent_that_is_down_is_started(mesh: &mut Mesh) {
     mesh.host_mut("app-1").agent().terminate(SOON);
-    let host = Shell::on(&mesh, "app-1");
-    let away = wait_for_value("it is away", SOON, || named(&mesh, "host-away", "app-1"));
+    let host = Shell::on(mesh, "app-1");
+    let away = wait_for_value("it is away", SOON, || named(mesh, "host-away", "app-1"));
     assert_eq!(pasted(&away), "systemctl start isthmus-agent", "{away}");
     let squatters = [
         host.squatter("DGRAM", 51820),
@@ -352,15 +368,12 @@ fn a_host_without_an_agent_or_a_mesh_says_what_is_in_the_way() {
 
     // It is started, as the remedy says, beside two who have what it wants.
     mesh.host_mut("app-1").start_agent();
-    wait_for("it is back", SOON, || named(&mesh, "host-away", "app-1").is_none());
-    let host = Shell::on(&mesh, "app-1");
+    wait_for("it is back", SOON, || named(mesh, "host-away", "app-1").is_none());
+    let host = Shell::on(mesh, "app-1");
     wait_for("it runs", SOON, || host.remedy(By::Check, "agent-down").is_none());
     host.mend("metrics-unserved", By::Status);
     host.mend("dns-silent", By::Status);
     drop(squatters);
-    drop(host);
-
-    without_a_controller(&mut mesh);
 }
 
 fn without_a_controller(mesh: &mut Mesh) {
@@ -375,7 +388,6 @@ fn without_a_controller(mesh: &mut Mesh) {
     wait_for("it is back", SOON, || host.remedy(By::Status, "controller-unreachable").is_none());
 }
 
-/// Faults whose remedy is a line of the topology, or an operator's command.
 #[test]
 fn another_meshs_controller_is_named_and_left_as_its_remedy_says() {
     let mut mesh = Mesh::new(&["app-1"]);
@@ -404,6 +416,7 @@ fn another_meshs_controller_is_named_and_left_as_its_remedy_says() {
     });
 }
 
+/// Faults whose remedy is a line of the topology, or an operator's command.
 #[test]
 fn what_a_topology_asks_in_vain_is_mended_by_the_line_that_its_remedy_names() {
     let mesh = Mesh::new(&["app-1", "web-1"]);
@@ -440,8 +453,12 @@ fn what_a_topology_asks_in_vain_is_mended_by_the_line_that_its_remedy_names() {
     mesh.apply(&web(pasted(&around)));
     wait_for("it is closed", SOON, || host.remedy(By::Status, "around-mesh").is_none());
     assert!(ask().success(), "by the mesh it is open");
+    a_user_that_nobody_has(&mesh, &host);
+    a_server_without_an_address(&mesh, &app);
+    a_trial_that_nobody_confirms(&mesh);
+}
 
-    // Nobody has that user.
+fn a_user_that_nobody_has(mesh: &Mesh, host: &Shell<'_>) {
     let nobody = TOPOLOGY.replace("40001", "nobody-of-ours");
     let applied = mesh.try_apply(&nobody);
     assert_eq!(applied.code(), Some(4), "{applied:?}");
@@ -449,8 +466,10 @@ fn what_a_topology_asks_in_vain_is_mended_by_the_line_that_its_remedy_names() {
     assert_eq!(pasted(&remedy), "workload", "{remedy}");
     mesh.apply(TOPOLOGY);
     wait_for("somebody is", SOON, || host.remedy(By::Status, "selector").is_none());
+}
 
-    // The remedy's command shows what is missing, and finds it once it is there.
+/// The remedy's command shows what is missing, and finds it once it is there.
+fn a_server_without_an_address(mesh: &Mesh, app: &Shell<'_>) {
     let external = format!(
         "{TOPOLOGY}[external.shop]\nnamespace = \"prod\"\nhost = \"shop.example\"\ntls = false\n\
          [[allow]]\nname = \"client buys\"\nfrom = \"service:client\"\nto = \"service:shop\"\n"
@@ -461,16 +480,17 @@ fn what_a_topology_asks_in_vain_is_mended_by_the_line_that_its_remedy_names() {
     assert_eq!(pasted(&remedy), "getent hosts shop.example");
     mesh.apply(&external.replace("\"shop.example\"", "\"10.9.0.77\""));
     wait_for("it has one", SOON, || app.remedy(By::Status, "external-unresolved").is_none());
+}
 
-    // On trial until somebody confirms.
+fn a_trial_that_nobody_confirms(mesh: &Mesh) {
     let trial = mesh.try_apply_with(TOPOLOGY, &["--confirm-within", "5m"]);
     assert!(trial.success(), "{trial:?}");
     let unconfirmed = |mesh: &Mesh| {
         let status = mesh.status();
         first_remedy(status["problems"].as_array().unwrap_or(&Vec::new()), "unconfirmed")
     };
-    let remedy = unconfirmed(&mesh).expect("it says so");
+    let remedy = unconfirmed(mesh).expect("it says so");
     let words: Vec<&str> = pasted(&remedy).split(' ').skip(1).collect();
     let _ = mesh.agentctl(&words).expect_success();
-    assert_eq!(unconfirmed(&mesh), None);
+    assert_eq!(unconfirmed(mesh), None);
 }

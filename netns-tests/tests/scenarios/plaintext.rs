@@ -203,22 +203,7 @@ fn nothing_leaves_in_plaintext_whatever_becomes_of_the_agent() {
     }
     lab.all_is_well(&talker);
 
-    // A firewall's script.
-    for flush in [
-        "flush ruleset",
-        "delete table inet isthmus-isth0",
-        "flush chain inet isthmus-isth0 leaving",
-    ] {
-        lab.app().sh(&format!("nft {flush}"));
-        let began = Instant::now();
-        wait_for("the guard is back", Duration::from_secs(5), || {
-            lab.guard_rules().contains("ip6 saddr") && lab.guard_rules().contains("meta skuid")
-        });
-        eprintln!("{flush}: back after {:?}", began.elapsed());
-    }
-    wait_for("operators are told", Duration::from_secs(5), || {
-        lab.problem("guard-taken").is_some_and(|it| it.contains("3 times, last by \"nft\""))
-    });
+    a_firewalls_script_takes_the_guard_for_a_moment(&lab);
     drop(talker);
 
     // A boot: another namespace, where the guard comes before the network.
@@ -237,6 +222,24 @@ fn nothing_leaves_in_plaintext_whatever_becomes_of_the_agent() {
     wait_for("the guard is gone", Duration::from_secs(20), || lab.guard_rules().is_empty());
     let routes = lab.app().sh("ip route show proto 152; ip -6 route show proto 152");
     assert_eq!(routes, "");
+}
+
+fn a_firewalls_script_takes_the_guard_for_a_moment(lab: &Lab) {
+    for flush in [
+        "flush ruleset",
+        "delete table inet isthmus-isth0",
+        "flush chain inet isthmus-isth0 leaving",
+    ] {
+        lab.app().sh(&format!("nft {flush}"));
+        let began = Instant::now();
+        wait_for("the guard is back", Duration::from_secs(5), || {
+            lab.guard_rules().contains("ip6 saddr") && lab.guard_rules().contains("meta skuid")
+        });
+        eprintln!("{flush}: back after {:?}", began.elapsed());
+    }
+    wait_for("operators are told", Duration::from_secs(5), || {
+        lab.problem("guard-taken").is_some_and(|it| it.contains("3 times, last by \"nft\""))
+    });
 }
 
 /// Somebody takes the agent's ports while it is down: nobody is answered there, and the agent names them.

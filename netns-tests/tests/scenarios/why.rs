@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use isthmus_netns_tests::{Mesh, Process, wait_for};
+use isthmus_netns_tests::{Host, Mesh, Process, wait_for};
 use serde_json::Value;
 
 const WEB: u32 = 40_001;
@@ -58,8 +58,23 @@ fn who_is_refused_is_named_with_the_rule_that_would_allow_it() {
     mesh.apply(TOPOLOGY);
     let (app, web) = (mesh.host("app-1"), mesh.host("web-1"));
     let nginx = web.nginx(WEB, 8080, "location / { return 200 ok; }");
+    the_server_refuses_and_both_sides_say_so(app, web);
+    let flow = the_caller_is_refused_at_once_and_named(app);
+    let source = flow["source"].as_str().expect("an address");
+    let destination = flow["destination"].as_str().expect("an address");
+    the_suggested_rule_helps(&mesh, source, destination);
 
-    // By the server's side: the caller's side says so, too.
+    // Of others' traffic a host knows no rules: the mesh does.
+    let unknown = app.agentctl(&["explain", "service:web", "service:store"]);
+    assert_eq!(unknown.code(), Some(2), "{unknown}");
+    assert!(unknown.stderr.contains("Host app-1 can't say"), "{unknown}");
+    assert!(web.agentctl(&["explain", "web.prod", "store"]).success());
+    assert!(mesh.agentctl(&["explain", "service:web", "service:store"]).success());
+
+    who_that_is(&mesh, &nginx, source);
+}
+
+fn the_server_refuses_and_both_sides_say_so(app: &Host, web: &Host) {
     let status = ["-o", "/dev/null", "-w", "%{http_code}"];
     let admin = format!("{URL}/admin");
     let refused = app.curl(CLIENT, &[&status[..], &[&admin]].concat()).expect_success();
@@ -88,8 +103,10 @@ fn who_is_refused_is_named_with_the_rule_that_would_allow_it() {
     let request = &refused["requests"][0];
     assert_eq!((&request["path"], &request["method"]), (&"/admin".into(), &"GET".into()));
     assert_eq!(request["request_id"].as_str().map(str::to_owned), id(line), "{request}");
+}
 
-    // By the caller's side, at once: the log and `flows` say which program of which user it was.
+/// The log and `flows` say which program of which user it was.
+fn the_caller_is_refused_at_once_and_named(app: &Host) -> Value {
     assert!(!app.curl(STRANGER, &["-4", URL]).success());
     let asked = ["flows", "--denied", "--user", "40003", "--to", "web", "-o", "json"];
     let flows = app.agentctl(&asked).json();
@@ -104,9 +121,12 @@ fn who_is_refused_is_named_with_the_rule_that_would_allow_it() {
     for part in ["from=\"host:app-1\"", "user=\"40003\"", "curl\"", source] {
         assert!(line.contains(part), "{part} in {line}");
     }
+    flow.clone()
+}
 
-    // What the log says can be asked about, and what the answer says helps.
-    let destination = flow["destination"].as_str().expect("an address");
+/// What the log says can be asked about, and what the answer says helps.
+fn the_suggested_rule_helps(mesh: &Mesh, source: &str, destination: &str) {
+    let app = mesh.host("app-1");
     let answer = app.agentctl(&["explain", source, destination, "-o", "json"]);
     assert_eq!(answer.code(), Some(1), "{answer}");
     let answer: Value = serde_json::from_str(&answer.stdout).expect("it is JSON");
@@ -114,15 +134,6 @@ fn who_is_refused_is_named_with_the_rule_that_would_allow_it() {
     let rule = answer["suggestion"].as_str().expect("a rule");
     mesh.apply(&format!("{TOPOLOGY}\n{rule}"));
     assert_eq!(app.curl(STRANGER, &["-4", URL]).expect_success(), "ok");
-
-    // Of others' traffic a host knows no rules: the mesh does.
-    let unknown = app.agentctl(&["explain", "service:web", "service:store"]);
-    assert_eq!(unknown.code(), Some(2), "{unknown}");
-    assert!(unknown.stderr.contains("Host app-1 can't say"), "{unknown}");
-    assert!(web.agentctl(&["explain", "web.prod", "store"]).success());
-    assert!(mesh.agentctl(&["explain", "service:web", "service:store"]).success());
-
-    who_that_is(&mesh, &nginx, source);
 }
 
 fn who_that_is(mesh: &Mesh, nginx: &Process, source: &str) {
