@@ -37,19 +37,19 @@ use crate::telemetry::{self, otlp};
 use crate::vitals;
 use crate::watchdog;
 
-/// How long callers of the local API may take at the end.
+/// Drain time of the local API at shutdown.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// What was opened while the process had all its privileges.
+/// Resources opened while the process had all its privileges.
 #[derive(Debug)]
 pub struct Prepared {
     cgroups: SharedCgroups,
-    /// What it was refused.
+    /// Privileges that it was refused.
     problems: Vec<Problem>,
     senders: anyhow::Result<Senders>,
 }
 
-/// What must happen while the process has one thread and all its privileges.
+/// Set-up that needs a single thread and all privileges.
 ///
 /// # Errors
 /// When the privileges can't be dropped.

@@ -22,7 +22,7 @@ use crate::status::Shared;
 
 /// Refused flows whose callers are remembered.
 const REMEMBERED: usize = 1024;
-/// What a search for a program may take that a request waits for.
+/// Time limit of a search for a program that a request waits for.
 const SHORT: Duration = Duration::from_millis(2);
 /// Refused flows whose callers are looked up in each second.
 const LOOKED_UP: u32 = 50;
@@ -119,7 +119,7 @@ impl Callers {
         }
     }
 
-    /// Who opened a flow that was refused.
+    /// Finds the process that opened a refused flow.
     #[must_use]
     pub(crate) fn of(&self, flow: &FlowKey) -> Option<Caller> {
         self.recent().known.get(flow).cloned()

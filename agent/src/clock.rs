@@ -13,7 +13,7 @@ pub(crate) const SKEWED: Code = Code::ClockSkew;
 /// A clock that differs by more is said to be wrong.
 const SKEW: Duration = Duration::from_secs(30);
 
-/// What time it is at the controller.
+/// Controller's time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     said: SystemTime,

@@ -24,7 +24,7 @@ const MOST_BYTES: u64 = 16 << 10;
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Where the token is, if there is one.
+/// Path of the token, if there is one.
 #[must_use]
 pub(crate) fn path() -> Option<PathBuf> {
     let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(NAME);

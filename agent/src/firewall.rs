@@ -166,7 +166,7 @@ async fn is_alone(packets: &Handle) -> bool {
     !sample.peers.is_empty() && sample.peers.iter().all(|peer| peer_state(peer) != "up")
 }
 
-/// What keeps tunnels out, as far as the rules of this host's firewall say it.
+/// Firewall rules of this host that block tunnels.
 pub(crate) async fn tunnels_kept_out(port: u16) -> Option<Problem> {
     tunnel_problem(&find_firewall().await, port)
 }

@@ -54,7 +54,7 @@ pub struct Member {
     pub host: Name,
     pub mesh: String,
     pub trust_domain: TrustDomain,
-    /// Where the controller listens, as `host:port`.
+    /// Addresses of the controller, as `host:port`.
     pub controllers: Vec<String>,
     /// All addresses of the mesh, by the last snapshot: they are guarded also where that is lost.
     pub prefixes: Vec<IpNet>,

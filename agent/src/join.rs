@@ -24,7 +24,7 @@ pub(crate) enum JoinError {
     /// No controller of the token answers; one line for each.
     #[error("{}", attempts.join("; "))]
     Unreachable {
-        /// What happened at each address.
+        /// Failure at each address.
         attempts: Vec<String>,
     },
     /// Whoever answers is not the controller that issued the token.
@@ -33,9 +33,9 @@ pub(crate) enum JoinError {
     /// The controller refuses; its own words.
     #[error("{message}")]
     Refused {
-        /// Which kind of refusal, as gRPC has them.
+        /// gRPC status code of the refusal.
         code: Code,
-        /// What the controller says.
+        /// Message of the controller.
         message: String,
     },
     /// The controller's answer can't be used, or this host fails.

@@ -29,7 +29,7 @@ pub(crate) struct Keeper {
     writing: Mutex<()>,
 }
 
-/// What isn't on disk yet.
+/// Changes that aren't on disk yet.
 #[derive(Default)]
 struct Owed {
     tls: Option<TlsIdentity>,

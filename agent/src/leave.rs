@@ -23,10 +23,10 @@ use crate::tls;
 /// For telling a controller. One that thinks another machine is this host waits 8 s for that one's answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a host says that has left.
+/// Answer of a host that has left.
 #[derive(Clone, Debug)]
 pub struct Farewell {
-    /// What it was.
+    /// Its former membership.
     pub member: Member,
     /// The mesh's revision without it; or why no controller was told.
     pub told: Result<u64, String>,
@@ -110,7 +110,7 @@ pub fn forget(disk: &StateDir, identity: &Identity) -> anyhow::Result<()> {
 }
 
 impl Farewell {
-    /// What an operator has to do, if the controller wasn't told.
+    /// Action for an operator, if the controller wasn't notified.
     #[must_use]
     pub fn remedy(host: &str) -> String {
         format!("`agentctl host remove {host}` where an operator is")

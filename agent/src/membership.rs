@@ -52,7 +52,7 @@ const TWIN: Code = Code::IdentityTwice;
 /// A second machine asks so seldom that the first one gets its place back whenever both lost it.
 const TWIN_AGAIN: Duration = Duration::from_secs(30);
 
-/// What somebody on this host has made of its membership.
+/// Membership as changed by a user of this host.
 pub(crate) enum Turn {
     /// It has joined (anew).
     Joined(Box<Identity>),
@@ -60,7 +60,7 @@ pub(crate) enum Turn {
     Leave(oneshot::Sender<Farewell>),
 }
 
-/// How a membership ends.
+/// End of a membership.
 pub(crate) enum Outcome {
     /// The agent is to stop.
     Stopped,

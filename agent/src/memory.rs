@@ -14,7 +14,7 @@ const A_MINUTE: u64 = 6;
 /// Less than this isn't worth the work.
 const WORTH: usize = 1024 * 1024;
 
-/// How much of the free memory the system has back.
+/// Free heap that has already been returned to the kernel.
 #[derive(Debug, Default)]
 struct Tidy {
     returned: usize,

@@ -37,7 +37,7 @@ const QUEUE_PACKETS: u32 = 1_000;
 /// Routes that one sentence names.
 const NAMED: usize = 3;
 
-/// What the kernel should do differently on the device.
+/// Changes that the kernel should make to the device.
 const SETTINGS: [Setting; 4] = [
     // Flows between two workloads of one host come back in by the device with a virtual address as
     // their source, which the strict reverse-path filter would refuse where a host has one.
@@ -318,7 +318,7 @@ pub(crate) struct Clash {
 }
 
 impl Clash {
-    /// What takes the route away.
+    /// Message that removes the route.
     #[must_use]
     pub(crate) fn command(&self) -> String {
         let family = if self.prefix.addr().is_ipv6() { "-6 " } else { "" };
@@ -375,7 +375,7 @@ pub(crate) async fn clashes(prefixes: &[IpNet], device: Option<u32>) -> anyhow::
     Ok(all)
 }
 
-/// Where this host's tunnels can be reached: its own addresses with the tunnels' port.
+/// Endpoints of this host's tunnels: its own addresses with the tunnels' port.
 pub(crate) async fn endpoints(device: &str, port: u16) -> Vec<SocketAddr> {
     let found = match Netlink::connect() {
         Ok(netlink) => netlink.underlay_addresses(device).await,

@@ -22,7 +22,7 @@ const ATTEMPTS: u32 = 16;
 pub(crate) struct Port {
     pub protocol: Protocol,
     pub number: u16,
-    /// What it is for, with the setting that chooses it.
+    /// Its purpose, with the setting that chooses it.
     pub what_for: &'static str,
 }
 
@@ -167,7 +167,7 @@ impl Port {
     }
 }
 
-/// How to end those who have a port, if it isn't this program itself.
+/// Remedy for a port that another program holds.
 #[must_use]
 pub(crate) fn stop(holders: &[Holder]) -> String {
     let processes = holders.iter().filter_map(|it| Some(it.process.as_ref()?.0));

@@ -107,9 +107,9 @@ pub(crate) struct SocketOwners {
     sockets: Option<SocketDiag>,
     senders: Option<Arc<Senders>>,
     refusals: Option<Refusals>,
-    /// Whose the last TCP flow was.
+    /// Owner of the last TCP flow.
     last: Option<(FlowKey, SocketOwner)>,
-    /// Who opened flows that are refused.
+    /// Processes that opened refused flows.
     callers: Arc<Callers>,
     cgroups: SharedCgroups,
     /// The agent's, where it can be told.

@@ -12,7 +12,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// What wasn't taken for so long isn't fought over any more.
 const CALM: Duration = Duration::from_secs(180);
 
-/// What happened to one thing that others take away.
+/// History of one setting that other programs remove.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Patience {
     total: u64,
@@ -52,7 +52,7 @@ impl Patience {
         self.row >= AT_ONCE
     }
 
-    /// How often it was put back.
+    /// Number of times it was restored.
     #[must_use]
     pub(crate) const fn total(&self) -> u64 {
         self.total

@@ -11,7 +11,7 @@ use isthmus_model::HostId;
 use isthmus_net::sock_diag::{Lookup, Protocol, SocketDiag};
 use parking_lot::Mutex;
 
-/// Who asks for a place.
+/// Key of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Source {
     /// A user of this host.
@@ -24,7 +24,7 @@ pub(crate) enum Source {
 
 const ROOT: Source = Source::User(0);
 
-/// How many places there are.
+/// Limits on places.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub all: usize,

@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 
 use isthmus_net::process;
 
-/// What a search may take that packets wait for.
+/// Time limit of a search that packets wait for.
 const SHORT: Duration = Duration::from_millis(2);
-/// What one may take that nobody waits for.
+/// Time limit of a search that nothing waits for.
 const LONG: Duration = Duration::from_millis(200);
 /// What a user's short searches may take of each second, and everybody's together.
 const SHARE_OF_USER: Duration = Duration::from_millis(50);
 const SHARE_OF_ALL: Duration = Duration::from_millis(150);
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long a search that found nothing isn't made again for its socket.
+/// Time before a failed search is repeated for its socket.
 const FORGOTTEN: Duration = Duration::from_secs(1);
 /// Answers remembered.
 const REMEMBERED: usize = 8192;

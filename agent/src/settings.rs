@@ -10,7 +10,7 @@ use isthmus_model::Name;
 use isthmus_model::topology::{setting_at, setting_error};
 use serde::Deserialize;
 
-/// Where settings are read from unless told otherwise.
+/// Default path of the settings.
 pub const DEFAULT_PATH: &str = "/etc/isthmus/agent.toml";
 
 /// Where the mesh's names are.

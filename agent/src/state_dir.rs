@@ -70,7 +70,7 @@ pub struct StateDir {
     is_writable: AtomicBool,
 }
 
-/// What is wrong with the directory.
+/// Fault of the directory.
 #[derive(Debug, Default)]
 pub struct Ailments {
     /// Nothing can be written, for this reason.
@@ -173,7 +173,7 @@ impl StateDir {
         self.unkept.lock()
     }
 
-    /// Who this host is; `None` before it has joined.
+    /// Identity of this host; `None` before it has joined.
     ///
     /// # Errors
     /// When the files are there but damaged: only a person can decide to join anew.

@@ -28,7 +28,7 @@ const FORGERIES: usize = 1024;
 /// Pings under way at once.
 const PINGS: usize = 256;
 
-/// What all parts share.
+/// State shared by all parts of the agent.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub settings: Settings,
@@ -44,7 +44,7 @@ pub(crate) struct Shared {
     pub pings: Pings,
     pub ports: OwnPorts,
     pub containers: Containers,
-    /// What is wrong with this host.
+    /// Problems of this host.
     pub problems: Problems,
     /// What others took away of the overlay's network, and was put back.
     pub restored: AtomicU64,
@@ -54,10 +54,10 @@ pub(crate) struct Shared {
     failed: watch::Sender<Option<String>>,
 }
 
-/// How the agent stands.
+/// Status of the agent.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Status {
-    /// Who this host is, once it has joined.
+    /// Identity of this host, once it has joined.
     pub member: Option<Member>,
     pub certificate: Option<Validity>,
     /// The controller that it is connected to, or tried last.
@@ -71,7 +71,7 @@ pub(crate) struct Status {
     pub refusal: String,
     /// When the controller last confirmed the snapshot.
     pub confirmed: Option<SystemTime>,
-    /// What the data plane works by.
+    /// Snapshot that the data plane runs.
     pub state: Option<Arc<CompiledSnapshot>>,
     pub proxy: String,
     pub dns: String,
@@ -138,7 +138,7 @@ impl Shared {
         })
     }
 
-    /// How the agent stands now.
+    /// Current status of the agent.
     #[must_use]
     pub(crate) fn status(&self) -> Status {
         self.status.borrow().clone()
@@ -160,7 +160,7 @@ impl Shared {
         self.status.send_modify(change);
     }
 
-    /// What the data plane works by, if there is one.
+    /// Snapshot that the data plane runs, if there is one.
     #[must_use]
     pub(crate) fn state(&self) -> Option<Arc<CompiledSnapshot>> {
         self.status.borrow().state.clone()
@@ -209,7 +209,7 @@ impl Shared {
     }
 }
 
-/// Who waits for which echo.
+/// Callers that wait for echoes, by token.
 #[derive(Debug, Default)]
 pub(crate) struct Pings {
     waiting: Mutex<HashMap<(u16, u16), oneshot::Sender<Pong>>>,

@@ -22,7 +22,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LOST: Duration = Duration::from_secs(10);
 /// What was dropped or turned away is told for so long after the last time.
 const REMEMBERED: Duration = Duration::from_secs(60);
-/// What a tunnel over IPv6 adds to the smallest packet that IPv6 must be able to send.
+/// Overhead of a tunnel over IPv6, added to IPv6's minimum MTU.
 const LEAST_PATH: u16 = 1_280 + 80;
 
 /// Looks for ever.

@@ -33,7 +33,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
     }
 }
 
-/// How often each thread of the data plane has turned; none where there is no data plane.
+/// Loop counts of the data plane's threads; none without a data plane.
 async fn turns(shared: &Shared, patience: Duration) -> Option<Vec<u64>> {
     let Some(packets) = shared.packets() else { return Some(Vec::new()) };
     timeout(patience, packets.turns()).await.ok()?.ok()

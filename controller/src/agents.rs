@@ -16,7 +16,7 @@ use crate::time;
 
 /// Questions that wait for an agent; they come with an operator's applies.
 const QUESTIONS: usize = 4;
-/// How long an apply waits for the answers of agents.
+/// Time for which an apply waits for the agents' answers.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// An agent that doesn't answer for so long is gone. It may be busy with a new revision.
 const LIFE_SIGN: Duration = Duration::from_secs(8);
@@ -72,25 +72,25 @@ pub(crate) struct Clash {
     pub(crate) route: String,
 }
 
-/// What people are shown of an agent.
+/// An agent, as shown to operators.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
     pub(crate) connected: bool,
     /// When its last connection ended, in seconds since the epoch; none in this life of the controller.
     pub(crate) left: Option<i64>,
-    /// Where it came from last.
+    /// Address of its last connection.
     pub(crate) address: Option<IpAddr>,
     pub(crate) version: String,
     pub(crate) makes_keys: bool,
     /// The newest revision that it works by. One that changes nothing for it isn't sent to it.
     pub(crate) accepted: Revision,
-    /// What it refused.
+    /// The revision that it refused.
     pub(crate) refused: Option<Refusal>,
     /// What the accepted revision brings with it there.
     pub(crate) warnings: Vec<v1::Problem>,
-    /// What its agent is too old for.
+    /// Features that its agent is too old for.
     pub(crate) lacks: Vec<v1::Problem>,
-    /// What is wrong with the host, by its own word.
+    /// Problems that the host reports.
     pub(crate) problems: Vec<v1::Problem>,
 }
 
@@ -118,7 +118,7 @@ pub(crate) struct Session {
     number: u64,
     /// Fails once another connection has taken this one's place.
     pub(crate) replaced: watch::Receiver<()>,
-    /// What the agent is to be asked.
+    /// Questions for the agent.
     pub(crate) questions: mpsc::Receiver<Question>,
 }
 

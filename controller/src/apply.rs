@@ -18,7 +18,7 @@ const LONGEST_NOTE: usize = 1_024;
 /// Long enough to look; who takes longer means it for good.
 const LONGEST_TRIAL: u64 = 7 * 86_400;
 
-/// What a request wants beside its files.
+/// Options of a request beside its files.
 pub(crate) fn terms(request: &v1::ApplyRequest) -> Result<Terms, Status> {
     let v1::ApplyRequest { dry_run, yes, if_revision, note, confirm_within_seconds, .. } = request;
     if note.len() > LONGEST_NOTE || note.chars().any(char::is_control) {

@@ -65,12 +65,12 @@ pub(crate) struct Credentials {
 /// A public key whose owner has proved to have the private one.
 pub(crate) struct RequestedKey(rcgen::PublicKey);
 
-/// What a host's certificate is for.
+/// Purpose of a host's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Membership {
     /// The host's number.
     pub id: HostId,
-    /// How often it has joined anew under it.
+    /// Number of times it has joined anew under it.
     pub generation: u32,
 }
 
@@ -110,7 +110,7 @@ impl Authority {
         &self.trust_domain
     }
 
-    /// What join tokens pin.
+    /// Pin in join tokens.
     pub(crate) fn hash(&self) -> [u8; 32] {
         blake3::hash(&self.certificate).into()
     }
@@ -200,7 +200,7 @@ impl RequestedKey {
     ///
     /// # Errors
     ///
-    /// What is wrong with the request.
+    /// Fault of the request.
     pub(crate) fn from_der(der: &[u8]) -> Result<Self, String> {
         if der.len() > LARGEST_REQUEST {
             return Err(format!("it has {} bytes, more than {LARGEST_REQUEST}", der.len()));

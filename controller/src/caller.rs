@@ -25,7 +25,7 @@ pub enum Caller {
     Host {
         /// Its name.
         name: Name,
-        /// What the certificate was issued for.
+        /// Membership that the certificate was issued for.
         membership: Membership,
         /// Since when the certificate is good, in seconds since the epoch.
         begins: i64,
@@ -51,7 +51,7 @@ const LATE: i64 = 30 * 86_400;
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
-    /// Who it is.
+    /// Its identity.
     pub caller: Caller,
 }
 

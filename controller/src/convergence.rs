@@ -8,7 +8,7 @@ use isthmus_proto::v1;
 
 use crate::mesh::Mesh;
 
-/// Where those whom a revision concerns stand. Hosts removed meanwhile don't count.
+/// Convergence of the hosts that a revision affects. Hosts removed meanwhile don't count.
 pub(crate) fn of(mesh: &Mesh, revision: Revision, affected: &BTreeSet<Name>) -> v1::Rollout {
     let now = mesh.now();
     let mut convergence = v1::Rollout { revision: revision.0, ..v1::Rollout::default() };

@@ -15,7 +15,7 @@ const CODE: Code = Code::StoreFailing;
 /// Between two attempts to write where writing fails.
 const RETRY: Duration = Duration::from_secs(3);
 
-/// How the store is.
+/// Health of the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Health {
     #[default]

@@ -22,7 +22,7 @@ const OPERATOR: &str = "operator";
 /// All that a mesh consists of, but for `mesh.toml`.
 const PARTS: [&str; 4] = [authority::KEY, authority::CERTIFICATE, Redb::FILE, OPERATOR];
 
-/// What a new mesh is to be.
+/// Options of a new mesh.
 #[derive(Clone, Debug)]
 pub struct Init {
     /// Where to put it.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// Failures that a source may have at once.
 const BURST: u32 = 20;
-/// How long until one of them is forgiven.
+/// Time until one of them is forgiven.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(3);
 const MOST_SOURCES: usize = 4_096;
 
@@ -89,7 +89,7 @@ impl Pace {
     }
 }
 
-/// What counts as one source.
+/// Prefix that counts as one source.
 pub(crate) fn subject(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),

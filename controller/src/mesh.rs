@@ -36,7 +36,7 @@ use crate::store::{Change, Store, StoreError, changes_between};
 use crate::time;
 use crate::twins::Twins;
 
-/// How long changes of endpoints wait for others, so that one revision takes them all.
+/// Time for which changes of endpoints wait for others, so that one revision takes them all.
 const GATHERING: Duration = Duration::from_millis(50);
 
 /// The code of the problem that a host moves more often than others are told.
@@ -58,11 +58,11 @@ pub struct Mesh {
     revision_hosts: Mutex<RevisionHosts>,
     pub(crate) relocations: Relocations,
     pub(crate) epochs: Epochs,
-    /// Who said that it works by a revision of another history.
+    /// Hosts that reported a revision of another history.
     diverged: Mutex<BTreeSet<Name>>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) events: Events,
-    /// What is wrong with the controller.
+    /// Problems of the controller.
     pub(crate) problems: Problems,
     pub(crate) trials: Trials,
     pub(crate) global_limits: GlobalLimits,
@@ -71,9 +71,9 @@ pub struct Mesh {
     /// When this life of the controller began, in seconds since the epoch.
     pub(crate) began: i64,
     pub(crate) staff: Staff,
-    /// What operators applied.
+    /// Revisions applied by operators.
     pub(crate) revisions: Mutex<Revisions>,
-    /// What waits to be confirmed.
+    /// The apply that waits for confirmation.
     pub(crate) trial: watch::Sender<Option<Trial>>,
 }
 
@@ -140,7 +140,7 @@ impl Mesh {
         Ok(Arc::new(mesh))
     }
 
-    /// What the mesh is now.
+    /// Current state of the mesh.
     #[must_use]
     pub fn now(&self) -> Arc<Published> {
         Arc::clone(&self.published.borrow())

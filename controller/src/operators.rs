@@ -24,7 +24,7 @@ use crate::time;
 /// Who undoes what nobody confirmed. An operator of this name only shares its lines.
 pub(crate) const CONTROLLER: &str = "controller";
 
-/// What is known of operators.
+/// Known operators.
 #[derive(Debug)]
 pub(crate) struct Staff {
     /// Whoever serves one for long watches it.
@@ -52,7 +52,7 @@ pub(crate) struct Deed {
     what: String,
 }
 
-/// How a host that is no member any more came to that.
+/// End of a former member's membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Departure {
     /// When, in seconds since the epoch.
@@ -61,7 +61,7 @@ pub(crate) struct Departure {
     pub(crate) by: Option<String>,
 }
 
-/// What such an act is called, before the host's name.
+/// Name of such an act, put before the host's name.
 const REMOVE: &str = "remove host ";
 /// What a host does that leaves.
 const LEAVE: &str = "leave the mesh";
@@ -158,12 +158,12 @@ impl Acting {
 }
 
 impl Deed {
-    /// What the controller does by itself.
+    /// An act of the controller itself.
     pub(crate) fn of_controller(what: String) -> Self {
         Self { who: CONTROLLER.to_owned(), from: String::new(), what }
     }
 
-    /// What a host does to itself.
+    /// An act of a host on itself.
     pub(crate) fn of_leaving(host: &Name, from: IpAddr) -> Self {
         Self { who: format!("{HOST}{host}"), from: from.to_string(), what: LEAVE.to_owned() }
     }
@@ -320,7 +320,7 @@ impl Mesh {
         gone
     }
 
-    /// What operators did, the latest first.
+    /// Acts of operators, the latest first.
     pub(crate) fn acts(&self, who: &str, most: usize) -> Vec<v1::Act> {
         let audit = self.staff.audit();
         let acts = audit.latest_first().filter(|act| who.is_empty() || act.who == who);

@@ -14,10 +14,10 @@ use tokio::sync::Notify;
 
 /// Moves that a host may make at once.
 const BURST: u32 = 5;
-/// How long until it may make one more.
+/// Time until it may make one more.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// What agents said and no revision says yet.
+/// Endpoints reported by agents and not yet in a revision.
 #[derive(Debug, Default)]
 pub(crate) struct Relocations {
     inner: Mutex<Inner>,
@@ -32,7 +32,7 @@ struct Inner {
     paid_until: HashMap<Name, Instant>,
 }
 
-/// What is to be taken up now.
+/// Changes due now.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Due {
     pub(crate) moves: BTreeMap<Name, Vec<SocketAddr>>,

@@ -29,7 +29,7 @@ use crate::time;
 /// Between two attempts to undo what doesn't go back.
 const RETRY: Duration = Duration::from_secs(3);
 
-/// How a topology is to be applied.
+/// Options of an apply.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Terms {
     /// Nothing is to change.
@@ -38,13 +38,13 @@ pub(crate) struct Terms {
     pub(crate) yes: bool,
     /// Only if no operator has applied anything since.
     pub(crate) if_revision: Option<Revision>,
-    /// What the operator has to say about it.
+    /// The operator's comment.
     pub(crate) note: String,
     /// After so many seconds it is undone, unless somebody confirms it.
     pub(crate) confirm_within: Option<u64>,
 }
 
-/// What would be, or was, applied.
+/// Result of an apply, or of a dry run.
 pub(crate) struct Applied {
     pub(crate) revision: Revision,
     pub(crate) before: State,

@@ -46,7 +46,7 @@ struct Running {
     waits_for: String,
 }
 
-/// What is to become of a rollout.
+/// Next step of a rollout.
 struct Step {
     name: Name,
     decided_in: Phase,
@@ -94,7 +94,7 @@ impl Trials {
         }
     }
 
-    /// What is to be done now.
+    /// Steps that are due now.
     fn steps(&self, mesh: &Mesh, now: Instant) -> Vec<Step> {
         let published = mesh.now();
         let mut running = self.running();

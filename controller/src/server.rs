@@ -51,7 +51,7 @@ const SYNC_BYTES: usize = 1 << 20;
 const ADMIN_BYTES: usize = 8 << 20;
 
 const SERVER_CERTIFICATE_RENEWAL: Duration = Duration::from_secs(86_400);
-/// How long requests may take to finish once the controller stops.
+/// Time for requests to finish once the controller stops.
 const LAST_ORDERS: Duration = Duration::from_secs(3);
 
 /// Serves a mesh on a listener until `stop` is done.

@@ -49,7 +49,7 @@ pub(crate) struct Sync {
     pub(crate) mesh: Arc<Mesh>,
     pub(crate) authority: Arc<Authority>,
     pub(crate) certificate_lifetime: Duration,
-    /// Where controllers are reached.
+    /// Addresses of controllers.
     pub(crate) addresses: Vec<String>,
     /// True once the controller stops.
     pub(crate) stopping: watch::Receiver<bool>,

@@ -8,7 +8,7 @@ use isthmus_proto::v1;
 
 use crate::mesh_view;
 
-/// Whose address is which.
+/// Owners of addresses.
 #[derive(Debug, Default)]
 pub(crate) struct Addresses {
     known: BTreeMap<IpAddr, Identity>,

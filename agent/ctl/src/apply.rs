@@ -24,7 +24,7 @@ use crate::transport::{Session, ask_controller};
 use crate::validate::{Checked, check};
 use crate::words::{self, count, relative, timestamp};
 
-/// How long an apply that was interrupted may still take to be answered.
+/// Time for an answer to an apply that was interrupted.
 const LAST_WORD: Duration = Duration::from_secs(3);
 
 pub(crate) async fn apply(session: &Session, arguments: &Apply) -> Result<Exit> {

@@ -16,12 +16,12 @@ use crate::problems;
 use crate::transport::ask_controller;
 use crate::words::{count, rough};
 
-/// How far a revision has got.
+/// Convergence of a revision.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
     last: v1::Rollout,
     took: Duration,
-    /// How long we were willing to wait.
+    /// Time limit of the wait.
     patience: Duration,
     /// Whether somebody pressed Ctrl-C.
     interrupted: bool,

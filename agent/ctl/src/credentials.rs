@@ -36,9 +36,9 @@ struct OperatorFile {
     key: PathBuf,
 }
 
-/// What the controller is asked with. No `Debug`: it holds a key.
+/// Credentials for the controller. No `Debug`: it holds a key.
 pub(crate) struct Credentials {
-    /// Where the controller listens, as `host:port`.
+    /// Addresses of the controller, as `host:port`.
     pub(crate) controllers: Vec<String>,
     /// PEM.
     pub(crate) ca: String,
@@ -48,11 +48,11 @@ pub(crate) struct Credentials {
     certificate: String,
     /// PEM.
     key: Zeroizing<String>,
-    /// Where the certificate is.
+    /// Path of the certificate.
     certificate_path: PathBuf,
 }
 
-/// How old a certificate is.
+/// Age of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Age {
     /// In the first half of its life, or nothing is known of it.
@@ -170,7 +170,7 @@ impl NewKey {
     }
 }
 
-/// Where an operator's credentials are to be.
+/// Path for an operator's credentials.
 pub(crate) fn new_folder(out: &Path) -> Result<NewFolder> {
     let mut beside = out.components().collect::<PathBuf>().into_os_string();
     beside.push(".new");
@@ -234,7 +234,7 @@ fn pem(der: &[u8]) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
-/// Where credentials are, if nobody says otherwise.
+/// Default path of credentials.
 pub(crate) fn default_path() -> Option<PathBuf> {
     let home = env::var_os("HOME").filter(|home| !home.is_empty());
     let own = home.map(|home| Path::new(&home).join(".config/isthmus/operator.toml"));

@@ -12,7 +12,7 @@ use crate::output::clean;
 /// Something wrong in a file, whoever found it.
 pub(crate) type Finding = v1::Diagnostic;
 
-/// What the parser found.
+/// Findings of the parser.
 pub(crate) fn from_model(found: Diagnostic) -> Finding {
     let offset = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
     Finding {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use tonic::{Code, Status};
 
-/// What the exit code says. Scripts rely on the numbers; `agentctl --help` lists them.
+/// Exit codes. Scripts rely on the numbers; `agentctl --help` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Done; allowed.
@@ -64,7 +64,7 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// What a call's status means; `whom` is "the agent" or "the controller".
+/// Error for a call's status; `whom` is "the agent" or "the controller".
 pub(crate) fn refused(status: &Status, whom: &str) -> Failure {
     if let Some(source) = status.source() {
         let cause = root_cause(source);

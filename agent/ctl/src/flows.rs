@@ -136,7 +136,7 @@ fn rule(name: &str, origin: &str) -> String {
     }
 }
 
-/// Who opened it: "www-data in nginx.service, /usr/sbin/nginx".
+/// Process that opened it: "www-data in nginx.service, /usr/sbin/nginx".
 fn by(user: &str, unit: &str, program: &str) -> String {
     let unit = if unit.is_empty() { String::new() } else { format!(" in {unit}") };
     let program = if program.is_empty() { String::new() } else { format!(", {program}") };

@@ -14,7 +14,7 @@ use crate::status::read_mesh;
 use crate::transport::{Session, ask_controller};
 use crate::{mesh_view, words};
 
-/// How long files of devices may name the former key.
+/// Time for which devices' files may name the former key.
 const REISSUE: Duration = Duration::from_secs(86_400);
 
 pub(crate) async fn host(session: &Session, command: &Host) -> Result<Exit> {

@@ -18,7 +18,7 @@ pub(crate) const REDRAW: &str = "\u{1b}[H\u{1b}[J";
 /// Before the first of it.
 pub(crate) const CLEAR: &str = "\u{1b}[2J";
 
-/// How a word is meant.
+/// Tone of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tone {
     Plain,

@@ -55,7 +55,7 @@ fn line(target: &str, reply: &v1::PingReply) -> String {
     format!("reply from {from}: seq={sequence} time={}", milliseconds(time))
 }
 
-/// How it went.
+/// Result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Summary {
     sent: usize,

@@ -106,7 +106,7 @@ fn limit(limit: &v1::LimitStatus) -> Vec<Cell> {
     ]
 }
 
-/// Who was refused, most often first.
+/// Refused callers, most often first.
 fn whose(limit: &v1::LimitStatus) -> String {
     const SHOWN: usize = 3;
     let mut callers: Vec<(&String, &u64)> = limit.refused_by.iter().collect();

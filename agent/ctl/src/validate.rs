@@ -13,7 +13,7 @@ use crate::sources;
 use crate::transport::Session;
 use crate::words::count;
 
-/// What was found out about files.
+/// Findings about files.
 #[derive(Debug)]
 pub(crate) struct Checked {
     /// None if the files contradict themselves.

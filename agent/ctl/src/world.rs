@@ -13,7 +13,7 @@ use crate::addresses::Addresses;
 
 const DNS_DOMAIN: &str = ".mesh.internal";
 
-/// What `explain` asks.
+/// Query of `explain`.
 #[derive(Debug)]
 pub(crate) struct World {
     services: BTreeMap<Name, Service>,

@@ -38,7 +38,7 @@ pub struct Activity {
 #[derive(Debug, Default)]
 pub struct Clock(AtomicU32);
 
-/// How many ticks a connection may spend waiting.
+/// Number of ticks that a connection may spend waiting.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     pub head: u32,
@@ -169,7 +169,7 @@ impl Activity {
         self.farewell.notified().await;
     }
 
-    /// What wakes the tasks of HTTP/2's streams.
+    /// Wakers of the tasks of HTTP/2's streams.
     pub fn streams(&self) -> &watch::Sender<bool> {
         self.streams.get_or_init(|| watch::Sender::new(false))
     }

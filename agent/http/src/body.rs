@@ -39,7 +39,7 @@ pub enum BodyError {
 }
 
 impl BodyError {
-    /// What was wrong with an answer, in words for who asked.
+    /// Fault of an answer, in words for the caller.
     pub fn as_answer(&self) -> Cow<'static, str> {
         match self {
             Self::Http1(h1::Error::Malformed(reason)) => {

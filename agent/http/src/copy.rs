@@ -16,7 +16,7 @@ use super::detect::FirstLine;
 /// Read at once. Held only while there is something to carry: idle connections need no memory.
 const BUFFER: usize = 64 * 1024;
 
-/// How many bytes went which way.
+/// Bytes per direction.
 #[derive(Debug, Default)]
 pub struct Counts {
     pub up: AtomicU64,

@@ -10,7 +10,7 @@ use super::marks::{DENIED_BY, IDENTITY, LEAVING, OURS, RATE_LIMITED, SERVER_TIME
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// What Envoy says who calls in.
+/// Header in which Envoy names the caller.
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
 
 /// Meant for the next hop even where `Connection` doesn't list them (RFC 9110, section 7.6.1).
@@ -79,7 +79,7 @@ pub fn announce(
     append_forwarded_for(headers, peer);
 }
 
-/// What a gateway says of its client's certificate.
+/// Header in which a gateway describes its client's certificate.
 pub fn certificate(headers: &HeaderMap) -> Option<HeaderValue> {
     headers.get(CLIENT_CERT).cloned()
 }

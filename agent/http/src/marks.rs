@@ -17,14 +17,14 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// What only the proxy may say: all that begins so.
+/// Prefix of header names that only the proxy may set.
 pub const OURS: &str = "x-isthmus-";
 
-/// Who calls, as a SPIFFE ID: set by the proxy, so the application can believe it.
+/// Caller's SPIFFE ID: set by the proxy, so the application can trust it.
 pub const IDENTITY: HeaderName = HeaderName::from_static("x-isthmus-identity");
-/// What a caller's proxy says when a request is to pass nevertheless.
+/// Set by a caller's proxy on a request that passes although health checks fail.
 pub const PANIC: HeaderName = HeaderName::from_static("x-isthmus-panic");
-/// What the application took until its answer's head, in microseconds: from agent to agent.
+/// Application time until the answer's head, in microseconds: from agent to agent.
 pub const SERVER_TIME: HeaderName = HeaderName::from_static("x-isthmus-server-time");
 /// Between agents: that policy refused the request, and by which mark its decider is known.
 pub const DENIED_BY: HeaderName = HeaderName::from_static("x-isthmus-denied-by");
@@ -32,14 +32,14 @@ pub const DENIED_BY: HeaderName = HeaderName::from_static("x-isthmus-denied-by")
 pub const RATE_LIMITED: HeaderName = HeaderName::from_static("x-isthmus-ratelimited");
 /// Between agents: as what the caller's side logs the request, so that its lines on both hosts are found.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-isthmus-request-id");
-/// What a proxy answers for a workload that fails its check.
+/// Set on a proxy's answer for a workload that fails its check.
 pub const UNHEALTHY: HeaderName = HeaderName::from_static("x-isthmus-unhealthy");
-/// What a proxy adds to an answer if it is about to stop.
+/// Added to an answer by a proxy that is about to stop.
 pub const LEAVING: HeaderName = HeaderName::from_static("x-isthmus-leaving");
-/// What a breaker's refusal says, with the limit's name: our `x-envoy-overloaded`.
+/// Set on a breaker's refusal, with the limit's name: our `x-envoy-overloaded`.
 pub const OVERLOADED: HeaderName = HeaderName::from_static("x-isthmus-overloaded");
 
-/// What the other side says that its application took.
+/// Application time, as reported by the other side.
 pub fn server_time(headers: &HeaderMap) -> Option<Duration> {
     let micros = headers.get(SERVER_TIME)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_micros(micros))

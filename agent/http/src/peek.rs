@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 /// The first look: a request's head or a ClientHello fits mostly.
 const FIRST_LOOK: usize = 2 * 1024;
 
-/// What a caller has sent so far.
+/// Bytes that a caller has sent so far.
 #[derive(Debug)]
 pub struct Peek<'a> {
     stream: &'a TcpStream,
@@ -22,7 +22,7 @@ pub struct Peek<'a> {
     looks: usize,
 }
 
-/// How much there is now.
+/// Number of bytes available now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Looked {
     /// More than before.

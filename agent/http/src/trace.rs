@@ -21,7 +21,7 @@ const SAMPLED: u8 = 1;
 pub struct Tracing {
     /// Whether spans are exported.
     pub enabled: bool,
-    /// Which share of the requests that belong to no trace begins one that is sampled.
+    /// Share of the requests outside any trace that begin a sampled one.
     pub sample: f64,
 }
 
@@ -33,7 +33,7 @@ pub struct TraceId(pub [u8; 16]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SpanId(pub [u8; 8]);
 
-/// What `traceparent` says.
+/// Contents of `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceParent {
     /// The trace.

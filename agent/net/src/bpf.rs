@@ -14,7 +14,7 @@ const SCHED_CLS: u32 = 3;
 /// The agent's own licence; no helper that the program calls wants another.
 const LICENSE: &[u8] = b"Apache-2.0\0";
 
-/// What a map is.
+/// Definition of a map.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum MapKind {
     /// Numbered values that can be mapped into memory.
@@ -169,7 +169,7 @@ impl Attributes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Register(pub(crate) u8);
 
-/// How much a load or store moves.
+/// Width of a load or store.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Size {
     Byte,

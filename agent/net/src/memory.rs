@@ -4,13 +4,13 @@
 use std::ffi::{c_int, c_void};
 use std::{fs, io, ptr, slice};
 
-/// What this process holds, in bytes.
+/// Memory of this process, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// All of it. Most is the program itself: pages of files, which processes share, and which the
     /// system can have back at any time. How many of them are counted depends on the kernel.
     pub resident: u64,
-    /// What it has for itself: heap and stacks.
+    /// Private memory: heap and stacks.
     pub anonymous: u64,
     /// Its share: what several processes use is divided between them. None if the kernel doesn't say.
     pub proportional: Option<u64>,

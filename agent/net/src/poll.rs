@@ -79,7 +79,7 @@ impl Poller {
     }
 }
 
-/// What to be told about.
+/// Events of interest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interest(u32);
 

@@ -107,7 +107,7 @@ pub fn own_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// What process `pid` calls itself, while there is one.
+/// Name of process `pid`, while there is one.
 pub fn name(pid: u32) -> Option<String> {
     let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(String::from_utf8_lossy(&name).trim_end().to_owned())

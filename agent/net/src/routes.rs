@@ -38,7 +38,7 @@ pub const AGENT_TABLE: u8 = 151;
 /// What applications answer to those whom the proxy speaks for is looked up here.
 pub const ANSWERS_TABLE: u8 = 153;
 
-/// What a route does with a packet.
+/// Action of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RouteKind {
     /// Sends it out of the device.

@@ -91,7 +91,7 @@ impl std::fmt::Debug for RulesetMonitor {
 #[derive(Debug)]
 struct Transaction {
     table: String,
-    /// Who changed the table in it.
+    /// Process that changed the table in it.
     changed_by: Option<u32>,
 }
 

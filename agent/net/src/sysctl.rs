@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::tun::valid_interface_name;
 
-/// Which of the two trees of settings.
+/// One of the two trees of settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     Ipv4,

@@ -28,7 +28,7 @@ pub struct Tun {
     offloads: Offloads,
 }
 
-/// What the kernel leaves to the device's owner, and takes from it.
+/// Offloads between the kernel and the device's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offloads {
     /// Checksums, and TCP packets that stand for many.
@@ -109,7 +109,7 @@ impl Tun {
         self.queues.iter().map(AsFd::as_fd)
     }
 
-    /// What the kernel can do.
+    /// Capabilities of the kernel.
     pub fn offloads(&self) -> Offloads {
         self.offloads
     }
@@ -236,7 +236,7 @@ pub struct DeviceDrops {
     pub received: u64,
 }
 
-/// What an interface of this thread's network namespace has dropped.
+/// Number of packets dropped by an interface of this thread's network namespace.
 pub fn device_drops(name: &str) -> Option<DeviceDrops> {
     drops_in(&std::fs::read_to_string("/proc/thread-self/net/dev").ok()?, name)
 }

@@ -261,7 +261,7 @@ impl<'a> Transmit<'a> {
     }
 }
 
-/// What became of a [`Transmit`].
+/// Outcome of a [`Transmit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendOutcome {
     Sent,
@@ -311,7 +311,7 @@ impl RecvBatch {
         }
     }
 
-    /// How many messages there are.
+    /// Number of messages.
     #[expect(clippy::len_without_is_empty, reason = "nobody asks: reading fails if nothing came")]
     pub fn len(&self) -> usize {
         self.filled

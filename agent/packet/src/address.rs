@@ -128,7 +128,7 @@ impl fmt::Debug for Address {
     }
 }
 
-/// What tells one flow from another, in the direction of the packet it was read from.
+/// Key of a flow, in the direction of the packet it was read from.
 ///
 /// | protocol | source port | destination port |
 /// | --- | --- | --- |
@@ -142,7 +142,7 @@ impl fmt::Debug for Address {
 /// reply that nobody asked for is never mistaken for a request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowKey {
-    /// Who sent the packet.
+    /// Sender of the packet.
     pub source: Address,
     /// Whom it is for.
     pub destination: Address,

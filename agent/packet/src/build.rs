@@ -8,7 +8,7 @@ const HOPS: u8 = 64;
 /// An ICMP or ICMPv6 echo message (RFC 792, RFC 4443 section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Echo<'a> {
-    /// Who sends it.
+    /// Sender.
     pub source: Address,
     /// Whom it is for.
     pub destination: Address,

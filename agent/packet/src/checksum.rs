@@ -102,7 +102,7 @@ pub fn fill(packet: &mut [u8], headers: &Headers) -> bool {
     put(packet, headers.l4_offset + field, value)
 }
 
-/// Where a transport's checksum is, from the start of its header.
+/// Offset of a transport's checksum from the start of its header.
 #[inline]
 pub(crate) const fn checksum_offset(transport: Transport) -> Option<usize> {
     match transport {
@@ -156,7 +156,7 @@ fn fill_header(packet: &mut [u8], headers: &Headers) -> bool {
 
 struct Covered<'a> {
     bytes: &'a [u8],
-    /// What the pseudo-header gives as length.
+    /// Length in the pseudo-header.
     length: usize,
 }
 

@@ -20,7 +20,7 @@ const MAX_LENGTH: usize = 65_535;
 /// IPv6, and TCP with all of its options.
 const MAX_HEADER: usize = 40 + 60;
 
-/// What every packet of a run has in common, and what may follow.
+/// Properties shared by all packets of a run, and the condition for the next one.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
     headers: Headers,
@@ -150,7 +150,7 @@ impl Run {
         old[..2] == new[..2] && old[6..9] == new[6..9] && (follows || dont_fragment)
     }
 
-    /// How many packets there are.
+    /// Number of packets.
     pub const fn count(&self) -> usize {
         self.count
     }

@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 
 use super::{Address, Headers};
 
-/// What the fragments of one datagram share (RFC 791 section 3.2, RFC 8200 section 4.5).
+/// Key shared by the fragments of one datagram (RFC 791 section 3.2, RFC 8200 section 4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FragmentKey {
     source: Address,
@@ -114,7 +114,7 @@ impl<T: Copy> FragmentTable<T> {
         self.append(Slot { key, value, expires, older: None, newer: None, newer_of_source: None });
     }
 
-    /// What was decided for the first fragment of this datagram; `None` if it hasn't been seen.
+    /// Decision for the first fragment of this datagram; `None` if it hasn't been seen.
     pub fn decision(&self, key: &FragmentKey, now: Instant) -> Option<T> {
         let slot = &self.slots[*self.index.get(key)? as usize];
         (slot.expires > now).then_some(slot.value)

@@ -2,7 +2,7 @@
 
 use super::FlowKey;
 
-/// What a packet's headers say, and where they are.
+/// Parsed headers of a packet, with their offsets.
 ///
 /// The offsets are within the slice that was parsed; functions that take both check them again,
 /// so that a mistake gives a refused packet instead of a panic.
@@ -16,9 +16,9 @@ pub struct Headers {
     /// Set if the packet is a fragment; an IPv6 packet with an "atomic" fragment header
     /// (RFC 6946) isn't one.
     pub fragment: Option<Fragment>,
-    /// Where the transport header starts; for IPv4, the length of the IP header.
+    /// Offset of the transport header; for IPv4, the length of the IP header.
     pub l4_offset: usize,
-    /// Where the transport's payload starts.
+    /// Offset of the transport's payload.
     pub payload_offset: usize,
     /// The packet's length as its header gives it; what follows in the slice isn't part of it.
     pub total_length: usize,
@@ -99,7 +99,7 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Where the checksum is, from the start of the transport's header.
+    /// Offset of the checksum from the start of the transport's header.
     pub(crate) const fn checksum_offset(self) -> usize {
         match self {
             Self::Tcp => 16,
@@ -175,12 +175,12 @@ impl TcpFlags {
     }
 }
 
-/// Which part of its datagram a fragment is.
+/// Position of a fragment in its datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// What all fragments of the datagram share; 16 bits in IPv4, 32 in IPv6.
+    /// Identification shared by all fragments of the datagram; 16 bits in IPv4, 32 in IPv6.
     pub identification: u32,
-    /// Where the fragment belongs in the datagram's payload, in bytes.
+    /// Offset of the fragment in the datagram's payload, in bytes.
     pub offset: u16,
     /// Whether more fragments follow.
     pub more: bool,

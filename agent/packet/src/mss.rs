@@ -49,7 +49,7 @@ fn lower(packet: &mut [u8], headers: &Headers, mss: u16) -> Option<u16> {
     Some(if offset.is_multiple_of(2) { change } else { change.swap_bytes() })
 }
 
-/// Where the MSS option's value is in the TCP header.
+/// Offset of the MSS option's value in the TCP header.
 fn value_offset(header: &[u8]) -> Option<usize> {
     let mut offset = FIXED_HEADER;
     loop {

@@ -26,7 +26,7 @@ const TCP_V6: u8 = 4;
 const UDP: u8 = 5;
 const WITH_CWR: u8 = 0x80;
 
-/// What a packet lacks.
+/// Checksum work that a packet still needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
     /// The transport's checksum holds the sum of the pseudo-header only; its coverage begins here.

@@ -18,7 +18,7 @@ const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// How much of the packet the slice holds.
+/// Completeness of the slice.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Extent {
     /// All of it.

@@ -23,9 +23,9 @@ pub struct Quoted {
     /// The flow of the quoted packet, in its own direction: it went *from* where the error is
     /// going. Without ports if a later fragment is quoted.
     pub key: FlowKey,
-    /// Where the quoted IP header starts in the ICMP packet.
+    /// Offset of the quoted IP header in the ICMP packet.
     offset: usize,
-    /// Where the quote ends: at the packet's end, or where ICMP extensions start (RFC 4884).
+    /// End of the quote: the packet's end, or the start of ICMP extensions (RFC 4884).
     end: usize,
     /// With offsets from the start of the quote.
     headers: Headers,
@@ -91,7 +91,7 @@ pub fn rewrite_icmp_error(
     outer.apply(packet, headers);
 }
 
-/// How long the quote is; `None` for messages that don't quote what we could translate.
+/// Length of the quote; `None` for messages whose quote can't be translated.
 fn quote_length(message: &[u8], is_v4: bool, kind: u8) -> Option<usize> {
     let rest = message.len().checked_sub(ICMP_HEADER)?;
     // RFC 4884 section 4: a length that is given says where extensions start.

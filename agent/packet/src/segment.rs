@@ -49,7 +49,7 @@ impl<'a> SuperPacket<'a> {
         })
     }
 
-    /// How many segments there are.
+    /// Number of segments.
     pub const fn count(&self) -> usize {
         self.payload.len().div_ceil(self.size)
     }

@@ -20,7 +20,7 @@ use super::table::{Container, Network, Table, id_in};
 use crate::addresses;
 use crate::status::Shared;
 
-/// Where engines' sockets are, unless the settings say otherwise.
+/// Default paths of engines' sockets.
 const USUAL: [&str; 2] = ["/run/docker.sock", "/run/podman/podman.sock"];
 /// Between two looks where no engine has any news.
 const LOOK: Duration = Duration::from_secs(2);

@@ -34,7 +34,7 @@ pub(crate) use keeper::keep;
 pub(crate) use table::Published;
 pub(crate) use table::{Container, Network, Table, looks_contained};
 
-/// What is known of containers, shared by who asks engines and who asks about packets.
+/// Known containers, shared by the task that queries engines and the look-up for packets.
 #[derive(Debug, Default)]
 pub(crate) struct Containers {
     table: watch::Sender<Arc<Table>>,
@@ -94,7 +94,7 @@ pub(crate) fn shown(table: &Table, snapshot: &Snapshot) -> Vec<v1::ContainerStat
     table.containers.iter().map(show).collect()
 }
 
-/// Who a container speaks as; or why as its host.
+/// Identity of a container, or the reason that it uses its host's.
 pub(crate) fn speaker(
     table: &Table,
     services: &[LocalService],

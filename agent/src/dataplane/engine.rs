@@ -16,7 +16,7 @@ use super::Setup;
 use super::alarm::Alarm;
 use super::outbound::Sealer;
 
-/// What the threads share: the node, the device and the sockets.
+/// State shared by the threads: the node, the device and the sockets.
 pub(super) struct Shared<O> {
     engine: Mutex<Engine<O>>,
     pub(super) tun: Tun,
@@ -25,14 +25,14 @@ pub(super) struct Shared<O> {
     pub(super) lanes: Vec<Lane>,
     started: Instant,
     pub(super) wakers: Wakers,
-    /// How often each of the lanes' threads has turned, in the order of their wakers.
+    /// Loop counts of the lanes' threads, in the order of their wakers.
     pub(super) turns: Vec<AtomicU64>,
     pub(super) refused: Refused,
     stopping: AtomicBool,
     failure: Mutex<Option<anyhow::Error>>,
 }
 
-/// How the threads are woken.
+/// Wakers of the threads.
 pub(super) struct Wakers {
     pub(super) keeper: Waker,
     pub(super) lanes: Vec<Waker>,
@@ -46,12 +46,12 @@ pub(super) struct Refused {
     pub(super) strange: AtomicU64,
 }
 
-/// What the threads of a lane share.
+/// State shared by the threads of a lane.
 pub(super) struct Lane {
     pub(super) sealer: Mutex<Sealer>,
     /// When its own thread used it last, see [`Shared::micros`].
     pub(super) sealed_at: AtomicU64,
-    /// What the lane has read.
+    /// Counters of packets that the lane has read.
     pub(super) frames: AtomicU64,
     pub(super) messages: AtomicU64,
 }

@@ -36,7 +36,7 @@ pub(super) struct Keys(pub(super) Private, pub(super) Option<Private>);
 
 type Private = Zeroizing<[u8; 32]>;
 
-/// What [`Handle::ping`] asks for; it comes back in the event.
+/// Request of [`Handle::ping`]; its token comes back in the event.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ping {
     pub target: IpAddr,
@@ -130,7 +130,7 @@ impl Handle {
         }
     }
 
-    /// Which applications here listen on one family only.
+    /// Applications here that listen on one address family only.
     ///
     /// # Errors
     /// When the data plane is gone or busy.

@@ -103,7 +103,7 @@ fn pass<O: Owners>(
     inbox.write(received, &mut shared.frames(lane));
 }
 
-/// How many messages make a portion: at least one.
+/// Number of messages per portion: at least one.
 fn portion(received: &[Received<'_>]) -> usize {
     let mut bytes = 0;
     let full = received.iter().position(|message| {

@@ -122,7 +122,7 @@ impl<O: Owners> Keeper<O> {
         }
     }
 
-    /// What the kernel has dropped at the device, and counts there.
+    /// Packets that the kernel dropped at the device.
     fn add_device_drops(&self, sample: &mut Sample) {
         let Some(drops) = device_drops(self.shared.tun.name()) else { return };
         sample.counters.drop_many(DropReason::DeviceQueue, drops.sent);

@@ -42,7 +42,7 @@ use inbound::Inbound;
 use keeper::Keeper;
 use outbound::Outbound;
 
-/// What the threads work with.
+/// Configuration of the threads.
 #[derive(Debug)]
 pub(crate) struct Setup<O> {
     pub tun: Tun,
@@ -51,7 +51,7 @@ pub(crate) struct Setup<O> {
     pub config: Config,
     pub state: Arc<CompiledSnapshot>,
     pub owners: O,
-    /// Where the node's events go; what doesn't fit is lost.
+    /// Channel for the node's events; events that don't fit are lost.
     pub events: mpsc::Sender<Event>,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct Sample {
     pub offloads: Option<Offloads>,
 }
 
-/// What a lane has read so far.
+/// Counters of a lane's reads.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LaneLoad {
     /// Of the device.

@@ -21,7 +21,7 @@ const BATCH_BYTES: usize = 1 << 16;
 
 const WAKER: u64 = u64::MAX;
 
-/// How long after its last batch a thread is taken to be at work.
+/// Time after its last batch for which a thread counts as busy.
 const AWAKE: Duration = Duration::from_micros(500);
 
 /// A thread that seals.
@@ -44,7 +44,7 @@ struct Batch {
     frames: Vec<Range<usize>>,
 }
 
-/// What was decided and not done yet, in order.
+/// Decisions not carried out yet, in order.
 struct Work {
     tasks: Vec<(Range<usize>, Task)>,
     outbox: Outbox,

@@ -40,12 +40,12 @@ const PROBES: usize = 3;
 /// `mesh.internal`, SOA, IN: the id is replaced.
 const PROBE: &[u8] = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x04mesh\x08internal\0\0\x06\0\x01";
 
-/// Where mesh DNS listens, and whom it asks about other names.
+/// Configuration of mesh DNS: listeners and upstream servers.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Usually one of the host's own overlay addresses, with [`PORT`]. It need not exist yet.
     pub listen: SocketAddr,
-    /// Who answers names that aren't the mesh's.
+    /// Upstream servers for names outside the mesh.
     pub upstream: Upstream,
     /// Whether `web.prod` is a name, too.
     pub short_names: bool,
@@ -53,7 +53,7 @@ pub struct Config {
     pub own: Vec<IpAddr>,
 }
 
-/// Who answers names that aren't the mesh's.
+/// Upstream servers for names outside the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upstream {
     /// These, in this order.

@@ -26,14 +26,14 @@ const MARK: &str = "# Written by isthmus-agent, which puts the former file back 
 /// systemd-resolved answers in milliseconds, or not at all.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where the host keeps its resolver's configuration.
+/// Paths of the host's resolver configuration.
 #[derive(Clone, Debug)]
 pub struct Paths {
     /// Exists where systemd-resolved runs.
     pub resolved: PathBuf,
     /// Speaks to systemd-resolved.
     pub resolvectl: PathBuf,
-    /// Where systemd-resolved answers.
+    /// Socket of systemd-resolved.
     pub stub: SocketAddr,
     /// The C library's configuration.
     pub resolv_conf: PathBuf,
@@ -41,7 +41,7 @@ pub struct Paths {
     pub kept: PathBuf,
 }
 
-/// What went wrong, and what to do about it.
+/// Failure to configure the host's resolver, with its remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolverError {
     /// It is configured, but not there.

@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// No query is longer; what is, isn't one.
 const MAX_QUERY_BYTES: usize = 4096;
 
-/// What all sockets share.
+/// State shared by all sockets.
 #[derive(Debug)]
 struct Shared {
     view: watch::Receiver<Arc<ProxySnapshot>>,

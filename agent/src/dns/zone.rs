@@ -21,15 +21,15 @@ use isthmus_proxy::ProxySnapshot;
 
 use super::wire;
 
-/// How long others may believe an answer, in seconds.
+/// TTL of an answer, in seconds.
 pub const TTL: u32 = 5;
-/// What fits into one packet on any path (DNS flag day 2020).
+/// Answer size that fits into one packet on any path (DNS flag day 2020).
 const MAX_UDP_PAYLOAD: u16 = 1232;
-/// What a client takes that doesn't say (RFC 1035, section 4.2.1).
+/// Maximum answer size without EDNS (RFC 1035, section 4.2.1).
 const PLAIN_UDP_PAYLOAD: u16 = 512;
 const HEADER_BYTES: usize = 12;
 
-/// How a query came.
+/// Transport of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// In a datagram; the answer must fit into one.
@@ -38,7 +38,7 @@ pub enum Transport {
     Tcp,
 }
 
-/// What is to happen with a query.
+/// Reply to a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// Send these bytes.
@@ -85,7 +85,7 @@ pub fn failure(query: &[u8]) -> Vec<u8> {
     wire::bare_reply(query, ResponseCode::ServFail.low())
 }
 
-/// How many bytes of an answer the query's sender takes.
+/// Maximum answer size that the query's sender accepts.
 fn max_bytes(query: &Message, transport: Transport) -> usize {
     let max = match (transport, &query.edns) {
         (Transport::Tcp, _) => u16::MAX,
@@ -97,7 +97,7 @@ fn max_bytes(query: &Message, transport: Transport) -> usize {
     usize::from(max)
 }
 
-/// What the zone says of a name.
+/// Records of a name in the zone.
 struct Found {
     /// The zone that the name lies in, or would.
     zone: DomainName,
@@ -115,7 +115,7 @@ enum What {
     Start,
 }
 
-/// What the mesh knows of a query's name; none if it isn't the mesh's to answer.
+/// Looks up a query's name; none if it isn't the mesh's to answer.
 fn judge(
     view: &ProxySnapshot,
     short: bool,

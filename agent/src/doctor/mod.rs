@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::settings::{Settings, SettingsError};
 
-/// What was looked at, in order.
+/// Results of the checks, in order.
 #[derive(Debug, Default)]
 pub struct Report {
     checks: Vec<Check>,
@@ -37,7 +37,7 @@ struct Check {
     problems: Vec<Problem>,
 }
 
-/// What every check knows.
+/// Facts shared by all checks.
 struct Host {
     settings: Settings,
     /// Whether an agent answers on the socket.

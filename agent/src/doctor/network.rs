@@ -14,7 +14,7 @@ use crate::network;
 use crate::own_ports::stop;
 use crate::state_dir::StateDir;
 
-/// What a tunnel over IPv6 adds to the smallest packet that IPv6 must be able to send.
+/// Overhead of a tunnel over IPv6, added to IPv6's minimum MTU.
 const LEAST_MTU: u32 = 1_280 + 80;
 /// Where nothing else is known: what a topology has unless it says otherwise.
 const USUAL: &str = "100.64.0.0/10";

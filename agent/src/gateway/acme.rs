@@ -52,7 +52,7 @@ use zeroize::Zeroizing;
 use super::{AgentServices, files};
 use crate::state_dir;
 
-/// What a challenge is asked for with (RFC 8737 section 6.2).
+/// ALPN protocol of a challenge (RFC 8737 section 6.2).
 const PROTOCOL: &[u8] = b"acme-tls/1";
 /// A chain with its key is smaller.
 const ROOM: usize = 16 << 10;
@@ -67,7 +67,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(6 * 3600);
 /// No answer of an authority has more.
 const MOST_BYTES: usize = 1 << 20;
 
-/// What to get, and for which names.
+/// A wanted certificate, and its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wanted {
     acme: Acme,
@@ -75,7 +75,7 @@ struct Wanted {
     file: PathBuf,
 }
 
-/// How it went lately.
+/// Recent outcome.
 #[derive(Debug)]
 struct Failure {
     pause: Duration,
@@ -102,7 +102,7 @@ fn names(listener: &Listener) -> Vec<String> {
     listener.hosts.iter().map(ToString::to_string).collect()
 }
 
-/// What the gateways of this host want.
+/// Certificates that the gateways of this host want.
 fn wanted(folder: &Path, snapshot: &Snapshot) -> Vec<Wanted> {
     let gateways = snapshot.local_services().filter_map(|(_, service, _)| service.gateway());
     let listeners = gateways.flat_map(|gateway| &gateway.listeners);
@@ -234,7 +234,7 @@ fn check_room(folder: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("{} has no room for a certificate", folder.display()))
 }
 
-/// What the authority has against a name, which the order itself doesn't say.
+/// The authority's error about a name, which the order itself doesn't contain.
 async fn refusal(order: &mut instant_acme::Order, status: OrderStatus) -> anyhow::Error {
     let mut authorizations = order.authorizations();
     while let Some(Ok(authorization)) = authorizations.next().await {

@@ -26,7 +26,7 @@ const SYSTEM_AUTHORITIES: [&str; 3] = [
     "/etc/ssl/ca-bundle.pem",
 ];
 
-/// What tells whether files are as they were, with their owners and modes.
+/// Fingerprint of files, with their owners and modes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stamp(Vec<(u64, u64, i64, i64)>);
 
@@ -42,14 +42,14 @@ impl Stamp {
     }
 }
 
-/// What a listener's TLS is made of.
+/// Files of a listener's TLS configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Served {
     pub(super) certificate: CertificateFiles,
     pub(super) client: Option<ClientCertificates>,
 }
 
-/// What to do about files that can't be used, by how they are now.
+/// Remedy for unusable files, by their current state.
 #[must_use]
 pub(super) fn remedy(files: &[&Path], keys: &[&Path]) -> String {
     let again = "it is read again by itself";

@@ -52,15 +52,15 @@ const MOST_ADDRESSES: usize = 64;
 /// The code of the problem that an external server's name leads where no server is.
 const SPECIAL: Code = Code::ExternalAddress;
 
-/// What the proxy asks for.
+/// Host services for the proxy.
 #[derive(Debug)]
 pub(crate) struct AgentServices {
     known: RwLock<Known>,
     /// What an authority is shown when it asks who answers for a name.
     challenges: RwLock<HashMap<String, Arc<ServerConfig>>>,
-    /// Where certificates are kept that come by ACME.
+    /// Directory of certificates obtained over ACME.
     folder: PathBuf,
-    /// Who knows what a connection asked for.
+    /// Source of a connection's original destination.
     packets: Option<Arc<Shared>>,
 }
 
@@ -77,7 +77,7 @@ struct Known {
     snapshot: Option<Arc<Snapshot>>,
 }
 
-/// What was made of files.
+/// Configuration loaded from files.
 #[derive(Clone, Debug)]
 struct Loaded<T, C> {
     of: T,
@@ -85,9 +85,9 @@ struct Loaded<T, C> {
     /// Of the newest files that were good.
     config: Option<C>,
     expires: Option<i64>,
-    /// What is wrong with the newest, and what to do about it.
+    /// Problem with the newest files, and its remedy.
     problem: Option<(String, String)>,
-    /// How many configurations there were before it, of this host.
+    /// Number of this host's earlier configurations.
     epoch: u64,
 }
 
@@ -270,7 +270,7 @@ impl AgentServices {
         }
     }
 
-    /// What `agentctl status` shows.
+    /// State shown by `agentctl status`.
     fn describe(&self, open: &GatewayListeners) -> Vec<v1::GatewayStatus> {
         let known = self.known.read();
         let Some(snapshot) = &known.snapshot else { return Vec::new() };
@@ -427,7 +427,7 @@ async fn addresses(host: String, port: u16) -> io::Result<Vec<IpAddr>> {
     if found.is_empty() { Err(io::Error::other("it has no address")) } else { Ok(found) }
 }
 
-/// What became of an external server's addresses.
+/// Result of resolving an external server's addresses.
 #[derive(Debug)]
 struct Answer {
     /// Those that may be dialled.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use isthmus_model::Mesh;
 
-/// What an address is, if it isn't one that a name may lead to.
+/// Kind of an address that a name may not resolve to.
 pub(super) fn special(address: IpAddr, mesh: &Mesh) -> Option<&'static str> {
     match address.to_canonical() {
         IpAddr::V4(v4) if mesh.ipv4.contains(&v4) && v4 != METADATA_ALIBABA => Some("the mesh's"),

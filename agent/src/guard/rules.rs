@@ -35,7 +35,7 @@ pub struct Guard {
     showing: Showing,
 }
 
-/// What tells the proxy's packets from others', where it speaks as somebody else on loopback.
+/// Mark of the proxy's packets on loopback with another's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Showing {
     /// Marks what the filter has seen to come from the proxy. Nobody learns it who could not change the

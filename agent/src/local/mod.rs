@@ -40,7 +40,7 @@ const REQUEST_BYTES_MAX: usize = 16 << 10;
 const REQUESTS_PER_CONNECTION: u32 = 16;
 const FLOWS_DEFAULT: usize = 1_000;
 const FLOWS_MAX: usize = 100_000;
-/// How long a new member's first snapshot may take.
+/// Time limit for a new member's first snapshot.
 const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection that says nothing for so long is asked whether it is alive.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -66,7 +66,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// What the API works with.
+/// State of the local API.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
     shared: Arc<Shared>,

@@ -22,7 +22,7 @@ const INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// A tunnel that isn't up yet takes a handshake, which may be lost once.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a person asked for, within bounds.
+/// A user's request, within bounds.
 #[derive(Debug)]
 pub(super) struct Series {
     target: IpAddr,

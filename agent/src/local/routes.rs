@@ -82,7 +82,7 @@ fn limit(view: LimitView) -> v1::LimitStatus {
     }
 }
 
-/// What callers of this host asked for.
+/// Requests by callers of this host, per route.
 fn traffic(series: &[SeriesSnapshot]) -> Vec<v1::RouteTraffic> {
     type Key<'a> = (&'a str, &'a str, &'a str, &'a str, StatusClass);
     let mut latencies: BTreeMap<Key<'_>, Histogram> = BTreeMap::new();

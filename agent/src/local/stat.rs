@@ -8,7 +8,7 @@ use isthmus_proxy::{Histogram, Ruling, SeriesLabels, SeriesSnapshot, Side};
 use super::routes::micros;
 use crate::telemetry::Window;
 
-/// What rows are made of.
+/// Source of the rows.
 type Key<'a> = (Side, &'a str, &'a str, &'a str, &'a str);
 
 pub(super) fn traffic(window: &Window) -> v1::Traffic {

@@ -27,7 +27,7 @@ pub(crate) fn state_not_writable(folder: &Path, error: &anyhow::Error) -> Proble
     Problem::new(UNWRITABLE, text, remedy)
 }
 
-/// What to do about a disk that doesn't take something, by what it said.
+/// Remedy for a failed write, by its error.
 pub(super) fn of_disk(folder: &Path, said: &str) -> String {
     let folder = folder.display();
     if said.contains("Read-only") {
@@ -39,7 +39,7 @@ pub(super) fn of_disk(folder: &Path, said: &str) -> String {
     format!("make room there (`df -h {folder}`, `df -i {folder}`), or make it writable")
 }
 
-/// What isn't there for this agent, since it doesn't know such things.
+/// Parts of a snapshot that this agent is too old to understand.
 pub(super) fn foreign(resources: &Resources) -> Option<Problem> {
     let keys: Vec<&str> = resources.foreign().collect();
     (!keys.is_empty()).then(|| {

@@ -65,7 +65,7 @@ struct Keeper {
     shared: Arc<Shared>,
     network: Arc<Mutex<Network>>,
     patience: Patience,
-    /// What was taken last, and by whom.
+    /// The last removal, and the process behind it.
     taken: Option<String>,
 }
 

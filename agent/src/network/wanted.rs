@@ -12,7 +12,7 @@ use isthmus_net::sysctl::Family;
 
 use crate::addresses::{answers, own, prefixes};
 
-/// What a snapshot wants of the kernel.
+/// Network configuration that a snapshot wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) addresses: BTreeSet<IpAddr>,
@@ -25,7 +25,7 @@ pub(super) struct Wanted {
     pub(super) mesh: Vec<IpNet>,
 }
 
-/// What the kernel has.
+/// Network configuration in the kernel.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Found {
     pub(super) link: Option<LinkInfo>,

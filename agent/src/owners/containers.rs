@@ -65,7 +65,7 @@ impl ContainerOwners {
     }
 }
 
-/// Who a container with a network of its own speaks as.
+/// Identity of a container with a network of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Spoken {
     Service(ServiceId),

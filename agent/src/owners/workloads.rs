@@ -8,7 +8,7 @@ use isthmus_net::process;
 
 use crate::containers::Container;
 
-/// What is known of a process.
+/// Attributes of a process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Process<'a> {
     /// `None` where it is another host's user, or a container's.
@@ -34,7 +34,7 @@ pub(crate) struct LocalService {
     pub(crate) name: String,
     /// The cheapest first.
     pub(super) selectors: Vec<Wanted>,
-    /// How much they say together.
+    /// Combined specificity.
     pub(super) weight: usize,
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn local_services(snapshot: &Snapshot) -> Vec<LocalService> {
     services
 }
 
-/// How much a selector says.
+/// Specificity of a selector.
 fn weight(selector: &Selector) -> usize {
     match selector {
         Selector::Container(container) => container.parts(),
@@ -126,7 +126,7 @@ pub(super) fn best(
 /// Of each selector of a service, whether it fits.
 pub(crate) type Fits = Vec<(Selector, Option<bool>)>;
 
-/// Which service a process is of, and how that came about.
+/// Service of a process, with the reason.
 #[derive(Debug)]
 pub(crate) struct Judgement {
     /// None: it speaks as the host, or its program has to be known first.

@@ -17,7 +17,7 @@ pub(super) const UNREACHED: Code = Code::NotReached;
 /// An application that is started again doesn't listen for a moment.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where a service's application listens here.
+/// Listening address of a service's application here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Listens {
     /// On the workload's IPv4 address, or where `listen` says if that is one.
@@ -36,7 +36,7 @@ impl Listens {
     }
 }
 
-/// What is remembered from one look to the next.
+/// State kept between two looks.
 #[derive(Debug, Default)]
 pub(super) struct Applications {
     /// As it was last seen to listen.

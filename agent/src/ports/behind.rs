@@ -21,7 +21,7 @@ use super::{Place, Port, addresses, guarded};
 use crate::containers::{Network, Table};
 use crate::owners::{LocalService, Spoken, speaks_as};
 
-/// What the filter is told of containers.
+/// Filter rules for containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Behind {
     /// Whether anybody looks for containers: who is new gets a moment to be known.
@@ -36,7 +36,7 @@ pub(crate) struct Behind {
 }
 
 impl Behind {
-    /// What follows from the containers that run.
+    /// Rules derived from the running containers.
     pub(super) fn of(snapshot: &Snapshot, table: &Table, services: &[LocalService]) -> Self {
         let mut behind =
             Self { looks: services.iter().any(LocalService::is_container), ..Self::default() };
@@ -139,7 +139,7 @@ impl Behind {
         (chains, passing)
     }
 
-    /// What the sets hold.
+    /// Elements of the sets.
     pub(super) fn elements(&self) -> Vec<(String, Vec<String>)> {
         let mut sets = Vec::new();
         for (suffix, is_ipv6) in [("4", false), ("6", true)] {
@@ -214,7 +214,7 @@ impl Behind {
     }
 }
 
-/// What takes the bridges' table away.
+/// Script that removes the bridges' table.
 pub(super) fn no_bridges(table: &str) -> String {
     format!("table bridge {table} {{}}\ndelete table bridge {table}\n")
 }

@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::Port;
 
-/// What the filter remembers.
+/// Counters of the filter.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// Who came around the mesh within the last hour.
+    /// Sources that bypassed the mesh within the last hour.
     pub(super) around: BTreeMap<Port, BTreeSet<IpAddr>>,
     /// Who wanted to send into the mesh through this host within the last ten minutes.
     pub(super) forwarded: BTreeSet<IpAddr>,

@@ -107,7 +107,7 @@ struct Keeper {
     /// What the data plane knows of it.
     deaf: Deaf,
     counts: Counts,
-    /// What the filter does, where it could be told.
+    /// The filter's rules, as last applied.
     guarded: Option<Ports>,
     behind: Behind,
     taken: Option<Taken>,

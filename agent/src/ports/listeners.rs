@@ -32,13 +32,13 @@ const ROOT: u32 = 0;
 /// Cgroups in which only systemd makes sockets, and those of users, who name theirs as they like.
 const UNIT_OF_SOCKETS: &str = ".socket";
 const OF_USERS: &str = "/user.slice/";
-/// What the kernel keeps of a process's name.
+/// Length to which the kernel cuts a process's name.
 const NAME_LEN: usize = 15;
 /// Programs by which container runtimes hold the ports of containers.
 const STAND_INS: [&str; 5] =
     ["docker-proxy", "conmon", "rootlessport", "containerd-shim-runc-v2", "pasta"];
 
-/// What was found out about a service's port.
+/// Listening state of a service's port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Finding {
     /// Whose the sockets are, of both families.

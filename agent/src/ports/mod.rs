@@ -48,7 +48,7 @@ impl fmt::Display for Port {
 }
 
 impl Port {
-    /// Where a service's applications listen.
+    /// Listening addresses of a service's applications.
     #[must_use]
     pub(crate) const fn of(service: &Service) -> Self {
         match service.layer4() {

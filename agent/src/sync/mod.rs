@@ -59,7 +59,7 @@ const CERTIFICATE_CHECK_EVERY: Duration = Duration::from_secs(30);
 /// What made a host refuse a revision may be gone: it asks again.
 const RETRY_REFUSED_AFTER: Duration = Duration::from_secs(15);
 
-/// What a session needs of the host that it is held for.
+/// Host's side of a session.
 pub(crate) trait Member: Send {
     /// Takes over a new revision. Returns what it brings with it here that an operator should know.
     ///
@@ -70,16 +70,16 @@ pub(crate) trait Member: Send {
         resources: Resources,
     ) -> impl Future<Output = Result<Vec<v1::Problem>, String>> + Send;
 
-    /// What this host works by.
+    /// The snapshot that this host runs.
     fn resources(&self) -> &Resources;
 
-    /// Where its tunnels can be reached, as far as it knows.
+    /// Known endpoints of its tunnels.
     fn endpoints(&self) -> impl Future<Output = Vec<SocketAddr>> + Send;
 
     /// The route of this host that leads elsewhere with some of `prefixes`; empty for none.
     fn clash(&self, prefixes: &[IpNet]) -> impl Future<Output = String> + Send;
 
-    /// What the controller must be told that has happened since it was asked last.
+    /// Report for the controller since the last call.
     fn report(&mut self) -> v1::Report;
 
     /// All that is wrong with this host.
@@ -91,13 +91,13 @@ pub(crate) trait Member: Send {
     /// The controller deals out shares of rate limits.
     fn shares(&mut self, shares: v1::Shares);
 
-    /// What tells this run of the agent from any other.
+    /// Unique id of this run of the agent.
     fn instance(&self) -> Vec<u8>;
 
-    /// What time it is at the controller.
+    /// Controller's time.
     fn clock(&mut self, clock: &Clock);
 
-    /// Where the controller says that controllers are.
+    /// Controllers' addresses, as sent by the controller.
     fn controllers(&mut self, addresses: Vec<String>) -> impl Future<Output = ()> + Send;
 
     /// The controller has taken this host in.
@@ -113,7 +113,7 @@ pub(crate) trait Member: Send {
     fn device(&self) -> Option<u32>;
 }
 
-/// How a session ended, apart from failing.
+/// Regular end of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// There is a new certificate to show.
@@ -177,7 +177,7 @@ pub(crate) async fn session(
     }
 }
 
-/// What became of a delta.
+/// Outcome of a delta.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     Accepted,
@@ -189,7 +189,7 @@ struct Session<'a> {
     client: SyncClient<Channel>,
     ours: &'a Credentials,
     outgoing: mpsc::Sender<v1::AgentMessage>,
-    /// What the controller was told last.
+    /// Last report to the controller.
     endpoints: Vec<SocketAddr>,
     problems: Option<Vec<v1::Problem>>,
     clock: Clock,

@@ -10,7 +10,7 @@ use isthmus_proto::v1;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Resources {
     revision: u64,
-    /// Which run of a controller made it; 0 where it didn't say.
+    /// Epoch of the controller that made it; 0 if unknown.
     epoch: u64,
     by_key: BTreeMap<String, v1::Resource>,
 }
@@ -21,7 +21,7 @@ pub(crate) enum DeltaError {
     /// It builds on a revision that isn't the present one: only everything helps.
     #[error("the controller sent a difference to revision {base}, this host has {present}")]
     WrongBase {
-        /// What the delta builds on.
+        /// Base revision of the delta.
         base: u64,
         /// What is there.
         present: u64,
@@ -35,7 +35,7 @@ impl Resources {
         self.revision
     }
 
-    /// Which run of a controller made it; 0 where it didn't say.
+    /// Epoch of the controller that made it; 0 if unknown.
     #[must_use]
     pub(crate) const fn epoch(&self) -> u64 {
         self.epoch

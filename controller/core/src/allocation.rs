@@ -64,7 +64,7 @@ struct Service {
     virtual_ipv4: Ipv4Addr,
 }
 
-/// What a service or a device had.
+/// Former allocation of a service or a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Former {
     name: String,

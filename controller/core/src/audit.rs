@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-/// How many acts are kept.
+/// Number of acts kept.
 const KEPT: usize = 10_000;
 /// What an operator says, such as a name that is no host's, is cut.
 const LONGEST: usize = 512;
@@ -24,9 +24,9 @@ pub struct Act {
     pub what: String,
     /// Whether it was done.
     pub done: bool,
-    /// What came of it, in words.
+    /// Its outcome, in words.
     pub result: String,
-    /// How often in a row it was tried in vain.
+    /// Number of failed attempts in a row.
     pub times: u32,
 }
 

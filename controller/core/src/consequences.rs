@@ -17,12 +17,12 @@ const TENTH: usize = 10;
 /// More names than this say no more than their number.
 const NAMES_SHOWN: usize = 8;
 
-/// What comes of the step from one state to the next, a sentence each.
+/// Consequences of the step from one state to the next, a sentence each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Consequences {
     /// What may be a mistake: it is done only if somebody says yes to it.
     pub asks: Vec<String>,
-    /// What is good to know.
+    /// Notices.
     pub notes: Vec<String>,
 }
 

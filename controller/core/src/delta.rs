@@ -12,7 +12,7 @@ pub struct Delta<R> {
 }
 
 impl<R: Clone + PartialEq> Delta<R> {
-    /// What makes `new` of `old`.
+    /// Delta from `old` to `new`.
     #[must_use]
     pub fn between(old: &BTreeMap<String, R>, new: &BTreeMap<String, R>) -> Self {
         let changed = new

@@ -73,7 +73,7 @@ impl Inventory {
         self.members.values()
     }
 
-    /// How many hosts have joined.
+    /// Number of hosts that have joined.
     #[must_use]
     pub fn len(&self) -> usize {
         self.members.len()
@@ -107,7 +107,7 @@ pub(crate) fn labels(member: &Member, topology: &Topology) -> BTreeMap<String, S
     labels
 }
 
-/// Which services of a topology are placed on a member.
+/// Services of a topology that are placed on a member.
 pub(crate) fn services_on<'a>(
     member: &Member,
     topology: &'a Topology,
@@ -142,7 +142,7 @@ pub(crate) fn brought_by(
     service.or_else(|| device().map(|(device, _)| format!("device {:?}", device.as_str())))
 }
 
-/// Which devices of a topology have their tunnel's end on a member.
+/// Devices of a topology whose tunnel ends at a member.
 pub(crate) fn devices_on<'a>(
     member: &Member,
     topology: &'a Topology,

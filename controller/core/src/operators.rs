@@ -34,7 +34,7 @@ pub struct Operator {
     /// Their name.
     #[serde(with = "text")]
     pub name: Name,
-    /// What they may do.
+    /// Their role.
     pub role: Role,
     /// When they were added, in seconds since the epoch; 0 if they never were.
     pub added: i64,
@@ -42,7 +42,7 @@ pub struct Operator {
     pub added_by: String,
     /// Certificates that were issued up to then are worth nothing, in seconds since the epoch.
     pub void_until: i64,
-    /// Who revoked them; empty while they are good.
+    /// Operator who revoked them; empty while they are valid.
     pub revoked_by: String,
 }
 

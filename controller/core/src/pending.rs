@@ -15,15 +15,15 @@ use crate::state::State;
 pub struct Pending {
     /// The revision.
     pub revision: Revision,
-    /// Who applied it.
+    /// Operator who applied it.
     pub by: String,
     /// Until when it waits, in seconds since the epoch.
     pub deadline: i64,
-    /// How long that was, in seconds.
+    /// Its duration, in seconds.
     pub within: u64,
     /// The files before.
     pub files: Arc<[SourceFile]>,
-    /// How far rollouts had got before.
+    /// Earlier progress of rollouts.
     pub rollouts: BTreeMap<Name, Rollout>,
 }
 

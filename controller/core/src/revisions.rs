@@ -7,7 +7,7 @@ use std::sync::Arc;
 use isthmus_model::Revision;
 use isthmus_model::topology::SourceFile;
 
-/// How many are kept at most.
+/// Maximum number of revisions kept.
 const KEPT: usize = 100;
 /// And how many bytes of files, all together: the whole store is read into memory.
 const KEPT_BYTES: usize = 16 << 20;

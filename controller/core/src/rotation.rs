@@ -15,7 +15,7 @@ use crate::inventory::{Member, devices_on};
 use crate::state::State;
 use crate::text;
 
-/// How far the change of a host's tunnel key has got.
+/// Progress of the change of a host's tunnel key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rotation {

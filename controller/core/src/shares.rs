@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use isthmus_model::HostId;
 use isthmus_model::ratelimit::{WHOLE, least_share, scaled};
 
-/// How long a silent host keeps what it has.
+/// Time for which a silent host keeps its share.
 pub const SILENCE: Duration = Duration::from_secs(30);
 /// Within this time a host that is heard of works by less, if it is told so.
 pub const OBEYS: Duration = Duration::from_secs(10);
@@ -37,12 +37,12 @@ pub struct Shares {
     settles_at: Option<Instant>,
 }
 
-/// What a host says of a limit.
+/// A host's report about a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// What it is asked for, in billionths of the limit.
+    /// Its demand, in billionths of the limit.
     pub demand: u64,
-    /// What it works by.
+    /// The share that it applies.
     pub share: u32,
     /// The newest round that it was told of; 0 for none.
     pub round: u64,

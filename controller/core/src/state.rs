@@ -16,7 +16,7 @@ use crate::rollout::{Phase, Rollout};
 /// Numbers that a lost history may have given, at most: nobody says how many.
 const LOST_NUMBERS: u32 = 1_000;
 
-/// What a mesh is from `init` on.
+/// Immutable identity of a mesh, made by `init`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeshIdentity {
     /// Its name.
@@ -40,13 +40,13 @@ pub struct State {
     pub files: Arc<[SourceFile]>,
     /// What they say.
     pub topology: Arc<Topology>,
-    /// Who has joined.
+    /// Members.
     pub inventory: Inventory,
-    /// Who has which numbers and addresses.
+    /// Allocated numbers and addresses.
     pub allocation: Allocation,
-    /// How far each rollout of the topology has got.
+    /// Progress of the topology's rollouts.
     pub rollouts: BTreeMap<Name, Rollout>,
-    /// Which workloads are about to go.
+    /// Workloads that are draining.
     pub leaving: Leaving,
 }
 
@@ -104,7 +104,7 @@ pub enum JoinError {
     /// There are no addresses for it.
     #[error("{cause}; {}", .cause.help())]
     Allocation {
-        /// What is lacking.
+        /// The missing grant.
         #[from]
         cause: AllocationError,
     },

@@ -11,7 +11,7 @@ use crate::text;
 /// How long a token is remembered after it expired, so that its late user hears why it fails.
 const KEPT_SECONDS: i64 = 7 * 86_400;
 
-/// What the controller knows of a join token.
+/// Record of a join token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRecord {
     /// Names it.
@@ -21,11 +21,11 @@ pub struct TokenRecord {
     pub secret_hash: [u8; 32],
     /// When it stops working, in seconds since the epoch.
     pub expires: i64,
-    /// How many hosts may join with it.
+    /// Number of hosts that may join with it.
     pub uses: u32,
-    /// How many have.
+    /// Number of hosts that have.
     pub used: u32,
-    /// What labels it grants.
+    /// Labels that it grants.
     pub labels: BTreeMap<String, String>,
     /// The only name that it is good for, if it is bound to one.
     pub host: Option<String>,
@@ -47,9 +47,9 @@ pub enum TokenRefusal {
     UsedUp {
         /// The token.
         id: TokenId,
-        /// How many hosts have joined with it.
+        /// Number of hosts that have joined with it.
         used: u32,
-        /// How many may.
+        /// Number of hosts that may.
         uses: u32,
     },
     /// It is bound to another name.

@@ -39,13 +39,13 @@ impl MeshSnapshot {
         &self.everything
     }
 
-    /// Who has joined.
+    /// Members.
     #[must_use]
     pub fn inventory(&self) -> &Inventory {
         &self.inventory
     }
 
-    /// What a host needs to know; none if there is no such host.
+    /// The slice of a host; none if there is no such host.
     ///
     /// INVARIANT: holds every address that a packet which policy may allow could carry to or from
     /// this host, and every rule that can decide about one.
@@ -251,7 +251,7 @@ impl Residents {
     }
 }
 
-/// Which pairs of identities may exchange traffic.
+/// Pairs of identities that may exchange traffic.
 #[derive(Clone, Debug)]
 struct Relations {
     count: usize,

@@ -44,11 +44,11 @@ pub struct Saved {
     pub files: Vec<SourceFile>,
     /// Numbers and addresses.
     pub allocation: Allocation,
-    /// Who has joined.
+    /// Members.
     pub members: Vec<Member>,
     /// Join tokens.
     pub tokens: Vec<TokenRecord>,
-    /// How far rollouts have got.
+    /// Progress of rollouts.
     pub rollouts: BTreeMap<Name, Rollout>,
     /// Workloads that are about to go.
     pub leaving: Leaving,
@@ -60,7 +60,7 @@ pub struct Saved {
     pub pending: Option<Pending>,
     /// Operators who are written down.
     pub operators: Vec<Operator>,
-    /// What operators did.
+    /// Audit log.
     pub acts: Vec<Act>,
     /// The mesh that it is of; stores from before this was kept say nothing.
     pub belongs: Option<Belongs>,

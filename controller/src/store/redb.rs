@@ -33,7 +33,7 @@ pub struct Redb {
     disk: Mutex<Disk>,
 }
 
-/// How a file becomes a database.
+/// Opens a file as a database.
 type Open = fn(File) -> Result<Database, DatabaseError>;
 
 #[derive(Debug)]

@@ -428,7 +428,7 @@ impl StreamState {
         v1::Check { number: self.questions, prefixes }
     }
 
-    /// What was sent, if this answers it.
+    /// Takes the sent revision, if this answers it.
     pub(super) fn answered(&mut self, revision: u64) -> Option<Sent> {
         self.unanswered.take_if(|sent| sent.held.revision.0 == revision)
     }

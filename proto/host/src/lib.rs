@@ -32,7 +32,7 @@ pub enum HostError {
     /// `127.1`, `[::1`
     #[error("it looks like an address, and is none")]
     Address,
-    /// What stands behind the colon.
+    /// The port after the colon.
     #[error("its port is no number from 0 to 65535")]
     Port,
 }

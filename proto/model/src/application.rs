@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-/// What an application wants of the proxy before it.
+/// An application's settings for the proxy in front of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Application {
     /// The PROXY protocol, if it wants one: it tells who calls before the first byte.
@@ -13,14 +13,14 @@ pub struct Application {
     /// Whether it gets requests' trailers by HTTP/1.1: many applications take them for header fields, some
     /// for those of another request. HTTP/2 keeps them apart.
     pub trailers: bool,
-    /// Where it listens, if that isn't the service's port on its workload's addresses: on loopback.
+    /// Its listening port on loopback, if it doesn't listen on the service's port of its workload's addresses.
     pub listen: Option<SocketAddr>,
-    /// Whose address it sees.
+    /// Peer address that it sees.
     pub source: SeenSource,
 }
 
 impl Application {
-    /// Where it listens, of a port by which it is called.
+    /// Its listening port, for a port by which it is called.
     #[must_use]
     pub const fn port(&self, called: u16) -> u16 {
         match self.listen {
@@ -42,7 +42,7 @@ impl Application {
     }
 }
 
-/// Whose address an application sees as its peer's, where the proxy speaks to it.
+/// Peer address that an application sees on connections from the proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SeenSource {
     /// Its own host's.
@@ -61,7 +61,7 @@ pub enum ProxyProtocol {
     V2,
 }
 
-/// What is spoken to an application, whatever its callers speak.
+/// Protocol to an application, whatever its callers use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HttpVersion {
     /// HTTP/2 for gRPC, HTTP/1.1 for everything else.

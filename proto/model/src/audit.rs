@@ -54,7 +54,7 @@ impl Audited {
         Problem::new(Code::Audit, text, remedy).about(self.subject())
     }
 
-    /// What it is about.
+    /// Subject.
     fn subject(&self) -> String {
         match self {
             Self::Everything => String::new(),
@@ -63,7 +63,7 @@ impl Audited {
         }
     }
 
-    /// What of the topology says so.
+    /// Part of the topology that says so.
     fn place(&self) -> String {
         match self {
             Self::Everything => "`audit = true` in [policy]".to_owned(),

@@ -131,12 +131,12 @@ impl Capability {
     }
 }
 
-/// What an agent understands.
+/// Features that an agent understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities(u64);
 
 impl Capabilities {
-    /// What agents understand that don't say.
+    /// Features of agents that don't state any.
     pub const FIRST: Self = Self((1 << (Capability::External as u8 + 1)) - 1);
 
     /// Nothing beyond names, addresses, ports, methods and paths.
@@ -162,18 +162,18 @@ impl Capability {
     }
 }
 
-/// What an agent gets otherwise than the topology says it.
+/// A feature that an agent lacks, with the substitute.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lack {
     /// `rule "web reads"`, `service "web"`.
     pub what: String,
-    /// What of it the agent doesn't understand.
+    /// The feature that the agent doesn't understand.
     pub capability: Capability,
-    /// What becomes of it.
+    /// Its substitute.
     pub effect: Effect,
 }
 
-/// What becomes of something that an agent doesn't understand.
+/// Substitute for something that an agent doesn't understand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effect {
     /// It isn't sent.
@@ -240,7 +240,7 @@ pub fn fit_rules(rules: Vec<Rule>, has: Capabilities) -> (Vec<Rule>, Vec<Lack>) 
     (rules, fitting.lacks.into_iter().collect())
 }
 
-/// What an agent must understand to work by a snapshot as it is meant.
+/// Features that an agent needs in order to run a snapshot as intended.
 #[must_use]
 pub fn needed(snapshot: &Snapshot) -> BTreeSet<Capability> {
     let (_, lacks) = fit(snapshot.clone(), Capabilities::NONE);

@@ -7,7 +7,7 @@ use crate::address::MeshPrefix;
 use crate::identity::{DeviceId, HostId, Principal, ServiceId};
 use crate::snapshot::Snapshot;
 
-/// What an overlay address stands for.
+/// Meaning of an overlay address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// A host's own address.
@@ -32,7 +32,7 @@ impl Place {
         }
     }
 
-    /// Who speaks from this address; `local` is the host that asks.
+    /// Identity behind this address; `local` is the querying host.
     #[must_use]
     pub const fn principal(self, local: HostId) -> Principal {
         match self {
@@ -81,7 +81,7 @@ impl Directory {
         self.ipv6.insert(ipv6, place);
     }
 
-    /// What an address stands for, if anything.
+    /// Meaning of an address, if any.
     #[must_use]
     pub fn place(&self, address: IpAddr) -> Option<Place> {
         match address {
@@ -90,13 +90,13 @@ impl Directory {
         }
     }
 
-    /// What an IPv4 address stands for, if anything.
+    /// Meaning of an IPv4 address, if any.
     #[must_use]
     pub fn place_v4(&self, address: Ipv4Addr) -> Option<Place> {
         self.ipv4.get(&address).copied()
     }
 
-    /// What an IPv6 address stands for, if anything.
+    /// Meaning of an IPv6 address, if any.
     #[must_use]
     pub fn place_v6(&self, address: Ipv6Addr) -> Option<Place> {
         let (host, service) = self.prefix.parse(address)?;

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::route::HostMatch;
 
-/// What a service is at the edge.
+/// Role of a service at the mesh's edge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edge {
     /// Lets clients from outside in: agents of its hosts listen for them.
@@ -21,7 +21,7 @@ pub enum Edge {
 /// `[gateway.NAME]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gateway {
-    /// Where its hosts' agents listen.
+    /// Listeners on its hosts.
     pub listeners: Vec<Listener>,
     /// Clients from here are proxies, whose `X-Forwarded-*` is believed.
     pub trusted_proxies: Vec<IpNet>,
@@ -50,7 +50,7 @@ pub struct ListenerTls {
     pub client: Option<ClientCertificates>,
 }
 
-/// Where a listener's certificate comes from.
+/// Source of a listener's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Certificate {
     /// Somebody puts it there.
@@ -67,7 +67,7 @@ pub struct Acme {
     pub directory: Arc<str>,
     /// Whom it writes to about the certificates.
     pub email: Option<Arc<str>>,
-    /// Who issues the certificate of the authority's own server. None: whom the host trusts.
+    /// Root of the authority's own server certificate. None: the host's root store.
     pub ca: Option<PathBuf>,
 }
 
@@ -85,7 +85,7 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// Which clients' certificates are good.
+/// Accepted client certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificates {
     /// Those that these issue.
@@ -107,14 +107,14 @@ pub struct External {
     pub special_addresses: bool,
 }
 
-/// How TLS to an external server is begun.
+/// TLS to an external server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origination {
-    /// Who issues the server's certificate. None: whom the host trusts.
+    /// Root of the server's certificate. None: the host's root store.
     pub ca: Option<PathBuf>,
     /// The name that the server must prove. None: its host's.
     pub server_name: Option<Arc<str>>,
-    /// What the server is shown, if it asks.
+    /// Client certificate for the server, if it asks.
     pub certificate: Option<CertificateFiles>,
 }
 
@@ -130,7 +130,7 @@ impl Gateway {
 }
 
 impl Listener {
-    /// How exactly it is for a host; none if it isn't.
+    /// Specificity of its match for a host; none if it doesn't match.
     fn fit(&self, host: Option<&str>) -> Option<usize> {
         if self.hosts.is_empty() {
             return Some(0);

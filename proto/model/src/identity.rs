@@ -20,7 +20,7 @@ pub struct ServiceId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(pub u32);
 
-/// Who sends or receives, by number: what an overlay address says.
+/// Sender or receiver by number, as in an overlay address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Principal {
     /// The host itself: a process that matches no service.
@@ -31,7 +31,7 @@ pub enum Principal {
     Device(DeviceId),
 }
 
-/// Who sends or receives, by name.
+/// Sender or receiver by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Identity {
     /// A host of the mesh.

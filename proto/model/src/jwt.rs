@@ -13,19 +13,19 @@ use crate::route::FieldMatch;
 pub struct JwtProvider {
     /// Its name.
     pub name: Name,
-    /// What `iss` must be.
+    /// Required value of `iss`.
     pub issuer: Arc<str>,
     /// `aud` must name one of these. Empty: whatever `aud` is.
     pub audiences: Vec<Arc<str>>,
-    /// Where its keys are (a JWK set, RFC 7517).
+    /// Location of its keys (a JWK set, RFC 7517).
     pub keys: KeySource,
-    /// Where requests have the token.
+    /// Location of the token in requests.
     pub place: TokenPlace,
-    /// How far clocks may differ.
+    /// Tolerated clock skew.
     pub leeway: Duration,
 }
 
-/// Where a JWK set is.
+/// Location of a JWK set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeySource {
     /// In a file of each host that needs it.
@@ -34,7 +34,7 @@ pub enum KeySource {
     Url(Arc<str>),
 }
 
-/// Where a request has its token.
+/// Location of the token in a request.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TokenPlace {
     /// In this header field, by lower-case name; behind `Bearer ` if it is `authorization`.
@@ -46,7 +46,7 @@ pub enum TokenPlace {
 /// `jwt` in a match: a token must be there, and say this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JwtMatch {
-    /// Whose token.
+    /// Issuer of the token.
     pub provider: Arc<JwtProvider>,
     /// Its claims. Of a claim that is a list, any element may fit; `scope` is a list of words.
     pub claims: Vec<FieldMatch>,

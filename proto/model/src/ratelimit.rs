@@ -12,25 +12,25 @@ use crate::rules::Origin;
 pub struct RateLimit {
     /// Its name.
     pub name: Name,
-    /// Whose requests are limited, where they arrive.
+    /// Service whose incoming requests are limited.
     pub service: Name,
-    /// Which of them: any of these may fit. Empty: all.
+    /// Matches that select requests: any of them may fit. Empty: all.
     pub matches: Vec<RouteMatch>,
     /// Thousandths of a request per second.
     pub rate: u64,
-    /// How many may come at once after a silence.
+    /// Burst.
     pub burst: u32,
-    /// Who has a limit of their own.
+    /// Key by which each caller has a limit of its own.
     pub per: LimitKey,
-    /// Where it holds.
+    /// Scope.
     pub scope: LimitScope,
-    /// How many hosts share it; at least 1.
+    /// Number of hosts that share it; at least 1.
     pub hosts: u32,
     /// Where it stands.
     pub origin: Origin,
 }
 
-/// Whose requests are counted together.
+/// Grouping of requests that are counted together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LimitKey {
     /// All requests.

@@ -59,7 +59,7 @@ pub struct HealthCheck {
     pub unhealthy_threshold: u32,
 }
 
-/// What a health check does.
+/// Kind of health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthProbe {
     /// `tcp`: connects.

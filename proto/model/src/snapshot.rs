@@ -33,14 +33,14 @@ impl fmt::Display for Revision {
     }
 }
 
-/// What one host knows of the mesh.
+/// Configuration of the mesh as one host needs it.
 ///
 /// INVARIANT (kept by whoever builds it): every id that a part names is a key of the table it names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// Which one this is.
     pub revision: Revision,
-    /// What holds for the whole mesh.
+    /// Settings of the whole mesh.
     pub mesh: Mesh,
     /// The host that this snapshot is for; a key of `hosts`.
     pub local: HostId,
@@ -58,7 +58,7 @@ pub struct Snapshot {
     pub limits: Vec<RateLimit>,
 }
 
-/// What holds for the whole mesh.
+/// Settings of the whole mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mesh {
     /// The mesh's name.
@@ -81,13 +81,13 @@ pub struct Host {
     pub name: Name,
     /// Where it stands.
     pub site: Option<Name>,
-    /// What its operators say of it.
+    /// Labels set by its operators.
     pub labels: BTreeMap<String, String>,
     /// Its tunnel key.
     pub public_key: PublicKey,
     /// The one before, while that is good as well.
     pub former_key: Option<PublicKey>,
-    /// Where its tunnels can be reached; may be empty (then it must speak first).
+    /// Endpoints of its tunnels; may be empty (then it must speak first).
     pub endpoints: Vec<SocketAddr>,
     /// Its IPv4 addresses; the first is the host's own.
     pub ipv4_block: Ipv4Net,
@@ -103,7 +103,7 @@ pub struct Service {
     /// The port that it listens on, on every workload and on the virtual addresses. 0: none, since it only
     /// calls others.
     pub port: u16,
-    /// What it speaks.
+    /// Protocol.
     pub protocol: Protocol,
     /// Its further ports, on the same addresses.
     pub more: Vec<ServicePort>,
@@ -113,17 +113,17 @@ pub struct Service {
     pub placements: BTreeMap<HostId, Ipv4Addr>,
     /// Those of these hosts whose workloads are about to go: they get nothing new.
     pub leaving: BTreeSet<HostId>,
-    /// How its processes are known on a host.
+    /// Selectors of its processes on a host.
     pub selectors: Vec<Selector>,
-    /// How its requests are shared out, if it speaks HTTP.
+    /// Load balancing of its requests, if it speaks HTTP.
     pub balance: Balance,
-    /// What it is at the mesh's edge, if it is there. Its placements are gateways' hosts then.
+    /// Its role at the mesh's edge, if any. Its placements are gateways' hosts then.
     pub edge: Option<Edge>,
-    /// How the proxy speaks to its applications.
+    /// Protocol from the proxy to its applications.
     pub application: Application,
-    /// What becomes of paths that can be written in several ways, if it speaks HTTP.
+    /// Handling of paths with several spellings, if it speaks HTTP.
     pub paths: PathMode,
-    /// How its port is guarded.
+    /// Guard of its port.
     pub guard: PortGuard,
     /// Names that it had before: DNS finds it by them, too.
     pub aliases: Vec<Name>,
@@ -132,25 +132,25 @@ pub struct Service {
 /// A further port of a service. Rules that allow are about it only if they name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
-    /// What rules call it.
+    /// Its name in rules.
     pub name: Name,
     /// Its number.
     pub port: u16,
-    /// What is spoken there.
+    /// Protocol there.
     pub protocol: Protocol,
-    /// How the proxy speaks to who listens there.
+    /// Protocol from the proxy to the listener there.
     pub application: Application,
 }
 
 impl ServicePort {
-    /// What a client sends.
+    /// Transport protocol and port that a client uses.
     #[must_use]
     pub const fn layer4(&self) -> Layer4 {
         self.protocol.layer4(self.port)
     }
 }
 
-/// What a service speaks.
+/// Protocol of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// TCP, judged by connection.
@@ -178,7 +178,7 @@ impl Protocol {
         application.needs_proxy() || matches!(self, Self::Http | Self::Tls | Self::Auto)
     }
 
-    /// What a client sends to a port where it is spoken.
+    /// Transport that carries it.
     #[must_use]
     pub const fn layer4(self, port: u16) -> Layer4 {
         match self {
@@ -206,7 +206,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// What becomes of a path that can be written, or read, in several ways.
+/// Handling of a path with several spellings or readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PathMode {
     /// `strict`: what can be read in two ways is refused.
@@ -349,7 +349,7 @@ impl Service {
         self.external().filter(|_| direct)
     }
 
-    /// What a client of this service sends: its port, over TCP or UDP.
+    /// Port and transport that a client of this service uses.
     #[must_use]
     pub const fn layer4(&self) -> Layer4 {
         self.protocol.layer4(self.port)

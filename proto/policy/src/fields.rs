@@ -44,7 +44,7 @@ impl Headers for NoHeaders {
     fn all(&self, _: &mut dyn FnMut(&str, &[u8])) {}
 }
 
-/// Which of several readings of a request must fit.
+/// Readings of a request that must fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readings {
     /// Every one: for what lets pass.

@@ -19,7 +19,7 @@ use crate::verdict::{DecidedBy, Decision, Query, RuleId, Stream, Verdict};
 pub struct Policy {
     pub(crate) default: Action,
     pub(crate) audit: bool,
-    /// What goes to these is audited.
+    /// Traffic to these is audited.
     pub(crate) audited: Vec<Subject>,
     audited_ids: Vec<Id>,
     pub(crate) rules: Vec<Rule>,
@@ -31,14 +31,14 @@ pub struct Policy {
     pub(crate) services: Services,
 }
 
-/// What services offer. Who has no port isn't there; few have several.
+/// Ports of services. Services without a port are absent; few have several.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Services {
     own: Map<Name, Served>,
     more: Map<Name, Vec<Served>>,
 }
 
-/// What a service offers.
+/// Port of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Served {
     pub(crate) layer4: Layer4,
@@ -60,7 +60,7 @@ pub(crate) struct Served {
 pub(crate) struct RequestPattern {
     pub(crate) method: Option<Arc<str>>,
     pub(crate) path: Option<Pattern>,
-    /// What else it asks for, if anything.
+    /// Further conditions, if any.
     pub(crate) more: Option<Box<RequestMatch>>,
 }
 
@@ -233,7 +233,7 @@ impl Policy {
         self.audited_ids.clear();
     }
 
-    /// What a service offers, at its own port first.
+    /// Ports of a service, its own first.
     pub(crate) fn served(&self, service: &Name) -> Vec<Served> {
         self.services.of(service)
     }
@@ -258,7 +258,7 @@ impl Services {
         }
     }
 
-    /// What a service offers at a port; where it offers nothing there, at its own.
+    /// Port of a service; its own if it doesn't offer the requested one.
     pub(crate) fn at(&self, name: &Name, layer4: Layer4) -> Option<Served> {
         let own = *self.own.get(name)?;
         if own.layer4 == layer4 || self.more.is_empty() {

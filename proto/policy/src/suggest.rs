@@ -157,7 +157,7 @@ fn path(asked: &Asked<'_>) -> Option<(Option<String>, Option<RegexPattern>)> {
     Some((None, Some(escaped.parse().ok()?)))
 }
 
-/// What the first token that rules here know says, claim by claim.
+/// Claims of the first token that rules here know.
 fn token(policy: &Policy, query: &Query<'_>, asked: &Asked<'_>) -> Option<JwtMatch> {
     let providers = policy.providers(query.to);
     let (provider, token) = asked.request.tokens.iter().find_map(|token| {

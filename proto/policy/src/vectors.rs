@@ -36,13 +36,13 @@ pub struct Vector {
 /// A question, and the right answer.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// What it is about.
+    /// Subject.
     pub name: String,
-    /// Who asks.
+    /// Caller.
     pub from: Identity,
     /// For whom.
     pub to: Identity,
-    /// What the first packet carries.
+    /// Transport of the first packet.
     pub layer4: Layer4,
     /// Method and path.
     pub request: Option<(String, String)>,
@@ -56,11 +56,11 @@ pub struct Case {
     pub tokens: Vec<Token>,
     /// The header fields as the engine takes them: by names in lower case.
     asked: Vec<(String, String)>,
-    /// What must come out.
+    /// Expected outcome.
     pub outcome: Outcome,
-    /// What must have decided: a rule's name, `default`, `built-in: …`.
+    /// Expected decider: a rule's name, `default`, `built-in: …`.
     pub by: String,
-    /// What must be said to have denied, were it not for audit.
+    /// Expected decider that would have denied without audit.
     pub would_deny: Option<String>,
 }
 
@@ -78,7 +78,7 @@ impl Case {
         Query { from: &self.from, to: &self.to, layer4: self.layer4, request }
     }
 
-    /// What is wrong with a verdict of a policy, if anything.
+    /// Difference of a policy's verdict from the expected one, if any.
     #[must_use]
     pub fn complaint(&self, policy: &Policy, verdict: &Verdict) -> Option<String> {
         let by = policy.describe(verdict).name;

@@ -8,14 +8,14 @@ use serde_json::{Map, Value};
 
 use crate::fields::{Headers, NoHeaders};
 
-/// What is asked: may this pass?
+/// Query: may this pass?
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
-    /// Who opens the flow.
+    /// Originator of the flow.
     pub from: &'a Identity,
     /// Whom it is for.
     pub to: &'a Identity,
-    /// What its first packet carries.
+    /// Transport of its first packet.
     pub layer4: Layer4,
     /// The request, where the flow carries HTTP to a service that speaks it. Ignored elsewhere.
     pub request: Option<Request<'a>>,
@@ -65,7 +65,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What a connection turned out to be, if not HTTP.
+/// Detected protocol of a connection, if not HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream<'a> {
     /// Something that nobody looks into.
@@ -74,14 +74,14 @@ pub enum Stream<'a> {
     Tls(Option<&'a str>),
 }
 
-/// What policy decided, and what made it so.
+/// Decision of the policy, and its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Verdict {
-    /// What is to happen.
+    /// Outcome.
     pub outcome: Outcome,
-    /// What decided. Where the whole policy audits, the denier that was overruled.
+    /// Decider. Where the whole policy audits, the denier that was overruled.
     pub decided_by: DecidedBy,
-    /// What would have denied, were it not for audit. The outcome is never `Deny` then.
+    /// Decider that would have denied without audit. The outcome is never `Deny` then.
     pub would_deny: Option<DecidedBy>,
 }
 
@@ -99,7 +99,7 @@ impl Verdict {
     }
 }
 
-/// What is to happen to a flow or request.
+/// Outcome for a flow or request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
     /// Refuse it.
@@ -120,12 +120,12 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What a decision rests on.
+/// Reason for a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DecidedBy {
     /// A rule of the policy that was asked.
     Rule(RuleId),
-    /// What every mesh has.
+    /// Built into every mesh.
     BuiltIn(BuiltIn),
     /// No rule matched.
     Default,
@@ -136,7 +136,7 @@ pub enum DecidedBy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleId(pub u32);
 
-/// What every mesh allows or refuses, whatever its rules say.
+/// Built-in decisions of every mesh, whatever its rules say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BuiltIn {
     /// Hosts may ping hosts: reachability is the first thing that anyone checks.
@@ -165,6 +165,6 @@ impl BuiltIn {
 pub struct Decision<'a> {
     /// The rule's name, `default`, or `built-in: …`.
     pub name: &'a str,
-    /// Where the rule stands.
+    /// Location of the rule.
     pub origin: Option<&'a Origin>,
 }

@@ -28,7 +28,7 @@ const HOST_NAME: u8 = 0;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServerName(Arc<str>);
 
-/// What the first bytes of a TLS client say.
+/// Result of reading a TLS client's first bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hello {
     /// More bytes are needed.
@@ -77,7 +77,7 @@ fn message(mut bytes: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Broken> {
     }
 }
 
-/// What the header of a handshake message says of its length, once it is there.
+/// Length in a handshake message's header, once that is there.
 fn length_of(message: &[u8]) -> Result<Option<usize>, Broken> {
     if message.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
         return Err(Broken);

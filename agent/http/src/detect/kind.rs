@@ -8,7 +8,7 @@
 //! So no more of them are waited for once they can't be a proper request's; but since there are servers
 //! that take anything for a method, the rest of that line is looked at while it passes ([`FirstLine`]).
 
-/// What a connection carries.
+/// Protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// HTTP/1.1, or something near it.
@@ -34,7 +34,7 @@ const VERSION: &[u8] = b"HTTP/";
 const METHODS: [&str; 9] =
     ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
 
-/// What the first bytes of a client are. None while more of them could tell.
+/// Detects the protocol from a client's first bytes. None while more bytes could decide.
 #[must_use]
 pub fn detect(bytes: &[u8]) -> Option<Kind> {
     match bytes.first()? {
@@ -157,7 +157,7 @@ fn rest_of_line(method: &[u8], target: &[u8]) -> Option<Kind> {
     Some(if version { Kind::Http1 } else { Kind::Tcp })
 }
 
-/// What anybody would call a method.
+/// Whether a word looks like a method.
 fn is_word(method: &[u8]) -> bool {
     method.len() > 1 && method.iter().all(|byte| byte.is_ascii_alphabetic() || b"-_".contains(byte))
 }
@@ -193,7 +193,7 @@ const fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// What comes, what it is, and after how many bytes that is clear.
+    /// Input, its protocol, and the number of bytes after which that is clear.
     const CASES: &[(&[u8], Kind, usize)] = &[
         (b"GET / HTTP/1.1\r\n", Kind::Http1, 4),
         (b"HEAD /a HTTP/1.0\r\n", Kind::Http1, 5),

@@ -25,7 +25,7 @@ pub struct Body<S> {
     after: After<S>,
 }
 
-/// What becomes of the connection behind the body.
+/// State of the connection after the body.
 #[derive(Debug)]
 enum After<S> {
     /// Somebody else has it.

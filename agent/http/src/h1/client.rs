@@ -20,7 +20,7 @@ use crate::interim::Interim;
 use crate::io::Stream;
 use crate::limits::Author;
 
-/// Who is at the other end.
+/// Peer at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
     /// The proxy of another host.
@@ -123,7 +123,7 @@ struct Exchange<B: OutgoingBody> {
     link: Arc<Conn<Stream>>,
     /// None once everything has left, or can't any more.
     sending: Option<Sending<B>>,
-    /// What is left of the body then.
+    /// The rest of the body.
     sent: Option<B>,
     /// The request is cut off somewhere.
     is_cut_off: bool,
@@ -131,7 +131,7 @@ struct Exchange<B: OutgoingBody> {
     is_answered: bool,
     author: Author,
     reader: Reader,
-    /// Where interim answers go.
+    /// Receiver of interim answers.
     told: Arc<B::InterimHolder>,
 }
 

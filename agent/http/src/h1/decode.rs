@@ -7,7 +7,7 @@ use super::Error;
 use super::head::{self, Framing, Refused, Scan};
 use crate::limits::Author;
 
-/// What may follow the sizes of all chunks of a body: nobody uses it.
+/// Limit on chunk extensions in a body: nobody uses them.
 const MAX_EXTENSION_BYTES: u32 = 4096;
 const MAX_TRAILER_BYTES: usize = 16 * 1024;
 
@@ -28,7 +28,7 @@ pub(crate) struct Chunked {
     extension_bytes: u32,
 }
 
-/// Where in a chunked body the next byte is.
+/// Position in a chunked body.
 #[derive(Debug)]
 enum At {
     /// In a size, of which so many digits are known.

@@ -12,7 +12,7 @@ use super::date;
 use super::head::Framing;
 use crate::marks::OURS;
 
-/// How a body is written.
+/// Framing of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encoder {
     /// There is none, whatever the fields say.
@@ -129,7 +129,7 @@ fn write_request(
     head.extend_from_slice(b"\r\n");
 }
 
-/// What an answer's head needs to know of its request.
+/// Facts about a request that its answer's head depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     pub(crate) version: Version,
@@ -253,7 +253,7 @@ fn length(head: &mut Vec<u8>, bytes: u64) {
     let _ = write!(head, "{bytes}\r\n");
 }
 
-/// How a name was spelt in a head, whose first line isn't a field.
+/// Spelling of a name in a head, whose first line isn't a field.
 fn spelling<'a>(head: &'a [u8], name: &[u8], value: &HeaderValue) -> Option<&'a [u8]> {
     beside(head, name, value).or_else(|| {
         // No sender may say these.

@@ -12,7 +12,7 @@ use httparse::{ParserConfig, Status};
 use crate::headers::{expects_continue, list};
 use crate::limits::{Author, MAX_FIELDS};
 
-/// Where a message's body ends.
+/// Framing that ends a message's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
     Empty,
@@ -218,7 +218,7 @@ fn fields(
     Ok(fields)
 }
 
-/// What the fields say about the body's end, if anything. They must say it in one way.
+/// Body framing by the fields, if any. They must agree on one.
 fn framing(fields: &HeaderMap, version: Version) -> Result<Option<Framing>, Refused> {
     let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
     let mut lengths = fields.get_all(CONTENT_LENGTH).iter();

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is read at a time, at the most.
+/// Maximum size of one read.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// A read of fewer bytes is copied, so that its buffer can be used again at once.
 const COPY_BELOW: usize = 16 * 1024;
@@ -26,7 +26,7 @@ const MAX_SPARE: usize = 16;
 #[derive(Debug)]
 pub struct Conn<S> {
     io: Mutex<S>,
-    /// What has been read and not yet been used.
+    /// Bytes that were read and not yet used.
     rest: Mutex<Bytes>,
     /// A body is being read, or was left in the middle.
     in_body: AtomicBool,
@@ -34,11 +34,11 @@ pub struct Conn<S> {
     body_left: AtomicBool,
     /// Where answers go: one has begun, so that `100 Continue` may no longer be said.
     answering: AtomicBool,
-    /// What lasts as long as the connection.
+    /// Guard that lives as long as the connection.
     _held: Option<Box<dyn Guard>>,
 }
 
-/// What is to be dropped when a connection ends, whatever it is.
+/// A guard of any type, dropped when a connection ends.
 pub trait Guard: Debug + Send + Sync {}
 
 impl<T: Debug + Send + Sync> Guard for T {}

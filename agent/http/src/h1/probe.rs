@@ -9,7 +9,7 @@ use super::head::{self, Framing};
 use super::reader::Reader;
 use crate::limits::Author;
 
-/// What bytes were read as.
+/// Result of parsing bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
     /// Whole requests, in order.
@@ -27,7 +27,7 @@ pub struct ReadRequest {
     pub target: String,
     /// The body, without what frames it.
     pub body: Vec<u8>,
-    /// How many bytes were read until its end, from the first request's begin.
+    /// Number of bytes read until its end, from the start of the first request.
     pub end: usize,
     /// The request as it is passed on.
     pub rewritten: Vec<u8>,

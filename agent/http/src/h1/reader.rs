@@ -12,7 +12,7 @@ use crate::limits::Author;
 /// Collects one head after the other.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    /// What has come of a head that isn't whole.
+    /// Bytes of an incomplete head.
     begun: Vec<u8>,
     scan: Scan,
     author: Author,

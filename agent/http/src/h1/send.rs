@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::encode::Encoder;
 use super::{Conn, Error};
 
-/// What is collected before it is written.
+/// Size up to which bytes are collected before a write.
 const ENOUGH_BYTES: usize = 64 * 1024;
 /// Parts of a message in one system call.
 const PARTS: usize = 16;

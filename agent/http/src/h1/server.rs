@@ -24,16 +24,16 @@ use crate::interim::Interim;
 use crate::io::CallerIo;
 use crate::limits::Author;
 
-/// What a connection of HTTP/2 begins with, if it is known beforehand.
+/// Preface of an HTTP/2 connection, with prior knowledge.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What is read of further requests while one is under way.
+/// Read-ahead of further requests while one is under way.
 const MAX_EARLY_BYTES: usize = 64 * 1024;
 /// Of a request whose answer needed no more of it.
 const MAX_UNREAD_BYTES: usize = 1024 * 1024;
 /// For a caller to have read the last answer.
 const LAST_READ: Duration = Duration::from_secs(1);
 
-/// Who answers the requests of a connection.
+/// Service that answers the requests of a connection.
 pub trait Service: Send + Sync + 'static {
     /// An answer's body.
     type Body: hyper::body::Body<Data = Bytes, Error: std::error::Error + Send + Sync>
@@ -41,10 +41,10 @@ pub trait Service: Send + Sync + 'static {
         + Send
         + Unpin
         + 'static;
-    /// What is known of a request under way.
+    /// State of a request under way.
     type Progress: AsRef<Interim> + Send + Sync;
 
-    /// Who writes the heads that come by the connection.
+    /// Author of the heads on the connection.
     fn author(&self) -> Author;
 
     fn activity(&self) -> &Activity;
@@ -59,11 +59,11 @@ pub trait Service: Send + Sync + 'static {
         progress: Arc<Self::Progress>,
     ) -> impl Future<Output = Result<Response<Self::Body>, Infallible>> + Send;
 
-    /// What came was no proper request, and is answered so.
+    /// Answers an invalid request.
     fn on_refusal(&self, status: StatusCode, reason: &str);
 }
 
-/// How serving HTTP/1 ended.
+/// End of HTTP/1 service on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Closed,
@@ -125,7 +125,7 @@ pub async fn serve<S: Service>(service: &Arc<S>, link: &Arc<Conn<CallerIo>>) -> 
     }
 }
 
-/// What follows an answer.
+/// Next step after an answer.
 enum Next {
     Request,
     Tunnel,

@@ -15,12 +15,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::h1::{Conn, Raw};
 
-/// What waits to be sent, about.
+/// Approximate size of the data that waits to be sent.
 const MOST_BYTES: usize = 64 * 1024;
 /// The room that an idle connection keeps.
 const KEPT_BYTES: usize = 4096;
 
-/// What a connection is to send.
+/// Outgoing frames of a connection.
 #[derive(Debug)]
 pub struct Gather<S> {
     link: Arc<Conn<S>>,
@@ -36,9 +36,9 @@ struct Out {
     broken: bool,
     /// HTTP/2 has let go of the connection.
     is_over: bool,
-    /// Who sends, where that is a task of its own.
+    /// Waker of the sender, if it is a task of its own.
     sender: Option<Waker>,
-    /// Who waits for room.
+    /// Wakers of tasks that wait for room.
     writer: Option<Waker>,
 }
 

@@ -24,7 +24,7 @@ use crate::limits::{Author, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, U
 /// Between asking a quiet connection to end and ending it.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How much may come that nobody has read yet.
+/// Window for bytes that nobody has read yet.
 #[derive(Clone, Copy, Debug)]
 pub struct WindowBytes {
     /// Of all requests together.

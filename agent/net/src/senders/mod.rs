@@ -79,7 +79,7 @@ impl Slot {
     }
 }
 
-/// Who has sent the last packet of a flow.
+/// Sender of a flow's last packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sender {
     /// Tells the socket from all others, of now and before.
@@ -140,7 +140,7 @@ impl Senders {
         attach::to_egress(device, &self.program).map_err(SendersError::Attach)
     }
 
-    /// Who has sent the last UDP packet from `local` to `remote` by the device.
+    /// Sender of the last UDP packet from `local` to `remote` through the device.
     #[must_use]
     pub fn sender(&self, local: SocketAddr, remote: SocketAddr) -> Option<Sender> {
         self.lookup(local, remote).ok().flatten()
@@ -210,7 +210,7 @@ impl Senders {
         self.maps.held_back.update(&owner_key(owner), &value)
     }
 
-    /// What was dropped so far.
+    /// Packets dropped so far.
     #[must_use]
     pub fn dropped(&self) -> Dropped {
         let count = |slot: Slot| {
@@ -236,7 +236,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Whose budget a socket's packets are charged to.
+    /// Budget that a socket's packets are charged to.
     #[must_use]
     pub const fn of(uid: u32, cgroup_id: u64) -> Self {
         Self { uid, cgroup_id: if uid == 0 { cgroup_id } else { 0 } }

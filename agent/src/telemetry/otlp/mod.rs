@@ -34,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Of an answer, whose words nobody reads.
 const MAX_ANSWER: usize = 64 << 10;
 
-/// What became of spans that left the queue.
+/// Outcome of spans that left the queue.
 #[derive(Debug, Default)]
 pub(crate) struct Exported {
     /// The receiver took them.
@@ -90,7 +90,7 @@ struct Sender {
 /// The receiver will never take it.
 struct Refused(StatusCode);
 
-/// How one attempt ended.
+/// Outcome of an attempt.
 enum Attempt {
     Taken,
     Refused(StatusCode),

@@ -46,7 +46,7 @@ pub enum AllocationError {
         host: Name,
         /// Its block.
         block: Ipv4Net,
-        /// How many addresses are wanted.
+        /// Number of addresses wanted.
         wanted: usize,
         /// Their number.
         room: u64,

@@ -21,7 +21,7 @@ use crate::text;
 pub use tally::{Counts, Tally};
 pub use trial::{Circumstances, Decision, Trial, Version};
 
-/// How far a rollout has got.
+/// Progress of a rollout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollout {
     routes: Vec<String>,
@@ -29,13 +29,13 @@ pub struct Rollout {
     stable: Name,
     #[serde(with = "text")]
     canary: Name,
-    /// Where it stands.
+    /// Its phase.
     pub phase: Phase,
     /// Since when, in seconds since the epoch.
     pub since: i64,
 }
 
-/// Where a rollout stands.
+/// Phase of a rollout.
 ///
 /// ```text
 ///               ┌────── next step ──────┐
@@ -63,19 +63,19 @@ pub enum Phase {
     Paused {
         /// Its share.
         weight: u8,
-        /// Who or what stopped it.
+        /// The operator or goal that stopped it.
         why: String,
     },
     /// The canary has everything.
     Promoted,
     /// The stable has everything.
     RolledBack {
-        /// Who or what decided so.
+        /// The operator or goal that decided so.
         why: String,
     },
 }
 
-/// What an operator may say.
+/// Order of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Stay at these weights.
@@ -137,7 +137,7 @@ impl Rollout {
         }
     }
 
-    /// What follows once all goals of a step hold.
+    /// Next phase once all goals of a step hold.
     #[must_use]
     pub fn after_success(&self, name: &Name, declared: &RolloutDecl) -> Phase {
         let weight = self.weight();
@@ -151,7 +151,7 @@ impl Rollout {
         }
     }
 
-    /// What follows once a goal is missed.
+    /// Next phase once a goal is missed.
     #[must_use]
     pub fn after_failure(&self, declared: &RolloutDecl, why: String) -> Phase {
         match declared.on_failure {
@@ -160,7 +160,7 @@ impl Rollout {
         }
     }
 
-    /// What follows from an operator's order.
+    /// Next phase after an operator's order.
     ///
     /// # Errors
     ///

@@ -15,7 +15,7 @@ pub struct Counts {
     pub requests: u64,
     /// Those among them that failed: 5xx, or no answer.
     pub failures: u64,
-    /// How many took how long.
+    /// Counts by duration.
     pub latencies: Vec<(Duration, u64)>,
 }
 
@@ -58,7 +58,7 @@ impl Tally {
         self.timed
     }
 
-    /// How many took longer than a bound.
+    /// Number that took longer than a bound.
     pub(super) fn slower_than(&self, bound: Duration) -> u64 {
         let first = bucket(bound).saturating_add(1);
         self.latencies
@@ -67,7 +67,7 @@ impl Tally {
             .fold(0, |sum, it| sum.saturating_add(*it))
     }
 
-    /// What this share of them stayed below; none if there are none.
+    /// Quantile; none if there are none.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let rank = ((self.timed as f64 * share).ceil() as u64).clamp(1, self.timed.max(1));

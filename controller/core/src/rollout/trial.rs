@@ -35,7 +35,7 @@ pub enum Version {
     Canary,
 }
 
-/// What was measured during a step.
+/// Measurements of a step.
 ///
 /// Hosts measure, and a host's word may be false. So what callers say of the canary counts as far as its
 /// servers say that they were asked; and nobody's word alone makes up for what all others see.
@@ -77,7 +77,7 @@ pub struct Circumstances<'a> {
     pub has_servers: bool,
 }
 
-/// What a trial says.
+/// Decision of a trial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Nothing yet, and why.
@@ -143,7 +143,7 @@ impl Trial {
         }
     }
 
-    /// What was measured of a version in this step.
+    /// Measurements of a version in this step.
     #[must_use]
     pub const fn tally(&self, version: Version) -> &Tally {
         match version {

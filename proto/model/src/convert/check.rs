@@ -57,9 +57,9 @@ fn routes(snapshot: &Snapshot) -> Result<(), ConvertError> {
 
 struct Check<'a> {
     snapshot: &'a Snapshot,
-    /// Whose an IPv4 address is.
+    /// Owner of an IPv4 address.
     taken: HashMap<Ipv4Addr, String>,
-    /// Whose a tunnel key is: two peers with one key can't be told apart.
+    /// Owner of a tunnel key: two peers with one key can't be told apart.
     keys: HashMap<PublicKey, String>,
 }
 

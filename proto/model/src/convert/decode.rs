@@ -37,7 +37,7 @@ const MAX_PER_HOST: usize = 256;
 /// The most ports that a service has beside its own.
 const MAX_PORTS: usize = 64;
 
-/// What keys begin with.
+/// Prefixes of keys.
 const KINDS: [&str; 8] = ["mesh", "policy", "host", "service", "device", "rule", "route", "limit"];
 
 /// Makes a snapshot of resources, in any order.
@@ -73,7 +73,7 @@ pub fn is_foreign(resource: &v1::Resource) -> bool {
 /// Why a part is wrong; the caller knows which resource it is in.
 pub(super) type Reason = String;
 
-/// What has been read so far.
+/// Resources read so far.
 #[derive(Default)]
 struct Parts<'a> {
     keys: HashSet<&'a str>,

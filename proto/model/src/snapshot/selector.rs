@@ -38,7 +38,7 @@ impl ContainerMatch {
         self.parts() == 0
     }
 
-    /// How much it says: the more, the more specific.
+    /// Specificity.
     #[must_use]
     pub fn parts(&self) -> usize {
         usize::from(self.name.is_some()) + usize::from(self.image.is_some()) + self.labels.len()

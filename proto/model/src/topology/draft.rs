@@ -30,7 +30,7 @@ pub(super) struct Draft {
     pub(super) routes: Vec<RouteDraft>,
     pub(super) rollouts: BTreeMap<Name, Declared<RolloutDraft>>,
     pub(super) ratelimits: BTreeMap<Name, Declared<RateLimitDraft>>,
-    /// How many each service has.
+    /// Number per service.
     pub(super) route_counts: BTreeMap<Name, usize>,
     pub(super) tests: Vec<TestDraft>,
 }

@@ -21,7 +21,7 @@ pub struct Section {
     pub name: &'static str,
     /// How it begins in a file, or where it stands: `[service.NAME]`, "`balance` of a service".
     pub header: &'static str,
-    /// What it is for.
+    /// Purpose.
     pub about: &'static str,
     keys: Schema,
     notes: Notes,

@@ -42,7 +42,7 @@ pub(crate) const FAULT: Schema = &[
 
 const MOST_BODY: usize = 4096;
 
-/// What a route says besides `to`.
+/// Keys of a route besides `to`.
 pub(crate) struct Exits {
     redirect: Option<Redirect>,
     response: Option<(u16, Arc<str>)>,

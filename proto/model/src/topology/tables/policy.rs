@@ -39,7 +39,7 @@ pub(crate) const HTTP: Schema = &[
 pub(crate) struct PolicyDraft {
     pub(crate) default: Action,
     pub(crate) audit: bool,
-    /// What goes to these is audited.
+    /// Traffic to these is audited.
     pub(crate) audited: Vec<Located<Subject>>,
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct RuleDraft {
     pub(crate) to: Vec<At>,
     pub(crate) http: At,
     pub(crate) sni: At,
-    /// Whose tokens it asks for.
+    /// Issuers of the tokens that it requires.
     pub(crate) providers: Vec<(Name, At)>,
     /// Its `ports` that are names; the others are in the rule.
     pub(crate) port_names: Vec<Located<Name>>,
@@ -136,7 +136,7 @@ pub(crate) fn rule(action: Action, table: &Table<'_>, report: &mut Report<'_>) -
     })
 }
 
-/// What makes a rule one about requests.
+/// Keys that turn a rule into one about requests.
 fn about_requests<'a>(table: &Table<'a>) -> Option<Entry<'a>> {
     table.get("http").or_else(|| table.get("when"))
 }

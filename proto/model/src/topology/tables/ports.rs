@@ -21,7 +21,7 @@ pub(crate) const PORT: Schema = &[
 
 /// The most that a service has beside its own.
 const MOST: usize = 64;
-/// What rules call all ports of a protocol.
+/// Names in rules for all ports of a protocol.
 const TAKEN: [&str; 3] = ["tcp", "udp", "icmp"];
 
 pub(crate) fn more<'a>(
