@@ -2,8 +2,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -77,7 +77,7 @@ impl<O: Owners> Outbound<O> {
 
     fn pass(&self) -> io::Result<bool> {
         let Some(lane) = self.shared.lanes.get(self.lane) else { return Ok(false) };
-        let mut sealer = lane.sealer.lock();
+        let mut sealer = lane.sealer.lock().unwrap_or_else(PoisonError::into_inner);
         let has_passed = sealer.pass(&self.shared, self.lane)?;
         if has_passed {
             lane.sealed_at.store(self.shared.micros(), Ordering::Relaxed);
@@ -95,7 +95,7 @@ pub(super) fn pass_answers<O: Owners>(shared: &Shared<O>, lane: usize) {
     if shared.micros().saturating_sub(sealed_at) < AWAKE.as_micros() as u64 {
         return;
     }
-    if let Some(mut sealer) = lane.sealer.try_lock() {
+    if let Ok(mut sealer) = lane.sealer.try_lock() {
         // Its own thread meets with the same error, and says so.
         drop(sealer.pass(shared, number));
     }
