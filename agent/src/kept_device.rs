@@ -1,5 +1,6 @@
 //! The overlay's device while no agent runs: systemd keeps its queues (`FileDescriptorStoreMax=`) and hands
-//! them to the next agent, so addresses, routes and the host's resolver stay as they are, and packets wait.
+//! them to the next agent, so addresses, routes and the host's resolver stay as they are. Packets that
+//! were sent meanwhile are dropped, and sent again by who wants an answer: nobody has noted who sent them.
 //!
 //! The device goes when the host leaves the mesh, and when the unit is stopped for good: systemd then closes
 //! what it keeps. Without systemd it goes with the process.

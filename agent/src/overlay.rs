@@ -212,7 +212,7 @@ impl Running {
         tasks.spawn(run_proxy(Arc::clone(shared), (proxy, edge), views_, flags));
 
         let device = tun.index();
-        let owners = socket_owners(shared, device);
+        let owners = socket_owners(shared, &tun);
         let config = node_config(shared, keys, mtu)?;
         let setup = Setup { tun, sockets, config, state: Arc::clone(state), owners, events };
         let failed = Arc::clone(shared);
@@ -409,10 +409,10 @@ fn node_config(shared: &Shared, (key, second): &Keys, mtu: u16) -> anyhow::Resul
     Ok(config)
 }
 
-fn socket_owners(shared: &Arc<Shared>, device: u32) -> SocketOwners {
+fn socket_owners(shared: &Arc<Shared>, tun: &Tun) -> SocketOwners {
     let sockets = match SocketDiag::open() {
         Ok(mut sockets) => {
-            sockets.set_interface(device);
+            sockets.set_interface(tun.index());
             Some(sockets)
         }
         Err(error) => {
@@ -422,14 +422,11 @@ fn socket_owners(shared: &Arc<Shared>, device: u32) -> SocketOwners {
     };
     let (cgroups, counters) = (Arc::clone(&shared.cgroups), Arc::clone(&shared.owners));
     let callers = Arc::clone(&shared.callers);
-    SocketOwners::new(
-        sockets,
-        senders_before(shared, device),
-        cgroups,
-        counters,
-        callers,
-        Some(Arc::clone(shared)),
-    )
+    let senders = senders_before(shared, tun.index());
+    // In a device that was kept wait packets of which nobody has noted who sent them: their sockets' ports
+    // may be others' by now.
+    tun.discard_waiting();
+    SocketOwners::new(sockets, senders, cgroups, counters, callers, Some(Arc::clone(shared)))
 }
 
 fn unknown_sockets(error: &anyhow::Error) -> Problem {

@@ -9,6 +9,8 @@ use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 /// The virtio-net header that every frame begins with (`struct virtio_net_hdr`).
 pub const VNET_HEADER: usize = 10;
+/// More frames than a queue of the device ever holds (`tx_queue_len`, 1,000 for the overlay's).
+const WAITING_MAX: usize = 4096;
 /// A TUN device gives no frame longer than this, whatever its MTU.
 pub const FRAME_BYTES_MAX: usize = VNET_HEADER + 65_535;
 
@@ -101,6 +103,20 @@ impl Tun {
                 Ok(Self { queues, name: name.to_owned(), index, offloads })
             }
             _ => Err(TunError::NotKept(name.to_owned())),
+        }
+    }
+
+    /// Drops what waits in the queues.
+    pub fn discard_waiting(&self) {
+        // Room for the header; a frame that is cut is taken all the same.
+        let mut frame = [0; 2 * VNET_HEADER];
+        for mut queue in &self.queues {
+            // A queue holds fewer, and a flood mustn't keep anybody here.
+            for _ in 0..WAITING_MAX {
+                if queue.read(&mut frame).is_err() {
+                    break;
+                }
+            }
         }
     }
 
@@ -364,6 +380,13 @@ mod tests {
             assert_eq!(tun.index(), index);
             let packet = next_ipv4(&tun);
             assert!(packet.ends_with(b"while nobody reads"), "{packet:?}");
+
+            for _ in 0..100 {
+                socket.send_to(b"unnoticed", (PEER, 9)).unwrap();
+            }
+            tun.discard_waiting();
+            let error = tun.recv(0, &mut [0; 1500]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         });
     }
 
