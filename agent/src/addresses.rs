@@ -12,7 +12,7 @@ pub(crate) fn own(snapshot: &Snapshot) -> [IpAddr; 2] {
     [snapshot.local_host().ipv4().into(), ipv6.into()]
 }
 
-/// Where applications listen here that see their callers' addresses: what they answer is the proxy's.
+/// Addresses of applications here that see their callers' addresses: what they answer is the proxy's.
 pub(crate) fn answers(snapshot: &Snapshot) -> BTreeSet<SocketAddr> {
     let places = snapshot.local_services().flat_map(|(id, service, ipv4)| {
         let ipv6 = snapshot.workload_ipv6(snapshot.local, id);

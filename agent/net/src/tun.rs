@@ -94,7 +94,7 @@ impl Tun {
     /// process; it has the addresses that it had.
     ///
     /// # Errors
-    /// Where one of these isn't a queue of that device, or the device is gone.
+    /// One of these isn't a queue of that device, or the device is gone.
     pub fn adopt(name: &str, queues: Vec<OwnedFd>, offloads: Offloads) -> Result<Self, TunError> {
         let index = interface_index(name).filter(|_| !queues.is_empty());
         let queues: Vec<File> = queues.into_iter().map(File::from).collect();

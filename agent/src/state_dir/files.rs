@@ -52,7 +52,7 @@ pub(super) fn make_private(path: &Path) -> io::Result<()> {
     }
 }
 
-/// What can be locked without being written: the file from before, else the directory.
+/// Lock that needs no write: on the file from before, else on the directory.
 pub(super) fn open_lock(path: &Path) -> io::Result<File> {
     let file = path.join(LOCK);
     let lock = private(OpenOptions::new().create(true).truncate(false).write(true)).open(&file);

@@ -13,7 +13,7 @@ use crate::identity::Member;
 /// A CA as the controller has one.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
-/// What a host's certificate says.
+/// Facts of a host's certificate.
 pub(crate) struct HostCertificate {
     pub(crate) host: String,
     pub(crate) trust_domain: String,

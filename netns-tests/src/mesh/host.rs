@@ -115,7 +115,7 @@ impl Host {
         Process::run_with_input(command, token.as_bytes())
     }
 
-    /// What the agent tells of itself.
+    /// The agent's status.
     #[must_use]
     pub fn status(&self) -> Value {
         self.agentctl(&["status", "-o", "json"]).json()

@@ -139,7 +139,7 @@ impl Record {
         }
     }
 
-    /// Who would have refused it, but for audit mode.
+    /// Decider that would have refused it without audit mode.
     pub(crate) fn audit(&mut self, denier: Option<Decider>) {
         if let Some(denier) = denier.filter(|_| self.ruling == Ruling::Allow) {
             self.decide(Ruling::Audit, denier);

@@ -20,9 +20,9 @@ pub enum AllocationError {
     NoBlockLeft {
         /// Who needs one.
         host: Name,
-        /// How long a block is.
+        /// Length of a block.
         length: u8,
-        /// Where blocks come from.
+        /// Range that blocks come from.
         pool: Ipv4Net,
     },
     /// A fixed block overlaps one that another host has.

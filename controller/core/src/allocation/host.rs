@@ -18,7 +18,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// How many addresses there are, if too few.
+    /// Number of addresses, if there are too few.
     pub(super) fn give_addresses(
         &mut self,
         wanted: &BTreeSet<u32>,

@@ -36,11 +36,11 @@ impl Refused {
     }
 }
 
-/// What is noted of a request that passes. Copies have none of it.
+/// Notes of a request that passes. Copies have none.
 #[derive(Clone, Copy)]
 pub(super) struct Notes<'a> {
     pub(super) life: &'a Life,
-    /// Who would have refused it, but for audit mode.
+    /// Decider that would have refused it without audit mode.
     pub(super) audited: &'a OnceLock<Decider>,
 }
 

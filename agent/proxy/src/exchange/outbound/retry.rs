@@ -39,7 +39,7 @@ pub(super) struct Exchange<'a> {
     /// Hash of the request.
     pub(super) key: Option<u64>,
     pub(super) hedge: Option<Hedge>,
-    /// Who would have refused it on this host, but for audit mode.
+    /// Decider that would have refused it on this host without audit mode.
     pub(super) audited: OnceLock<Decider>,
 }
 

@@ -1,4 +1,4 @@
-//! What is wrong with a program's settings file, in words.
+//! Errors in a program's settings file, in words.
 
 use std::ops::Range;
 
@@ -21,13 +21,13 @@ pub fn setting_error(text: &str, span: Option<Range<usize>>, said: &str) -> (usi
     (line, format!("`{key}` {wrong}{help}"))
 }
 
-/// Where a settings file says a key (`tracing.otlp`), from 1, and what it says there.
+/// Line of a key (`tracing.otlp`) in a settings file, from 1, and its value there.
 #[must_use]
 pub fn setting_at<'t>(text: &'t str, key: &str) -> Option<(usize, &'t str)> {
     entries(text).find(|entry| entry.key == key).map(|entry| (entry.line, entry.value))
 }
 
-/// What is wrong with a value by serde's words; none where these are about something else.
+/// Error of a value, from serde's words; none where these are about something else.
 fn of_value(said: &str, value: &str) -> Option<String> {
     if let Some((found, expected)) = said
         .strip_prefix("invalid type: ")

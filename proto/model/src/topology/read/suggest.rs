@@ -31,7 +31,7 @@ pub(super) fn did_you_mean(message: &str) -> Option<String> {
     Some(format!("did you mean `{near}`?"))
 }
 
-/// How far apart two words are; none if too far. An abbreviation is nearer than any misspelling, and a
+/// Distance of two words; none if too far. An abbreviation is nearer than any misspelling, and a
 /// word that only goes on is farther than any.
 fn rank(word: &str, candidate: &str, tolerance: usize) -> Option<usize> {
     let abbreviates = word.len() >= 3 && candidate.starts_with(word);

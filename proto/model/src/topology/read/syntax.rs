@@ -82,7 +82,7 @@ fn start(error: &Error) -> usize {
 const NOT_CLOSED: &str = "this string isn't closed, or has a control character";
 const CLOSE_IT: &str = "end it with the quote that it begins with, on the same line";
 
-/// How the parser's message begins; the cause in an operator's words, and what to write. The first fits.
+/// Beginnings of the parser's messages, each with the cause in an operator's words and what to write. The first fits.
 const MESSAGES: [(&str, &str, &str); 14] = [
     ("unclosed table", "this header isn't closed", "write `]` at its end, as in `[mesh]`"),
     (
